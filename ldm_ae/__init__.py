@@ -1,0 +1,47 @@
+"""The first stage of latent diffusion: train, measure and use image autoencoders.
+
+model = ldm_ae.load("runs/mine")
+latents = model.encode(ldm_ae.load_image("photo.jpg", size=256)).mode()
+image = model.decode(latents)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ldm_ae.version import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from ldm_ae.models import Autoencoder
+
+__all__ = ["__version__", "load", "load_image"]
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder:
+    """The autoencoder of a diffusers folder, a run directory, a checkpoint or a name on the Hub, in float32.
+
+    Raises:
+        UserError: there is none, or it does not load.
+    """
+    from ldm_ae.models import load_autoencoder
+
+    return load_autoencoder(path, device=device)
+
+
+def load_image(path: str | Path, *, size: int) -> torch.Tensor:
+    """An image file as `pixel_values` (1, 3, size, size) in [-1, 1]: resized to cover the square, cropped centrally.
+
+    Raises:
+        UserError: there is no such image, or it cannot be decoded.
+    """
+    from ldm_ae.data import BadImage, ImageTransform, decode_image, open_source
+    from ldm_ae.errors import UserError
+
+    try:
+        return ImageTransform(size=size)(decode_image(open_source(path)[0].data)).pixel_values[None]
+    except BadImage as error:
+        raise UserError(f"{path}: {error}") from error

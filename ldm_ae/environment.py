@@ -1,0 +1,51 @@
+"""What a result was made with: versions, commit, device."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from ldm_ae.version import __version__
+
+PACKAGES = (
+    "torch", "torchvision", "diffusers", "accelerate", "safetensors", "lpips", "torchmetrics", "numpy", "pillow",
+)  # fmt: skip
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of this package, Python and what results depend on; None for one that is not installed."""
+    versions: dict[str, str | None] = {"ldm_ae": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def git_commit(folder: str | Path = ".") -> str | None:
+    """The commit that `folder` is at, with `-dirty` if tracked files differ from it; None outside a repository."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None if result.returncode == 0 else None
+
+
+def device_name(device: torch.device) -> str:
+    """For example `cuda: NVIDIA H200` or `cpu: x86_64, 2 threads`."""
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    if device.type == "cpu":
+        return f"cpu: {platform.machine()}, {torch.get_num_threads()} threads"
+    return str(device)
+
+
+def describe_environment(device: torch.device) -> dict[str, object]:
+    """All of it, as JSON values."""
+    return {"versions": package_versions(), "git_commit": git_commit(), "device": device_name(device)}

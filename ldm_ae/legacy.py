@@ -1,0 +1,31 @@
+"""The one place that opens pickled weights, and only with PyTorch's unpickler that builds nothing but tensors."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm_ae.errors import UserError
+
+
+def read_legacy_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a `.pth` or `.ckpt` file by name, on the CPU; a `state_dict` inside it is opened.
+
+    Raises:
+        UserError: no such file, not a PyTorch file, or one that holds anything but plain data.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(f"{path} is not a file of plain PyTorch tensors and was not opened: {reason}") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} holds no state dict of tensors")
+    return {str(name): value for name, value in content.items()}

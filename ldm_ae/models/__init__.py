@@ -1,0 +1,26 @@
+"""The autoencoders: diffusers' networks behind one small interface."""
+
+from ldm_ae.models.identity import hash_json, model_config, model_hash, weights_sha256
+from ldm_ae.models.inference import for_inference, pick_device
+from ldm_ae.models.interface import Autoencoder, AutoencoderOutput, LatentSpec, Posterior
+from ldm_ae.models.kl import GaussianPosterior, KLAutoencoder
+from ldm_ae.models.loading import load_autoencoder, resolve_model_folder
+from ldm_ae.models.statistics import ChannelStatistics
+
+__all__ = [
+    "Autoencoder",
+    "AutoencoderOutput",
+    "ChannelStatistics",
+    "GaussianPosterior",
+    "KLAutoencoder",
+    "LatentSpec",
+    "Posterior",
+    "for_inference",
+    "hash_json",
+    "load_autoencoder",
+    "model_config",
+    "model_hash",
+    "pick_device",
+    "resolve_model_folder",
+    "weights_sha256",
+]

@@ -1,0 +1,71 @@
+"""Reading a diffusers model folder, with an error of one line for each way it can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+
+from ldm_ae.errors import UserError
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+ModelT = TypeVar("ModelT")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `name` can only be `owner/model` on the hub: two plain parts, no such path here."""
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and not Path(name).exists()
+
+
+def read_config(folder: Path) -> dict[str, object]:
+    """The config.json of a model folder; UserError if it is missing or not a diffusers model's."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise UserError(f"no such model folder: {folder}")
+    if not path.is_file():
+        raise UserError(f"{folder} is not a model folder: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or "_class_name" not in config:
+        raise UserError(f"{path} is not the configuration of a diffusers model: it has no _class_name")
+    return config
+
+
+def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
+    """The model of class `cls` in a folder, or under that name on the hub, in float32.
+
+    Raises:
+        UserError: no such folder, no configuration, no safetensors weights, weights that do not fit, or a hub name
+            that could not be had.
+    """
+    folder, loader = Path(name), cast(Any, cls)
+    if not folder.exists() and is_hub_name(str(name)):
+        return _read_from_hub(cls, str(name))
+    config = read_config(folder)
+    if not (folder / WEIGHTS).is_file() and not list(folder.glob("diffusion_pytorch_model*.safetensors*")):
+        raise UserError(f"{folder} has a config.json but no weights ({WEIGHTS}); pickled weights are not read")
+    if config["_class_name"] != cls.__name__:
+        raise UserError(f"{folder} holds a {config['_class_name']}, not a {cls.__name__}")
+    try:
+        return loader.from_pretrained(
+            str(folder), use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
+        )
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{folder} does not load as {cls.__name__}: {reason[0][:200]}") from error
+
+
+def _read_from_hub(cls: type[ModelT], name: str) -> ModelT:
+    loader = cast(Any, cls)
+    try:
+        return loader.from_pretrained(name, use_safetensors=True, torch_dtype=torch.float32)
+    except Exception as error:
+        raise UserError(
+            f"'{name}' is no folder here and could not be had from the Hugging Face hub ({type(error).__name__}); "
+            "download it where there is a network and give its folder"
+        ) from error

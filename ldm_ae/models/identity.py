@@ -1,0 +1,53 @@
+"""What makes a model this model: its configuration and a hash of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm_ae.errors import UserError
+from ldm_ae.models.interface import Autoencoder
+
+_NOT_THE_NETWORK = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "sample_size"}
+"""Configuration that leaves the latents as they are, so that a model and its export have one hash."""
+
+
+def hash_json(value: object) -> str:
+    """sha256 of the canonical JSON of `value`, in hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def model_config(model: Autoencoder) -> dict[str, Any]:
+    """The network's configuration as JSON values, without names of folders and library versions."""
+    config: dict[str, Any] = {"_class_name": type(model.net).__name__}
+    config |= {key: value for key, value in model.net.config.items() if not key.startswith("_")}  # type: ignore[union-attr, operator]
+    return json.loads(json.dumps(config))
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hex digest of a state dict: names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def model_hash(model: Autoencoder) -> str:
+    """sha256 over the network's float32 weights and the configuration that shapes it, in hex.
+
+    Scaling constants are left out: they do not change a latent, and an export that measures them is the same model.
+
+    Raises:
+        UserError: the weights are not float32, so that their hash would not be the saved model's.
+    """
+    for parameter in model.net.parameters():
+        if parameter.dtype != torch.float32:
+            raise UserError(f"the model's weights are {parameter.dtype}; give it in float32 and name the precision")
+    config = {key: value for key, value in model_config(model).items() if key not in _NOT_THE_NETWORK}
+    return hash_json({"config": config, "weights": weights_sha256(model.net)})

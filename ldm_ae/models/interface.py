@@ -1,0 +1,168 @@
+"""What losses, trainer, encoder, evaluation and export know of an autoencoder, and all they know.
+
+Shapes and ranges are those of the whole project: `pixel_values` (B, 3, H, W) float RGB in [-1, 1]; `latents`
+(B, C, h, w) unscaled, what the decoder takes; `scaled_latents` what a diffusion model sees.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ldm_ae.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpec:
+    """What the latents of a model are, and how they are scaled for a diffusion model."""
+
+    channels: int
+    """C of (B, C, h, w)."""
+    downsample_factor: int
+    """H / h, a power of two."""
+    scaling_factor: float
+    """Multiplies the shifted latents; used unless `latents_mean` and `latents_std` are set."""
+    shift_factor: float = 0.0
+    """Subtracted before scaling."""
+    latents_mean: tuple[float, ...] | None = None
+    """Per-channel mean; with `latents_std` it replaces `shift_factor` and `scaling_factor`."""
+    latents_std: tuple[float, ...] | None = None
+    """Per-channel standard deviation."""
+    codebook_size: int | None = None
+    """Number of codes of a discrete model, None for a continuous one."""
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) of the latents of an (height, width) image; UserError if not divisible by the downsample factor."""
+        factor = self.downsample_factor
+        if height % factor or width % factor or height <= 0 or width <= 0:
+            raise UserError(
+                f"image size {width}x{height} is not divisible by the model's downsample factor {factor}; "
+                f"use for example {max(width // factor, 1) * factor}x{max(height // factor, 1) * factor}"
+            )
+        return height // factor, width // factor
+
+    def _mean_std(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.latents_mean is None or self.latents_std is None:
+            return None
+        mean, std = (like.new_tensor(v).view(1, -1, 1, 1) for v in (self.latents_mean, self.latents_std))
+        return mean, std
+
+    def scale(self, latents: Tensor) -> Tensor:
+        """latents -> scaled_latents, (B, C, h, w)."""
+        if (mean_std := self._mean_std(latents)) is not None:
+            return (latents - mean_std[0]) / mean_std[1]
+        return (latents - self.shift_factor) * self.scaling_factor
+
+    def unscale(self, scaled_latents: Tensor) -> Tensor:
+        """scaled_latents -> latents, (B, C, h, w): the inverse of `scale`."""
+        if (mean_std := self._mean_std(scaled_latents)) is not None:
+            return scaled_latents * mean_std[1] + mean_std[0]
+        return scaled_latents / self.scaling_factor + self.shift_factor
+
+
+class Posterior(abc.ABC):
+    """The distribution of latents that an encoder gives for a batch of images."""
+
+    moments: Tensor | None = None
+    """(B, 2C, h, w) float32: mean and log-variance (clamped to [-30, 20]) on channels, if Gaussian."""
+    indices: Tensor | None = None
+    """(B, h, w) int64 codebook entries, if discrete."""
+
+    @abc.abstractmethod
+    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
+        """One draw, (B, C, h, w). `noise`, standard normal of that shape, replaces the generator's."""
+
+    @abc.abstractmethod
+    def mode(self) -> Tensor:
+        """The most likely latents, (B, C, h, w)."""
+
+    @abc.abstractmethod
+    def regularization(self) -> dict[str, Tensor]:
+        """Named terms (kl, commitment, ...), each (B,) float32, summed over one image's latent elements, in nats."""
+
+    @abc.abstractmethod
+    def rate(self) -> Tensor | None:
+        """Bits per image, (B,) float32, or None where no rate is defined."""
+
+
+class AutoencoderOutput(NamedTuple):
+    """What a training forward pass gives."""
+
+    reconstructions: Tensor
+    """(B, 3, H, W) float32, not clamped."""
+    posterior: Posterior
+
+
+class Autoencoder(nn.Module, abc.ABC):
+    """An image autoencoder. Subclasses wrap a diffusers model as `net`, which is what is saved."""
+
+    net: nn.Module
+
+    @property
+    @abc.abstractmethod
+    def latent_spec(self) -> LatentSpec:
+        """Channels, downsample factor, scaling."""
+
+    @property
+    @abc.abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """The decoder's last weight, where the adaptive GAN weight is measured."""
+
+    @abc.abstractmethod
+    def encode(self, pixel_values: Tensor) -> Posterior:
+        """(B, 3, H, W) in [-1, 1] -> posterior. UserError if H or W is not divisible by the downsample factor."""
+
+    @abc.abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Unscaled latents (B, C, h, w) -> reconstructions (B, 3, H, W) float32, not clamped."""
+
+    @abc.abstractmethod
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a diffusers model folder (config.json, diffusion_pytorch_model.safetensors)."""
+
+    @abc.abstractmethod
+    def compile_parts(self, *, for_training: bool = False) -> None:
+        """Compile encoder and decoder in place with torch.compile; the state dict's keys stay as they are.
+
+        For training the last layer stays out of the compiled graphs, so that its gradient can be taken alone.
+        """
+
+    @abc.abstractmethod
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    @property
+    @abc.abstractmethod
+    def sample_size(self) -> int:
+        """Side in pixels that the model was trained at."""
+
+    @abc.abstractmethod
+    def set_sample_size(self, size: int) -> None:
+        """Record the side in pixels that the model is trained at; diffusers takes its tile size from it."""
+
+    @abc.abstractmethod
+    def set_scaling(
+        self,
+        *,
+        scaling_factor: float,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+    ) -> None:
+        """Record measured latent statistics in the configuration that `save_pretrained` writes.
+
+        `scaling_factor` is 1 / (standard deviation over all channels). Pipelines of Stable Diffusion and DiT read that
+        one alone, so the per-channel values are for trainers that know them.
+        """
+
+    def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
+        """Encode, sample (with `noise` (B, C, h, w) if given, else the global generator), decode.
+
+        Training calls this, and only this, so that DistributedDataParallel sees every forward pass.
+        """
+        posterior = self.encode(pixel_values)
+        return AutoencoderOutput(self.decode(posterior.sample(noise=noise)), posterior)

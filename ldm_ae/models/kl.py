@@ -1,0 +1,187 @@
+"""`diffusers.AutoencoderKL` behind the project's interface.
+
+Source: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, arXiv 2112.10752; the KL term is
+equation 10 of Kingma and Welling, arXiv 1312.6114, with a standard normal prior.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from ldm_ae.errors import UserError
+from ldm_ae.models.folder import read_model_folder
+from ldm_ae.models.interface import Autoencoder, LatentSpec, Posterior
+
+NATS_TO_BITS = 1.0 / math.log(2.0)
+
+
+class GaussianPosterior(Posterior):
+    """A diagonal Gaussian over latents. All arithmetic is float32, whatever the encoder ran in.
+
+    Args:
+        moments: (B, 2C, h, w), mean and log-variance on channels; the log-variance is clamped to [-30, 20].
+    """
+
+    def __init__(self, moments: Tensor):
+        mean, log_variance = moments.float().chunk(2, dim=1)
+        self.mean = mean
+        self.log_variance = log_variance.clamp(-30.0, 20.0)
+
+    @property
+    def moments(self) -> Tensor:  # type: ignore[override]
+        return torch.cat([self.mean, self.log_variance], dim=1)
+
+    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
+        if noise is None:
+            # Drawn where the generator lives, so that a CPU generator gives the same draw on every device.
+            device = generator.device if generator is not None else self.mean.device
+            noise = torch.randn(self.mean.shape, generator=generator, device=device)
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise.to(self.mean)
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def regularization(self) -> dict[str, Tensor]:
+        """`kl`: KL(q(z|x) || N(0, 1)) in nats, summed over an image's latents."""
+        return {"kl": self.kl_map().sum(dim=(1, 2, 3))}
+
+    def kl_map(self) -> Tensor:
+        """KL to N(0, 1) of each latent element in nats, (B, C, h, w)."""
+        return 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance)
+
+    def rate(self) -> Tensor:
+        """KL in bits per image, (B,): what relative entropy coding against N(0, 1) would spend."""
+        return self.regularization()["kl"] * NATS_TO_BITS
+
+
+class KLAutoencoder(Autoencoder):
+    """A convolutional KL autoencoder: `diffusers.AutoencoderKL` as `net`.
+
+    Args:
+        pretrained: A diffusers model folder, or a name on the Hugging Face hub, to start from. The widths and blocks
+            below are then read from it and ignored here.
+        block_out_channels: Channels of each resolution level; there are `len - 1` downsamplings by 2.
+        layers_per_block: ResNet blocks per level.
+        latent_channels: C.
+        attention_levels: Levels (0 is the full resolution) whose blocks also have self-attention, beside the middle.
+        mid_block_add_attention: Self-attention in the middle block.
+        norm_num_groups: Groups of every GroupNorm; divides every entry of `block_out_channels`.
+        act_fn: Activation, by diffusers' name.
+        initial_log_variance: Where the posterior's log-variance starts, through the bias of the layer that gives it.
+            None keeps diffusers' start near 0, where an untrained encoder's latents drown in noise of their own size.
+    """
+
+    net: Any
+    """diffusers.AutoencoderKL, whose attributes type checkers do not see."""
+
+    def __init__(
+        self,
+        *,
+        pretrained: str | None = None,
+        block_out_channels: tuple[int, ...] = (128, 256, 512, 512),
+        layers_per_block: int = 2,
+        latent_channels: int = 4,
+        attention_levels: tuple[int, ...] = (),
+        mid_block_add_attention: bool = True,
+        norm_num_groups: int = 32,
+        act_fn: str = "silu",
+        initial_log_variance: float | None = None,
+    ):
+        super().__init__()
+        if pretrained is not None:
+            self.net = read_model_folder(AutoencoderKL, pretrained)
+            return
+        levels = len(block_out_channels)
+        if bad := [width for width in block_out_channels if width % norm_num_groups]:
+            raise UserError(f"block_out_channels: {bad[0]} is not divisible by norm_num_groups={norm_num_groups}")
+        if bad := [level for level in attention_levels if not 0 <= level < levels]:
+            raise UserError(f"attention_levels: {bad[0]} is not a level; there are {levels}, counted from 0")
+        down = tuple("AttnDownEncoderBlock2D" if i in attention_levels else "DownEncoderBlock2D" for i in range(levels))
+        up = tuple("AttnUpDecoderBlock2D" if i in attention_levels else "UpDecoderBlock2D" for i in range(levels))
+        self.net = AutoencoderKL(
+            down_block_types=down,
+            up_block_types=up[::-1],
+            block_out_channels=tuple(block_out_channels),
+            layers_per_block=layers_per_block,
+            act_fn=act_fn,
+            latent_channels=latent_channels,
+            norm_num_groups=norm_num_groups,
+            sample_size=256,
+            mid_block_add_attention=mid_block_add_attention,
+            scaling_factor=1.0,  # nothing is measured yet; diffusers' default is Stable Diffusion's
+        )
+        if initial_log_variance is not None:
+            nn.init.constant_(self.net.quant_conv.bias[latent_channels:], initial_log_variance)
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        config = self.net.config
+        mean, std = config.latents_mean, config.latents_std
+        return LatentSpec(
+            channels=config.latent_channels,
+            downsample_factor=2 ** (len(config.block_out_channels) - 1),
+            scaling_factor=config.scaling_factor,
+            shift_factor=config.shift_factor or 0.0,
+            latents_mean=None if mean is None else tuple(mean),
+            latents_std=None if std is None else tuple(std),
+        )
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.net.decoder.conv_out.weight)
+
+    def encode(self, pixel_values: Tensor) -> GaussianPosterior:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.net.config.in_channels:
+            raise UserError(
+                f"pixel_values must be (B, {self.net.config.in_channels}, H, W), got {tuple(pixel_values.shape)}"
+            )
+        self.latent_spec.latent_size(*pixel_values.shape[-2:])
+        moments = self.net.encoder(pixel_values.to(self.last_layer.dtype))
+        if self.net.quant_conv is not None:
+            moments = self.net.quant_conv(moments)
+        return GaussianPosterior(moments)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        if latents.ndim != 4 or latents.shape[1] != self.net.config.latent_channels:
+            raise UserError(f"latents must be (B, {self.net.config.latent_channels}, h, w), got {tuple(latents.shape)}")
+        latents = latents.to(self.last_layer.dtype)
+        if self.net.post_quant_conv is not None:
+            latents = self.net.post_quant_conv(latents)
+        return self.net.decoder(latents).float()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.net.save_pretrained(folder)
+
+    def compile_parts(self, *, for_training: bool = False) -> None:
+        self.net.encoder.compile()
+        decoder = self.net.decoder
+        for part in [decoder.mid_block, *decoder.up_blocks] if for_training else [decoder]:
+            part.compile()
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.net.enable_gradient_checkpointing()
+
+    @property
+    def sample_size(self) -> int:
+        size = self.net.config.sample_size
+        return size if isinstance(size, int) else min(size)
+
+    def set_sample_size(self, size: int) -> None:
+        self.net.register_to_config(sample_size=size)
+
+    def set_scaling(
+        self,
+        *,
+        scaling_factor: float,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+    ) -> None:
+        self.net.register_to_config(
+            scaling_factor=scaling_factor, shift_factor=None, latents_mean=latents_mean, latents_std=latents_std
+        )

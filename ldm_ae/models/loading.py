@@ -1,0 +1,53 @@
+"""MODEL of the commands: a diffusers folder, a run directory, a checkpoint in it, or a name on the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ldm_ae.errors import UserError
+from ldm_ae.models.folder import is_hub_name, read_config
+from ldm_ae.models.interface import Autoencoder
+from ldm_ae.models.kl import KLAutoencoder
+
+AUTOENCODERS: dict[str, type[KLAutoencoder]] = {"AutoencoderKL": KLAutoencoder}
+"""Our class for each diffusers class, by its `_class_name`."""
+
+
+def resolve_model_folder(path: str | Path) -> Path:
+    """The diffusers folder that MODEL stands for: averaged (EMA) weights before raw ones.
+
+    A model folder is itself; a checkpoint's is its `ema/`, or `model/` without EMA; a run's is its newest exported
+    `model/`. UserError if there is none.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        raise UserError(f"no such model: {folder}")
+    for candidate in (folder, folder / "ema", folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise UserError(
+        f"{folder} is no model: neither a diffusers folder (config.json), nor a run or checkpoint with model/ in it"
+    )
+
+
+def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder:
+    """The autoencoder that MODEL stands for, in float32, in eval mode, on `device`.
+
+    Args:
+        path: A diffusers model folder, a run directory, a checkpoint, or `owner/name` on the Hugging Face hub.
+        device: Where to put it.
+
+    Raises:
+        UserError: nothing there, a model class that is not known, or weights missing.
+    """
+    if is_hub_name(str(path)):
+        model: Autoencoder = KLAutoencoder(pretrained=str(path))
+    else:
+        folder = resolve_model_folder(path)
+        name = str(read_config(folder)["_class_name"])
+        if name not in AUTOENCODERS:
+            raise UserError(f"{folder} holds a {name}; known are {', '.join(sorted(AUTOENCODERS))}")
+        model = AUTOENCODERS[name](pretrained=str(folder))
+    return model.eval().requires_grad_(False).to(device)

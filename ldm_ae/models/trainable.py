@@ -1,0 +1,29 @@
+"""Which parameters of a model learn, by name pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from ldm_ae.errors import UserError
+from ldm_ae.models.interface import Autoencoder
+
+
+def set_trainable(model: Autoencoder, patterns: Sequence[str]) -> int:
+    """Let exactly the parameters learn whose diffusers names match a pattern; the number of their elements.
+
+    Args:
+        model: Its `net`'s parameter names count, such as `decoder.conv_in.weight`.
+        patterns: Shell patterns: `*` for all, `decoder.*` and `post_quant_conv.*` for the decoder alone.
+
+    Raises:
+        UserError: a pattern matches no parameter.
+    """
+    parameters = dict(model.net.named_parameters())
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in parameters):
+            parts = sorted({name.split(".")[0] for name in parameters})
+            raise UserError(f"trainable: '{pattern}' matches no parameter; the model's parts are {', '.join(parts)}")
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+    return sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)

@@ -1,0 +1,49 @@
+"""Tiny models and pictures that many tests share. Nothing here needs a network, a GPU or another test."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm_ae.models import KLAutoencoder
+from tests.pictures import smooth_picture
+
+torch.set_num_threads(1)  # the models are so small that a second thread costs more than it gives
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_model() -> KLAutoencoder:
+    """Downsample factor 4, 4 latent channels, about 60,000 parameters, random weights."""
+    return KLAutoencoder(
+        block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def tiny_model_folder(tiny_model: KLAutoencoder, tmp_path: Path) -> Path:
+    """The tiny model saved as a diffusers folder."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Twelve PNG pictures in two class folders, sizes from 40 to 62 pixels."""
+    root = tmp_path / "images"
+    for i in range(12):
+        folder = root / ("cats" if i % 2 else "dogs")
+        folder.mkdir(parents=True, exist_ok=True)
+        smooth_picture(i, 40 + 2 * i, 62 - i).save(folder / f"{i:03d}.png")
+    return root

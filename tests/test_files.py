@@ -1,0 +1,59 @@
+"""Files and folders are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ldm_ae.errors import UserError
+from ldm_ae.files import make_folder, sha256, write_json, writing, writing_folder
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="stop"), writing(path) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError("stop")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_folders_are_replaced_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for content in ("first", "second"):
+        with writing_folder(folder) as temporary:
+            (temporary / content).write_text(content)
+            assert not (folder / content).exists()
+        assert [p.name for p in folder.iterdir()] == [content]
+    with pytest.raises(RuntimeError, match="stop"), writing_folder(folder):
+        raise RuntimeError("stop")
+    assert [p.name for p in folder.iterdir()] == ["second"]
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_mode_is_the_umasks(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        with writing(tmp_path / "a") as temporary:
+            temporary.touch(mode=0o600)
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_json_and_hash(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert (tmp_path / "a.json").read_text() == '{\n  "a": 1\n}\n'
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "b.json", float("nan"))
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*file/out"):
+        make_folder(tmp_path / "file" / "out")
