@@ -1,0 +1,153 @@
+"""A batch, and how the indices of one are turned into it, in whatever process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm_ae.data.decoding import BadImage, decode_image
+from ldm_ae.data.randomness import NOISE, REPLACEMENT, TRANSFORM, derived_seed
+from ldm_ae.data.sources.base import RawImage, Source
+from ldm_ae.data.transforms import ImageTransform, TransformedImage
+from ldm_ae.errors import UserError
+
+_MAX_ATTEMPTS = 32  # replacements tried for one image; with a tenth of a data set bad, 1e-32 is the chance to fail
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Images of one size, and what is known of each. B is the number of images."""
+
+    pixel_values: Tensor
+    """(B, 3, H, W) float32 RGB in [-1, 1]."""
+    indices: Tensor
+    """(B,) int64 into the source."""
+    keys: list[str]
+    """The images' keys in the source."""
+    seeds: Tensor
+    """(B,) int64 >= 0: each sample's own randomness, for `seeded_noise`; not what crop and flip were drawn from."""
+    labels: Tensor
+    """(B,) int64, -1 where there is none."""
+    captions: list[str | None]
+    """Texts, None where there is none."""
+    original_sizes: Tensor
+    """(B, 2) int64, height and width after the EXIF rotation."""
+    crops_ltrb: Tensor
+    """(B, 4) int64, left, top, right, bottom of what is seen, in pixels of the original."""
+    rejected: dict[str, str] = field(default_factory=dict)
+    """Reasons by key of the unusable images that were met while this batch was made."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def pin_memory(self) -> Batch:
+        """A copy whose pixels lie in pinned memory."""
+        return replace(self, pixel_values=self.pixel_values.pin_memory())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """A copy with pixels and labels on `device`; what is bookkeeping stays on the CPU, where it is read."""
+        return replace(
+            self,
+            pixel_values=self.pixel_values.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+        )
+
+
+class BatchBuilder(Dataset[Batch]):
+    """Makes a batch of (epoch, index) pairs; runs in the workers. Nothing in it depends on which worker that is.
+
+    A bad image is left out, or with `replace_bad` replaced by another that its own seed chooses, so that training
+    batches are always full.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: ImageTransform,
+        *,
+        seed: int,
+        pool: Tensor,
+        replace_bad: bool,
+        cache_bytes: int = 0,
+    ) -> None:
+        """Args: pool is the (N,) int64 indices in use, of which replacements are taken; cache_bytes is how much of
+        decoded images each worker keeps, the first that it meets.
+        """
+        self.source = source
+        self.transform = transform
+        self.seed = seed
+        self.pool = pool
+        self.replace_bad = replace_bad
+        self._cache: dict[int, tuple[RawImage, Image.Image]] = {}
+        self._cache_room = cache_bytes
+
+    def __getitems__(self, samples: list[tuple[int, int]]) -> Batch | str:
+        """One batch, fewer images than asked for if some are bad and not replaced.
+
+        Returns:
+            The batch, or the message of a UserError: raised here, torch would wrap it with a worker's traceback, and
+            as an object it would form a cycle with the frame that raises it and keep the workers alive.
+        """
+        rejected: dict[str, str] = {}
+        try:
+            items = [self._load(epoch, index, rejected) for epoch, index in samples]
+        except UserError as error:
+            return str(error)
+        return self._collate([item for item in items if item is not None], rejected)
+
+    def __getitem__(self, sample: tuple[int, int]) -> Batch | str:  # type: ignore[override]
+        """A batch of one, for debugging."""
+        return self.__getitems__([sample])
+
+    def _load(
+        self, epoch: int, index: int, rejected: dict[str, str]
+    ) -> tuple[int, int, RawImage, TransformedImage] | None:
+        """(index, noise seed, raw, transformed) of a sample or its replacement; None if it is bad and left out."""
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, TRANSFORM, epoch, index))
+        noise_seed = derived_seed(self.seed, NOISE, epoch, index)
+        candidate = index
+        for attempt in range(_MAX_ATTEMPTS):
+            try:
+                raw, image = self._decoded(candidate)
+                return candidate, noise_seed, raw, self.transform(image, generator)
+            except BadImage as error:
+                rejected[self.source.key(candidate)] = str(error)
+            except OSError as error:
+                rejected[self.source.key(candidate)] = f"cannot be read: {error.strerror or error}"
+            if not self.replace_bad:
+                return None
+            place = derived_seed(self.seed, REPLACEMENT, epoch, index, attempt) % len(self.pool)
+            candidate = int(self.pool[place])
+        raise UserError(
+            f"{len(rejected)} images in a row cannot be used: " + "; ".join(f"{k}: {r}" for k, r in rejected.items())
+        )
+
+    def _decoded(self, index: int) -> tuple[RawImage, Image.Image]:
+        if index in self._cache:
+            return self._cache[index]
+        raw = self.source[index]
+        image = decode_image(raw.data, background=self.transform.background)
+        size = 3 * image.width * image.height
+        if size <= self._cache_room:
+            self._cache_room -= size
+            self._cache[index] = raw._replace(data=b""), image
+        return raw, image
+
+    def _collate(self, items: list[tuple[int, int, RawImage, TransformedImage]], rejected: dict[str, str]) -> Batch:
+        size = (self.transform.height, self.transform.width)
+        pixels = [item.pixel_values for *_, item in items]
+        return Batch(
+            pixel_values=torch.stack(pixels) if pixels else torch.empty(0, 3, *size),
+            indices=torch.tensor([index for index, *_ in items], dtype=torch.int64),
+            keys=[raw.key for _, _, raw, _ in items],
+            seeds=torch.tensor([seed for _, seed, _, _ in items], dtype=torch.int64),
+            labels=torch.tensor([-1 if raw.label is None else raw.label for _, _, raw, _ in items], dtype=torch.int64),
+            captions=[raw.caption for _, _, raw, _ in items],
+            original_sizes=torch.tensor([item.original_size for *_, item in items], dtype=torch.int64).reshape(-1, 2),
+            crops_ltrb=torch.tensor([item.crop_ltrb for *_, item in items], dtype=torch.int64).reshape(-1, 4),
+            rejected=rejected,
+        )

@@ -1,0 +1,81 @@
+"""What a run reads: its images, their transform, and what is held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ldm_ae.data.holdout import split_holdout
+from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
+from ldm_ae.data.sources import Source, open_source
+from ldm_ae.data.transforms import ImageTransform
+from ldm_ae.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Images for training and for validation."""
+
+    train: str
+    """IMAGES: a folder, WebDataset tars, a `datasets` source (hf:NAME or a folder of it), or photos:train."""
+    validation: str | None = None
+    """IMAGES to validate on; None holds some of the training images out instead."""
+    validation_images: int = 64
+    """How many images are validated on at most; 0 for no validation."""
+    resolution: int = 256
+    """Side of the square crops in pixels."""
+    resize: int | Literal["none"] | None = None
+    """Shorter side after resizing, before the crop; None resizes it to the resolution, none leaves pixels alone."""
+    crop: Literal["random", "center"] = "random"
+    """Where training crops lie; validation crops are central."""
+    flip: bool = True
+    """Mirror half of the training crops."""
+    workers: int = 2
+    """Processes that decode images, for each training process."""
+    cache_megabytes: int = 0
+    """Decoded images that each worker keeps in memory, for data sets that fit."""
+    bad_share: float = 0.01
+    """Share of unreadable images past which the run stops."""
+
+    def __post_init__(self) -> None:
+        if self.resolution < 1 or self.workers < 0 or self.validation_images < 0:
+            raise UserError("data: resolution must be at least 1, workers and validation_images at least 0")
+        if not 0 <= self.bad_share <= 1:
+            raise UserError(f"data.bad_share is {self.bad_share}; it must be in [0, 1]")
+
+    def training_transform(self) -> ImageTransform:
+        return ImageTransform(size=self.resolution, resize=self.resize, crop=self.crop, flip=self.flip)
+
+    def validation_transform(self) -> ImageTransform:
+        return ImageTransform(size=self.resolution, resize=self.resize, crop="center")
+
+    def loaders(
+        self, *, batch_size: int, accumulation: int, seed: int, rank: int, world_size: int
+    ) -> tuple[TrainingLoader, EvaluationLoader | None]:
+        """The training loader of this process, and the validation loader, which is whole on every process.
+
+        Raises:
+            UserError: no such images, or too few to hold some out.
+        """
+        source = open_source(self.train)
+        indices: list[int] | None = None
+        validation: tuple[Source, list[int] | None] | None = None
+        if self.validation is not None and self.validation_images:
+            held_out = open_source(self.validation)
+            validation = held_out, list(range(min(self.validation_images, len(held_out))))
+        elif self.validation_images:
+            if len(source) < 2:
+                raise UserError(f"{self.train} has {len(source)} image; one must be held out: set validation_images: 0")
+            indices, chosen = split_holdout(source, min(self.validation_images, len(source) // 2), seed=0)
+            validation = source, chosen
+        training = TrainingLoader(
+            source, self.training_transform(), batch_size=batch_size, accumulation=accumulation, seed=seed, rank=rank,
+            world_size=world_size, workers=self.workers, bad_share=self.bad_share, indices=indices,
+            cache_bytes=self.cache_megabytes * 2**20,
+        )  # fmt: skip
+        if validation is None:
+            return training, None
+        return training, EvaluationLoader(
+            validation[0], self.validation_transform(), batch_size=batch_size, workers=self.workers,
+            bad_share=self.bad_share, indices=validation[1],
+        )  # fmt: skip

@@ -1,0 +1,27 @@
+"""Which images are kept from training, for validation."""
+
+from __future__ import annotations
+
+import hashlib
+
+from ldm_ae.data.sources.base import Source
+from ldm_ae.errors import UserError
+
+
+def split_holdout(source: Source, count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Splits off `count` images for validation: those whose hashed keys are smallest.
+
+    The choice depends on the images' keys, not on their positions: adding images to the data set moves few of the
+    old ones from one side to the other.
+
+    Returns:
+        Training and held-out indices, both ascending, disjoint, together all of the source.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    if not 0 <= count < len(source):
+        raise UserError(f"cannot hold out {count} of {len(source)} images; at least one must be left to train on")
+    digests = [hashlib.sha256(f"{seed}:{source.key(i)}".encode()).digest() for i in range(len(source))]
+    held_out = set(sorted(range(len(source)), key=digests.__getitem__)[:count])
+    return [i for i in range(len(source)) if i not in held_out], sorted(held_out)

@@ -1,0 +1,283 @@
+"""Loading that is a function of (seed, position) alone: resumable anywhere, the same for any number of processes.
+
+The training stream is the concatenation over epochs of a permutation of the images. Global step s takes the positions
+[s G, (s + 1) G) with G = batch_size * world_size * accumulation, and micro-batch j of rank r takes the part of
+batch_size positions from (j * world_size + r) * batch_size on. Nothing is dropped or doubled where epochs meet.
+Prefetching, pinning and worker processes are `torch.utils.data.DataLoader`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Sampler
+
+from ldm_ae.data.batches import Batch, BatchBuilder
+from ldm_ae.data.randomness import chosen_indices, epoch_order
+from ldm_ae.data.sources.base import Source
+from ldm_ae.data.transforms import ImageTransform
+from ldm_ae.errors import UserError
+
+_log = logging.getLogger("ldm_ae")
+
+
+class _StreamSampler(Sampler[list[tuple[int, int]]]):
+    """(epoch, index) pairs of one rank's micro-batches, without end, from a position of the global stream on."""
+
+    def __init__(self, indices: NDArray, seed: int, position: int, batch_size: int, rank: int, world_size: int) -> None:
+        self._indices = indices
+        self._seed = seed
+        self._start = position + rank * batch_size
+        self._stride = world_size * batch_size
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        count = len(self._indices)
+        order: NDArray | None = None
+        epoch_of_order = -1
+        start = self._start
+        while True:
+            batch = []
+            for position in range(start, start + self._batch_size):
+                epoch, place = divmod(position, count)
+                if order is None or epoch != epoch_of_order:
+                    order, epoch_of_order = epoch_order(self._indices, self._seed, epoch), epoch
+                batch.append((epoch, int(order[place])))
+            yield batch
+            start += self._stride
+
+
+class _Rejects:
+    """Bad images by key; each is reported once, and too many of them are an error."""
+
+    def __init__(self, bad_share: float, total: int) -> None:
+        self.reasons: dict[str, str] = {}
+        self._reported: set[str] = set()
+        self._bad_share = bad_share
+        self.total = total
+
+    def add(self, rejected: dict[str, str]) -> None:
+        for key, reason in rejected.items():
+            self.reasons.setdefault(key, reason)
+            if key not in self._reported:
+                self._reported.add(key)
+                _log.warning("skipped %s: %s", key, reason)
+
+    def check(self) -> None:
+        """UserError past the share."""
+        bad = len(self.reasons)
+        if bad > self._bad_share * self.total:
+            first = "; ".join(f"{key}: {reason}" for key, reason in islice(self.reasons.items(), 3))
+            raise UserError(
+                f"{bad} of {self.total} images ({bad / self.total:.1%}) cannot be used, more than the allowed share "
+                f"of {self._bad_share:.1%} (bad_share)\nthe first: {first}"
+            )
+
+
+class TrainingLoader:
+    """Endless, shuffled, resumable micro-batches of one rank.
+
+    A bad image is replaced by another of the data set and reported once; a rank that has met more distinct bad images
+    than `bad_share` of the data set raises a UserError.
+
+    Args:
+        source: the images.
+        transform: applied with each sample's own randomness, a function of (seed, epoch, index).
+        batch_size: images of one micro-batch.
+        seed: >= 0; of order and randomness.
+        rank: of this process.
+        world_size: number of processes.
+        accumulation: micro-batches of one step.
+        workers: decoding processes; 0 decodes in this one.
+        bad_share: from 0 to 1.
+        indices: the images to use, all of them if None.
+        cache_bytes: of decoded images that each worker keeps, for data sets that fit.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: ImageTransform,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        workers: int = 0,
+        bad_share: float = 0.01,
+        indices: Sequence[int] | None = None,
+        cache_bytes: int = 0,
+    ) -> None:
+        _check_counts(batch_size=batch_size, accumulation=accumulation)
+        _check_common(rank=rank, world_size=world_size, workers=workers, bad_share=bad_share, seed=seed)
+        self._indices = chosen_indices(source, indices)
+        self._builder = BatchBuilder(
+            source,
+            transform,
+            seed=seed,
+            pool=torch.from_numpy(self._indices),
+            replace_bad=True,
+            cache_bytes=cache_bytes,
+        )
+        self._seed = seed
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._accumulation = accumulation
+        self._workers = workers
+        self._rejects = _Rejects(bad_share, len(self._indices))
+
+    @property
+    def global_batch(self) -> int:
+        """Images of one step over all processes and micro-batches, G."""
+        return self._batch_size * self._world_size * self._accumulation
+
+    @property
+    def rejected(self) -> dict[str, str]:
+        """Reasons by key of the bad images met so far by this rank."""
+        return self._rejects.reasons
+
+    def __len__(self) -> int:
+        """Images of one epoch over all processes."""
+        return len(self._indices)
+
+    def epoch(self, position: int) -> float:
+        """How many times the stream has gone through the data set at `position`."""
+        return position / len(self._indices)
+
+    def steps(self, position: int = 0) -> Iterator[list[Batch]]:
+        """The micro-batches of each step, `accumulation` of them, without end.
+
+        Args:
+            position: images of the global stream that are already consumed, any number >= 0.
+
+        Raises:
+            UserError: too many images are bad.
+        """
+        assert position >= 0, position
+        sampler = _StreamSampler(self._indices, self._seed, position, self._batch_size, self._rank, self._world_size)
+        batches = iter(_data_loader(self._builder, sampler, self._workers, persistent=False))
+        try:
+            while True:
+                step = list(islice(batches, self._accumulation))
+                for batch in step:
+                    if isinstance(batch, str):
+                        raise UserError(batch)
+                    self._rejects.add(batch.rejected)
+                    self._rejects.check()
+                yield step
+        finally:
+            # An error's traceback holds this frame, and through it the workers, until it is garbage collected, where
+            # torch waits five seconds for each of them.
+            del batches
+
+
+class EvaluationLoader:
+    """Every good image exactly once, in order; each rank takes a contiguous range, nothing is padded.
+
+    Bad images are left out and collected in `rejected`; too many are a UserError after the last batch, so that what is
+    good is not lost. A batch that holds bad images is that much shorter, and so is the last one.
+
+    Args:
+        source: the images.
+        transform: applied with each sample's own randomness, a function of (seed, index).
+        batch_size: images of one batch.
+        workers: decoding processes; 0 decodes in this one.
+        rank: of this process.
+        world_size: number of processes.
+        bad_share: from 0 to 1, of the images that this rank visits.
+        indices: the images to use, in this order; all of them if None.
+        seed: >= 0; of random transforms and of `Batch.seeds`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: ImageTransform,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        bad_share: float = 0.01,
+        indices: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        _check_counts(batch_size=batch_size)
+        _check_common(rank=rank, world_size=world_size, workers=workers, bad_share=bad_share, seed=seed)
+        chosen = chosen_indices(source, indices)
+        mine = chosen[len(chosen) * rank // world_size : len(chosen) * (rank + 1) // world_size]
+        samples = [(0, int(index)) for index in mine]
+        batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
+        builder = BatchBuilder(source, transform, seed=seed, pool=torch.from_numpy(mine), replace_bad=False)
+        self._loader = _data_loader(builder, batches, workers, persistent=True)
+        self._rejects = _Rejects(bad_share, len(mine))
+
+    @property
+    def rejected(self) -> dict[str, str]:
+        """Reasons by key of the bad images met so far."""
+        return self._rejects.reasons
+
+    def __len__(self) -> int:
+        """Images that this rank visits, bad ones included."""
+        return self._rejects.total
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, str):
+                raise UserError(batch)
+            self._rejects.add(batch.rejected)
+            if len(batch):
+                yield batch
+        self._rejects.check()
+
+
+def _data_loader(
+    builder: BatchBuilder, batches: Sampler[list[tuple[int, int]]] | list[list[tuple[int, int]]], workers: int,
+    *, persistent: bool,
+) -> DataLoader[Batch]:  # fmt: skip
+    return DataLoader(
+        builder,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_as_is,
+        pin_memory=torch.cuda.is_available(),
+        # torch draws the workers' base seed from here, and from the global generator without it; nothing else uses it.
+        generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_start_worker,
+        persistent_workers=persistent and workers > 0,
+    )
+
+
+def _as_is(batch: Any) -> Any:  # torch types it as a list of samples
+    """The builder has already made a batch."""
+    return batch
+
+
+def _start_worker(worker: int) -> None:  # noqa: ARG001 - torch calls it with the worker's number
+    """Ctrl-C goes to the whole process group; the main process alone decides what it means. torch itself sets one
+    thread a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+
+
+def _check_common(*, rank: int, world_size: int, workers: int, bad_share: float, seed: int) -> None:
+    assert 0 <= rank < world_size, (rank, world_size)
+    if workers < 0:
+        raise UserError(f"workers is {workers}; it must be 0 (decode in the main process) or more")
+    if not 0 <= bad_share <= 1:
+        raise UserError(f"bad_share is {bad_share}; it must lie between 0 and 1")
+    if seed < 0:
+        raise UserError(f"seed is {seed}; it must be 0 or more")

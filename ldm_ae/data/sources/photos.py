@@ -1,0 +1,71 @@
+"""Real photos that come inside the wheels of scikit-image and scikit-learn, for use without a network."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from ldm_ae.data.sources.base import RawImage, Source
+from ldm_ae.errors import UserError
+
+_FOLDERS = {"scikit-image": ("skimage", "data"), "scikit-learn": ("sklearn", "datasets/images")}
+# Split by image, and the two views of one motorcycle on the same side. Held out are three ordinary photos (a cat, a
+# flower, a rocket on its pad); the microscope, the retina and the telescope are left to training.
+_SPLITS = {
+    "train": (
+        "scikit-image/astronaut.png",
+        "scikit-image/coffee.png",
+        "scikit-image/hubble_deep_field.jpg",
+        "scikit-image/ihc.png",
+        "scikit-image/motorcycle_left.png",
+        "scikit-image/motorcycle_right.png",
+        "scikit-image/retina.jpg",
+        "scikit-learn/china.jpg",
+    ),
+    "heldout": ("scikit-image/chelsea.png", "scikit-image/rocket.jpg", "scikit-learn/flower.jpg"),
+}
+
+
+class PhotosSource(Source):
+    """The bundled photos of one split; the key is `wheel/file`."""
+
+    name = "photos"
+    accepts = "photos:train or photos:heldout"
+
+    def __init__(self, split: str) -> None:
+        self._keys = _SPLITS[split]
+        folders = {wheel: _find_folder(wheel, *place) for wheel, place in _FOLDERS.items()}
+        self._paths = [folders[wheel] / name for wheel, _, name in (key.partition("/") for key in self._keys)]
+        missing = [str(path) for path in self._paths if not path.is_file()]
+        if missing:
+            raise UserError(f"this installation has no {missing[0]}; pip install --force-reinstall 'ldm_ae[offline]'")
+
+    @classmethod
+    def open(cls, location: str) -> PhotosSource | None:
+        """See `Source.open`."""
+        scheme, _, split = location.partition(":")
+        if scheme != "photos":
+            return None
+        if split not in _SPLITS:
+            raise UserError(
+                f"there are no photos '{location}'; there are " + " and ".join(f"photos:{s}" for s in _SPLITS)
+            )
+        return cls(split)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, index: int) -> str:
+        """Wheel and file name."""
+        return self._keys[index]
+
+    def __getitem__(self, index: int) -> RawImage:
+        return RawImage(self._keys[index], self._paths[index].read_bytes())
+
+
+def _find_folder(wheel: str, package: str, folder: str) -> Path:
+    """A folder in an installed package, which is not imported: that would take seconds and half of SciPy."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"the bundled photos need {wheel}, which is missing; pip install 'ldm_ae[offline]'")
+    return Path(spec.submodule_search_locations[0]) / folder

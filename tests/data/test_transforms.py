@@ -1,0 +1,147 @@
+"""Sizes, positions, mirroring and value range of what the networks see."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm_ae.data import BadImage, ImageTransform
+from ldm_ae.errors import UserError
+
+
+def coordinates(width: int, height: int) -> Image.Image:
+    """Red is the column, green the row: any crop says where it was taken."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8))
+
+
+def levels(pixel_values: torch.Tensor) -> np.ndarray:
+    """Back to (H, W, 3) uint8."""
+    return ((pixel_values + 1) * 127.5).round().permute(1, 2, 0).numpy().astype(np.uint8)
+
+
+def test_values_are_exactly_uint8_over_127_5_minus_1() -> None:
+    ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    seen = ImageTransform(size=16, resize="none")(Image.fromarray(np.stack([ramp] * 3, axis=-1)))
+    expected = torch.arange(256, dtype=torch.float32).view(16, 16) / 127.5 - 1
+    assert seen.pixel_values.dtype == torch.float32
+    assert seen.pixel_values.is_contiguous()
+    assert torch.equal(seen.pixel_values, expected.expand(3, 16, 16))
+    assert seen.pixel_values.min() == -1
+    assert seen.pixel_values.max() == 1
+
+
+def test_center_crop_without_resizing_is_the_middle() -> None:
+    seen = ImageTransform(size=(4, 6), resize="none")(coordinates(20, 11))
+    assert seen.crop_ltrb == (7, 3, 13, 7)
+    assert seen.original_size == (11, 20)
+    assert not seen.flipped
+    assert np.array_equal(levels(seen.pixel_values), np.asarray(coordinates(20, 11))[3:7, 7:13])
+
+
+def test_random_crop_reaches_every_position_and_tells_it() -> None:
+    transform = ImageTransform(size=4, resize="none", crop="random", flip=True)
+    image, positions, flips = coordinates(7, 6), set(), 0
+    for seed in range(300):
+        seen = transform(image, torch.Generator().manual_seed(seed))
+        left, top, right, bottom = seen.crop_ltrb
+        expected = np.asarray(image)[top:bottom, left:right]
+        assert np.array_equal(levels(seen.pixel_values), expected[:, ::-1] if seen.flipped else expected)
+        positions.add((left, top))
+        flips += seen.flipped
+    assert positions == {(x, y) for x in range(4) for y in range(3)}
+    assert 110 < flips < 190  # 150 expected, 8.7 the standard deviation
+
+
+def test_one_generator_state_gives_one_result() -> None:
+    transform = ImageTransform(size=8, crop="random", flip=True)
+    first, second = (transform(coordinates(40, 30), torch.Generator().manual_seed(5)) for _ in range(2))
+    assert first.crop_ltrb == second.crop_ltrb
+    assert torch.equal(first.pixel_values, second.pixel_values)
+
+
+@pytest.mark.parametrize(
+    ("resize", "image_size", "crop_ltrb"),
+    [
+        (None, (80, 40), (20, 0, 60, 40)),  # just covers: the whole height is seen
+        (None, (40, 80), (0, 20, 40, 60)),
+        (32, (80, 40), (30, 10, 50, 30)),  # the shorter side becomes 32, the crop of 16 sees half of it
+        (16, (5, 10), (0, 2, 5, 8)),  # enlarged: 16x32, rows 8 to 24 of 32 are 2.5 to 7.5 of 10
+    ],
+)
+def test_resizing_keeps_the_aspect_and_the_account(
+    resize: int | None, image_size: tuple[int, int], crop_ltrb: tuple[int, int, int, int]
+) -> None:
+    seen = ImageTransform(size=16, resize=resize)(coordinates(*image_size))
+    assert seen.pixel_values.shape == (3, 16, 16)
+    assert seen.crop_ltrb == crop_ltrb
+    assert seen.original_size == image_size[::-1]
+
+
+def test_resized_content_is_where_the_account_says() -> None:
+    seen = ImageTransform(size=16, resize=32)(coordinates(80, 40))
+    left, top, right, bottom = seen.crop_ltrb
+    found = levels(seen.pixel_values).astype(int)
+    # The first sample's centre lies 0.625 original pixels inside the crop's edge; one more level for rounding.
+    assert abs(found[0, 0, 0] - left) <= 2
+    assert abs(found[0, 0, 1] - top) <= 2
+    assert abs(found[-1, -1, 0] - right) <= 2
+    assert abs(found[-1, -1, 1] - bottom) <= 2
+
+
+def test_resizing_is_antialiased() -> None:
+    """Stripes of one pixel, reduced eight times, are an even grey; sampling every eighth would show one stripe."""
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    seen = ImageTransform(size=8)(Image.fromarray(stripes))
+    assert seen.pixel_values[:, :, 1:-1].abs().max() < 0.05  # the kernel is cut at the sides
+
+
+def test_just_covering_a_crop_of_another_aspect() -> None:
+    for image_size in ((33, 100), (100, 33), (7, 7), (1, 1)):
+        assert ImageTransform(size=(24, 16))(coordinates(*image_size)).pixel_values.shape == (3, 24, 16)
+
+
+def test_too_small_without_resizing_is_a_bad_image() -> None:
+    with pytest.raises(BadImage, match="15x40 is smaller than the crop 16x16"):
+        ImageTransform(size=16, resize="none")(coordinates(15, 40))
+
+
+def test_very_thin_image_is_a_bad_image_and_not_gigapixels() -> None:
+    with pytest.raises(BadImage, match="60000x1 is too thin"):
+        ImageTransform(size=256)(Image.new("RGB", (60000, 1)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0}, "image size 0x0 is not positive"),
+        ({"size": 64, "resize": 32}, "resize 32 is smaller than the crop 64x64; give at least 64"),
+        ({"size": 64, "resize": "off"}, 'resize is "off"'),
+        ({"size": 64, "crop": "left"}, 'crop is "left"'),
+        ({"size": 64, "background": (0, 0, 300)}, "not three numbers from 0 to 255"),
+    ],
+)
+def test_wrong_options_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ImageTransform(**arguments)
+
+
+def test_description_tells_transforms_apart_and_is_json() -> None:
+    variants = [
+        ImageTransform(size=16),
+        ImageTransform(size=(16, 32)),
+        ImageTransform(size=16, resize=20),
+        ImageTransform(size=16, resize="none"),
+        ImageTransform(size=16, crop="random"),
+        ImageTransform(size=16, flip=True),
+        ImageTransform(size=16, background=(0, 0, 0)),
+    ]
+    texts = [json.dumps(transform.describe(), sort_keys=True) for transform in variants]
+    assert len(set(texts)) == len(variants)
+    assert texts[0] == json.dumps(ImageTransform(size=(16, 16)).describe(), sort_keys=True)
+    assert all(json.loads(text) == variant.describe() for text, variant in zip(texts, variants, strict=True))
