@@ -1,0 +1,71 @@
+"""The PatchGAN discriminator: one logit for each overlapping patch.
+
+Source: Isola et al., Image-to-Image Translation with Conditional Adversarial Networks, arXiv 1611.07004, appendix
+6.1.2, with the layout that pix2pix, taming-transformers and LDM share; with n_layers=3 a logit sees 70x70 pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from ldm_ae.discriminators.interface import Discriminator
+from ldm_ae.errors import UserError
+
+Norm = Literal["batch", "group", "none"]
+GROUPS = 32
+
+
+class PatchDiscriminator(Discriminator):
+    """Strided 4x4 convolutions with LeakyReLU(0.2); widths ndf, 2 ndf, 4 ndf, at most 8 ndf.
+
+    Args:
+        n_layers: Convolutions with stride 2.
+        ndf: Channels of the first.
+        norm: After every convolution but the first and last. `batch` is LDM's; it mixes the images of a batch, so that
+            processes and accumulation change it. `group` does not.
+        with_spectral_norm: Spectral normalization of every convolution (Miyato et al., arXiv 1802.05957).
+    """
+
+    def __init__(self, *, n_layers: int = 3, ndf: int = 64, norm: Norm = "batch", with_spectral_norm: bool = False):
+        super().__init__()
+        if n_layers < 1 or ndf < 1:
+            raise UserError(f"PatchDiscriminator: n_layers={n_layers} and ndf={ndf} must be at least 1")
+        wrap: Callable[[nn.Module], nn.Module] = spectral_norm if with_spectral_norm else lambda module: module
+        widths = [ndf * min(2**i, 8) for i in range(n_layers + 1)]
+        layers: list[nn.Module] = [wrap(nn.Conv2d(3, ndf, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+        for i in range(1, n_layers + 1):
+            stride = 2 if i < n_layers else 1
+            # A convolution before batch normalization needs no bias; LDM has none there.
+            convolution = nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=norm != "batch")
+            layers += [wrap(convolution), *_normalization(norm, widths[i]), nn.LeakyReLU(0.2)]
+        layers.append(wrap(nn.Conv2d(widths[-1], 1, 4, stride=1, padding=1)))
+        self.layers = nn.Sequential(*layers)
+        if not with_spectral_norm:
+            self.apply(_initialize)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.layers(pixel_values)
+
+
+def _normalization(norm: Norm, channels: int) -> list[nn.Module]:
+    if norm == "batch":
+        return [nn.BatchNorm2d(channels)]
+    if norm == "group":
+        return [nn.GroupNorm(math.gcd(GROUPS, channels // 2), channels)]
+    return []
+
+
+def _initialize(module: nn.Module) -> None:
+    """pix2pix's initialization, which LDM keeps: N(0, 0.02) weights, normalization around 1."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,126 @@
+"""Adds the generator's losses up: reductions, weights, schedule of the adversarial term.
+
+Source: arXiv 2112.10752, section 3.1 and appendix G; the learned log-variance is that of Dai and Wipf, arXiv
+1903.05789, as CompVis use it. Two reductions exist:
+
+`ldm`   every term is summed over one image's elements and averaged over the batch, the perceptual distance counting
+        once for each of the 3HW elements. This is what LDM's published weights refer to: kl_weight 1e-6.
+`mean`  every term is a mean over its own elements: 3HW of them for the reconstruction, Chw for the latents.
+
+A `ldm` weight w of a latent term is w * Chw / 3HW in `mean`: for f8c4 at any size 1e-6 becomes 2.08e-8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from jsonargparse import lazy_instance  # an instance that jsonargparse can write down by class path
+from torch import Tensor, nn
+
+from ldm_ae.errors import UserError
+from ldm_ae.losses.adversarial import AdversarialLoss, HingeLoss
+from ldm_ae.losses.perceptual import PerceptualLoss
+from ldm_ae.losses.reconstruction import L1, ReconstructionLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What the generator minimizes."""
+
+    reduction: Literal["ldm", "mean"] = "mean"
+    """How every term is reduced, and so what the weights mean: sums over an image (ldm) or means."""
+    reconstruction: ReconstructionLoss = field(default_factory=lambda: lazy_instance(L1))
+    """Error of each pixel value."""
+    perceptual: PerceptualLoss | None = None
+    """Feature distance added to the reconstruction; none by default."""
+    perceptual_weight: float = 1.0
+    """Factor of the perceptual distance beside the reconstruction error of one element."""
+    regularization_weights: dict[str, float] = field(default_factory=lambda: {"kl": 1e-6})
+    """Factor of each named term of the posterior (kl: nats); a term not named here is not optimized."""
+    learned_log_variance: bool = False
+    """Divide the reconstruction by exp(s) and add s, with s one learned number for all pixels."""
+    adversarial: AdversarialLoss = field(default_factory=lambda: lazy_instance(HingeLoss))
+    """Losses of generator and discriminator; used when the run has a discriminator."""
+    gan_weight: float = 0.5
+    """Factor of the generator's adversarial loss, beside the adaptive weight if that is on."""
+    adaptive_gan_weight: bool = True
+    """Scale the adversarial gradient at the last layer to the reconstruction's, as LDM does."""
+    discriminator_start: int = 0
+    """Step at which the discriminator begins to learn."""
+    discriminator_warmup_steps: int = 0
+    """Steps the discriminator learns alone before the generator sees it."""
+    gan_ramp_steps: int = 0
+    """Steps over which the adversarial weight then rises linearly from 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("perceptual_weight", "gan_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
+        for name in ("discriminator_start", "discriminator_warmup_steps", "gan_ramp_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
+
+    def gan_weight_at(self, step: int) -> float:
+        """Weight of the adversarial loss after `step` updates; 0 means that the generator does not see it."""
+        since = step - self.discriminator_start - self.discriminator_warmup_steps
+        if since < 0:
+            return 0.0
+        ramp = min((since + 1) / self.gan_ramp_steps, 1.0) if self.gan_ramp_steps else 1.0
+        return self.gan_weight * ramp
+
+
+class ReconstructionTerms(NamedTuple):
+    """The reconstruction part of the objective, and its terms in units that do not depend on the reduction."""
+
+    nll: Tensor
+    """Scalar, reduced: what is optimized."""
+    error: Tensor
+    """Scalar, reduced: `nll` before the log-variance."""
+    rec_loss: Tensor
+    """Scalar, mean over all pixel values."""
+    perceptual_loss: Tensor | None
+    """Scalar, mean distance over images."""
+
+
+class Objective(nn.Module):
+    """The configured losses with the one parameter that they may learn, `log_variance`."""
+
+    def __init__(self, config: ObjectiveConfig):
+        super().__init__()
+        self.config = config
+        self.perceptual = config.perceptual
+        self.log_variance = nn.Parameter(torch.zeros(())) if config.learned_log_variance else None
+
+    def reconstruction(self, reconstructions: Tensor, pixel_values: Tensor) -> ReconstructionTerms:
+        """Error of (B, 3, H, W) reconstructions, every term in float32."""
+        per_element = self.config.reconstruction(reconstructions.float(), pixel_values.float())
+        rec_loss = per_element.mean()
+        perceptual_loss = None
+        per_element_total = rec_loss
+        if self.perceptual is not None:
+            perceptual_loss = self.perceptual(reconstructions, pixel_values).mean()
+            per_element_total = rec_loss + self.config.perceptual_weight * perceptual_loss
+        # An image's 3HW elements are equally many in every image, so the sum over one image is the mean times 3HW.
+        error = per_element_total * self._elements(pixel_values)
+        return ReconstructionTerms(self.nll(error, pixel_values), error, rec_loss, perceptual_loss)
+
+    def nll(self, error: Tensor, pixel_values: Tensor) -> Tensor:
+        """error / exp(s) + s per element, with s the learned log-variance; the error itself without one."""
+        if self.log_variance is None:
+            return error
+        return error * torch.exp(-self.log_variance) + self._elements(pixel_values) * self.log_variance
+
+    def regularization(self, terms: dict[str, Tensor], latents: Tensor) -> Tensor:
+        """Weighted sum of the posterior's named terms, each (B,) summed over one image's latents (B, C, h, w)."""
+        total = latents.new_zeros(())
+        for name, weight in self.config.regularization_weights.items():
+            if name not in terms:
+                raise UserError(f"objective.regularization_weights: no term '{name}'; this model has {sorted(terms)}")
+            per_image = terms[name].mean()
+            total = total + weight * (per_image if self.config.reduction == "ldm" else per_image / latents[0].numel())
+        return total
+
+    def _elements(self, pixel_values: Tensor) -> int:
+        return pixel_values[0].numel() if self.config.reduction == "ldm" else 1

@@ -1,0 +1,81 @@
+"""What every discriminator must do, and what PatchGAN is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ldm_ae import discriminators
+from ldm_ae.discriminators import BothSides, Discriminator, PatchDiscriminator
+from ldm_ae.errors import UserError
+
+ALL = sorted(
+    {c for c in vars(discriminators).values() if isinstance(c, type) and issubclass(c, Discriminator)}
+    - {Discriminator},
+    key=lambda c: c.__name__,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_contract(cls: type[Discriminator]) -> None:
+    network = cls()
+    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    x.requires_grad_()
+    logits = network(x)
+    assert logits.shape[0] == 2
+    assert logits.isfinite().all()
+    (gradient,) = torch.autograd.grad(logits.sum(), x)
+    assert gradient.abs().max() > 0
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    real, fake = BothSides(cls().eval())(x, -x)
+    assert real.shape == fake.shape == logits.shape
+
+
+def test_ldm_layout() -> None:
+    """LDM's own discriminator: 64, 128, 256, 512, 1 channels, strides 2 2 2 1 1, biases at both ends only."""
+    convolutions = [m for m in PatchDiscriminator().modules() if isinstance(m, nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [64, 128, 256, 512, 1]
+    assert [c.stride[0] for c in convolutions] == [2, 2, 2, 1, 1]
+    assert [c.bias is not None for c in convolutions] == [True, False, False, False, True]
+    assert {c.kernel_size for c in convolutions} == {(4, 4)}
+    assert (
+        sum(p.numel() for p in PatchDiscriminator().parameters()) == 2_768_705 - 3 * 64 * 16
+    )  # pix2pix, less its condition
+    assert PatchDiscriminator()(torch.zeros(1, 3, 256, 256)).shape == (1, 1, 30, 30)
+
+
+def test_receptive_field_is_70_pixels() -> None:
+    network = PatchDiscriminator(ndf=4, norm="none").double()
+    x = torch.rand(1, 3, 128, 128, dtype=torch.double, requires_grad=True)
+    logits = network(x)
+    middle = logits.shape[-1] // 2
+    (gradient,) = torch.autograd.grad(logits[0, 0, middle, middle], x)
+    rows = gradient.abs().sum(dim=(0, 1, 3)).nonzero().flatten()
+    assert rows[-1] - rows[0] + 1 == 70
+
+
+def test_norms() -> None:
+    kinds = {"batch": nn.BatchNorm2d, "group": nn.GroupNorm}
+    for norm, kind in kinds.items():
+        found = [m for m in PatchDiscriminator(ndf=8, norm=norm).modules() if isinstance(m, kind)]  # type: ignore[arg-type]
+        assert len(found) == 3
+    # Without batch normalization an image's logits do not depend on its neighbours in the batch.
+    network = PatchDiscriminator(ndf=8, norm="group")
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(network(x)[:1], network(x[:1]), atol=1e-6)
+
+
+def test_spectral_norm_bounds_every_layer() -> None:
+    network = PatchDiscriminator(ndf=8, norm="none", with_spectral_norm=True)
+    for _ in range(50):  # one power iteration a forward pass
+        network(torch.rand(1, 3, 32, 32))
+    for module in network.eval().modules():
+        if isinstance(module, nn.Conv2d):
+            # Power iteration approaches the norm from below, so that the quotient ends slightly above 1.
+            assert torch.linalg.matrix_norm(module.weight.flatten(1), ord=2) < 1.05
+
+
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(UserError, match="n_layers=0"):
+        PatchDiscriminator(n_layers=0)

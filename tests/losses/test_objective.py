@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ldm_ae.errors import UserError
+from ldm_ae.losses import L1, L2, Charbonnier, HingeLoss, NonSaturatingLoss, Objective, ObjectiveConfig, VanillaLoss
+from ldm_ae.models import GaussianPosterior
+
+
+def test_reconstruction_losses_by_hand() -> None:
+    x, y = torch.tensor([0.0, 0.5]), torch.tensor([0.3, 0.1])
+    assert torch.allclose(L1()(x, y), torch.tensor([0.3, 0.4]))
+    assert torch.allclose(L2()(x, y), torch.tensor([0.09, 0.16]))
+    assert torch.allclose(Charbonnier(eps=0.4)(x, y), torch.tensor([0.5, 0.32**0.5]))
+
+
+def test_charbonnier_has_a_gradient_of_zero_at_zero() -> None:
+    x = torch.zeros(3, requires_grad=True)
+    Charbonnier()(x, torch.zeros(3)).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.zeros(3))
+
+
+def test_adversarial_losses_by_hand() -> None:
+    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.5])
+    assert HingeLoss().discriminator(real, fake) == pytest.approx(0.5 * (0.5 + 0.75))
+    assert HingeLoss().generator(fake) == pytest.approx(0.75)
+    softplus = torch.nn.functional.softplus
+    expected = 0.5 * (softplus(-real).mean() + softplus(fake).mean())
+    assert torch.allclose(VanillaLoss().discriminator(real, fake), expected)
+    assert torch.allclose(NonSaturatingLoss().discriminator(real, fake), expected)
+    assert VanillaLoss().generator(fake) == pytest.approx(0.75)
+    assert torch.allclose(NonSaturatingLoss().generator(fake), softplus(-fake).mean())
+
+
+@pytest.mark.parametrize("loss", [HingeLoss(), VanillaLoss(), NonSaturatingLoss()])
+def test_players_pull_in_opposite_directions(loss: HingeLoss) -> None:
+    fake = torch.zeros(4, requires_grad=True)
+    (for_generator,) = torch.autograd.grad(loss.generator(fake), fake)
+    (for_discriminator,) = torch.autograd.grad(loss.discriminator(torch.zeros(4), fake), fake)
+    assert (for_generator < 0).all()
+    assert (for_discriminator > 0).all()
+
+
+def test_ldm_reduction_sums_over_an_image() -> None:
+    x, y = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    ldm = Objective(ObjectiveConfig(reduction="ldm")).reconstruction(x, y)
+    mean = Objective(ObjectiveConfig(reduction="mean")).reconstruction(x, y)
+    assert torch.allclose(ldm.nll, (x - y).abs().sum() / 2)
+    assert torch.allclose(mean.nll, (x - y).abs().mean())
+    assert torch.equal(ldm.rec_loss, mean.rec_loss)
+
+
+def test_kl_weight_of_one_reduction_in_the_other() -> None:
+    """1e-6 in `ldm` is 2.08e-8 in `mean` for f8c4, as the documentation says: the same trade-off at both."""
+    size, latents = 64, torch.randn(2, 4, 8, 8)
+    terms = {"kl": torch.tensor([30.0, 50.0])}
+    ldm = Objective(ObjectiveConfig(reduction="ldm", regularization_weights={"kl": 1e-6})).regularization(
+        terms, latents
+    )
+    in_mean = 1e-6 * latents[0].numel() / (3 * size * size)
+    assert in_mean == pytest.approx(2.083e-8, rel=1e-3)
+    mean = Objective(ObjectiveConfig(regularization_weights={"kl": in_mean})).regularization(terms, latents)
+    assert torch.allclose(ldm / (3 * size * size), mean)
+
+
+def test_kl_is_that_of_torch() -> None:
+    moments = torch.randn(2, 8, 4, 4)
+    posterior = GaussianPosterior(moments)
+    q = torch.distributions.Normal(posterior.mean, torch.exp(0.5 * posterior.log_variance))
+    expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(dim=(1, 2, 3))
+    assert torch.allclose(posterior.regularization()["kl"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gan_weight": -1.0}, "gan_weight is -1.0"),
+        ({"perceptual_weight": -0.1}, "perceptual_weight is -0.1"),
+        ({"discriminator_start": -5}, "discriminator_start is -5"),
+    ],
+)
+def test_impossible_values_are_refused(changes: dict[str, float], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ObjectiveConfig(**changes)  # type: ignore[arg-type]

@@ -1,0 +1,231 @@
+"""The perceptual distances against the packages they come from, and what a frozen measuring network must hold."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldm_ae.errors import UserError
+from ldm_ae.losses import LPIPS, PerceptualLoss, ShiftTolerantLPIPS
+from ldm_ae.losses import perceptual as perceptual_module
+
+# Two float32 implementations add the same numbers in another order: about 1e-6 after thirteen convolutions.
+FLOAT32 = 1e-5
+
+needs_stlpips = pytest.mark.skipif(
+    importlib.util.find_spec("stlpips_pytorch") is None, reason="the wheel stlpips-pytorch is not installed"
+)
+
+
+def pictures(batch: int = 2, size: int = 64) -> tuple[Tensor, Tensor]:
+    """Reconstructions and pixel_values."""
+    pixel_values = nn.functional.interpolate(torch.rand(batch, 3, 8, 8) * 2 - 1, size=(size, size), mode="bilinear")
+    return pixel_values + 0.2 * torch.randn(pixel_values.shape), pixel_values
+
+
+def distance_and_gradient(
+    loss: Callable[[Tensor, Tensor], Tensor], reconstructions: Tensor, pixel_values: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Distances (B,), and the gradient of a sum that weighs each image differently."""
+    leaf = reconstructions.clone().requires_grad_()
+    distances = loss(leaf, pixel_values).flatten()
+    (gradient,) = torch.autograd.grad((distances * torch.arange(1.0, len(distances) + 1)).sum(), leaf)
+    return distances.detach(), gradient
+
+
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    return float((value - expected).norm() / expected.norm())
+
+
+def lpips_package(ours: LPIPS, net: str) -> nn.Module:
+    """The lpips package's module with our trunk; the channel weights are its own."""
+    import lpips
+
+    with warnings.catch_warnings():  # it passes arguments that torchvision has deprecated
+        warnings.simplefilter("ignore")
+        theirs = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    convolutions = [[m for m in part.modules() if isinstance(m, nn.Conv2d)] for part in (ours.stages, theirs.net)]
+    for mine, other in zip(*convolutions, strict=True):
+        nn.init.normal_(mine.bias, std=0.1)  # zero as built, which would hide a bias that is lost
+        other.load_state_dict(mine.state_dict())
+    return theirs
+
+
+def stlpips_package(net: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+    """The stlpips_pytorch package's module, with stand-ins for what it imports and does not use here."""
+    for name, attribute in (("IPython", "embed"), ("torchsummary", "summary")):
+        stand_in = types.ModuleType(name)
+        setattr(stand_in, attribute, None)
+        monkeypatch.setitem(sys.modules, name, stand_in)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from stlpips_pytorch import stlpips
+
+        return stlpips.LPIPS(net=net, variant="shift_tolerant", verbose=False)
+
+
+def toy(*stages: nn.Module, channels: tuple[int, ...]) -> PerceptualLoss:
+    return PerceptualLoss("toy", stages, [torch.rand(count) for count in channels])
+
+
+@pytest.mark.parametrize("net", ["vgg", "alex", "squeeze"])
+def test_equals_the_lpips_package(net: Literal["vgg", "alex", "squeeze"]) -> None:
+    ours = LPIPS(net=net, pretrained=False)
+    theirs = lpips_package(ours, net)
+    pair = pictures()
+    distances, gradient = distance_and_gradient(ours, *pair)
+    expected, expected_gradient = distance_and_gradient(theirs, *pair)
+    assert distances.shape == (2,)
+    assert expected.min() > 1e-3
+    assert relative_error(distances, expected) < FLOAT32
+    assert relative_error(gradient, expected_gradient) < FLOAT32
+
+
+@needs_stlpips
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_equals_the_stlpips_package(net: Literal["vgg", "alex"], monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = stlpips_package(net, monkeypatch)
+    pair = pictures()
+    distances, gradient = distance_and_gradient(ShiftTolerantLPIPS(net=net), *pair)
+    expected, expected_gradient = distance_and_gradient(theirs, *pair)
+    assert expected.min() > 1e-2
+    assert relative_error(distances, expected) < FLOAT32
+    assert relative_error(gradient, expected_gradient) < FLOAT32
+
+
+def test_layers_taken_in_pieces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = LPIPS(net="squeeze", pretrained=False)
+    pair = pictures(batch=3)
+    whole = distance_and_gradient(loss, *pair)
+    monkeypatch.setattr(perceptual_module, "CACHED_ELEMENTS", 7001)  # does not divide the rows of any layer
+    pieces = distance_and_gradient(loss, *pair)
+    for value, expected in zip(pieces, whole, strict=True):
+        assert relative_error(value, expected) < 1e-6  # the same arithmetic; sums over positions in another order
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("which", ["both", "reconstruction", "real"])
+def test_zero_features_are_no_nan(dtype: torch.dtype, which: str) -> None:
+    # The stage passes its input on; the scaling layer maps a pixel of colour SHIFT to zeros in all channels.
+    loss = toy(nn.Identity(), channels=(3,)).set_precision(dtype)
+    reconstructions, pixel_values = pictures(batch=1, size=8)
+    for name, images in (("reconstruction", reconstructions), ("real", pixel_values)):
+        if which in ("both", name):
+            images[..., 3, 4] = loss.shift[0, :, 0, 0]
+    distances, gradient = distance_and_gradient(loss, reconstructions, pixel_values)
+    assert distances.isfinite().all()
+    assert distances.min() > 0
+    assert gradient.isfinite().all()
+    at_zero = gradient[..., 3, 4].abs().max()
+    assert at_zero > 0 if which == "real" else at_zero == 0
+    assert gradient[..., 2, 2].abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_layer_of_zeros_gives_distance_zero(dtype: torch.dtype) -> None:
+    convolution = nn.Conv2d(3, 4, 3)
+    nn.init.constant_(convolution.bias, -1e3)
+    loss = toy(nn.Sequential(convolution, nn.ReLU()), channels=(4,)).set_precision(dtype)
+    distances, gradient = distance_and_gradient(loss, *pictures(size=8))
+    assert torch.equal(distances, torch.zeros(2))
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_images_have_distance_zero(dtype: torch.dtype) -> None:
+    loss = LPIPS(net="alex", pretrained=False).set_precision(dtype)
+    _, pixel_values = pictures()
+    assert torch.equal(loss(pixel_values, pixel_values), torch.zeros(2))
+
+
+def test_only_the_reconstructions_get_a_gradient() -> None:
+    loss = LPIPS(net="squeeze", pretrained=False).train()
+    reconstructions, pixel_values = (image.requires_grad_() for image in pictures())
+    loss(reconstructions, pixel_values).sum().backward()
+    assert reconstructions.grad is not None
+    assert reconstructions.grad.abs().max() > 0
+    assert pixel_values.grad is None
+    assert [p.grad for p in loss.parameters() if p.grad is not None or p.requires_grad] == []
+
+
+def test_features_of_real_images_hold_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = LPIPS(net="squeeze", pretrained=False)
+    with_graph: list[list[bool]] = []
+    original = loss.features
+
+    def recorded(images: Tensor) -> Iterator[Tensor]:
+        with_graph.append([])
+        for layer in original(images):
+            with_graph[-1].append(layer.requires_grad)
+            yield layer
+
+    monkeypatch.setattr(loss, "features", recorded)
+    reconstructions, pixel_values = (image.requires_grad_() for image in pictures())
+    assert loss(reconstructions, pixel_values).requires_grad
+    assert with_graph == [[False] * 7, [True] * 7]
+
+
+def test_stays_in_eval_mode() -> None:
+    loss = LPIPS(net="alex", pretrained=False)
+    holder = nn.Sequential(loss).train()
+    assert holder.training
+    assert not any(module.training for module in loss.modules())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_is_near_float32(autocast: bool) -> None:
+    loss = LPIPS(net="vgg", pretrained=False)
+    pair = pictures()
+    distances, gradient = distance_and_gradient(loss, *pair)
+    loss.set_precision(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):  # makes no difference: the network has its own dtype
+        near, near_gradient = distance_and_gradient(loss, *pair)
+    assert near.dtype == near_gradient.dtype == torch.float32
+    # Features keep 8 bits, so each is off by up to 0.4 %; most of that averages out.
+    assert relative_error(near, distances) < 0.01
+    assert nn.functional.cosine_similarity(near_gradient.flatten(), gradient.flatten(), dim=0) > 0.97
+
+
+def test_missing_weights_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError) as caught:
+        LPIPS(net="vgg")
+    message = str(caught.value)
+    assert "vgg16-397923af.pth" in message
+    assert str(tmp_path) in message
+    assert "ShiftTolerantLPIPS" in message
+    assert "\n" not in message
+
+
+def test_a_damaged_weights_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"<html>not found</html>")
+    with pytest.raises(UserError, match=path.name) as caught:
+        LPIPS(net="alex")
+    assert "\n" not in str(caught.value)
+
+
+def test_pretrained_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    source = LPIPS(net="squeeze", pretrained=False)
+    layers = [layer for stage in source.stages for layer in stage]
+    weights = nn.Sequential(*layers).state_dict()
+    path = tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    path.parent.mkdir(parents=True)
+    torch.save(
+        {f"features.{name}": value for name, value in weights.items()} | {"classifier.1.bias": torch.ones(3)}, path
+    )
+    pair = pictures()
+    assert torch.equal(LPIPS(net="squeeze")(*pair), source(*pair))
