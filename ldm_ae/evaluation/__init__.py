@@ -1,0 +1,30 @@
+"""How good an autoencoder is: scores with their protocol, and a report to look at."""
+
+from ldm_ae.evaluation.evaluate import Evaluation, ImageScores, Picture, evaluate, validate
+from ldm_ae.evaluation.features import EfficientNetLite0Features, FeatureNetwork, InceptionFeatures, frechet_score_name
+from ldm_ae.evaluation.frechet import FeatureStatistics, frechet_distance
+from ldm_ae.evaluation.image_quality import PerceptualDistance, psnr, ssim
+from ldm_ae.evaluation.pictures import comparison_grid, error_map, latent_channel_pictures, to_uint8_image
+from ldm_ae.evaluation.report import write_report
+
+__all__ = [
+    "EfficientNetLite0Features",
+    "Evaluation",
+    "FeatureNetwork",
+    "FeatureStatistics",
+    "ImageScores",
+    "InceptionFeatures",
+    "PerceptualDistance",
+    "Picture",
+    "comparison_grid",
+    "error_map",
+    "evaluate",
+    "frechet_distance",
+    "frechet_score_name",
+    "latent_channel_pictures",
+    "psnr",
+    "ssim",
+    "to_uint8_image",
+    "validate",
+    "write_report",
+]

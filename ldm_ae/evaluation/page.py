@@ -1,0 +1,90 @@
+"""The report's style, and its tables and histograms. Everything is inline, so that the page is one file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+STYLE = """
+:root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1d1c1a;--soft:#6b6861;--line:#e4e1da;--mark:#3b6ea5;
+--good:#2f7d4f;--bad:#b4472f}
+@media(prefers-color-scheme:dark){:root{--paper:#161513;--card:#1f1e1b;--ink:#ece9e2;--soft:#9c978c;--line:#35332e;
+--mark:#7fb0e0;--good:#74c191;--bad:#e58e77}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:76rem;padding:2.5rem 1.25rem 5rem;background:var(--paper);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+h1{font-size:clamp(1.5rem,4vw,2.2rem);line-height:1.2;margin:.1em 0 .4em;overflow-wrap:anywhere;letter-spacing:-.01em}
+h2{font-size:1.25rem;margin:3rem 0 .6rem;padding-top:1rem;border-top:1px solid var(--line)}
+h3{font-size:1rem;margin:2rem 0 .3rem}
+p{margin:.3rem 0 1rem;color:var(--soft);max-width:46rem}
+.kicker{margin:0;font-size:.85rem}
+.headline{list-style:none;margin:1.5rem 0 0;padding:0;display:grid;gap:.75rem;
+grid-template-columns:repeat(auto-fit,minmax(11.5rem,1fr))}
+.headline li{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.8rem 1rem}
+.headline span,.headline small{display:block;font-size:.85rem;color:var(--soft)}
+.headline strong{display:block;font-size:1.8rem;font-weight:600;font-variant-numeric:tabular-nums}
+.headline .wins{color:var(--good)}.headline .loses{color:var(--bad)}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:.92rem}
+th{font-weight:600;color:var(--soft);font-size:.82rem;text-align:left;white-space:nowrap}
+th,td{padding:.4rem .9rem .4rem 0;border-bottom:1px solid var(--line);vertical-align:top}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+table.narrow{width:auto}
+table.scores{max-width:52rem}
+.scores td:nth-child(2){font-weight:600}.scores td:nth-child(3),.scores small{color:var(--soft)}
+.scores small{display:block;font-size:.85rem}.scores .n{padding:.4rem 0 .4rem .9rem}
+.protocol td{overflow-wrap:anywhere}.protocol td:first-child{white-space:nowrap;color:var(--soft)}
+code{font:.88em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+.gallery{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,34rem),1fr))}
+figure{margin:0 0 1rem;background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.75rem}
+.gallery figure{margin:0}
+figcaption{font-size:.85rem;color:var(--soft);margin-top:.5rem;overflow-wrap:anywhere}
+figcaption b{color:var(--ink);font-weight:600;display:block}
+.views{display:grid;grid-template-columns:repeat(4,1fr);gap:.4rem}
+.views span,.strip span{display:block;font-size:.75rem;color:var(--soft);font-variant-numeric:tabular-nums}
+img{display:block;width:100%;height:auto;border-radius:3px}
+.pixels{image-rendering:pixelated}
+.strip{display:grid;gap:.4rem;grid-template-columns:repeat(auto-fill,minmax(5.5rem,1fr))}
+.small-multiples{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));margin-bottom:1.5rem}
+.small-multiples b{font-size:.8rem;font-weight:600}
+.bars svg{display:block;width:100%;height:4.5rem;border-bottom:1px solid var(--line)}
+.wide .bars svg{height:9rem}
+.wide{max-width:46rem}
+.bars rect{fill:var(--mark)}
+.bars div{display:flex;justify-content:space-between;font-size:.75rem;color:var(--soft);
+font-variant-numeric:tabular-nums}
+summary{cursor:pointer;margin-bottom:.75rem}
+@media(max-width:40rem){body{padding-top:1.25rem}.views{grid-template-columns:repeat(2,1fr)}
+.protocol td:first-child{white-space:normal}}
+@media print{:root{--paper:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#ccc;--mark:#3b6ea5;--good:#2f7d4f;
+--bad:#b4472f}body{max-width:none;padding:0;font-size:11pt}figure,tr,.headline li{break-inside:avoid}
+h2,h3{break-after:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+""".strip().replace("\n", "")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: tuple[int, ...], css: str) -> str:
+    """A table whose cells are HTML already; the columns `numbers` are right-aligned."""
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(f"<{tag}{' class=n' if i in numbers else ''}>{cell}</{tag}>" for i, cell in enumerate(row))
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table class="{css}"><thead><tr>{cells("th", header)}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def bars(counts: Sequence[int], ends: tuple[str, str], title: str) -> str:
+    """A histogram of `counts` with the axis' two ends under it."""
+    tallest = max(*counts, 1)
+    rectangles = "".join(
+        f'<rect x="{i + 0.06:g}" y="{100 - height:.2f}" width=".88" height="{height:.2f}"/>'
+        for i, height in enumerate(100 * count / tallest for count in counts)
+        if height
+    )
+    return (
+        f'<div class="bars"><svg viewBox="0 0 {len(counts)} 100" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(title)}">{rectangles}</svg><div><span>{escape(ends[0])}</span>'
+        f"<span>{escape(ends[1])}</span></div></div>"
+    )

@@ -1,0 +1,19 @@
+"""The scores as lines for a terminal, with what a bicubic thumbnail of as many numbers has beside them."""
+
+from __future__ import annotations
+
+from ldm_ae.evaluation.evaluate import Evaluation
+
+BASELINE_PREFIX = "bicubic_"
+
+
+def summary_lines(evaluation: Evaluation) -> list[str]:
+    """A table: score, model, baseline where there is one."""
+    scores = evaluation.scores
+    names = [name for name in scores if not name.startswith(BASELINE_PREFIX)]
+    width = max(len(name) for name in names)
+    lines = [f"{'':{width}}  {'model':>10}  thumbnail"]
+    for name in names:
+        baseline = scores.get(BASELINE_PREFIX + name)
+        lines.append(f"{name:{width}}  {scores[name]:10.4g}" + ("" if baseline is None else f"  {baseline:9.4g}"))
+    return [line.rstrip() for line in lines]

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import ldm_ae
+from ldm_ae.environment import git_commit, package_versions
+from ldm_ae.errors import UserError
+from ldm_ae.evaluation import FeatureStatistics, evaluate, frechet_distance, psnr, ssim, validate
+from ldm_ae.evaluation.evaluate import Evaluation
+from ldm_ae.evaluation.image_quality import PSNR_CEILING, from_levels
+from ldm_ae.evaluation.latent_summary import ACTIVE_NATS, LatentSummary
+from ldm_ae.models import ChannelStatistics, GaussianPosterior, KLAutoencoder, weights_sha256
+from tests.evaluation.stubs import IdentityAutoencoder, Loader, MeanDistance, PixelFeatures, loader, pictures
+
+
+def run(model, images: Loader | None = None, **options) -> Evaluation:
+    return evaluate(
+        model,
+        images if images is not None else loader(),
+        source="six pictures",
+        transform_description={"size": [32, 32], "crop": "center"},
+        model_name="tiny",
+        device="cpu",
+        **options,
+    )
+
+
+@pytest.fixture
+def blurred_model(tiny_model: KLAutoencoder) -> KLAutoencoder:
+    """The tiny model with an output that differs from picture to picture."""
+    torch.nn.init.normal_(tiny_model.net.decoder.conv_out.weight, std=0.3)
+    return tiny_model
+
+
+def test_scores_are_the_means_over_images_of_what_the_parts_give(blurred_model: KLAutoencoder) -> None:
+    result = run(blurred_model, perceptual=MeanDistance(), features=PixelFeatures())
+    originals = pictures(6)
+    with torch.no_grad():
+        posterior = blurred_model.encode(originals)
+        reconstructions = blurred_model.decode(posterior.mode())
+    # Batches of 4 and 2 against one of 6: float32 convolutions in another order move a value across the border
+    # between two levels here and there, 1 of 255 in 1 of 1,000 values or so.
+    assert result.scores["psnr"] == pytest.approx(float(psnr(reconstructions, originals).mean()), abs=1e-3)
+    assert result.scores["ssim"] == pytest.approx(float(ssim(reconstructions, originals).mean()), abs=1e-4)
+    assert result.scores["kl_bits_per_pixel"] == pytest.approx(float(posterior.rate().mean()) / 32**2, rel=1e-5)
+    assert [row.key for row in result.images] == [f"{i:03d}.png" for i in range(6)]
+    for name in ("psnr", "ssim", "mean_distance", "kl_bits_per_pixel", "bicubic_psnr", "bicubic_mean_distance"):
+        values = [row.scores[name] for row in result.images]
+        assert result.scores[name] == pytest.approx(sum(values) / 6, rel=1e-12), name
+        assert len(set(values)) > 1, name
+    assert result.scores["count"] == 6
+    originals_statistics, reconstructions_statistics = FeatureStatistics(6), FeatureStatistics(6)
+    originals_statistics.update(PixelFeatures()(originals))
+    reconstructions_statistics.update(PixelFeatures()(reconstructions))
+    expected = frechet_distance(originals_statistics, reconstructions_statistics)
+    assert result.scores["frechet_colour"] == pytest.approx(expected, rel=1e-3)  # rounding of the pixels, as above
+    assert result.scores["bicubic_frechet_colour"] < expected / 10  # shrinking hardly changes mean and deviation
+    assert "rfid" not in result.scores
+
+
+def test_twice_gives_the_same(blurred_model: KLAutoencoder) -> None:
+    options = {"perceptual": MeanDistance(), "features": PixelFeatures()}
+    first = run(blurred_model, **options)
+    torch.manual_seed(99)  # the global generator must not matter
+    second = run(blurred_model, **options)
+    assert first.scores == second.scores
+    assert first.images == second.images
+    assert first.channels == second.channels
+    assert first.protocol == second.protocol
+
+
+def test_the_batch_size_changes_nothing_but_rounding(blurred_model: KLAutoencoder) -> None:
+    one, six = (run(blurred_model, loader(6, size), features=PixelFeatures()).scores for size in (1, 6))
+    # Convolutions over another batch size sum in another order: 1e-6 in the latents, a level here and there.
+    assert one == pytest.approx(six, rel=1e-3)
+    assert one["latent_std"] == pytest.approx(six["latent_std"], rel=1e-6)  # the noise is each image's own
+
+
+def test_a_perfect_model_reaches_the_ceiling() -> None:
+    result = run(IdentityAutoencoder(), perceptual=MeanDistance(), features=PixelFeatures())
+    assert result.scores["psnr"] == PSNR_CEILING
+    assert result.scores["ssim"] == pytest.approx(1.0, abs=1e-5)  # float32 sums over a window of 121 pixels
+    assert result.scores["mean_distance"] == 0.0
+    assert result.scores["frechet_colour"] == pytest.approx(0.0, abs=1e-12)  # float64 rounding
+    assert "kl_bits_per_pixel" not in result.scores
+    assert "active_latent_channels" not in result.scores
+    # As many numbers as pixels: the thumbnail is the image.
+    assert result.scores["bicubic_psnr"] == PSNR_CEILING
+    json.dumps(result.scores, allow_nan=False)
+
+
+def test_the_baseline_is_a_thumbnail_of_as_many_numbers_as_the_latents(tiny_model: KLAutoencoder) -> None:
+    result = run(tiny_model)
+    # 4 x 8 x 8 numbers are 9 x 9 colour pixels, rounded
+    assert result.protocol["baseline"]["thumbnail_size"] == "9x9"
+    originals = pictures(6)
+    small = torch.nn.functional.interpolate(originals, size=(9, 9), mode="bicubic", antialias=True)
+    expected = psnr(torch.nn.functional.interpolate(small, size=(32, 32), mode="bicubic"), originals)
+    # A value may round to the level next to it: see above.
+    assert [row.scores["bicubic_psnr"] for row in result.images] == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+def test_worst_best_and_first() -> None:
+    images = loader(9, 2)
+    originals = pictures(9)
+    order = [3, 7, 0, 8, 1, 5, 2, 6, 4]  # of falling error
+
+    class Uneven(IdentityAutoencoder):
+        def decode(self, latents):
+            which = [int((originals - z).abs().amax(dim=(1, 2, 3)).argmin()) for z in latents]
+            errors = torch.tensor([float(9 - order.index(i)) for i in which]).view(-1, 1, 1, 1)
+            return latents * (1 - errors / 20)
+
+    result = run(Uneven(), images, pictures=3)
+    ranked = sorted(result.images, key=lambda row: row.scores["psnr"])
+    assert len({row.scores["psnr"] for row in ranked}) == 9
+    assert [p.row for p in result.worst] == ranked[:3]
+    assert [p.row for p in result.best] == ranked[:-4:-1]
+    assert [p.row.key for p in result.first] == ["000.png", "001.png", "002.png"]
+    for picture in [*result.first, *result.worst, *result.best]:
+        assert torch.equal(from_levels(picture.original), originals[int(picture.row.key[:3])])
+        again = psnr(from_levels(picture.reconstruction)[None], from_levels(picture.original)[None])
+        assert float(again) == picture.row.scores["psnr"]
+    none = run(Uneven(), images, pictures=0)
+    assert (none.first, none.worst, none.best) == ([], [], [])
+
+
+def test_ties_keep_the_earlier_image() -> None:
+    result = run(IdentityAutoencoder(), pictures=2)
+    assert [p.row.key for p in result.worst] == ["000.png", "001.png"]
+    assert [p.row.key for p in result.best] == ["000.png", "001.png"]
+
+
+def test_latent_statistics(tiny_model: KLAutoencoder) -> None:
+    result = run(tiny_model, seed=5)
+    noise = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(5 + i)) for i in range(6)]
+    expected = ChannelStatistics(4)
+    with torch.no_grad():
+        posterior = tiny_model.encode(pictures(6))
+        expected.update(posterior.sample(noise=torch.stack(noise)))
+    # float32 encoder outputs of another batch size
+    assert [c.mean for c in result.channels] == pytest.approx(expected.channel_mean.tolist(), abs=1e-5)
+    assert [c.std for c in result.channels] == pytest.approx(expected.channel_std.tolist(), rel=1e-5)
+    assert result.scores["latent_std"] == pytest.approx(expected.pooled_std, rel=1e-5)
+    assert result.scores["scaling_factor"] == 1.0 / result.scores["latent_std"]
+    kl = posterior.kl_map().mean(dim=(0, 2, 3)).tolist()
+    assert [c.kl_nats for c in result.channels] == pytest.approx(kl, rel=1e-5)
+    assert all(sum(c.histogram) == 6 * 8 * 8 for c in result.channels)
+
+
+def test_active_channels_are_those_whose_kl_exceeds_the_threshold() -> None:
+    # KL of N(m, 1) to N(0, 1) is m² / 2
+    means = torch.tensor([0.0, (2 * ACTIVE_NATS * 0.98) ** 0.5, (2 * ACTIVE_NATS * 1.02) ** 0.5, 1.0])
+    moments = torch.cat([means, torch.zeros(4)]).view(1, 8, 1, 1).expand(2, 8, 16, 16)
+    summary = LatentSummary(4, seed=0)
+    summary.update(GaussianPosterior(moments), torch.Size([2, 4, 16, 16]))
+    assert [c.active for c in summary.channels()] == [False, False, True, True]
+
+
+def test_the_histogram_covers_four_deviations_and_keeps_outliers_in_the_last_bin() -> None:
+    summary = LatentSummary(1, seed=0)
+    moments = torch.zeros(1, 2, 64, 64)
+    summary.update(GaussianPosterior(moments), torch.Size([1, 1, 64, 64]))
+    moments[:, 0] = 100.0
+    summary.update(GaussianPosterior(moments), torch.Size([1, 1, 64, 64]))
+    (channel,) = summary.channels()
+    low, high = channel.histogram_range
+    assert (low, high) == pytest.approx((-4.0, 4.0), abs=0.2)  # of 4,096 draws
+    assert channel.histogram[-1] >= 64 * 64
+    assert sum(channel.histogram) == 2 * 64 * 64
+
+
+def test_the_protocol_says_what_the_scores_depend_on(tiny_model: KLAutoencoder) -> None:
+    sha256 = weights_sha256(tiny_model)
+    result = run(tiny_model, precision="bf16", features=PixelFeatures())
+    protocol = result.protocol
+    assert protocol["images"] | {"keys_sha256": ""} == {
+        "source": "six pictures",
+        "count": 6,
+        "keys_sha256": "",
+        "size": "32x32",
+        "transform": {"size": [32, 32], "crop": "center"},
+        "rejected": {"broken.jpg": "truncated"},
+    }
+    assert protocol["model"]["sha256"] == sha256  # of the weights as they came, not as cast
+    assert protocol["model"]["downsample_factor"] == 4
+    assert protocol["precision"] == "bf16"
+    assert protocol["device"].startswith("cpu")
+    assert protocol["frechet_features"] == {"network": "colour", "dim": 6, "preprocessing": "none"}
+    assert "8 bits" in protocol["reconstruction"]
+    assert protocol["versions"]["torch"] == torch.__version__.split("+")[0]
+    json.dumps(protocol, allow_nan=False)
+
+
+def test_another_set_of_images_has_another_digest(tiny_model: KLAutoencoder) -> None:
+    digests = [
+        run(tiny_model, loader(keys=keys)).protocol["images"]["keys_sha256"]
+        for keys in (list("abcdef"), list("abcdeg"), list("abcdef"))
+    ]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_nothing_to_evaluate(tiny_model: KLAutoencoder) -> None:
+    with pytest.raises(UserError, match="no images to evaluate in six pictures"):
+        run(tiny_model, Loader([]))
+    with pytest.raises(UserError, match="no held-out images"):
+        validate(tiny_model, Loader([]))
+
+
+def test_a_reconstruction_that_is_not_finite_is_named() -> None:
+    class Overflow(IdentityAutoencoder):
+        def decode(self, latents):
+            out = latents.clone()
+            out[1, 0, 3, 3] = float("inf")
+            return out
+
+    with pytest.raises(UserError, match=r"001\.png is not finite in fp16; try --precision fp32"):
+        run(Overflow(), precision="fp16")
+
+
+def test_progress_counts_images(tiny_model: KLAutoencoder) -> None:
+    seen: list[int] = []
+    run(tiny_model, progress=seen.append)
+    assert seen == [4, 6]
+
+
+def test_validate_agrees_with_evaluate_and_leaves_the_modes(blurred_model: KLAutoencoder) -> None:
+    blurred_model.train()
+    blurred_model.net.encoder.eval()
+    before = [module.training for module in blurred_model.modules()]
+    assert len(set(before)) == 2
+    scores = validate(blurred_model, loader(), MeanDistance())
+    assert [module.training for module in blurred_model.modules()] == before
+    assert all(p.grad is None and p.requires_grad for p in blurred_model.parameters())
+    expected = run(blurred_model, perceptual=MeanDistance()).scores
+    # The same arithmetic, but evaluate runs channels-last: see the batch size.
+    assert scores == pytest.approx({name: expected[name] for name in scores}, rel=1e-3)
+    assert list(scores) == ["psnr", "ssim", "mean_distance"]
+
+
+def test_validate_restores_the_modes_after_an_error(tiny_model: KLAutoencoder) -> None:
+    tiny_model.train()
+    with pytest.raises(UserError):
+        validate(tiny_model, loader(2, size=30))
+    assert all(module.training for module in tiny_model.modules())
+
+
+def test_validate_runs_the_model_in_eval_mode_and_autocast() -> None:
+    class Watching(IdentityAutoencoder):
+        def decode(self, latents):
+            self.seen = self.training, self.net.training, torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()
+            return super().decode(latents)
+
+    model = Watching().train()
+    validate(model, loader())
+    assert model.seen == (False, False, False, False)
+    validate(model, loader(), autocast_dtype=torch.bfloat16)
+    assert model.seen == (False, False, True, False)
+
+
+def test_the_models_digest_is_of_names_shapes_dtypes_and_values(tiny_model: KLAutoencoder) -> None:
+    first = weights_sha256(tiny_model)
+    assert first == weights_sha256(tiny_model.to(memory_format=torch.channels_last))
+    weight = tiny_model.net.decoder.conv_out.weight
+    with torch.no_grad():
+        weight[0, 0, 0, 0] = torch.nextafter(weight[0, 0, 0, 0], torch.tensor(1e9))
+    changed = weights_sha256(tiny_model)
+    assert changed != first
+    assert weights_sha256(tiny_model.bfloat16()) != changed
+    scalar = torch.nn.Module()
+    scalar.register_buffer("steps", torch.tensor(3))
+    other = torch.nn.Module()
+    other.register_buffer("steps", torch.tensor([3]))
+    assert weights_sha256(scalar) != weights_sha256(other)
+
+
+def test_git_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit(tmp_path) is None
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-m", "first")
+    git("tag", "-a", "v1", "-m", "a tag does not stand for the commit")
+    assert git_commit(tmp_path) == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("2")
+    assert git_commit(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_commit(tmp_path) is None
+
+
+def test_versions() -> None:
+    versions = package_versions()
+    assert versions["ldm_ae"] == ldm_ae.__version__
+    assert {"torch", "torchvision", "diffusers", "lpips", "python"} <= versions.keys()
+
+
+def test_the_evaluation_cannot_be_changed_by_accident(tiny_model: KLAutoencoder) -> None:
+    result = run(tiny_model)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.scores = {}  # type: ignore[misc]

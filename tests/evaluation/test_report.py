@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm_ae.errors import UserError
+from ldm_ae.evaluation import evaluate, report, to_uint8_image, write_report
+from ldm_ae.evaluation.evaluate import Evaluation
+from ldm_ae.models import KLAutoencoder
+from tests.evaluation.stubs import IdentityAutoencoder, MeanDistance, PixelFeatures, loader, pictures
+
+HOSTILE = '<script>alert("1")</script>'
+VOID = {"meta", "img", "br", "rect"}
+
+
+class Page(HTMLParser):
+    """Checks the nesting of a page and collects its elements and text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.stack: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.stack == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture
+def evaluation(tiny_model: KLAutoencoder) -> Evaluation:
+    keys = [HOSTILE, *(f"{i}.png" for i in range(1, 6))]
+    images = loader(6, 4, keys=keys)
+    images.rejected = {HOSTILE: HOSTILE}
+    return evaluate(
+        tiny_model,
+        images,
+        source=HOSTILE,
+        transform_description={HOSTILE: HOSTILE},
+        model_name=HOSTILE,
+        perceptual=MeanDistance(),
+        features=PixelFeatures(),
+        device="cpu",
+        pictures=2,
+    )
+
+
+def test_the_page_is_whole_and_stands_alone(evaluation: Evaluation, tmp_path: Path) -> None:
+    path = write_report(evaluation, tmp_path / "new" / "report")
+    assert path == tmp_path / "new" / "report" / "report.html"
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    for _, attributes in page.elements:
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    assert "http" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    assert not page.all("script")
+    assert not page.all("link")
+    assert "prefers-color-scheme:dark" in text
+    assert "@media print" in text
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+
+
+def test_what_comes_from_data_is_escaped(evaluation: Evaluation) -> None:
+    text = report.render(evaluation)
+    assert "<script" not in text
+    page = Page(text)
+    assert not page.all("script")
+    # title, heading, lead, protocol, gallery and table
+    assert page.text.count(HOSTILE) >= 6
+
+
+def test_the_page_shows_scores_beside_their_baseline(evaluation: Evaluation) -> None:
+    text = Page(report.render(evaluation)).text
+    for name in ("psnr", "ssim", "mean_distance", "frechet_colour"):
+        assert report._number(evaluation.scores[name]) in text
+        assert report._number(evaluation.scores[f"bicubic_{name}"]) in text
+    assert "Fréchet distance, colour" in text
+    assert "rFID" in text  # named only to say that it is not this
+    assert "not comparable with rFID" in text
+    assert "error ×4" in text
+    assert "25 % of the range" in text
+
+
+def test_verdicts_follow_the_direction_of_each_score(evaluation: Evaluation) -> None:
+    scores = evaluation.scores
+    text = Page(report.render(evaluation)).text
+    expected = {
+        f"better than the thumbnail's {report._number(scores[f'bicubic_{name}'])}": better
+        for name, better in (
+            ("psnr", scores["psnr"] > scores["bicubic_psnr"]),
+            ("mean_distance", scores["mean_distance"] < scores["bicubic_mean_distance"]),
+        )
+    }
+    assert {phrase: phrase in text for phrase in expected} == expected
+    perfect = evaluate(
+        IdentityAutoencoder(0.5 / 127.5 * 1.01),
+        loader(),
+        source="pictures",
+        transform_description={},
+        model_name="nearly perfect",
+        device="cpu",
+    )
+    assert "worse than the thumbnail's 100.00" in Page(report.render(perfect)).text
+
+
+def test_pictures_are_the_images(evaluation: Evaluation) -> None:
+    page = Page(report.render(evaluation))
+    sources = [image["src"] or "" for image in page.all("img")]
+    # first, worst and best two of four views each; two strips of the original and four channels
+    assert len(sources) == 3 * 2 * 4 + 2 * 5
+    decoded = [Image.open(io.BytesIO(base64.b64decode(s.partition("base64,")[2]))) for s in sources]
+    assert np.array_equal(np.array(decoded[0]), np.array(to_uint8_image(pictures(1)[0])))
+    assert decoded[-1].size == (8, 8)
+    assert all(image["alt"] for image in page.all("img"))
+
+
+def test_large_pictures_are_webp(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = to_uint8_image(pictures(1)[0])
+    assert report._data_uri(picture).startswith("data:image/png;base64,")
+    monkeypatch.setattr(report, "LARGEST_PNG", 32 * 32 - 1)
+    uri = report._data_uri(picture)
+    assert uri.startswith("data:image/webp;base64,")
+    again = Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
+    difference = np.abs(np.array(again).astype(int) - np.array(picture).astype(int))
+    assert difference.mean() < 6  # levels: lossy, by 4:2:0 chroma above all
+
+
+def test_metrics_json_has_everything_in_numbers(evaluation: Evaluation, tmp_path: Path) -> None:
+    write_report(evaluation, tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["scores"] == evaluation.scores
+    assert metrics["protocol"] == evaluation.protocol
+    assert [row["key"] for row in metrics["images"]] == [row.key for row in evaluation.images]
+    assert metrics["images"][3]["psnr"] == evaluation.images[3].scores["psnr"]
+    assert [c["std"] for c in metrics["latent_channels"]] == [c.std for c in evaluation.channels]
+
+
+def test_a_long_table_is_cut_and_says_so(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "TABLE_ROWS", 2)
+    text = report.render(evaluation)
+    assert "The first 2 of 6; metrics.json has all." in text
+    table = text.partition("The first 2 of 6")[2]
+    assert table.count("<tr>") == 1 + 2
+
+
+def test_one_image_no_pictures_no_rate(tmp_path: Path) -> None:
+    result = evaluate(
+        IdentityAutoencoder(),
+        loader(1),
+        source="one",
+        transform_description={},
+        model_name="identity",
+        device="cpu",
+        pictures=0,
+    )
+    page = Page(write_report(result, tmp_path).read_text(encoding="utf-8"))
+    assert page.all("img") == []
+    assert "1 image " in page.text
+    assert "equal to the thumbnail's 100.00" in page.text
+
+
+def test_a_folder_that_cannot_be_written_to(evaluation: Evaluation, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"):
+        write_report(evaluation, tmp_path / "file" / "report")
+
+
+def test_a_target_that_cannot_be_replaced(evaluation: Evaluation, tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(UserError, match="cannot write the report to"):
+        write_report(evaluation, tmp_path)
