@@ -1,0 +1,6 @@
+"""Models in the files that other people's code reads: one file a format."""
+
+from ldm_ae.interop.diffusers import export_diffusers, measure_scaling
+from ldm_ae.interop.ldm import export_ldm, from_ldm_state_dict, to_ldm_state_dict
+
+__all__ = ["export_diffusers", "export_ldm", "from_ldm_state_dict", "measure_scaling", "to_ldm_state_dict"]

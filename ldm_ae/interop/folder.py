@@ -1,0 +1,33 @@
+"""An exported folder appears whole or not at all, and never in the place of somebody's files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ldm_ae.errors import UserError
+from ldm_ae.files import make_folder, writing_folder
+
+
+@contextlib.contextmanager
+def exporting(out: str | Path, *, own_files: frozenset[str]) -> Iterator[Path]:
+    """A temporary folder to write into; it takes the place of `out` when the block ends without error.
+
+    Args:
+        out: The folder to make. It may exist if it is empty or an earlier export of the same format.
+        own_files: The names an export of this format consists of. A folder with any other name in it is not ours.
+
+    Raises:
+        UserError: `out` is a file, holds other files, or cannot be written.
+    """
+    out = Path(out).absolute()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a folder to export into")
+    if out.is_dir() and (foreign := sorted(set(os.listdir(out)) - own_files)):
+        raise UserError(f"{out} holds other files ({foreign[0]}); export into a new or empty folder")
+    make_folder(out.parent)
+    with writing_folder(out) as temporary:
+        yield temporary
+        assert set(os.listdir(temporary)) <= own_files, "an export writes only the names it declares"

@@ -1,0 +1,218 @@
+"""KL autoencoders with the keys of CompVis's latent-diffusion (arXiv 2112.10752), from and to diffusers' keys.
+
+The same network under other names: `encoder.down.{level}.block.{i}`, `encoder.mid.block_1`, `decoder.up.{level}` with
+level 0 the highest resolution (diffusers counts the decoder's levels from the lowest), `nin_shortcut` for the 1x1
+convolution beside a ResNet block, and attention as 1x1 convolutions (C, C, 1, 1) where diffusers has linear layers
+(C, C).
+
+The file is safetensors. CompVis's `init_from_ckpt` unpickles, so its users load it as
+`model.load_state_dict(safetensors.torch.load_file("OUT/model.safetensors"))` into the model that
+`instantiate_from_config` builds from `OUT/config.yaml`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldm_ae.errors import UserError
+from ldm_ae.interop.folder import exporting
+from ldm_ae.models import Autoencoder, KLAutoencoder
+
+LDM_FILES = frozenset({"model.safetensors", "config.yaml"})
+GROUPS = 32
+"""The number of groups of every GroupNorm in CompVis's code, whatever the widths."""
+
+# (diffusers, CompVis) names: of whole blocks, {i} the level and {j} the block in it, ...
+_BLOCKS = (
+    ("encoder.down_blocks.{i}.resnets.{j}", "encoder.down.{i}.block.{j}"),
+    ("encoder.down_blocks.{i}.attentions.{j}", "encoder.down.{i}.attn.{j}"),
+    ("encoder.down_blocks.{i}.downsamplers.0", "encoder.down.{i}.downsample"),
+    ("decoder.up_blocks.{i}.resnets.{j}", "decoder.up.{i}.block.{j}"),
+    ("decoder.up_blocks.{i}.attentions.{j}", "decoder.up.{i}.attn.{j}"),
+    ("decoder.up_blocks.{i}.upsamplers.0", "decoder.up.{i}.upsample"),
+    *(
+        (f"{half}.mid_block.{theirs}", f"{half}.mid.{ours}")
+        for half in ("encoder", "decoder")
+        for theirs, ours in (("resnets.0", "block_1"), ("attentions.0", "attn_1"), ("resnets.1", "block_2"))
+    ),
+)
+# ... of the layers inside a block, ...
+_LAYERS = (
+    ("norm1", "norm1"), ("conv1", "conv1"), ("norm2", "norm2"), ("conv2", "conv2"), ("conv_shortcut", "nin_shortcut"),
+    ("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out"), ("conv", "conv"),
+)  # fmt: skip
+# ... and of the layers outside any block.
+_OUTER = (
+    ("encoder.conv_in", "encoder.conv_in"),
+    ("encoder.conv_norm_out", "encoder.norm_out"),
+    ("encoder.conv_out", "encoder.conv_out"),
+    ("decoder.conv_in", "decoder.conv_in"),
+    ("decoder.conv_norm_out", "decoder.norm_out"),
+    ("decoder.conv_out", "decoder.conv_out"),
+    ("quant_conv", "quant_conv"),
+    ("post_quant_conv", "post_quant_conv"),
+)
+_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def to_ldm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a `diffusers.AutoencoderKL` under CompVis's keys.
+
+    What CompVis's network always has and diffusers' may lack is added so that the outputs stay the same: attention in
+    the middle with an output projection of zeros (the block is a residual one), and identities as quant convolutions.
+
+    Raises:
+        UserError: a key that no part of such a network has.
+    """
+    names = _rename(state, source=0)
+    renamed = {names[key]: (value[:, :, None, None] if _is_projection(key) else value) for key, value in state.items()}
+    for half in ("encoder", "decoder"):
+        if f"{half}.mid.attn_1.norm.weight" not in renamed:
+            like = renamed[f"{half}.mid.block_1.norm1.weight"]
+            renamed |= {f"{half}.mid.attn_1.{name}": value for name, value in _idle_attention(like).items()}
+    channels = renamed["decoder.conv_in.weight"].shape[1]
+    for name, width in (("quant_conv", 2 * channels), ("post_quant_conv", channels)):
+        if f"{name}.weight" not in renamed:
+            like = renamed["decoder.conv_in.weight"]
+            renamed[f"{name}.weight"] = torch.eye(width).to(like)[:, :, None, None]
+            renamed[f"{name}.bias"] = like.new_zeros(width)
+    return renamed
+
+
+def from_ldm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a CompVis KL autoencoder (without its loss) under the keys of `diffusers.AutoencoderKL`.
+
+    Raises:
+        UserError: a key that no part of such a network has.
+    """
+    names = _rename(state, source=1)
+    return {
+        names[key]: (value[:, :, 0, 0] if _is_projection(names[key]) and value.ndim == 4 else value)
+        for key, value in state.items()
+    }
+
+
+def export_ldm(model: Autoencoder, out: str | Path) -> Path:
+    """Write `model.safetensors` and `config.yaml` for CompVis's code; an earlier export at `out` is replaced.
+
+    Args:
+        model: A KL autoencoder; it is not changed. Weights are written in float32.
+        out: The folder.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: a network that CompVis's code cannot build, or `out` holds other files or cannot be written.
+    """
+    if not isinstance(model, KLAutoencoder):
+        raise UserError(f"format ldm holds KL autoencoders only, not a {type(model).__name__}")
+    config = ldm_config(model)
+    net: Any = model.net
+    state = {key: value.float().cpu().contiguous() for key, value in to_ldm_state_dict(net.state_dict()).items()}
+    note = (
+        f"# Latents times {model.latent_spec.scaling_factor!r} have unit variance, if measured: the latent diffusion\n"
+        "# model's scale_factor. Load: model.load_state_dict(safetensors.torch.load_file('model.safetensors'))\n"
+    )
+    with exporting(out, own_files=LDM_FILES) as folder:
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.yaml").write_text(note + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return Path(out)
+
+
+def ldm_config(model: KLAutoencoder) -> dict[str, Any]:
+    """The configuration from which CompVis's `instantiate_from_config` builds the same network.
+
+    Raises:
+        UserError: the first thing about the network that CompVis's configuration cannot say.
+    """
+    net: Any = model.net  # diffusers' attributes are not typed
+    config = net.config
+    widths = list(config.block_out_channels)
+    levels = len(widths)
+    if config.norm_num_groups != GROUPS:
+        raise UserError(
+            f"format ldm: CompVis's code normalizes in {GROUPS} groups, this model in {config.norm_num_groups}; "
+            f"train with norm_num_groups={GROUPS} or export as diffusers"
+        )
+    if config.act_fn not in ("silu", "swish"):
+        raise UserError(f"format ldm: CompVis's code knows the activation silu only, this model has {config.act_fn}")
+    if bad := [width for width in widths if width % widths[0]]:
+        raise UserError(f"format ldm: every width must be a multiple of the first ({widths[0]}); {bad[0]} is not")
+    down = ["Attn" in name for name in config.down_block_types]
+    if down != ["Attn" in name for name in config.up_block_types][::-1]:
+        raise UserError("format ldm: encoder and decoder must have attention at the same levels; these differ")
+    size = config.sample_size if isinstance(config.sample_size, int) else max(config.sample_size)
+    # Only which level has attention follows from it; each level's resolution must be a whole number, and its own.
+    resolution = max(size // 2 ** (levels - 1), 1) * 2 ** (levels - 1)
+    return {
+        "model": {
+            "target": "ldm.models.autoencoder.AutoencoderKL",
+            "params": {
+                "embed_dim": config.latent_channels,
+                "ddconfig": {
+                    "double_z": True,
+                    "z_channels": config.latent_channels,
+                    "resolution": resolution,
+                    "in_channels": config.in_channels,
+                    "out_ch": config.out_channels,
+                    "ch": widths[0],
+                    "ch_mult": [width // widths[0] for width in widths],
+                    "num_res_blocks": config.layers_per_block,
+                    "attn_resolutions": [resolution // 2**level for level in range(levels) if down[level]],
+                    "dropout": 0.0,
+                },
+                "lossconfig": {"target": "torch.nn.Identity"},
+            },
+        }
+    }
+
+
+def _rename(keys: Iterable[str], *, source: int) -> dict[str, str]:
+    """Each key under the other names. `source` 0 reads diffusers' names, 1 CompVis's."""
+    target = 1 - source
+    outer = {pair[source]: pair[target] for pair in _OUTER}
+    layers = {pair[source]: pair[target] for pair in _LAYERS}
+    blocks = [
+        (re.compile(re.escape(pair[source]).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{j\}", r"(?P<j>\d+)")), pair)
+        for pair in _BLOCKS
+    ]
+    keys = list(keys)
+    ups = [int(found[1]) for key in keys if (found := re.match(r"decoder\.up(?:_blocks)?\.(\d+)\.", key))]
+    last = max(ups, default=0)
+
+    def rename(key: str) -> str:
+        layer, _, kind = key.rpartition(".")
+        if layer in outer:
+            return f"{outer[layer]}.{kind}"
+        for pattern, pair in blocks:
+            if (found := pattern.match(layer)) and (inner := layer[found.end() + 1 :]) in layers:
+                place = found.groupdict()
+                if pair[0].startswith("decoder.up_blocks"):
+                    place["i"] = str(last - int(place["i"]))  # counted from the other end
+                return f"{pair[target].format(**place)}.{layers[inner]}.{kind}"
+        raise UserError(f"'{key}' is no key of a KL autoencoder in {('diffusers', 'CompVis')[source]}'s names")
+
+    return {key: rename(key) for key in keys}
+
+
+def _is_projection(diffusers_key: str) -> bool:
+    layer, _, kind = diffusers_key.rpartition(".")
+    return kind == "weight" and layer.endswith(tuple(f".{name}" for name in _PROJECTIONS))
+
+
+def _idle_attention(norm: Tensor) -> dict[str, Tensor]:
+    """A CompVis attention block of zeros beside `norm` (C,): it adds nothing to its input."""
+    width = norm.shape[0]
+    state = {"norm.weight": norm.new_ones(width), "norm.bias": norm.new_zeros(width)}
+    for name in ("q", "k", "v", "proj_out"):
+        state |= {f"{name}.weight": norm.new_zeros(width, width, 1, 1), f"{name}.bias": norm.new_zeros(width)}
+    return state

@@ -1,0 +1,17 @@
+"""The latent store: written once by an encoder, read by anyone's trainer. `store.py` describes the format."""
+
+from ldm_ae.latents.decoder import decode_store, reconstruct_images
+from ldm_ae.latents.encoder import EncodeSummary, encode_images
+from ldm_ae.latents.reader import LatentDataset, LatentStore
+from ldm_ae.latents.verify import inspect_store, verify_store
+
+__all__ = [
+    "EncodeSummary",
+    "LatentDataset",
+    "LatentStore",
+    "decode_store",
+    "encode_images",
+    "inspect_store",
+    "reconstruct_images",
+    "verify_store",
+]

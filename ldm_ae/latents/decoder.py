@@ -1,0 +1,198 @@
+"""Latents and images back to images: PNG files named by key."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm_ae.data import EvaluationLoader, ImageTransform, Source
+from ldm_ae.errors import UserError
+from ldm_ae.files import make_folder
+from ldm_ae.latents.encoder import Progress
+from ldm_ae.latents.provenance import inference_copy
+from ldm_ae.latents.reader import LatentDataset, LatentStore
+from ldm_ae.models import Autoencoder
+
+_UNSAFE = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
+_WRITERS = 4  # PNG compression releases the interpreter's lock
+
+
+def output_names(keys: Iterable[str]) -> dict[str, str]:
+    """A relative path ending in .png for each key, inside the output folder whatever the key, no two alike.
+
+    The key's own extension gives way to .png. Parts that lead elsewhere (.., a leading /, a drive) are dropped, and
+    what a file system refuses is replaced. Where two keys come out alike (a.jpg and a.gif, or by case alone), or one's
+    file would be the other's folder, the later gets a number.
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()  # files and folders, lower case
+    files: set[str] = set()
+    for key in keys:
+        parts = [_safe(part) for part in re.split(r"[/\\]", key) if part.strip(". ")] or ["image"]
+        stem = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", "/".join(parts)) or "image"
+        folders = ["/".join(parts[: i + 1]).lower() for i in range(len(parts) - 1)]
+        name, number = f"{stem}.png", 2
+        if any(folder in files for folder in folders):
+            name = f"image-{hashlib.sha256(key.encode()).hexdigest()[:16]}.png"
+            folders = []
+        while name.lower() in taken:
+            name, number = f"{stem}-{number}.png", number + 1
+        names[key] = name
+        files.add(name.lower())
+        taken |= {name.lower(), *folders}
+    return names
+
+
+def _safe(part: str) -> str:
+    part = _UNSAFE.sub("_", part).strip(" ")
+    # 255 bytes is the longest name that common file systems take.
+    return part if len(part.encode()) <= 200 else hashlib.sha256(part.encode()).hexdigest()
+
+
+def decode_store(
+    model: Autoencoder,
+    store: str | Path,
+    out: str | Path,
+    *,
+    latents: Literal["stored", "mode"] = "stored",
+    batch_size: int = 16,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    allow_other_model: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Decode every image of a store to a PNG file named by its key.
+
+    Args:
+        model: In float32; a copy of it runs.
+        store: The store's folder.
+        out: A new or empty folder.
+        latents: `stored` decodes `latents` as diffusion trainers get them, `mode` the moments' mean.
+        batch_size: Images a forward pass.
+        device: Where to decode; `auto` picks an accelerator if there is one.
+        precision: fp32, bf16 or fp16.
+        allow_other_model: Decode with a model whose hash is not the store's, such as a fine-tuned decoder.
+        progress: Called after every batch.
+
+    Returns:
+        The number of images written.
+
+    Raises:
+        UserError: the store is unsound or another model's, or `out` is not empty or cannot be written.
+    """
+    opened = LatentStore(store)
+    if not allow_other_model:
+        opened.check_model(model)
+    if opened.spec.channels != model.latent_spec.channels:
+        raise UserError(f"{store} has {opened.spec.channels} channels, the model {model.latent_spec.channels}")
+    data = LatentDataset(opened, draw=latents)
+    keys = opened.good()["key"].to_pylist()
+    buckets = opened.good()["bucket"].to_pylist()
+    runner = inference_copy(model, device=device, precision=precision)
+
+    def batches() -> Iterator[tuple[list[str], Tensor]]:
+        start = 0
+        while start < len(keys):
+            end = start + 1
+            while end < len(keys) and end - start < batch_size and buckets[end] == buckets[start]:
+                end += 1
+            yield keys[start:end], _decode(runner, torch.stack([data.read(i) for i in range(start, end)]))
+            start = end
+
+    return _write_images(batches(), output_names(keys), out, total=len(keys), progress=progress)
+
+
+def reconstruct_images(
+    model: Autoencoder,
+    source: Source,
+    out: str | Path,
+    *,
+    transform: ImageTransform,
+    batch_size: int = 16,
+    workers: int = 0,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    bad_share: float = 0.01,
+    progress: Progress | None = None,
+) -> int:
+    """Encode and decode every image, by the posterior's mode, to a PNG file named by its key.
+
+    Args:
+        model: In float32; a copy of it runs.
+        source: The images.
+        out: A new or empty folder.
+        transform: To one size, which the model's downsample factor divides.
+        batch_size: Images a forward pass.
+        workers: Processes that decode image files.
+        device: Where to run; `auto` picks an accelerator if there is one.
+        precision: fp32, bf16 or fp16.
+        bad_share: Share of unusable images past which this ends with an error, after all that is good.
+        progress: Called after every batch.
+
+    Returns:
+        The number of images written.
+
+    Raises:
+        UserError: the size does not fit the model, too many images are bad, or `out` is not empty or cannot be written.
+    """
+    model.latent_spec.latent_size(transform.height, transform.width)
+    loader = EvaluationLoader(source, transform, batch_size=batch_size, workers=workers, bad_share=bad_share)
+    runner = inference_copy(model, device=device, precision=precision)
+
+    def batches() -> Iterator[tuple[list[str], Tensor]]:
+        for batch in loader:
+            yield batch.keys, _decode(runner, batch.pixel_values, encode=True)
+
+    names = output_names(source.key(index) for index in range(len(source)))
+    return _write_images(batches(), names, out, total=len(source), progress=progress)
+
+
+@torch.inference_mode()
+def _decode(model: Autoencoder, values: Tensor, *, encode: bool = False) -> Tensor:
+    """Latents, or images to be encoded first, to uint8 (B, H, W, 3) on the CPU."""
+    values = values.to(model.last_layer.device)
+    if encode:
+        values = model.encode(values.contiguous(memory_format=torch.channels_last)).mode()
+    images = model.decode(values)
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def _write_images(
+    batches: Iterator[tuple[list[str], Tensor]], names: dict[str, str], out: str | Path, *, total: int,
+    progress: Progress | None,
+) -> int:  # fmt: skip
+    """PNG files, written while the next batch is computed."""
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder for the images")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a new folder for the images")
+    make_folder(folder)
+    done = 0
+    pending: list[Future[None]] = []
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        for keys, images in batches:
+            for future in pending:
+                future.result()
+            pending = [
+                pool.submit(_write_png, folder / names[key], image) for key, image in zip(keys, images, strict=True)
+            ]
+            done += len(keys)
+            if progress is not None:
+                progress(done, total)
+        for future in pending:
+            future.result()
+    return done
+
+
+def _write_png(path: Path, image: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.numpy()).save(path, format="PNG")

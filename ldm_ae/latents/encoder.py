@@ -1,0 +1,253 @@
+"""A data set through an encoder into a latent store, once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ldm_ae.data import Batch, EvaluationLoader, ImageTransform, RawImage, Source, seeded_noise
+from ldm_ae.errors import UserError
+from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
+from ldm_ae.latents.reader import LatentStore
+from ldm_ae.latents.store import DTYPES, StoreRequest, StoreWriter
+from ldm_ae.models import Autoencoder, ChannelStatistics, hash_json, model_config, model_hash
+
+Progress = Callable[[int, int], None]
+"""Called with the number of images done and their total."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSummary:
+    """What `encode_images` did."""
+
+    path: Path
+    images: int
+    """Good images, each in the store once."""
+    bad: dict[str, str]
+    """Reason by key of the images that could not be used."""
+    statistics: ChannelStatistics
+    """Of the stored latents, mirror images not counted."""
+    already_complete: bool
+    """The store was there, made by the same command; nothing was encoded."""
+
+
+class _HashingSource(Source):
+    """A source whose captions begin with the sha256 of the image's bytes.
+
+    The bytes are read in a worker process, and a caption is what comes through the loader untouched.
+    """
+
+    name = "hashing"
+    accepts = "another source"
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    @classmethod
+    def open(cls, location: str) -> Source | None:  # noqa: ARG003 - made from a source, never from a location
+        return None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def key(self, index: int) -> str:
+        return self._source.key(index)
+
+    def __getitem__(self, index: int) -> RawImage:
+        raw = self._source[index]
+        digest = hashlib.sha256(raw.data).hexdigest()
+        return raw._replace(caption=digest if raw.caption is None else digest + raw.caption)
+
+    @staticmethod
+    def split(caption: str | None) -> tuple[str, str | None]:
+        """(sha256, the image's own caption)."""
+        assert caption is not None
+        return caption[:64], caption[64:] or None
+
+
+def encode_images(
+    model: Autoencoder,
+    source: Source,
+    path: str | Path,
+    *,
+    transform: ImageTransform,
+    source_name: str = "",
+    batch_size: int = 16,
+    workers: int = 0,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    dtype: str = "fp32",
+    latents: Literal["sample", "mode"] = "sample",
+    flips: bool = True,
+    seed: int = 0,
+    shard_size: int = 1024,
+    bad_share: float = 0.01,
+    progress: Progress | None = None,
+) -> EncodeSummary:
+    """Encode every image of a source into a new store.
+
+    The same command on its own complete store does nothing. A changed image under an unchanged key is not noticed
+    then: its hash is in the index, but finding out means reading every image again.
+
+    Args:
+        model: In float32; a copy of it runs, so that it keeps its weights.
+        source: The images.
+        path: The store's folder, new or empty.
+        transform: To one size, without randomness; mirror images are stored beside, not drawn.
+        source_name: Where the images come from, for the index.
+        batch_size: Images a forward pass.
+        workers: Processes that decode images.
+        device: Where to encode; `auto` picks an accelerator if there is one.
+        precision: fp32, bf16 or fp16: what the encoder runs in.
+        dtype: fp32, bf16 or fp16: of the stored latents and moments.
+        latents: Whether `latents` is one posterior sample or the mode.
+        flips: Store the mirror images' latents and moments too.
+        seed: Of the posterior samples.
+        shard_size: Images of the source that one file covers; it bounds the memory.
+        bad_share: Share of unusable images past which this ends with an error, after keeping all that is good.
+        progress: Called after every batch.
+
+    Raises:
+        UserError: the folder holds something else, the image size does not fit the model, a latent is not finite, no
+            image is good, or too many are bad.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+    if transform.is_random:
+        raise UserError("a random crop or flip would be frozen into the store; use crop center without flip")
+    if shard_size < 1:
+        raise UserError(f"shard_size is {shard_size}; it must be at least 1")
+    model.latent_spec.latent_size(transform.height, transform.width)
+    request = StoreRequest(
+        source=source_name, images=len(source), keys_hash=_hash_keys(source), model_hash=model_hash(model),
+        model_config=model_config(model), scaling=scaling_of(model.latent_spec), transform=transform.describe(),
+        transform_hash=hash_json(transform.describe()), dtype=dtype, precision=precision, latents=latents, flips=flips,
+        seed=seed, batch_size=batch_size, shard_size=shard_size,
+    )  # fmt: skip
+    runner = inference_copy(model, device=device, precision=precision)  # first, because it may refuse
+    writer = StoreWriter(path, request)
+    if already_complete := writer.complete:
+        if progress is not None:
+            progress(len(source), len(source))
+    else:
+        _fill(writer, runner, _HashingSource(source), transform, workers, progress)
+    store = LatentStore(path)
+    bad = store.bad()
+    if len(bad) > bad_share * len(source):
+        first = "; ".join(f"{key}: {reason}" for key, reason in islice(bad.items(), 3))
+        raise UserError(
+            f"{path} is complete, but {len(bad)} of {len(source)} images cannot be used, more than the allowed share "
+            f"of {bad_share:.1%}\nthe first: {first}"
+        )
+    return EncodeSummary(
+        path=Path(path), images=len(store), bad=bad, statistics=store.statistics, already_complete=already_complete
+    )
+
+
+def _hash_keys(source: Source) -> str:
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(source.key(index).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _fill(
+    writer: StoreWriter,
+    model: Autoencoder,
+    source: _HashingSource,
+    transform: ImageTransform,
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    """Every shard, then the index. A shard has a loader of its own, so that no batch reaches over its end."""
+    bucket = f"{transform.height}x{transform.width}"
+    total = len(source)
+    size = writer.request.shard_size
+    for start in range(0, total, size):
+        indices = range(start, min(start + size, total))
+        loader = EvaluationLoader(
+            source, transform, batch_size=writer.request.batch_size, workers=workers, bad_share=1.0, indices=indices
+        )
+        parts: list[dict[str, Tensor]] = []
+        good: dict[int, dict[str, Any]] = {}
+        for batch in loader:
+            parts.append(_encode_batch(model, batch, writer.request))
+            good |= zip(batch.indices.tolist(), _good_rows(batch, writer.request.source), strict=True)
+            if progress is not None:
+                progress(int(batch.indices[-1]) + 1, total)
+        rows = [good.get(i) or _bad_row(writer.request.source, source.key(i), loader.rejected) for i in indices]
+        tensors = {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+        writer.add_shard(bucket, tensors, rows)
+    if progress is not None:
+        progress(total, total)
+    if writer.good == 0:
+        first = source.key(0)
+        raise UserError(f"none of the {total} images can be used; the first, {first}: {loader.rejected.get(first)}")
+    writer.finish()
+
+
+@torch.inference_mode()
+def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> dict[str, Tensor]:
+    """The tensors of a shard for the images of one batch, on the CPU."""
+    device = model.last_layer.device
+    pinned = batch.pin_memory() if device.type == "cuda" else batch
+    pixel_values = pinned.pixel_values.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+    dtype = DTYPES[request.dtype]
+    tensors: dict[str, Tensor] = {}
+    views = {"": pixel_values, "_flip": pixel_values.flip(3)} if request.flips else {"": pixel_values}
+    for suffix, view in views.items():
+        posterior = model.encode(view)
+        values = posterior.mode()
+        if request.latents == "sample":
+            seeds = torch.tensor([derive_seed(request.seed, key, suffix) for key in batch.keys])
+            values = posterior.sample(noise=seeded_noise(seeds, tuple(values.shape[1:])))
+        tensors[f"latents{suffix}"] = values.to(dtype).cpu()
+        if posterior.moments is not None:
+            tensors[f"moments{suffix}"] = posterior.moments.to(dtype).cpu()
+    for name, tensor in tensors.items():
+        finite = tensor.isfinite().flatten(1).all(dim=1)
+        if not finite.all():
+            key = batch.keys[int((~finite).nonzero()[0])]
+            raise UserError(
+                f"{name} of {key} is not finite with precision {request.precision} stored as {request.dtype}; nothing "
+                "of it was stored. Encode with bf16 or fp32, or look at the model if it was that"
+            )
+    return tensors | {
+        "labels": batch.labels,
+        "index": batch.indices,
+        "original_size": batch.original_sizes,
+        "crop_ltrb": batch.crops_ltrb,
+    }
+
+
+def _good_rows(batch: Batch, source: str) -> list[dict[str, Any]]:
+    """A manifest row for each image of a batch."""
+    sizes, crops, labels = batch.original_sizes.tolist(), batch.crops_ltrb.tolist(), batch.labels.tolist()
+    rows = []
+    for i, key in enumerate(batch.keys):
+        source_hash, caption = _HashingSource.split(batch.captions[i])
+        rows.append(
+            {
+                "key": key,
+                "source": source,
+                "source_hash": source_hash,
+                "height": sizes[i][0],
+                "width": sizes[i][1],
+                "crop": crops[i],
+                "label": labels[i],
+                "caption": caption,
+                "status": "ok",
+            }
+        )
+    return rows
+
+
+def _bad_row(source: str, key: str, rejected: dict[str, str]) -> dict[str, Any]:
+    return {"key": key, "source": source, "label": -1, "status": "bad", "error": rejected[key]}

@@ -1,0 +1,34 @@
+"""What the latents in a store follow from: the model, the transform, the source, the seed."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ldm_ae.models import Autoencoder, LatentSpec, for_inference
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that is a function of `parts` alone."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "little") >> 1
+
+
+def inference_copy(model: Autoencoder, *, device: str | torch.device, precision: str) -> Autoencoder:
+    """A copy made ready by `for_inference`, so that the caller's model keeps its weights and its hash."""
+    return for_inference(copy.deepcopy(model), device=device, precision=precision)
+
+
+def scaling_of(spec: LatentSpec) -> dict[str, Any]:
+    """The model's latent specification as JSON values; `LatentSpec(**scaling)` gives it back."""
+    return json.loads(json.dumps(asdict(spec)))
+
+
+def read_scaling(scaling: dict[str, Any]) -> LatentSpec:
+    """The inverse of `scaling_of`."""
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in scaling.items()}
+    return LatentSpec(**values)

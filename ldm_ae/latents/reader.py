@@ -1,0 +1,211 @@
+"""Reading a latent store: opening it, and the data set that trainers take."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm_ae.data import seeded_noise
+from ldm_ae.errors import UserError
+from ldm_ae.latents.provenance import derive_seed, read_scaling
+from ldm_ae.latents.store import (
+    BUCKET_NAME,
+    DESCRIPTION,
+    INDEX,
+    SCHEMA,
+    SHARD_NAME,
+    STATISTICS,
+    StoreRequest,
+    read_description,
+    read_request,
+)
+from ldm_ae.models import Autoencoder, ChannelStatistics, GaussianPosterior, LatentSpec, model_hash
+
+_OPEN_FILES = 128
+"""Shards kept open at a time; a process may have about a thousand files open."""
+
+
+class LatentStore:
+    """A complete store, opened for reading; nothing of the latents is read yet.
+
+    Args:
+        path: The store's folder.
+
+    Raises:
+        UserError: no store, an unfinished one, another version, or a damaged description or index.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        description = read_description(self.path)
+        if description.get("files") is None:
+            raise UserError(f"{self.path} is not complete; run the command that makes it again")
+        self.files: dict[str, dict[str, Any]] = description["files"]
+        """sha256 and size of each file by its path in the store."""
+        try:
+            self.request: StoreRequest = read_request(description["request"])
+            self.spec: LatentSpec = read_scaling(self.request.scaling)
+            self.statistics = ChannelStatistics.from_state(_read_state(self.path / STATISTICS))
+            self.index: pa.Table = pq.read_table(self.path / INDEX)
+            if not self.index.schema.equals(SCHEMA):
+                raise ValueError("the columns of the index are not those of a latent store")
+            good = pc.equal(self.index["status"], "ok")
+            self._rows = self.index.filter(good)
+            _check_rows(self._rows)
+        except (KeyError, TypeError, ValueError, AssertionError, OSError, pa.ArrowException) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise UserError(f"{self.path} is damaged ({DESCRIPTION}, {STATISTICS} or {INDEX}): {reason}") from error
+        self.index_rows: NDArray[np.int64] = np.flatnonzero(good.to_numpy())
+        """(N,) int64: the row of the index that each good image is."""
+
+    def __len__(self) -> int:
+        """Good images."""
+        return int(self._rows.num_rows)
+
+    def good(self) -> pa.Table:
+        """The index rows of good images, in the order of the source."""
+        return self._rows
+
+    def bad(self) -> dict[str, str]:
+        """Reason by key of the images that could not be used."""
+        bad = self.index.filter(pc.equal(self.index["status"], "bad"))
+        return dict(zip(bad["key"].to_pylist(), bad["error"].to_pylist(), strict=True))
+
+    def check_model(self, model: Autoencoder) -> None:
+        """UserError unless the latents are this model's."""
+        if model_hash(model) != self.request.model_hash:
+            raise UserError(
+                f"{self.path} was made by another model (hash {self.request.model_hash[:12]}, this one's is "
+                f"{model_hash(model)[:12]}); its latents mean nothing to this one"
+            )
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))["state"]
+
+
+def _check_rows(rows: pa.Table) -> None:
+    """ValueError unless every good row names a place in a store, and nothing outside of it."""
+    if any(rows[name].null_count for name in ("key", "bucket", "shard", "row", "label")):
+        raise ValueError("the index has no place for some good image")
+    for name, pattern in (("bucket", BUCKET_NAME), ("shard", SHARD_NAME)):
+        if bad := [value for value in rows[name].unique().to_pylist() if not pattern.fullmatch(value)]:
+            raise ValueError(f"the index names {name} {bad[0]!r}")
+    if len(rows) and pc.min(rows["row"]).as_py() < 0:
+        raise ValueError("the index names a row below 0")
+
+
+class LatentDataset(Dataset[dict[str, Any]]):
+    """A map-style data set over the good images of a store, for anyone's trainer.
+
+    An item is a dict: `latents` (C, h, w) float32, `label` int (-1: none), `key` str. Only the bytes of that item are
+    read. Give it to a `DataLoader` as it is; workers open the files for themselves.
+
+    Args:
+        store: A store or its folder.
+        draw: `stored` gives `latents` as they lie there, `sample` draws anew from the moments in every epoch, `mode`
+            is the moments' mean.
+        flip: `never`, or `half` the time in place of the image its mirror image.
+        seed: Of draws and flips; what an item is, is a function of (seed, epoch, position of the
+            item) alone.
+        spec: Scales the latents for a diffusion model, `autoencoder.latent_spec` or `store.spec`; None leaves them
+            unscaled.
+
+    Raises:
+        UserError: the store is unsound, has no mirror images, or has no moments to draw from.
+    """
+
+    def __init__(
+        self,
+        store: LatentStore | str | Path,
+        *,
+        draw: Literal["stored", "sample", "mode"] = "stored",
+        flip: Literal["never", "half"] = "never",
+        seed: int = 0,
+        spec: LatentSpec | None = None,
+    ):
+        self.store = store if isinstance(store, LatentStore) else LatentStore(store)
+        if draw not in ("stored", "sample", "mode"):
+            raise UserError(f"draw is '{draw}'; it must be stored, sample or mode")
+        if flip not in ("never", "half"):
+            raise UserError(f"flip is '{flip}'; it must be never or half")
+        if flip == "half" and not self.store.request.flips:
+            raise UserError(f"{self.store.path} has no mirror images; encode with flips, or use flip never")
+        self._draw = draw
+        self._flip = flip
+        self._seed = seed
+        self._spec = spec
+        self._epoch = 0
+        rows = self.store.good()
+        names = pc.binary_join_element_wise(rows["bucket"], rows["shard"], "/").combine_chunks().dictionary_encode()
+        self._files: list[str] = names.dictionary.to_pylist()
+        self._file_of: NDArray[np.int32] = names.indices.to_numpy().astype(np.int32)
+        self._row_of: NDArray[np.int32] = rows["row"].to_numpy().astype(np.int32)
+        self.labels: NDArray[np.int64] = rows["label"].to_numpy()
+        """(N,) int64 class of each item, -1 for none."""
+        self._keys = rows["key"].combine_chunks()
+        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._owner = os.getpid()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Other draws and flips from now on; call it before the loader's workers start."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        flipped = False
+        if self._flip == "half":
+            flipped = derive_seed(self._seed, self._epoch, position, "flip") % 2 == 1
+        latents = self.read(position, flipped=flipped)
+        if self._spec is not None:
+            latents = self._spec.scale(latents[None])[0]
+        return {"latents": latents, "label": int(self.labels[position]), "key": self._keys[position].as_py()}
+
+    def read(self, position: int, *, flipped: bool = False) -> Tensor:
+        """(C, h, w) float32, unscaled: the latents of an item or of its mirror image."""
+        suffix = "_flip" if flipped else ""
+        if self._draw == "stored":
+            return self._slice(position, f"latents{suffix}")[0].float()
+        posterior = GaussianPosterior(self._slice(position, f"moments{suffix}"))
+        if self._draw == "mode":
+            return posterior.mode()[0]
+        seed = torch.tensor([derive_seed(self._seed, self._epoch, position, f"noise{suffix}")])
+        return posterior.sample(noise=seeded_noise(seed, tuple(posterior.mean.shape[1:])))[0]
+
+    def _slice(self, position: int, name: str) -> Tensor:
+        """(1, ...) of a shard's tensor."""
+        row = int(self._row_of[position])
+        file = self._files[self._file_of[position]]
+        try:
+            return self._handle(file).get_slice(name)[row : row + 1]
+        except (SafetensorError, OSError, IndexError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise UserError(f"{self.store.path / file} cannot be read ({name}, row {row}): {reason}") from error
+
+    def _handle(self, file: str) -> Any:
+        if self._owner != os.getpid():  # a forked worker opens its own
+            self._open, self._owner = OrderedDict(), os.getpid()
+        if file not in self._open:
+            if len(self._open) >= _OPEN_FILES:
+                self._open.popitem(last=False)
+            self._open[file] = safe_open(self.store.path / file, framework="pt")
+        self._open.move_to_end(file)
+        return self._open[file]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}

@@ -1,0 +1,143 @@
+"""Whether a store is sound, and what is in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from safetensors import SafetensorError, safe_open
+
+from ldm_ae.errors import UserError
+from ldm_ae.latents.files import look_at
+from ldm_ae.latents.reader import LatentStore
+from ldm_ae.latents.store import DESCRIPTION, INDEX, LIGHTNINGDIT_STATISTICS, STATISTICS, read_description
+
+_SAFETENSORS_DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+
+
+def verify_store(path: str | Path) -> list[str]:
+    """What is wrong with a store, one line each; empty if it is sound. Every byte of it is read.
+
+    Each file is there with its size and sha256 and no shard is there beside them; each shard has the header, tensors,
+    shapes and dtypes that the request asks for, finite latents, and the rows that the index names; the statistics
+    count what is there. An unfinished store is not sound.
+    """
+    try:
+        store = LatentStore(path)
+    except UserError as error:
+        return [str(error)]
+    problems = _check_files(store)
+    for name, rows in _shards(store).items():
+        # A file whose hash is wrong may be anything; what else is wrong with it tells nothing.
+        if not any(problem.startswith(name) for problem in problems):
+            problems += [f"{name} {problem}" for problem in _check_shard(store, name, rows)]
+    if store.statistics.count % max(len(store), 1) or (store.statistics.count == 0) != (len(store) == 0):
+        problems.append(f"{STATISTICS} counts {store.statistics.count} values a channel, not a multiple of the images")
+    return problems
+
+
+def inspect_store(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
+    """What a store is, as JSON values; `problems` is empty if it is sound.
+
+    Args:
+        path: The store's folder, finished or not.
+        verify: Read every byte, as `verify_store`; otherwise `problems` holds only what opening it shows.
+
+    Raises:
+        UserError: it is no latent store at all.
+    """
+    path = Path(path)
+    description = read_description(path)
+    summary: dict[str, Any] = {
+        "kind": "latent store",
+        "path": str(path),
+        "complete": description.get("files") is not None,
+    }
+    request = description["request"]
+    shown = ("source", "dtype", "precision", "latents", "flips", "seed", "transform", "model_hash", "scaling")
+    summary |= {name: request.get(name) for name in shown}
+    try:
+        store = LatentStore(path)
+    except UserError as error:
+        return summary | {"problems": [str(error)]}
+    statistics = store.statistics
+    buckets = {
+        bucket: {"images": images, "shards": sum(name.startswith(f"{bucket}/") for name in _shards(store))}
+        for bucket, images in Counter(store.good()["bucket"].to_pylist()).items()
+    }
+    return summary | {
+        "images": len(store),
+        "bad_images": store.bad(),
+        "buckets": buckets,
+        "bytes": sum(file["size"] for file in store.files.values()),
+        "statistics": {
+            "channel_mean": statistics.channel_mean.tolist(),
+            "channel_std": statistics.channel_std.tolist(),
+            "pooled_std": statistics.pooled_std,
+        },
+        "problems": verify_store(path) if verify else [],
+    }
+
+
+def _shards(store: LatentStore) -> dict[str, pa.Table]:
+    """The good index rows of each shard by its path in the store."""
+    rows = store.good().append_column("position", pa.array(range(len(store)), pa.int64()))
+    names = pc.binary_join_element_wise(rows["bucket"], rows["shard"], "/")
+    return {name: rows.filter(pc.equal(names, name)) for name in names.unique().to_pylist()}
+
+
+def _check_files(store: LatentStore) -> list[str]:
+    problems = []
+    shards = _shards(store)
+    expected = {INDEX, STATISTICS, *shards, *(f"{name.partition('/')[0]}/{LIGHTNINGDIT_STATISTICS}" for name in shards)}
+    if different := expected ^ store.files.keys():
+        return [f"{DESCRIPTION} and {INDEX} do not name the same files: {sorted(different)[0]}"]
+    for name, written in store.files.items():
+        file = store.path / name
+        if not file.is_file():
+            problems.append(f"{name} is missing")
+        elif look_at(file)._asdict() != written:
+            problems.append(f"{name} is damaged: it is not what was written")
+    found = {file.relative_to(store.path).as_posix() for file in store.path.glob("*/*.safetensors")}
+    return problems + [f"{name} does not belong to the store" for name in sorted(found - expected)]
+
+
+def _latent_shapes(store: LatentStore, name: str, rows: int) -> dict[str, list[int]]:
+    """The shapes of a shard's latents and moments, by name."""
+    height, width = (int(side) for side in name.partition("/")[0].split("x"))
+    size = store.spec.latent_size(height, width)
+    views = ("", "_flip") if store.request.flips else ("",)
+    channels = {"latents": store.spec.channels, "moments": 2 * store.spec.channels}
+    return {f"{key}{view}": [rows, number, *size] for view in views for key, number in channels.items()}
+
+
+def _check_shard(store: LatentStore, name: str, rows: pa.Table) -> list[str]:
+    """Header, shapes, dtypes, finite values, and the index."""
+    try:
+        with safe_open(store.path / name, framework="pt") as file:
+            header = file.metadata() or {}
+            shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+            dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+            if header != store.request.header(len(rows)):
+                return ["has a header that does not fit the store or its number of rows"]
+            latent = _latent_shapes(store, name, len(rows))
+            small = {"labels": [], "index": [], "original_size": [2], "crop_ltrb": [4]}
+            if shapes != latent | {key: [len(rows), *shape] for key, shape in small.items()}:
+                return [f"has other tensors or shapes than the store's: {shapes}"]
+            if dtypes != dict.fromkeys(latent, _SAFETENSORS_DTYPES[store.request.dtype]) | dict.fromkeys(small, "I64"):
+                return [f"has other dtypes than the store's: {dtypes}"]
+            problems = [f"has values in {key} that are not finite" for key in latent
+                        if not file.get_tensor(key).isfinite().all()]  # fmt: skip
+            order = rows.sort_by("row")
+            row_numbers = order["row"].to_pylist()
+            keys = file.get_tensor("index").tolist()
+            labels = file.get_tensor("labels").tolist()
+    except (SafetensorError, OSError) as error:
+        return [f"cannot be read: {str(error)[:120]}"]
+    of_index = [store.index_rows[position] for position in order["position"].to_pylist()]
+    if row_numbers != list(range(len(rows))) or keys != of_index or labels != order["label"].to_pylist():
+        problems.append(f"does not hold the rows that {INDEX} says")
+    return problems

@@ -1,0 +1,215 @@
+"""Train a small diffusion model on a latent store and save a pipeline that diffusers opens without code of ours.
+
+    python scripts/train_latent_diffusion.py --store STORE --autoencoder MODEL --out DIR --model dit --objective flow
+    accelerate launch scripts/train_latent_diffusion.py ...
+
+    DiffusionPipeline.from_pretrained(DIR)                     # then pipeline(batch_size=4)         for unet
+                                                               # and  pipeline(class_labels=[0, 1])  for dit
+
+`unet` is diffusers' UNet2DModel, without classes, in an LDMPipeline. `dit` is its DiTTransformer2DModel (Peebles and
+Xie, arXiv 2212.09748) with the store's labels as classes, in a DiTPipeline; that pipeline takes class 1000 for none.
+
+`ddpm` predicts the noise of x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) n (Ho et al., arXiv 2006.11239, equation 14) and is
+saved with a DDIMScheduler. `flow` predicts n - x_0 at x_s = (1 - s) x_0 + s n (Lipman et al., arXiv 2210.02747; Liu et
+al., arXiv 2209.03003). These pipelines do not run a FlowMatchEulerDiscreteScheduler, which lacks two methods they
+call, so it is saved with a DPMSolverMultistepScheduler over the same sigmas, whose first order is Euler's step.
+
+Both pipelines decode latents / scaling_factor and nothing else, so the autoencoder must have a measured scaling_factor
+and no shift or per-channel scaling; `ldm-ae export` writes it so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    LDMPipeline,
+    UNet2DModel,
+)
+from diffusers.models.embeddings import LabelEmbedding
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ldm_ae.errors import UserError
+from ldm_ae.files import writing_folder
+from ldm_ae.latents import LatentDataset, LatentStore
+from ldm_ae.models import Autoencoder, load_autoencoder
+
+NO_CLASS = 1000
+"""The class that DiTPipeline means by none; real ones lie below."""
+LABEL_DROPOUT = 0.1
+"""Share of labels replaced by none, for classifier-free guidance (arXiv 2207.12598)."""
+TIMESTEPS = 1000
+NOISE_SCHEDULE = DDPMScheduler(num_train_timesteps=TIMESTEPS)
+
+
+def build_model(kind: str, channels: int, size: int, width: int, depth: int) -> nn.Module:
+    """A network of (B, channels, size, size) latents; `width` is a multiple of 32."""
+    if kind == "unet":
+        levels = 3 if size % 4 == 0 else 2 if size % 2 == 0 else 1
+        return UNet2DModel(
+            sample_size=size, in_channels=channels, out_channels=channels, layers_per_block=depth,
+            block_out_channels=(width, 2 * width, 2 * width)[:levels],
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")[:levels],
+            up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")[3 - levels :],
+        )  # fmt: skip
+    model = DiTTransformer2DModel(
+        sample_size=size, in_channels=channels, out_channels=channels, patch_size=2 if size % 2 == 0 else 1,
+        num_layers=depth, num_attention_heads=width // 32, attention_head_dim=32,
+    )  # fmt: skip
+    for module in model.modules():
+        if isinstance(module, LabelEmbedding):
+            module.dropout_prob = 0.0  # each block would drop other labels than the next; we drop them once
+    return model
+
+
+def check(store: LatentStore, autoencoder: Autoencoder, kind: str) -> None:
+    """UserError for a store that this autoencoder, model or pipeline cannot use."""
+    store.check_model(autoencoder)
+    spec = autoencoder.latent_spec
+    if spec.latents_mean is not None or spec.shift_factor:
+        raise UserError("the autoencoder shifts or scales by channel, which the pipelines ignore; export it again")
+    if not 0.5 < (std := store.statistics.pooled_std * spec.scaling_factor) < 2.0:
+        raise UserError(f"scaled latents have deviation {std:.3g}, not about 1; export the autoencoder measured")
+    buckets = store.good()["bucket"].unique().to_pylist()
+    if len(buckets) > 1 or len(set(buckets[0].split("x"))) > 1:
+        raise UserError(f"{store.path} has images of {', '.join(buckets)}; the pipelines make squares of one size")
+    if kind == "dit" and (top := max(store.good()["label"].to_pylist())) >= NO_CLASS:
+        raise UserError(f"{store.path} has class {top}; DiTPipeline takes classes up to {NO_CLASS - 1}")
+
+
+def training_loss(model: nn.Module, latents: Tensor, labels: Tensor | None, objective: str) -> Tensor:
+    """Mean squared error of the prediction at random times, a scalar.
+
+    Args:
+        model: UNet2DModel if `labels` is None, else DiTTransformer2DModel.
+        latents: (B, C, h, w) scaled.
+        labels: (B,) int64.
+        objective: flow or ddpm.
+    """
+    noise = torch.randn_like(latents)
+    if objective == "flow":
+        sigma = torch.rand(len(latents), device=latents.device)
+        time = sigma * TIMESTEPS
+        sigma = sigma.view(-1, 1, 1, 1)
+        noisy, target = (1 - sigma) * latents + sigma * noise, noise - latents
+    else:
+        time = torch.randint(TIMESTEPS, (len(latents),), device=latents.device)
+        noisy, target = NOISE_SCHEDULE.add_noise(latents, noise, time), noise
+    prediction = model(noisy, time).sample if labels is None else model(noisy, time, class_labels=labels).sample
+    return F.mse_loss(prediction.float(), target)
+
+
+def build_pipeline(kind: str, objective: str, model: nn.Module, autoencoder: Autoencoder) -> DiffusionPipeline:
+    """The pipeline that samples from the trained model."""
+    if objective == "flow":
+        scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    else:  # the latents are not confined to [-1, 1], and sampling starts at the last training step
+        scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    assert scheduler.config.num_train_timesteps == TIMESTEPS
+    if kind == "unet":
+        return LDMPipeline(vqvae=autoencoder.net, unet=model, scheduler=scheduler)
+    return DiTPipeline(transformer=model, vae=autoencoder.net, scheduler=scheduler)
+
+
+def batches(loader: DataLoader, data: LatentDataset) -> Iterator[dict]:
+    """Endless; other mirror images in every epoch."""
+    epoch = 0
+    while True:
+        data.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+def train(args: argparse.Namespace) -> list[float]:
+    """Train, save the pipeline to `args.out`, return the mean loss of each log interval."""
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already; name a new folder")
+    for name in ("steps", "batch_size", "log_every", "depth"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if args.width < 32 or args.width % 32:
+        raise UserError(f"--width is {args.width}; it must be a multiple of 32")
+    autoencoder = load_autoencoder(args.autoencoder)
+    store = LatentStore(args.store)
+    check(store, autoencoder, args.model)
+    accelerator = Accelerator()
+    set_seed(args.seed)
+    flip = "half" if store.request.flips else "never"
+    data = LatentDataset(store, flip=flip, seed=args.seed, spec=autoencoder.latent_spec)
+    channels, size, _ = data[0]["latents"].shape
+    model = build_model(args.model, channels, size, args.width, args.depth)
+    set_seed(args.seed, device_specific=True)  # the same weights, but other noise in each process
+    loader = DataLoader(data, batch_size=min(args.batch_size, len(data)), shuffle=True, drop_last=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    model.train()
+    stream = batches(loader, data)
+    history: list[float] = []
+    losses: list[Tensor] = []
+    for step in range(1, args.steps + 1):
+        batch = next(stream)
+        labels = None
+        if args.model == "dit":
+            label = batch["label"]
+            dropped = (torch.rand(label.shape, device=label.device) < LABEL_DROPOUT) | (label < 0)
+            labels = label.masked_fill(dropped, NO_CLASS)
+        with accelerator.autocast():
+            loss = training_loss(model, batch["latents"], labels, args.objective)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+        if len(losses) == args.log_every or step == args.steps:
+            history.append(accelerator.reduce(torch.stack(losses).mean(), "mean").item())
+            losses.clear()
+            accelerator.print(f"step {step}: loss {history[-1]:.4f}", flush=True)
+    if accelerator.is_main_process:
+        pipeline = build_pipeline(args.model, args.objective, accelerator.unwrap_model(model).eval(), autoencoder)
+        with writing_folder(out) as folder:
+            pipeline.save_pretrained(folder)
+        print(f"saved {type(pipeline).__name__} to {out}", flush=True)
+    accelerator.end_training()
+    return history
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0, or 2 after one line that says what is wrong."""
+    parser = argparse.ArgumentParser(description="Train a latent diffusion model on a latent store.")
+    parser.add_argument("--store", required=True, help="folder that `ldm-ae encode` wrote")
+    parser.add_argument("--autoencoder", required=True, help="the model it was encoded with, exported as diffusers")
+    parser.add_argument("--out", required=True, help="new folder for the pipeline")
+    parser.add_argument("--model", choices=("unet", "dit"), default="unet", help="unet ignores labels, dit learns them")
+    parser.add_argument("--objective", choices=("flow", "ddpm"), default="flow")
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--batch-size", type=int, default=32, help="latents a step and process")
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--width", type=int, default=128, help="channels of the widest-resolution level, or of a token")
+    parser.add_argument("--depth", type=int, default=2, help="blocks per level, or transformer blocks")
+    parser.add_argument("--log-every", type=int, default=50, help="steps between two lines with the loss")
+    parser.add_argument("--seed", type=int, default=0)
+    try:
+        train(parser.parse_args(argv))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The diffusers export: equal outputs, the measured scale, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
+from ldm_ae.errors import UserError
+from ldm_ae.interop import export_diffusers, measure_scaling
+from ldm_ae.models import ChannelStatistics, KLAutoencoder, load_autoencoder
+
+
+def loader(folder: Path, batch_size: int) -> EvaluationLoader:
+    return EvaluationLoader(open_source(folder), ImageTransform(size=32), batch_size=batch_size)
+
+
+def test_from_pretrained_gives_our_reconstructions(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+    tiny_model.eval()
+    other = AutoencoderKL.from_pretrained(export_diffusers(tiny_model, tmp_path / "out")).eval()
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        ours = tiny_model.decode(tiny_model.encode(pixels).mode())
+        theirs = other.decode(other.encode(pixels).latent_dist.mode()).sample
+    # The same weights through the same library: only memory layout may reorder float32 sums.
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+
+
+def test_the_measured_scale_is_written_and_the_model_left_alone(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+    statistics = ChannelStatistics(4)
+    latents = 2.0 * torch.randn(16, 4, 8, 8) + torch.arange(4.0).view(1, 4, 1, 1)
+    statistics.update(latents)
+    before = tiny_model.latent_spec
+    export_diffusers(tiny_model, tmp_path / "out", scaling=statistics)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["scaling_factor"] == pytest.approx(1.0 / float(latents.double().std(correction=0)), rel=1e-9)
+    assert config["latents_mean"] is None
+    assert config["latents_std"] is None
+    assert tiny_model.latent_spec == before
+    export_diffusers(tiny_model, tmp_path / "out", scaling=statistics, per_channel=True)  # replaces the first
+    spec = load_autoencoder(tmp_path / "out").latent_spec
+    scaled = spec.scale(latents).double()
+    # Whitened by its own statistics; float32 holds 1e-7 of values near 10.
+    torch.testing.assert_close(scaled.mean(dim=(0, 2, 3)), torch.zeros(4, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        scaled.std(dim=(0, 2, 3), correction=0), torch.ones(4, dtype=torch.float64), atol=1e-6, rtol=0
+    )
+
+
+def test_a_scale_is_not_made_up(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give more images"):
+        export_diffusers(tiny_model, tmp_path / "out", scaling=ChannelStatistics(4))
+    assert not (tmp_path / "out").exists()
+
+
+def test_scaling_does_not_depend_on_batches(tiny_model: KLAutoencoder, image_folder: Path) -> None:
+    tiny_model.eval()
+    done: list[int] = []
+    one = measure_scaling(tiny_model, loader(image_folder, 5), progress=done.append)
+    other = measure_scaling(tiny_model, loader(image_folder, 12))
+    assert done == [5, 10, 12]
+    assert one.count == 12 * 8 * 8
+    # Float32 convolutions over another batch size reorder sums.
+    torch.testing.assert_close(one.channel_mean, other.channel_mean, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(one.channel_std, other.channel_std, atol=1e-6, rtol=1e-6)
+
+
+def test_permissions_follow_the_umask(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        out = export_diffusers(tiny_model, tmp_path / "out")
+    finally:
+        os.umask(umask)
+    assert {path.name: path.stat().st_mode & 0o777 for path in [out, *out.iterdir()]} == {
+        "out": 0o755, "config.json": 0o644, "diffusion_pytorch_model.safetensors": 0o644,
+    }  # fmt: skip
+
+
+def test_a_foreign_folder_is_left_alone(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"holds other files \(thesis.tex\)"):
+        export_diffusers(tiny_model, tmp_path / "out")
+    assert (tmp_path / "out/thesis.tex").read_text() == "years of work"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        export_diffusers(tiny_model, tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
+
+
+def test_a_failed_export_leaves_the_old_one(
+    tiny_model: KLAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = export_diffusers(tiny_model, tmp_path / "out")
+    before = (out / "diffusion_pytorch_model.safetensors").read_bytes()
+
+    def half_written(self: KLAutoencoder, folder: Path) -> None:
+        (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(KLAutoencoder, "save_pretrained", half_written)
+    with pytest.raises(OSError, match="No space left"):
+        export_diffusers(tiny_model, tmp_path / "out")
+    assert (out / "diffusion_pytorch_model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
