@@ -1,0 +1,194 @@
+"""The tree of one run's configuration: YAML, command line, and the checks that span parts.
+
+Each part is a frozen dataclass that lives beside what it configures; a class to be chosen is named as `class_path`
+with `init_args`. jsonargparse derives the file format, the command line, the help and the checks from these.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+
+from ldm_ae.data.config import DataConfig
+from ldm_ae.discriminators import Discriminator
+from ldm_ae.errors import UserError
+from ldm_ae.files import make_folder, writing
+from ldm_ae.losses import Objective, ObjectiveConfig
+from ldm_ae.models import Autoencoder
+from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
+
+NOT_GIVEN = "???"
+"""What a recipe holds where only the user knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run."""
+
+    out: str
+    """The run directory; a run that is there is continued."""
+    model: Autoencoder
+    """The autoencoder."""
+    data: DataConfig
+    """Images."""
+    seed: int = 0
+    """Of the initial weights, the order of the images, their crops and the posterior's draws."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """The generator's losses."""
+    discriminator: Discriminator | None = None
+    """None for training without an adversarial loss."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The autoencoder's."""
+    discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The discriminator's."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Steps, precision, intervals."""
+
+
+def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> ArgumentParser:
+    """A parser of RunConfig: `--config FILE` and every key as an option; the command line overrides the file."""
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **kwargs)
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="a YAML file of these options, such as configs/kl_f8.yaml"
+    )
+    parser.add_class_arguments(RunConfig, None, fail_untyped=True)
+    return parser
+
+
+def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Namespace:
+    """The checked, resolved configuration, nothing built yet.
+
+    Raises:
+        UserError: an unknown key (with the nearest right one), a wrong type, a missing value, no such file.
+    """
+    parser = parser or config_parser()
+    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == "--config" and not Path(value).is_file():
+            raise UserError(f"no such configuration file: {value}")
+    try:
+        config = parser.parse_args(list(arguments))
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UserError(explain(error, _known_keys(parser))) from error
+    for key, value in config.items():
+        if value == NOT_GIVEN:
+            raise UserError(f"{key} is not given, and the recipe leaves it to you: add --{key} VALUE")
+    return config
+
+
+def explain(error: Exception, known: Sequence[str]) -> str:
+    """jsonargparse's message in one or two lines, with the nearest key for one that is not known."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    if match := re.search(
+        r"[Oo]ption '?([\w.\-]+)'? is not accepted|accept option '([\w.\-]+)'|arguments?: --([\w.\-]+)", text
+    ):
+        key = next(group for group in match.groups() if group)
+        leaves = {name.rpartition(".")[2]: name for name in known}
+        if near := difflib.get_close_matches(key, known, n=1):
+            text += f"; did you mean '{near[0]}'?"
+        elif near := difflib.get_close_matches(key.rpartition(".")[2], leaves, n=1):
+            text += f"; did you mean '{leaves[near[0]]}'?"
+    return text[:400]
+
+
+def _known_keys(parser: ArgumentParser) -> list[str]:
+    keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+    for cls in (*_subclasses(Autoencoder), *_subclasses(Discriminator)):
+        keys += list(inspect.signature(cls).parameters)
+    return keys
+
+
+def _subclasses(cls: type[Any]) -> list[type[Any]]:
+    return [sub for direct in cls.__subclasses__() for sub in (direct, *_subclasses(direct))]
+
+
+def save_config(parser: ArgumentParser, config: Namespace, path: Path) -> None:
+    """The resolved configuration as YAML that reruns the run."""
+    text = parser.dump(config)
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def build_config(config: Namespace, parser: ArgumentParser | None = None) -> RunConfig:
+    """Every class of the configuration built; the initial weights are a function of `seed`."""
+    set_seed(config.seed)
+    built = (parser or config_parser()).instantiate(config)
+    run = RunConfig(**{name: built[name] for name in RunConfig.__dataclass_fields__})
+    check(run)
+    return run
+
+
+def check(run: RunConfig) -> None:
+    """What no part can see alone. UserError names the keys."""
+    run.model.latent_spec.latent_size(run.data.resolution, run.data.resolution)
+    run.model.set_sample_size(run.data.resolution)
+    if run.training.best_metric == "perceptual" and run.objective.perceptual is None:
+        raise UserError("training.best_metric is 'perceptual', but objective.perceptual is not set")
+    if run.data.validation_images == 0 and run.training.best_metric != "psnr":
+        raise UserError("training.best_metric has no effect without validation: data.validation_images is 0")
+    if run.training.precision == "fp16" and not torch.accelerator.is_available():
+        raise UserError("training.precision fp16 needs an accelerator; use bf16 or no on a CPU")
+
+
+def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Path:
+    """Train as the command line says; the run directory.
+
+    Raises:
+        UserError: what the user can mend.
+        Stopped: ended by a signal, saved.
+    """
+    parser = parser or config_parser()
+    config = parse_config(arguments, parser)
+    folder = make_folder(config.out)
+    run = build_config(config, parser)
+    accelerator = make_accelerator(run.training, folder)
+    if accelerator.is_main_process:
+        save_config(parser, config, folder / "config.yaml")
+    make_trainer(run, folder, accelerator).fit()
+    return folder
+
+
+def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
+    """Accelerate with this run's precision and trackers."""
+    accelerator = Accelerator(
+        mixed_precision=training.precision,
+        log_with=list(training.trackers) or None,
+        project_dir=str(folder),
+        # Buffers are batch normalization's; synchronized ones are equal already, and writing them breaks the graph.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    accelerator.init_trackers("logs")
+    return accelerator
+
+
+def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator) -> Trainer:
+    """The trainer of a built configuration."""
+    loader, validation = run.data.loaders(
+        batch_size=run.training.batch_size, accumulation=run.training.accumulation, seed=run.seed,
+        rank=accelerator.process_index, world_size=accelerator.num_processes,
+    )  # fmt: skip
+    spec = run.model.latent_spec
+    identity = {
+        "seed": run.seed,
+        "resolution": run.data.resolution,
+        "images": run.data.train,
+        "global_batch": loader.global_batch,
+        "latents": f"{spec.channels} channels, downsample factor {spec.downsample_factor}",
+        "discriminator": None if run.discriminator is None else type(run.discriminator).__name__,
+        "ema": run.training.ema_decay is not None,
+    }
+    return Trainer(
+        folder=folder, accelerator=accelerator, autoencoder=run.model, objective=Objective(run.objective),
+        discriminator=run.discriminator, training=run.training, optimizer=run.optimizer,
+        discriminator_optimizer=run.discriminator_optimizer, loader=loader, validation=validation, identity=identity,
+    )  # fmt: skip

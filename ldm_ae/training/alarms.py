@@ -1,0 +1,70 @@
+"""Says in words what the curves of a failing run show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ldm_ae.training.steps import ADAPTIVE_MAX
+
+PATIENCE = 5
+"""Log lines in a row that must show a fault before it is named."""
+
+Check = Callable[[Mapping[str, float]], bool]
+
+
+def _discriminator_has_won(logs: Mapping[str, float]) -> bool:
+    return logs.get("discriminator_accuracy", 0.0) > 0.98
+
+
+def _discriminator_has_collapsed(logs: Mapping[str, float]) -> bool:
+    if "discriminator_accuracy" not in logs:
+        return False
+    apart = abs(logs["logits_real"] - logs["logits_fake"])
+    return apart < 1e-3 and abs(logs["discriminator_accuracy"] - 0.5) < 0.01
+
+
+def _weight_at_clamp(logs: Mapping[str, float]) -> bool:
+    return logs.get("adaptive_weight", 0.0) >= 0.99 * ADAPTIVE_MAX
+
+
+def _kl_has_collapsed(logs: Mapping[str, float]) -> bool:
+    return logs.get("kl_per_latent", 1.0) < 1e-3
+
+
+ALARMS: dict[str, tuple[Check, str]] = {
+    "discriminator_won": (
+        _discriminator_has_won,
+        "the discriminator tells nearly all reconstructions apart: its gradient teaches little now; "
+        "lower its learning rate or gan_weight, or start it later",
+    ),
+    "discriminator_collapsed": (
+        _discriminator_has_collapsed,
+        "the discriminator gives real and reconstructed images the same logits: it learns nothing; "
+        "raise its learning rate or lower its regularization",
+    ),
+    "adaptive_weight_clamped": (
+        _weight_at_clamp,
+        f"the adaptive weight sits at its clamp of {ADAPTIVE_MAX:.0f}: the adversarial gradient at the last layer has "
+        "vanished; the discriminator is probably saturated",
+    ),
+    "kl_collapsed": (
+        _kl_has_collapsed,
+        "the KL per latent element is below 0.001 nats: the latents carry nothing; lower the kl weight",
+    ),
+}
+
+
+class Alarms:
+    """Names a fault once it has shown in `PATIENCE` log lines in a row, and again only after it has gone."""
+
+    def __init__(self) -> None:
+        self._seen = dict.fromkeys(ALARMS, 0)
+
+    def check(self, logs: Mapping[str, float]) -> dict[str, str]:
+        """The faults that this log line confirms, by name, in words."""
+        found = {}
+        for name, (check, words) in ALARMS.items():
+            self._seen[name] = self._seen[name] + 1 if check(logs) else 0
+            if self._seen[name] == PATIENCE:
+                found[name] = words
+        return found

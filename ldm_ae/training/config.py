@@ -1,0 +1,56 @@
+"""How long, how large, how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ldm_ae.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The loop: its length, precision, and what it writes when. A step is one update of the autoencoder."""
+
+    max_steps: int = 10_000
+    """Steps in all."""
+    batch_size: int = 8
+    """Images of one forward pass of one process."""
+    accumulation: int = 1
+    """Forward passes per step."""
+    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    """Autocast dtype; parameters stay float32. fp16 needs an accelerator."""
+    max_grad_norm: float | None = None
+    """Clip each network's gradients to this norm."""
+    trainable: list[str] = field(default_factory=lambda: ["*"])
+    """Name patterns of the parameters that learn, such as decoder.* and post_quant_conv.*."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights, evaluated and exported in their place."""
+    compile: bool = False
+    """Compile the networks with torch.compile."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl; each is the mean over them."""
+    sample_every: int = 1000
+    """Steps between grids of inputs and reconstructions in samples/."""
+    validate_every: int = 1000
+    """Steps between validations."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept, beside the best one."""
+    best_metric: Literal["psnr", "ssim", "perceptual"] = "psnr"
+    """Validation score by which the best checkpoint is chosen."""
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Accelerate's trackers by name, such as tensorboard and wandb, beside metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        counts = "max_steps batch_size accumulation log_every sample_every validate_every checkpoint_every"
+        for name in [*counts.split(), "keep_checkpoints"]:
+            if getattr(self, name) < 1:
+                raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise UserError(f"training.ema_decay is {self.ema_decay}; it must be in [0, 1)")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise UserError(f"training.max_grad_norm is {self.max_grad_norm}; it must be above 0, or null for none")

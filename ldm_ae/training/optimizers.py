@@ -1,0 +1,95 @@
+"""Optimizers by class path, and the learning rate over steps."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, AdamW, Optimizer
+
+from ldm_ae.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """One network's optimizer and its learning rate."""
+
+    class_path: str = "torch.optim.Adam"
+    """A torch optimizer: torch.optim.Adam, torch.optim.AdamW, or any other by its import path."""
+    learning_rate: float = 1e-4
+    """The highest learning rate, after warm-up."""
+    scale_learning_rate: bool = False
+    """Multiply the learning rate by the global batch size, as LDM's recipes do."""
+    options: dict[str, Any] = field(default_factory=lambda: {"betas": [0.5, 0.9]})
+    """Further arguments of the class, such as betas, eps, weight_decay. Adam and AdamW are fused unless told."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after warm-up: constant, or a cosine down to `final_learning_rate_ratio` at the last step."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    final_learning_rate_ratio: float = 0.0
+    """Where the cosine ends, as a share of the learning rate."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise UserError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        if self.warmup_steps < 0 or not 0 <= self.final_learning_rate_ratio <= 1:
+            raise UserError("warmup_steps must be at least 0 and final_learning_rate_ratio in [0, 1]")
+
+    def build(self, parameters: Iterable[nn.Parameter], global_batch: int, *, fused: bool = True) -> Optimizer:
+        """The optimizer over `parameters`, in one group; UserError for a class that is none or wrong options."""
+        learning_rate = self.learning_rate * (global_batch if self.scale_learning_rate else 1)
+        options = {name: tuple(value) if isinstance(value, list) else value for name, value in self.options.items()}
+        cls = _optimizer_class(self.class_path)
+        if cls in (Adam, AdamW):
+            options = {"fused": fused} | options
+        try:
+            optimizer = cls(parameters, lr=learning_rate, **options)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.class_path} does not take these options: {error}") from error
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimizer
+
+    def schedule_step(self, optimizer: Optimizer, step: int, max_steps: int) -> float:
+        """Set the learning rate of update number `step`, counted from 0; the rate of the first group."""
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.factor(step, max_steps)
+        return float(optimizer.param_groups[0]["lr"])
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """Share of the learning rate at `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.schedule == "constant":
+            return 1.0
+        progress = min((step - self.warmup_steps) / max(max_steps - self.warmup_steps, 1), 1.0)
+        floor = self.final_learning_rate_ratio
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """`load_state_dict`, with every moment in its parameter's memory layout.
+
+    Files hold plain rows, parameters may be channels-last, and a fused optimizer walks both in the order of memory.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _optimizer_class(class_path: str) -> type[Any]:
+    module_name, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"optimizer class_path '{class_path}' cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise UserError(f"optimizer class_path '{class_path}' is not a torch optimizer, such as torch.optim.AdamW")
+    return found

@@ -1,0 +1,110 @@
+"""What a run tells while it goes: metrics.jsonl, trackers, sample grids, a progress bar, lines on the terminal."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+
+class Window:
+    """Means over the steps since the last log line, on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._images = 0
+        self._seconds = 0.0
+
+    def add(self, logs: Mapping[str, Tensor], images: int, seconds: float) -> None:
+        """One step's scalars, its images over all processes, and its wall time."""
+        for name, value in logs.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+        self._images += images
+        self._seconds += seconds
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over steps and processes; empties the window. Every process must call it."""
+        names = sorted(self._sums)
+        values = torch.stack([self._sums[name].to(accelerator.device) / self._counts[name] for name in names])
+        values = accelerator.reduce(values, reduction="mean")
+        result = dict(zip(names, values.tolist(), strict=True))
+        result["images_per_second"] = self._images / max(self._seconds, 1e-9)
+        self._sums, self._counts, self._images, self._seconds = {}, {}, 0, 0.0
+        return result
+
+
+class RunLog:
+    """Writes on the main process only.
+
+    Args:
+        folder: The run directory.
+        accelerator: Its trackers get the same numbers.
+        max_steps: For the progress bar.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, max_steps: int):
+        self.folder = folder
+        self.accelerator = accelerator
+        self.main = accelerator.is_main_process
+        self.console = Console(stderr=True, quiet=not self.main, highlight=False)
+        columns = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
+        self.progress = Progress(
+            *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console,
+            disable=not (self.main and sys.stderr.isatty()),
+        )  # fmt: skip
+        self.task = self.progress.add_task("training", total=max_steps, rate="")
+        self.started = time.monotonic()
+
+    def advance(self, step: int) -> None:
+        """Move the bar to `step`."""
+        self.progress.update(self.task, completed=step)
+
+    def metrics(self, step: int, values: Mapping[str, float | str], *, kind: str) -> None:
+        """One line of metrics.jsonl, and the same for the trackers under `kind/`."""
+        if not self.main:
+            return
+        line = {"step": step, "kind": kind, "seconds": round(time.monotonic() - self.started, 3), **values}
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
+        self.accelerator.log(numbers, step=step)
+        if rate := values.get("images_per_second"):
+            self.progress.update(self.task, rate=f"{rate:.1f} images/s")
+
+    def say(self, text: str) -> None:
+        """A line on the terminal, above the bar."""
+        if self.main:
+            self.console.print(text, markup=False, soft_wrap=True)
+
+    def warn(self, step: int, name: str, text: str) -> None:
+        """A warning on the terminal and in metrics.jsonl."""
+        self.say(f"warning at step {step}: {text}")
+        self.metrics(step, {"alarm": name, "message": text}, kind="alarm")
+
+    def picture(self, step: int, grid: Image.Image) -> None:
+        """samples/step-XXXXXXXX.png."""
+        if self.main:
+            folder = self.folder / "samples"
+            folder.mkdir(exist_ok=True)
+            grid.save(folder / f"step-{step:08d}.png")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory used so far: on an accelerator what torch allocated there, else this process's resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

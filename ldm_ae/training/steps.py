@@ -1,0 +1,231 @@
+"""The two optimization steps. This is the file to read first.
+
+A step is one update of the generator (the autoencoder) and, once it has started, one of the discriminator. Both take
+the step's micro-batches at once and leave gradients that equal those of one batch as large as all of them together.
+
+Source: Esser et al., Taming Transformers, arXiv 2012.09841, equation 7 for the adaptive weight; arXiv 2112.10752.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ldm_ae.discriminators import BothSides
+from ldm_ae.losses import Objective
+from ldm_ae.models import Autoencoder
+
+ADAPTIVE_EPS = 1e-4
+ADAPTIVE_MAX = 1e4
+Logs = dict[str, Tensor]
+
+
+class MicroBatch(NamedTuple):
+    """What one forward pass takes."""
+
+    pixel_values: Tensor
+    """(B, 3, H, W) in [-1, 1]."""
+    noise: Tensor
+    """(B, C, h, w) standard normal: the posterior's draw."""
+
+
+@dataclass
+class StepParts:
+    """What both steps work on. `autoencoder` and `discriminator` are as Accelerate prepared them."""
+
+    accelerator: Accelerator
+    autoencoder: nn.Module
+    objective: Objective
+    discriminator: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        self.plain_autoencoder: Autoencoder = _unwrap(self.autoencoder)
+        pair: BothSides | None = None if self.discriminator is None else _unwrap(self.discriminator)
+        # The generator's step bypasses DistributedDataParallel: it wants no gradient of the discriminator.
+        self.plain_discriminator = None if pair is None else pair.discriminator
+
+
+class OutputGradients(NamedTuple):
+    """Gradients of a micro-batch's two losses at its reconstructions, (B, 3, H, W) each, and the losses themselves."""
+
+    nll: Tensor
+    gan: Tensor | None
+    error: Tensor
+    """Scalar: the reconstruction error before the log-variance."""
+    logs: Logs
+
+
+def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -> tuple[list[Tensor], Logs]:
+    """Leave the autoencoder's gradients of the whole objective in `.grad`, and none in the discriminator.
+
+    The losses' gradients are taken once each at the reconstructions, the adaptive weight from those and the last layer
+    alone, and the weighted sum is sent back through the autoencoder in one backward pass.
+
+    Args:
+        parts: What to work on.
+        batches: The step's micro-batches of this process.
+        step: Updates done so far; the schedule of the adversarial weight counts them.
+
+    Returns:
+        The reconstructions of each micro-batch, detached, and scalars to log (means over this process).
+    """
+    gan_weight: float | Tensor = parts.objective.config.gan_weight_at(step) if parts.discriminator is not None else 0.0
+    with_gan = bool(gan_weight > 0)
+    adaptive = with_gan and parts.objective.config.adaptive_gan_weight
+    known: list[OutputGradients] | None = None
+    if adaptive and len(batches) > 1:
+        # The weight belongs to the whole batch and is needed before the first backward pass.
+        known, gan_weight = _measure_ahead(parts, batches, gan_weight)
+    all_reconstructions, all_logs = [], []
+    for i, batch in enumerate(batches):
+        with _sync_on_last(parts.accelerator, parts.autoencoder, i, len(batches)):
+            reconstructions, posterior = parts.autoencoder(batch.pixel_values, batch.noise)
+            at_output = known[i] if known else output_gradients(parts, batch, reconstructions, with_gan)
+            if adaptive and known is None:
+                gan_weight = gan_weight * adaptive_weight(
+                    parts, [last_layer_gradients(parts, reconstructions, at_output)]
+                )
+            gradient = at_output.nll
+            if at_output.gan is not None:
+                gradient = gradient + gan_weight * at_output.gan
+            terms = posterior.regularization()
+            regularization = parts.objective.regularization(terms, posterior.mode())
+            # Its gradient at the reconstructions is `gradient`; the nll of a fixed error reaches the log-variance.
+            surrogate = (reconstructions * gradient).sum() + regularization
+            surrogate = surrogate + parts.objective.nll(at_output.error, batch.pixel_values)
+            parts.accelerator.backward(surrogate / len(batches))
+        all_reconstructions.append(reconstructions.detach())
+        all_logs.append(at_output.logs | {f"{name}_loss": term.detach().mean() for name, term in terms.items()})
+    _average_gradients(parts.accelerator, parts.objective)
+    logs = _mean_logs(all_logs)
+    if isinstance(gan_weight, Tensor):
+        logs["adaptive_weight"] = gan_weight / parts.objective.config.gan_weight_at(step)
+    return all_reconstructions, logs
+
+
+def discriminator_step(
+    parts: StepParts, batches: Sequence[MicroBatch], reconstructions: Sequence[Tensor], step: int
+) -> Logs | None:
+    """Leave the discriminator's gradients in `.grad`, and none in the autoencoder; None before it has started.
+
+    Args:
+        parts: What to work on.
+        batches: The step's micro-batches of this process.
+        reconstructions: Of the generator's step, detached.
+        step: Updates done so far.
+    """
+    if parts.discriminator is None or step < parts.objective.config.discriminator_start:
+        return None
+    all_logs = []
+    for i, (batch, fake) in enumerate(zip(batches, reconstructions, strict=True)):
+        with _sync_on_last(parts.accelerator, parts.discriminator, i, len(batches)):
+            with parts.accelerator.autocast():
+                logits_real, logits_fake = parts.discriminator(batch.pixel_values, fake.detach())
+            logits_real, logits_fake = logits_real.float(), logits_fake.float()
+            loss = parts.objective.config.adversarial.discriminator(logits_real, logits_fake)
+            parts.accelerator.backward(loss / len(batches))
+        correct = ((logits_real > 0).float().mean() + (logits_fake < 0).float().mean()) / 2
+        logs = {"discriminator_loss": loss, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
+        all_logs.append({name: value.detach() for name, value in logs.items()} | {"discriminator_accuracy": correct})
+    return _mean_logs(all_logs)
+
+
+def output_gradients(parts: StepParts, batch: MicroBatch, reconstructions: Tensor, with_gan: bool) -> OutputGradients:
+    """∂nll/∂x̂ and, if asked, ∂gan/∂x̂, each through its own network only."""
+    objective, scale = parts.objective, _loss_scale(parts.accelerator)
+    leaf = reconstructions.detach().requires_grad_()
+    terms = objective.reconstruction(leaf, batch.pixel_values)
+    nll_gradient = _gradient(terms.nll, leaf, scale)
+    logs = {"rec_loss": terms.rec_loss, "nll_loss": terms.nll}
+    if terms.perceptual_loss is not None:
+        logs["perceptual_loss"] = terms.perceptual_loss
+    gan_gradient = None
+    if with_gan:
+        assert parts.plain_discriminator is not None
+        with parts.accelerator.autocast():
+            logits_fake = parts.plain_discriminator(leaf)
+        logs["generator_loss"] = objective.config.adversarial.generator(logits_fake.float())
+        gan_gradient = _gradient(logs["generator_loss"], leaf, scale)
+    return OutputGradients(nll_gradient, gan_gradient, terms.error.detach(), {k: v.detach() for k, v in logs.items()})
+
+
+def last_layer_gradients(parts: StepParts, reconstructions: Tensor, at_output: OutputGradients) -> Tensor:
+    """Gradients of both losses at the decoder's last weight, stacked (2, ...); only that layer is differentiated."""
+    assert at_output.gan is not None
+    scale = _loss_scale(parts.accelerator)
+    both = [
+        torch.autograd.grad(
+            reconstructions, parts.plain_autoencoder.last_layer, gradient * scale, retain_graph=True
+        )[0].float() / scale
+        for gradient in (at_output.nll, at_output.gan)
+    ]  # fmt: skip
+    return torch.stack(both)
+
+
+def adaptive_weight(parts: StepParts, gradients: Sequence[Tensor]) -> Tensor:
+    """λ = ‖∇nll‖ / (‖∇gan‖ + 1e-4), at most 1e4, of the whole batch: every micro-batch of every process. Scalar."""
+    mean = parts.accelerator.reduce(torch.stack(list(gradients)).mean(dim=0), reduction="mean")
+    nll_norm, gan_norm = mean.flatten(1).norm(dim=1)
+    return (nll_norm / (gan_norm + ADAPTIVE_EPS)).clamp(0.0, ADAPTIVE_MAX)
+
+
+def _measure_ahead(
+    parts: StepParts, batches: Sequence[MicroBatch], gan_weight: float | Tensor
+) -> tuple[list[OutputGradients], Tensor]:
+    """Every micro-batch's output gradients and the adversarial one's weight, from passes that keep no graphs."""
+    measured, last = [], []
+    with _only_last_layer(parts.plain_autoencoder), parts.accelerator.autocast():
+        for batch in batches:
+            reconstructions = parts.plain_autoencoder(batch.pixel_values, batch.noise).reconstructions
+            measured.append(output_gradients(parts, batch, reconstructions, with_gan=True))
+            last.append(last_layer_gradients(parts, reconstructions, measured[-1]))
+    return measured, gan_weight * adaptive_weight(parts, last)
+
+
+@contextmanager
+def _only_last_layer(autoencoder: Autoencoder) -> Iterator[None]:
+    """Within it a forward pass keeps a graph for the last layer alone."""
+    frozen = [p for p in autoencoder.parameters() if p.requires_grad and p is not autoencoder.last_layer]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+
+
+def _gradient(loss: Tensor, leaf: Tensor, scale: float) -> Tensor:
+    # Scaled on the way through half-precision networks, and float32 before and after.
+    return torch.autograd.grad(loss * scale, leaf)[0].float() / scale
+
+
+def _loss_scale(accelerator: Accelerator) -> float:
+    return accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0
+
+
+def _sync_on_last(accelerator: Accelerator, module: nn.Module, i: int, count: int) -> AbstractContextManager[None]:
+    """Processes average gradients in the last micro-batch's backward pass only."""
+    return nullcontext() if i == count - 1 else accelerator.no_sync(module)
+
+
+def _average_gradients(accelerator: Accelerator, objective: Objective) -> None:
+    """The objective's own parameter stands outside DistributedDataParallel."""
+    for parameter in objective.parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None
+            parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+
+
+def _mean_logs(all_logs: Sequence[Logs]) -> Logs:
+    return {name: torch.stack([logs[name] for logs in all_logs]).mean() for name in all_logs[0]}
+
+
+def _unwrap(module: nn.Module) -> Any:
+    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module

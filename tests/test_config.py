@@ -1,0 +1,130 @@
+"""Every recipe is built and takes a step; every wrong key and value gets one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.state import AcceleratorState
+
+from ldm_ae.config import build_config, parse_config, train
+from ldm_ae.errors import UserError
+from ldm_ae.models import load_autoencoder
+
+RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
+    """The recipe with narrow networks, small images, two of everything and its adversarial phase at once."""
+    config = yaml.safe_load(recipe.read_text())
+    arguments = config["model"]["init_args"]
+    if "pretrained" in arguments:
+        arguments["pretrained"] = str(model)
+    else:
+        arguments |= {"block_out_channels": [8 for _ in arguments["block_out_channels"]], "norm_num_groups": 4}
+    config["out"] = str(out)
+    config["data"] |= {
+        "train": str(images), "validation": None, "resolution": 64, "resize": None, "workers": 0,
+        "validation_images": 2,
+    }  # fmt: skip
+    config["objective"] |= {"discriminator_start": 0, "discriminator_warmup_steps": 0}
+    if config["objective"]["perceptual"]["class_path"].endswith(".LPIPS"):
+        config["objective"]["perceptual"]["init_args"]["pretrained"] = False  # no download in tests
+    if "discriminator" in config:
+        config["discriminator"]["init_args"]["ndf"] = 8
+    config["training"] |= {
+        "max_steps": 1,
+        "batch_size": 1,
+        "accumulation": min(2, config["training"].get("accumulation", 1)),
+    }
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_builds_and_takes_a_step(
+    recipe: Path, image_folder: Path, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    out = tmp_path / "run"
+    train(["--config", str(scaled_down(recipe, image_folder, tiny_model_folder, out))])
+    spec = load_autoencoder(out).latent_spec
+    published = {"kl_f4": (4, 3), "kl_f8": (8, 4), "kl_f16": (16, 16), "kl_f32": (32, 64)}
+    if recipe.stem in published:
+        assert (spec.downsample_factor, spec.channels) == published[recipe.stem]
+    assert (out / "metrics.jsonl").read_text().count('"rec_loss"') == 1
+
+
+def test_ldm_numbers_of_kl_f8() -> None:
+    """What FACTS and the paper give for the recipe that people compare with."""
+    config = yaml.safe_load((RECIPES[0].parent / "kl_f8.yaml").read_text())
+    assert config["model"]["init_args"]["block_out_channels"] == [128, 256, 512, 512]
+    assert config["objective"]["reduction"] == "ldm"
+    assert config["objective"]["regularization_weights"] == {"kl": 1e-6}
+    assert config["objective"]["gan_weight"] == 0.5
+    assert config["objective"]["discriminator_start"] == 50001
+    assert config["discriminator"]["init_args"] == {"n_layers": 3, "ndf": 64, "norm": "batch"}
+    for name in ("optimizer", "discriminator_optimizer"):
+        assert config[name]["learning_rate"] == 4.5e-6
+        assert config[name]["scale_learning_rate"] is True
+        assert config[name]["options"] == {"betas": [0.5, 0.9]}
+
+
+QUICKSTART = ["--config", str(RECIPES[0].parent / "quickstart.yaml")]
+
+
+def test_command_line_overrides_the_file() -> None:
+    config = parse_config([*QUICKSTART, "--training.max_steps", "7", "--model.init_args.latent_channels", "3"])
+    assert config.training.max_steps == 7
+    run = build_config(config)
+    assert run.model.latent_spec.channels == 3
+    assert run.model.sample_size == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--training.max_step", "3"], r"max_step.*did you mean 'training\.max_steps'"),
+        (["--training.max_steps", "many"], "training.max_steps"),
+        (["--training.max_steps", "0"], "training.max_steps is 0; it must be at least 1"),
+        (["--model.init_args.latent_channel", "3"], "latent_channel.*did you mean 'latent_channels'"),
+        (["--model", "ldm_ae.models.KLAutoencoderr"], "KLAutoencoderr"),
+        (["--optimizer.learning_rate", "-1"], "learning_rate is -1.0; it must be above 0"),
+        (["--data.crop", "middle"], "data.crop"),
+    ],
+)
+def test_wrong_options(arguments: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        build_config(parse_config([*QUICKSTART, *arguments]))
+    assert len(str(error.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("trainin: {max_steps: 3}", r"trainin.*did you mean 'training"),
+        ("training: {max_stepz: 3}", r"max_stepz.*did you mean 'training\.max_steps'"),
+        ("model: {class_path: ldm_ae.models.KLAutoencoder, init_args: {widths: [1]}}", "widths"),
+        ("training: [1, 2", "."),
+        ("data:\n  train: ???\nout: x\nmodel: {class_path: ldm_ae.models.KLAutoencoder}", r"data\.train is not given"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        parse_config(["--config", str(path)])
+    assert len(str(error.value).splitlines()) <= 2
+
+
+def test_no_such_file() -> None:
+    with pytest.raises(UserError, match=r"no such configuration file: nowhere\.yaml"):
+        parse_config(["--config", "nowhere.yaml"])
+
+
+def test_size_that_does_not_fit_the_model() -> None:
+    with pytest.raises(UserError, match="66x66 is not divisible by the model's downsample factor 4"):
+        build_config(parse_config([*QUICKSTART, "--data.resolution", "66"]))

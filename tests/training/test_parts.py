@@ -1,0 +1,212 @@
+"""EMA, schedules, alarms, checkpoints' trees and files."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldm_ae.errors import UserError
+from ldm_ae.models import KLAutoencoder
+from ldm_ae.models.trainable import set_trainable
+from ldm_ae.training.alarms import PATIENCE, Alarms
+from ldm_ae.training.checkpoint import (
+    MANIFEST,
+    checkpoint_name,
+    load_modules,
+    load_state,
+    newest_checkpoint,
+    problems,
+    prune,
+    save_checkpoint,
+)  # fmt: skip
+from ldm_ae.training.ema import EMA
+from ldm_ae.training.optimizers import OptimizerConfig
+from ldm_ae.training.rng import rng_state, set_rng_state
+from ldm_ae.training.tree import join_tensors, split_tensors
+
+
+def test_ema_follows_its_formula(tiny_model: KLAutoencoder) -> None:
+    ema = EMA(tiny_model, decay=0.5)
+    expected = {name: p.detach().double() for name, p in tiny_model.named_parameters()}
+    for step in range(12):
+        with torch.no_grad():
+            for parameter in tiny_model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        ema.update(tiny_model, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        for name, parameter in tiny_model.named_parameters():
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach().double()
+    assert ema.decay_at(0) == 0.1
+    assert ema.decay_at(1000) == 0.5
+    for name, parameter in ema.model.named_parameters():
+        # Twelve float32 updates of values around 3.
+        assert torch.allclose(parameter.double(), expected[name], atol=1e-5), name
+        assert not parameter.requires_grad
+
+
+def test_learning_rate_schedules() -> None:
+    constant = OptimizerConfig(warmup_steps=3)
+    assert [constant.factor(s, 10) for s in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    cosine = OptimizerConfig(schedule="cosine", warmup_steps=2, final_learning_rate_ratio=0.1)
+    assert cosine.factor(2, 12) == pytest.approx(1.0)
+    assert cosine.factor(7, 12) == pytest.approx(0.55)
+    assert cosine.factor(12, 12) == pytest.approx(0.1)
+
+
+def test_ldm_learning_rate_is_scaled_by_the_global_batch() -> None:
+    config = OptimizerConfig(learning_rate=4.5e-6, scale_learning_rate=True)
+    optimizer = config.build([nn.Parameter(torch.zeros(1))], global_batch=24)
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.9)
+    assert config.schedule_step(optimizer, 0, 10) == pytest.approx(1.08e-4)
+
+
+def test_optimizers_by_class_path() -> None:
+    parameters = [nn.Parameter(torch.zeros(1))]
+    built = OptimizerConfig(class_path="torch.optim.AdamW", options={"weight_decay": 0.1}).build(parameters, 1)
+    assert isinstance(built, torch.optim.AdamW)
+    assert built.param_groups[0]["weight_decay"] == 0.1
+    built = OptimizerConfig(class_path="torch.optim.RMSprop", options={"momentum": 0.5}).build(parameters, 1)
+    assert isinstance(built, torch.optim.RMSprop)
+    with pytest.raises(UserError, match="cannot be imported"):
+        OptimizerConfig(class_path="torch.optim.Adamm").build(parameters, 1)
+    with pytest.raises(UserError, match="is not a torch optimizer"):
+        OptimizerConfig(class_path="torch.nn.Linear").build(parameters, 1)
+    with pytest.raises(UserError, match="momentun"):
+        OptimizerConfig(class_path="torch.optim.SGD", options={"momentun": 0.5}).build(parameters, 1)
+
+
+def test_trainable_patterns(tiny_model: KLAutoencoder) -> None:
+    count = set_trainable(tiny_model, ["decoder.*", "post_quant_conv.*"])
+    learning = {name for name, p in tiny_model.net.named_parameters() if p.requires_grad}
+    assert learning == {
+        n for n, _ in tiny_model.net.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))
+    }
+    assert count == sum(p.numel() for p in tiny_model.parameters() if p.requires_grad)
+    with pytest.raises(UserError, match=r"'decodr\.\*' matches no parameter; the model's parts are decoder, encoder"):
+        set_trainable(tiny_model, ["decodr.*"])
+
+
+@pytest.mark.parametrize(
+    ("name", "logs"),
+    [
+        ("discriminator_won", {"discriminator_accuracy": 0.995, "logits_real": 5.0, "logits_fake": -5.0}),
+        ("discriminator_collapsed", {"discriminator_accuracy": 0.5, "logits_real": 0.1, "logits_fake": 0.1001}),
+        ("adaptive_weight_clamped", {"adaptive_weight": 1e4}),
+        ("kl_collapsed", {"kl_per_latent": 1e-5}),
+    ],
+)
+def test_alarms_speak_once_after_patience(name: str, logs: dict[str, float]) -> None:
+    alarms = Alarms()
+    heard = [list(alarms.check(logs)) for _ in range(PATIENCE + 3)]
+    assert heard == [[]] * (PATIENCE - 1) + [[name]] + [[]] * 3
+    healthy = {"discriminator_accuracy": 0.7, "logits_real": 0.5, "logits_fake": -0.5, "kl_per_latent": 1.0}
+    assert not any(Alarms().check(healthy) for _ in range(20))
+    alarms.check(healthy)
+    assert [list(alarms.check(logs)) for _ in range(PATIENCE)][-1] == [name]
+
+
+def test_trees_come_back_as_they_were() -> None:
+    parameter = nn.Parameter(torch.randn(3))
+    optimizer = torch.optim.Adam([parameter], betas=(0.5, 0.9))
+    parameter.sum().backward()
+    optimizer.step()
+    tree = {"optimizer": optimizer.state_dict(), "list": [1, 2.5, None, True, "x", (3, [4])]}
+    plain, tensors = split_tensors(tree)
+    back = join_tensors(json.loads(json.dumps(plain)), tensors)
+    assert back["list"] == tree["list"]
+    assert back["optimizer"]["param_groups"] == tree["optimizer"]["param_groups"]  # type: ignore[index]
+    assert back["optimizer"]["state"].keys() == {0}
+    assert torch.equal(back["optimizer"]["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+    with pytest.raises(TypeError, match="cannot be saved without pickle: set"):
+        split_tensors({"a": {1, 2}})
+
+
+def test_random_states_come_back() -> None:
+    random.random(), np.random.rand(), torch.rand(1)
+    plain, tensors = split_tensors(rng_state())
+    expected = (random.random(), random.gauss(0, 1), np.random.randn(), torch.rand(3))
+    set_rng_state(join_tensors(json.loads(json.dumps(plain)), tensors))
+    found = (random.random(), random.gauss(0, 1), np.random.randn(), torch.rand(3))
+    assert found[:3] == expected[:3]
+    assert torch.equal(found[3], expected[3])
+
+
+def write(folder: Path, model: KLAutoencoder, step: int) -> Path:
+    path = folder / checkpoint_name(step)
+    save_checkpoint(
+        path, autoencoder=model, ema=model, modules={"part": nn.Linear(2, 2), "empty": nn.Identity()},
+        state={"step": step, "tensor": torch.arange(3)},
+    )  # fmt: skip
+    return path
+
+
+def test_checkpoint_roundtrip_and_layout(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    path = write(tmp_path, tiny_model, 7)
+    assert path.name == "step-00000007"
+    assert problems(path) == []
+    names = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
+    weights = "diffusion_pytorch_model.safetensors"
+    assert names == {
+        MANIFEST, "model/config.json", f"model/{weights}", "ema/config.json", f"ema/{weights}", "part.safetensors",
+        "state.json", "state.safetensors",
+    }  # fmt: skip
+    assert torch.equal(load_state(path)["tensor"], torch.arange(3))
+    assert not list(tmp_path.glob(".*"))  # no temporary name is left
+    assert {p.stat().st_mode & 0o777 for p in path.rglob("*") if p.is_file()} == {0o666 & ~_umask()}
+
+
+def _umask() -> int:
+    import os
+
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "manifest", "no manifest"])
+def test_damaged_checkpoint_does_not_count(tmp_path: Path, tiny_model: KLAutoencoder, damage: str) -> None:
+    older, newer = write(tmp_path, tiny_model, 1), write(tmp_path, tiny_model, 2)
+    target = newer / ("state.safetensors" if "manifest" not in damage else MANIFEST)
+    content = bytearray(target.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+        target.write_bytes(content)
+    elif damage in ("truncate", "manifest"):
+        target.write_bytes(content[: len(content) // 2])
+    else:
+        target.unlink()
+    found, damaged = newest_checkpoint(tmp_path)
+    assert found == older
+    assert list(damaged) == [newer.name]
+    assert target.name in damaged[newer.name][0]
+
+
+def test_manifest_cannot_name_files_outside(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    path = write(tmp_path, tiny_model, 1)
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"]["../../evil"] = {"bytes": 1, "sha256": "0"}
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    assert problems(path) == [f"{MANIFEST} names a file outside the checkpoint: ../../evil"]
+
+
+def test_missing_part_is_named(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    path = write(tmp_path, tiny_model, 1)
+    with pytest.raises(UserError, match=r"has no discriminator\.safetensors"):
+        load_modules(path, {"discriminator": nn.Linear(2, 2)})
+    with pytest.raises(UserError, match=r"part\.safetensors does not fit"):
+        load_modules(path, {"part": nn.Linear(3, 2)})
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    for step in (1, 2, 3, 4, 5):
+        write(tmp_path, tiny_model, step)
+    (tmp_path / checkpoint_name(5) / "state.json").unlink()  # the newest does not count: nothing may go for its sake
+    prune(tmp_path, keep=2, also=checkpoint_name(1))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint_name(s) for s in (1, 3, 4, 5)]
