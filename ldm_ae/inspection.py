@@ -1,0 +1,83 @@
+"""What a path is: a model, a checkpoint, a run or a latent store; and whether it is sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ldm_ae.errors import UserError
+from ldm_ae.latents import inspect_store
+from ldm_ae.models import load_autoencoder
+from ldm_ae.training import newest_checkpoint, problems
+from ldm_ae.training.checkpoint import MANIFEST, load_state
+
+
+def inspect_path(path: str | Path) -> dict[str, Any]:
+    """A description as JSON values; `kind` says what it is, `problems` why it is not sound, a line each.
+
+    Raises:
+        UserError: nothing there, or none of these.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no such path: {path}")
+    if (path / "checkpoints").is_dir() or (path / "environment.json").is_file():
+        return inspect_run(path)
+    if (path / MANIFEST).is_file() or path.name.startswith("step-"):
+        return inspect_checkpoint(path)
+    if (path / "config.json").is_file():
+        return inspect_model(path)
+    return inspect_store(path)
+
+
+def inspect_model(path: Path) -> dict[str, Any]:
+    """A diffusers model folder."""
+    found: dict[str, Any] = {"kind": "model", "path": str(path)}
+    try:
+        model = load_autoencoder(path)
+    except UserError as error:
+        return found | {"problems": [str(error)]}
+    spec = model.latent_spec
+    bad = [name for name, tensor in model.net.state_dict().items() if not tensor.isfinite().all()]
+    return found | {
+        "class": type(model.net).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "latent_channels": spec.channels,
+        "downsample_factor": spec.downsample_factor,
+        "scaling_factor": spec.scaling_factor,
+        "sample_size": model.sample_size,
+        "problems": [f"{name} has values that are not finite" for name in bad],
+    }
+
+
+def inspect_checkpoint(path: Path) -> dict[str, Any]:
+    """One checkpoint of a run."""
+    found: dict[str, Any] = {"kind": "checkpoint", "path": str(path), "problems": problems(path)}
+    if not found["problems"]:
+        state = load_state(path)
+        found |= {"step": state["step"], "samples_seen": state["position"], "best": state["best"]}
+        found |= {"identity": state["identity"]}
+    return found
+
+
+def inspect_run(path: Path) -> dict[str, Any]:
+    """A run directory: which checkpoints count, and why others do not."""
+    folder = path / "checkpoints"
+    all_checkpoints = {p.name: problems(p) for p in sorted(folder.glob("step-*"))}
+    newest, _ = newest_checkpoint(folder)
+    wrong = [f"{name} does not count: {reasons[0]}" for name, reasons in all_checkpoints.items() if reasons]
+    if newest is None:
+        wrong.append("no checkpoint counts")
+    found: dict[str, Any] = {
+        "kind": "run",
+        "path": str(path),
+        "checkpoints": {name: reasons[0] if reasons else "counts" for name, reasons in all_checkpoints.items()},
+    }
+    if newest is not None:
+        described = inspect_checkpoint(newest)
+        found |= {"step": described["step"], "best": described["best"], "identity": described["identity"]}
+    if (path / "model" / "config.json").is_file():
+        model = inspect_model(path / "model")
+        wrong += [f"model: {problem}" for problem in model["problems"]]
+        found["model"] = {k: v for k, v in model.items() if k not in ("kind", "path", "problems")}
+    return found | {"problems": wrong}

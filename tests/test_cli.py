@@ -1,0 +1,235 @@
+"""The commands as a user meets them: help, every step of the table, every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from ldm_ae.cli import main
+from ldm_ae.data import decode_image
+from tests.pictures import smooth_picture
+
+Run = Callable[..., tuple[int, str, str]]
+COMMANDS = ["quickstart", "train", "evaluate", "reconstruct", "encode", "decode", "export", "inspect"]
+
+
+def picture(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as error:  # argparse's own
+            status = int(error.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_help_is_fast_and_names_every_command() -> None:
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "ldm_ae.cli", "--help"], capture_output=True, text=True, check=True
+        )
+        times.append(time.perf_counter() - started)
+    for name in [*COMMANDS, "import", "convert"]:
+        assert name in done.stdout
+    assert min(times) < 1.0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(run: Run, name: str) -> None:
+    status, out, _ = run(name, "--help")
+    assert status == 0
+    assert len(out) > 100
+
+
+@pytest.mark.parametrize("name", ["import", "convert"])
+def test_later_commands_say_so(run: Run, name: str) -> None:
+    status, _, err = run(name, "a", "b", "--format", "x")
+    assert status == 2
+    assert "comes with a later one" in err
+
+
+SMALL = ["--size", 32, "--workers", 0, "--device", "cpu"]
+
+
+def test_encode_decode_reconstruct(run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+    store, decoded, rebuilt = tmp_path / "store", tmp_path / "decoded", tmp_path / "rebuilt"
+    status, out, err = run("encode", tiny_model_folder, image_folder, store, *SMALL, "--latents", "mode")
+    assert (status, err) == (0, "")
+    assert "12 images, 0 unusable, scaling_factor" in out
+    assert run("decode", tiny_model_folder, store, decoded, "--device", "cpu")[0] == 0
+    assert run("reconstruct", tiny_model_folder, image_folder, rebuilt, *SMALL)[0] == 0
+    names = {p.relative_to(decoded).as_posix() for p in decoded.rglob("*.png")}
+    assert names == {p.relative_to(image_folder).as_posix() for p in image_folder.rglob("*.png")}
+    for name in names:  # the stored mode, decoded, is the reconstruction
+        assert (picture(decoded / name) == picture(rebuilt / name)).all()
+    status, out, _ = run("inspect", store, "--json")
+    assert status == 0
+    assert json.loads(out)["problems"] == []
+
+
+def test_export_opens_in_diffusers_with_equal_outputs(
+    run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    out, rebuilt = tmp_path / "exported", tmp_path / "rebuilt"
+    status, words, _ = run("export", tiny_model_folder, out, "--images", image_folder, *SMALL)
+    assert status == 0
+    theirs = AutoencoderKL.from_pretrained(out)
+    assert f"scaling_factor {theirs.config.scaling_factor:.5f}" in words
+    run("reconstruct", tiny_model_folder, image_folder, rebuilt, *SMALL, "--resize", "none")
+    name = "dogs/000.png"
+    image = decode_image((image_folder / name).read_bytes())
+    left, top = (image.width - 32) // 2, (image.height - 32) // 2
+    crop = np.asarray(image.crop((left, top, left + 32, top + 32)))
+    x = torch.tensor(crop).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        y = theirs.decode(theirs.encode(x).latent_dist.mode()).sample
+    expected = ((y.clamp(-1, 1) + 1) * 127.5).round()[0].permute(1, 2, 0).numpy()
+    # Rounding may tip a value that lies between two levels; nothing else may differ.
+    assert abs(picture(rebuilt / name) - expected).max() <= 1
+
+
+def test_evaluate(run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+    options = ["--perceptual", "stlpips_alex", "--features", "none", "--limit", 4, "--out", tmp_path / "scores"]
+    status, out, err = run("evaluate", tiny_model_folder, image_folder, *SMALL, *options)
+    assert (status, err) == (0, "")
+    assert "psnr" in out
+    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert metrics["protocol"]["images"]["count"] == 4
+    assert (tmp_path / "scores" / "report.html").stat().st_size > 10_000
+
+
+def test_inspect_a_model(run: Run, tiny_model_folder: Path) -> None:
+    status, out, _ = run("inspect", tiny_model_folder)
+    assert status == 0
+    assert "downsample_factor: 4" in out
+    assert "sound: yes" in out
+
+
+def test_bad_images_are_reported_and_the_share_holds(
+    run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    (image_folder / "cats" / "broken.png").write_bytes(b"no picture")
+    arguments = ["encode", tiny_model_folder, image_folder, tmp_path / "store", *SMALL]
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert "1 of 13 images" in err
+    status, out, _ = run(*arguments[:3], tmp_path / "other", *SMALL, "--bad-share", 0.2)
+    assert status == 0
+    assert "12 images, 1 unusable" in out
+
+
+def no_weights(folder: Path) -> Path:
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["encode", "{model}", "{tmp}/nowhere", "{tmp}/s"], "no such folder or file"),
+        (["encode", "{model}", "{tmp}/empty", "{tmp}/s"], "no images in"),
+        (["encode", "{tmp}/nowhere", "{images}", "{tmp}/s"], "no such model"),
+        (["encode", "{tmp}/empty", "{images}", "{tmp}/s"], "is no model"),
+        (["encode", "{weightless}", "{images}", "{tmp}/s"], "has a config.json but no weights"),
+        (
+            ["encode", "{model}", "{images}", "{tmp}/s", "--size", "30"],
+            "30x30 is not divisible by the model's downsample factor 4",
+        ),
+        (["encode", "{model}", "{images}", "{tmp}/s", "--size", "many"], "invalid int value: 'many'"),
+        (["encode", "{model}", "{images}", "{images}", "--size", "32"], "{images}"),
+        (["encode", "{model}", "{images}", "{tmp}/file/s", "--size", "32"], "file"),
+        (["encode", "{model}", "{images}"], "the following arguments are required: STORE"),
+        (["encode", "{model}", "{images}", "{tmp}/s", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["encode", "{model}", "{images}", "{tmp}/s", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
+        (["encode", "{model}", "{images}", "{tmp}/s", "--sise", "32"], "unrecognized arguments: --sise"),
+        (["encode", "someone/no-such-model", "{images}", "{tmp}/s"], "could not be had from the Hugging Face hub"),
+        (["encode", "{model}", "hf:someone/nothing", "{tmp}/s"], "nothing"),
+        (["decode", "{model}", "{tmp}/nowhere", "{tmp}/o"], "nowhere"),
+        (["decode", "{model}", "{images}", "{tmp}/o"], "{images}"),
+        (["reconstruct", "{model}", "{images}", "{tmp}/full", "--size", "32"], "is not empty"),
+        (["export", "{model}", "{tmp}/full"], "holds other files"),
+        (["export", "{model}", "{tmp}/o", "--per-channel"], "--per-channel needs --images"),
+        (["export", "{model}", "{tmp}/o", "--format", "onnx"], "invalid choice: 'onnx'"),
+        (["evaluate", "{model}", "{images}", "--out", "{tmp}/file"], "cannot write to"),
+        (["evaluate", "{model}", "{images}", "--limit", "0", "--out", "{tmp}/o"], "--limit is 0"),
+        (
+            ["evaluate", "{model}", "{images}", "--size", "32", "--perceptual", "lpips_vgg", "--out", "{tmp}/o"],
+            "weights of lpips",
+        ),
+        (
+            ["evaluate", "{model}", "{images}", "--size", "32", "--features", "inception", "--out", "{tmp}/o"],
+            "Inception",
+        ),
+        (["inspect", "{tmp}/nowhere"], "no such path"),
+        (["inspect", "{tmp}/empty"], "empty"),
+        (["train"], "train needs a configuration"),
+        (["train", "--config", "{tmp}/nowhere.yaml"], "no such configuration file"),
+        (["trian"], "invalid choice: 'trian'"),
+    ],
+)
+def test_every_mistake_gets_a_line_and_status_2(
+    run: Run, arguments: list[str], words: str, tiny_model_folder: Path, image_folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))  # no downloaded weights
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious.txt").write_text("mine")
+    (tmp_path / "file").write_text("a file")
+    names = {"model": tiny_model_folder, "images": image_folder, "tmp": tmp_path}
+    if "{weightless}" in arguments:
+        names["weightless"] = no_weights(tiny_model_folder)
+    filled = [argument.format(**names) for argument in arguments]
+    status, _, err = run(
+        *filled, *([] if filled[0] not in ("encode", "reconstruct", "evaluate") else ["--workers", "0"])
+    )
+    assert status == 2, err
+    assert words.format(**names) in err
+    assert 1 <= len(err.strip().splitlines()) <= 2, err
+    assert "Traceback" not in err
+    assert (tmp_path / "full" / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_output(run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    status, _, err = run("encode", tiny_model_folder, image_folder, locked / "store", *SMALL)
+    assert status == 2
+    assert "cannot write" in err
+
+
+def test_one_image_is_images(run: Run, tiny_model_folder: Path, tmp_path: Path) -> None:
+    smooth_picture(1, 50, 40).save(tmp_path / "photo.jpg")
+    status, _, _ = run("reconstruct", tiny_model_folder, tmp_path / "photo.jpg", tmp_path / "out", *SMALL)
+    assert status == 0
+    assert picture(tmp_path / "out" / "photo.png").shape == (32, 32, 3)
+
+
+def test_only_the_importer_unpickles() -> None:
+    root = Path(__file__).parent.parent / "ldm_ae"
+    calls = ("torch.load(", "pickle.load", "allow_pickle=True", "trust_remote_code=True")
+    found = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if any(c in p.read_text() for c in calls)}
+    assert found == {"legacy.py"}
