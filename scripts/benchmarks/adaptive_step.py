@@ -1,0 +1,84 @@
+"""The generator's step with the adaptive GAN weight against the same step with a fixed weight.
+
+`textbook` is the adaptive weight as papers write it: the losses stay attached to the autoencoder's graph, their
+gradients at the last layer are two `autograd.grad` calls through all loss networks, and the backward pass goes through
+the loss networks once more. Everything else (networks, layout, LPIPS) is ours in all variants.
+
+With two micro-batches the weight belongs to both together and must be known before the first backward pass, which
+costs a forward pass of each without a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import measuring
+import torch
+from measuring import Variant
+from torch import Tensor
+from training_step import KL_F8, Setting, make_batch, make_parts
+
+from ldm_ae.models import pick_device
+from ldm_ae.training.steps import ADAPTIVE_EPS, ADAPTIVE_MAX, MicroBatch, StepParts, generator_step
+
+
+def own_step(parts: StepParts, batches: list[MicroBatch]) -> None:
+    """Ours; the gradients are left in `.grad`."""
+    parts.autoencoder.zero_grad(set_to_none=True)
+    generator_step(parts, batches, step=0)
+
+
+def textbook_step(parts: StepParts, batch: MicroBatch) -> Tensor:
+    """The same gradients, with the weight computed through the whole graph; returns the weight."""
+    parts.autoencoder.zero_grad(set_to_none=True)
+    config = parts.objective.config
+    reconstructions, posterior = parts.autoencoder(batch.pixel_values, batch.noise)
+    nll = parts.objective.reconstruction(reconstructions, batch.pixel_values).nll
+    parts.plain_discriminator.requires_grad_(False)  # or its gradients would be computed and thrown away
+    with parts.accelerator.autocast():
+        logits_fake = parts.plain_discriminator(reconstructions)
+    parts.plain_discriminator.requires_grad_(True)
+    gan = config.adversarial.generator(logits_fake.float())
+    last = parts.plain_autoencoder.last_layer
+    nll_norm, gan_norm = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (nll, gan))
+    weight = (nll_norm / (gan_norm + ADAPTIVE_EPS)).clamp(0.0, ADAPTIVE_MAX)
+    kl = parts.objective.regularization(posterior.regularization(), posterior.mode())
+    parts.accelerator.backward(nll + config.gan_weight * weight * gan + kl)
+    return weight
+
+
+def variants(setting: Setting) -> list[Variant]:
+    """Fixed, adaptive and textbook, and the first two over two micro-batches."""
+
+    def build(adaptive: bool, count: int) -> Callable[[], object]:
+        parts = make_parts(setting, adaptive=adaptive)
+        return partial(own_step, parts, [make_batch(setting, seed) for seed in range(count)])
+
+    def build_textbook() -> Callable[[], object]:
+        return partial(textbook_step, make_parts(setting, adaptive=True), make_batch(setting, 0))
+
+    return [
+        Variant("fixed", lambda: build(False, 1)),
+        Variant("adaptive", lambda: build(True, 1), "fixed", cost=True, target=1.05),
+        Variant("textbook", build_textbook, "fixed", cost=True),
+        Variant("fixed, 2 micro-batches", lambda: build(False, 2)),
+        Variant("adaptive, 2 micro-batches", lambda: build(True, 2), "fixed, 2 micro-batches", cost=True),
+    ]
+
+
+def main() -> None:
+    """Run it from the command line."""
+    parser = measuring.arguments(__doc__)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--precision", choices=["no", "bf16"], default="no")
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    setting = Setting(KL_F8, options.size, options.batch, device, options.precision)
+    words = f"kl_f8 widths, {options.size}², batch {options.batch}, precision {options.precision}"
+    measuring.run(f"Adaptive weight: {words}", variants(setting), options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""How every benchmark here measures.
+
+Each variant lives in a process of its own. After a warm-up they take turns, one call each per round and starting with
+another one each round; what counts is the median over rounds of the ratio of two times of the same round. A machine
+that is busy for a while slows both, where measuring one variant after the other would report its mood. Peak memory is
+that of the calls: above it stands what was resident once models and inputs were there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+from ldm_ae.environment import git_commit, package_versions
+from ldm_ae.models import pick_device
+
+MEMORY_INFO, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Variant(NamedTuple):
+    """One way of doing the work."""
+
+    name: str
+    build: Callable[[], Callable[[], object]]
+    """Makes models and inputs and gives the function to time."""
+    against: str | None = None
+    """The variant that it is compared with."""
+    cost: bool = False
+    """Report time / time of the other (at most wanted) instead of the speed-up, its inverse (at least wanted)."""
+    target: float | None = None
+    images: int | None = None
+    """Images of one call, to report images per second."""
+
+
+def arguments(description: str | None, *, runs: int = 9) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=runs, help=f"timed rounds (default {runs})")
+    parser.add_argument("--device", default="auto", help="auto (an accelerator if there is one), cpu, cuda, ...")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="one thread and the processor's time instead of the clock's: for a machine that is busy with other work",
+    )
+    # What a variant's own process is started with.
+    parser.add_argument("--serve", metavar="VARIANT", help=argparse.SUPPRESS)
+    return parser
+
+
+def run(title: str, variants: Sequence[Variant], options: argparse.Namespace) -> None:
+    """Measure and print a Markdown table; in a variant's process, serve its calls."""
+    device = pick_device(options.device)
+    clock = time.perf_counter
+    if options.cpu_time:
+        torch.set_num_threads(1)
+        clock = time.process_time
+    if options.serve is not None:
+        serve(next(v for v in variants if v.name == options.serve), device, clock)
+        return
+    times, memory = interleaved(variants, options.runs)
+    unit = ", processor time of one thread" if options.cpu_time else ""
+    print(f"### {title}{unit}\n\n{environment(device)}\n\n{table(variants, times, memory)}", flush=True)
+
+
+def interleaved(variants: Sequence[Variant], runs: int) -> tuple[dict[str, list[float]], dict[str, dict[str, int]]]:
+    """Seconds of each call in rounds of one call each, and memory in MiB, by variant."""
+    processes = {v.name: _start(v.name) for v in variants}
+    times: dict[str, list[float]] = {name: [] for name in processes}
+    names = list(processes)
+    for name in names:
+        _ask(processes[name], "warm up")
+    for i in range(runs):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            times[name].append(_ask(processes[name], "call")["seconds"])
+    memory = {name: _ask(process, "memory") for name, process in processes.items()}
+    for process in processes.values():
+        process.communicate()
+    return times, memory
+
+
+def serve(variant: Variant, device: torch.device, clock: Callable[[], float]) -> None:
+    """Build the variant, then do what each line of the standard input asks; one line of JSON answers."""
+    torch.manual_seed(0)
+    call = variant.build()
+    before = _start_peak(device)
+    for line in sys.stdin:
+        answer: dict[str, float] = {}
+        if line == "memory\n":
+            answer = {"before": before >> 20, "peak": _peak(device) >> 20}
+        elif line == "call\n":
+            answer = {"seconds": _timed(call, device, clock)}
+        else:  # twice: optimizers allocate in their first call, allocators settle in the second
+            _timed(call, device, clock), _timed(call, device, clock)
+        print(json.dumps(answer), flush=True)
+
+
+def table(variants: Sequence[Variant], times: dict[str, list[float]], memory: dict[str, dict[str, int]]) -> str:
+    """Median seconds, ratios and memory as a Markdown table."""
+    lines = ["| variant | median (min-max), s | images/s | ratio, median (min-max) | target | peak memory, MiB |"]
+    lines.append("|---|---|---|---|---|---|")
+    for v in variants:
+        own = times[v.name]
+        rate = f"{v.images / median(own):.2f}" if v.images else ""
+        ratio, target = "", ""
+        if v.against is not None:
+            pairs = list(zip(own, times[v.against], strict=True))
+            ratios = [mine / other if v.cost else other / mine for mine, other in pairs]
+            words = "time of" if v.cost else "speed of"
+            ratio = f"**{median(ratios):.2f}** × {words} {v.against} ({min(ratios):.2f}-{max(ratios):.2f})"
+            if v.target is not None:
+                met = median(ratios) <= v.target if v.cost else median(ratios) >= v.target
+                target = f"{'<=' if v.cost else '>='} {v.target}: {'met' if met else 'not met'}"
+        peak = f"{memory[v.name]['peak']} ({memory[v.name]['before']} before)"
+        spread = f"{median(own):.3f} ({min(own):.3f}-{max(own):.3f})"
+        lines.append(f"| {v.name} | {spread} | {rate} | {ratio} | {target} | {peak} |")
+    return "\n".join(lines)
+
+
+def environment(device: torch.device) -> str:
+    """One line on what this was measured with."""
+    versions = package_versions()
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "diffusers", "accelerate", "lpips"))
+    return f"{_processor()}, {where}; Python {platform.python_version()}, {packages}; commit {git_commit()}"
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is done in hardware; on other processors it is slower than float32."""
+    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def quiet_lpips(net: str) -> torch.nn.Module:
+    """`lpips.LPIPS` with its own channel weights and a random trunk, without the warnings that it raises."""
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+
+
+def copy_trunk(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Give the convolutions of `target` the weights of `source`'s, in order."""
+    ours, theirs = ([m for m in part.modules() if isinstance(m, torch.nn.Conv2d)] for part in (source, target))
+    for mine, other in zip(ours, theirs, strict=True):
+        other.load_state_dict(mine.state_dict())
+
+
+def _timed(call: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
+    started = clock()
+    call()
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return clock() - started
+
+
+def _start(name: str) -> subprocess.Popen[str]:
+    command = [sys.executable, *sys.argv, "--serve", name]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _ask(process: subprocess.Popen[str], request: str) -> dict[str, Any]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(request + "\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"the process of one variant ended with exit status {process.wait()}; its output is above")
+    return json.loads(line)
+
+
+def _start_peak(device: torch.device) -> int:
+    """Bytes in use now; the peak counts from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    RESET_PEAK.write_text("5")  # Linux
+    return _status_bytes("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status_bytes("VmHWM")
+
+
+def _status_bytes(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", MEMORY_INFO.read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def _processor() -> str:
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
+    return found[1] if found else platform.processor()

@@ -1,0 +1,91 @@
+"""LPIPS (vgg), forward and backward to the reconstruction: ours against the `lpips` package, same trunk weights.
+
+The trunk's weights are random: speed does not depend on them, and both compute the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import measuring
+import torch
+from measuring import Variant
+from torch import Tensor, nn
+
+from ldm_ae.losses import LPIPS
+from ldm_ae.models import pick_device
+
+
+def images(batch: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Reconstructions and pixel_values, (B, 3, size, size): blurred noise and the same with errors of 0.1."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(batch, 3, size // 8, size // 8, generator=generator) * 2 - 1
+    pixel_values = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(-1, 1)
+    reconstructions = pixel_values + 0.1 * torch.randn(pixel_values.shape, generator=generator)
+    return reconstructions.to(device), pixel_values.to(device)
+
+
+def ours(net: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Our distance with a seeded random trunk."""
+    torch.manual_seed(0)
+    return LPIPS(net=net, pretrained=False).to(device).set_precision(dtype)
+
+
+def package(net: str, device: torch.device) -> nn.Module:
+    """The lpips package's, with the same trunk."""
+    theirs = measuring.quiet_lpips(net)
+    measuring.copy_trunk(ours(net, torch.float32, torch.device("cpu")).stages, theirs.net)
+    return theirs.to(device)
+
+
+def distance_and_gradient(loss: nn.Module, reconstructions: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean distance, and its gradient at the reconstructions."""
+    leaf = reconstructions.detach().requires_grad_()
+    distance = loss(leaf, pixel_values).mean()
+    return distance.detach(), torch.autograd.grad(distance, leaf)[0]
+
+
+def variants(net: str, batch: int, size: int, device: torch.device) -> list[Variant]:
+    """The package and ours on one batch."""
+
+    def build(make: Callable[[], nn.Module]) -> Callable[[], object]:
+        return partial(distance_and_gradient, make(), *images(batch, size, device))
+
+    shape = f"{batch}x{size}²"
+    base = f"package fp32 {shape}"
+    found = [
+        Variant(base, lambda: build(partial(package, net, device))),
+        Variant(f"ours fp32 {shape}", lambda: build(partial(ours, net, torch.float32, device)), base),
+    ]
+    if measuring.has_fast_bfloat16(device):
+        found.append(Variant(f"ours bf16 {shape}", lambda: build(partial(ours, net, torch.bfloat16, device)), base,
+                             target=2.2))  # fmt: skip
+    return found
+
+
+def bfloat16_error(net: str, size: int, device: torch.device) -> tuple[float, float]:
+    """Relative error of the distance and cosine of the gradient, bf16 against fp32."""
+    pair = images(1, size, device)
+    distance, gradient = distance_and_gradient(ours(net, torch.float32, device), *pair)
+    near, near_gradient = distance_and_gradient(ours(net, torch.bfloat16, device), *pair)
+    cosine = nn.functional.cosine_similarity(gradient.flatten(), near_gradient.flatten(), dim=0)
+    return float((near - distance).abs() / distance), float(cosine)
+
+
+def main() -> None:
+    """Run it from the command line."""
+    parser = measuring.arguments(__doc__)
+    parser.add_argument("--net", choices=["vgg", "alex", "squeeze"], default="vgg")
+    parser.add_argument("--shapes", nargs="+", default=["1x128", "4x128", "1x256"], help="batch x image size")
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    found = [v for shape in options.shapes for v in variants(options.net, *map(int, shape.split("x")), device)]
+    measuring.run(f"Perceptual loss, {options.net}", found, options)
+    if options.serve is None:
+        error, cosine = bfloat16_error(options.net, 256, device)
+        print(f"\nbf16 against fp32 at 256²: loss {100 * error:.2f} % off, cosine of the gradients {cosine:.4f}")
+
+
+if __name__ == "__main__":
+    main()

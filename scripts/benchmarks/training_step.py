@@ -1,0 +1,187 @@
+"""A whole training step of LDM's KL-f8 recipe: ours against a textbook one.
+
+Both: L1 + LPIPS (vgg, random trunk) + KL + PatchGAN with batch normalization and hinge loss, LDM's reductions, adaptive
+weight on, one Adam step of the autoencoder and one of the discriminator.
+
+The textbook step: diffusers' AutoencoderKL, the `lpips` package, NCHW and float32 throughout (autocast where `--device`
+is an accelerator), the adaptive weight by two `autograd.grad` calls through the loss networks and a backward pass
+through them again. It is no straw man: the discriminator is frozen in the autoencoder's step and its own step uses the
+same reconstructions again, where the original code repeats the forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import measuring
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from measuring import Variant
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from ldm_ae.discriminators import BothSides, PatchDiscriminator
+from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
+from ldm_ae.models import KLAutoencoder, pick_device
+from ldm_ae.models.inference import PRECISIONS
+from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
+
+KL_F8 = (128, 256, 512, 512)
+KL_WEIGHT, GAN_WEIGHT = 1e-6, 0.5
+ADAM = {"lr": 5e-5, "betas": (0.5, 0.9)}
+
+
+class Setting(NamedTuple):
+    """What is trained on what."""
+
+    widths: tuple[int, ...]
+    size: int
+    batch: int
+    device: torch.device
+    precision: str = "no"
+    """Autocast: `no` or `bf16`."""
+    layers_per_block: int = 2
+    net: str = "vgg"
+    compiled: bool = False
+
+
+def make_autoencoder(setting: Setting) -> KLAutoencoder:
+    """The same weights each time."""
+    torch.manual_seed(0)
+    model = KLAutoencoder(block_out_channels=setting.widths, layers_per_block=setting.layers_per_block)
+    return model.to(setting.device)
+
+
+def make_discriminator(setting: Setting) -> PatchDiscriminator:
+    """The same weights each time."""
+    torch.manual_seed(1)
+    return PatchDiscriminator().to(setting.device)
+
+
+def make_lpips(setting: Setting) -> LPIPS:
+    """The same trunk each time."""
+    torch.manual_seed(2)
+    return LPIPS(net=setting.net, pretrained=False).to(setting.device)  # type: ignore[arg-type]
+
+
+def make_batch(setting: Setting, seed: int) -> MicroBatch:
+    """Smooth pictures."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(setting.batch, 3, 8, 8, generator=generator) * 2 - 1
+    pixel_values = F.interpolate(coarse, size=setting.size, mode="bicubic").clamp(-1, 1)
+    latents = setting.size // 2 ** (len(setting.widths) - 1)
+    noise = torch.randn(setting.batch, 4, latents, latents, generator=generator)
+    pixel_values = pixel_values.to(setting.device, memory_format=torch.channels_last)
+    return MicroBatch(pixel_values, noise.to(setting.device))
+
+
+def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
+    """What our trainer makes of that recipe."""
+    accelerator = Accelerator(mixed_precision=setting.precision, cpu=setting.device.type == "cpu")
+    autoencoder = make_autoencoder(setting).train().to(memory_format=torch.channels_last)
+    discriminator = make_discriminator(setting).to(memory_format=torch.channels_last)
+    if setting.compiled:
+        autoencoder.compile_parts(for_training=True)
+        discriminator.compile()
+    config = ObjectiveConfig(
+        reduction="ldm", perceptual=make_lpips(setting), regularization_weights={"kl": KL_WEIGHT},
+        gan_weight=GAN_WEIGHT, adaptive_gan_weight=adaptive,
+    )  # fmt: skip
+    assert config.perceptual is not None
+    config.perceptual.set_precision(PRECISIONS["bf16" if setting.precision == "bf16" else "fp32"])
+    prepared, pair = accelerator.prepare_model(autoencoder), accelerator.prepare_model(BothSides(discriminator))
+    return StepParts(accelerator, prepared, Objective(config), pair)
+
+
+def own_step(parts: StepParts, optimizers: list[Optimizer], batch: MicroBatch) -> None:
+    """As the trainer does it."""
+    reconstructions, _ = generator_step(parts, [batch], step=0)
+    optimizers[0].step()
+    optimizers[0].zero_grad(set_to_none=True)
+    discriminator_step(parts, [batch], reconstructions, step=0)
+    optimizers[1].step()
+    optimizers[1].zero_grad(set_to_none=True)
+
+
+def own(setting: Setting) -> tuple[StepParts, Callable[[], object]]:
+    """Our networks, and one step of them."""
+    parts = make_parts(setting)
+    networks = (parts.plain_autoencoder, parts.plain_discriminator)
+    optimizers = [Adam(network.parameters(), fused=True, **ADAM) for network in networks]
+    return parts, partial(own_step, parts, optimizers, make_batch(setting, 0))
+
+
+class Textbook:
+    """The step as it is usually written."""
+
+    def __init__(self, setting: Setting):
+        self.autoencoder = make_autoencoder(setting).train().net
+        self.discriminator = make_discriminator(setting)
+        self.lpips = measuring.quiet_lpips(setting.net)
+        measuring.copy_trunk(make_lpips(setting).stages, self.lpips.net)
+        self.lpips.to(setting.device)
+        self.optimizers = [Adam(net.parameters(), **ADAM) for net in (self.autoencoder, self.discriminator)]
+        batch = make_batch(setting, 0)
+        self.pixel_values, self.noise = batch.pixel_values.contiguous(), batch.noise
+        self.autocast = torch.autocast(setting.device.type, torch.bfloat16, enabled=setting.precision == "bf16")
+
+    def step(self) -> None:
+        """Both updates."""
+        x = self.pixel_values
+        with self.autocast:
+            posterior = self.autoencoder.encode(x).latent_dist
+            x_hat = self.autoencoder.decode(posterior.mean + posterior.std * self.noise).sample
+            nll = ((x - x_hat).abs() + self.lpips(x_hat, x)).sum() / len(x)
+            self.discriminator.requires_grad_(False)
+            gan = -self.discriminator(x_hat).mean()
+            self.discriminator.requires_grad_(True)
+            loss = nll + GAN_WEIGHT * self.weight(nll, gan) * gan + KL_WEIGHT * posterior.kl().sum() / len(x)
+        self.update(0, loss)
+        with self.autocast:
+            logits_real, logits_fake = self.discriminator(x), self.discriminator(x_hat.detach())
+            loss = 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
+        self.update(1, loss)
+
+    def weight(self, nll: Tensor, gan: Tensor) -> Tensor:
+        """The adaptive one."""
+        last = self.autoencoder.decoder.conv_out.weight
+        nll_norm = torch.autograd.grad(nll, last, retain_graph=True)[0].norm()
+        gan_norm = torch.autograd.grad(gan, last, retain_graph=True)[0].norm()
+        return torch.clamp(nll_norm / (gan_norm + 1e-4), 0.0, 1e4).detach()
+
+    def update(self, which: int, loss: Tensor) -> None:
+        """Backward pass and optimizer."""
+        self.optimizers[which].zero_grad()
+        loss.backward()
+        self.optimizers[which].step()
+
+
+def variants(setting: Setting) -> list[Variant]:
+    """The textbook step, ours in float32, and ours in bfloat16 where that is fast."""
+    base = "textbook fp32"
+    found = [
+        Variant(base, lambda: Textbook(setting).step, images=setting.batch),
+        Variant("ours fp32", lambda: own(setting)[1], base, target=1.15, images=setting.batch),
+    ]
+    if measuring.has_fast_bfloat16(setting.device):
+        half = setting._replace(precision="bf16")
+        found.append(Variant("ours bf16", lambda: own(half)[1], base, target=2.0, images=setting.batch))
+    return found
+
+
+def main() -> None:
+    """Run it from the command line."""
+    parser = measuring.arguments(__doc__)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=4)
+    options = parser.parse_args()
+    setting = Setting(KL_F8, options.size, options.batch, pick_device(options.device))
+    words = f"kl_f8 widths, {options.size}², batch {options.batch}"
+    measuring.run(f"Training step: {words}", variants(setting), options)
+
+
+if __name__ == "__main__":
+    main()

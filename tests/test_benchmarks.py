@@ -1,0 +1,160 @@
+"""The benchmarks at toy size: both sides of each comparison still run, and still compute the same thing."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
+
+BENCHMARKS = Path(__file__).parents[1] / "scripts" / "benchmarks"
+CPU = torch.device("cpu")
+# Two float32 implementations that add the same numbers in another order, through a few dozen layers.
+FLOAT32 = 1e-4
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A setting of two narrow levels, 32 pixels, SqueezeNet features."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from training_step import Setting
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # one precision per process otherwise
+    yield Setting((32, 64), 32, 2, CPU, layers_per_block=1, net="squeeze")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def gradients(module: nn.Module) -> list[torch.Tensor]:
+    return [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+
+def test_training_step_and_textbook_take_the_same_step(toy: Any) -> None:
+    import training_step
+
+    parts, own_call = training_step.own(toy)
+    textbook = training_step.Textbook(toy)
+    before = [p.detach().clone() for p in textbook.autoencoder.parameters()]
+    # Adam's first update is the sign of the gradient, whatever its size; plain descent shows the size too.
+    for optimizers, nets in (
+        (own_call.args[1], (parts.plain_autoencoder, parts.plain_discriminator)),
+        (textbook.optimizers, (textbook.autoencoder, textbook.discriminator)),
+    ):
+        optimizers[:] = [torch.optim.SGD(net.parameters(), lr=1e-4) for net in nets]
+    own_call()
+    textbook.step()
+    for mine, theirs in (
+        (parts.plain_autoencoder, textbook.autoencoder), (parts.plain_discriminator, textbook.discriminator),
+    ):  # fmt: skip
+        for ours, other in zip(mine.parameters(), theirs.parameters(), strict=True):
+            assert torch.allclose(ours, other, rtol=FLOAT32, atol=FLOAT32)
+    moved = [(p - old).abs().max() for p, old in zip(textbook.autoencoder.parameters(), before, strict=True)]
+    assert max(moved) > 10 * FLOAT32
+
+
+def test_adaptive_step_and_textbook_give_the_same_gradients(toy: Any) -> None:
+    import adaptive_step
+
+    found = {v.name: v.build() for v in adaptive_step.variants(toy)}
+    results = {}
+    for name, call in found.items():
+        call()
+        results[name] = gradients(call.args[0].plain_autoencoder)
+        assert gradients(call.args[0].plain_discriminator) == []
+    largest = max(gradient.norm() for gradient in results["textbook"])  # some, such as a key's bias, are rounding alone
+    for mine, textbook in zip(results["adaptive"], results["textbook"], strict=True):
+        assert (mine - textbook).norm() <= FLOAT32 * textbook.norm() + 1e-6 * largest
+    assert any(not torch.allclose(a, b) for a, b in zip(results["fixed"], results["adaptive"], strict=True))
+
+
+def test_perceptual_variants_agree(toy: Any) -> None:
+    import perceptual
+
+    base, *ours = [v.build()() for v in perceptual.variants("squeeze", 1, 32, CPU)]
+    assert torch.allclose(ours[0][0], base[0], rtol=FLOAT32)
+    assert torch.allclose(ours[0][1], base[1], rtol=FLOAT32, atol=FLOAT32 * float(base[1].abs().max()))
+    error, cosine = perceptual.bfloat16_error("squeeze", 32, CPU)
+    assert 0 < error < 0.02
+    assert 0.95 < cosine < 1
+
+
+def test_encode_and_decode_variants_agree(toy: Any) -> None:
+    import encode
+
+    results = {v.name: v.build()() for v in encode.variants(toy)}
+    for task in ("encode", "decode"):
+        expected = results[f"{task}: diffusers fp32"]
+        assert torch.allclose(results[f"{task}: ours fp32"], expected, atol=FLOAT32)
+        if (half := results.get(f"{task}: ours bf16")) is not None:
+            assert (half - expected).norm() < 0.03 * expected.norm()  # bfloat16 keeps 8 bits, over a dozen layers
+
+
+def test_gpu_variants_run(toy: Any) -> None:
+    import gpu
+
+    half = toy._replace(precision="bf16")
+    found = gpu.variants(half, half, compiled=True)
+    assert [v.name for v in found if "compiled" not in v.name] == [
+        f"{task}: {side} bf16" for task in ("train", "encode", "decode") for side in ("diffusers", "ours")
+    ]
+    for variant in found:
+        if "compiled" not in variant.name:
+            variant.build()()
+
+
+def test_gpu_needs_an_accelerator(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu
+
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match="no accelerator here"):
+        gpu.main()
+
+
+def test_a_variants_process_answers(
+    toy: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import measuring
+
+    variant = measuring.Variant("ones", lambda: lambda: torch.ones(50 << 18))  # 50 MiB
+    monkeypatch.setattr(sys, "stdin", io.StringIO("warm up\ncall\nmemory\n"))
+    measuring.serve(variant, CPU, time.perf_counter)
+    warm, call, memory = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert warm == {}
+    assert call["seconds"] > 0
+    # The process may have had free memory to reuse, and takes a little of its own.
+    assert memory["before"] <= memory["peak"] <= memory["before"] + 70
+
+
+SCRIPT = """
+import time, measuring
+from measuring import Variant
+variants = [Variant("slow", lambda: lambda: time.sleep(0.4)), Variant("fast", lambda: lambda: time.sleep(0.1), "slow")]
+measuring.run("Sleeping", variants, measuring.arguments("Sleeps.", runs=3).parse_args())
+"""
+
+
+@pytest.mark.slow
+def test_variants_take_turns_in_processes(tmp_path: Path) -> None:
+    script = tmp_path / "sleeping.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(BENCHMARKS)!r})\n{SCRIPT}")
+    done = subprocess.run([sys.executable, script, "--device", "cpu"], capture_output=True, text=True, check=True)
+    _, fast = [line for line in done.stdout.splitlines() if line.startswith("|")][2:]
+    assert 2 < float(fast.split("**")[1]) <= 4.5
+
+
+def test_table_pairs_the_times_of_one_round(toy: Any) -> None:
+    import measuring
+
+    variants = [measuring.Variant("a", lambda: print), measuring.Variant("b", lambda: print, "a", target=1.5)]
+    # A machine twice as slow in the second round: the ratio is 2 in both.
+    times = {"a": [2.0, 4.0], "b": [1.0, 2.0]}
+    text = measuring.table(variants, times, {name: {"peak": 5, "before": 3} for name in times})
+    assert "| **2.00** × speed of a (2.00-2.00) | >= 1.5: met | 5 (3 before) |" in text
