@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import shutil
 import subprocess
 import sys
@@ -172,5 +171,3 @@ shows it on photos that it has not seen.</p>
 """
     with writing(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
-    with writing(folder / "scores.json") as temporary:
-        temporary.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
