@@ -6,13 +6,14 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ldm_ae.errors import UserError
+from ldm_ae.errors import RunError, UserError
 from ldm_ae.version import __version__
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"ldm-ae: error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"ldm-ae: error: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -165,6 +169,11 @@ def _add_compute_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: list[str]) -> int:
+    from ldm_ae.locks import refuse_if_held
+
+    if (folder := _run_folder(arguments)) is not None and os.environ.get("WORLD_SIZE", "1") == "1":
+        refuse_if_held(folder)  # before imports that take seconds
+
     from ldm_ae.config import config_parser, train
     from ldm_ae.training import Stopped
 
@@ -176,6 +185,20 @@ def _train(arguments: list[str]) -> int:
     except Stopped as stopped:
         return stopped.status
     return 0
+
+
+def _run_folder(arguments: Sequence[str]) -> str | None:
+    """What `--out`, or the last `--config` that has an `out`, names; nothing is checked yet."""
+    given = {"--out": "", "--config": ""}
+    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, after = argument.partition("=")
+        if name in given:
+            given[name] = after if equals else value
+    if given["--out"] or not Path(given["--config"]).is_file():
+        return given["--out"] or None
+    text = Path(given["--config"]).read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"^out:\s*['\"]?([^'\"#\n]+)", text, re.MULTILINE)
+    return found[1].strip() if found else None
 
 
 def _quickstart(args: argparse.Namespace) -> None:

@@ -9,20 +9,22 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 from ldm_ae.data.config import DataConfig
 from ldm_ae.discriminators import Discriminator
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder, writing
+from ldm_ae.locks import only_writer
 from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import Autoencoder
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
@@ -145,6 +147,7 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
 
     Raises:
         UserError: what the user can mend.
+        RunError: the run cannot go on: not finite again and again, or the disk is full.
         Stopped: ended by a signal, saved.
     """
     parser = parser or config_parser()
@@ -152,23 +155,38 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
     folder = make_folder(config.out)
     run = build_config(config, parser)
     accelerator = make_accelerator(run.training, folder)
-    if accelerator.is_main_process:
-        save_config(parser, config, folder / "config.yaml")
-    make_trainer(run, folder, accelerator).fit()
+    with _only_run(folder, accelerator):
+        accelerator.init_trackers("logs")
+        if accelerator.is_main_process:
+            save_config(parser, config, folder / "config.yaml")
+        make_trainer(run, folder, accelerator).fit()
     return folder
+
+
+@contextmanager
+def _only_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """The folder's lock, held by the main process; where it is refused all processes raise the same UserError."""
+    with ExitStack() as stack:
+        refused = ""
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(only_writer(folder))
+            except UserError as error:
+                refused = str(error)
+        if refusal := broadcast_object_list([refused])[0]:
+            raise UserError(refusal)
+        yield
 
 
 def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
     """Accelerate with this run's precision and trackers."""
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision=training.precision,
         log_with=list(training.trackers) or None,
         project_dir=str(folder),
         # Buffers are batch normalization's; synchronized ones are equal already, and writing them breaks the graph.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    accelerator.init_trackers("logs")
-    return accelerator
 
 
 def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator) -> Trainer:

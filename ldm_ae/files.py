@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ldm_ae.errors import UserError
+from ldm_ae.errors import RunError, UserError
+
+_OURS = ".{name}.{pid}.{kind}"  # names of what is not finished, or not yet removed
 
 
 @contextmanager
@@ -20,7 +23,7 @@ def writing(path: str | Path) -> Iterator[Path]:
     The file that takes the place has the mode that the umask gives, whatever its writer left.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(_OURS.format(name=path.name, pid=os.getpid(), kind="tmp"))
     try:
         yield temporary
         apply_umask(temporary)
@@ -35,7 +38,7 @@ def writing(path: str | Path) -> Iterator[Path]:
 def writing_folder(folder: str | Path) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its name on success; what stood there before goes after that."""
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(_OURS.format(name=folder.name, pid=os.getpid(), kind="tmp"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -52,12 +55,60 @@ def writing_folder(folder: str | Path) -> Iterator[Path]:
 
 def replace_folder(source: Path, target: Path) -> None:
     """Give the finished folder `source` the name `target`; an old `target` goes once the new one stands."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    old = target.with_name(_OURS.format(name=target.name, pid=os.getpid(), kind="old"))
     if target.exists():
         os.rename(target, old)
     os.rename(source, target)
     sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Finish what a killed process left in `folder`: put an old folder back that lost its name, remove the rest.
+
+    Only for a folder that no other process writes to.
+    """
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+        name, pid, kind = path.name[1:].rsplit(".", 2) if path.name.count(".") >= 3 else ("", "", "")
+        if not pid.isdigit():
+            continue
+        if kind == "old" and not (folder / name).exists():
+            os.rename(path, folder / name)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def room_for(path: str | Path, size: int) -> Iterator[None]:
+    """Within it `size` bytes are written at `path`, or an error tells that the disk is full.
+
+    Raises:
+        RunError: there is no room, told before anything is written where the file system tells the truth.
+    """
+    path = Path(path)
+    if shutil.disk_usage(path.parent).free < size:
+        raise _no_room(path, size)
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _no_room(path, size) from error
+    except Exception as error:
+        # safetensors raises its own class with the system's words.
+        if f"os error {errno.ENOSPC}" not in str(error) and f"os error {errno.EDQUOT}" not in str(error):
+            raise
+        raise _no_room(path, size) from error
+
+
+def _no_room(path: Path, size: int) -> RunError:
+    free = shutil.disk_usage(path.parent).free
+    return RunError(
+        f"cannot write {path}: the disk is full, {size:,} bytes are needed and {free:,} are free; "
+        "make room and give the same command again"
+    )
 
 
 def sync(path: Path) -> None:

@@ -25,6 +25,8 @@ from ldm_ae.data.transforms import ImageTransform
 from ldm_ae.errors import UserError
 
 _log = logging.getLogger("ldm_ae")
+_SECONDS_AFTER_SIGTERM = 60
+"""How long a worker goes on, for its main process to end in good order."""
 
 
 class _StreamSampler(Sampler[list[tuple[int, int]]]):
@@ -262,9 +264,12 @@ def _as_is(batch: Any) -> Any:  # torch types it as a list of samples
 
 
 def _start_worker(worker: int) -> None:  # noqa: ARG001 - torch calls it with the worker's number
-    """Ctrl-C goes to the whole process group; the main process alone decides what it means. torch itself sets one
-    thread a worker."""
+    """Ctrl-C and Slurm's SIGTERM go to every process of a job; the main process alone decides what they mean, and needs
+    its workers until it has saved. torch itself sets one thread a worker.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not ignored for ever: torch ends a worker that is stuck by this very signal.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
 
 
 def _check_counts(**counts: int) -> None:

@@ -6,27 +6,35 @@
         state.safetensors  state.json  optimizers, schedules, scaler, random generators, data position, best score
         MANIFEST.json                  written last: size and sha256 of every other file
 
-Everything is written under a temporary name, flushed to the disk and renamed. A folder without a manifest that agrees
-with its files does not count, and says why when asked. Older checkpoints go only after a new one counts.
+Everything is written under a temporary name, flushed to the disk and renamed, and the folder it lies in is flushed. A
+folder without a manifest that agrees with its files does not count, and says why when asked. Older checkpoints go only
+after a new one counts. Nothing here is a pickle.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
-from ldm_ae.errors import UserError
-from ldm_ae.files import sha256, sync, write_json, writing_folder
-from ldm_ae.models import Autoencoder
+from ldm_ae.errors import RunError, UserError
+from ldm_ae.files import apply_umask, room_for, sha256, sync, write_json, writing_folder
+from ldm_ae.models.folder import WEIGHTS
+from ldm_ae.training.snapshot import Snapshot
 from ldm_ae.training.tree import join_tensors, split_tensors
 
 MANIFEST = "MANIFEST.json"
 FORMAT = "ldm_ae.checkpoint/1"
+STATE = "state"
 
 
 def checkpoint_name(step: int) -> str:
@@ -34,43 +42,103 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save_checkpoint(
-    folder: str | Path,
-    *,
-    autoencoder: Autoencoder,
-    ema: Autoencoder | None,
-    modules: dict[str, nn.Module],
-    state: dict[str, Any],
-) -> None:
-    """Write a checkpoint; afterwards it counts, or there was an exception and nothing has changed.
+class Checkpoints:
+    """The checkpoints of one run. What has been verified or written here is not read again.
 
     Args:
-        folder: `.../checkpoints/step-XXXXXXXX`; replaced if it is there and does not count.
-        autoencoder: Saved as a diffusers folder.
-        ema: Likewise.
-        modules: Networks saved by name as one safetensors file each; an empty one is left out.
-        state: A tree of dicts, lists, tuples, tensors and JSON values.
+        folder: `RUN/checkpoints`.
+        keep: How many of the newest stay, beside the best one.
     """
-    folder = Path(folder)
-    if folder.exists():
-        if not problems(folder):
-            return
-        shutil.rmtree(folder)
-    with writing_folder(folder) as temporary:
-        autoencoder.save_pretrained(temporary / "model")
-        if ema is not None:
-            ema.save_pretrained(temporary / "ema")
-        for name, module in modules.items():
-            if tensors := module.state_dict():
-                save_file(_plain(tensors), temporary / f"{name}.safetensors")
-        tree, tensors = split_tensors(state)
-        save_file(_plain(tensors), temporary / "state.safetensors")
-        write_json(temporary / "state.json", tree)
-        files = {p.relative_to(temporary).as_posix(): p for p in sorted(temporary.rglob("*")) if p.is_file()}
-        for path in files.values():
-            sync(path)  # the manifest must not reach the disk before what it vouches for
-        manifest = {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()}
-        write_json(temporary / MANIFEST, {"format": FORMAT, "files": manifest})
+
+    def __init__(self, folder: Path, *, keep: int):
+        self.folder = folder
+        self._keep = keep
+        self._sound: set[str] = set()
+
+    def newest(self) -> tuple[Path | None, dict[str, list[str]]]:
+        """The newest checkpoint that counts, and why each newer one does not, by name."""
+        path, damaged = newest_checkpoint(self.folder)
+        if path is not None:
+            self._sound.add(path.name)
+        return path, damaged
+
+    def write(self, snapshot: Snapshot, *, best_step: int | None) -> Path:
+        """Write a checkpoint, then remove what is older than the newest `keep`, the best one's apart.
+
+        Args:
+            snapshot: What it holds.
+            best_step: The step whose checkpoint scored best.
+
+        Raises:
+            RunError: a value is not finite, or the disk is full. Nothing has changed then.
+        """
+        folder = self.folder / checkpoint_name(snapshot.step)
+        if folder.name not in self._sound:
+            write_checkpoint(folder, snapshot)
+            self._sound.add(folder.name)
+        self._prune(None if best_step is None else checkpoint_name(best_step))
+        return folder
+
+    def _prune(self, best: str | None) -> None:
+        kept = 0
+        for path in sorted(self.folder.glob("step-*"), reverse=True):
+            if kept >= self._keep:
+                if path.name != best:
+                    shutil.rmtree(path)
+            elif path.name in self._sound or not problems(path):
+                self._sound.add(path.name)
+                kept += 1
+            elif kept:
+                shutil.rmtree(path)  # it does not count, and a newer one does
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
+    """Write one checkpoint; afterwards it counts, or there was an exception and nothing has changed."""
+    if found := snapshot.not_finite():
+        raise RunError(
+            f"step {snapshot.step} is not saved, because it holds values that are not finite ({found}); "
+            "the checkpoints before it stand"
+        )
+    tree, tensors = split_tensors(snapshot.state)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with room_for(folder, snapshot.size()), writing_folder(folder) as temporary, _sealing(temporary) as seal:
+        for name, model in snapshot.models.items():
+            model.save_pretrained(temporary / name)
+            seal()
+        for name, weights in (snapshot.networks | {STATE: tensors}).items():
+            if weights:
+                save_file(
+                    {key: tensor.contiguous() for key, tensor in weights.items()}, temporary / f"{name}.safetensors"
+                )
+                seal()
+        write_json(temporary / f"{STATE}.json", tree)
+
+
+@contextmanager
+def _sealing(folder: Path) -> Iterator[Any]:
+    """Gives a function that flushes and hashes the files that are new in `folder`, while the next is being written.
+
+    When the block ends all of them are on the disk, and the manifest that vouches for them is written after them.
+    """
+    sealed: dict[str, Future[dict[str, Any]]] = {}
+    with ThreadPoolExecutor(1) as pool:
+
+        def seal() -> None:
+            for path in sorted(folder.rglob("*")):
+                name = path.relative_to(folder).as_posix()
+                if path.is_file() and name not in sealed:
+                    sealed[name] = pool.submit(_seal, path)
+
+        yield seal
+        seal()
+        files = {name: future.result() for name, future in sorted(sealed.items())}
+    write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    apply_umask(path)
+    sync(path)
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def problems(folder: str | Path) -> list[str]:
@@ -107,41 +175,56 @@ def newest_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, list[s
     return None, damaged
 
 
-def load_modules(folder: Path, modules: dict[str, nn.Module]) -> None:
-    """Load each named network's weights in place; UserError names a part that is missing or does not fit."""
-    for name, module in modules.items():
-        if not module.state_dict():
+def load_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
+    """Load weights in place, each from the safetensors file of its name (without the ending) in a checkpoint.
+
+    Raises:
+        UserError: a part is missing or does not fit this configuration; the message names it.
+    """
+    for name, network in networks.items():
+        if not network.state_dict():
             continue
         path = folder / f"{name}.safetensors"
         if not path.is_file():
-            raise UserError(f"checkpoint {folder} has no {path.name}, which this configuration needs")
+            raise UserError(f"checkpoint {folder} has no {name}.safetensors, which this configuration needs")
         try:
-            module.load_state_dict(load_file(path))
-        except RuntimeError as error:
+            network.load_state_dict(load_file(path))
+        except (RuntimeError, SafetensorError) as error:
             raise UserError(f"{path} does not fit this configuration: {str(error).splitlines()[-1].strip()}") from error
 
 
-def load_state(folder: Path) -> Any:
-    """The tree that was saved."""
-    for name in ("state.json", "state.safetensors"):
+def load_state(folder: Path, *, needed: tuple[str, ...] = ()) -> Any:
+    """The tree of optimizers, random states and counters that was saved.
+
+    Args:
+        folder: A checkpoint.
+        needed: Keys that it must have.
+
+    Raises:
+        UserError: a file or a key is missing, or the two files do not belong together; the message names it.
+    """
+    for name in (f"{STATE}.json", f"{STATE}.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"checkpoint {folder} has no {name}")
-    tree = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return join_tensors(tree, load_file(folder / "state.safetensors"))
+    try:
+        tree = json.loads((folder / f"{STATE}.json").read_text(encoding="utf-8"))
+        state = join_tensors(tree, load_file(folder / f"{STATE}.safetensors"))
+    except (ValueError, KeyError, RecursionError, SafetensorError) as error:
+        raise UserError(f"checkpoint {folder} has a damaged {STATE}: {type(error).__name__} {error}") from error
+    if missing := [key for key in needed if not isinstance(state, dict) or key not in state]:
+        raise UserError(f"checkpoint {folder} has no '{missing[0]}' in its {STATE}.json")
+    return state
 
 
-def prune(folder: str | Path, *, keep: int, also: str | None) -> None:
-    """Remove all but the newest `keep` checkpoints that count, and `also`, the best one's name.
-
-    A checkpoint that does not count is removed only once a newer one does.
-    """
-    paths = sorted(Path(folder).glob("step-*"), reverse=True)
-    counting = [path for path in paths if not problems(path)]
-    kept = {path.name for path in counting[:keep]} | {also}
-    for path in paths:
-        if counting and path.name < counting[0].name and path.name not in kept:
-            shutil.rmtree(path)
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+def link_model(checkpoint: Path, temporary: Path) -> None:
+    """A checkpoint's model, the averaged one if it has that, in another folder of the same disk, its bytes shared."""
+    source = checkpoint / ("ema" if (checkpoint / "ema").is_dir() else "model")
+    for path in source.iterdir():
+        # Weights are never changed in place; a configuration might be, by hand.
+        if path.name == WEIGHTS:
+            try:
+                os.link(path, temporary / path.name)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, temporary / path.name)
+        else:
+            shutil.copyfile(path, temporary / path.name)

@@ -40,6 +40,10 @@ class TrainingConfig:
     """Steps between checkpoints."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, beside the best one."""
+    background_saves: bool = True
+    """Write checkpoints while training goes on, from a copy on the host: as much memory again as a checkpoint has."""
+    max_bad_steps: int = 10
+    """Steps in a row that are left out because a loss or a gradient was not finite, before the run stops."""
     best_metric: Literal["psnr", "ssim", "perceptual"] = "psnr"
     """Validation score by which the best checkpoint is chosen."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
@@ -47,7 +51,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         counts = "max_steps batch_size accumulation log_every sample_every validate_every checkpoint_every"
-        for name in [*counts.split(), "keep_checkpoints"]:
+        for name in [*counts.split(), "keep_checkpoints", "max_bad_steps"]:
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:

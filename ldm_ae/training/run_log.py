@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -15,6 +16,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
+
+from ldm_ae.files import writing
 
 
 class Window:
@@ -84,6 +87,15 @@ class RunLog:
         if rate := values.get("images_per_second"):
             self.progress.update(self.task, rate=f"{rate:.1f} images/s")
 
+    def rewind(self, step: int) -> None:
+        """Leave out the lines of metrics.jsonl after `step`, which a run that goes on from there writes again."""
+        path = self.folder / "metrics.jsonl"
+        if not self.main or not path.is_file():
+            return
+        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        with writing(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
     def say(self, text: str) -> None:
         """A line on the terminal, above the bar."""
         if self.main:
@@ -100,6 +112,13 @@ class RunLog:
             folder = self.folder / "samples"
             folder.mkdir(exist_ok=True)
             grid.save(folder / f"step-{step:08d}.png")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # half a line of a process that was killed
 
 
 def peak_memory_bytes(device: torch.device) -> int:

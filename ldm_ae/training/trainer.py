@@ -5,48 +5,43 @@ The steps themselves are in `steps.py`.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ldm_ae.data import Batch, EvaluationLoader, TrainingLoader, seeded_noise
 from ldm_ae.discriminators import BothSides, Discriminator
 from ldm_ae.environment import describe_environment
 from ldm_ae.errors import UserError
 from ldm_ae.evaluation import comparison_grid, validate
-from ldm_ae.files import write_json, writing_folder
+from ldm_ae.files import clear_leftovers, write_json, writing_folder
 from ldm_ae.interop import measure_scaling
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.trainable import set_trainable
-from ldm_ae.training import checkpoint as checkpoints
 from ldm_ae.training.alarms import Alarms
+from ldm_ae.training.checkpoint import Checkpoints, link_model, load_networks, load_state
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.ema import EMA
+from ldm_ae.training.guard import Guard
 from ldm_ae.training.optimizers import OptimizerConfig, load_optimizer
 from ldm_ae.training.rng import rng_state, set_rng_state
 from ldm_ae.training.run_log import RunLog, Window, peak_memory_bytes
+from ldm_ae.training.signals import Signals, Stopped
+from ldm_ae.training.snapshot import HostCopy, Snapshot
 from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
+from ldm_ae.training.writer import BackgroundWriter
 
 SAMPLE_IMAGES = 8
-SAVED_BY_SIGNAL = {signal.SIGINT: 130, signal.SIGTERM: 143}
-"""Exit status after a signal: the shell's convention, 128 + its number. The run has been saved by then."""
-
-
-class Stopped(Exception):  # noqa: N818 - it is no error: the run was asked to stop, and has been saved
-    """The run was saved and ended by a signal; `status` is the exit status."""
-
-    def __init__(self, status: int):
-        super().__init__(f"saved and stopped (exit status {status})")
-        self.status = status
+SAVED = ("step", "position", "best", "identity", "optimizers", "scaler", "rng")
+"""Keys of a checkpoint's state; one without any of them is refused."""
 
 
 class Trainer:
@@ -87,6 +82,8 @@ class Trainer:
         self.position = 0  # samples of the global stream that have been used
         self.best: dict[str, float] | None = None
         self.skipped_steps = 0
+        self.checkpoints = Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints)
+        self.writer, self.host_copy = BackgroundWriter(), HostCopy()
 
         # Networks: which parameters learn, layouts, compilation, then Accelerate's wrappers.
         set_trainable(autoencoder, training.trainable)
@@ -118,14 +115,15 @@ class Trainer:
         self.optimizer_configs = [optimizer, discriminator_optimizer]
         # Under fp16 the scaler must be able to leave a step out, which a fused optimizer does inside, unseen.
         fused = training.precision != "fp16"
-        optimizers = [optimizer.build(generator_parameters, loader.global_batch, fused=fused)]
+        self.optimizers = [optimizer.build(generator_parameters, loader.global_batch, fused=fused)]
         if pair is not None:
             self.parameters.append(list(pair.parameters()))
-            optimizers.append(discriminator_optimizer.build(pair.parameters(), loader.global_batch, fused=fused))
-        self.optimizers = [accelerator.prepare_optimizer(o) for o in optimizers]
+            self.optimizers.append(discriminator_optimizer.build(pair.parameters(), loader.global_batch, fused=fused))
         prepared = accelerator.prepare_model(autoencoder)
         prepared_pair = None if pair is None else accelerator.prepare_model(pair)
         self.parts = StepParts(accelerator, prepared, self.objective, prepared_pair)
+        self.guard = Guard(accelerator, [m for m in (autoencoder, self.discriminator) if m is not None],
+                           training.max_bad_steps)  # fmt: skip
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
@@ -135,66 +133,118 @@ class Trainer:
         Raises:
             Stopped: a signal ended the run; it has been saved.
             UserError: the run directory holds another run, or too many images are bad.
+            RunError: too many steps in a row were not finite, or a checkpoint could not be written.
         """
         config = self.config
         log = self.log = RunLog(self.folder, self.accelerator, config.max_steps)
         if self.accelerator.is_main_process:
             write_json(self.folder / "environment.json", describe_environment(self.accelerator.device))
         self.resume()
-        alarms, window = Alarms(), Window()
+        self.alarms, self.window = Alarms(), Window()
         stream = self.loader.steps(self.position)
-        with log.progress, _Signals() as signals:
+        with log.progress, Signals() as signals:
             while self.step < config.max_steps:
                 started = time.perf_counter()
                 batches = next(stream)
-                logs, reconstructions = self.train_step(batches)
-                window.add(logs, self.loader.global_batch, time.perf_counter() - started)
-                log.advance(self.step)
-                last = self.step == config.max_steps
-                if self.step % config.log_every == 0 or last:
-                    self._log(window, alarms)
-                if self.step % config.sample_every == 0 or last:
-                    first = batches[0].pixel_values[:SAMPLE_IMAGES]
-                    log.picture(self.step, comparison_grid(first, reconstructions[: len(first)].cpu()))
-                improved = (self.step % config.validate_every == 0 or last) and self.validate()
+                result = self.train_step(batches)
+                save = result is not None and self._after_step(batches, *result, time.perf_counter() - started)
                 stop = self._agree(signals.received)
-                if self.step % config.checkpoint_every == 0 or improved or last or stop:
+                if save or stop:
                     self.save()
-                if stop and not last:
+                self.writer.check()
+                if stop and self.step < config.max_steps:
+                    self._wait_for_writer()
                     log.say(f"saved at step {self.step} and stopped; the same command goes on from there")
-                    raise Stopped(SAVED_BY_SIGNAL[signal.Signals(stop)])
+                    raise Stopped(stop)
+            self._wait_for_writer()
         self.export()
 
-    def train_step(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor]:
+    def train_step(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor] | None:
         """One update of the generator and, once it has started, of the discriminator.
 
         Returns:
-            Scalars to log, and the reconstructions of the first micro-batch.
+            Scalars to log, and the reconstructions of the first micro-batch. None where a loss or a gradient was not
+            finite on some process: no process has changed anything then but the position in the data.
+
+        Raises:
+            RunError: `max_bad_steps` such steps in a row.
         """
         micro_batches = [self._micro_batch(batch) for batch in batches]
+        self.guard.before_step()
         reconstructions, logs = generator_step(self.parts, micro_batches, self.step)
-        logs["grad_norm"] = self._update(0)
         discriminator_logs = discriminator_step(self.parts, micro_batches, reconstructions, self.step)
-        if discriminator_logs is not None:
-            logs |= discriminator_logs
-            logs["discriminator_grad_norm"] = self._update(1)
+        logs |= discriminator_logs or {}
+        active = self.optimizers if discriminator_logs is not None else self.optimizers[:1]
+        norms = self._gradient_norms(len(active))
+        self.position += self.loader.global_batch
+        sound = self.guard.is_sound(logs | norms)
+        if sound:
+            self._update(norms)
+            self.step += 1
+        else:
+            self._leave_out(logs, norms, batches, reconstructions)
+        for optimizer in active:
+            optimizer.zero_grad(set_to_none=True)
+        return (logs | norms, reconstructions[0]) if sound else None
+
+    def _gradient_norms(self, count: int) -> dict[str, Tensor]:
+        """The norm of the gradients of each of the first `count` optimizers, unscaled, before clipping."""
+        if self.accelerator.scaler is not None:
+            for optimizer in self.optimizers[:count]:
+                self.accelerator.scaler.unscale_(optimizer)
+        gradients = [[p.grad for p in parameters if p.grad is not None] for parameters in self.parameters[:count]]
+        names = ("grad_norm", "discriminator_grad_norm")
+        return {name: get_total_norm(found) for name, found in zip(names, gradients, strict=False)}
+
+    def _update(self, norms: dict[str, Tensor]) -> None:
+        """Set the learning rates, clip, update, average."""
+        scaler = self.accelerator.scaler
+        for which, norm in enumerate(norms.values()):
+            optimizer = self.optimizers[which]
+            self.optimizer_configs[which].schedule_step(optimizer, self.step, self.config.max_steps)
+            if self.config.max_grad_norm is not None:
+                clip_grads_with_norm_(self.parameters[which], self.config.max_grad_norm, norm)
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+        if scaler is not None:
+            scaler.update()
         if self.ema is not None:
             self.ema.update(self.autoencoder, self.step)
-        self.step += 1
-        self.position += self.loader.global_batch
-        return logs, reconstructions[0]
+        self.guard.in_a_row = 0
 
-    def _update(self, which: int) -> Tensor:
-        """Set the learning rate, clip, update, clear; the gradient's norm before clipping."""
-        optimizer = self.optimizers[which]
-        self.optimizer_configs[which].schedule_step(optimizer.optimizer, self.step, self.config.max_steps)
-        limit = self.config.max_grad_norm if self.config.max_grad_norm is not None else float("inf")
-        norm = self.accelerator.clip_grad_norm_(self.parameters[which], limit)
-        optimizer.step()
-        self.skipped_steps += int(optimizer.step_was_skipped)
-        optimizer.zero_grad(set_to_none=True)
-        assert norm is not None
-        return norm
+    def _leave_out(
+        self, logs: dict[str, Tensor], norms: dict[str, Tensor], batches: Sequence[Batch], fakes: Sequence[Tensor]
+    ) -> None:
+        """A step that was not finite: undo what it did, say so, and stop if there were too many."""
+        self.skipped_steps += 1
+        self.guard.undo()
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.update()
+            # A gradient that leaves fp16's range is how the scaler finds its scale; below 1 there is none to find.
+            if self.guard.is_sound(logs) and scaler.get_scale() >= 1.0:
+                return
+        words = self.guard.describe(logs | norms, batches, fakes)
+        self.log.warn(self.step, "not_finite", f"the step after {self.step} is left out: {words}")
+        self.guard.count(words)
+
+    def _after_step(
+        self, batches: Sequence[Batch], logs: dict[str, Tensor], reconstructions: Tensor, seconds: float
+    ) -> bool:
+        """Log, picture and validate where due; whether a checkpoint is due."""
+        config = self.config
+        self.window.add(logs, self.loader.global_batch, seconds)
+        self.log.advance(self.step)
+        last = self.step == config.max_steps
+        if self.step % config.log_every == 0 or last:
+            self._log()
+        if self.step % config.sample_every == 0 or last:
+            first = batches[0].pixel_values[:SAMPLE_IMAGES]
+            self.log.picture(self.step, comparison_grid(first, reconstructions[: len(first)].cpu()))
+        improved = (self.step % config.validate_every == 0 or last) and self.validate()
+        return self.step % config.checkpoint_every == 0 or improved or last
 
     def _micro_batch(self, batch: Batch) -> MicroBatch:
         device = self.accelerator.device
@@ -206,8 +256,8 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------- logging and validation
 
-    def _log(self, window: Window, alarms: Alarms) -> None:
-        values = window.means(self.accelerator)
+    def _log(self) -> None:
+        values = self.window.means(self.accelerator)
         if "kl_loss" in values:
             values["kl_per_latent"] = values["kl_loss"] / self._latent_elements()
         values["learning_rate"] = self.optimizers[0].param_groups[0]["lr"]
@@ -223,7 +273,7 @@ class Trainer:
         shown = ("rec_loss", "perceptual_loss", "kl_loss", "generator_loss", "discriminator_loss", "adaptive_weight")
         parts = [f"{name.removesuffix('_loss')} {values[name]:.4g}" for name in shown if name in values]
         self.log.say(f"step {self.step}: {', '.join(parts)}, {values['images_per_second']:.1f} images/s")
-        for name, words in alarms.check(values).items():
+        for name, words in self.alarms.check(values).items():
             self.log.warn(self.step, name, words)
 
     def _latent_elements(self) -> int:
@@ -261,63 +311,98 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------ saving and resuming
 
-    def _modules(self) -> dict[str, nn.Module]:
+    def _networks(self) -> dict[str, nn.Module]:
         modules: dict[str, nn.Module] = {"objective": _LearnedPart(self.objective)}
         return modules if self.discriminator is None else modules | {"discriminator": self.discriminator}
 
     def save(self) -> None:
-        """A checkpoint, the newest model beside it, and older checkpoints gone. Main process, others wait."""
+        """A checkpoint, the newest model beside it, and older checkpoints gone. The main process writes.
+
+        With `background_saves` it comes back once the state is copied, and the writer does the rest; the copy before it
+        must have been written by then.
+        """
         generators = _gather(self.accelerator, rng_state())
-        if self.accelerator.is_main_process:
-            folder = self.folder / "checkpoints"
-            state = {
+        if not self.accelerator.is_main_process:
+            return
+        scaler = self.accelerator.scaler
+        models = {"model": self.autoencoder} | ({} if self.ema is None else {"ema": self.ema.model})
+        snapshot = Snapshot(
+            step=self.step,
+            models=models,
+            networks={name: module.state_dict() for name, module in self._networks().items()},
+            state={
                 "step": self.step,
                 "position": self.position,
                 "best": self.best,
                 "identity": self.identity,
-                "optimizers": [optimizer.optimizer.state_dict() for optimizer in self.optimizers],
-                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "scaler": None if scaler is None else scaler.state_dict(),
                 "rng": generators,
-            }
-            checkpoints.save_checkpoint(
-                folder / checkpoints.checkpoint_name(self.step),
-                autoencoder=self.autoencoder,
-                ema=None if self.ema is None else self.ema.model,
-                modules=self._modules(),
-                state=state,
-            )
-            best = None if self.best is None else checkpoints.checkpoint_name(int(self.best["step"]))
-            checkpoints.prune(folder, keep=self.config.keep_checkpoints, also=best)
-            with writing_folder(self.folder / "model") as temporary:
-                self._result().save_pretrained(temporary)
+            },
+        )
+        best_step = None if self.best is None else int(self.best["step"])
+        if self.config.background_saves:
+            self.writer.wait()
+            self.writer.submit(partial(self._write, self.host_copy.take(snapshot), best_step))
+        else:
+            self._write(snapshot, best_step)
+
+    def _write(self, snapshot: Snapshot, best_step: int | None) -> None:
+        checkpoint = self.checkpoints.write(snapshot, best_step=best_step)
+        with writing_folder(self.folder / "model") as temporary:
+            link_model(checkpoint, temporary)
+
+    def _wait_for_writer(self) -> None:
+        self.writer.wait()
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that counts; nothing to do if there is none."""
-        folder, damaged = checkpoints.newest_checkpoint(self.folder / "checkpoints")
+        """Go on from the newest checkpoint that counts; nothing to do if there is none at all.
+
+        Raises:
+            UserError: it is another run's, none of those that are there counts, or something in it is missing.
+        """
+        if self.accelerator.is_main_process:
+            for folder in (self.folder, self.checkpoints.folder):
+                clear_leftovers(folder)
+        self.accelerator.wait_for_everyone()
+        newest, damaged = self.checkpoints.newest()
         for name, reasons in damaged.items():
             self.log.say(f"checkpoint {name} does not count and is passed over: {reasons[0]}")
-        if folder is None:
-            return
-        state = checkpoints.load_state(folder)
-        for key, value in self.identity.items():
-            if state["identity"].get(key) != value:
+        if newest is None:
+            if damaged:
+                name, reasons = next(iter(damaged.items()))
                 raise UserError(
-                    f"{self.folder} holds a run with another {key} ({state['identity'].get(key)}, now {value}); "
-                    "give another --out, or the configuration it was started with"
+                    f"no checkpoint of {self.folder} counts ({name}: {reasons[0]}); put one back from a copy, or give "
+                    "another --out to start anew"
                 )
+            return
+        state = load_state(newest, needed=SAVED)
+        self._check_identity(state["identity"])
         networks: dict[str, nn.Module] = {"model/diffusion_pytorch_model": self.autoencoder.net}
         if self.ema is not None:
             networks["ema/diffusion_pytorch_model"] = self.ema.model.net
-        checkpoints.load_modules(folder, networks | self._modules())
+        load_networks(newest, networks | self._networks())
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            load_optimizer(optimizer.optimizer, saved)
-        if self.accelerator.scaler is not None:
+            load_optimizer(optimizer, saved)
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.position, self.best = state["step"], state["position"], state["best"]
-        if len(state["rng"]) == self.accelerator.num_processes:
+        self.log.rewind(self.step)
+        self.log.say(f"continuing from {newest.name}")
+        before, now = len(state["rng"]), self.accelerator.num_processes
+        if before == now:
             set_rng_state(state["rng"][self.accelerator.process_index])
-        self.log.say(f"continuing from {folder.name}")
+        else:
+            self.log.say(f"{now} processes now, {before} before: images keep their order, crops and noise")
+
+    def _check_identity(self, saved: dict[str, Any]) -> None:
+        for key, value in self.identity.items():
+            if saved.get(key) != value:
+                raise UserError(
+                    f"{self.folder} holds a run with another {key} ({saved.get(key)}, now {value}); "
+                    "give another --out, or the configuration it was started with"
+                )
 
     def export(self) -> None:
         """The run's `model/`, with the scaling factor measured on the held-out images if there are any."""
@@ -345,24 +430,6 @@ class _LearnedPart(nn.Module):
     def __init__(self, objective: Objective):
         super().__init__()
         self.log_variance = objective.log_variance
-
-
-class _Signals(AbstractContextManager["_Signals"]):
-    """Notes the first SIGINT or SIGTERM within it; a second one acts as it would without."""
-
-    received = 0
-
-    def __enter__(self) -> _Signals:
-        self._previous = {number: signal.signal(number, self._note) for number in SAVED_BY_SIGNAL}
-        return self
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, self._previous[signal.Signals(number)])
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
 
 def _autocast_dtype(precision: str) -> torch.dtype:

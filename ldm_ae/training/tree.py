@@ -5,6 +5,7 @@ JSON has neither tuples nor dicts with numbers for keys; both are written as mar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -47,3 +48,14 @@ def join_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if _ITEMS in tree:
         return {join_tensors(key, tensors): join_tensors(value, tensors) for key, value in tree[_ITEMS]}
     return {key: join_tensors(value, tensors) for key, value in tree.items()}
+
+
+def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same tree with `function` of each tensor in its place, in a fixed order."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: map_tensors(value, function) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(map_tensors(value, function) for value in tree)
+    return tree

@@ -1,10 +1,9 @@
-"""EMA, schedules, alarms, checkpoints' trees and files."""
+"""EMA, schedules, alarms, random states, trees."""
 
 from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,16 +14,6 @@ from ldm_ae.errors import UserError
 from ldm_ae.models import KLAutoencoder
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.training.alarms import PATIENCE, Alarms
-from ldm_ae.training.checkpoint import (
-    MANIFEST,
-    checkpoint_name,
-    load_modules,
-    load_state,
-    newest_checkpoint,
-    problems,
-    prune,
-    save_checkpoint,
-)  # fmt: skip
 from ldm_ae.training.ema import EMA
 from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.rng import rng_state, set_rng_state
@@ -136,77 +125,3 @@ def test_random_states_come_back() -> None:
     found = (random.random(), random.gauss(0, 1), np.random.randn(), torch.rand(3))
     assert found[:3] == expected[:3]
     assert torch.equal(found[3], expected[3])
-
-
-def write(folder: Path, model: KLAutoencoder, step: int) -> Path:
-    path = folder / checkpoint_name(step)
-    save_checkpoint(
-        path, autoencoder=model, ema=model, modules={"part": nn.Linear(2, 2), "empty": nn.Identity()},
-        state={"step": step, "tensor": torch.arange(3)},
-    )  # fmt: skip
-    return path
-
-
-def test_checkpoint_roundtrip_and_layout(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
-    path = write(tmp_path, tiny_model, 7)
-    assert path.name == "step-00000007"
-    assert problems(path) == []
-    names = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
-    weights = "diffusion_pytorch_model.safetensors"
-    assert names == {
-        MANIFEST, "model/config.json", f"model/{weights}", "ema/config.json", f"ema/{weights}", "part.safetensors",
-        "state.json", "state.safetensors",
-    }  # fmt: skip
-    assert torch.equal(load_state(path)["tensor"], torch.arange(3))
-    assert not list(tmp_path.glob(".*"))  # no temporary name is left
-    assert {p.stat().st_mode & 0o777 for p in path.rglob("*") if p.is_file()} == {0o666 & ~_umask()}
-
-
-def _umask() -> int:
-    import os
-
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
-@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "manifest", "no manifest"])
-def test_damaged_checkpoint_does_not_count(tmp_path: Path, tiny_model: KLAutoencoder, damage: str) -> None:
-    older, newer = write(tmp_path, tiny_model, 1), write(tmp_path, tiny_model, 2)
-    target = newer / ("state.safetensors" if "manifest" not in damage else MANIFEST)
-    content = bytearray(target.read_bytes())
-    if damage == "flip":
-        content[-1] ^= 1
-        target.write_bytes(content)
-    elif damage in ("truncate", "manifest"):
-        target.write_bytes(content[: len(content) // 2])
-    else:
-        target.unlink()
-    found, damaged = newest_checkpoint(tmp_path)
-    assert found == older
-    assert list(damaged) == [newer.name]
-    assert target.name in damaged[newer.name][0]
-
-
-def test_manifest_cannot_name_files_outside(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
-    path = write(tmp_path, tiny_model, 1)
-    manifest = json.loads((path / MANIFEST).read_text())
-    manifest["files"]["../../evil"] = {"bytes": 1, "sha256": "0"}
-    (path / MANIFEST).write_text(json.dumps(manifest))
-    assert problems(path) == [f"{MANIFEST} names a file outside the checkpoint: ../../evil"]
-
-
-def test_missing_part_is_named(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
-    path = write(tmp_path, tiny_model, 1)
-    with pytest.raises(UserError, match=r"has no discriminator\.safetensors"):
-        load_modules(path, {"discriminator": nn.Linear(2, 2)})
-    with pytest.raises(UserError, match=r"part\.safetensors does not fit"):
-        load_modules(path, {"part": nn.Linear(3, 2)})
-
-
-def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
-    for step in (1, 2, 3, 4, 5):
-        write(tmp_path, tiny_model, step)
-    (tmp_path / checkpoint_name(5) / "state.json").unlink()  # the newest does not count: nothing may go for its sake
-    prune(tmp_path, keep=2, also=checkpoint_name(1))
-    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint_name(s) for s in (1, 3, 4, 5)]

@@ -1,0 +1,89 @@
+"""What a checkpoint holds, copied to the host, so that it can be written while training goes on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_ae.models import Autoencoder
+from ldm_ae.training.tree import map_tensors, split_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One moment of a run."""
+
+    step: int
+    """Updates done."""
+    models: dict[str, Autoencoder]
+    """Saved as a diffusers folder each: `model`, and `ema` if there is one."""
+    networks: dict[str, dict[str, Tensor]]
+    """State dicts by name, saved as one safetensors file each."""
+    state: Any
+    """A tree of dicts, lists, tuples, tensors and JSON values."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors with a name each, for messages."""
+        for name, model in self.models.items():
+            yield from ((f"{name}: {key}", tensor) for key, tensor in model.net.state_dict().items())
+        for name, weights in self.networks.items():
+            yield from ((f"{name}: {key}", tensor) for key, tensor in weights.items())
+        yield from ((f"state{path}", tensor) for path, tensor in split_tensors(self.state)[1].items())
+
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for _, tensor in self.tensors())
+
+    def not_finite(self) -> str | None:
+        """The name of a tensor that holds a value that is not finite, None if there is none."""
+        for name, tensor in self.tensors():
+            # The two ends tell: NaN spreads to both, and no mask as large as the tensor is made.
+            if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+                return name
+        return None
+
+
+class HostCopy:
+    """Copies snapshots into host memory that is taken once and filled again each time.
+
+    The copy given out is overwritten by the next `take`.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[str, Autoencoder] = {}
+        self._tensors: list[Tensor] = []
+
+    @torch.no_grad()
+    def take(self, snapshot: Snapshot) -> Snapshot:
+        """A copy that shares no memory with the original."""
+        self._place = 0
+        models = {name: self._model(name, model) for name, model in snapshot.models.items()}
+        networks = map_tensors(snapshot.networks, self._tensor)
+        copied = Snapshot(step=snapshot.step, models=models, networks=networks,
+                          state=map_tensors(snapshot.state, self._tensor))  # fmt: skip
+        if any(tensor.is_cuda for _, tensor in snapshot.tensors()):
+            torch.cuda.synchronize()  # copies to pinned memory come back before they are done
+        return copied
+
+    def _model(self, name: str, model: Autoencoder) -> Autoencoder:
+        if name not in self._models:
+            self._models[name] = copy.deepcopy(model).to("cpu")
+        mine, theirs = (m.net.state_dict() for m in (self._models[name], model))
+        for key, tensor in theirs.items():
+            mine[key].copy_(tensor, non_blocking=True)
+        return self._models[name]
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        if self._place == len(self._tensors):
+            # The same strides, so that the copy is one pass over memory.
+            self._tensors.append(torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda))
+        mine = self._tensors[self._place]
+        if mine.shape != tensor.shape or mine.dtype != tensor.dtype or mine.stride() != tensor.stride():
+            mine = self._tensors[self._place] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+        self._place += 1
+        return mine.copy_(tensor, non_blocking=True)

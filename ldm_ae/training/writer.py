@@ -1,0 +1,30 @@
+"""Work that goes on in a thread while training does, and whose failure stops the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+
+class BackgroundWriter:
+    """One job at a time. What a job raises is raised where the run looks next: `check`, `submit` or `wait`."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
+        self._job: Future[None] | None = None
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Start `job` once the one before it has ended."""
+        self.wait()
+        self._job = self._pool.submit(job)
+
+    def check(self) -> None:
+        """Raise what the last job raised, if it has ended so."""
+        if self._job is not None and self._job.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the job has ended; raises what it raised."""
+        job, self._job = self._job, None
+        if job is not None:
+            job.result()

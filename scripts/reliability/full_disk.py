@@ -1,0 +1,110 @@
+"""Row 4: the disk fills up during a save and during encoding.
+
+Each trial gives a run a small file system of its own (tmpfs, in a mount namespace: needs root or user namespaces), with
+room for some saves but not for all. The command must end with a status that is not 0 and one line that names the path
+and the bytes needed; what counted before must count and load; with room again the same command must finish.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from trials import Trial, arguments, make_images, make_recipe
+
+MEGABYTE = 1_000_000
+COMMANDS = ("train", "encode", "export")
+
+
+def main() -> int:
+    """Run it from the command line."""
+    parser = arguments(__doc__, trials=9)
+    parser.add_argument("--inside", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside is not None:
+        command, size, folder = options.inside
+        return inside(command, int(size), Path(folder))
+    trial = Trial(4, "full disk", "one line with path and bytes, status not 0, what was there loads, then it goes on")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        images = make_images(root / "images", 60)
+        make_recipe(root / "recipe.yaml", images, max_steps=8, checkpoint_every=2, keep_checkpoints=4)
+        from ldm_ae.models import KLAutoencoder
+
+        KLAutoencoder(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+                      mid_block_add_attention=False).save_pretrained(root / "model")  # fmt: skip
+        for number in range(options.trials):
+            command = COMMANDS[number % len(COMMANDS)]
+            size = SIZES[command][number // len(COMMANDS) % len(SIZES[command])]
+            as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+            result = subprocess.run(
+                ["unshare", "--mount", *as_root, sys.executable, __file__, "--inside", command, str(size), str(root)],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            trial.count(
+                result.returncode == 0, f"{command} with {size} bytes: {(result.stdout + result.stderr)[-1500:]}"
+            )
+    return trial.finish(options.json)
+
+
+SIZES = {
+    "train": (1_300_000, 2_000_000, 2_700_000),
+    "encode": (60_000, 120_000, 200_000),
+    "export": (40_000, 80_000, 120_000),
+}
+
+
+def inside(command: str, size: int, root: Path) -> int:
+    """One trial, in a namespace of its own."""
+    small = root / "small"
+    small.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(small)], check=True)
+    out = small / "out"
+    words = {
+        "train": ["train", "--config", str(root / "recipe.yaml"), "--out", str(out)],
+        "encode": ["encode", str(root / "model"), str(root / "images"), str(out), "--size", "16", "--shard-size", "16",
+                   "--workers", "0", "--device", "cpu"],
+        "export": ["export", str(root / "model"), str(out)],
+    }[command]  # fmt: skip
+    first = ldm_ae(words)
+    lines = [line for line in first.stderr.splitlines() if line.startswith("ldm-ae: error")]
+    assert first.returncode == 1, (first.returncode, first.stderr[-800:])
+    assert len(lines) == 1, first.stderr[-800:]
+    assert re.search(
+        rf"cannot write {re.escape(str(small))}\S*: the disk is full, [\d,]+ bytes are needed", lines[0]
+    ), lines
+    if command == "train":
+        _newest_loads(out)
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small)], check=True)
+    second = ldm_ae(words)
+    assert second.returncode == 0, second.stderr[-800:]
+    found = json.loads(ldm_ae(["inspect", str(out), "--json"]).stdout)
+    assert found["problems"] == [], found
+    shutil.rmtree(out)
+    return 0
+
+
+def _newest_loads(out: Path) -> None:
+    """A checkpoint was there before the disk was full, and counts."""
+    from ldm_ae.training.checkpoint import load_state, newest_checkpoint
+
+    newest, damaged = newest_checkpoint(out / "checkpoints")
+    assert newest is not None, list(out.rglob("*"))
+    assert not damaged, damaged
+    load_state(newest)
+
+
+def ldm_ae(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command line."""
+    return subprocess.run([sys.executable, "-m", "ldm_ae.cli", *words], capture_output=True, text=True, check=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

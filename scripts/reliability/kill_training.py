@@ -1,0 +1,117 @@
+"""Row 1: end a training run at random moments, some of them inside a save, and give the same command again.
+
+By SIGKILL, or by a signal that asks it to save first: SIGTERM as Slurm sends it, SIGINT as Ctrl-C does, both to
+decoding workers, too.
+
+Every byte of the last checkpoint must be that of a run that nobody disturbed: weights, optimizers, EMA, discriminator,
+random states, position in the data. At every kill, once a checkpoint has counted, one must count and load. Trials take
+turns between float32 and bfloat16; every run has accumulation, GAN, adaptive weight, EMA and a decoding worker.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from trials import Trial, arguments, make_images, make_recipe
+
+from ldm_ae.training.checkpoint import MANIFEST, load_state, newest_checkpoint
+from runs import POLL_SECONDS, Run, run
+
+STEPS = 12
+PRECISIONS = ("no", "bf16")
+
+
+def last_checkpoint(folder: Path) -> dict[str, str] | None:
+    """Hashes of the files of a finished run's last checkpoint."""
+    manifest = folder / "checkpoints" / f"step-{STEPS:08d}" / MANIFEST
+    return json.loads(manifest.read_text())["files"] if manifest.is_file() else None
+
+
+def main() -> int:
+    """Run it from the command line."""
+    parser = arguments(__doc__, trials=50)
+    parser.add_argument("--inside-saves", type=int, default=20, help="how many of them (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="of one run (default: %(default)s)")
+    parser.add_argument("--signal", choices=("SIGKILL", "SIGTERM", "SIGINT"), default="SIGKILL", help="(%(default)s)")
+    options = parser.parse_args()
+    words = f"{options.signal} while training, {options.processes} process{'es' if options.processes > 1 else ''}"
+    trial = Trial(1, words, "bitwise equal after the same command again")
+    with tempfile.TemporaryDirectory() as folder:
+        kill_runs(trial, Path(folder), options.trials, options.inside_saves, options.processes, options.seed,
+                  signal.Signals[options.signal])  # fmt: skip
+    return trial.finish(options.json)
+
+
+def kill_runs(trial: Trial, folder: Path, trials: int, inside_saves: int, processes: int, seed: int,
+              number: signal.Signals = signal.SIGKILL) -> None:  # fmt: skip
+    """Count `trials` signals, the last `inside_saves` of them inside a save."""
+    images = make_images(folder / "images", 14)
+    accumulation = 2 if processes == 1 else 1
+    recipes, expected, seconds, saves = {}, {}, {}, 0
+    for precision in PRECISIONS[: max(1, min(trials, len(PRECISIONS)))]:
+        recipe = make_recipe(
+            folder / f"{precision}.yaml", images, precision=precision, max_steps=STEPS, accumulation=accumulation
+        )
+        recipes[precision] = ["train", "--config", str(recipe), "--out"]
+        out, started = folder / f"expected-{precision}", time.monotonic()
+        statuses = run([*recipes[precision], str(out)], folder / "log", processes=processes)
+        assert statuses == [0] * processes, (folder / "log").read_text()[-3000:]
+        expected[precision], seconds[precision] = last_checkpoint(out), time.monotonic() - started
+    randomness = random.Random(seed)
+    moments: Counter[str] = Counter()
+    statuses_after: Counter[int] = Counter()
+    for which in range(trials):
+        precision = PRECISIONS[which % len(recipes)]
+        out, log = folder / f"run-{which}", folder / f"log-{which}"
+        command = [*recipes[precision], str(out)]
+        started = Run(command, log, processes=processes)
+        if which >= trials - inside_saves:
+            inside = _kill_inside_save(started, out / "checkpoints", randomness)
+        else:
+            inside = False
+            end = time.monotonic() + randomness.uniform(0, seconds[precision])
+            while started.running() and time.monotonic() < end:
+                time.sleep(POLL_SECONDS)
+        started.send(number)
+        # A signal that comes before the first step, when there is nothing to save, ends the process itself.
+        statuses_after.update(started.wait())
+        saves += inside
+        newest, damaged = newest_checkpoint(out / "checkpoints")
+        if newest is not None:
+            load_state(newest)
+        moments["before the first checkpoint" if newest is None else f"after {newest.name}"] += 1
+        statuses = run(command, log, processes=processes)
+        equal = last_checkpoint(out) == expected[precision]
+        trial.count(
+            statuses == [0] * processes and equal and not damaged,
+            f"{which} ({precision}, newest after the kill {newest and newest.name}, inside a save: {inside}): "
+            f"statuses {statuses}, equal {equal}, damaged {damaged}: {log.read_text()[-500:]}",
+        )
+    trial.figures |= {
+        "inside a save": saves, "distinct moments": len(moments), "exit statuses": dict(sorted(statuses_after.items())),
+    }  # fmt: skip
+
+
+def _kill_inside_save(started: Run, checkpoints: Path, randomness: random.Random) -> bool:
+    """Wait for one of the saves, and a moment of it; whether it was still going on then."""
+    wanted = randomness.randrange(1, STEPS // 2)
+    seen: set[str] = set()
+    while started.running():
+        going_on = [path for path in checkpoints.glob(".step-*.tmp")]
+        seen |= {path.name for path in going_on}
+        if len(seen) >= wanted and going_on:
+            time.sleep(randomness.uniform(0, 0.02))
+            return any(path.exists() for path in going_on)
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""Checkpoints: whole or not there, verified before they are read, written while training goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ldm_ae.errors import RunError, UserError
+from ldm_ae.files import sha256
+from ldm_ae.models import KLAutoencoder, load_autoencoder
+from ldm_ae.training.checkpoint import (
+    MANIFEST,
+    Checkpoints,
+    checkpoint_name,
+    link_model,
+    load_networks,
+    load_state,
+    newest_checkpoint,
+    problems,
+    write_checkpoint,
+)
+from ldm_ae.training.snapshot import HostCopy, Snapshot
+from ldm_ae.training.writer import BackgroundWriter
+
+
+def snapshot(model: KLAutoencoder, step: int) -> Snapshot:
+    return Snapshot(
+        step=step, models={"model": model, "ema": model},
+        networks={"part": nn.Linear(2, 2).state_dict(), "empty": {}},
+        state={"step": step, "tensor": torch.arange(3), "optimizer": {"moments": (torch.zeros(2),), "lr": 0.1}},
+    )  # fmt: skip
+
+
+def write(folder: Path, model: KLAutoencoder, step: int) -> Path:
+    path = folder / checkpoint_name(step)
+    write_checkpoint(path, snapshot(model, step))
+    return path
+
+
+def test_checkpoint_roundtrip_and_layout(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    path = write(tmp_path, tiny_model, 7)
+    assert path.name == "step-00000007"
+    assert problems(path) == []
+    names = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
+    weights = "diffusion_pytorch_model.safetensors"
+    assert names == {
+        MANIFEST, "model/config.json", f"model/{weights}", "ema/config.json", f"ema/{weights}", "part.safetensors",
+        "state.json", "state.safetensors",
+    }  # fmt: skip
+    assert torch.equal(load_state(path)["tensor"], torch.arange(3))
+    assert not list(tmp_path.glob(".*"))  # no temporary name is left
+    assert {p.stat().st_mode & 0o777 for p in path.rglob("*") if p.is_file()} == {0o666 & ~_umask()}
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "manifest", "no manifest"])
+def test_damaged_checkpoint_does_not_count(tmp_path: Path, tiny_model: KLAutoencoder, damage: str) -> None:
+    older, newer = write(tmp_path, tiny_model, 1), write(tmp_path, tiny_model, 2)
+    target = newer / ("state.safetensors" if "manifest" not in damage else MANIFEST)
+    content = bytearray(target.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+        target.write_bytes(content)
+    elif damage in ("truncate", "manifest"):
+        target.write_bytes(content[: len(content) // 2])
+    else:
+        target.unlink()
+    found, damaged = newest_checkpoint(tmp_path)
+    assert found == older
+    assert list(damaged) == [newer.name]
+    assert target.name in damaged[newer.name][0]
+
+
+def test_manifest_cannot_name_files_outside(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    path = write(tmp_path, tiny_model, 1)
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"]["../../evil"] = {"bytes": 1, "sha256": "0"}
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    assert problems(path) == [f"{MANIFEST} names a file outside the checkpoint: ../../evil"]
+
+
+def test_missing_part_is_named(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    path = write(tmp_path, tiny_model, 1)
+    with pytest.raises(UserError, match=r"has no discriminator\.safetensors"):
+        load_networks(path, {"discriminator": nn.Linear(2, 2)})
+    with pytest.raises(UserError, match=r"part\.safetensors does not fit"):
+        load_networks(path, {"part": nn.Linear(3, 2)})
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        write(tmp_path, tiny_model, step)
+    (
+        tmp_path / checkpoint_name(3) / "state.json"
+    ).unlink()  # it does not count, so it keeps no other one from its place
+    checkpoints.write(snapshot(tiny_model, 4), best_step=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint_name(s) for s in (1, 2, 4)]
+    checkpoints.write(snapshot(tiny_model, 5), best_step=5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint_name(s) for s in (4, 5)]
+
+
+def test_nothing_is_pruned_for_a_checkpoint_that_was_not_written(
+    tmp_path: Path, tiny_model: KLAutoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.write(snapshot(tiny_model, 1), best_step=None)
+    expected = {p: sha256(p) for p in tmp_path.rglob("*") if p.is_file()}
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ldm_ae.training.checkpoint.save_file", fail)
+    with pytest.raises(RunError, match=r"cannot write .*step-00000002: the disk is full, [\d,]+ bytes are needed"):
+        checkpoints.write(snapshot(tiny_model, 2), best_step=None)
+    assert {p: sha256(p) for p in tmp_path.rglob("*") if p.is_file()} == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_never_saved(tmp_path: Path, tiny_model: KLAutoencoder, value: float) -> None:
+    write(tmp_path, tiny_model, 1)
+    with torch.no_grad():
+        tiny_model.last_layer[0, 0, 0, 0] = value
+    with pytest.raises(RunError, match=r"step 2 is not saved.*model: decoder\.conv_out\.weight"):
+        write(tmp_path, tiny_model, 2)
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoint_name(1)]
+
+
+def test_state_without_a_part_names_it(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    path = write(tmp_path, tiny_model, 1)
+    assert load_state(path, needed=("step",))["step"] == 1
+    with pytest.raises(UserError, match=r"step-00000001 has no 'rng' in its state\.json"):
+        load_state(path, needed=("step", "rng"))
+
+
+def test_host_copy_holds_that_moment_and_its_memory(tiny_model: KLAutoencoder) -> None:
+    tiny_model.to(memory_format=torch.channels_last)
+    host = HostCopy()
+    original = snapshot(tiny_model, 1)
+    copied = host.take(original)
+    expected = {name: tensor.clone() for name, tensor in original.tensors()}
+    places = {name: tensor.data_ptr() for name, tensor in copied.tensors()}
+    assert not {tensor.data_ptr() for _, tensor in original.tensors()} & set(places.values())
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in copied.tensors())
+    again = host.take(snapshot(tiny_model, 2))
+    assert {name: tensor.data_ptr() for name, tensor in again.tensors()} == places
+    assert not again.models["model"].last_layer.any()
+
+
+def test_linked_model_is_the_averaged_one(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    path = write(tmp_path, tiny_model, 1)
+    (tmp_path / "model").mkdir()
+    link_model(path, tmp_path / "model")
+    weights = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "model" / weights).samefile(path / "ema" / weights)
+    assert not (tmp_path / "model" / "config.json").samefile(path / "ema" / "config.json")
+    assert torch.equal(load_autoencoder(tmp_path / "model").last_layer, tiny_model.last_layer)
+
+
+def test_writer_runs_beside_and_reports_its_failure() -> None:
+    writer, go = BackgroundWriter(), threading.Event()
+    writer.submit(lambda: None if go.wait(10) else pytest.fail("the job was waited for"))
+    writer.check()  # still running: nothing to report
+    go.set()
+    writer.wait()
+
+    def fail() -> None:
+        raise RunError("no room")
+
+    writer.submit(fail)
+    with pytest.raises(RunError, match="no room"):
+        for _ in range(1000):
+            writer.check()
+            threading.Event().wait(0.01)
+    writer.check()  # reported once
