@@ -246,6 +246,10 @@ def _reconstruct(args: argparse.Namespace) -> None:
 
 
 def _encode(args: argparse.Namespace) -> None:
+    from ldm_ae.locks import refuse_if_held
+
+    refuse_if_held(args.store)  # before imports that take seconds
+
     from ldm_ae.latents import encode_images
 
     model, source, transform = _inputs(args)

@@ -17,38 +17,55 @@ _OURS = ".{name}.{pid}.{kind}"  # names of what is not finished, or not yet remo
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[Path]:
+def writing(path: str | Path, *, size: int = 0) -> Iterator[Path]:
     """A temporary path beside `path`, put in its place on success and removed on failure.
 
     The file that takes the place has the mode that the umask gives, whatever its writer left.
+
+    Args:
+        path: The file.
+        size: Bytes that will be written, if known.
+
+    Raises:
+        RunError: the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(_OURS.format(name=path.name, pid=os.getpid(), kind="tmp"))
     try:
-        yield temporary
-        apply_umask(temporary)
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
+        with _room_for(path, size):
+            yield temporary
+            apply_umask(temporary)
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def writing_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name on success; what stood there before goes after that."""
+def writing_folder(folder: str | Path, *, size: int = 0) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name on success; what stood there before goes after that.
+
+    Args:
+        folder: The folder.
+        size: Bytes that will be written, if known.
+
+    Raises:
+        RunError: the disk is full.
+    """
     folder = Path(folder)
     temporary = folder.with_name(_OURS.format(name=folder.name, pid=os.getpid(), kind="tmp"))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        for path in sorted(temporary.rglob("*"), reverse=True):
-            if path.is_file():
-                apply_umask(path)
-            sync(path)
-        sync(temporary)
-        replace_folder(temporary, folder)
+        with _room_for(folder, size):
+            yield temporary
+            for path in sorted(temporary.rglob("*"), reverse=True):
+                if path.is_file():
+                    apply_umask(path)
+                sync(path)
+            sync(temporary)
+            replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -81,13 +98,8 @@ def clear_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def room_for(path: str | Path, size: int) -> Iterator[None]:
-    """Within it `size` bytes are written at `path`, or an error tells that the disk is full.
-
-    Raises:
-        RunError: there is no room, told before anything is written where the file system tells the truth.
-    """
-    path = Path(path)
+def _room_for(path: Path, size: int) -> Iterator[None]:
+    """RunError where `size` bytes find no room, before anything is written if the file system tells the truth."""
     if shutil.disk_usage(path.parent).free < size:
         raise _no_room(path, size)
     try:
@@ -105,9 +117,9 @@ def room_for(path: str | Path, size: int) -> Iterator[None]:
 
 def _no_room(path: Path, size: int) -> RunError:
     free = shutil.disk_usage(path.parent).free
+    needed = f"{size:,} bytes are needed and " if size else ""
     return RunError(
-        f"cannot write {path}: the disk is full, {size:,} bytes are needed and {free:,} are free; "
-        "make room and give the same command again"
+        f"cannot write {path}: the disk is full, {needed}{free:,} are free; make room and give the same command again"
     )
 
 
@@ -129,8 +141,9 @@ def apply_umask(path: Path) -> None:
 
 def write_json(path: str | Path, value: object) -> None:
     """`value` as indented JSON, atomically."""
-    with writing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    content = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    with writing(path, size=len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def sha256(path: str | Path) -> str:

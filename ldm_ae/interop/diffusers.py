@@ -76,6 +76,7 @@ def export_diffusers(
             latents_mean=tuple(scaling.channel_mean.tolist()) if per_channel else None,
             latents_std=tuple(scaling.channel_std.tolist()) if per_channel else None,
         )
-    with exporting(out, own_files=DIFFUSERS_FILES) as folder:
+    size = sum(tensor.nbytes for tensor in model.net.state_dict().values())
+    with exporting(out, own_files=DIFFUSERS_FILES, size=size) as folder:
         model.save_pretrained(folder)
     return Path(out)

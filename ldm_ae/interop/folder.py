@@ -12,14 +12,17 @@ from ldm_ae.files import make_folder, writing_folder
 
 
 @contextlib.contextmanager
-def exporting(out: str | Path, *, own_files: frozenset[str]) -> Iterator[Path]:
+def exporting(out: str | Path, *, own_files: frozenset[str], size: int) -> Iterator[Path]:
     """A temporary folder to write into; it takes the place of `out` when the block ends without error.
 
     Args:
         out: The folder to make. It may exist if it is empty or an earlier export of the same format.
         own_files: The names an export of this format consists of. A folder with any other name in it is not ours.
 
+        size: Bytes that will be written, as far as known.
+
     Raises:
+        RunError: the disk is full.
         UserError: `out` is a file, holds other files, or cannot be written.
     """
     out = Path(out).absolute()
@@ -28,6 +31,6 @@ def exporting(out: str | Path, *, own_files: frozenset[str]) -> Iterator[Path]:
     if out.is_dir() and (foreign := sorted(set(os.listdir(out)) - own_files)):
         raise UserError(f"{out} holds other files ({foreign[0]}); export into a new or empty folder")
     make_folder(out.parent)
-    with writing_folder(out) as temporary:
+    with writing_folder(out, size=size) as temporary:
         yield temporary
         assert set(os.listdir(temporary)) <= own_files, "an export writes only the names it declares"

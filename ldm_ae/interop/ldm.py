@@ -122,7 +122,8 @@ def export_ldm(model: Autoencoder, out: str | Path) -> Path:
         f"# Latents times {model.latent_spec.scaling_factor!r} have unit variance, if measured: the latent diffusion\n"
         "# model's scale_factor. Load: model.load_state_dict(safetensors.torch.load_file('model.safetensors'))\n"
     )
-    with exporting(out, own_files=LDM_FILES) as folder:
+    size = sum(tensor.nbytes for tensor in state.values())
+    with exporting(out, own_files=LDM_FILES, size=size) as folder:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.yaml").write_text(note + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return Path(out)

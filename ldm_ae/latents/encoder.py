@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ldm_ae.data import Batch, EvaluationLoader, ImageTransform, RawImage, Source, seeded_noise
 from ldm_ae.errors import UserError
+from ldm_ae.files import make_folder
 from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.store import DTYPES, StoreRequest, StoreWriter
+from ldm_ae.locks import only_writer
 from ldm_ae.models import Autoencoder, ChannelStatistics, hash_json, model_config, model_hash
 
 Progress = Callable[[int, int], None]
@@ -115,8 +117,9 @@ def encode_images(
         progress: Called after every batch.
 
     Raises:
-        UserError: the folder holds something else, the image size does not fit the model, a latent is not finite, no
-            image is good, or too many are bad.
+        RunError: the disk is full.
+        UserError: another process writes there, the folder holds something else, the image size does not fit the
+            model, a latent is not finite, no image is good, or too many are bad.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
@@ -132,12 +135,16 @@ def encode_images(
         seed=seed, batch_size=batch_size, shard_size=shard_size,
     )  # fmt: skip
     runner = inference_copy(model, device=device, precision=precision)  # first, because it may refuse
-    writer = StoreWriter(path, request)
-    if already_complete := writer.complete:
-        if progress is not None:
-            progress(len(source), len(source))
-    else:
-        _fill(writer, runner, _HashingSource(source), transform, workers, progress)
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder for the store")
+    with only_writer(make_folder(folder)):
+        writer = StoreWriter(path, request)
+        if already_complete := writer.complete:
+            if progress is not None:
+                progress(len(source), len(source))
+        else:
+            _fill(writer, runner, _HashingSource(source), transform, workers, progress)
     store = LatentStore(path)
     bad = store.bad()
     if len(bad) > bad_share * len(source):

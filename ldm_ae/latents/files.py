@@ -23,11 +23,12 @@ class Written(NamedTuple):
 def write_bytes(path: Path, *parts: bytes | memoryview) -> Written:
     """The file `path` from its parts, atomically."""
     digest = hashlib.sha256()
-    with writing(path) as temporary, temporary.open("wb") as file:
+    size = sum(len(part) for part in parts)
+    with writing(path, size=size) as temporary, temporary.open("wb") as file:
         for part in parts:
             digest.update(part)
             file.write(part)
-    return Written(digest.hexdigest(), sum(len(part) for part in parts))
+    return Written(digest.hexdigest(), size)
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Written:

@@ -44,6 +44,7 @@ from torch import Tensor
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder, write_json
 from ldm_ae.latents.files import Written, look_at, write_bytes, write_safetensors
+from ldm_ae.locks import LOCK
 from ldm_ae.models import ChannelStatistics, hash_json
 
 FORMAT = "ldm_ae latent store"
@@ -163,7 +164,7 @@ class StoreWriter:
         make_folder(self.path)
         description = self.path / DESCRIPTION
         if not description.is_file():
-            if foreign := sorted(entry.name for entry in self.path.iterdir() if not _is_temporary(entry.name)):
+            if foreign := sorted(entry.name for entry in self.path.iterdir() if not _is_ours(entry.name)):
                 raise UserError(f"{self.path} is not empty ({foreign[0]}) and no latent store; name a new folder")
             write_json(description, self._description(None))
             return False
@@ -283,6 +284,10 @@ def read_description(path: Path) -> dict[str, Any]:
     if not isinstance(content.get("request"), dict) or not (files is None or isinstance(files, dict)):
         raise UserError(f"{file} is damaged")
     return content
+
+
+def _is_ours(name: str) -> bool:
+    return name == LOCK or _is_temporary(name)
 
 
 def _is_temporary(name: str) -> bool:

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ldm_ae.errors import RunError, UserError
-from ldm_ae.files import apply_umask, room_for, sha256, sync, write_json, writing_folder
+from ldm_ae.files import apply_umask, sha256, sync, write_json, writing_folder
 from ldm_ae.models.folder import WEIGHTS
 from ldm_ae.training.snapshot import Snapshot
 from ldm_ae.training.tree import join_tensors, split_tensors
@@ -101,7 +101,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         )
     tree, tensors = split_tensors(snapshot.state)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with room_for(folder, snapshot.size()), writing_folder(folder) as temporary, _sealing(temporary) as seal:
+    with writing_folder(folder, size=snapshot.size()) as temporary, _sealing(temporary) as seal:
         for name, model in snapshot.models.items():
             model.save_pretrained(temporary / name)
             seal()

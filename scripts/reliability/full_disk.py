@@ -19,7 +19,6 @@ from pathlib import Path
 
 from trials import Trial, arguments, make_images, make_recipe
 
-MEGABYTE = 1_000_000
 COMMANDS = ("train", "encode", "export")
 
 

@@ -32,9 +32,7 @@ class Event(NamedTuple):
 def main() -> int:
     """Run it from the command line."""
     options = arguments(__doc__, trials=6).parse_args()
-    trial = Trial(
-        3, "strace of saves", "temporary name, fsync, manifest last, rename, fsync of the folder, then pruning"
-    )
+    trial = Trial(3, "strace of saves", "temporary name, fsync, manifest last, rename, fsync of the folder, pruning")
     if shutil.which("strace") is None:
         trial.count(False, "strace is not installed")
         return trial.finish(options.json)
@@ -98,9 +96,11 @@ def check(events: list[Event], name: str) -> list[str]:
     temporary = events[commit].path
     wrong = []
     inside = [(i, e) for i, e in enumerate(events) if e.path.startswith(temporary)]
+    # Files get their names in the folder by renames, too: what counts is the name that a file ends with.
+    final = {e.path: e.target for i, e in inside if e.kind == "rename" and i < commit}
+    inside = [(i, e._replace(path=final.get(e.path, e.path))) for i, e in inside]
     written = {e.path for _, e in inside if e.kind == "write"}
-    # The manifest itself is written under a temporary name, too.
-    manifest = [i for i, e in inside if e.kind == "write" and "MANIFEST.json" in e.path]
+    manifest = [i for i, e in inside if e.kind == "write" and e.path.endswith("/MANIFEST.json")]
     if not manifest:
         return ["no manifest was written"]
     for path in written:
@@ -108,7 +108,7 @@ def check(events: list[Event], name: str) -> list[str]:
         synced = [i for i, e in inside if e.kind == "fsync" and e.path == path and i > last_write]
         if not synced:
             wrong.append(f"{path} was not flushed after its last write")
-        elif "MANIFEST.json" not in path and min(synced) > min(manifest):
+        elif not path.endswith("/MANIFEST.json") and min(synced) > min(manifest):
             wrong.append(f"{path} was flushed after the manifest was written")
         if last_write > commit:
             wrong.append(f"{path} was written after the rename")
