@@ -18,7 +18,8 @@ from ldm_ae.version import __version__
 
 if TYPE_CHECKING:
     from ldm_ae.data import ImageTransform, Source
-    from ldm_ae.models import Autoencoder
+    from ldm_ae.evaluation import ActivationRanges
+    from ldm_ae.models import Autoencoder, ChannelStatistics
 
 MODEL = "a diffusers model folder, a run directory, a checkpoint in it, or OWNER/NAME on the Hugging Face hub"
 IMAGES = (
@@ -126,7 +127,8 @@ def build_parser() -> argparse.ArgumentParser:
     export = command("export", _export, "Write a model for other people's code: a diffusers folder or CompVis keys.")
     _add(export, "model", "out")
     export.add_argument("--format", choices=("diffusers", "ldm"), default="diffusers", help="(default: %(default)s)")
-    export.add_argument("--images", help=f"measure scaling_factor on these: {IMAGES}")
+    export.add_argument("--images", help="measure scaling_factor on these, and whether the model is safe in fp16 on "
+                        f"the first: {IMAGES}")  # fmt: skip
     export.add_argument("--per-channel", action="store_true", help="write latents_mean and latents_std too; the "
                         "pipelines of Stable Diffusion and DiT ignore them")  # fmt: skip
     _add_images_options(export)
@@ -261,8 +263,9 @@ def _encode(args: argparse.Namespace) -> None:
             progress=progress,
         )  # fmt: skip
     done = "was complete already" if summary.already_complete else "written"
+    redone = f", {summary.redone_batches} batches that overflowed encoded in fp32" if summary.redone_batches else ""
     print(f"{args.store} {done}: {summary.images} images, {len(summary.bad)} unusable, "
-          f"scaling_factor {1 / summary.statistics.pooled_std:.5f}")  # fmt: skip
+          f"scaling_factor {1 / summary.statistics.pooled_std:.5f}{redone}")  # fmt: skip
 
 
 def _decode(args: argparse.Namespace) -> None:
@@ -291,8 +294,9 @@ def _export(args: argparse.Namespace) -> None:
         raise UserError("--per-channel needs --images to measure on")
     model, statistics = load_autoencoder(args.model), None
     if args.images:
-        statistics = _measure(args)
+        statistics, activations = _measure(args)
         print(f"scaling_factor {1 / statistics.pooled_std:.5f}, measured on {args.images}")
+        print(activations.line())
     elif model.latent_spec.scaling_factor == 1.0:
         print("note: scaling_factor is 1, nobody has measured it; --images IMAGES measures it", file=sys.stderr)
     print(f"AutoencoderKL.from_pretrained opens "
@@ -336,8 +340,10 @@ def _inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransfo
     return model, open_source(args.images), ImageTransform(size=size, resize=resize)
 
 
-def _measure(args: argparse.Namespace) -> Any:
+def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges]:
+    """The scale of the latents over all images, and the range of activations over the first."""
     from ldm_ae.data import EvaluationLoader
+    from ldm_ae.evaluation import activation_ranges, first_batches
     from ldm_ae.interop import measure_scaling
     from ldm_ae.models import for_inference
 
@@ -345,9 +351,14 @@ def _measure(args: argparse.Namespace) -> Any:
     loader = EvaluationLoader(
         source, transform, batch_size=args.batch_size, workers=args.workers, bad_share=args.bad_share
     )
-    runner = for_inference(model, device=args.device, precision=args.precision)
     with _bar("measuring", len(source)) as progress:
-        return measure_scaling(runner, loader, progress=lambda done: progress(done, len(source)))
+        first, batches = first_batches(loader)
+        if not first:
+            raise UserError(f"there are no images to measure on in {args.images}")
+        activations = activation_ranges(for_inference(model, device=args.device), first)
+        runner = for_inference(model, device=args.device, precision=args.precision)
+        scaling = measure_scaling(runner, batches, progress=lambda done: progress(done, len(source)))
+    return scaling, activations
 
 
 def perceptual_network(name: str) -> Any:

@@ -97,6 +97,9 @@ def test_export_opens_in_diffusers_with_equal_outputs(
     assert status == 0
     theirs = AutoencoderKL.from_pretrained(out)
     assert f"scaling_factor {theirs.config.scaling_factor:.5f}" in words
+    (line,) = [line for line in words.splitlines() if line.startswith("largest activation")]
+    assert line.endswith(": safe in fp16 (limit 65504, margin 2, 12 images)")
+    assert {path.name for path in out.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
     run("reconstruct", tiny_model_folder, image_folder, rebuilt, *SMALL, "--resize", "none")
     name = "dogs/000.png"
     image = decode_image((image_folder / name).read_bytes())

@@ -1,5 +1,6 @@
 """How good an autoencoder is: scores with their protocol, and a report to look at."""
 
+from ldm_ae.evaluation.activation_ranges import ActivationRanges, activation_ranges, first_batches
 from ldm_ae.evaluation.evaluate import Evaluation, ImageScores, Picture, evaluate, validate
 from ldm_ae.evaluation.features import EfficientNetLite0Features, FeatureNetwork, InceptionFeatures, frechet_score_name
 from ldm_ae.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -8,6 +9,7 @@ from ldm_ae.evaluation.pictures import comparison_grid, error_map, latent_channe
 from ldm_ae.evaluation.report import write_report
 
 __all__ = [
+    "ActivationRanges",
     "EfficientNetLite0Features",
     "Evaluation",
     "FeatureNetwork",
@@ -16,9 +18,11 @@ __all__ = [
     "InceptionFeatures",
     "PerceptualDistance",
     "Picture",
+    "activation_ranges",
     "comparison_grid",
     "error_map",
     "evaluate",
+    "first_batches",
     "frechet_distance",
     "frechet_score_name",
     "latent_channel_pictures",

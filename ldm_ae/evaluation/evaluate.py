@@ -13,11 +13,21 @@ from torch import Tensor, nn
 
 from ldm_ae.environment import device_name, git_commit, package_versions
 from ldm_ae.errors import UserError
+from ldm_ae.evaluation.activation_ranges import ActivationRanges, activation_ranges, first_batches
 from ldm_ae.evaluation.features import FeatureNetwork, frechet_score_name
 from ldm_ae.evaluation.frechet import FeatureStatistics, frechet_distance
 from ldm_ae.evaluation.image_quality import PerceptualDistance, bicubic_thumbnail, image_scores, to_levels
 from ldm_ae.evaluation.latent_summary import ChannelSummary, LatentSummary
-from ldm_ae.models import Autoencoder, Posterior, for_inference, pick_device, weights_sha256
+from ldm_ae.models import (
+    Autoencoder,
+    Posterior,
+    for_inference,
+    pick_device,
+    redone_batches,
+    require_finite,
+    weights_sha256,
+)
+from ldm_ae.models.overflow import WIDE_PRECISION
 
 RECONSTRUCTION = (
     "decoded from the posterior's mode; clamped to [-1, 1] and rounded to 8 bits, as the originals are, before "
@@ -74,6 +84,8 @@ class Evaluation:
     """By PSNR, the worst first."""
     best: list[Picture]
     """By PSNR, the best first."""
+    activations: ActivationRanges
+    """In float32, over the first images."""
 
 
 def validate(
@@ -138,14 +150,16 @@ def evaluate(
     the table of scores apart.
 
     Args:
-        model: Put in eval mode, on the device and in the precision, and left there (`models.for_inference`).
+        model: In float32; put in eval mode, on the device and in the precision, and left there
+            (`models.for_inference`).
         loader: Batches; its `rejected` (key -> reason), if it has one, goes into the protocol.
         source: Where the images come from, in words.
         transform_description: What was done to the images, JSON values.
         model_name: Where the model comes from, in words.
         perceptual: Feature network of the perceptual distance; moved to the device if it is a module.
         features: Feature network of the Fréchet distance; likewise.
-        precision: `fp32`, `bf16` or `fp16`, of the model alone.
+        precision: `fp32`, `bf16` or `fp16`, of the model alone. A batch that overflows in fp16 is computed again in
+            fp32; the protocol counts these.
         device: Where to run; `auto` picks an accelerator if there is one.
         seed: Of the posterior samples that the latent statistics are taken over.
         pictures: How many images to keep of the first, of the worst and of the best.
@@ -155,17 +169,22 @@ def evaluate(
         UserError: no images; a reconstruction that is not finite; only one image where a Fréchet distance is wanted.
     """
     device = pick_device(device) if isinstance(device, str) else device
-    sha256 = weights_sha256(model)  # before the precision changes the weights
+    first, batches = first_batches(loader)
+    if not first:
+        raise UserError(f"there are no images to evaluate in {source}")
+    model = for_inference(model, device=device)
+    name, sha256 = type(model).__name__, weights_sha256(model)  # before the precision changes the weights
+    activations = activation_ranges(model, first)
     model = for_inference(model, device=device, precision=precision)
     for network in (perceptual, features):
         if isinstance(network, nn.Module):
             network.to(device)
     collected = _Collected(model, features, seed=seed, pictures=pictures)
     with torch.no_grad():
-        for batch in loader:
+        for batch in batches:
             pixel_values = batch.pixel_values.to(device, non_blocking=True)
             posterior, latents, reconstructions = _reconstruct(model, pixel_values)
-            _require_finite(reconstructions, batch.keys, precision)
+            require_finite(reconstructions, batch.keys, precision)
             thumbnails = collected.baseline(pixel_values, latents)
             scores = image_scores(reconstructions, pixel_values, perceptual)
             if (rate := posterior.rate()) is not None:
@@ -175,14 +194,13 @@ def evaluate(
             collected.add(batch.keys, scores, posterior, latents, pixel_values, reconstructions, thumbnails)
             if progress is not None:
                 progress(len(collected.images))
-    if not collected.images:
-        raise UserError(f"there are no images to evaluate in {source}")
     rejected = dict(getattr(loader, "rejected", {}))
+    redone = redone_batches(model)
     protocol: dict[str, object] = {
         "images": collected.describe_images(source) | {"transform": dict(transform_description), "rejected": rejected},
         "model": {
             "name": model_name,
-            "class": type(model).__name__,
+            "class": name,
             "sha256": sha256,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "downsample_factor": model.latent_spec.downsample_factor,
@@ -190,6 +208,7 @@ def evaluate(
         },
         "reconstruction": RECONSTRUCTION,
         "precision": precision,
+        "redone_batches": {"count": redone, "precision": WIDE_PRECISION if redone else None},
         "device": device_name(device),
         "latent_statistics": f"of one posterior sample per image, seed {seed}",
         "baseline": {"method": BASELINE, "thumbnail_size": _sizes(collected.thumbnail_sizes)},
@@ -199,7 +218,7 @@ def evaluate(
         "git_commit": git_commit(),
         "versions": package_versions(),
     }
-    return collected.evaluation(protocol)
+    return collected.evaluation(protocol, activations)
 
 
 @dataclass
@@ -287,7 +306,7 @@ class _Collected:
             "size": _sizes(self.sizes),
         }
 
-    def evaluation(self, protocol: dict[str, object]) -> Evaluation:
+    def evaluation(self, protocol: dict[str, object], activations: ActivationRanges) -> Evaluation:
         names = self.images[0].scores
         scores = {name: sum(row.scores[name] for row in self.images) / len(self.images) for name in names}
         channels = self.latents.channels()
@@ -311,6 +330,7 @@ class _Collected:
             first=self.first,
             worst=[picture for _, _, picture in sorted(self.worst, key=lambda entry: entry[:2], reverse=True)],
             best=[picture for _, _, picture in sorted(self.best, key=lambda entry: entry[:2], reverse=True)],
+            activations=activations,
         )
 
 
@@ -322,11 +342,3 @@ def _reconstruct(model: Autoencoder, pixel_values: Tensor) -> tuple[Posterior, T
 
 def _sizes(sizes: set[tuple[int, int]]) -> str:
     return ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
-
-
-def _require_finite(reconstructions: Tensor, keys: list[str], precision: str) -> None:
-    finite = reconstructions.isfinite().flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        bad = keys[int((~finite).nonzero()[0])]
-        remedy = "try --precision fp32" if precision != "fp32" else "the weights are damaged or training has diverged"
-        raise UserError(f"the reconstruction of {bad} is not finite in {precision}; {remedy}")

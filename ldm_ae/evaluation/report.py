@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ldm_ae.errors import UserError
+from ldm_ae.evaluation.activation_ranges import FP16_LIMIT
 from ldm_ae.evaluation.evaluate import Evaluation, Picture
 from ldm_ae.evaluation.image_quality import PSNR_CEILING, from_levels
 from ldm_ae.evaluation.latent_summary import ACTIVE_NATS, HISTOGRAM_DEVIATIONS
@@ -26,6 +27,7 @@ LARGEST_PNG = 2**17
 WEBP_QUALITY = 92
 LATENT_PICTURES = 4
 TABLE_ROWS = 500
+WORST_MODULES = 8
 
 ERROR_NOTE = (
     f"<p>Errors are {ERROR_GAIN:g} times enlarged: the lightest colour is a mean difference over red, green and blue "
@@ -51,10 +53,11 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> Path:
 
 
 def metrics(evaluation: Evaluation) -> dict[str, object]:
-    """What goes into `metrics.json`: scores, their protocol, and the tables of channels and images."""
+    """What goes into `metrics.json`: scores, their protocol, activations, and the tables of channels and images."""
     return {
         "scores": evaluation.scores,
         "protocol": evaluation.protocol,
+        "activations": evaluation.activations.describe(),
         "latent_channels": [asdict(channel) for channel in evaluation.channels],
         "images": [{"key": row.key, **row.scores} for row in evaluation.images],
     }
@@ -80,6 +83,7 @@ def render(evaluation: Evaluation) -> str:
         ("The best, by PSNR", _gallery(evaluation.best)),
         ("PSNR of each image", _psnr_distribution(evaluation)),
         ("Latent channels", _latents(evaluation)),
+        ("Range of activations", _activations(evaluation)),
         ("Protocol", _protocol(evaluation)),
         ("Every image", _image_table(evaluation)),
     ]
@@ -246,6 +250,19 @@ def _latents(evaluation: Evaluation) -> str:
         f"<h3>Distribution of each channel</h3><p>One posterior sample per image, {HISTOGRAM_DEVIATIONS:g} standard "
         f'deviations around the mean.</p><div class="small-multiples">{histograms}</div>'
         + table(("Channel", "Mean", "Std", "KL, nats per element", "Active"), rows, numbers=(0, 1, 2, 3), css="narrow")
+    )
+
+
+def _activations(evaluation: Evaluation) -> str:
+    found = evaluation.activations
+    shown = list(found.modules.items())[:WORST_MODULES]
+    rows = [(f"<code>{escape(name)}</code>", f"{value:.4g}", f"{value / FP16_LIMIT:.2%}") for name, value in shown]
+    note = (
+        f"The {len(shown)} modules of {len(found.modules)} whose outputs are largest, in float32; metrics.json has all."
+    )
+    line = found.line()
+    return f"<p>{escape(line[0].upper() + line[1:])}.</p><p>{note}</p>" + table(
+        ("Module", "Largest value", "Of fp16's limit"), rows, numbers=(1, 2), css="narrow"
     )
 
 

@@ -19,7 +19,7 @@ from ldm_ae.files import make_folder
 from ldm_ae.latents.encoder import Progress
 from ldm_ae.latents.provenance import inference_copy
 from ldm_ae.latents.reader import LatentDataset, LatentStore
-from ldm_ae.models import Autoencoder
+from ldm_ae.models import Autoencoder, require_finite
 
 _UNSAFE = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
 _WRITERS = 4  # PNG compression releases the interpreter's lock
@@ -78,7 +78,7 @@ def decode_store(
         latents: `stored` decodes `latents` as diffusion trainers get them, `mode` the moments' mean.
         batch_size: Images a forward pass.
         device: Where to decode; `auto` picks an accelerator if there is one.
-        precision: fp32, bf16 or fp16.
+        precision: fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
         allow_other_model: Decode with a model whose hash is not the store's, such as a fine-tuned decoder.
         progress: Called after every batch.
 
@@ -86,7 +86,8 @@ def decode_store(
         The number of images written.
 
     Raises:
-        UserError: the store is unsound or another model's, or `out` is not empty or cannot be written.
+        UserError: the store is unsound or another model's, an image does not decode to finite values, or `out` is not
+            empty or cannot be written.
     """
     opened = LatentStore(store)
     if not allow_other_model:
@@ -104,7 +105,8 @@ def decode_store(
             end = start + 1
             while end < len(keys) and end - start < batch_size and buckets[end] == buckets[start]:
                 end += 1
-            yield keys[start:end], _decode(runner, torch.stack([data.read(i) for i in range(start, end)]))
+            latents_read = torch.stack([data.read(i) for i in range(start, end)])
+            yield keys[start:end], _decode(runner, latents_read, keys[start:end], precision)
             start = end
 
     return _write_images(batches(), output_names(keys), out, total=len(keys), progress=progress)
@@ -133,7 +135,7 @@ def reconstruct_images(
         batch_size: Images a forward pass.
         workers: Processes that decode image files.
         device: Where to run; `auto` picks an accelerator if there is one.
-        precision: fp32, bf16 or fp16.
+        precision: fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
         bad_share: Share of unusable images past which this ends with an error, after all that is good.
         progress: Called after every batch.
 
@@ -141,7 +143,8 @@ def reconstruct_images(
         The number of images written.
 
     Raises:
-        UserError: the size does not fit the model, too many images are bad, or `out` is not empty or cannot be written.
+        UserError: the size does not fit the model, too many images are bad, a reconstruction is not finite, or `out`
+            is not empty or cannot be written.
     """
     model.latent_spec.latent_size(transform.height, transform.width)
     loader = EvaluationLoader(source, transform, batch_size=batch_size, workers=workers, bad_share=bad_share)
@@ -149,19 +152,20 @@ def reconstruct_images(
 
     def batches() -> Iterator[tuple[list[str], Tensor]]:
         for batch in loader:
-            yield batch.keys, _decode(runner, batch.pixel_values, encode=True)
+            yield batch.keys, _decode(runner, batch.pixel_values, batch.keys, precision, encode=True)
 
     names = output_names(source.key(index) for index in range(len(source)))
     return _write_images(batches(), names, out, total=len(source), progress=progress)
 
 
 @torch.inference_mode()
-def _decode(model: Autoencoder, values: Tensor, *, encode: bool = False) -> Tensor:
-    """Latents, or images to be encoded first, to uint8 (B, H, W, 3) on the CPU."""
+def _decode(model: Autoencoder, values: Tensor, keys: list[str], precision: str, *, encode: bool = False) -> Tensor:
+    """Latents, or images to be encoded first, to uint8 (B, H, W, 3) on the CPU; UserError if not finite."""
     values = values.to(model.last_layer.device)
     if encode:
         values = model.encode(values.contiguous(memory_format=torch.channels_last)).mode()
     images = model.decode(values)
+    require_finite(images, keys, precision)  # NaN would come out as black
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 

@@ -19,7 +19,7 @@ from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.store import DTYPES, StoreRequest, StoreWriter
 from ldm_ae.locks import only_writer
-from ldm_ae.models import Autoencoder, ChannelStatistics, hash_json, model_config, model_hash
+from ldm_ae.models import Autoencoder, ChannelStatistics, hash_json, model_config, model_hash, redone_batches
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and their total."""
@@ -38,6 +38,9 @@ class EncodeSummary:
     """Of the stored latents, mirror images not counted."""
     already_complete: bool
     """The store was there, made by the same command; nothing was encoded."""
+    redone_batches: int
+    """Batches that overflowed in fp16 and were encoded in float32 from the original weights; mirror images are batches
+    of their own. 0 in other precisions."""
 
 
 class _HashingSource(Source):
@@ -107,7 +110,7 @@ def encode_images(
         batch_size: Images a forward pass.
         workers: Processes that decode images.
         device: Where to encode; `auto` picks an accelerator if there is one.
-        precision: fp32, bf16 or fp16: what the encoder runs in.
+        precision: fp32, bf16 or fp16: what the encoder runs in. A batch that overflows in fp16 is encoded in fp32.
         dtype: fp32, bf16 or fp16: of the stored latents and moments.
         latents: Whether `latents` is one posterior sample or the mode.
         flips: Store the mirror images' latents and moments too.
@@ -154,8 +157,9 @@ def encode_images(
             f"of {bad_share:.1%}\nthe first: {first}"
         )
     return EncodeSummary(
-        path=Path(path), images=len(store), bad=bad, statistics=store.statistics, already_complete=already_complete
-    )
+        path=Path(path), images=len(store), bad=bad, statistics=store.statistics, already_complete=already_complete,
+        redone_batches=store.redone_batches,
+    )  # fmt: skip
 
 
 def _hash_keys(source: Source) -> str:
@@ -197,7 +201,7 @@ def _fill(
     if writer.good == 0:
         first = source.key(0)
         raise UserError(f"none of the {total} images can be used; the first, {first}: {loader.rejected.get(first)}")
-    writer.finish()
+    writer.finish(redone_batches=redone_batches(model))
 
 
 @torch.inference_mode()

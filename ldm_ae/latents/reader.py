@@ -55,6 +55,8 @@ class LatentStore:
             raise UserError(f"{self.path} is not complete; run the command that makes it again")
         self.files: dict[str, dict[str, Any]] = description["files"]
         """sha256 and size of each file by its path in the store."""
+        self.redone_batches: int = description.get("redone_batches", 0)
+        """Batches that overflowed in `request.precision` and were encoded in float32."""
         try:
             self.request: StoreRequest = read_request(description["request"])
             self.spec: LatentSpec = read_scaling(self.request.scaling)

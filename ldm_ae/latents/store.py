@@ -1,6 +1,7 @@
 """The latent store: what lies on disk, and its writer.
 
-    STORE/store.json              what was asked for; when all is written, also the sha256 and size of every other file
+    STORE/store.json              what was asked for; when all is written, also the sha256 and size of every other file,
+                                  and `redone_batches`: those that overflowed in fp16 and were encoded in float32
     STORE/index.parquet           one row a sample of the source, in its order, the bad ones too
     STORE/stats.json              statistics of `latents` over the whole data set
     STORE/256x256/                HxW of the pixels; a LightningDiT data set of its own
@@ -185,10 +186,11 @@ class StoreWriter:
                 file.unlink()
         return False
 
-    def _description(self, files: dict[str, Written] | None) -> dict[str, Any]:
+    def _description(self, files: dict[str, Written] | None, redone_batches: int = 0) -> dict[str, Any]:
         content: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "request": asdict(self.request)}
         if files is not None:
             content["files"] = {name: written._asdict() for name, written in sorted(files.items())}
+            content["redone_batches"] = redone_batches
         return content | {"checksum": hash_json(content)}
 
     def add_shard(self, bucket: str, tensors: dict[str, Tensor], rows: Sequence[dict[str, Any]]) -> None:
@@ -215,8 +217,12 @@ class StoreWriter:
             self._shards += 1
         self._tables.append(pa.Table.from_pylist(list(rows), schema=SCHEMA))
 
-    def finish(self) -> None:
-        """Write index and statistics, then mark the store complete."""
+    def finish(self, *, redone_batches: int = 0) -> None:
+        """Write index and statistics, then mark the store complete.
+
+        Args:
+            redone_batches: How many overflowed in the request's precision and were encoded in float32.
+        """
         assert not self.complete, "a store is finished once"
         assert self.good > 0, "a store without latents is none"
         sink = pa.BufferOutputStream()
@@ -228,7 +234,7 @@ class StoreWriter:
         for bucket in sorted({name.partition("/")[0] for name in self._files if "/" in name}):
             name = f"{bucket}/{LIGHTNINGDIT_STATISTICS}"
             self._files[name] = write_bytes(self.path / name, lightningdit)
-        write_json(self.path / DESCRIPTION, self._description(self._files))
+        write_json(self.path / DESCRIPTION, self._description(self._files, redone_batches))
         self.complete = True
 
 

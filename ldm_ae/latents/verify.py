@@ -69,6 +69,7 @@ def inspect_store(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
         for bucket, images in Counter(store.good()["bucket"].to_pylist()).items()
     }
     return summary | {
+        "redone_batches": store.redone_batches,
         "images": len(store),
         "bad_images": store.bad(),
         "buckets": buckets,

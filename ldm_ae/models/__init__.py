@@ -5,6 +5,7 @@ from ldm_ae.models.inference import for_inference, pick_device
 from ldm_ae.models.interface import Autoencoder, AutoencoderOutput, LatentSpec, Posterior
 from ldm_ae.models.kl import GaussianPosterior, KLAutoencoder
 from ldm_ae.models.loading import load_autoencoder, resolve_model_folder
+from ldm_ae.models.overflow import OverflowGuard, redone_batches, require_finite
 from ldm_ae.models.statistics import ChannelStatistics
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "GaussianPosterior",
     "KLAutoencoder",
     "LatentSpec",
+    "OverflowGuard",
     "Posterior",
     "for_inference",
     "hash_json",
@@ -21,6 +23,8 @@ __all__ = [
     "model_config",
     "model_hash",
     "pick_device",
+    "redone_batches",
+    "require_finite",
     "resolve_model_folder",
     "weights_sha256",
 ]

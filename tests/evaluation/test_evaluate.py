@@ -217,11 +217,13 @@ def test_a_reconstruction_that_is_not_finite_is_named() -> None:
     class Overflow(IdentityAutoencoder):
         def decode(self, latents):
             out = latents.clone()
-            out[1, 0, 3, 3] = float("inf")
+            out[1::4, 0, 3, 3] = float("inf")
             return out
 
-    with pytest.raises(UserError, match=r"001\.png is not finite in fp16; try --precision fp32"):
-        run(Overflow(), precision="fp16")
+    with pytest.raises(UserError, match=r"of 001\.png, 005\.png is not finite in fp16, nor in fp32; the weights or"):
+        run(Overflow(), loader(6, 6), precision="fp16")
+    with pytest.raises(UserError, match=r"of 001\.png, 005\.png is not finite in bf16; try --precision fp32"):
+        run(Overflow(), loader(6, 6), precision="bf16")
 
 
 def test_progress_counts_images(tiny_model: KLAutoencoder) -> None:

@@ -154,3 +154,21 @@ def test_encode_then_decode_round_trip(tiny_model: KLAutoencoder, image_folder: 
     for path in (tmp_path / "a").rglob("*.png"):
         # Other batch sizes reorder float32 sums, which may tip the rounding to 8 bits.
         assert abs(read(path) - read(tmp_path / "b" / path.relative_to(tmp_path / "a"))).max() <= 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_no_picture_is_written_of_what_is_not_finite(
+    precision: str, tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        tiny_model.net.decoder.conv_out.bias[0] = float("nan")
+    words = r"of (cats|dogs)/00\d\.png, .*/00\d\.png, .*/00\d\.png is not finite in " + precision
+    with pytest.raises(UserError, match=words):
+        decode_store(tiny_model, store, tmp_path / "a", device="cpu", batch_size=3, precision=precision,
+                     allow_other_model=True)  # fmt: skip
+    with pytest.raises(UserError, match=words):
+        reconstruct_images(
+            tiny_model, open_source(image_folder), tmp_path / "b", transform=ImageTransform(size=32), device="cpu",
+            batch_size=3, precision=precision,
+        )  # fmt: skip
+    assert not [path for folder in "ab" for path in (tmp_path / folder).rglob("*.png")]

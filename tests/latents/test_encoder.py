@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.errors import UserError
-from ldm_ae.latents import LatentDataset, LatentStore, verify_store
+from ldm_ae.latents import LatentDataset, LatentStore, inspect_store, verify_store
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, KLAutoencoder, model_hash
 from tests.latents.helpers import encode
 from tests.pictures import smooth_picture
@@ -304,3 +304,37 @@ def test_values_too_large_for_fp16_are_never_stored(
         encode(tiny_model, image_folder, tmp_path / "store", dtype="fp16")
     assert not list((tmp_path / "store").rglob("*.safetensors"))
     assert encode(tiny_model, image_folder, tmp_path / "wide").images == 12
+
+
+def test_batches_that_overflow_in_fp16_are_encoded_in_float32_and_counted(
+    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def latents(store: Path) -> Tensor:
+        return torch.stack([LatentDataset(store).read(i) for i in range(12)])
+
+    assert encode(tiny_model, image_folder, tmp_path / "safe", precision="fp16").redone_batches == 0
+    with torch.no_grad():  # beyond 65504, until the normalization at the end of the encoder
+        tiny_model.net.encoder.conv_in.weight.mul_(1e3)
+        tiny_model.net.encoder.down_blocks[0].downsamplers[0].conv.weight.mul_(1e3)
+    encode(tiny_model, image_folder, tmp_path / "fp32")
+    assert not caplog.messages
+    summary = encode(tiny_model, image_folder, tmp_path / "fp16", precision="fp16")
+    assert len(caplog.messages) == 1
+    # Shards of 5, 5 and 2 in batches of three: 2 + 2 + 1, and as many of mirror images.
+    assert summary.redone_batches == LatentStore(tmp_path / "fp16").redone_batches == 10
+    assert inspect_store(tmp_path / "fp16")["redone_batches"] == 10
+    assert torch.equal(latents(tmp_path / "fp16"), latents(tmp_path / "fp32"))
+    assert verify_store(tmp_path / "fp16") == []
+    again = encode(tiny_model, image_folder, tmp_path / "fp16", precision="fp16")
+    assert (again.already_complete, again.redone_batches) == (True, 10)
+
+
+def test_an_encoder_that_is_not_finite_in_float32_either_is_refused(
+    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        tiny_model.net.encoder.conv_in.weight.mul_(1e25)
+        tiny_model.net.encoder.down_blocks[0].downsamplers[0].conv.weight.mul_(1e25)
+    with pytest.raises(UserError, match=r"latents of cats/001\.png is not finite with precision fp16"):
+        encode(tiny_model, image_folder, tmp_path / "store", precision="fp16")
+    assert not list((tmp_path / "store").rglob("*.safetensors"))
