@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +20,22 @@ from ldm_ae.discriminators import BothSides, Discriminator
 from ldm_ae.environment import describe_environment
 from ldm_ae.errors import UserError
 from ldm_ae.evaluation import comparison_grid, validate
-from ldm_ae.files import clear_leftovers, write_json, writing_folder
+from ldm_ae.files import write_json, writing_folder
 from ldm_ae.interop import measure_scaling
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.training.alarms import Alarms
-from ldm_ae.training.checkpoint import Checkpoints, link_model, load_networks, load_state
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.ema import EMA
 from ldm_ae.training.guard import Guard
-from ldm_ae.training.optimizers import OptimizerConfig, load_optimizer
-from ldm_ae.training.rng import rng_state, set_rng_state
+from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.run_log import RunLog, Window, peak_memory_bytes
+from ldm_ae.training.saver import Progress, Saver
 from ldm_ae.training.signals import Signals, Stopped
-from ldm_ae.training.snapshot import HostCopy, Snapshot
 from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
-from ldm_ae.training.writer import BackgroundWriter
 
 SAMPLE_IMAGES = 8
-SAVED = ("step", "position", "best", "identity", "optimizers", "scaler", "rng")
-"""Keys of a checkpoint's state; one without any of them is refused."""
 
 
 class Trainer:
@@ -82,8 +76,6 @@ class Trainer:
         self.position = 0  # samples of the global stream that have been used
         self.best: dict[str, float] | None = None
         self.skipped_steps = 0
-        self.checkpoints = Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints)
-        self.writer, self.host_copy = BackgroundWriter(), HostCopy()
 
         # Networks: which parameters learn, layouts, compilation, then Accelerate's wrappers.
         set_trainable(autoencoder, training.trainable)
@@ -122,6 +114,11 @@ class Trainer:
         prepared = accelerator.prepare_model(autoencoder)
         prepared_pair = None if pair is None else accelerator.prepare_model(pair)
         self.parts = StepParts(accelerator, prepared, self.objective, prepared_pair)
+        self.saver = Saver(
+            folder, accelerator, training, identity, autoencoder=autoencoder,
+            ema=None if self.ema is None else self.ema.model, objective=objective, discriminator=self.discriminator,
+            optimizers=self.optimizers,
+        )  # fmt: skip
         self.guard = Guard(accelerator, [m for m in (autoencoder, self.discriminator) if m is not None],
                            training.max_bad_steps)  # fmt: skip
 
@@ -151,12 +148,12 @@ class Trainer:
                 stop = self._agree(signals.received)
                 if save or stop:
                     self.save()
-                self.writer.check()
+                self.saver.check()
                 if stop and self.step < config.max_steps:
-                    self._wait_for_writer()
+                    self.saver.wait()
                     log.say(f"saved at step {self.step} and stopped; the same command goes on from there")
                     raise Stopped(stop)
-            self._wait_for_writer()
+            self.saver.wait()
         self.export()
 
     def train_step(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor] | None:
@@ -311,98 +308,15 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------ saving and resuming
 
-    def _networks(self) -> dict[str, nn.Module]:
-        modules: dict[str, nn.Module] = {"objective": _LearnedPart(self.objective)}
-        return modules if self.discriminator is None else modules | {"discriminator": self.discriminator}
-
     def save(self) -> None:
-        """A checkpoint, the newest model beside it, and older checkpoints gone. The main process writes.
-
-        With `background_saves` it comes back once the state is copied, and the writer does the rest; the copy before it
-        must have been written by then.
-        """
-        generators = _gather(self.accelerator, rng_state())
-        if not self.accelerator.is_main_process:
-            return
-        scaler = self.accelerator.scaler
-        models = {"model": self.autoencoder} | ({} if self.ema is None else {"ema": self.ema.model})
-        snapshot = Snapshot(
-            step=self.step,
-            models=models,
-            networks={name: module.state_dict() for name, module in self._networks().items()},
-            state={
-                "step": self.step,
-                "position": self.position,
-                "best": self.best,
-                "identity": self.identity,
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "rng": generators,
-            },
-        )
-        best_step = None if self.best is None else int(self.best["step"])
-        if self.config.background_saves:
-            self.writer.wait()
-            self.writer.submit(partial(self._write, self.host_copy.take(snapshot), best_step))
-        else:
-            self._write(snapshot, best_step)
-
-    def _write(self, snapshot: Snapshot, best_step: int | None) -> None:
-        checkpoint = self.checkpoints.write(snapshot, best_step=best_step)
-        with writing_folder(self.folder / "model") as temporary:
-            link_model(checkpoint, temporary)
-
-    def _wait_for_writer(self) -> None:
-        self.writer.wait()
-        self.accelerator.wait_for_everyone()
+        """A checkpoint and the newest model beside it."""
+        self.saver.save(Progress(self.step, self.position, self.best))
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that counts; nothing to do if there is none at all.
-
-        Raises:
-            UserError: it is another run's, none of those that are there counts, or something in it is missing.
-        """
-        if self.accelerator.is_main_process:
-            for folder in (self.folder, self.checkpoints.folder):
-                clear_leftovers(folder)
-        self.accelerator.wait_for_everyone()
-        newest, damaged = self.checkpoints.newest()
-        for name, reasons in damaged.items():
-            self.log.say(f"checkpoint {name} does not count and is passed over: {reasons[0]}")
-        if newest is None:
-            if damaged:
-                name, reasons = next(iter(damaged.items()))
-                raise UserError(
-                    f"no checkpoint of {self.folder} counts ({name}: {reasons[0]}); put one back from a copy, or give "
-                    "another --out to start anew"
-                )
-            return
-        state = load_state(newest, needed=SAVED)
-        self._check_identity(state["identity"])
-        networks: dict[str, nn.Module] = {"model/diffusion_pytorch_model": self.autoencoder.net}
-        if self.ema is not None:
-            networks["ema/diffusion_pytorch_model"] = self.ema.model.net
-        load_networks(newest, networks | self._networks())
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            load_optimizer(optimizer, saved)
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.position, self.best = state["step"], state["position"], state["best"]
-        self.log.rewind(self.step)
-        self.log.say(f"continuing from {newest.name}")
-        before, now = len(state["rng"]), self.accelerator.num_processes
-        if before == now:
-            set_rng_state(state["rng"][self.accelerator.process_index])
-        else:
-            self.log.say(f"{now} processes now, {before} before: images keep their order, crops and noise")
-
-    def _check_identity(self, saved: dict[str, Any]) -> None:
-        for key, value in self.identity.items():
-            if saved.get(key) != value:
-                raise UserError(
-                    f"{self.folder} holds a run with another {key} ({saved.get(key)}, now {value}); "
-                    "give another --out, or the configuration it was started with"
-                )
+        """Go on from the newest checkpoint that counts; nothing to do if there is none at all."""
+        found = self.saver.restore(self.log)
+        if found is not None:
+            self.step, self.position, self.best = found
 
     def export(self) -> None:
         """The run's `model/`, with the scaling factor measured on the held-out images if there are any."""
@@ -424,14 +338,6 @@ class Trainer:
         return int(numbers.max())
 
 
-class _LearnedPart(nn.Module):
-    """The objective's own parameter without the frozen perceptual network."""
-
-    def __init__(self, objective: Objective):
-        super().__init__()
-        self.log_variance = objective.log_variance
-
-
 def _autocast_dtype(precision: str) -> torch.dtype:
     return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
@@ -441,12 +347,3 @@ def _synchronized(discriminator: Discriminator | None, accelerator: Accelerator)
     if discriminator is None or accelerator.num_processes == 1 or accelerator.device.type == "cpu":
         return discriminator
     return nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
-
-
-def _gather(accelerator: Accelerator, value: Any) -> list[Any]:
-    """The value of every process, in order."""
-    if accelerator.num_processes == 1:
-        return [value]
-    gathered: list[Any] = [None] * accelerator.num_processes
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered

@@ -17,7 +17,7 @@ from trials import Trial, arguments, make_images, make_recipe
 
 from ldm_ae.files import sha256, write_json
 from ldm_ae.training.checkpoint import MANIFEST
-from ldm_ae.training.trainer import SAVED
+from ldm_ae.training.saver import SAVED
 from runs import run
 
 

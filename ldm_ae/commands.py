@@ -1,0 +1,259 @@
+"""What each command does: thin over functions of the package, which are imported where they are needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ldm_ae.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm_ae.data import ImageTransform, Source
+    from ldm_ae.evaluation import ActivationRanges
+    from ldm_ae.models import Autoencoder, ChannelStatistics
+
+
+def run_train(arguments: list[str]) -> int:
+    """Exit status 0, or that of the signal which stopped it after saving."""
+    from ldm_ae.config import config_parser, train
+    from ldm_ae.training import Stopped
+
+    parser = config_parser(prog="ldm-ae train")
+    try:
+        train(arguments, parser)
+    except Stopped as stopped:
+        return stopped.status
+    return 0
+
+
+def run_quickstart(args: argparse.Namespace) -> None:
+    """`ldm-ae quickstart`."""
+    from ldm_ae.quickstart import quickstart
+
+    quickstart(Path(args.out), steps=args.steps)
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """`ldm-ae evaluate`."""
+    from ldm_ae.data import EvaluationLoader
+    from ldm_ae.evaluation import evaluate, write_report
+    from ldm_ae.evaluation.summary import summary_lines
+    from ldm_ae.files import make_folder
+
+    folder = make_folder(args.out)
+    model, source, transform = _inputs(args)
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit is {args.limit}; it must be at least 1")
+    count = min(args.limit or len(source), len(source))
+    loader = EvaluationLoader(
+        source, transform, batch_size=args.batch_size, workers=args.workers, bad_share=args.bad_share,
+        indices=range(count),
+    )  # fmt: skip
+    with _bar("evaluating", count) as progress:
+        evaluation = evaluate(
+            model, loader, source=args.images, transform_description=transform.describe(), model_name=str(args.model),
+            perceptual=perceptual_network(args.perceptual), features=_feature_network(args.features),
+            precision=args.precision, device=args.device, progress=lambda done: progress(done, count),
+        )  # fmt: skip
+    write_report(evaluation, folder)
+    print("\n".join(summary_lines(evaluation)))
+    print(f"pictures and tables: {folder / 'report.html'}")
+
+
+def run_reconstruct(args: argparse.Namespace) -> None:
+    """`ldm-ae reconstruct`."""
+    from ldm_ae.latents import reconstruct_images
+
+    model, source, transform = _inputs(args)
+    with _bar("reconstructing", len(source)) as progress:
+        count = reconstruct_images(
+            model, source, args.out, transform=transform, batch_size=args.batch_size, workers=args.workers,
+            device=args.device, precision=args.precision, bad_share=args.bad_share, progress=progress,
+        )  # fmt: skip
+    print(f"{count} reconstructions in {args.out}")
+
+
+def run_encode(args: argparse.Namespace) -> None:
+    """`ldm-ae encode`."""
+    from ldm_ae.latents import encode_images
+
+    model, source, transform = _inputs(args)
+    with _bar("encoding", len(source)) as progress:
+        summary = encode_images(
+            model, source, args.store, transform=transform, source_name=args.images, batch_size=args.batch_size,
+            workers=args.workers, device=args.device, precision=args.precision, dtype=args.dtype, latents=args.latents,
+            flips=not args.no_flips, seed=args.seed, shard_size=args.shard_size, bad_share=args.bad_share,
+            progress=progress,
+        )  # fmt: skip
+    done = "was complete already" if summary.already_complete else "written"
+    redone = f", {summary.redone_batches} batches that overflowed encoded in fp32" if summary.redone_batches else ""
+    print(f"{args.store} {done}: {summary.images} images, {len(summary.bad)} unusable, "
+          f"scaling_factor {1 / summary.statistics.pooled_std:.5f}{redone}")  # fmt: skip
+
+
+def run_decode(args: argparse.Namespace) -> None:
+    """`ldm-ae decode`."""
+    from ldm_ae.latents import decode_store
+    from ldm_ae.models import load_autoencoder
+
+    model = load_autoencoder(args.model)
+    with _bar("decoding", None) as progress:
+        count = decode_store(
+            model, args.store, args.out, latents=args.latents, batch_size=args.batch_size, device=args.device,
+            precision=args.precision, allow_other_model=args.other_model, progress=progress,
+        )  # fmt: skip
+    print(f"{count} images in {args.out}")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """`ldm-ae export`."""
+    from ldm_ae.interop import export_diffusers, export_ldm
+    from ldm_ae.models import load_autoencoder
+
+    if args.format == "ldm":
+        if args.images or args.per_channel:
+            raise UserError("--format ldm has no place for a scale; leave --images and --per-channel out")
+        print(f"CompVis keys in {export_ldm(load_autoencoder(args.model), args.out)}")
+        return
+    if args.per_channel and not args.images:
+        raise UserError("--per-channel needs --images to measure on")
+    model, statistics = load_autoencoder(args.model), None
+    if args.images:
+        statistics, activations = _measure(args)
+        print(f"scaling_factor {1 / statistics.pooled_std:.5f}, measured on {args.images}")
+        print(activations.line())
+    elif model.latent_spec.scaling_factor == 1.0:
+        print("note: scaling_factor is 1, nobody has measured it; --images IMAGES measures it", file=sys.stderr)
+    print(f"AutoencoderKL.from_pretrained opens "
+          f"{export_diffusers(model, args.out, scaling=statistics, per_channel=args.per_channel)}")  # fmt: skip
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    """`ldm-ae inspect`: UserError for what is not sound, so that the exit status tells."""
+    from ldm_ae.inspection import inspect_path
+
+    found = inspect_path(args.path)
+    if args.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print("\n".join(_lines(found)))
+    if found["problems"]:
+        raise UserError(f"{args.path} is not sound: {found['problems'][0]}")
+
+
+def run_not_yet(args: argparse.Namespace) -> None:
+    """A command of a later version."""
+    raise UserError(f"'{args.command}' is not in this version; it comes with a later one")
+
+
+# ------------------------------------------------------------------------------------------------------ what they share
+
+
+def _inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform]:
+    """Model, images and their transform, each checked before anything is computed."""
+    from ldm_ae.data import ImageTransform, open_source
+    from ldm_ae.models import load_autoencoder
+
+    if args.batch_size < 1 or args.workers < 0:
+        raise UserError("--batch-size must be at least 1 and --workers at least 0")
+    model = load_autoencoder(args.model)
+    size = args.size if args.size is not None else model.sample_size
+    model.latent_spec.latent_size(size, size)
+    resize = args.resize
+    if resize is not None and resize != "none":
+        if not resize.isdigit():
+            raise UserError(f"--resize is '{resize}'; give a number of pixels, or none")
+        resize = int(resize)
+    return model, open_source(args.images), ImageTransform(size=size, resize=resize)
+
+
+def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges]:
+    """The scale of the latents over all images, and the range of activations over the first."""
+    from ldm_ae.data import EvaluationLoader
+    from ldm_ae.evaluation import activation_ranges, first_batches
+    from ldm_ae.interop import measure_scaling
+    from ldm_ae.models import for_inference
+
+    model, source, transform = _inputs(args)
+    loader = EvaluationLoader(
+        source, transform, batch_size=args.batch_size, workers=args.workers, bad_share=args.bad_share
+    )
+    with _bar("measuring", len(source)) as progress:
+        first, batches = first_batches(loader)
+        if not first:
+            raise UserError(f"there are no images to measure on in {args.images}")
+        activations = activation_ranges(for_inference(model, device=args.device), first)
+        runner = for_inference(model, device=args.device, precision=args.precision)
+        scaling = measure_scaling(runner, batches, progress=lambda done: progress(done, len(source)))
+    return scaling, activations
+
+
+def perceptual_network(name: str) -> Any:
+    """The network of a perceptual distance by its score's name, None for `none`."""
+    from ldm_ae.losses import LPIPS, ShiftTolerantLPIPS
+
+    if name == "none":
+        return None
+    family, _, net = name.partition("_")
+    return ShiftTolerantLPIPS(net=net) if family == "stlpips" else LPIPS(net=net)  # type: ignore[arg-type]
+
+
+def _feature_network(name: str) -> Any:
+    from ldm_ae.evaluation import EfficientNetLite0Features, InceptionFeatures
+
+    if name == "none":
+        return None
+    if name == "inception" or (name == "auto" and InceptionFeatures.at_hand()):
+        return InceptionFeatures()
+    return EfficientNetLite0Features()
+
+
+@contextmanager
+def _bar(text: str, total: int | None) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with an estimate of the time left, on a terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = [TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left")]
+    console = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _lines(value: dict[str, Any], indent: str = "") -> Iterator[str]:
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            yield f"{indent}{key}:"
+            yield from _lines(item, indent + "  ")
+        elif isinstance(item, list) and key == "problems":
+            yield f"{indent}sound: {'no' if item else 'yes'}"
+            yield from (f"{indent}  {problem}" for problem in item)
+        else:
+            yield f"{indent}{key}: {item}"
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "quickstart": run_quickstart,
+    "evaluate": run_evaluate,
+    "reconstruct": run_reconstruct,
+    "encode": run_encode,
+    "decode": run_decode,
+    "export": run_export,
+    "inspect": run_inspect,
+    "import": run_not_yet,
+    "convert": run_not_yet,
+}
+"""What each command runs; `train` has a parser of its own."""

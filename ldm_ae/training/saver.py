@@ -1,0 +1,186 @@
+"""A run's state into checkpoints and back: what is saved, when it is copied, who writes it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from ldm_ae.discriminators import Discriminator
+from ldm_ae.errors import UserError
+from ldm_ae.files import clear_leftovers, writing_folder
+from ldm_ae.losses import Objective
+from ldm_ae.models import Autoencoder
+from ldm_ae.models.folder import WEIGHTS
+from ldm_ae.training.checkpoint import Checkpoints, link_model, load_networks, load_state
+from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.optimizers import load_optimizer
+from ldm_ae.training.rng import rng_state, set_rng_state
+from ldm_ae.training.run_log import RunLog
+from ldm_ae.training.snapshot import HostCopy, Snapshot
+from ldm_ae.training.writer import BackgroundWriter
+
+SAVED = ("step", "position", "best", "identity", "optimizers", "scaler", "rng")
+"""Keys of a checkpoint's state; one without any of them is refused."""
+
+
+class Progress(NamedTuple):
+    """How far a run has come."""
+
+    step: int
+    """Updates done."""
+    position: int
+    """Samples of the global stream that have been used."""
+    best: dict[str, float] | None
+    """`step` and `score` of the best validation."""
+
+
+class Saver:
+    """Saves and restores one run.
+
+    Args:
+        folder: The run directory.
+        accelerator: The main process writes, all read.
+        config: Which checkpoints stay, and whether they are written in the background.
+        identity: What makes this run this run; a checkpoint with another is refused.
+        autoencoder: Not wrapped.
+        ema: The averaged model, or None.
+        objective: Its learned parameter is saved.
+        discriminator: Not wrapped, or None.
+        optimizers: The autoencoder's and, if there is one, the discriminator's.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        config: TrainingConfig,
+        identity: dict[str, Any],
+        *,
+        autoencoder: Autoencoder,
+        ema: Autoencoder | None,
+        objective: Objective,
+        discriminator: Discriminator | None,
+        optimizers: list[Optimizer],
+    ):
+        self.folder, self._accelerator, self._identity = folder, accelerator, identity
+        self._models = {"model": autoencoder} | ({} if ema is None else {"ema": ema})
+        self._networks: dict[str, nn.Module] = {"objective": _LearnedPart(objective)}
+        if discriminator is not None:
+            self._networks["discriminator"] = discriminator
+        self._optimizers = optimizers
+        self._checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
+        self._in_background = config.background_saves
+        self._writer, self._host_copy = BackgroundWriter(), HostCopy()
+
+    def save(self, progress: Progress) -> None:
+        """A checkpoint, the newest model beside it, and older checkpoints gone. Every process must call it.
+
+        In the background it comes back once the state is copied, and a thread of the main process does the rest; the
+        copy before it must have been written by then.
+
+        Raises:
+            RunError: this checkpoint, or the one before it in the background, could not be written.
+        """
+        generators = _gather(self._accelerator, rng_state())
+        if not self._accelerator.is_main_process:
+            return
+        scaler = self._accelerator.scaler
+        state = progress._asdict() | {
+            "identity": self._identity,
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "rng": generators,
+        }
+        networks = {name: module.state_dict() for name, module in self._networks.items()}
+        snapshot = Snapshot(step=progress.step, models=self._models, networks=networks, state=state)
+        best_step = None if progress.best is None else int(progress.best["step"])
+        if self._in_background:
+            self._writer.wait()
+            self._writer.submit(partial(self._write, self._host_copy.take(snapshot), best_step))
+        else:
+            self._write(snapshot, best_step)
+
+    def _write(self, snapshot: Snapshot, best_step: int | None) -> None:
+        checkpoint = self._checkpoints.write(snapshot, best_step=best_step)
+        with writing_folder(self.folder / "model") as temporary:
+            link_model(checkpoint, temporary)
+
+    def check(self) -> None:
+        """Raise what went wrong in the background, if anything has."""
+        self._writer.check()
+
+    def wait(self) -> None:
+        """Until all that was saved is on the disk, in every process."""
+        self._writer.wait()
+        self._accelerator.wait_for_everyone()
+
+    def restore(self, log: RunLog) -> Progress | None:
+        """Load the newest checkpoint that counts; None if there is none at all.
+
+        Raises:
+            UserError: it is another run's, none of those that are there counts, or something in it is missing.
+        """
+        if self._accelerator.is_main_process:
+            for folder in (self.folder, self._checkpoints.folder):
+                clear_leftovers(folder)
+        self._accelerator.wait_for_everyone()
+        newest, damaged = self._checkpoints.newest()
+        for name, reasons in damaged.items():
+            log.say(f"checkpoint {name} does not count and is passed over: {reasons[0]}")
+        if newest is None:
+            if damaged:
+                name, reasons = next(iter(damaged.items()))
+                raise UserError(
+                    f"no checkpoint of {self.folder} counts ({name}: {reasons[0]}); put one back from a copy, or give "
+                    "another --out to start anew"
+                )
+            return None
+        state = load_state(newest, needed=SAVED)
+        self._check_identity(state["identity"])
+        models: dict[str, nn.Module] = {
+            f"{name}/{Path(WEIGHTS).stem}": model.net for name, model in self._models.items()
+        }
+        load_networks(newest, models | self._networks)
+        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+            load_optimizer(optimizer, saved)
+        if self._accelerator.scaler is not None and state["scaler"] is not None:
+            self._accelerator.scaler.load_state_dict(state["scaler"])
+        log.rewind(state["step"])
+        log.say(f"continuing from {newest.name}")
+        before, now = len(state["rng"]), self._accelerator.num_processes
+        if before == now:
+            set_rng_state(state["rng"][self._accelerator.process_index])
+        else:
+            log.say(f"{now} processes now, {before} before: images keep their order, crops and noise")
+        return Progress(state["step"], state["position"], state["best"])
+
+    def _check_identity(self, saved: dict[str, Any]) -> None:
+        for key, value in self._identity.items():
+            if saved.get(key) != value:
+                raise UserError(
+                    f"{self.folder} holds a run with another {key} ({saved.get(key)}, now {value}); "
+                    "give another --out, or the configuration it was started with"
+                )
+
+
+class _LearnedPart(nn.Module):
+    """The objective's own parameter without the frozen perceptual network."""
+
+    def __init__(self, objective: Objective):
+        super().__init__()
+        self.log_variance = objective.log_variance
+
+
+def _gather(accelerator: Accelerator, value: Any) -> list[Any]:
+    """The value of every process, in order."""
+    if accelerator.num_processes == 1:
+        return [value]
+    gathered: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
