@@ -7,8 +7,9 @@ from typing import Any
 
 from ldm_ae.errors import UserError
 from ldm_ae.latents import inspect_store
+from ldm_ae.locks import holder
 from ldm_ae.models import load_autoencoder
-from ldm_ae.training import newest_checkpoint, problems
+from ldm_ae.training import problems
 from ldm_ae.training.checkpoint import MANIFEST, load_state
 
 
@@ -53,29 +54,32 @@ def inspect_model(path: Path) -> dict[str, Any]:
 def inspect_checkpoint(path: Path) -> dict[str, Any]:
     """One checkpoint of a run."""
     found: dict[str, Any] = {"kind": "checkpoint", "path": str(path), "problems": problems(path)}
-    if not found["problems"]:
-        state = load_state(path)
-        found |= {"step": state["step"], "samples_seen": state["position"], "best": state["best"]}
-        found |= {"identity": state["identity"]}
-    return found
+    return found if found["problems"] else found | _progress(path)
+
+
+def _progress(checkpoint: Path) -> dict[str, Any]:
+    state = load_state(checkpoint, needed=("step", "position", "best", "identity"))
+    return {
+        "step": state["step"], "samples_seen": state["position"], "best": state["best"], "identity": state["identity"],
+    }  # fmt: skip
 
 
 def inspect_run(path: Path) -> dict[str, Any]:
     """A run directory: which checkpoints count, and why others do not."""
     folder = path / "checkpoints"
     all_checkpoints = {p.name: problems(p) for p in sorted(folder.glob("step-*"))}
-    newest, _ = newest_checkpoint(folder)
+    newest = max((name for name, reasons in all_checkpoints.items() if not reasons), default=None)
     wrong = [f"{name} does not count: {reasons[0]}" for name, reasons in all_checkpoints.items() if reasons]
     if newest is None:
         wrong.append("no checkpoint counts")
     found: dict[str, Any] = {
         "kind": "run",
         "path": str(path),
+        "in_use_by": holder(path),
         "checkpoints": {name: reasons[0] if reasons else "counts" for name, reasons in all_checkpoints.items()},
     }
     if newest is not None:
-        described = inspect_checkpoint(newest)
-        found |= {"step": described["step"], "best": described["best"], "identity": described["identity"]}
+        found |= _progress(folder / newest)
     if (path / "model" / "config.json").is_file():
         model = inspect_model(path / "model")
         wrong += [f"model: {problem}" for problem in model["problems"]]

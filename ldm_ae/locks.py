@@ -46,15 +46,21 @@ def only_writer(folder: str | Path) -> Iterator[None]:
 
 def refuse_if_held(folder: str | Path) -> None:
     """UserError if another process has `folder`; makes nothing. For a quick answer before slow imports."""
+    if (who := holder(folder)) is not None:
+        raise _in_use(Path(folder).resolve(), who)
+
+
+def holder(folder: str | Path) -> str | None:
+    """Which other process has `folder`, in words; None for none."""
     path = Path(folder).resolve() / LOCK
     if str(path) in _held or not path.is_file():
-        return
+        return None
     try:
         with path.open("r+") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _REFUSED and path.is_file():
-            raise _in_use(path) from error
+        return _read(path) if error.errno in _REFUSED and path.is_file() else None
+    return None
 
 
 def _acquire(path: Path) -> int:
@@ -67,7 +73,7 @@ def _acquire(path: Path) -> int:
         except OSError as error:
             os.close(descriptor)
             if error.errno in _REFUSED:
-                raise _in_use(path) from error
+                raise _in_use(path.parent, _read(path)) from error
             if error.errno in _NO_LOCKS:
                 _log.warning(
                     "%s lies on a file system without locks: make sure that nothing else writes there", path.parent
@@ -77,9 +83,9 @@ def _acquire(path: Path) -> int:
         if _is_still(descriptor, path):
             break
         os.close(descriptor)  # its holder has just unlinked it: the lock is on a file that nobody else will find
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+    os.pwrite(descriptor, json.dumps(mine).encode(), 0)
     return descriptor
 
 
@@ -90,13 +96,16 @@ def _is_still(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _in_use(path: Path) -> UserError:
+def _in_use(folder: Path, who: str) -> UserError:
+    return UserError(f"{folder} is in use by {who}; wait for it or stop it, or give another folder")
+
+
+def _read(path: Path) -> str:
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-        who = f"process {int(holder['pid'])} on {holder['host']}, since {holder['since']}"
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {int(found['pid'])} on {found['host']}, since {found['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # it is just being written
-        who = "another process"
-    return UserError(f"{path.parent} is in use by {who}; wait for it or stop it, or give another folder")
+        return "another process"
 
 
 def _now() -> str:

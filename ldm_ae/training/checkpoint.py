@@ -16,9 +16,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,52 +91,57 @@ class Checkpoints:
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
-    """Write one checkpoint; afterwards it counts, or there was an exception and nothing has changed."""
-    if found := snapshot.not_finite():
-        raise RunError(
-            f"step {snapshot.step} is not saved, because it holds values that are not finite ({found}); "
-            "the checkpoints before it stand"
-        )
+    """Write one checkpoint; afterwards it counts, or there was an exception and nothing has changed.
+
+    Values are checked, files flushed and hashed in threads while the next file is being written.
+    """
     tree, tensors = split_tensors(snapshot.state)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with writing_folder(folder, size=snapshot.size()) as temporary, _sealing(temporary) as seal:
+    with writing_folder(folder, size=snapshot.size()) as temporary, ThreadPoolExecutor(2) as pool:
+        not_finite = pool.submit(snapshot.not_finite)
+        sealing = _Sealing(temporary, pool)
         for name, model in snapshot.models.items():
             model.save_pretrained(temporary / name)
-            seal()
+            sealing.add_new_files()
         for name, weights in (snapshot.networks | {STATE: tensors}).items():
             if weights:
-                save_file(
-                    {key: tensor.contiguous() for key, tensor in weights.items()}, temporary / f"{name}.safetensors"
-                )
-                seal()
+                rows = {key: tensor.contiguous() for key, tensor in weights.items()}
+                save_file(rows, temporary / f"{name}.safetensors")
+                sealing.add_new_files()
         write_json(temporary / f"{STATE}.json", tree)
+        sealing.add_new_files()
+        if found := not_finite.result():
+            raise RunError(
+                f"step {snapshot.step} is not saved, because it holds values that are not finite ({found}); "
+                "the checkpoints before it stand"
+            )
+        # The manifest must not reach the disk before what it vouches for.
+        write_json(temporary / MANIFEST, {"format": FORMAT, "files": sealing.finish()})
 
 
-@contextmanager
-def _sealing(folder: Path) -> Iterator[Any]:
-    """Gives a function that flushes and hashes the files that are new in `folder`, while the next is being written.
+class _Sealing:
+    """Flushes and hashes the files of a folder in the threads of a pool."""
 
-    When the block ends all of them are on the disk, and the manifest that vouches for them is written after them.
-    """
-    sealed: dict[str, Future[dict[str, Any]]] = {}
-    with ThreadPoolExecutor(1) as pool:
+    def __init__(self, folder: Path, pool: ThreadPoolExecutor):
+        self._folder, self._pool = folder, pool
+        self._flushed: dict[str, Future[None]] = {}
+        self._hashed: dict[str, Future[str]] = {}
 
-        def seal() -> None:
-            for path in sorted(folder.rglob("*")):
-                name = path.relative_to(folder).as_posix()
-                if path.is_file() and name not in sealed:
-                    sealed[name] = pool.submit(_seal, path)
+    def add_new_files(self) -> None:
+        """Start on the files that have come since the last call, which must be complete."""
+        for path in sorted(self._folder.rglob("*")):
+            name = path.relative_to(self._folder).as_posix()
+            if path.is_file() and name not in self._hashed:
+                apply_umask(path)
+                self._flushed[name] = self._pool.submit(sync, path)
+                self._hashed[name] = self._pool.submit(sha256, path)
 
-        yield seal
-        seal()
-        files = {name: future.result() for name, future in sorted(sealed.items())}
-    write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
-
-
-def _seal(path: Path) -> dict[str, Any]:
-    apply_umask(path)
-    sync(path)
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Size and sha256 of each file, once all are on the disk."""
+        for flushed in self._flushed.values():
+            flushed.result()
+        sizes = {name: (self._folder / name).stat().st_size for name in self._hashed}
+        return {name: {"bytes": sizes[name], "sha256": self._hashed[name].result()} for name in sorted(sizes)}
 
 
 def problems(folder: str | Path) -> list[str]:

@@ -34,7 +34,7 @@ class Variant(NamedTuple):
 
     name: str
     build: Callable[[], Callable[[], object]]
-    """Makes models and inputs and gives the function to time."""
+    """Makes models and inputs and gives the function to time. A `settle` that it has runs after each call, untimed."""
     against: str | None = None
     """The variant that it is compared with."""
     cost: bool = False
@@ -162,7 +162,10 @@ def _timed(call: Callable[[], object], device: torch.device, clock: Callable[[],
     call()
     if device.type != "cpu":
         torch.accelerator.synchronize()
-    return clock() - started
+    seconds = clock() - started
+    if (settle := getattr(call, "settle", None)) is not None:
+        settle()
+    return seconds
 
 
 def _start(name: str) -> subprocess.Popen[str]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from ldm_ae.config import train
 from ldm_ae.discriminators import BothSides, PatchDiscriminator
+from ldm_ae.files import sha256
 from ldm_ae.losses import L1, Objective, ObjectiveConfig, PerceptualLoss
 from ldm_ae.models import KLAutoencoder
 from ldm_ae.training.steps import MicroBatch, StepParts
@@ -120,3 +124,36 @@ def whole(batches: list[MicroBatch]) -> MicroBatch:
 
 def replace_objective(parts: StepParts, **changes: object) -> None:
     parts.objective.config = dataclasses.replace(parts.objective.config, **changes)  # type: ignore[arg-type]
+
+
+TINY = {
+    "model": {
+        "class_path": "ldm_ae.models.KLAutoencoder",
+        "init_args": {
+            "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4,
+            "mid_block_add_attention": False,
+        },
+    },
+    "data": {"resolution": 16, "workers": 0, "validation_images": 3},
+    "objective": {"discriminator_start": 1, "discriminator_warmup_steps": 1, "learned_log_variance": True},
+    "discriminator": {
+        "class_path": "ldm_ae.discriminators.PatchDiscriminator",
+        "init_args": {"n_layers": 1, "ndf": 8, "norm": "batch"},
+    },
+    "optimizer": {"schedule": "cosine", "warmup_steps": 2},
+    "training": {
+        "max_steps": 6, "batch_size": 2, "accumulation": 2, "precision": "no", "ema_decay": 0.9, "log_every": 2,
+        "sample_every": 3, "validate_every": 3, "checkpoint_every": 3, "max_grad_norm": 1.0,
+    },
+}  # fmt: skip
+"""A run of everything that a run can hold, in milliseconds a step; `data.train` is left out."""
+
+
+def run(config: Path, out: Path, *more: str) -> Path:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return train(["--config", str(config), "--out", str(out), *more])
+
+
+def files(folder: Path) -> dict[str, str]:
+    """Digests by name: pytest would spend minutes on the difference of the bytes themselves."""
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}

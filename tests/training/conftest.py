@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+
+from tests.training.common import TINY
 
 
 @pytest.fixture
@@ -30,3 +35,17 @@ def make_accelerator() -> Iterator[Callable[[str], Accelerator]]:
 @pytest.fixture
 def accelerator(make_accelerator: Callable[[str], Accelerator]) -> Accelerator:
     return make_accelerator("no")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, image_folder: Path) -> Path:
+    config = json.loads(json.dumps(TINY))
+    config["data"]["train"] = str(image_folder)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path

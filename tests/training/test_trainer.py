@@ -10,64 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
-from ldm_ae.config import train
 from ldm_ae.data import Batch
 from ldm_ae.errors import UserError
 from ldm_ae.evaluation import psnr
-from ldm_ae.files import sha256
 from ldm_ae.models import load_autoencoder
 from ldm_ae.training import Stopped, Trainer, newest_checkpoint
 from ldm_ae.training.steps import generator_step
-from tests.training.common import make_batches, make_parts, whole
-
-TINY = {
-    "model": {
-        "class_path": "ldm_ae.models.KLAutoencoder",
-        "init_args": {
-            "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4,
-            "mid_block_add_attention": False,
-        },
-    },
-    "data": {"resolution": 16, "workers": 0, "validation_images": 3},
-    "objective": {"discriminator_start": 1, "discriminator_warmup_steps": 1, "learned_log_variance": True},
-    "discriminator": {
-        "class_path": "ldm_ae.discriminators.PatchDiscriminator",
-        "init_args": {"n_layers": 1, "ndf": 8, "norm": "batch"},
-    },
-    "optimizer": {"schedule": "cosine", "warmup_steps": 2},
-    "training": {
-        "max_steps": 6, "batch_size": 2, "accumulation": 2, "precision": "no", "ema_decay": 0.9, "log_every": 2,
-        "sample_every": 3, "validate_every": 3, "checkpoint_every": 3, "max_grad_norm": 1.0,
-    },
-}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture
-def tiny_config(tmp_path: Path, image_folder: Path) -> Path:
-    config = json.loads(json.dumps(TINY))
-    config["data"]["train"] = str(image_folder)
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def run(config: Path, out: Path, *more: str) -> Path:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return train(["--config", str(config), "--out", str(out), *more])
-
-
-def files(folder: Path) -> dict[str, str]:
-    """Digests by name: pytest would spend minutes on the difference of the bytes themselves."""
-    return {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+from tests.training.common import files, make_batches, make_parts, run, whole
 
 
 def test_run_directory(tiny_config: Path, tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""Saving a run of LDM's KL-f8 recipe: ours against Accelerate's `save_state` of the same networks and optimizers.
+
+The state: autoencoder, its average, PatchGAN, both Adam optimizers with their moments, random generators. Accelerate
+writes it without flushing or hashing, and removes the old checkpoint first; ours flushes, hashes, renames and removes
+the old one last. `in the background` is how long the training loop stands still where the writer thread does the rest.
+After every call all data are flushed, untimed, so that nobody pays for another's.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import measuring
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from measuring import Variant
+from torch import nn
+from torch.optim import Adam, Optimizer
+
+from ldm_ae.discriminators import PatchDiscriminator
+from ldm_ae.losses import Objective, ObjectiveConfig
+from ldm_ae.models import KLAutoencoder, pick_device
+from ldm_ae.training import TrainingConfig
+from ldm_ae.training.ema import EMA
+from ldm_ae.training.saver import Progress, Saver
+
+KL_F8 = (128, 256, 512, 512)
+
+
+class Parts(NamedTuple):
+    """What there is to save."""
+
+    autoencoder: KLAutoencoder
+    average: KLAutoencoder
+    discriminator: PatchDiscriminator
+    optimizers: list[Optimizer]
+
+
+def make_parts(widths: tuple[int, ...], device: torch.device) -> Parts:
+    """Networks in channels-last, as they are trained, and optimizers that have made one step."""
+    autoencoder = KLAutoencoder(block_out_channels=widths).to(device, memory_format=torch.channels_last)
+    discriminator = PatchDiscriminator().to(device, memory_format=torch.channels_last)
+    optimizers: list[Optimizer] = []
+    for network in (autoencoder, discriminator):
+        for parameter in network.parameters():
+            parameter.grad = torch.rand_like(parameter)
+        optimizers.append(Adam(network.parameters(), fused=True))
+        optimizers[-1].step()
+        optimizers[-1].zero_grad()
+    average = EMA(autoencoder, 0.9).model
+    assert isinstance(average, KLAutoencoder)
+    return Parts(autoencoder, average, discriminator, optimizers)
+
+
+class OwnSave:
+    """One checkpoint a call."""
+
+    def __init__(self, widths: tuple[int, ...], device: torch.device, folder: Path, *, background: bool):
+        parts = make_parts(widths, device)
+        config = TrainingConfig(keep_checkpoints=1, background_saves=background)
+        self.saver = Saver(
+            folder, Accelerator(cpu=device.type == "cpu"), config, {}, autoencoder=parts.autoencoder, ema=parts.average,
+            objective=Objective(ObjectiveConfig()), discriminator=parts.discriminator, optimizers=parts.optimizers,
+        )  # fmt: skip
+        self.step = 0
+
+    def __call__(self) -> None:
+        self.step += 1
+        self.saver.save(Progress(self.step, self.step, None))
+
+    def settle(self) -> None:
+        """The background's work, and everything on the disk."""
+        self.saver.wait()
+        os.sync()
+
+
+class AcceleratesSave:
+    """One `save_state` a call, the newest kept."""
+
+    def __init__(self, widths: tuple[int, ...], device: torch.device, folder: Path):
+        project = ProjectConfiguration(str(folder), automatic_checkpoint_naming=True, total_limit=1)
+        self.accelerator = Accelerator(cpu=device.type == "cpu", project_config=project)
+        parts = make_parts(widths, device)
+        networks: list[nn.Module] = [parts.autoencoder, parts.average, parts.discriminator]
+        self.prepared = self.accelerator.prepare(*networks, *parts.optimizers)
+
+    def __call__(self) -> None:
+        self.accelerator.save_state()
+
+    def settle(self) -> None:
+        """Everything on the disk."""
+        os.sync()
+
+
+def variants(widths: tuple[int, ...], device: torch.device, folder: Path) -> list[Variant]:
+    """Accelerate's, ours in the loop, ours in the background."""
+    base, own = "accelerate save_state", "ours"
+    return [
+        Variant(base, lambda: AcceleratesSave(widths, device, folder / "accelerate")),
+        Variant(own, lambda: OwnSave(widths, device, folder / "own", background=False), base, cost=True, target=1.5),
+        Variant(
+            "ours, in the background", lambda: OwnSave(widths, device, folder / "background", background=True), own,
+            cost=True, target=0.1,
+        ),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Run it from the command line."""
+    options = measuring.arguments(__doc__).parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measuring.run(
+            "Saving a checkpoint: kl_f8 widths", variants(KL_F8, pick_device(options.device), Path(folder)), options
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Shortened forms of the trials in scripts/reliability, as a user runs them; docs/RELIABILITY.md has the long ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts" / "reliability"
+SHORT = {
+    "kill": (1, "kill_training.py", ["--trials", "4", "--inside-saves", "2"]),
+    "kill of two processes": (1, "kill_training.py", ["--trials", "2", "--inside-saves", "1", "--processes", "2"]),
+    "SIGTERM": (1, "kill_training.py", ["--trials", "2", "--inside-saves", "0", "--signal", "SIGTERM"]),
+    "Ctrl-C": (1, "kill_training.py", ["--trials", "2", "--inside-saves", "1", "--signal", "SIGINT"]),
+    "saves": (3, "trace_save.py", ["--trials", "2"]),
+    "full disk": (4, "full_disk.py", ["--trials", "3"]),
+    "not finite": (8, "not_finite.py", ["--trials", "16"]),
+    "two writers": (9, "two_writers.py", ["--trials", "4"]),
+    "world size": (10, "world_size.py", ["--trials", "1"]),
+    "missing parts": (12, "missing_state.py", ["--trials", "5"]),
+    "dead process": (13, "rank_death.py", ["--trials", "1"]),
+}
+"""By name: the row, the script, its arguments."""
+
+
+def impossible(script: str) -> str:
+    """Why this machine cannot run a trial; empty if it can."""
+    if script == "trace_save.py" and shutil.which("strace") is None:
+        return "strace is not installed"
+    if script == "full_disk.py":
+        as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+        mount = ["unshare", "--mount", *as_root, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        if shutil.which("unshare") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+            return "file systems cannot be mounted here"
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
+def test_trial_holds(name: str, tmp_path: Path) -> None:
+    row, script, arguments = SHORT[name]
+    if reason := impossible(script):
+        pytest.skip(reason)
+    result = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / script), *arguments, "--json", str(result)],
+        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    found = json.loads(result.read_text())
+    assert found["row"] == row
+    assert found["trials"] == found["passed"] > 0
+
+
+def test_every_trial_is_in_the_table_and_has_a_short_form() -> None:
+    scripts = {path.name for path in SCRIPTS.glob("*.py")} - {"all.py", "trials.py", "runs.py"}
+    document = (SCRIPTS.parents[1] / "docs" / "RELIABILITY.md").read_text()
+    assert not [name for name in scripts if f"scripts/reliability/{name}" not in document]
+    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("*.py"))
+    assert not [name for name in scripts if name.removesuffix(".py") not in tests]

@@ -1,0 +1,179 @@
+"""Steps that are not finite change nothing, say what was wrong, and end the run if they go on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ldm_ae.data import Batch
+from ldm_ae.errors import RunError
+from ldm_ae.files import sha256
+from ldm_ae.training import Trainer, checkpoint, newest_checkpoint
+from ldm_ae.training.guard import Guard
+from tests.training.common import run
+
+Fault = Callable[[Trainer, Sequence[Batch]], Callable[[], None]]
+
+
+def in_image(_: Trainer, batches: Sequence[Batch]) -> Callable[[], None]:
+    batches[1].pixel_values[1, 0, 3, 3] = math.nan
+    return lambda: None
+
+
+def in_generator(trainer: Trainer, _: Sequence[Batch]) -> Callable[[], None]:
+    return trainer.autoencoder.last_layer.register_hook(lambda gradient: gradient * math.inf).remove
+
+
+def in_discriminator(trainer: Trainer, _: Sequence[Batch]) -> Callable[[], None]:
+    assert trainer.discriminator is not None
+    return next(trainer.discriminator.parameters()).register_hook(lambda gradient: gradient * math.nan).remove
+
+
+def state(trainer: Trainer) -> Iterator[Tensor]:
+    assert trainer.discriminator is not None
+    assert trainer.ema is not None
+    for module in (trainer.autoencoder, trainer.objective, trainer.discriminator, trainer.ema.model):
+        yield from module.state_dict().values()
+    for optimizer in trainer.optimizers:
+        for moments in optimizer.state.values():
+            yield from moments.values()
+
+
+@pytest.mark.parametrize(
+    ("fault", "term"),
+    [(in_image, "rec_loss"), (in_generator, "grad_norm"), (in_discriminator, "discriminator_grad_norm")],
+)
+def test_nothing_changes_and_the_message_names_it(
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    term: str,
+) -> None:
+    plain_step = Trainer.train_step
+    left_out: list[list[str]] = []
+
+    def step(self: Trainer, batches: Sequence[Batch]) -> Any:
+        if self.step != 3 or left_out:
+            return plain_step(self, batches)
+        before = [tensor.clone() for tensor in state(self)]
+        undo = fault(self, batches)
+        assert plain_step(self, batches) is None
+        undo()
+        after = list(state(self))
+        assert len(before) == len(after)
+        assert all(map(torch.equal, before, after))
+        left_out.append([key for batch in batches for key in batch.keys])
+        return None
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    out = run(tiny_config, tmp_path / "run", "--objective.gan_weight", "0.3")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    [alarm] = [line for line in lines if line["kind"] == "alarm"]
+    assert alarm["step"] == 3
+    assert term in alarm["message"].split(" not finite")[0]
+    expected = left_out[0][3:4] if fault is in_image else left_out[0]
+    assert alarm["message"].endswith(f"samples {', '.join(expected)}")
+    assert lines[-1]["step"] == 6  # it went on to the end
+
+
+def test_the_run_stops_after_too_many_in_a_row(
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain_step = Trainer.train_step
+    steps = []
+
+    def step(self: Trainer, batches: Sequence[Batch]) -> Any:
+        # Two bad ones, a good one, and then bad ones for ever: only those in a row count.
+        steps.append(self.step)
+        if len(steps) in (4, 5) or len(steps) > 6:
+            in_image(self, batches)
+        return plain_step(self, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    with pytest.raises(RunError, match="stopped after 3 steps in a row that were not finite"):
+        run(tiny_config, tmp_path / "run", "--training.max_bad_steps", "3", "--training.checkpoint_every", "1")
+    assert steps == [0, 1, 2, 3, 3, 3, 4, 4, 4]
+    newest, damaged = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    assert newest.name == "step-00000004"
+    assert not damaged
+
+
+def test_the_scaler_finds_its_scale_without_alarm(
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A gradient beyond the range under loss scaling is no fault: the scale falls, and the step is left out."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, backoff_factor=2.0**-24, growth_interval=10**6)
+    plain_init = Trainer.__init__
+
+    def init(self: Trainer, **arguments: Any) -> None:
+        arguments["accelerator"].scaler = scaler
+        plain_init(self, **arguments)
+
+    monkeypatch.setattr(Trainer, "__init__", init)
+    out = run(tiny_config, tmp_path / "run", "--objective.adaptive_gan_weight", "false")
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert not [line for line in lines if line["kind"] == "alarm"]
+    train = [line for line in lines if line["kind"] == "train"]
+    assert train[-1]["step"] == 6
+    assert train[-1]["skipped_steps"] >= 1
+    assert train[-1]["loss_scale"] < 2.0**126
+    assert all(math.isfinite(value) for line in train for value in line.values() if isinstance(value, float))
+
+
+def test_terms_of_the_guilty_process_are_named_alone() -> None:
+    guard = Guard(Accelerator(cpu=True), [nn.BatchNorm2d(2)], limit=2)
+    values = {"rec_loss": torch.tensor(1.0), "grad_norm": torch.tensor(math.inf), "kl_loss": torch.tensor(math.nan)}
+    pixels = torch.zeros(2, 3, 4, 4)
+    fakes = pixels.clone()
+    fakes[0, 1, 2, 3] = -math.inf
+    assert not guard.is_sound(values)
+    assert guard.is_sound({"rec_loss": torch.tensor(1.0)})
+    batch = type("Batch", (), {"keys": ["a", "b"], "pixel_values": pixels})()
+    assert guard.describe(values, [batch], [fakes]) == "grad_norm, kl_loss not finite; samples a"
+
+
+def test_buffers_come_back() -> None:
+    norm = nn.BatchNorm2d(2)
+    guard = Guard(Accelerator(cpu=True), [norm], limit=2)
+    norm(torch.randn(4, 2, 3, 3))
+    guard.before_step()
+    expected = {name: value.clone() for name, value in norm.named_buffers()}
+    norm(torch.full((4, 2, 3, 3), math.nan))
+    assert not norm.running_mean.isfinite().any()
+    guard.undo()
+    assert all(torch.equal(value, expected[name]) for name, value in norm.named_buffers())
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run(
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = checkpoint.write_checkpoint
+    good: dict[str, str] = {}
+
+    def write(folder: Path, snapshot: Any) -> None:
+        if snapshot.step > 3:
+            raise OSError(5, "Input/output error", str(folder))
+        plain(folder, snapshot)
+        good.update({str(path): sha256(path) for path in folder.rglob("*") if path.is_file()})
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write)
+    with pytest.raises(OSError, match="Input/output error"):
+        run(tiny_config, tmp_path / "run")
+    assert good
+    assert {path: sha256(path) for path in good} == good
