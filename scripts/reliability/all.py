@@ -73,10 +73,9 @@ def write_table(results: dict[str, Any]) -> None:
         if command in results:
             found = results[command]
             figures = ", ".join(f"{name}: {value}" for name, value in found["figures"].items())
-            lines.append(
-                f"| {found['row']} | {found['name']} | {found['must_hold']} | **{found['passed']} of {found['trials']}** "
-                f"| {figures} | `python scripts/reliability/{command}` ({found['seconds']:.0f} s) |"
-            )
+            count = f"**{found['passed']} of {found['trials']}**"
+            how = f"`python scripts/reliability/{command}` ({found['seconds']:.0f} s)"
+            lines.append(f"| {found['row']} | {found['name']} | {found['must_hold']} | {count} | {figures} | {how} |")
     text = DOCUMENT.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

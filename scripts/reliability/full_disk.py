@@ -8,7 +8,6 @@ and the bytes needed; what counted before must count and load; with room again t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -18,6 +17,11 @@ import tempfile
 from pathlib import Path
 
 from trials import Trial, arguments, make_images, make_recipe
+
+from ldm_ae.inspection import inspect_path
+from ldm_ae.models import KLAutoencoder
+from ldm_ae.training.checkpoint import load_state, newest_checkpoint
+from runs import run
 
 COMMANDS = ("train", "encode", "export")
 
@@ -35,8 +39,6 @@ def main() -> int:
         root = Path(folder)
         images = make_images(root / "images", 60)
         make_recipe(root / "recipe.yaml", images, max_steps=8, checkpoint_every=2, keep_checkpoints=4)
-        from ldm_ae.models import KLAutoencoder
-
         KLAutoencoder(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
                       mid_block_add_attention=False).save_pretrained(root / "model")  # fmt: skip
         for number in range(options.trials):
@@ -72,37 +74,32 @@ def inside(command: str, size: int, root: Path) -> int:
                    "--workers", "0", "--device", "cpu"],
         "export": ["export", str(root / "model"), str(out)],
     }[command]  # fmt: skip
-    first = ldm_ae(words)
-    lines = [line for line in first.stderr.splitlines() if line.startswith("ldm-ae: error")]
-    assert first.returncode == 1, (first.returncode, first.stderr[-800:])
-    assert len(lines) == 1, first.stderr[-800:]
+    [status] = run(words, root / "first")
+    said = (root / "first").read_text()
+    lines = [line for line in said.splitlines() if line.startswith("ldm-ae: error")]
+    assert status == 1, (status, said[-800:])
+    assert len(lines) == 1, said[-800:]
     assert re.search(
         rf"cannot write {re.escape(str(small))}\S*: the disk is full, [\d,]+ bytes are needed", lines[0]
     ), lines
     if command == "train":
         _newest_loads(out)
     subprocess.run(["mount", "-o", "remount,size=100m", str(small)], check=True)
-    second = ldm_ae(words)
-    assert second.returncode == 0, second.stderr[-800:]
-    found = json.loads(ldm_ae(["inspect", str(out), "--json"]).stdout)
+    [status] = run(words, root / "second")
+    assert status == 0, (root / "second").read_text()[-800:]
+    found = inspect_path(out)
     assert found["problems"] == [], found
-    shutil.rmtree(out)
+    for path in (out, root / "first", root / "second"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     return 0
 
 
 def _newest_loads(out: Path) -> None:
     """A checkpoint was there before the disk was full, and counts."""
-    from ldm_ae.training.checkpoint import load_state, newest_checkpoint
-
     newest, damaged = newest_checkpoint(out / "checkpoints")
     assert newest is not None, list(out.rglob("*"))
     assert not damaged, damaged
     load_state(newest)
-
-
-def ldm_ae(words: list[str]) -> subprocess.CompletedProcess[str]:
-    """The command line."""
-    return subprocess.run([sys.executable, "-m", "ldm_ae.cli", *words], capture_output=True, text=True, check=False)
 
 
 if __name__ == "__main__":
