@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ldm_ae.errors import UserError
 
@@ -79,7 +80,32 @@ def apply_umask(path: Path) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """`value` as indented JSON, atomically."""
     with writing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(_json_bytes(value))
+
+
+def read_json(path: str | Path, *, as_written: bool = False) -> Any:
+    """The JSON value in a file.
+
+    Args:
+        path: The file.
+        as_written: Accept only what `write_json` writes, byte for byte, so that no change to the file goes unseen.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no UTF-8, no JSON, nested too deeply, or not as it was written; the reason on one line.
+    """
+    data = Path(path).read_bytes()
+    try:
+        value = json.loads(data.decode("utf-8"))
+        if as_written and _json_bytes(value) != data:
+            raise ValueError("it is not as this program writes it")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _json_bytes(value: object) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def sha256(path: str | Path) -> str:

@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ldm_ae.errors import UserError
-from ldm_ae.files import sha256, sync, write_json, writing_folder
+from ldm_ae.files import read_json, sha256, sync, write_json, writing_folder
 from ldm_ae.models import Autoencoder
 from ldm_ae.training.tree import join_tensors, split_tensors
 
 MANIFEST = "MANIFEST.json"
 FORMAT = "ldm_ae.checkpoint/1"
+_ENTRY = {"bytes": int, "sha256": str}
 
 
 def checkpoint_name(step: int) -> str:
@@ -77,24 +78,53 @@ def problems(folder: str | Path) -> list[str]:
     """Why a checkpoint does not count, a line each; empty if it does."""
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+        files = _read_manifest(folder / MANIFEST)
     except FileNotFoundError:
         return [f"{MANIFEST} is missing"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{MANIFEST} is damaged ({type(error).__name__})"]
-    found = []
+    except (OSError, ValueError) as error:
+        return [f"{MANIFEST} is damaged ({str(error)[:120]})"]
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    there = {name for name in there if not any(part.startswith(".") for part in name.split("/"))}  # such as .DS_Store
+    found = [f"{_shown(name)} is not in {MANIFEST}" for name in sorted(there - files.keys() - {MANIFEST})]
     for name, (size, digest) in files.items():
-        path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            found.append(f"{MANIFEST} names a file outside the checkpoint: {name}")
-        elif not path.is_file():
-            found.append(f"{name} is missing")
-        elif path.stat().st_size != size:
-            found.append(f"{name} has {path.stat().st_size} bytes instead of {size}")
-        elif sha256(path) != digest:
-            found.append(f"{name} has changed since it was written")
+            found.append(f"{MANIFEST} names a file outside the checkpoint: {_shown(name)}")
+        elif name not in there:
+            found.append(f"{_shown(name)} is missing")
+        elif wrong := _difference(folder / name, size, digest):
+            found.append(f"{_shown(name)} {wrong}")
     return found
+
+
+def _difference(path: Path, size: int, digest: str) -> str | None:
+    try:
+        if (found := path.stat().st_size) != size:
+            return f"has {found} bytes instead of {size}"
+        return None if sha256(path) == digest else "has changed since it was written"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """(bytes, sha256) of each file by name; ValueError for anything that `save_checkpoint` does not write."""
+    manifest = read_json(path, as_written=True)
+    if not isinstance(manifest, dict) or manifest.keys() != {"format", "files"}:
+        raise ValueError("it is no manifest")
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"its format is {_shown(manifest['format'])}; this program reads {FORMAT}")
+    files = manifest["files"]
+    if not isinstance(files, dict) or not files:
+        raise ValueError("it names no files")
+    for name, entry in files.items():
+        if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != _ENTRY:
+            raise ValueError(f"its entry of {_shown(name)} is wrong")
+    return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+
+
+def _shown(value: object) -> str:
+    """For a message of one line, whatever a stranger has put there."""
+    text = value if isinstance(value, str) and value.isascii() and value.isprintable() else ascii(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def newest_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, list[str]]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from ldm_ae.errors import UserError
+from ldm_ae.files import write_json
 from ldm_ae.models import KLAutoencoder
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.training.alarms import PATIENCE, Alarms
@@ -192,8 +195,47 @@ def test_manifest_cannot_name_files_outside(tmp_path: Path, tiny_model: KLAutoen
     path = write(tmp_path, tiny_model, 1)
     manifest = json.loads((path / MANIFEST).read_text())
     manifest["files"]["../../evil"] = {"bytes": 1, "sha256": "0"}
-    (path / MANIFEST).write_text(json.dumps(manifest))
+    write_json(path / MANIFEST, manifest)
     assert problems(path) == [f"{MANIFEST} names a file outside the checkpoint: ../../evil"]
+
+
+ENTRY = {"bytes": 1, "sha256": "0"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda manifest: manifest["files"].pop("part.safetensors"), "part.safetensors is not in MANIFEST.json"),
+        (lambda manifest: manifest["files"].clear(), "names no files"),
+        (lambda manifest: manifest.update(format="ldm_ae.checkpoint/9"), "its format is ldm_ae.checkpoint/9"),
+        (lambda manifest: manifest.update(more=1), "is no manifest"),
+        (lambda manifest: manifest["files"].update({"state.json": [1, "0"]}), "its entry of state.json is wrong"),
+        (lambda manifest: manifest["files"]["state.json"].update(bytes=1e300), "its entry of state.json is wrong"),
+        (lambda manifest: manifest["files"].update({"x" * 5000: ENTRY}), "is missing"),
+        (lambda manifest: manifest["files"].update({"a\n\x1b[2Jb": ENTRY}), "is missing"),
+    ],
+)
+def test_a_changed_manifest_does_not_count(
+    tmp_path: Path, tiny_model: KLAutoencoder, change: Callable[[dict[str, Any]], object], reason: str
+) -> None:
+    path = write(tmp_path, tiny_model, 1)
+    manifest = json.loads((path / MANIFEST).read_text())
+    change(manifest)
+    write_json(path / MANIFEST, manifest)
+    [problem] = problems(path)
+    assert reason in problem
+    assert problem.isprintable()
+    assert len(problem) < 200
+
+
+def test_what_is_not_even_a_checkpoint_does_not_count(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    path = write(tmp_path, tiny_model, 1)
+    (path / ".DS_Store").touch()  # what file managers leave behind is no damage
+    (tmp_path / "step-00000002").touch()
+    (tmp_path / "step-00000003" / MANIFEST).mkdir(parents=True)
+    found, damaged = newest_checkpoint(tmp_path)
+    assert found == path
+    assert list(damaged) == ["step-00000003", "step-00000002"]
 
 
 def test_missing_part_is_named(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
