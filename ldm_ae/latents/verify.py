@@ -135,7 +135,7 @@ def _check_shard(store: LatentStore, name: str, rows: pa.Table) -> list[str]:
             row_numbers = order["row"].to_pylist()
             keys = file.get_tensor("index").tolist()
             labels = file.get_tensor("labels").tolist()
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, UserError) as error:
         return [f"cannot be read: {str(error)[:120]}"]
     of_index = [store.index_rows[position] for position in order["position"].to_pylist()]
     if row_numbers != list(range(len(rows))) or keys != of_index or labels != order["label"].to_pylist():

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from ldm_ae.errors import UserError
+from ldm_ae.files import write_json
 from ldm_ae.latents import LatentDataset, LatentStore, inspect_store, verify_store
-from ldm_ae.latents.files import write_safetensors
+from ldm_ae.latents.files import look_at, write_safetensors
 from ldm_ae.models import KLAutoencoder, LatentSpec, hash_json
 from tests.latents.helpers import encode
 
@@ -153,7 +154,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "lightningdit": (lambda store: (store / "32x32/latents_stats.pt").write_bytes(b""), "latents_stats.pt is damaged"),
     "description": (lambda store: rewrite(store / "store.json", '"seed": 0', '"seed": 1'), "checksum does not fit"),
     "not json": (lambda store: (store / "store.json").write_text('{"format":'), "cannot be read"),
-    "nothing": (lambda store: (store / "store.json").write_text("[]"), "does not describe a latent store"),
+    "nothing": (lambda store: (store / "store.json").write_text("[]\n"), "does not describe a latent store"),
     "version": (lambda store: rewrite(store / "store.json", '"format_version": 1', '"format_version": 2'), "version 2"),
     "field": (lambda store: rewrite(store / "store.json", '"flips": true', '"flips": "yes"'), "checksum does not fit"),
     "stranger": (
@@ -230,7 +231,7 @@ def test_a_shard_that_was_written_wrong_is_found(
     content = json.loads((store / "store.json").read_text())
     del content["checksum"]
     content["files"][SHARD] = written._asdict()
-    (store / "store.json").write_text(json.dumps(content | {"checksum": hash_json(content)}))
+    write_json(store / "store.json", content | {"checksum": hash_json(content)})
     [problem] = verify_store(store)
     assert problem.startswith(f"{SHARD} {message}")
 
@@ -240,7 +241,7 @@ def test_a_request_of_other_types_is_refused(name: str, value: object, store: Pa
     content = json.loads((store / "store.json").read_text())
     del content["checksum"]
     content["request"][name] = value
-    (store / "store.json").write_text(json.dumps(content | {"checksum": hash_json(content)}))
+    write_json(store / "store.json", content | {"checksum": hash_json(content)})
     with pytest.raises(UserError, match="is damaged"):
         LatentStore(store)
 
@@ -251,7 +252,11 @@ def test_an_index_cannot_lead_outside(column: str, value: object, store: Path) -
     rows = table.to_pylist()
     rows[3][column] = value
     pq.write_table(type(table).from_pylist(rows, schema=table.schema), store / "index.parquet")
-    with pytest.raises(UserError, match="damaged"):
+    content = json.loads((store / "store.json").read_text())
+    del content["checksum"]
+    content["files"]["index.parquet"] = look_at(store / "index.parquet")._asdict()
+    write_json(store / "store.json", content | {"checksum": hash_json(content)})
+    with pytest.raises(UserError, match="the index names"):
         LatentStore(store)
 
 
