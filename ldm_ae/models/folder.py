@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 
 from ldm_ae.errors import UserError
+from ldm_ae.files import read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ModelT = TypeVar("ModelT")
@@ -28,8 +28,8 @@ def read_config(folder: Path) -> dict[str, object]:
     if not path.is_file():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        config = read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or "_class_name" not in config:
         raise UserError(f"{path} is not the configuration of a diffusers model: it has no _class_name")

@@ -12,17 +12,17 @@ with its files does not count, and says why when asked. Older checkpoints go onl
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm_ae.errors import UserError
 from ldm_ae.files import read_json, sha256, sync, write_json, writing_folder
 from ldm_ae.models import Autoencoder
+from ldm_ae.tensor_files import read_tensors
 from ldm_ae.training.tree import join_tensors, split_tensors
 
 MANIFEST = "MANIFEST.json"
@@ -145,19 +145,24 @@ def load_modules(folder: Path, modules: dict[str, nn.Module]) -> None:
         path = folder / f"{name}.safetensors"
         if not path.is_file():
             raise UserError(f"checkpoint {folder} has no {path.name}, which this configuration needs")
+        tensors = read_tensors(path)
         try:
-            module.load_state_dict(load_file(path))
+            module.load_state_dict(tensors)
         except RuntimeError as error:
             raise UserError(f"{path} does not fit this configuration: {str(error).splitlines()[-1].strip()}") from error
 
 
 def load_state(folder: Path) -> Any:
-    """The tree that was saved."""
+    """The tree that was saved; UserError names a file that is missing, damaged or does not fit the other."""
     for name in ("state.json", "state.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"checkpoint {folder} has no {name}")
-    tree = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    return join_tensors(tree, load_file(folder / "state.safetensors"))
+    tensors = read_tensors(folder / "state.safetensors")
+    try:
+        return join_tensors(read_json(folder / "state.json"), tensors)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = _shown((str(error).splitlines() or [type(error).__name__])[0])
+        raise UserError(f"{folder / 'state.json'} is no saved state: {reason}") from error
 
 
 def prune(folder: str | Path, *, keep: int, also: str | None) -> None:
