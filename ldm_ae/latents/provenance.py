@@ -12,8 +12,6 @@ import torch
 
 from ldm_ae.models import Autoencoder, LatentSpec, for_inference
 
-_LARGEST_FLOAT = torch.finfo(torch.float32).max
-
 
 def derive_seed(*parts: object) -> int:
     """A 63-bit seed that is a function of `parts` alone."""
@@ -33,18 +31,4 @@ def scaling_of(spec: LatentSpec) -> dict[str, Any]:
 def read_scaling(scaling: dict[str, Any]) -> LatentSpec:
     """The inverse of `scaling_of`; TypeError or ValueError if it is none."""
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in scaling.items()}
-    spec = LatentSpec(**values)
-    counts = [spec.channels, spec.downsample_factor, *([] if spec.codebook_size is None else [spec.codebook_size])]
-    if any(type(count) is not int or count < 1 for count in counts):
-        raise ValueError("scaling: channels, downsample_factor and codebook_size must be whole numbers above 0")
-    vectors = [vector for vector in (spec.latents_mean, spec.latents_std) if vector is not None]
-    if any(type(vector) is not tuple or len(vector) != spec.channels for vector in vectors):
-        raise ValueError("scaling: latents_mean and latents_std must have a number for each channel")
-    factors = (spec.scaling_factor, spec.shift_factor)
-    if not all(_is_float(number) for vector in [factors, *vectors] for number in vector):
-        raise ValueError("scaling: a factor is no finite number")
-    return spec
-
-
-def _is_float(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) <= _LARGEST_FLOAT
+    return LatentSpec(**values)
