@@ -10,6 +10,7 @@ from ldm_ae.latents import inspect_store
 from ldm_ae.models import load_autoencoder
 from ldm_ae.training import newest_checkpoint, problems
 from ldm_ae.training.checkpoint import MANIFEST, load_state
+from ldm_ae.training.state import check_state
 
 
 def inspect_path(path: str | Path) -> dict[str, Any]:
@@ -55,6 +56,10 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": "checkpoint", "path": str(path), "problems": problems(path)}
     if not found["problems"]:
         state = load_state(path)
+        try:
+            check_state(state)
+        except ValueError as error:
+            raise UserError(f"{path / 'state.json'} is not sound: {error}") from error
         found |= {"step": state["step"], "samples_seen": state["position"], "best": state["best"]}
         found |= {"identity": state["identity"]}
     return found

@@ -34,6 +34,7 @@ from ldm_ae.training.ema import EMA
 from ldm_ae.training.optimizers import OptimizerConfig, load_optimizer
 from ldm_ae.training.rng import rng_state, set_rng_state
 from ldm_ae.training.run_log import RunLog, Window, peak_memory_bytes
+from ldm_ae.training.state import check_state
 from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
 
 SAMPLE_IMAGES = 8
@@ -300,6 +301,10 @@ class Trainer:
         if folder is None:
             return
         state = checkpoints.load_state(folder)
+        try:
+            check_state(state)
+        except ValueError as error:
+            raise UserError(f"{folder / 'state.json'} is not sound: {error}") from error
         for key, value in self.identity.items():
             if state["identity"].get(key) != value:
                 raise UserError(
@@ -310,13 +315,17 @@ class Trainer:
         if self.ema is not None:
             networks["ema/diffusion_pytorch_model"] = self.ema.model.net
         checkpoints.load_modules(folder, networks | self._modules())
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            load_optimizer(optimizer.optimizer, saved)
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
+        try:
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                load_optimizer(optimizer.optimizer, saved)
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            if len(state["rng"]) == self.accelerator.num_processes:
+                set_rng_state(state["rng"][self.accelerator.process_index])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+            raise UserError(f"the state in {folder} does not fit this run: {reason}") from error
         self.step, self.position, self.best = state["step"], state["position"], state["best"]
-        if len(state["rng"]) == self.accelerator.num_processes:
-            set_rng_state(state["rng"][self.accelerator.process_index])
         self.log.say(f"continuing from {folder.name}")
 
     def export(self) -> None:

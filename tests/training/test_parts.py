@@ -29,8 +29,9 @@ from ldm_ae.training.checkpoint import (
     save_checkpoint,
 )  # fmt: skip
 from ldm_ae.training.ema import EMA
-from ldm_ae.training.optimizers import OptimizerConfig
+from ldm_ae.training.optimizers import OptimizerConfig, load_optimizer
 from ldm_ae.training.rng import rng_state, set_rng_state
+from ldm_ae.training.state import check_state
 from ldm_ae.training.tree import join_tensors, split_tensors
 
 
@@ -252,3 +253,58 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, tiny_model: KLAut
     (tmp_path / checkpoint_name(5) / "state.json").unlink()  # the newest does not count: nothing may go for its sake
     prune(tmp_path, keep=2, also=checkpoint_name(1))
     assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint_name(s) for s in (1, 3, 4, 5)]
+
+
+SOUND: dict[str, Any] = {
+    "step": 1, "position": 4, "best": None, "identity": {"seed": 0, "resolution": 16}, "optimizers": [{}],
+    "scaler": None, "rng": [{}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1}, {"step": 2.0}, {"step": True}, {"position": 10**30}, {"position": torch.ones(1)}, {"best": 3},
+        {"best": {"step": "../..", "score": 1.0}}, {"identity": None}, {"identity": {"seed": [1]}},
+        {"optimizers": {}}, {"rng": [1]}, {"scaler": "x"},
+    ],
+)  # fmt: skip
+def test_a_strangers_state_is_not_trusted(change: dict[str, Any]) -> None:
+    check_state(SOUND)
+    check_state(SOUND | {"best": {"step": 1, "score": -0.5}, "scaler": {}})
+    with pytest.raises(ValueError, match=next(iter(change))):
+        check_state(SOUND | change)
+    with pytest.raises(ValueError, match="no run's state"):
+        check_state([])
+
+
+def test_a_strangers_optimizer_state_is_not_trusted() -> None:
+    def optimizer() -> torch.optim.Optimizer:
+        return OptimizerConfig().build([nn.Parameter(torch.ones(3, 2))], 1)
+
+    def stepped() -> dict[str, Any]:
+        made = optimizer()
+        made.param_groups[0]["params"][0].grad = torch.ones(3, 2)
+        made.step()
+        return made.state_dict()
+
+    load_optimizer(optimizer(), stepped())
+    wrong = stepped()
+    wrong["param_groups"][0]["lr"] = "fast"
+    with pytest.raises(ValueError, match="option lr"):
+        load_optimizer(optimizer(), wrong)
+    wrong = stepped()
+    wrong["state"][0]["exp_avg"] = torch.ones(2, 3)
+    with pytest.raises(ValueError, match="exp_avg has the shape"):
+        load_optimizer(optimizer(), wrong)
+
+
+def test_files_that_hold_no_state_are_named(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    path = write(tmp_path, tiny_model, 1)
+    for content in ("[" * 10**5, "{", '{"a": {"__tensor__": "b"}}', '{"a": {"__items__": [1]}}', '{"__tensor__": []}'):
+        (path / "state.json").write_text(content)
+        with pytest.raises(UserError, match=r"state\.json is no saved state"):
+            load_state(path)
+    (path / "state.safetensors").write_bytes(b"\x80\x04.")
+    with pytest.raises(UserError, match=r"state\.safetensors is not a sound safetensors file"):
+        load_state(path)
