@@ -52,13 +52,24 @@ def writing_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Give the finished folder `source` the name `target`; an old `target` goes once the new one stands."""
+    """Give the finished folder `source` the name `target`; an old `target` goes once the new one stands.
+
+    Of a link, the link goes and not what it leads to.
+    """
     old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
+    _remove(old)
+    if target.exists() or target.is_symlink():
         os.rename(target, old)
     os.rename(source, target)
     sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,19 @@ def test_folders_are_replaced_whole(tmp_path: Path) -> None:
         raise RuntimeError("stop")
     assert [p.name for p in folder.iterdir()] == ["second"]
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").touch()
+    for _ in range(2):
+        (tmp_path / "folder").symlink_to(tmp_path / "elsewhere")
+        with writing_folder(tmp_path / "folder") as folder:
+            (folder / "new").touch()
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "folder"]
+        assert not (tmp_path / "folder").is_symlink()
+        assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["precious"]
+        shutil.rmtree(tmp_path / "folder")
 
 
 def test_mode_is_the_umasks(tmp_path: Path) -> None:
