@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, reason
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -21,6 +21,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
-    except (SafetensorError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{path} is not a sound safetensors file: {reason}") from error
+    except (
+        SafetensorError,
+        OSError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # the latter are torch's, of shapes
+        raise UserError(f"{path} is not a sound safetensors file: {reason(error)}") from error

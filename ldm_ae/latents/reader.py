@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_ae.data import seeded_noise
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, reason
 from ldm_ae.files import read_json
 from ldm_ae.latents.files import look_at
 from ldm_ae.latents.provenance import derive_seed, read_scaling
@@ -74,8 +74,8 @@ class LatentStore:
             self._rows = self.index.filter(good)
             _check_rows(self._rows)
         except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise UserError(f"{self.path} is damaged ({DESCRIPTION}, {STATISTICS} or {INDEX}): {reason}") from error
+            files = f"{DESCRIPTION}, {STATISTICS} or {INDEX}"
+            raise UserError(f"{self.path} is damaged ({files}): {reason(error)}") from error
         self.index_rows: NDArray[np.int64] = np.flatnonzero(good.to_numpy())
         """(N,) int64: the row of the index that each good image is."""
 
@@ -203,9 +203,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
             if tensor.shape != shape or tensor.dtype != DTYPES[self.store.request.dtype]:
                 raise ValueError(f"it is {tuple(tensor.shape)} {tensor.dtype}, and not what the store says")
             return tensor
-        except (SafetensorError, OSError, IndexError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise UserError(f"{self.store.path / file} cannot be read ({name}, row {row}): {reason}") from error
+        except (SafetensorError, OSError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{self.store.path / file} cannot be read ({name}, row {row}): {reason(error)}") from error
 
     def _handle(self, file: str) -> Any:
         if self._owner != os.getpid():  # a forked worker opens its own

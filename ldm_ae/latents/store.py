@@ -41,7 +41,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, reason
 from ldm_ae.files import make_folder, read_json, write_json
 from ldm_ae.latents.files import Written, look_at, write_bytes, write_safetensors
 from ldm_ae.models import ChannelStatistics, hash_json
@@ -271,7 +271,7 @@ def read_description(path: Path) -> dict[str, Any]:
         what = "is no latent store: it has no store.json" if path.is_dir() else "is no folder"
         raise UserError(f"{path} {what}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {str(error)[:120]}") from error
+        raise UserError(f"{file} cannot be read: {reason(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{file} does not describe a latent store")
     if content.get("format_version") != FORMAT_VERSION:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 from diffusers.utils import logging as diffusers_logging
 
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.files import read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -45,7 +45,7 @@ def _wrong_size(config: dict[str, Any]) -> str | None:
     if type(layers := config.get("layers_per_block", 1)) is not int or not 1 <= layers <= _MOST_LAYERS:
         return f"layers_per_block must be from 1 to {_MOST_LAYERS}"
     if long := [key for key, value in config.items() if isinstance(value, list) and len(value) > _MOST_ENTRIES]:
-        return f"{ascii(long[0])[:60]} has more than {_MOST_ENTRIES} entries"
+        return f"{printable(long[0])} has more than {_MOST_ENTRIES} entries"
     sizes = config.get("sample_size", 1)
     if any(type(size) is not int or not 1 <= size <= _LARGEST_SIZE for size in _as_list(sizes)):
         return f"sample_size must be from 1 to {_LARGEST_SIZE}"
@@ -73,7 +73,7 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
     if not (folder / WEIGHTS).is_file() and not list(folder.glob("diffusion_pytorch_model*.safetensors*")):
         raise UserError(f"{folder} has a config.json but no weights ({WEIGHTS}); pickled weights are not read")
     if config["_class_name"] != cls.__name__:
-        raise UserError(f"{folder} holds a {config['_class_name']}, not a {cls.__name__}")
+        raise UserError(f"{folder} holds a {printable(config['_class_name'])}, not a {cls.__name__}")
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()  # it warns of weights that do not fit; here they are an error
     try:
@@ -82,13 +82,12 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
             output_loading_info=True,
         )  # fmt: skip
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{folder} does not load as {cls.__name__}: {reason[0][:200]}") from error
+        raise UserError(f"{folder} does not load as {cls.__name__}: {reason(error)}") from error
     finally:
         diffusers_logging.set_verbosity(verbosity)
     for words, keys in (("no", info["missing_keys"]), ("an unknown", info["unexpected_keys"])):
         if keys:
-            raise UserError(f"{folder} has {words} weight {ascii(min(keys))[:100]}; its configuration does not fit")
+            raise UserError(f"{folder} has {words} weight {printable(min(keys))}; its configuration does not fit")
     return model
 
 

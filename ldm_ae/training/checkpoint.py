@@ -19,7 +19,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.files import read_json, sha256, sync, write_json, writing_folder
 from ldm_ae.models import Autoencoder
 from ldm_ae.tensor_files import read_tensors
@@ -82,17 +82,17 @@ def problems(folder: str | Path) -> list[str]:
     except FileNotFoundError:
         return [f"{MANIFEST} is missing"]
     except (OSError, ValueError) as error:
-        return [f"{MANIFEST} is damaged ({str(error)[:120]})"]
+        return [f"{MANIFEST} is damaged ({reason(error)})"]
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     there = {name for name in there if not any(part.startswith(".") for part in name.split("/"))}  # such as .DS_Store
-    found = [f"{_shown(name)} is not in {MANIFEST}" for name in sorted(there - files.keys() - {MANIFEST})]
+    found = [f"{printable(name)} is not in {MANIFEST}" for name in sorted(there - files.keys() - {MANIFEST})]
     for name, (size, digest) in files.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            found.append(f"{MANIFEST} names a file outside the checkpoint: {_shown(name)}")
+            found.append(f"{MANIFEST} names a file outside the checkpoint: {printable(name)}")
         elif name not in there:
-            found.append(f"{_shown(name)} is missing")
+            found.append(f"{printable(name)} is missing")
         elif wrong := _difference(folder / name, size, digest):
-            found.append(f"{_shown(name)} {wrong}")
+            found.append(f"{printable(name)} {wrong}")
     return found
 
 
@@ -111,20 +111,14 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
     if not isinstance(manifest, dict) or manifest.keys() != {"format", "files"}:
         raise ValueError("it is no manifest")
     if manifest["format"] != FORMAT:
-        raise ValueError(f"its format is {_shown(manifest['format'])}; this program reads {FORMAT}")
+        raise ValueError(f"its format is {printable(manifest['format'])}; this program reads {FORMAT}")
     files = manifest["files"]
     if not isinstance(files, dict) or not files:
         raise ValueError("it names no files")
     for name, entry in files.items():
         if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != _ENTRY:
-            raise ValueError(f"its entry of {_shown(name)} is wrong")
+            raise ValueError(f"its entry of {printable(name)} is wrong")
     return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-
-
-def _shown(value: object) -> str:
-    """For a message of one line, whatever a stranger has put there."""
-    text = value if isinstance(value, str) and value.isascii() and value.isprintable() else ascii(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def newest_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, list[str]]]:
@@ -161,8 +155,7 @@ def load_state(folder: Path) -> Any:
     try:
         return join_tensors(read_json(folder / "state.json"), tensors)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = _shown((str(error).splitlines() or [type(error).__name__])[0])
-        raise UserError(f"{folder / 'state.json'} is no saved state: {reason}") from error
+        raise UserError(f"{folder / 'state.json'} is no saved state: {reason(error)}") from error
 
 
 def prune(folder: str | Path, *, keep: int, also: str | None) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ldm_ae.data import Batch, EvaluationLoader, TrainingLoader, seeded_noise
 from ldm_ae.discriminators import BothSides, Discriminator
 from ldm_ae.environment import describe_environment
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.evaluation import comparison_grid, validate
 from ldm_ae.files import write_json, writing_folder
 from ldm_ae.interop import measure_scaling
@@ -306,9 +306,9 @@ class Trainer:
         except ValueError as error:
             raise UserError(f"{folder / 'state.json'} is not sound: {error}") from error
         for key, value in self.identity.items():
-            if state["identity"].get(key) != value:
+            if (found := state["identity"].get(key)) != value:
                 raise UserError(
-                    f"{self.folder} holds a run with another {key} ({state['identity'].get(key)}, now {value}); "
+                    f"{self.folder} holds a run with another {key} ({printable(found)}, now {value}); "
                     "give another --out, or the configuration it was started with"
                 )
         networks: dict[str, nn.Module] = {"model/diffusion_pytorch_model": self.autoencoder.net}
@@ -323,8 +323,7 @@ class Trainer:
             if len(state["rng"]) == self.accelerator.num_processes:
                 set_rng_state(state["rng"][self.accelerator.process_index])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-            raise UserError(f"the state in {folder} does not fit this run: {reason}") from error
+            raise UserError(f"the state in {folder} does not fit this run: {reason(error)}") from error
         self.step, self.position, self.best = state["step"], state["position"], state["best"]
         self.log.say(f"continuing from {folder.name}")
 

@@ -18,11 +18,11 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "too many layers": ({"layers_per_block": 10**6}, "layers_per_block must be from 1 to 64"),
     "fewer layers than weights": ({"layers_per_block": -1}, "layers_per_block must be from 1 to 64"),
-    "too many blocks": ({"block_out_channels": [4] * 5000}, "'block_out_channels' has more than 1024 entries"),
+    "too many blocks": ({"block_out_channels": [4] * 5000}, "block_out_channels has more than 1024 entries"),
     "larger than memory": ({"latent_channels": 10**15}, "does not load as AutoencoderKL"),
     "a layer more": ({"layers_per_block": 2}, "has no weight"),
-    "attention that is not there": ({"mid_block_add_attention": True}, "has no weight '.*attentions"),
-    "a layer less": ({"use_quant_conv": False}, r"has an unknown weight 'quant_conv\.bias'"),
+    "attention that is not there": ({"mid_block_add_attention": True}, "has no weight .*attentions"),
+    "a layer less": ({"use_quant_conv": False}, r"has an unknown weight quant_conv\.bias"),
     "size": ({"sample_size": 10**9}, "sample_size must be from 1 to 65536"),
     "no size": ({"sample_size": None}, "sample_size must be from 1 to 65536"),
     "mean": ({"latents_mean": 3}, "latents_mean must be a list"),
@@ -56,7 +56,7 @@ def test_weights_that_do_not_fit_are_refused(
     else:
         tensors["stranger"] = tensors["decoder.conv_out.weight"].clone()
     save_file(tensors, tiny_model_folder / WEIGHTS)
-    with pytest.raises(UserError, match=r"no weight 'decoder\.conv_out|unknown weight 'stranger'"):
+    with pytest.raises(UserError, match=r"no weight decoder\.conv_out|unknown weight stranger"):
         load_autoencoder(tiny_model_folder)
     assert capsys.readouterr().err == ""
 
