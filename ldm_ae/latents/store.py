@@ -22,8 +22,8 @@ mirrored) alone. The header's strings: format, format_version, model_hash, model
 or mode), scaling (JSON of the model's LatentSpec, not applied), value_range of the pixels, seed, transform_hash, rows.
 
 store.json is written first without `files` and last with them: a store without is not complete. Its `checksum` is the
-sha256 of its other content as canonical JSON. Every file appears by
-a rename, so none is ever half there.
+sha256 of its other content as canonical JSON, and its text is what `write_json` writes, so that no change goes unseen.
+Every file appears by a rename, so none is ever half there.
 """
 
 from __future__ import annotations

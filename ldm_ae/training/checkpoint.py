@@ -6,8 +6,9 @@
         state.safetensors  state.json  optimizers, schedules, scaler, random generators, data position, best score
         MANIFEST.json                  written last: size and sha256 of every other file
 
-Everything is written under a temporary name, flushed to the disk and renamed. A folder without a manifest that agrees
-with its files does not count, and says why when asked. Older checkpoints go only after a new one counts.
+Everything is written under a temporary name, flushed to the disk and renamed. A folder without a manifest that is as
+`save_checkpoint` writes it, names every file (those whose names begin with a dot aside) and agrees with them does not
+count, and says why when asked. Older checkpoints go only after a new one counts.
 """
 
 from __future__ import annotations
