@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -266,3 +267,78 @@ def test_a_shard_cut_after_opening_is_named(store: Path) -> None:
     assert data[0]["latents"].shape == (4, 8, 8)
     with pytest.raises(UserError, match=r"latents_rank00_shard001\.safetensors cannot be read"):
         data[5]
+
+
+def cut(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["latents"] = tensors["latents"][..., :1]
+
+
+def halve(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["latents"] = tensors["latents"].half()
+
+
+def one_number(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["latents"] = torch.tensor(1.0)
+
+
+def too_few(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["latents"] = tensors["latents"][:1]
+
+
+@pytest.mark.parametrize("change", [cut, halve, one_number, too_few])
+def test_a_row_that_does_not_fit_the_store_is_not_read(
+    change: Callable[[dict[str, torch.Tensor]], None], store: Path
+) -> None:
+    tensors = load_file(store / SHARD)
+    change(tensors)
+    write_safetensors(store / SHARD, tensors, {})
+    data = LatentDataset(store)
+    with pytest.raises(UserError, match=r"latents_rank00_shard001\.safetensors cannot be read \(latents, row 2\)"):
+        data[7]
+
+
+def resign(store: Path, **scaling: object) -> None:
+    """Make the description agree with what lies there, as an attacker would."""
+    content = json.loads((store / "store.json").read_text())
+    del content["checksum"]
+    content["files"] = {name: look_at(store / name)._asdict() for name in content["files"]}
+    content["request"]["scaling"] |= scaling
+    write_json(store / "store.json", content | {"checksum": hash_json(content)})
+
+
+def test_keys_that_are_no_text_are_refused(store: Path) -> None:
+    table = pq.read_table(store / "index.parquet")
+    keys = pa.array([b"\xff" + str(i).encode() for i in range(len(table))]).view(pa.string())
+    pq.write_table(table.set_column(0, table.schema.field(0), keys), store / "index.parquet")
+    resign(store)
+    with pytest.raises(UserError, match=r"damaged .*UTF8"):
+        LatentStore(store)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"downsample_factor": 0}, "whole numbers above 0"),
+        ({"scaling_factor": "exec"}, "finite numbers"),
+        ({"channels": 8}, "another number of channels"),
+        ({"more": 1}, "unexpected keyword"),
+    ],
+)
+def test_a_scaling_that_is_none_is_refused(scaling: dict[str, object], message: str, store: Path) -> None:
+    resign(store)
+    assert verify_store(store) == []
+    resign(store, **scaling)
+    with pytest.raises(UserError, match=message):
+        LatentStore(store)
+
+
+@pytest.mark.parametrize(
+    "change", [{"count": -1}, {"count": 2.0}, {"mean": "text"}, {"mean": [None] * 4}, {"squares": [1.0]}]
+)
+def test_statistics_that_are_none_are_refused(change: dict[str, object], store: Path) -> None:
+    content = json.loads((store / "stats.json").read_text())
+    content["state"] |= change
+    write_json(store / "stats.json", content)
+    resign(store)
+    with pytest.raises(UserError, match=r"is damaged .*(mean and squares|count) must be"):
+        LatentStore(store)
