@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 from ldm_ae.data.config import DataConfig
 from ldm_ae.discriminators import Discriminator
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, printable
 from ldm_ae.files import make_folder, writing
 from ldm_ae.locks import only_writer
 from ldm_ae.losses import Objective, ObjectiveConfig
@@ -79,8 +80,10 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
             raise UserError(f"no such configuration file: {value}")
     try:
         config = parser.parse_args(list(arguments))
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UserError(explain(error, _known_keys(parser))) from error
+    except RecursionError as error:
+        raise UserError("the configuration is nested too deeply") from error
     for key, value in config.items():
         if value == NOT_GIVEN:
             raise UserError(f"{key} is not given, and the recipe leaves it to you: add --{key} VALUE")
@@ -100,7 +103,7 @@ def explain(error: Exception, known: Sequence[str]) -> str:
             text += f"; did you mean '{near[0]}'?"
         elif near := difflib.get_close_matches(key.rpartition(".")[2], leaves, n=1):
             text += f"; did you mean '{leaves[near[0]]}'?"
-    return text[:400]
+    return printable(text, 400)
 
 
 def _known_keys(parser: ArgumentParser) -> list[str]:

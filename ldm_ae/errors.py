@@ -1,4 +1,7 @@
-"""The two errors that are told in words. Everything else that is raised is a defect of ours and keeps its traceback."""
+"""The two errors that are told in words, and what may stand in a message.
+
+Everything else that is raised is a defect of ours and keeps its traceback.
+"""
 
 
 class UserError(ValueError):
@@ -13,3 +16,15 @@ class RunError(RuntimeError):
 
     The command line prints the message alone and exits with status 1.
     """
+
+
+def printable(text: object, limit: int = 160) -> str:
+    """`text` for a message of one line, whatever a stranger's file has put there: control characters are escaped."""
+    found = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text)[:limit])
+    return found if len(found) <= limit else f"{found[: limit - 3]}..."
+
+
+def reason(error: BaseException, limit: int = 160) -> str:
+    """The first line of another library's exception, or its class if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0] if lines else type(error).__name__, limit)

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ldm_ae.errors import RunError, UserError
 
@@ -71,13 +72,24 @@ def writing_folder(folder: str | Path, *, size: int = 0) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Give the finished folder `source` the name `target`; an old `target` goes once the new one stands."""
+    """Give the finished folder `source` the name `target`; an old `target` goes once the new one stands.
+
+    Of a link, the link goes and not what it leads to.
+    """
     old = target.with_name(_OURS.format(name=target.name, pid=os.getpid(), kind="old"))
-    if target.exists():
+    _remove(old)
+    if target.exists() or target.is_symlink():
         os.rename(target, old)
     os.rename(source, target)
     sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -141,9 +153,34 @@ def apply_umask(path: Path) -> None:
 
 def write_json(path: str | Path, value: object) -> None:
     """`value` as indented JSON, atomically."""
-    content = (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+    content = _json_bytes(value)
     with writing(path, size=len(content)) as temporary:
         temporary.write_bytes(content)
+
+
+def read_json(path: str | Path, *, as_written: bool = False) -> Any:
+    """The JSON value in a file.
+
+    Args:
+        path: The file.
+        as_written: Accept only what `write_json` writes, byte for byte, so that no change to the file goes unseen.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no UTF-8, no JSON, nested too deeply, or not as it was written; the reason on one line.
+    """
+    data = Path(path).read_bytes()
+    try:
+        value = json.loads(data.decode("utf-8"))
+        if as_written and _json_bytes(value) != data:
+            raise ValueError("it is not as this program writes it")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _json_bytes(value: object) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def sha256(path: str | Path) -> str:

@@ -10,7 +10,8 @@ from ldm_ae.latents import inspect_store
 from ldm_ae.locks import holder
 from ldm_ae.models import load_autoencoder
 from ldm_ae.training import problems
-from ldm_ae.training.checkpoint import MANIFEST, load_state
+from ldm_ae.training.checkpoint import MANIFEST
+from ldm_ae.training.state import read_state
 
 
 def inspect_path(path: str | Path) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _progress(checkpoint: Path) -> dict[str, Any]:
-    state = load_state(checkpoint, needed=("step", "position", "best", "identity"))
+    state = read_state(checkpoint)
     return {
         "step": state["step"], "samples_seen": state["position"], "best": state["best"], "identity": state["identity"],
     }  # fmt: skip

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from ldm_ae.errors import UserError
-from ldm_ae.files import make_folder, sha256, write_json, writing, writing_folder
+from ldm_ae.files import make_folder, read_json, sha256, write_json, writing, writing_folder
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -34,6 +35,19 @@ def test_folders_are_replaced_whole(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").touch()
+    for _ in range(2):
+        (tmp_path / "folder").symlink_to(tmp_path / "elsewhere")
+        with writing_folder(tmp_path / "folder") as folder:
+            (folder / "new").touch()
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["elsewhere", "folder"]
+        assert not (tmp_path / "folder").is_symlink()
+        assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["precious"]
+        shutil.rmtree(tmp_path / "folder")
+
+
 def test_mode_is_the_umasks(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
@@ -51,6 +65,27 @@ def test_json_and_hash(tmp_path: Path) -> None:
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "b.json", float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b"\xff\xfe", "utf-8"),
+        (b'{"a":', "Expecting value"),
+        (b'{\n  "a": 1\n} \n', "not as this program writes it"),
+        (b'{\n  "a": 2,\n  "a": 1\n}\n', "not as this program writes it"),
+        (b"NaN\n", "not JSON compliant"),
+        (b"1e999\n", "not JSON compliant"),
+    ],
+)
+def test_json_of_others_is_refused_in_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=reason) as caught:
+        read_json(tmp_path / "a.json", as_written=True)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "a.json").write_bytes(b'{\n  "a": 1\n}\n')
+    assert read_json(tmp_path / "a.json", as_written=True) == {"a": 1}
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -29,6 +29,6 @@ def scaling_of(spec: LatentSpec) -> dict[str, Any]:
 
 
 def read_scaling(scaling: dict[str, Any]) -> LatentSpec:
-    """The inverse of `scaling_of`."""
+    """The inverse of `scaling_of`; TypeError or ValueError if it is none."""
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in scaling.items()}
     return LatentSpec(**values)

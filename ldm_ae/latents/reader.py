@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -19,11 +18,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_ae.data import seeded_noise
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, reason
+from ldm_ae.files import read_json
+from ldm_ae.latents.files import look_at
 from ldm_ae.latents.provenance import derive_seed, read_scaling
 from ldm_ae.latents.store import (
     BUCKET_NAME,
     DESCRIPTION,
+    DTYPES,
     INDEX,
     SCHEMA,
     SHARD_NAME,
@@ -60,16 +62,22 @@ class LatentStore:
         try:
             self.request: StoreRequest = read_request(description["request"])
             self.spec: LatentSpec = read_scaling(self.request.scaling)
-            self.statistics = ChannelStatistics.from_state(_read_state(self.path / STATISTICS))
+            for name in (STATISTICS, INDEX):  # only what the writer wrote is parsed
+                if look_at(self.path / name)._asdict() != self.files.get(name):
+                    raise ValueError(f"{name} is damaged: it is not what was written")
+            self.statistics = ChannelStatistics.from_state(read_json(self.path / STATISTICS)["state"])
+            if len(self.statistics.channel_mean) != self.spec.channels:
+                raise ValueError(f"{STATISTICS} has another number of channels than {DESCRIPTION}")
             self.index: pa.Table = pq.read_table(self.path / INDEX)
+            self.index.validate(full=True)
             if not self.index.schema.equals(SCHEMA):
                 raise ValueError("the columns of the index are not those of a latent store")
             good = pc.equal(self.index["status"], "ok")
             self._rows = self.index.filter(good)
             _check_rows(self._rows)
-        except (KeyError, TypeError, ValueError, AssertionError, OSError, pa.ArrowException) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise UserError(f"{self.path} is damaged ({DESCRIPTION}, {STATISTICS} or {INDEX}): {reason}") from error
+        except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
+            files = f"{DESCRIPTION}, {STATISTICS} or {INDEX}"
+            raise UserError(f"{self.path} is damaged ({files}): {reason(error)}") from error
         self.index_rows: NDArray[np.int64] = np.flatnonzero(good.to_numpy())
         """(N,) int64: the row of the index that each good image is."""
 
@@ -93,10 +101,6 @@ class LatentStore:
                 f"{self.path} was made by another model (hash {self.request.model_hash[:12]}, this one's is "
                 f"{model_hash(model)[:12]}); its latents mean nothing to this one"
             )
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))["state"]
 
 
 def _check_rows(rows: pa.Table) -> None:
@@ -190,14 +194,19 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return posterior.sample(noise=seeded_noise(seed, tuple(posterior.mean.shape[1:])))[0]
 
     def _slice(self, position: int, name: str) -> Tensor:
-        """(1, ...) of a shard's tensor."""
+        """(1, C or 2C, h, w) of a shard's tensor, in the stored dtype."""
         row = int(self._row_of[position])
         file = self._files[self._file_of[position]]
+        height, width = (int(side) for side in file.partition("/")[0].split("x"))
+        channels = self.store.spec.channels * (2 if name.startswith("moments") else 1)
+        shape = (1, channels, *self.store.spec.latent_size(height, width))
         try:
-            return self._handle(file).get_slice(name)[row : row + 1]
-        except (SafetensorError, OSError, IndexError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise UserError(f"{self.store.path / file} cannot be read ({name}, row {row}): {reason}") from error
+            tensor: Tensor = self._handle(file).get_slice(name)[row : row + 1]
+            if tensor.shape != shape or tensor.dtype != DTYPES[self.store.request.dtype]:
+                raise ValueError(f"it is {tuple(tensor.shape)} {tensor.dtype}, and not what the store says")
+            return tensor
+        except (SafetensorError, OSError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{self.store.path / file} cannot be read ({name}, row {row}): {reason(error)}") from error
 
     def _handle(self, file: str) -> Any:
         if self._owner != os.getpid():  # a forked worker opens its own

@@ -23,8 +23,8 @@ mirrored) alone. The header's strings: format, format_version, model_hash, model
 or mode), scaling (JSON of the model's LatentSpec, not applied), value_range of the pixels, seed, transform_hash, rows.
 
 store.json is written first without `files` and last with them: a store without is not complete. Its `checksum` is the
-sha256 of its other content as canonical JSON. Every file appears by
-a rename, so none is ever half there.
+sha256 of its other content as canonical JSON, and its text is what `write_json` writes, so that no change goes unseen.
+Every file appears by a rename, so none is ever half there.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ldm_ae.errors import UserError
-from ldm_ae.files import make_folder, write_json
+from ldm_ae.errors import UserError, reason
+from ldm_ae.files import make_folder, read_json, write_json
 from ldm_ae.latents.files import Written, look_at, write_bytes, write_safetensors
 from ldm_ae.locks import LOCK
 from ldm_ae.models import ChannelStatistics, hash_json
@@ -132,6 +132,8 @@ def read_request(found: dict[str, Any]) -> StoreRequest:
         kind = _KINDS.get(str(entry.type), str)
         if type(found.get(entry.name)) is not kind:
             raise ValueError(f"request.{entry.name} is missing or no {kind.__name__}")
+    if found["dtype"] not in DTYPES:
+        raise ValueError(f"request.dtype is {_short(found['dtype'])}")
     return StoreRequest(**{entry.name: found[entry.name] for entry in fields(StoreRequest)})
 
 
@@ -271,12 +273,12 @@ def read_description(path: Path) -> dict[str, Any]:
     """
     file = path / DESCRIPTION
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, as_written=True)
     except FileNotFoundError:
         what = "is no latent store: it has no store.json" if path.is_dir() else "is no folder"
         raise UserError(f"{path} {what}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read: {str(error)[:120]}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {reason(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{file} does not describe a latent store")
     if content.get("format_version") != FORMAT_VERSION:
@@ -286,14 +288,24 @@ def read_description(path: Path) -> dict[str, Any]:
     checksum = content.pop("checksum", None)
     if checksum != hash_json(content):
         raise UserError(f"{file} is damaged: its checksum does not fit")
-    files = content.get("files")
-    if not isinstance(content.get("request"), dict) or not (files is None or isinstance(files, dict)):
+    if not isinstance(content.get("request"), dict) or not _names_files(content.get("files")):
         raise UserError(f"{file} is damaged")
     return content
 
 
 def _is_ours(name: str) -> bool:
     return name == LOCK or _is_temporary(name)
+
+
+def _names_files(files: object) -> bool:
+    """Whether it is what `StoreWriter` writes: nothing yet, or a `Written` for each file."""
+    if files is None:
+        return True
+    kinds = {"sha256": str, "size": int}
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict) and {key: type(value) for key, value in entry.items()} == kinds
+        for entry in files.values()
+    )
 
 
 def _is_temporary(name: str) -> bool:

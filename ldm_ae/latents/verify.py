@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors import SafetensorError, safe_open
 
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.latents.files import look_at
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.store import DESCRIPTION, INDEX, LIGHTNINGDIT_STATISTICS, STATISTICS, read_description
@@ -95,7 +95,7 @@ def _check_files(store: LatentStore) -> list[str]:
     shards = _shards(store)
     expected = {INDEX, STATISTICS, *shards, *(f"{name.partition('/')[0]}/{LIGHTNINGDIT_STATISTICS}" for name in shards)}
     if different := expected ^ store.files.keys():
-        return [f"{DESCRIPTION} and {INDEX} do not name the same files: {sorted(different)[0]}"]
+        return [f"{DESCRIPTION} and {INDEX} do not name the same files: {printable(sorted(different)[0])}"]
     for name, written in store.files.items():
         file = store.path / name
         if not file.is_file():
@@ -127,17 +127,17 @@ def _check_shard(store: LatentStore, name: str, rows: pa.Table) -> list[str]:
             latent = _latent_shapes(store, name, len(rows))
             small = {"labels": [], "index": [], "original_size": [2], "crop_ltrb": [4]}
             if shapes != latent | {key: [len(rows), *shape] for key, shape in small.items()}:
-                return [f"has other tensors or shapes than the store's: {shapes}"]
+                return [f"has other tensors or shapes than the store's: {printable(shapes)}"]
             if dtypes != dict.fromkeys(latent, _SAFETENSORS_DTYPES[store.request.dtype]) | dict.fromkeys(small, "I64"):
-                return [f"has other dtypes than the store's: {dtypes}"]
+                return [f"has other dtypes than the store's: {printable(dtypes)}"]
             problems = [f"has values in {key} that are not finite" for key in latent
                         if not file.get_tensor(key).isfinite().all()]  # fmt: skip
             order = rows.sort_by("row")
             row_numbers = order["row"].to_pylist()
             keys = file.get_tensor("index").tolist()
             labels = file.get_tensor("labels").tolist()
-    except (SafetensorError, OSError) as error:
-        return [f"cannot be read: {str(error)[:120]}"]
+    except (SafetensorError, OSError, UserError) as error:
+        return [f"cannot be read: {reason(error)}"]
     of_index = [store.index_rows[position] for position in order["position"].to_pylist()]
     if row_numbers != list(range(len(rows))) or keys != of_index or labels != order["label"].to_pylist():
         problems.append(f"does not hold the rows that {INDEX} says")

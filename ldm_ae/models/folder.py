@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, printable, reason
+from ldm_ae.files import read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+_MOST_LAYERS, _MOST_ENTRIES, _LARGEST_SIZE = 64, 1024, 2**16
 ModelT = TypeVar("ModelT")
 
 
@@ -28,12 +30,33 @@ def read_config(folder: Path) -> dict[str, object]:
     if not path.is_file():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        config = read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict) or "_class_name" not in config:
         raise UserError(f"{path} is not the configuration of a diffusers model: it has no _class_name")
+    if wrong := _wrong_size(config):
+        raise UserError(f"{path} is no sound configuration: {wrong}")
     return config
+
+
+def _wrong_size(config: dict[str, Any]) -> str | None:
+    """What no model can have: diffusers builds the network first, however long that takes, and then compares."""
+    if type(layers := config.get("layers_per_block", 1)) is not int or not 1 <= layers <= _MOST_LAYERS:
+        return f"layers_per_block must be from 1 to {_MOST_LAYERS}"
+    if long := [key for key, value in config.items() if isinstance(value, list) and len(value) > _MOST_ENTRIES]:
+        return f"{printable(long[0])} has more than {_MOST_ENTRIES} entries"
+    sizes = config.get("sample_size", 1)
+    if any(type(size) is not int or not 1 <= size <= _LARGEST_SIZE for size in _as_list(sizes)):
+        return f"sample_size must be from 1 to {_LARGEST_SIZE}"
+    for key in ("latents_mean", "latents_std"):
+        if not isinstance(config.get(key), list | type(None)):
+            return f"{key} must be a list"
+    return None
+
+
+def _as_list(value: object) -> list[object]:
+    return value if isinstance(value, list) and value else [value]
 
 
 def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
@@ -50,14 +73,22 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
     if not (folder / WEIGHTS).is_file() and not list(folder.glob("diffusion_pytorch_model*.safetensors*")):
         raise UserError(f"{folder} has a config.json but no weights ({WEIGHTS}); pickled weights are not read")
     if config["_class_name"] != cls.__name__:
-        raise UserError(f"{folder} holds a {config['_class_name']}, not a {cls.__name__}")
+        raise UserError(f"{folder} holds a {printable(config['_class_name'])}, not a {cls.__name__}")
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # it warns of weights that do not fit; here they are an error
     try:
-        return loader.from_pretrained(
-            str(folder), use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
-        )
+        model, info = loader.from_pretrained(
+            str(folder), use_safetensors=True, torch_dtype=torch.float32, local_files_only=True,
+            output_loading_info=True,
+        )  # fmt: skip
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{folder} does not load as {cls.__name__}: {reason[0][:200]}") from error
+        raise UserError(f"{folder} does not load as {cls.__name__}: {reason(error)}") from error
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+    for words, keys in (("no", info["missing_keys"]), ("an unknown", info["unexpected_keys"])):
+        if keys:
+            raise UserError(f"{folder} has {words} weight {printable(min(keys))}; its configuration does not fit")
+    return model
 
 
 def _read_from_hub(cls: type[ModelT], name: str) -> ModelT:

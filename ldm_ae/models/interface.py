@@ -17,6 +17,12 @@ from torch import Tensor, nn
 from ldm_ae.errors import UserError
 
 
+def _is_number(value: object) -> bool:
+    """Whether float32 holds it; a whole number may be too large even to be turned into a float."""
+    largest = torch.finfo(torch.float32).max
+    return isinstance(value, float | int) and not isinstance(value, bool) and -largest <= value <= largest
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatentSpec:
     """What the latents of a model are, and how they are scaled for a diffusion model."""
@@ -35,6 +41,19 @@ class LatentSpec:
     """Per-channel standard deviation."""
     codebook_size: int | None = None
     """Number of codes of a discrete model, None for a continuous one."""
+
+    def __post_init__(self) -> None:
+        counts = [self.channels, self.downsample_factor, *([] if self.codebook_size is None else [self.codebook_size])]
+        if any(type(count) is not int or count < 1 for count in counts):
+            raise UserError("latents: channels, downsample_factor and codebook_size must be whole numbers above 0")
+        vectors = [vector for vector in (self.latents_mean, self.latents_std) if vector is not None]
+        if any(type(vector) is not tuple or len(vector) != self.channels for vector in vectors):
+            raise UserError("latents: latents_mean and latents_std must hold a number for each channel")
+        scales = (self.scaling_factor, *(self.latents_std or ()))
+        if not all(_is_number(value) for value in (*scales, self.shift_factor, *(self.latents_mean or ()))):
+            raise UserError("latents: the factors that scale them must be finite numbers")
+        if not all(scales):
+            raise UserError("latents: scaling_factor and latents_std must not be 0")
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) of the latents of an (height, width) image; UserError if not divisible by the downsample factor."""

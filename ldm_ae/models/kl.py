@@ -96,6 +96,10 @@ class KLAutoencoder(Autoencoder):
         super().__init__()
         if pretrained is not None:
             self.net = read_model_folder(AutoencoderKL, pretrained)
+            try:
+                _ = self.latent_spec  # checks the scaling in the configuration
+            except UserError as error:
+                raise UserError(f"{pretrained}/config.json: {error}") from None
             return
         levels = len(block_out_channels)
         if bad := [width for width in block_out_channels if width % norm_num_groups]:

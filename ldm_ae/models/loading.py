@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, printable
 from ldm_ae.models.folder import is_hub_name, read_config
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.kl import KLAutoencoder
@@ -48,6 +48,6 @@ def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") ->
         folder = resolve_model_folder(path)
         name = str(read_config(folder)["_class_name"])
         if name not in AUTOENCODERS:
-            raise UserError(f"{folder} holds a {name}; known are {', '.join(sorted(AUTOENCODERS))}")
+            raise UserError(f"{folder} holds a {printable(name)}; known are {', '.join(sorted(AUTOENCODERS))}")
         model = AUTOENCODERS[name](pretrained=str(folder))
     return model.eval().requires_grad_(False).to(device)

@@ -65,10 +65,12 @@ class ChannelStatistics:
 
     @classmethod
     def from_state(cls, state: dict[str, object]) -> ChannelStatistics:
+        """The inverse of `state`; KeyError or ValueError if it is none."""
         mean, squares, count = state["mean"], state["squares"], state["count"]
-        assert isinstance(mean, list)
-        assert isinstance(squares, list)
-        assert isinstance(count, int)
+        if not isinstance(mean, list) or not isinstance(squares, list) or len(mean) != len(squares):
+            raise ValueError("mean and squares must be lists of one length")
+        if type(count) is not int or count < 0 or any(type(value) is not float for value in mean + squares):
+            raise ValueError("count must be a whole number, mean and squares floating-point numbers")
         statistics = cls(len(mean))
         statistics.count = count
         statistics.channel_mean = torch.tensor(mean, dtype=torch.float64)

@@ -7,32 +7,33 @@
         MANIFEST.json                  written last: size and sha256 of every other file
 
 Everything is written under a temporary name, flushed to the disk and renamed, and the folder it lies in is flushed. A
-folder without a manifest that agrees with its files does not count, and says why when asked. Older checkpoints go only
-after a new one counts. Nothing here is a pickle.
+folder without a manifest that is as `write_checkpoint` writes it, names every file (those whose names begin with a dot
+aside) and agrees with them does not count, and says why when asked. Older checkpoints go only after a new one counts.
+Nothing here is a pickle.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from ldm_ae.errors import RunError, UserError
-from ldm_ae.files import apply_umask, sha256, sync, write_json, writing_folder
+from ldm_ae.errors import RunError, UserError, printable, reason
+from ldm_ae.files import apply_umask, read_json, sha256, sync, write_json, writing_folder
 from ldm_ae.models.folder import WEIGHTS
+from ldm_ae.tensor_files import read_tensors
 from ldm_ae.training.snapshot import Snapshot
 from ldm_ae.training.tree import join_tensors, split_tensors
 
 MANIFEST = "MANIFEST.json"
 FORMAT = "ldm_ae.checkpoint/1"
 STATE = "state"
+_ENTRY = {"bytes": int, "sha256": str}
 
 
 def checkpoint_name(step: int) -> str:
@@ -148,24 +149,47 @@ def problems(folder: str | Path) -> list[str]:
     """Why a checkpoint does not count, a line each; empty if it does."""
     folder = Path(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+        files = _read_manifest(folder / MANIFEST)
     except FileNotFoundError:
         return [f"{MANIFEST} is missing"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{MANIFEST} is damaged ({type(error).__name__})"]
-    found = []
+    except (OSError, ValueError) as error:
+        return [f"{MANIFEST} is damaged ({reason(error)})"]
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    there = {name for name in there if not any(part.startswith(".") for part in name.split("/"))}  # such as .DS_Store
+    found = [f"{printable(name)} is not in {MANIFEST}" for name in sorted(there - files.keys() - {MANIFEST})]
     for name, (size, digest) in files.items():
-        path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            found.append(f"{MANIFEST} names a file outside the checkpoint: {name}")
-        elif not path.is_file():
-            found.append(f"{name} is missing")
-        elif path.stat().st_size != size:
-            found.append(f"{name} has {path.stat().st_size} bytes instead of {size}")
-        elif sha256(path) != digest:
-            found.append(f"{name} has changed since it was written")
+            found.append(f"{MANIFEST} names a file outside the checkpoint: {printable(name)}")
+        elif name not in there:
+            found.append(f"{printable(name)} is missing")
+        elif wrong := _difference(folder / name, size, digest):
+            found.append(f"{printable(name)} {wrong}")
     return found
+
+
+def _difference(path: Path, size: int, digest: str) -> str | None:
+    try:
+        if (found := path.stat().st_size) != size:
+            return f"has {found} bytes instead of {size}"
+        return None if sha256(path) == digest else "has changed since it was written"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """(bytes, sha256) of each file by name; ValueError for anything that `save_checkpoint` does not write."""
+    manifest = read_json(path, as_written=True)
+    if not isinstance(manifest, dict) or manifest.keys() != {"format", "files"}:
+        raise ValueError("it is no manifest")
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"its format is {printable(manifest['format'])}; this program reads {FORMAT}")
+    files = manifest["files"]
+    if not isinstance(files, dict) or not files:
+        raise ValueError("it names no files")
+    for name, entry in files.items():
+        if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != _ENTRY:
+            raise ValueError(f"its entry of {printable(name)} is wrong")
+    return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
 
 
 def newest_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, list[str]]]:
@@ -190,33 +214,27 @@ def load_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
         path = folder / f"{name}.safetensors"
         if not path.is_file():
             raise UserError(f"checkpoint {folder} has no {name}.safetensors, which this configuration needs")
+        tensors = read_tensors(path)
         try:
-            network.load_state_dict(load_file(path))
-        except (RuntimeError, SafetensorError) as error:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
             raise UserError(f"{path} does not fit this configuration: {str(error).splitlines()[-1].strip()}") from error
 
 
-def load_state(folder: Path, *, needed: tuple[str, ...] = ()) -> Any:
+def load_state(folder: Path) -> Any:
     """The tree of optimizers, random states and counters that was saved.
 
-    Args:
-        folder: A checkpoint.
-        needed: Keys that it must have.
-
     Raises:
-        UserError: a file or a key is missing, or the two files do not belong together; the message names it.
+        UserError: a file is missing, damaged or does not fit the other; the message names it.
     """
     for name in (f"{STATE}.json", f"{STATE}.safetensors"):
         if not (folder / name).is_file():
             raise UserError(f"checkpoint {folder} has no {name}")
+    tensors = read_tensors(folder / f"{STATE}.safetensors")
     try:
-        tree = json.loads((folder / f"{STATE}.json").read_text(encoding="utf-8"))
-        state = join_tensors(tree, load_file(folder / f"{STATE}.safetensors"))
-    except (ValueError, KeyError, RecursionError, SafetensorError) as error:
-        raise UserError(f"checkpoint {folder} has a damaged {STATE}: {type(error).__name__} {error}") from error
-    if missing := [key for key in needed if not isinstance(state, dict) or key not in state]:
-        raise UserError(f"checkpoint {folder} has no '{missing[0]}' in its {STATE}.json")
-    return state
+        return join_tensors(read_json(folder / f"{STATE}.json"), tensors)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder / f'{STATE}.json'} is no saved state: {reason(error)}") from error
 
 
 def link_model(checkpoint: Path, temporary: Path) -> None:

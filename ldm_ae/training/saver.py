@@ -12,21 +12,19 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ldm_ae.discriminators import Discriminator
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.files import clear_leftovers, writing_folder
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.folder import WEIGHTS
-from ldm_ae.training.checkpoint import Checkpoints, link_model, load_networks, load_state
+from ldm_ae.training.checkpoint import Checkpoints, link_model, load_networks
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.optimizers import load_optimizer
 from ldm_ae.training.rng import rng_state, set_rng_state
 from ldm_ae.training.run_log import RunLog
 from ldm_ae.training.snapshot import HostCopy, Snapshot
+from ldm_ae.training.state import read_state
 from ldm_ae.training.writer import BackgroundWriter
-
-SAVED = ("step", "position", "best", "identity", "optimizers", "scaler", "rng")
-"""Keys of a checkpoint's state; one without any of them is refused."""
 
 
 class Progress(NamedTuple):
@@ -141,22 +139,25 @@ class Saver:
                     "another --out to start anew"
                 )
             return None
-        state = load_state(newest, needed=SAVED)
+        state = read_state(newest)
         self._check_identity(state["identity"])
         models: dict[str, nn.Module] = {
             f"{name}/{Path(WEIGHTS).stem}": model.net for name, model in self._models.items()
         }
         load_networks(newest, models | self._networks)
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            load_optimizer(optimizer, saved)
-        if self._accelerator.scaler is not None and state["scaler"] is not None:
-            self._accelerator.scaler.load_state_dict(state["scaler"])
+        before, now = len(state["rng"]), self._accelerator.num_processes
+        try:
+            for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+                load_optimizer(optimizer, saved)
+            if self._accelerator.scaler is not None and state["scaler"] is not None:
+                self._accelerator.scaler.load_state_dict(state["scaler"])
+            if before == now:
+                set_rng_state(state["rng"][self._accelerator.process_index])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+            raise UserError(f"the state in {newest} does not fit this run: {reason(error)}") from error
         log.rewind(state["step"])
         log.say(f"continuing from {newest.name}")
-        before, now = len(state["rng"]), self._accelerator.num_processes
-        if before == now:
-            set_rng_state(state["rng"][self._accelerator.process_index])
-        else:
+        if before != now:
             log.say(f"{now} processes now, {before} before: images keep their order, crops and noise")
         return Progress(state["step"], state["position"], state["best"])
 
@@ -164,7 +165,7 @@ class Saver:
         for key, value in self._identity.items():
             if saved.get(key) != value:
                 raise UserError(
-                    f"{self.folder} holds a run with another {key} ({saved.get(key)}, now {value}); "
+                    f"{self.folder} holds a run with another {key} ({printable(saved.get(key))}, now {value}); "
                     "give another --out, or the configuration it was started with"
                 )
 

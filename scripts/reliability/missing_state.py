@@ -17,7 +17,7 @@ from trials import Trial, arguments, make_images, make_recipe
 
 from ldm_ae.files import sha256, write_json
 from ldm_ae.training.checkpoint import MANIFEST
-from ldm_ae.training.saver import SAVED
+from ldm_ae.training.state import KEYS
 from runs import run
 
 
@@ -37,7 +37,7 @@ def try_all(trial: Trial, root: Path, limit: int | None) -> None:
     assert run(["train", "--config", str(recipe), "--out", str(original)], root / "log") == [0]
     newest = original / "checkpoints" / "step-00000004"
     names = sorted(json.loads((newest / MANIFEST).read_text())["files"])
-    parts = [("file", name) for name in [*names, MANIFEST]] + [("key", key) for key in SAVED]
+    parts = [("file", name) for name in [*names, MANIFEST]] + [("key", key) for key in KEYS]
     for number, (kind, name) in enumerate(parts[:limit]):
         for alone in (True, False):
             out, log = root / f"run-{number}-{alone}", root / f"log-{number}-{alone}"

@@ -12,21 +12,22 @@ import pytest
 from PIL import Image
 
 from ldm_ae.data import BadImage, decode_image
-from tests.data.odd_images import BACKGROUND, BAD, BLUE, GREEN, ODD, RED, corners, encoded, photo, png_header_only
+from scripts.reliability.odd_pictures import (
+    BACKGROUND,
+    BAD,
+    BLUE,
+    GREEN,
+    ODD,
+    RED,
+    STORED,
+    corners,
+    encoded,
+    photo,
+    png_header_only,
+    turned,
+)
 
 WHITE = (255, 255, 255)
-# Where the corners red, green / blue, white of the upright picture lie in a file of each EXIF orientation is what the
-# EXIF standard says of row 0 and column 0; `STORED[o]` undoes orientation o.
-STORED = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -60,11 +61,7 @@ def test_bad_image_is_refused_with_its_reason(name: str) -> None:
 )
 def test_exif_orientation_is_applied_once(orientation: int, image_format: str, options: dict[str, object]) -> None:
     upright = corners().resize((64, 32), Image.Resampling.NEAREST)  # blocks of 16, which JPEG keeps
-    method = STORED[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encoded(upright if method is None else upright.transpose(method), image_format, exif=exif, **options)
-    decoded = decode_image(data)
+    decoded = decode_image(turned(upright, orientation, image_format, **options))
     assert decoded.size == (64, 32)
     found = [decoded.getpixel(place) for place in ((0, 0), (63, 0), (0, 31), (63, 31))]
     np.testing.assert_allclose(found, [RED, GREEN, BLUE, WHITE], atol=3 if image_format == "JPEG" else 0)

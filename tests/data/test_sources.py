@@ -19,7 +19,7 @@ from ldm_ae.data.sources import SOURCES
 from ldm_ae.data.sources import hf_datasets as hf_datasets_module
 from ldm_ae.data.sources import photos as photos_module
 from ldm_ae.errors import UserError
-from tests.data.odd_images import encoded
+from scripts.reliability.odd_pictures import encoded
 from tests.pictures import smooth_picture
 
 

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,8 +16,9 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from ldm_ae.errors import UserError
+from ldm_ae.files import write_json
 from ldm_ae.latents import LatentDataset, LatentStore, inspect_store, verify_store
-from ldm_ae.latents.files import write_safetensors
+from ldm_ae.latents.files import look_at, write_safetensors
 from ldm_ae.models import KLAutoencoder, LatentSpec, hash_json
 from tests.latents.helpers import encode
 
@@ -153,7 +155,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "lightningdit": (lambda store: (store / "32x32/latents_stats.pt").write_bytes(b""), "latents_stats.pt is damaged"),
     "description": (lambda store: rewrite(store / "store.json", '"seed": 0', '"seed": 1'), "checksum does not fit"),
     "not json": (lambda store: (store / "store.json").write_text('{"format":'), "cannot be read"),
-    "nothing": (lambda store: (store / "store.json").write_text("[]"), "does not describe a latent store"),
+    "nothing": (lambda store: (store / "store.json").write_text("[]\n"), "does not describe a latent store"),
     "version": (lambda store: rewrite(store / "store.json", '"format_version": 1', '"format_version": 2'), "version 2"),
     "field": (lambda store: rewrite(store / "store.json", '"flips": true', '"flips": "yes"'), "checksum does not fit"),
     "stranger": (
@@ -230,7 +232,7 @@ def test_a_shard_that_was_written_wrong_is_found(
     content = json.loads((store / "store.json").read_text())
     del content["checksum"]
     content["files"][SHARD] = written._asdict()
-    (store / "store.json").write_text(json.dumps(content | {"checksum": hash_json(content)}))
+    write_json(store / "store.json", content | {"checksum": hash_json(content)})
     [problem] = verify_store(store)
     assert problem.startswith(f"{SHARD} {message}")
 
@@ -240,7 +242,7 @@ def test_a_request_of_other_types_is_refused(name: str, value: object, store: Pa
     content = json.loads((store / "store.json").read_text())
     del content["checksum"]
     content["request"][name] = value
-    (store / "store.json").write_text(json.dumps(content | {"checksum": hash_json(content)}))
+    write_json(store / "store.json", content | {"checksum": hash_json(content)})
     with pytest.raises(UserError, match="is damaged"):
         LatentStore(store)
 
@@ -251,7 +253,11 @@ def test_an_index_cannot_lead_outside(column: str, value: object, store: Path) -
     rows = table.to_pylist()
     rows[3][column] = value
     pq.write_table(type(table).from_pylist(rows, schema=table.schema), store / "index.parquet")
-    with pytest.raises(UserError, match="damaged"):
+    content = json.loads((store / "store.json").read_text())
+    del content["checksum"]
+    content["files"]["index.parquet"] = look_at(store / "index.parquet")._asdict()
+    write_json(store / "store.json", content | {"checksum": hash_json(content)})
+    with pytest.raises(UserError, match="the index names"):
         LatentStore(store)
 
 
@@ -261,3 +267,78 @@ def test_a_shard_cut_after_opening_is_named(store: Path) -> None:
     assert data[0]["latents"].shape == (4, 8, 8)
     with pytest.raises(UserError, match=r"latents_rank00_shard001\.safetensors cannot be read"):
         data[5]
+
+
+def cut(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["latents"] = tensors["latents"][..., :1]
+
+
+def halve(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["latents"] = tensors["latents"].half()
+
+
+def one_number(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["latents"] = torch.tensor(1.0)
+
+
+def too_few(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["latents"] = tensors["latents"][:1]
+
+
+@pytest.mark.parametrize("change", [cut, halve, one_number, too_few])
+def test_a_row_that_does_not_fit_the_store_is_not_read(
+    change: Callable[[dict[str, torch.Tensor]], None], store: Path
+) -> None:
+    tensors = load_file(store / SHARD)
+    change(tensors)
+    write_safetensors(store / SHARD, tensors, {})
+    data = LatentDataset(store)
+    with pytest.raises(UserError, match=r"latents_rank00_shard001\.safetensors cannot be read \(latents, row 2\)"):
+        data[7]
+
+
+def resign(store: Path, **scaling: object) -> None:
+    """Make the description agree with what lies there, as an attacker would."""
+    content = json.loads((store / "store.json").read_text())
+    del content["checksum"]
+    content["files"] = {name: look_at(store / name)._asdict() for name in content["files"]}
+    content["request"]["scaling"] |= scaling
+    write_json(store / "store.json", content | {"checksum": hash_json(content)})
+
+
+def test_keys_that_are_no_text_are_refused(store: Path) -> None:
+    table = pq.read_table(store / "index.parquet")
+    keys = pa.array([b"\xff" + str(i).encode() for i in range(len(table))]).view(pa.string())
+    pq.write_table(table.set_column(0, table.schema.field(0), keys), store / "index.parquet")
+    resign(store)
+    with pytest.raises(UserError, match=r"damaged .*UTF8"):
+        LatentStore(store)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"downsample_factor": 0}, "whole numbers above 0"),
+        ({"scaling_factor": "exec"}, "finite numbers"),
+        ({"channels": 8}, "another number of channels"),
+        ({"more": 1}, "unexpected keyword"),
+    ],
+)
+def test_a_scaling_that_is_none_is_refused(scaling: dict[str, object], message: str, store: Path) -> None:
+    resign(store)
+    assert verify_store(store) == []
+    resign(store, **scaling)
+    with pytest.raises(UserError, match=message):
+        LatentStore(store)
+
+
+@pytest.mark.parametrize(
+    "change", [{"count": -1}, {"count": 2.0}, {"mean": "text"}, {"mean": [None] * 4}, {"squares": [1.0]}]
+)
+def test_statistics_that_are_none_are_refused(change: dict[str, object], store: Path) -> None:
+    content = json.loads((store / "stats.json").read_text())
+    content["state"] |= change
+    write_json(store / "stats.json", content)
+    resign(store)
+    with pytest.raises(UserError, match=r"is damaged .*(mean and squares|count) must be"):
+        LatentStore(store)

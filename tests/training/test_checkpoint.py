@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from ldm_ae.errors import RunError, UserError
-from ldm_ae.files import sha256
+from ldm_ae.files import sha256, write_json
 from ldm_ae.models import KLAutoencoder, load_autoencoder
 from ldm_ae.training.checkpoint import (
     MANIFEST,
@@ -87,8 +88,58 @@ def test_manifest_cannot_name_files_outside(tmp_path: Path, tiny_model: KLAutoen
     path = write(tmp_path, tiny_model, 1)
     manifest = json.loads((path / MANIFEST).read_text())
     manifest["files"]["../../evil"] = {"bytes": 1, "sha256": "0"}
-    (path / MANIFEST).write_text(json.dumps(manifest))
+    write_json(path / MANIFEST, manifest)
     assert problems(path) == [f"{MANIFEST} names a file outside the checkpoint: ../../evil"]
+
+
+ENTRY = {"bytes": 1, "sha256": "0"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda manifest: manifest["files"].pop("part.safetensors"), "part.safetensors is not in MANIFEST.json"),
+        (lambda manifest: manifest["files"].clear(), "names no files"),
+        (lambda manifest: manifest.update(format="ldm_ae.checkpoint/9"), "its format is ldm_ae.checkpoint/9"),
+        (lambda manifest: manifest.update(more=1), "is no manifest"),
+        (lambda manifest: manifest["files"].update({"state.json": [1, "0"]}), "its entry of state.json is wrong"),
+        (lambda manifest: manifest["files"]["state.json"].update(bytes=1e300), "its entry of state.json is wrong"),
+        (lambda manifest: manifest["files"].update({"x" * 5000: ENTRY}), "is missing"),
+        (lambda manifest: manifest["files"].update({"a\n\x1b[2Jb": ENTRY}), "is missing"),
+    ],
+)
+def test_a_changed_manifest_does_not_count(
+    tmp_path: Path, tiny_model: KLAutoencoder, change: Callable[[dict[str, Any]], object], reason: str
+) -> None:
+    path = write(tmp_path, tiny_model, 1)
+    manifest = json.loads((path / MANIFEST).read_text())
+    change(manifest)
+    write_json(path / MANIFEST, manifest)
+    [problem] = problems(path)
+    assert reason in problem
+    assert problem.isprintable()
+    assert len(problem) < 200
+
+
+def test_what_is_not_even_a_checkpoint_does_not_count(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    path = write(tmp_path, tiny_model, 1)
+    (path / ".DS_Store").touch()  # what file managers leave behind is no damage
+    (tmp_path / "step-00000002").touch()
+    (tmp_path / "step-00000003" / MANIFEST).mkdir(parents=True)
+    found, damaged = newest_checkpoint(tmp_path)
+    assert found == path
+    assert list(damaged) == ["step-00000003", "step-00000002"]
+
+
+def test_files_that_hold_no_state_are_named(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+    path = write(tmp_path, tiny_model, 1)
+    for content in ("[" * 10**5, "{", '{"a": {"__tensor__": "b"}}', '{"a": {"__items__": [1]}}', '{"__tensor__": []}'):
+        (path / "state.json").write_text(content)
+        with pytest.raises(UserError, match=r"state\.json is no saved state"):
+            load_state(path)
+    (path / "state.safetensors").write_bytes(b"\x80\x04.")
+    with pytest.raises(UserError, match=r"state\.safetensors is not a sound safetensors file"):
+        load_state(path)
 
 
 def test_missing_part_is_named(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
@@ -136,13 +187,6 @@ def test_what_is_not_finite_is_never_saved(tmp_path: Path, tiny_model: KLAutoenc
     with pytest.raises(RunError, match=r"step 2 is not saved.*model: decoder\.conv_out\.weight"):
         write(tmp_path, tiny_model, 2)
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint_name(1)]
-
-
-def test_state_without_a_part_names_it(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
-    path = write(tmp_path, tiny_model, 1)
-    assert load_state(path, needed=("step",))["step"] == 1
-    with pytest.raises(UserError, match=r"step-00000001 has no 'rng' in its state\.json"):
-        load_state(path, needed=("step", "rng"))
 
 
 def test_host_copy_holds_that_moment_and_its_memory(tiny_model: KLAutoencoder) -> None:

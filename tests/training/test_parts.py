@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from ldm_ae.models import KLAutoencoder
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.training.alarms import PATIENCE, Alarms
 from ldm_ae.training.ema import EMA
-from ldm_ae.training.optimizers import OptimizerConfig
+from ldm_ae.training.optimizers import OptimizerConfig, load_optimizer
 from ldm_ae.training.rng import rng_state, set_rng_state
+from ldm_ae.training.state import check_state
 from ldm_ae.training.tree import join_tensors, split_tensors
 
 
@@ -125,3 +127,47 @@ def test_random_states_come_back() -> None:
     found = (random.random(), random.gauss(0, 1), np.random.randn(), torch.rand(3))
     assert found[:3] == expected[:3]
     assert torch.equal(found[3], expected[3])
+
+
+SOUND: dict[str, Any] = {
+    "step": 1, "position": 4, "best": None, "identity": {"seed": 0, "resolution": 16}, "optimizers": [{}],
+    "scaler": None, "rng": [{}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -1}, {"step": 2.0}, {"step": True}, {"position": 10**30}, {"position": torch.ones(1)}, {"best": 3},
+        {"best": {"step": "../..", "score": 1.0}}, {"identity": None}, {"identity": {"seed": [1]}},
+        {"optimizers": {}}, {"rng": [1]}, {"scaler": "x"},
+    ],
+)  # fmt: skip
+def test_a_strangers_state_is_not_trusted(change: dict[str, Any]) -> None:
+    check_state(SOUND)
+    check_state(SOUND | {"best": {"step": 1, "score": -0.5}, "scaler": {}})
+    with pytest.raises(ValueError, match=next(iter(change))):
+        check_state(SOUND | change)
+    with pytest.raises(ValueError, match="no run's state"):
+        check_state([])
+
+
+def test_a_strangers_optimizer_state_is_not_trusted() -> None:
+    def optimizer() -> torch.optim.Optimizer:
+        return OptimizerConfig().build([nn.Parameter(torch.ones(3, 2))], 1)
+
+    def stepped() -> dict[str, Any]:
+        made = optimizer()
+        made.param_groups[0]["params"][0].grad = torch.ones(3, 2)
+        made.step()
+        return made.state_dict()
+
+    load_optimizer(optimizer(), stepped())
+    wrong = stepped()
+    wrong["param_groups"][0]["lr"] = "fast"
+    with pytest.raises(ValueError, match="option lr"):
+        load_optimizer(optimizer(), wrong)
+    wrong = stepped()
+    wrong["state"][0]["exp_avg"] = torch.ones(2, 3)
+    with pytest.raises(ValueError, match="exp_avg has the shape"):
+        load_optimizer(optimizer(), wrong)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[1] / "scripts" / "reliability"
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts" / "reliability"
 SHORT = {
     "kill": (1, "kill_training.py", ["--trials", "4", "--inside-saves", "2"]),
     "kill of two processes": (1, "kill_training.py", ["--trials", "2", "--inside-saves", "1", "--processes", "2"]),
@@ -57,9 +58,16 @@ def test_trial_holds(name: str, tmp_path: Path) -> None:
     assert found["trials"] == found["passed"] > 0
 
 
-def test_every_trial_is_in_the_table_and_has_a_short_form() -> None:
-    scripts = {path.name for path in SCRIPTS.glob("*.py")} - {"all.py", "trials.py", "runs.py"}
-    document = (SCRIPTS.parents[1] / "docs" / "RELIABILITY.md").read_text()
-    assert not [name for name in scripts if f"scripts/reliability/{name}" not in document]
-    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("*.py"))
+def test_every_trial_is_run_by_all_and_has_a_short_form() -> None:
+    scripts = {path.name for path in SCRIPTS.glob("*.py") if "= Trial(" in path.read_text()}
+    run_by_all = (SCRIPTS / "all.py").read_text()
+    assert not [name for name in scripts if f'"{name}' not in run_by_all]
+    tests = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("*.py"))
     assert not [name for name in scripts if name.removesuffix(".py") not in tests]
+
+
+def test_the_document_shows_what_the_results_say() -> None:
+    document = (ROOT / "docs" / "RELIABILITY.md").read_text()
+    for command, found in json.loads((ROOT / "docs" / "reliability.json").read_text()).items():
+        [line] = [line for line in document.splitlines() if f"`python scripts/reliability/{command}`" in line]
+        assert f"**{found['passed']} of {found['trials']}**" in line

@@ -1,6 +1,6 @@
 """Image files that a naive loader gets wrong, or that crash it, each with what it means or why it is refused.
 
-RELIABILITY row 7: `ODD` for right pixels, `BAD` for a reason. Both are built in milliseconds and need no files.
+RELIABILITY row 7: `odd` for right pixels, `BAD` for a reason. Both are built in milliseconds and need no files.
 """
 
 from __future__ import annotations
@@ -97,9 +97,6 @@ def _two_pages() -> bytes:
 
 _TWO_BITS = Image.fromarray(np.array([[True, False]]))
 RAMP = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16)[:, :, None], 3, axis=2)
-_HALF_RED = tuple(
-    round(255 * 128 / 255 * part + back * 127 / 255) for part, back in zip((1, 0, 0), BACKGROUND, strict=True)
-)
 
 
 def _row(*colours: tuple[int, ...]) -> np.ndarray:
@@ -110,46 +107,76 @@ def _full(height: int, width: int, colour: tuple[int, ...]) -> np.ndarray:
     return np.full((height, width, 3), colour, dtype=np.uint8)
 
 
-ODD: dict[str, tuple[bytes, np.ndarray]] = {
-    "16-bit grey PNG": (encoded(_grey_ramp(257, np.uint16), "PNG"), RAMP),
-    "16-bit grey TIFF": (encoded(_grey_ramp(257, np.uint16), "TIFF"), RAMP),
-    "16-bit grey TIFF, white is zero": (
-        tiff_grey(struct.pack("<HH", 0, 65535), 16, 2, photometric=0),
-        _row((255,) * 3, (0,) * 3),
-    ),
-    "12-bit grey TIFF": (tiff_grey(bytes([0x00, 0x0F, 0xFF]), 12, 2), _row((0,) * 3, (255,) * 3)),
-    "16-bit grey PNG, one grey transparent": (png_grey_16_one_transparent(), _row(BACKGROUND, (9,) * 3)),
-    "16-bit RGB PNG": (png_16_bit_rgb((257 * 200, 0, 257 * 7)), _full(2, 2, (200, 0, 7))),
-    "float TIFF in [0, 1]": (encoded(_grey_ramp(1 / 255, np.float32), "TIFF"), RAMP),
-    "1-bit PNG": (encoded(_TWO_BITS, "PNG"), _row((255,) * 3, (0,) * 3)),
-    "1-bit TIFF": (encoded(_TWO_BITS, "TIFF", compression="group4"), _row((255,) * 3, (0,) * 3)),
-    "grey PNG": (encoded(_grey_ramp(1, np.uint8), "PNG"), RAMP),
-    "CMYK JPEG, inverted as Adobe writes it": (
-        encoded(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "JPEG", quality=100), _full(8, 8, (0, 255, 255)),
-    ),
-    "CMYK TIFF": (encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF"), _full(8, 8, RED)),
-    "palette": (_palette(None), _row(RED, GREEN)),
-    "palette, one entry transparent": (_palette(1), _row(RED, BACKGROUND)),
-    "palette, entries half transparent": (_palette(bytes([128, 255])), _row(_HALF_RED, GREEN)),
-    "RGBA with colour hidden under transparency": (
-        encoded(Image.fromarray(np.array([[[255, 0, 0, 0], [255, 0, 0, 128], [0, 255, 0, 255]]], np.uint8)), "PNG"),
-        _row(BACKGROUND, _HALF_RED, GREEN),
-    ),
-    "LA": (
-        encoded(Image.merge("LA", [Image.new("L", (1, 1), 200), Image.new("L", (1, 1), 0)]), "PNG"), _row(BACKGROUND),
-    ),
-    "RGB PNG, one colour transparent": (encoded(corners(), "PNG", transparency=GREY), np.where(
-        (np.asarray(corners()) == 128), np.array(BACKGROUND, np.uint8), np.asarray(corners()))),
-    "transparent GIF": (encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 0)), "GIF"), _full(2, 2, BACKGROUND)),
-    "animated GIF": (_animated("GIF"), _full(4, 4, RED)),
-    "animated WebP": (_animated("WEBP", lossless=True), _full(4, 4, RED)),
-    "animated PNG": (_animated("PNG"), _full(4, 4, RED)),
-    "TIFF of two pages": (_two_pages(), _full(3, 3, GREEN)),
-    "1x1": (encoded(Image.new("RGB", (1, 1), BLUE), "PNG"), _row(BLUE)),
-    "BMP": (encoded(corners(), "BMP"), np.asarray(corners())),
-    "PNG without its end": (encoded(corners(), "PNG")[:-12], np.asarray(corners())),
-}  # fmt: skip
+def odd(background: tuple[int, int, int]) -> dict[str, tuple[bytes, np.ndarray]]:
+    """Name -> (file, expected (H, W, 3) uint8 on `background`)."""
+    half_red = tuple(
+        round(255 * 128 / 255 * part + back * 127 / 255) for part, back in zip((1, 0, 0), background, strict=True)
+    )
+    return {
+        "16-bit grey PNG": (encoded(_grey_ramp(257, np.uint16), "PNG"), RAMP),
+        "16-bit grey TIFF": (encoded(_grey_ramp(257, np.uint16), "TIFF"), RAMP),
+        "16-bit grey TIFF, white is zero": (
+            tiff_grey(struct.pack("<HH", 0, 65535), 16, 2, photometric=0),
+            _row((255,) * 3, (0,) * 3),
+        ),
+        "12-bit grey TIFF": (tiff_grey(bytes([0x00, 0x0F, 0xFF]), 12, 2), _row((0,) * 3, (255,) * 3)),
+        "16-bit grey PNG, one grey transparent": (png_grey_16_one_transparent(), _row(background, (9,) * 3)),
+        "16-bit RGB PNG": (png_16_bit_rgb((257 * 200, 0, 257 * 7)), _full(2, 2, (200, 0, 7))),
+        "float TIFF in [0, 1]": (encoded(_grey_ramp(1 / 255, np.float32), "TIFF"), RAMP),
+        "1-bit PNG": (encoded(_TWO_BITS, "PNG"), _row((255,) * 3, (0,) * 3)),
+        "1-bit TIFF": (encoded(_TWO_BITS, "TIFF", compression="group4"), _row((255,) * 3, (0,) * 3)),
+        "grey PNG": (encoded(_grey_ramp(1, np.uint8), "PNG"), RAMP),
+        "CMYK JPEG, inverted as Adobe writes it": (
+            encoded(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "JPEG", quality=100), _full(8, 8, (0, 255, 255)),
+        ),
+        "CMYK TIFF": (encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "TIFF"), _full(8, 8, RED)),
+        "palette": (_palette(None), _row(RED, GREEN)),
+        "palette, one entry transparent": (_palette(1), _row(RED, background)),
+        "palette, entries half transparent": (_palette(bytes([128, 255])), _row(half_red, GREEN)),
+        "RGBA with colour hidden under transparency": (
+            encoded(Image.fromarray(np.array([[[255, 0, 0, 0], [255, 0, 0, 128], [0, 255, 0, 255]]], np.uint8)), "PNG"),
+            _row(background, half_red, GREEN),
+        ),
+        "LA": (
+            encoded(Image.merge("LA", [Image.new("L", (1, 1), value) for value in (200, 0)]), "PNG"), _row(background),
+        ),
+        "RGB PNG, one colour transparent": (encoded(corners(), "PNG", transparency=GREY), np.where(
+            (np.asarray(corners()) == 128), np.array(background, np.uint8), np.asarray(corners()))),
+        "transparent GIF": (encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 0)), "GIF"), _full(2, 2, background)),
+        "animated GIF": (_animated("GIF"), _full(4, 4, RED)),
+        "animated WebP": (_animated("WEBP", lossless=True), _full(4, 4, RED)),
+        "animated PNG": (_animated("PNG"), _full(4, 4, RED)),
+        "TIFF of two pages": (_two_pages(), _full(3, 3, GREEN)),
+        "1x1": (encoded(Image.new("RGB", (1, 1), BLUE), "PNG"), _row(BLUE)),
+        "BMP": (encoded(corners(), "BMP"), np.asarray(corners())),
+        "PNG without its end": (encoded(corners(), "PNG")[:-12], np.asarray(corners())),
+    }  # fmt: skip
+
+
+ODD = odd(BACKGROUND)
 """Name -> (file, expected (H, W, 3) uint8 on `BACKGROUND`)."""
+
+# Where the corners red, green / blue, white of the upright picture lie in a file of each EXIF orientation is what the
+# EXIF standard says of row 0 and column 0; `STORED[o]` undoes orientation o.
+STORED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def turned(upright: Image.Image, orientation: int, image_format: str, **options: object) -> bytes:
+    """A file that shows `upright` by an EXIF orientation."""
+    method = STORED[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(upright if method is None else upright.transpose(method), image_format, exif=exif, **options)
+
 
 _JPEG, _PNG = encoded(photo(), "JPEG", quality=95), encoded(photo(), "PNG")
 

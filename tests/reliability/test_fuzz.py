@@ -1,0 +1,71 @@
+"""The fuzzer in short, what it has found, and that it can fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ldm_ae.config import parse_config
+from ldm_ae.errors import UserError, printable, reason
+
+COUNTS = {"manifest": 200, "state": 200, "store": 200, "header": 300, "model": 40, "recipe": 25}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_readers_refuse_what_is_wrong(name: str, trial: Any, tmp_path: Path) -> None:
+    import fuzz
+
+    counts = fuzz.fuzz(trial, name, tmp_path / name, COUNTS[name], seed=0)
+    assert trial.failures == []
+    assert sum(counts.values()) == COUNTS[name]
+    assert counts["refused"] > 0 or name == "manifest"  # whose reader gives a list
+
+
+def test_every_reader_is_tried() -> None:
+    import fuzz
+
+    assert COUNTS.keys() == fuzz.READERS.keys()
+
+
+def test_another_exception_and_many_lines_are_failures(
+    trial: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fuzz
+
+    for name, error in (("key", KeyError("a")), ("lines", UserError("a\nb\nc")), ("escape", UserError("\x1b[2J"))):
+
+        def fail(_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setitem(fuzz.READERS, name, (lambda _, fail=fail: fail, 1.0))
+        fuzz.fuzz(trial, name, tmp_path / name, 1, seed=0)
+    assert trial.passed == 0
+    assert trial.trials == 3
+    assert "key 0 of seed 0: KeyError" in trial.failures[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("out: " + "[" * 2000 + "]" * 2000, "nested too deeply"),
+        ("out: \t@", "cannot start any token"),
+        ('"\\x1b[2J": 1', r"\\x1b\[2J"),
+        ("out: !!python/object/apply:os.mkdir ['canary']", "could not determine a constructor"),
+    ],
+)
+def test_recipes_that_are_none(line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(line)
+    with pytest.raises(UserError, match=message) as caught:
+        parse_config(["--config", str(tmp_path / "recipe.yaml")])
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "canary").exists()
+
+
+def test_messages_are_lines_of_text() -> None:
+    assert printable("a\n\x1b[2J\u00e9") == "a\\n\\x1b[2J\u00e9"
+    assert len(printable("\n" * 1000, 50)) == 50
+    assert reason(KeyError()) == "KeyError"
+    assert reason(ValueError("\n first\nsecond")) == "first"

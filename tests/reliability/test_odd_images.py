@@ -1,0 +1,56 @@
+"""Row 7 in short, and that the trial can fail."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+
+@pytest.mark.slow
+def test_odd_images_are_right_or_listed(samples: Any, trial: Any, tmp_path: Path) -> None:
+    import odd_images
+
+    found = odd_images.write_images(tmp_path / "images", real_bombs=False)
+    assert len(found.sound) >= 25
+    assert len(found.broken) >= 15
+    odd_images.check_encode(trial, samples, found, tmp_path)
+    assert trial.failures == []
+    assert trial.passed > len(found.sound) + len(found.broken)
+
+
+@pytest.mark.slow
+def test_training_names_what_it_leaves_out(trial: Any, tmp_path: Path) -> None:
+    import odd_images
+
+    found = odd_images.write_images(tmp_path / "images", real_bombs=False)
+    odd_images.check_train(trial, found, tmp_path)
+    assert trial.failures == []
+
+
+@pytest.mark.slow
+def test_wrong_pixels_and_reasons_are_failures(samples: Any, trial: Any, tmp_path: Path) -> None:
+    import odd_images
+
+    found = odd_images.write_images(tmp_path / "images", real_bombs=False)
+    turned = next(key for key, name in found.sound.items() if name == "EXIF orientation 6")
+    Image.open(found.mixed / odd_images.twin_of(turned)).rotate(90).save(found.mixed / odd_images.twin_of(turned))
+    text = next(key for key, name in found.broken.items() if name == "text")
+    (found.mixed / text).write_bytes(b"")
+    run = odd_images.encode(samples, found.mixed, tmp_path / "store", "--bad-share", 1)
+    odd_images.check_store(trial, found, run, tmp_path / "store")
+    assert len(trial.failures) == 2
+    assert trial.failures[0] == "encode: text: empty file"
+    assert trial.failures[1].startswith("encode: EXIF orientation 6: its latents differ by")
+
+
+def test_bombs_are_sound_pictures() -> None:
+    from odd_images import bomb
+
+    image = Image.open(io.BytesIO(bomb(300)))
+    image.load()
+    assert image.size == (300, 300)
+    assert image.getextrema() == ((0, 0),) * 3

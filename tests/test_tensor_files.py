@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from ldm_ae.errors import UserError
+from ldm_ae.tensor_files import read_tensors
+
+
+def file_of(header: object, data: bytes = b"\0" * 16) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def tensor(dtype: str = "F32", shape: object = (4,), start: int = 0, end: int = 16) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+WRONG: dict[str, bytes] = {
+    "empty": b"",
+    "a header of 2^63 bytes": (2**63).to_bytes(8, "little") + b"{}",
+    "a header of 100 MB that is not there": (100 * 2**20).to_bytes(8, "little") + b"{}",
+    "overlapping": file_of({"a": tensor(), "b": tensor(start=0, end=16)}),
+    "past the end": file_of({"a": tensor(shape=[400], end=1600)}),
+    "backwards": file_of({"a": tensor(start=16, end=0)}),
+    "shape": file_of({"a": tensor(shape=[5])}),
+    "shape that overflows": file_of({"a": tensor(shape=[2**62, 16])}),
+    "negative shape": file_of({"a": tensor(shape=[-4])}),
+    "unknown dtype": file_of({"a": tensor("F31")}),
+    "no header": file_of([1, 2]),
+    "text": b"<html>" * 100,
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_files_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(WRONG[name])
+    with pytest.raises(UserError, match=r"a\.safetensors is not a sound safetensors file: .") as caught:
+        read_tensors(tmp_path / "a.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_right_file_and_none(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(save({"a": torch.arange(3)}))
+    assert torch.equal(read_tensors(tmp_path / "a.safetensors")["a"], torch.arange(3))
+    with pytest.raises(UserError, match="no such file"):
+        read_tensors(tmp_path / "b.safetensors")
