@@ -32,19 +32,27 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name on success; what stood there before goes after that."""
+def writing_folder(folder: str | Path, *, many_files: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name on success; what stood there before goes after that.
+
+    With `many_files` everything that the machine has to write is written once, in place of an fsync for each file:
+    at two milliseconds each, a million of them take over half an hour.
+    """
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for path in sorted(temporary.rglob("*"), reverse=True):
-            if path.is_file():
-                apply_umask(path)
-            sync(path)
-        sync(temporary)
+        for place, _, names in os.walk(temporary, topdown=False):
+            for name in names:
+                apply_umask(Path(place, name))
+                if not many_files:
+                    sync(Path(place, name))
+            if not many_files:
+                sync(Path(place))
+        if many_files:
+            os.sync()
         replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
