@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -159,6 +160,20 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._keys = rows["key"].combine_chunks()
         self._open: OrderedDict[str, Any] = OrderedDict()
         self._owner = os.getpid()
+        if draw != "stored" and "moments" not in self.tensor_names:
+            raise UserError(f"{self.store.path} has no moments to draw from; use draw stored")
+
+    @property
+    def tensor_names(self) -> frozenset[str]:
+        """The names of the tensors that the shards hold."""
+        try:
+            return frozenset(self._handle(self._files[0]).keys())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.store.path / self._files[0]} cannot be read: {str(error)[:120]}") from error
+
+    def tensors(self, position: int, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors of an item by name as they are stored: (C, h, w) latents, (2C, h, w) moments, and so on."""
+        return {name: self._slice(position, name)[0] for name in names}
 
     def set_epoch(self, epoch: int) -> None:
         """Other draws and flips from now on; call it before the loader's workers start."""

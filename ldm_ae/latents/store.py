@@ -223,7 +223,7 @@ class StoreWriter:
         self._files[INDEX] = write_bytes(self.path / INDEX, memoryview(sink.getvalue()))
         write_json(self.path / STATISTICS, describe_statistics(self.statistics, images=self.good))
         self._files[STATISTICS] = look_at(self.path / STATISTICS)
-        lightningdit = _lightningdit_statistics(self.statistics)
+        lightningdit = lightningdit_statistics(self.statistics)
         for bucket in sorted({name.partition("/")[0] for name in self._files if "/" in name}):
             name = f"{bucket}/{LIGHTNINGDIT_STATISTICS}"
             self._files[name] = write_bytes(self.path / name, lightningdit)
@@ -248,7 +248,7 @@ def describe_statistics(statistics: ChannelStatistics, *, images: int) -> dict[s
     }
 
 
-def _lightningdit_statistics(statistics: ChannelStatistics) -> bytes:
+def lightningdit_statistics(statistics: ChannelStatistics) -> bytes:
     """LightningDiT's file. Written through memory, because torch.save puts a path's name into the bytes."""
     buffer = io.BytesIO()
     mean, std = (value.float().view(1, -1, 1, 1) for value in (statistics.channel_mean, statistics.channel_std))
