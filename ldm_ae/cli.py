@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ldm_ae.convert_command import add_convert_options, convert
 from ldm_ae.errors import UserError
 from ldm_ae.version import __version__
 
@@ -132,10 +133,12 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("path", metavar="PATH", help="a model folder, run directory, checkpoint or latent store")
     inspect.add_argument("--json", action="store_true", help="print JSON")
 
-    for name, text in (("import", "Read a CompVis checkpoint"), ("convert", "Write a store in a trainer's format")):
-        later = command(name, _not_yet, f"{text}: not in this version, comes with a later one.")
-        later.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-        later.set_defaults(name=name)
+    to_convert = command("convert", _convert, "Write a latent store in a trainer's format, or read one into a store.")
+    add_convert_options(to_convert, IMAGES)
+
+    later = command("import", _not_yet, "Read a CompVis checkpoint: not in this version, comes with a later one.")
+    later.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    later.set_defaults(name="import")
     return parser
 
 
@@ -282,6 +285,10 @@ def _inspect(args: argparse.Namespace) -> None:
         print("\n".join(_lines(found)))
     if found["problems"]:
         raise UserError(f"{args.path} is not sound: {found['problems'][0]}")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    convert(args, _bar)
 
 
 def _not_yet(args: argparse.Namespace) -> None:
