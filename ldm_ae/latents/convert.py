@@ -137,12 +137,21 @@ def _check(samples: Samples, target: Format, *, folded: bool) -> Iterator[str]:
         yield f"{trainer}'s code is written for {target.channels} channels, these latents have {channels}"
     if target.square and len({*samples.size()}) > 1:
         yield f"{trainer}'s code is written for square images, these are {samples.rows['bucket'][0].as_py()}"
-    std = store.statistics.pooled_std
-    if target.scaled and not folded and Fold.of_model(store.spec) == Fold.none(channels) and abs(std - 1) > 0.1:
+    seen = _seen_deviation(samples, target)
+    if not folded and seen is not None and not 0.8 < seen < 1.25:
         yield (
-            f"nobody has measured the model's scaling_factor (it is 1), so that the latents keep a deviation of "
-            f"{std:.2f}; --fold 1 makes it 1"
+            f"as its code stands, {trainer} sees these latents with {seen:.2g} times the deviation that it "
+            "expects; --fold trainer makes that right"
         )
+
+
+def _seen_deviation(samples: Samples, target: Format) -> float | None:
+    """What the trainer makes of the latents' deviation, over all channels; None if its constants do not say."""
+    if target.constants is None or len(target.constants.factor) not in (1, samples.store.spec.channels):
+        return None
+    scale, factor = (np.array(values) for values in (samples.fold.scale, target.constants.factor))
+    values = samples.store.statistics.channel_std.numpy() / scale * factor
+    return float(np.sqrt(np.mean(values**2)))
 
 
 def _check_complete(samples: Samples, target: Format) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,29 @@ from tests.latents.helpers import Content, drop_tensors, encode, synthetic_store
 
 OPTIONS: dict[str, dict[str, Any]] = {"kohya": {"arch": "sdxl"}, "musubi": {"arch": "zi"}}
 LIBRARIES = {"maskdit": "lmdb", "repa-e": "h5py"}
-WITH_IMAGES = ("repa", "repa-e")
+WITH_IMAGES = sorted(name for name, kind in FORMATS.items() if "images" in kind.takes)
+PLAIN = sorted(FORMATS.keys() - set(WITH_IMAGES))
+"""Those that can be written of a synthetic store, which has no images."""
 SCALED = ("datasetfolder", "fast-dit", "mds")
 # float32 arithmetic on values up to about 10; float16 has a relative precision of 2**-11.
 TOLERANCE: dict[str, dict[str, float]] = {"mds": {"rtol": 2**-11, "atol": 1e-6}}
 DEFAULT_TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
 
 
+def available(name: str) -> str:
+    if (library := LIBRARIES.get(name)) and importlib.util.find_spec(library) is None:
+        pytest.skip(f"the package {library} is missing")
+    return name
+
+
 @pytest.fixture(params=sorted(FORMATS))
 def name(request: pytest.FixtureRequest) -> str:
-    if (library := LIBRARIES.get(request.param)) and importlib.util.find_spec(library) is None:
-        pytest.skip(f"the package {library} is missing")
-    return request.param
+    return available(request.param)
+
+
+@pytest.fixture(params=PLAIN)
+def plain(request: pytest.FixtureRequest) -> str:
+    return available(request.param)
 
 
 def convert(content_path: Path, name: str, out: Path, **options: Any) -> tuple[Path, ConvertSummary]:
@@ -149,53 +161,51 @@ def test_images_beside_latents_are_those_that_were_encoded(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_several_resolutions(name: str, tmp_path: Path) -> None:
-    if name in WITH_IMAGES:
-        pytest.skip("a synthetic store has no images; the choice is made before the format is asked")
+def test_several_resolutions(plain: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", buckets={"64x32": 4, "32x32": 5})
-    if not FORMATS[name].several_sizes:
+    if not FORMATS[plain].several_sizes:
         with pytest.raises(UserError, match="has 32x32, 64x32; choose one with --bucket"):
-            convert(content.path, name, tmp_path / "both")
+            convert(content.path, plain, tmp_path / "both")
         assert not (tmp_path / "both").exists()
     else:
-        out, _ = convert(content.path, name, tmp_path / "both")
-        read = READERS[name](out)
+        out, _ = convert(content.path, plain, tmp_path / "both")
+        read = READERS[plain](out)
         positions = [place_of(found, content) for found in read.names]
         assert sorted(positions) == list(range(9))
         expect(read, content, positions, scaled=False, **DEFAULT_TOLERANCE)
-    out, summary = convert(content.path, name, tmp_path / "one", bucket="32x32")
+    out, summary = convert(content.path, plain, tmp_path / "one", bucket="32x32")
     assert summary.images == 5
-    read = READERS[name](out)
-    keyed = name in ("kohya", "musubi", "pixart")
+    read = READERS[plain](out)
+    keyed = plain in ("kohya", "musubi", "pixart")
     positions = [place_of(found, content) if keyed else 4 + int(found) for found in read.names]
     assert sorted(positions) == list(range(4, 9))
-    expect(read, content, positions, scaled=name in SCALED, **TOLERANCE.get(name, DEFAULT_TOLERANCE))
+    expect(read, content, positions, scaled=plain in SCALED, **TOLERANCE.get(plain, DEFAULT_TOLERANCE))
     with pytest.raises(UserError, match="has no images of 16x16"):
-        convert(content.path, name, tmp_path / "none", bucket="16x16")
+        convert(content.path, plain, tmp_path / "none", bucket="16x16")
 
 
-def test_the_account_beside_the_files(name: str, tmp_path: Path) -> None:
-    if name in WITH_IMAGES or name == "edm2-zip":
-        pytest.skip("repa's account is that of any folder; the round trip of edm2-zip reads its own")
+def test_the_account_beside_the_files(plain: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store")
-    out, summary = convert(content.path, name, tmp_path / "out")
+    out, summary = convert(content.path, plain, tmp_path / "out")
+    if out.is_file():
+        with zipfile.ZipFile(out) as archive:
+            archive.extractall(tmp_path / "unpacked")
+        out = tmp_path / "unpacked"
     account = json.loads((out / "ldm_ae.json").read_text())
-    assert (account["format"], account["images"], account["pixels"]) == (name, 7, "RGB in [-1, 1]")
+    assert (account["format"], account["images"], account["pixels"]) == (plain, 7, "RGB in [-1, 1]")
     assert account["warnings"] == summary.warnings
     assert account["request"]["model_hash"] == "0" * 64
     fold = Fold.from_json(account["values"])
-    assert set(fold.scale) == ({2.0} if name in SCALED else {1.0})
+    assert set(fold.scale) == ({2.0} if plain in SCALED else {1.0})
     rows = pq.read_table(out / "ldm_ae.parquet").to_pylist()
     assert [row["key"] for row in rows] == content.keys
     assert [row["caption"] for row in rows] == content.captions
 
 
-def test_the_same_store_gives_the_same_files(name: str, tmp_path: Path) -> None:
-    if name in WITH_IMAGES:
-        pytest.skip("a synthetic store has no images")
+def test_the_same_store_gives_the_same_files(plain: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store")
-    first, _ = convert(content.path, name, tmp_path / "first")
-    second, _ = convert(content.path, name, tmp_path / "second")
+    first, _ = convert(content.path, plain, tmp_path / "first")
+    second, _ = convert(content.path, plain, tmp_path / "second")
     files = [first] if first.is_file() else [path for path in first.rglob("*") if path.is_file()]
     for file in files:
         twin = second if first.is_file() else second / file.relative_to(first)
@@ -245,7 +255,7 @@ def test_mds_fills_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_kohya_architectures(arch: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", channels=16 if arch in ("sd3", "flux") else 4, flips=arch != "sd")
     out, summary = convert(content.path, "kohya", tmp_path / "out", arch=arch)
-    assert summary.warnings == []
+    assert not any("channels" in warning for warning in summary.warnings)
     read = read_kohya(out, arch)
     positions = [place_of(found, content) for found in read.names]
     expect(read, content, positions, scaled=False, **DEFAULT_TOLERANCE)

@@ -73,6 +73,8 @@ class Samples:
         self.fold = fold
         self.rows: pa.Table = store.good().take(pa.array(positions))
         """The index rows of the images, in their order."""
+        self.labels: NDArray[np.int64] = self.rows["label"].to_numpy()
+        """(N,) int64, -1 for none."""
         stored = LatentDataset(store)
         self.names = stored.tensor_names
         """Of the tensors that the store holds."""
@@ -113,11 +115,6 @@ class Samples:
             original_size=None if row["height"] is None else (row["height"], row["width"]),
             tensors=folded, index_row=int(self.store.index_rows[position]),
         )  # fmt: skip
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,) int64, -1 for none."""
-        return self.rows["label"].to_numpy()
 
     def size(self) -> tuple[int, int]:
         """(H, W) of the pixels of all images, in a format that takes one resolution."""
@@ -309,9 +306,9 @@ def write_labels(file: IO[bytes], samples: Samples, prefix: str, extension: str)
     file.write(b"\n]}\n")
 
 
-def class_folder(sample: Sample, samples: Samples) -> str:
-    """A folder for a class, so that sorting by name sorts by number."""
-    return f"{sample.label:0{max(4, len(str(int(samples.labels.max()))))}d}"
+def class_digits(samples: Samples) -> int:
+    """How many digits a class folder's name has, so that sorting by name sorts by number."""
+    return max(4, len(str(int(samples.labels.max()))))
 
 
 def check_classes(samples: Samples, trainer: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.base import Format, Pictures, Samples, check_classes, class_folder, npy
+from ldm_ae.latents.formats.base import Format, Pictures, Samples, check_classes, class_digits, npy
 
 
 class DatasetFolder(Format):
@@ -37,7 +37,8 @@ class DatasetFolder(Format):
 
     def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
+        digits = class_digits(samples)
         for sample in samples:
-            folder = out / class_folder(sample, samples)
+            folder = out / f"{sample.label:0{digits}d}"
             folder.mkdir(exist_ok=True)
             (folder / f"{sample.number:08d}.npy").write_bytes(npy(sample.tensors["latents"].numpy()))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.base import Format, Pictures, Samples, check_classes, class_folder
+from ldm_ae.latents.formats.base import Format, Pictures, Samples, check_classes, class_digits
 
 
 class MAR(Format):
@@ -39,8 +39,9 @@ class MAR(Format):
 
     def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
+        digits = class_digits(samples)
         for sample in samples:
-            folder = out / class_folder(sample, samples)
+            folder = out / f"{sample.label:0{digits}d}"
             folder.mkdir(exist_ok=True)
             np.savez(
                 folder / f"{sample.number:08d}.npz",
