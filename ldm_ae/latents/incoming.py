@@ -124,6 +124,9 @@ def _read_account(foreign: Foreign) -> tuple[StoreRequest, pa.Table, Fold] | Non
         request, fold = read_request(content["request"]), Fold.from_json(content["values"])
         if not rows.schema.equals(SCHEMA):
             raise ValueError("the columns of the index are not those of a latent store")
+        if rows["status"].unique().to_pylist() != ["ok"]:
+            raise ValueError("the index has rows of bad images")
+        read_scaling(request.scaling)  # as it will be read below
         if len(fold.scale) != foreign.channels:
             raise ValueError(f"a scale for {len(fold.scale)} channels, not {foreign.channels}")
     except (KeyError, TypeError, ValueError) as error:
@@ -144,11 +147,15 @@ def _unknown(foreign: Foreign, model: Autoencoder | None, seed: int) -> tuple[St
         transform_hash=hash_json({}), dtype=foreign.dtype, precision=foreign.dtype, latents="sample", flips=False,
         seed=seed, batch_size=1, shard_size=_SHARD,
     )  # fmt: skip
-    rows = [
-        {"key": f"{number:08d}", "source": str(foreign.path), "label": -1, "status": "ok"}
-        for number in range(foreign.count)
+    source = str(foreign.path)
+    tables = [
+        pa.Table.from_pylist(
+            [{"key": f"{number:08d}", "source": source, "label": -1, "status": "ok"} for number in numbers],
+            schema=SCHEMA,
+        )
+        for numbers in (range(start, min(start + _SHARD, foreign.count)) for start in range(0, foreign.count, _SHARD))
     ]
-    return request, pa.Table.from_pylist(rows, schema=SCHEMA), Fold.none(foreign.channels), warnings
+    return request, pa.concat_tables(tables), Fold.none(foreign.channels), warnings
 
 
 def _hash_keys(rows: pa.Table) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -189,6 +190,18 @@ def no_fold(folder: Path) -> None:
     (folder / "ldm_ae.json").write_text(json.dumps(content | {"values": {"scale": [0.0], "bias": [0.0]}}))
 
 
+def no_scaling(folder: Path) -> None:
+    content = json.loads((folder / "ldm_ae.json").read_text())
+    content["request"]["scaling"] = {"depth": 4}
+    (folder / "ldm_ae.json").write_text(json.dumps(content))
+
+
+def bad_rows(folder: Path) -> None:
+    table = pq.read_table(folder / "ldm_ae.parquet")
+    rows = [row | {"status": "bad"} for row in table.to_pylist()]
+    pq.write_table(type(table).from_pylist(rows, schema=table.schema), folder / "ldm_ae.parquet")
+
+
 def lose_a_shard(folder: Path) -> None:
     (folder / "latents_rank00_shard001.safetensors").unlink()
 
@@ -222,6 +235,8 @@ def not_finite(folder: Path) -> None:
         (break_account, r"ldm_ae\.json or ldm_ae\.parquet is damaged"),
         (other_version, "is a conversion of version 99; this program reads 1"),
         (no_fold, "what ldm_ae wrote about it is damaged"),
+        (no_scaling, "what ldm_ae wrote about it is damaged"),
+        (bad_rows, "the index has rows of bad images"),
         (lose_a_shard, "holds 4 images, its account names 7"),
         (cut_a_shard, "cannot be read"),
         (another_size, "holds other tensors, shapes or dtypes"),
@@ -245,7 +260,11 @@ def test_other_things_are_refused(tiny_model: KLAutoencoder, tmp_path: Path) -> 
         archive.writestr("a.png", b"")
     (tmp_path / "model").mkdir()
     save_file({"weight": torch.zeros(1)}, tmp_path / "model" / "model.safetensors")
+    (tmp_path / "none").mkdir()
+    nothing = {"latents": torch.zeros(0, 4, 8, 8), "labels": torch.zeros(0, dtype=torch.int64)}
+    save_file(nothing, tmp_path / "none" / "latents_rank00_shard000.safetensors")
     for name, message in {
+        "none": "there are no latents in the shards",
         "nothing": "no such file or folder",
         "store": "is a latent store already",
         "empty": "is neither a folder of LightningDiT's safetensors nor EDM2's",

@@ -102,6 +102,8 @@ class _LightningDiTFolder(Foreign):
             elif (names, shape[1:], dtype) != (self.names, [self.channels, *self.latent_size], self.dtype):
                 raise UserError(f"{file} holds other tensors, shapes or dtypes than {files[0].name}")
             self.count += shape[0]
+        if self.count == 0:
+            raise UserError(f"there are no latents in the shards in {path}")
 
     @staticmethod
     def _look_at(file: Path) -> tuple[frozenset[str], list[int], str]:

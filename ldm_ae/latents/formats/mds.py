@@ -40,7 +40,6 @@ class MDS(Format):
     trainer = "micro_diffusion"
     tensors = ("latents",)
     needs_captions = True
-    square = True
     scaled = True
     constants = Constants(factor=(1.0,))
 

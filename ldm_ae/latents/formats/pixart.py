@@ -26,7 +26,6 @@ class PixArt(Format):
     trainer = "PixArt"
     tensors = ("moments",)
     needs_captions = True
-    square = True
     channels = 4
 
     def check(self, samples: Samples) -> Iterator[str]:
