@@ -136,9 +136,11 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("path", metavar="PATH", help="a model folder, run directory, checkpoint or latent store")
     inspect.add_argument("--json", action="store_true", help="print JSON")
 
-    for name, text in (("import", "Read a CompVis checkpoint"), ("convert", "Write a store in a trainer's format")):
-        later = command(name, f"{text}: not in this version, comes with a later one.")
-        later.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    to_convert = command("convert", "Write a latent store in a trainer's format, or read one into a store.")
+    _add_convert_options(to_convert)
+
+    later = command("import", "Read a CompVis checkpoint: not in this version, comes with a later one.")
+    later.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
 
@@ -162,6 +164,27 @@ def _add_compute_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="what the model runs in "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
+
+
+def _add_convert_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="STORE", help="the latent store; with --format store the files of "
+                        "LightningDiT or EDM2 that are to become one")  # fmt: skip
+    parser.add_argument("out", metavar="OUT", help="a new folder; a new .zip file for edm2-zip")
+    parser.add_argument("--format", choices=(*_formats(), "store"), required=True, help="docs/LATENTS.md says what "
+                        "each holds")  # fmt: skip
+    parser.add_argument("--bucket", metavar="HxW", help="the images of this resolution only")
+    parser.add_argument("--fold", metavar="K", help="write latents that have unit variance after the trainer "
+                        "multiplies by its hard-coded K; trainer: by what is known to be in its code")  # fmt: skip
+    parser.add_argument("--images", help=f"what was encoded, for repa and repa-e, which hold the images too: {IMAGES}")
+    parser.add_argument("--arch", help="kohya: sd, sdxl, sd3 or flux; musubi: hv, qi, wan or zi")
+    parser.add_argument("--name", help="repa-e: the autoencoder's name in the files' names (default: vae)")
+    parser.add_argument("--model", help="with --format store: whose latents they are, unless ldm-ae wrote the files")
+
+
+def _formats() -> list[str]:
+    """The names of the latent formats, from their files, because importing them takes seconds."""
+    folder = Path(__file__).parent / "latents" / "formats"
+    return sorted(path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in ("__init__", "base"))
 
 
 def _train(arguments: list[str]) -> int:

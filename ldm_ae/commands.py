@@ -146,6 +146,49 @@ def run_inspect(args: argparse.Namespace) -> None:
         raise UserError(f"{args.path} is not sound: {found['problems'][0]}")
 
 
+def run_convert(args: argparse.Namespace) -> None:
+    """`ldm-ae convert`."""
+    if args.format == "store":
+        _read_into_store(args)
+        return
+    from ldm_ae.data import open_source
+    from ldm_ae.latents.convert import convert_store
+
+    if args.model is not None:
+        raise UserError("--model is for --format store; a store says which model made it")
+    try:
+        fold = args.fold if args.fold in (None, "trainer") else float(args.fold)
+    except ValueError:
+        raise UserError(f"--fold is '{args.fold}'; give a number, or trainer") from None
+    images = None if args.images is None else open_source(args.images)
+    with _bar("converting", None) as progress:
+        summary = convert_store(
+            args.source, args.out, args.format, bucket=args.bucket, fold=fold, arch=args.arch, name=args.name,
+            images=images, progress=progress,
+        )  # fmt: skip
+    _note(summary.warnings)
+    print(f"{summary.images} images for {args.format} in {summary.path}")
+
+
+def _read_into_store(args: argparse.Namespace) -> None:
+    from ldm_ae.latents.incoming import import_latents
+    from ldm_ae.models import load_autoencoder
+
+    for name in ("bucket", "fold", "images", "arch", "name"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} says nothing to --format store; leave it out")
+    model = None if args.model is None else load_autoencoder(args.model)
+    with _bar("reading", None) as progress:
+        summary = import_latents(args.source, args.out, model=model, progress=progress)
+    _note(summary.warnings)
+    print(f"{summary.images} images of {summary.format} in the store {summary.path}")
+
+
+def _note(warnings: list[str]) -> None:
+    for warning in warnings:
+        print(f"note: {warning}", file=sys.stderr)
+
+
 def run_not_yet(args: argparse.Namespace) -> None:
     """A command of a later version."""
     raise UserError(f"'{args.command}' is not in this version; it comes with a later one")
@@ -254,6 +297,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "export": run_export,
     "inspect": run_inspect,
     "import": run_not_yet,
-    "convert": run_not_yet,
+    "convert": run_convert,
 }
 """What each command runs; `train` has a parser of its own."""

@@ -22,10 +22,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_folders_are_replaced_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("many_files", [False, True])
+def test_folders_are_replaced_whole(many_files: bool, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     for content in ("first", "second"):
-        with writing_folder(folder) as temporary:
+        with writing_folder(folder, many_files=many_files) as temporary:
             (temporary / content).write_text(content)
             assert not (folder / content).exists()
         assert [p.name for p in folder.iterdir()] == [content]

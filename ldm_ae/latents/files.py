@@ -33,6 +33,11 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> Written:
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Written:
     """A safetensors file, atomically, whose bytes follow from its content alone."""
+    return write_bytes(path, *safetensors_parts(tensors, metadata))
+
+
+def safetensors_parts(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[bytes | memoryview, ...]:
+    """The bytes of a safetensors file, which follow from its content alone."""
     raw = memoryview(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=metadata))
     length = int.from_bytes(raw[:8], "little")
     # The library writes the metadata in an order that changes from process to process.
@@ -40,7 +45,7 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % 8)
-    return write_bytes(path, len(encoded).to_bytes(8, "little"), encoded, raw[8 + length :])
+    return len(encoded).to_bytes(8, "little"), encoded, raw[8 + length :]
 
 
 def look_at(path: Path) -> Written:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from ldm_ae.latents.store import (
     StoreRequest,
     read_description,
     read_request,
+    row_of_tensor,
 )
 from ldm_ae.models import Autoencoder, ChannelStatistics, GaussianPosterior, LatentSpec, model_hash
 
@@ -165,6 +167,20 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._keys = rows["key"].combine_chunks()
         self._open: OrderedDict[str, Any] = OrderedDict()
         self._owner = os.getpid()
+        if draw != "stored" and "moments" not in self.tensor_names:
+            raise UserError(f"{self.store.path} has no moments to draw from; use draw stored")
+
+    @property
+    def tensor_names(self) -> frozenset[str]:
+        """The names of the tensors that the shards hold."""
+        try:
+            return frozenset(self._handle(self._files[0]).keys())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.store.path / self._files[0]} cannot be read: {str(error)[:120]}") from error
+
+    def tensors(self, position: int, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors of an item by name as they are stored: (C, h, w) latents, (2C, h, w) moments, and so on."""
+        return {name: self._slice(position, name)[0] for name in names}
 
     def set_epoch(self, epoch: int) -> None:
         """Other draws and flips from now on; call it before the loader's workers start."""
@@ -194,15 +210,14 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return posterior.sample(noise=seeded_noise(seed, tuple(posterior.mean.shape[1:])))[0]
 
     def _slice(self, position: int, name: str) -> Tensor:
-        """(1, C or 2C, h, w) of a shard's tensor, in the stored dtype."""
+        """One row of a shard's tensor, (1, ...), in the stored dtype."""
         row = int(self._row_of[position])
         file = self._files[self._file_of[position]]
-        height, width = (int(side) for side in file.partition("/")[0].split("x"))
-        channels = self.store.spec.channels * (2 if name.startswith("moments") else 1)
-        shape = (1, channels, *self.store.spec.latent_size(height, width))
+        bucket = file.partition("/")[0]
+        shape, dtype = row_of_tensor(name, bucket, self.store.spec, DTYPES[self.store.request.dtype])
         try:
             tensor: Tensor = self._handle(file).get_slice(name)[row : row + 1]
-            if tensor.shape != shape or tensor.dtype != DTYPES[self.store.request.dtype]:
+            if tensor.shape != (1, *shape) or tensor.dtype != dtype:
                 raise ValueError(f"it is {tuple(tensor.shape)} {tensor.dtype}, and not what the store says")
             return tensor
         except (SafetensorError, OSError, IndexError, TypeError, ValueError, RuntimeError) as error:

@@ -46,7 +46,7 @@ from ldm_ae.errors import UserError, reason
 from ldm_ae.files import make_folder, read_json, write_json
 from ldm_ae.latents.files import Written, look_at, write_bytes, write_safetensors
 from ldm_ae.locks import LOCK
-from ldm_ae.models import ChannelStatistics, hash_json
+from ldm_ae.models import ChannelStatistics, LatentSpec, hash_json
 
 FORMAT = "ldm_ae latent store"
 FORMAT_VERSION = 1
@@ -56,6 +56,8 @@ BUCKET_NAME = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,5}")
 SHARD_NAME = re.compile(r"latents_rank\d{2,6}_shard\d{3,9}\.safetensors")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """The dtype of stored latents and moments, by the name that commands take."""
+BOOKKEEPING: dict[str, tuple[int, ...]] = {"labels": (), "index": (), "original_size": (2,), "crop_ltrb": (4,)}
+"""Shape of one row of the int64 tensors, by name."""
 
 SCHEMA = pa.schema(
     [
@@ -135,6 +137,15 @@ def read_request(found: dict[str, Any]) -> StoreRequest:
     if found["dtype"] not in DTYPES:
         raise ValueError(f"request.dtype is {_short(found['dtype'])}")
     return StoreRequest(**{entry.name: found[entry.name] for entry in fields(StoreRequest)})
+
+
+def row_of_tensor(name: str, bucket: str, spec: LatentSpec, dtype: torch.dtype) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of one image's row of a shard's tensor; `dtype` is that of the store's latents."""
+    if name in BOOKKEEPING:
+        return BOOKKEEPING[name], torch.int64
+    height, width = (int(side) for side in bucket.split("x"))
+    channels = spec.channels * (2 if name.startswith("moments") else 1)
+    return (channels, *spec.latent_size(height, width)), dtype
 
 
 class StoreWriter:
@@ -232,7 +243,7 @@ class StoreWriter:
         self._files[INDEX] = write_bytes(self.path / INDEX, memoryview(sink.getvalue()))
         write_json(self.path / STATISTICS, describe_statistics(self.statistics, images=self.good))
         self._files[STATISTICS] = look_at(self.path / STATISTICS)
-        lightningdit = _lightningdit_statistics(self.statistics)
+        lightningdit = lightningdit_statistics(self.statistics)
         for bucket in sorted({name.partition("/")[0] for name in self._files if "/" in name}):
             name = f"{bucket}/{LIGHTNINGDIT_STATISTICS}"
             self._files[name] = write_bytes(self.path / name, lightningdit)
@@ -257,7 +268,7 @@ def describe_statistics(statistics: ChannelStatistics, *, images: int) -> dict[s
     }
 
 
-def _lightningdit_statistics(statistics: ChannelStatistics) -> bytes:
+def lightningdit_statistics(statistics: ChannelStatistics) -> bytes:
     """LightningDiT's file. Written through memory, because torch.save puts a path's name into the bytes."""
     buffer = io.BytesIO()
     mean, std = (value.float().view(1, -1, 1, 1) for value in (statistics.channel_mean, statistics.channel_std))

@@ -13,7 +13,14 @@ from safetensors import SafetensorError, safe_open
 from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.latents.files import look_at
 from ldm_ae.latents.reader import LatentStore
-from ldm_ae.latents.store import DESCRIPTION, INDEX, LIGHTNINGDIT_STATISTICS, STATISTICS, read_description
+from ldm_ae.latents.store import (
+    BOOKKEEPING,
+    DESCRIPTION,
+    INDEX,
+    LIGHTNINGDIT_STATISTICS,
+    STATISTICS,
+    read_description,
+)
 
 _SAFETENSORS_DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
@@ -30,10 +37,14 @@ def verify_store(path: str | Path) -> list[str]:
     except UserError as error:
         return [str(error)]
     problems = _check_files(store)
-    for name, rows in _shards(store).items():
-        # A file whose hash is wrong may be anything; what else is wrong with it tells nothing.
-        if not any(problem.startswith(name) for problem in problems):
-            problems += [f"{name} {problem}" for problem in _check_shard(store, name, rows)]
+    # A file whose hash is wrong may be anything; what else is wrong with it tells nothing.
+    sound = {
+        name: rows for name, rows in _shards(store).items() if not any(problem.startswith(name) for problem in problems)
+    }
+    # Latents that were read from other people's files come without moments, in every shard.
+    moments = any(_holds_moments(store.path / name) for name in sound)
+    for name, rows in sound.items():
+        problems += [f"{name} {problem}" for problem in _check_shard(store, name, rows, moments=moments)]
     if store.statistics.count % max(len(store), 1) or (store.statistics.count == 0) != (len(store) == 0):
         problems.append(f"{STATISTICS} counts {store.statistics.count} values a channel, not a multiple of the images")
     return problems
@@ -106,16 +117,24 @@ def _check_files(store: LatentStore) -> list[str]:
     return problems + [f"{name} does not belong to the store" for name in sorted(found - expected)]
 
 
-def _latent_shapes(store: LatentStore, name: str, rows: int) -> dict[str, list[int]]:
+def _latent_shapes(store: LatentStore, name: str, rows: int, *, moments: bool) -> dict[str, list[int]]:
     """The shapes of a shard's latents and moments, by name."""
     height, width = (int(side) for side in name.partition("/")[0].split("x"))
     size = store.spec.latent_size(height, width)
     views = ("", "_flip") if store.request.flips else ("",)
-    channels = {"latents": store.spec.channels, "moments": 2 * store.spec.channels}
+    channels = {"latents": store.spec.channels} | ({"moments": 2 * store.spec.channels} if moments else {})
     return {f"{key}{view}": [rows, number, *size] for view in views for key, number in channels.items()}
 
 
-def _check_shard(store: LatentStore, name: str, rows: pa.Table) -> list[str]:
+def _holds_moments(file: Path) -> bool:
+    try:
+        with safe_open(file, framework="pt") as shard:
+            return any(name.startswith("moments") for name in shard.keys())  # noqa: SIM118
+    except (SafetensorError, OSError):
+        return False  # `_check_shard` says what is wrong with it
+
+
+def _check_shard(store: LatentStore, name: str, rows: pa.Table, *, moments: bool) -> list[str]:
     """Header, shapes, dtypes, finite values, and the index."""
     try:
         with safe_open(store.path / name, framework="pt") as file:
@@ -124,8 +143,8 @@ def _check_shard(store: LatentStore, name: str, rows: pa.Table) -> list[str]:
             dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
             if header != store.request.header(len(rows)):
                 return ["has a header that does not fit the store or its number of rows"]
-            latent = _latent_shapes(store, name, len(rows))
-            small = {"labels": [], "index": [], "original_size": [2], "crop_ltrb": [4]}
+            latent = _latent_shapes(store, name, len(rows), moments=moments)
+            small = {key: list(shape) for key, shape in BOOKKEEPING.items()}
             if shapes != latent | {key: [len(rows), *shape] for key, shape in small.items()}:
                 return [f"has other tensors or shapes than the store's: {printable(shapes)}"]
             if dtypes != dict.fromkeys(latent, _SAFETENSORS_DTYPES[store.request.dtype]) | dict.fromkeys(small, "I64"):

@@ -193,6 +193,10 @@ def drop(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
     del tensors["moments"]
 
 
+def drop_all(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
+    del tensors["moments"], tensors["moments_flip"]  # the other shards have them
+
+
 def narrow(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
     tensors["latents"] = tensors["latents"].half()
 
@@ -214,6 +218,7 @@ def rehash(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
     [
         (poison, "has values in moments_flip that are not finite"),
         (drop, "has other tensors or shapes"),
+        (drop_all, "has other tensors or shapes"),
         (narrow, "has other dtypes"),
         (swap, "does not hold the rows that index.parquet says"),
         (relabel, "does not hold the rows that index.parquet says"),

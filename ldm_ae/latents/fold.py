@@ -1,0 +1,114 @@
+"""What a trainer's file holds in place of unscaled latents, and the way back: latents = values * scale + bias."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm_ae.errors import UserError
+from ldm_ae.models import ChannelStatistics, LatentSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constants:
+    """What is hard-coded in a trainer: it makes (values - shift) * factor of what it reads."""
+
+    factor: tuple[float, ...]
+    """One number, or one a channel."""
+    shift: tuple[float, ...] = (0.0,)
+    """One number, or one a channel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """An affine map per channel between `latents` and the values in a file."""
+
+    scale: tuple[float, ...]
+    """Per channel, positive."""
+    bias: tuple[float, ...]
+    """Per channel."""
+
+    @classmethod
+    def none(cls, channels: int) -> Fold:
+        """The values are the latents."""
+        return cls(scale=(1.0,) * channels, bias=(0.0,) * channels)
+
+    @classmethod
+    def of_model(cls, spec: LatentSpec) -> Fold:
+        """The values are the model's `scaled_latents`."""
+        if spec.latents_mean is not None and spec.latents_std is not None:
+            return cls(scale=spec.latents_std, bias=spec.latents_mean)
+        return cls(scale=(1.0 / spec.scaling_factor,) * spec.channels, bias=(spec.shift_factor,) * spec.channels)
+
+    @classmethod
+    def for_trainer(cls, statistics: ChannelStatistics, constants: Constants) -> Fold:
+        """The values at which a trainer's `constants` come out with mean 0 and deviation 1 in every channel.
+
+        With mean μ and deviation σ of a channel of the latents, the value is (latent - μ) / σ / factor + shift.
+
+        Raises:
+            UserError: a channel is constant, or the constants are for another number of channels.
+        """
+        mean, std = statistics.channel_mean.tolist(), statistics.channel_std.tolist()
+        if not min(std) > 0:
+            raise UserError("a channel of the latents is constant, so that no scale gives it unit variance")
+        factor, shift = _spread(constants.factor, len(mean)), _spread(constants.shift, len(mean))
+        return cls(
+            scale=tuple(s * f for s, f in zip(std, factor, strict=True)),
+            bias=tuple(m - a * s * f for m, s, f, a in zip(mean, std, factor, shift, strict=True)),
+        )
+
+    @classmethod
+    def from_json(cls, content: Any) -> Fold:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        if not isinstance(content, dict) or not content.get("scale"):
+            raise ValueError("no scale of the values")
+        scale, bias = (tuple(float(value) for value in content[name]) for name in ("scale", "bias"))
+        if len(scale) != len(bias) or not min(scale) > 0:
+            raise ValueError("no positive scale and a bias for each channel")
+        return cls(scale=scale, bias=bias)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values that say what they are for."""
+        return {"meaning": "latents = values * scale + bias", "scale": list(self.scale), "bias": list(self.bias)}
+
+    def fold(self, latents: Tensor) -> Tensor:
+        """(C, h, w) or (N, C, h, w) `latents` -> values, float32."""
+        scale, bias = self._like(latents)
+        return ((latents.double() - bias) / scale).float()
+
+    def unfold(self, values: Tensor) -> Tensor:
+        """(C, h, w) or (N, C, h, w) values -> `latents`, float32; a trainer's samples are values times its constant."""
+        scale, bias = self._like(values)
+        return (values.double() * scale + bias).float()
+
+    def fold_moments(self, moments: Tensor) -> Tensor:
+        """(2C, h, w) or (N, 2C, h, w) mean and log-variance of the latents -> those of the values, float32."""
+        mean, log_variance = moments.chunk(2, dim=-3)
+        scale, _ = self._like(mean)
+        return torch.cat([self.fold(mean), (log_variance.double() - 2 * scale.log()).float()], dim=-3)
+
+    def unfold_moments(self, moments: Tensor) -> Tensor:
+        """The inverse of `fold_moments`."""
+        mean, log_variance = moments.chunk(2, dim=-3)
+        scale, _ = self._like(mean)
+        return torch.cat([self.unfold(mean), (log_variance.double() + 2 * scale.log()).float()], dim=-3)
+
+    def _like(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        assert latents.shape[-3] == len(self.scale), "a scale for each channel"
+        scale, bias = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (self.scale, self.bias))
+        return scale.to(latents.device), bias.to(latents.device)
+
+
+def _spread(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    if len(values) not in (1, channels):
+        raise UserError(f"the trainer's constants are for {len(values)} channels, the latents have {channels}")
+    return tuple(values) * (channels if len(values) == 1 else 1)

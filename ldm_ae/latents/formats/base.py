@@ -1,0 +1,354 @@
+"""What every trainer's format is: a writer of samples, and what it can and cannot say."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ldm_ae.data import Source
+from ldm_ae.errors import UserError
+from ldm_ae.latents.fold import Constants, Fold
+from ldm_ae.latents.reader import LatentDataset, LatentStore
+
+FLIP = "_flip"
+"""Ends the name of a mirror image's tensor."""
+SUBFOLDER = 1000
+"""Files of a folder, in formats that number them."""
+
+
+class Sample(NamedTuple):
+    """One image of a conversion."""
+
+    number: int
+    """From 0, in the order in which the trainer reads, if it has one."""
+    key: str
+    label: int
+    """-1: none."""
+    caption: str | None
+    size: tuple[int, int]
+    """(H, W) of the pixels that were encoded."""
+    original_size: tuple[int, int] | None
+    """(height, width) of the image before the transform, None if the store does not know it."""
+    tensors: dict[str, Tensor]
+    """Float32 and folded: `latents` (C, h, w), `moments` (2C, h, w) mean and log-variance, and those of the mirror
+    image under the same names with `_flip`; what the format asks for, as far as the store has it."""
+    index_row: int
+    """Of the store's index."""
+
+
+class Samples:
+    """The images of a conversion, read one at a time.
+
+    Args:
+        store: Where they are.
+        positions: Of the images among the store's good ones, in the order in which the trainer reads.
+        want: `latents`, `moments`, or either with `_flip`; what of it the store has not is left out.
+        fold: From latents to the values in the file.
+        progress: Called with the number of images read and their total.
+    """
+
+    def __init__(
+        self,
+        store: LatentStore,
+        positions: NDArray[np.int64],
+        *,
+        want: Iterable[str],
+        fold: Fold,
+        progress: Callable[[int, int], None] | None = None,
+    ):
+        self.store = store
+        self.positions = positions
+        self.fold = fold
+        self.rows: pa.Table = store.good().take(pa.array(positions))
+        """The index rows of the images, in their order."""
+        self.labels: NDArray[np.int64] = self.rows["label"].to_numpy()
+        """(N,) int64, -1 for none."""
+        stored = LatentDataset(store)
+        self.names = stored.tensor_names
+        """Of the tensors that the store holds."""
+        self.flips = store.request.flips
+        """Whether there are mirror images."""
+        wanted = [name for name in want if self.flips or not name.endswith(FLIP)]
+        self._stored = stored
+        self._progress = progress
+        self._read = [name for name in wanted if name in self.names]
+        # A store of moments alone still has latents: one draw of each, the same in every conversion.
+        self._drawn = [name for name in wanted if name.startswith("latents") and name not in self.names]
+        self._draw = LatentDataset(store, draw="sample", seed=store.request.seed) if self._drawn else None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator[Sample]:
+        number = 0
+        for batch in self.rows.to_batches(max_chunksize=1024):
+            for row in batch.to_pylist():
+                yield self._sample(number, row)
+                number += 1
+                if self._progress is not None:
+                    self._progress(number, len(self))
+
+    def _sample(self, number: int, row: dict[str, Any]) -> Sample:
+        position = int(self.positions[number])
+        found = self._stored.tensors(position, self._read)
+        if self._draw is not None:
+            found |= {name: self._draw.read(position, flipped=name.endswith(FLIP)) for name in self._drawn}
+        folded = {
+            name: self.fold.fold(value) if name.startswith("latents") else self.fold.fold_moments(value)
+            for name, value in found.items()
+        }
+        height, width = (int(side) for side in row["bucket"].split("x"))
+        return Sample(
+            number=number, key=row["key"], label=row["label"], caption=row["caption"], size=(height, width),
+            original_size=None if row["height"] is None else (row["height"], row["width"]),
+            tensors=folded, index_row=int(self.store.index_rows[position]),
+        )  # fmt: skip
+
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the pixels of all images, in a format that takes one resolution."""
+        [bucket] = self.rows["bucket"].unique().to_pylist()
+        height, width = (int(side) for side in bucket.split("x"))
+        return height, width
+
+
+class Pictures(abc.ABC):
+    """The images themselves, for a trainer that wants them beside the latents."""
+
+    @abc.abstractmethod
+    def png(self, sample: Sample) -> bytes:
+        """A PNG file of exactly the pixels that were encoded.
+
+        Raises:
+            UserError: the image is missing, unreadable, or not the one that was encoded.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user may say about some formats."""
+
+    arch: str | None = None
+    """The diffusion model's architecture, by the trainer's short name."""
+    name: str | None = None
+    """The autoencoder's name, in the files' names."""
+    images: Source | None = None
+    """The images that were encoded."""
+
+
+class Foreign(abc.ABC):
+    """Latents in a trainer's files, to be read into a store."""
+
+    path: Path
+    count: int
+    channels: int
+    latent_size: tuple[int, int]
+    """(h, w)"""
+    names: frozenset[str]
+    """Of the tensors that `chunks` gives besides labels: `latents`, `moments`, and either with `_flip`."""
+    dtype: str
+    """fp32, fp16 or bf16."""
+    has_own_pixels: bool
+    """Whether the trainer's own autoencoder takes pixels of another range than [-1, 1]."""
+
+    @abc.abstractmethod
+    def described(self) -> tuple[bytes | None, bytes | None]:
+        """The two files that a conversion of ours leaves, None where there are none: metadata, and index."""
+
+    @abc.abstractmethod
+    def chunks(self, size: int) -> Iterator[dict[str, Tensor]]:
+        """Up to `size` samples at a time in the trainer's order: `names` as they lie there, (N, C, h, w) or
+        (N, 2C, h, w) with log-variances, and `labels` (N,) int64."""
+
+
+class Format(abc.ABC):
+    """A trainer's format. A subclass in a file of this folder is found by its name.
+
+    Class attributes say what the format holds; `convert` refuses, or warns of, a store that does not fit, so that
+    `write` meets only samples that do.
+
+    Args:
+        options: What the user said; only those named in `takes`.
+
+    Raises:
+        UserError: an option that says nothing to this format, or one that is missing.
+    """
+
+    name: ClassVar[str]
+    trainer: ClassVar[str]
+    """Whose reader it is, for messages."""
+    tensors: ClassVar[tuple[str, ...]]
+    """Of each sample: `latents`, `moments`, and either with `_flip`."""
+    needs_flips: ClassVar[bool] = False
+    """Whether the reader fails without mirror images; with flips in `tensors` and not needed, they are optional."""
+    needs_labels: ClassVar[bool] = False
+    needs_captions: ClassVar[bool] = False
+    needs_original_size: ClassVar[bool] = False
+    several_sizes: ClassVar[bool] = False
+    """Whether images of several resolutions fit into one data set."""
+    square: ClassVar[bool] = False
+    """Whether the reader takes latents with h = w only."""
+    takes: ClassVar[frozenset[str]] = frozenset()
+    """Names of `Options` that mean something here."""
+    suffix: ClassVar[str] = ""
+    """Of the one file that the format is; empty for a folder."""
+    normalizes: ClassVar[bool] = False
+    """Whether the files say mean and deviation, so that nothing is to be folded."""
+
+    channels: int | None = None
+    """C that the trainer's code is written for, None for any."""
+    scaled: bool = False
+    """Whether the file holds scaled latents, so that the trainer has no constant."""
+    constants: Constants | None = None
+    """What is hard-coded in the trainer."""
+
+    def __init__(self, options: Options):
+        for field in fields(options):
+            if getattr(options, field.name) is not None and field.name not in self.takes:
+                raise UserError(f"--{field.name} says nothing to the format {self.name}; leave it out")
+        if "images" in self.takes and options.images is None:
+            raise UserError(f"{self.trainer} reads the images too; name them with --images IMAGES")
+        self.options = options
+
+    def arrange(self, rows: pa.Table) -> NDArray[np.int64]:
+        """(N,) int64: the order in which the reader will meet these rows of the store's index."""
+        return np.arange(len(rows), dtype=np.int64)
+
+    def check(self, samples: Samples) -> Iterator[str]:  # noqa: ARG002 - most formats have nothing to add
+        """Warnings of one line about what the attributes do not cover.
+
+        Raises:
+            UserError: the format cannot hold these samples.
+        """
+        yield from ()
+
+    def metadata(self, samples: Samples) -> dict[str, Any]:  # noqa: ARG002 - most formats have nothing to add
+        """What the format adds to the metadata, as JSON values."""
+        return {}
+
+    @abc.abstractmethod
+    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:
+        """Write all samples.
+
+        Args:
+            samples: To be iterated over once.
+            out: An empty folder, or with `suffix` a file that is not there yet.
+            pictures: The images, if the format takes them.
+        """
+
+    @classmethod
+    def open_foreign(cls, path: Path) -> Foreign | None:  # noqa: ARG003 - most formats are only written
+        """The latents at `path` if they are of this format and it can be read back, else None.
+
+        Raises:
+            UserError: it is of this format, and damaged.
+        """
+        return None
+
+
+def architecture(format_name: str, arch: str | None, known: Iterable[str]) -> str:
+    """`arch` if it is known, else a UserError that lists those that are."""
+    if arch is None or arch not in known:
+        said = "needs --arch" if arch is None else f"knows no --arch {arch}"
+        raise UserError(f"the format {format_name} {said}: one of {', '.join(known)}")
+    return arch
+
+
+def library(module: str, format_name: str) -> Any:
+    """An optional package, or a UserError that says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(
+            f"the format {format_name} needs the package {module}, which is missing; pip install 'ldm_ae[formats]'"
+        ) from None
+
+
+def mean_and_std(moments: Tensor) -> NDArray[np.float32]:
+    """(2C, h, w) mean and standard deviation of mean and log-variance."""
+    mean, log_variance = moments.chunk(2, dim=0)
+    return torch.cat([mean, torch.exp(0.5 * log_variance)], dim=0).numpy()
+
+
+def npy(values: NDArray[Any]) -> bytes:
+    """The bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def numbered(number: int, prefix: str, extension: str) -> str:
+    """EDM2's names, sorted by number: 00001/img00001234.png."""
+    return f"{number // SUBFOLDER:05d}/{prefix}{number:08d}.{extension}"
+
+
+def write_labels(file: IO[bytes], samples: Samples, prefix: str, extension: str) -> None:
+    """EDM2's dataset.json: a [name, label] for each sample, or null if none has a label."""
+    labels = samples.labels
+    if (labels < 0).all():
+        file.write(b'{"labels": null}\n')
+        return
+    assert (labels >= 0).all(), "labels are all there or none is"
+    for number, label in enumerate(labels.tolist()):
+        start = '{"labels": [\n' if number == 0 else ",\n"
+        file.write(f"{start}{json.dumps([numbered(number, prefix, extension), label])}".encode())
+    file.write(b"\n]}\n")
+
+
+def class_digits(samples: Samples) -> int:
+    """How many digits a class folder's name has, so that sorting by name sorts by number."""
+    return max(4, len(str(int(samples.labels.max()))))
+
+
+def check_classes(samples: Samples, trainer: str) -> Iterator[str]:
+    """A warning where torchvision's `DatasetFolder`, which numbers folders in their order, changes the labels."""
+    classes = np.unique(samples.labels)
+    if not np.array_equal(classes, np.arange(len(classes))):
+        yield (
+            f"the {len(classes)} labels are not 0 to {len(classes) - 1}; {trainer} numbers the class folders from 0, "
+            "so that its labels are others"
+        )
+
+
+def stem(key: str) -> str:
+    """A key as a relative path without the extension.
+
+    Raises:
+        UserError: it would lead outside the folder.
+    """
+    path = PurePosixPath(key)
+    if path.is_absolute() or ".." in path.parts or "\\" in key or not path.name:
+        raise UserError(f"the key '{key}' is no path inside a folder, so that no file can be named by it")
+    return path.with_suffix("").as_posix()
+
+
+def file_name(name: str) -> str:
+    """`name` if it can be part of a file's name, else a UserError."""
+    if not name or name.startswith(".") or any(character in name for character in "/\\\0"):
+        raise UserError(f"'{name}' cannot be part of a file's name")
+    return name
+
+
+def write_new(path: Path, content: bytes, key: str) -> None:
+    """A file that must not be there yet.
+
+    Raises:
+        UserError: another image has given it its name already.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        raise UserError(f"two images would be {path.name} in this format; the second is {key}") from None

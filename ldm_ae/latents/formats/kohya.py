@@ -1,0 +1,75 @@
+"""sd-scripts (kohya-ss/sd-scripts, `--cache_latents_to_disk`).
+
+    OUT/{key without extension}_{W:04d}x{H:04d}_{arch}.npz      W, H: the image's original size
+        latents             (C, h, w) float32, unscaled
+        latents_flipped     the mirror image's, if the store has them; needed for `--flip_aug`
+        original_size       (2,) int64 width, height
+        crop_ltrb           (4,) float64, as sd-scripts computes it from the original and the encoded size
+
+For the architectures flux and sd3 each key ends in _{h}x{w}. The files belong beside the images: copy OUT over the
+folder that was encoded. sd-scripts takes them where its bucket for the image has the size that was encoded.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ldm_ae.latents.fold import Constants
+from ldm_ae.latents.formats.base import Format, Options, Pictures, Samples, architecture, stem, write_new
+
+_CONSTANTS = {
+    "sd": Constants(factor=(0.18215,)),
+    "sdxl": Constants(factor=(0.13025,)),
+    "sd3": Constants(factor=(1.5305,), shift=(0.0609,)),
+    "flux": Constants(factor=(0.3611,), shift=(0.1159,)),
+}
+
+
+class Kohya(Format):
+    """A file of latents for each image."""
+
+    name = "kohya"
+    trainer = "sd-scripts"
+    tensors = ("latents", "latents_flip")
+    needs_original_size = True
+    several_sizes = True
+    takes = frozenset({"arch"})
+
+    def __init__(self, options: Options):
+        super().__init__(options)
+        self._arch = architecture(self.name, options.arch, _CONSTANTS)
+        self.channels = 4 if self._arch in ("sd", "sdxl") else 16
+        self.constants = _CONSTANTS[self._arch]
+
+    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+        """See `Format.write`."""
+        for sample in samples:
+            assert sample.original_size is not None, "checked before"
+            height, width = sample.original_size
+            values: dict[str, NDArray[np.generic]] = {
+                "latents": sample.tensors["latents"].numpy(),
+                "original_size": np.array([width, height], np.int64),
+                "crop_ltrb": _crop(sample.size, sample.original_size),
+            }
+            if "latents_flip" in sample.tensors:
+                values["latents_flipped"] = sample.tensors["latents_flip"].numpy()
+            if self._arch in ("flux", "sd3"):
+                h, w = sample.tensors["latents"].shape[1:]
+                values = {f"{name}_{h}x{w}": value for name, value in values.items()}
+            buffer = io.BytesIO()
+            np.savez(buffer, **values)  # type: ignore[arg-type]
+            path = out / f"{stem(sample.key)}_{width:04d}x{height:04d}_{self._arch}.npz"
+            write_new(path, buffer.getvalue(), sample.key)
+
+
+def _crop(size: tuple[int, int], original: tuple[int, int]) -> NDArray[np.float64]:
+    """Left, top, right, bottom of the whole image scaled into the encoded size, as SDXL's conditioning has it."""
+    height, width = size
+    ratio = original[1] / original[0]
+    scaled_width, scaled_height = (height * ratio, height) if width / height > ratio else (width, width / ratio)
+    left, top = (width - scaled_width) // 2, (height - scaled_height) // 2
+    return np.array([left, top, left + scaled_width, top + scaled_height], np.float64)

@@ -1,0 +1,273 @@
+"""Each trainer's format: what its own reader gets back is what the store holds."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ldm_ae.cli import _formats
+from ldm_ae.data import ImageTransform, decode_image, open_source
+from ldm_ae.errors import UserError
+from ldm_ae.latents import LatentDataset, LatentStore
+from ldm_ae.latents.convert import ConvertSummary, convert_store
+from ldm_ae.latents.files import look_at
+from ldm_ae.latents.fold import Fold
+from ldm_ae.latents.formats import FORMATS
+from ldm_ae.models import KLAutoencoder
+from tests.latents.format_readers import READERS, Read, read_kohya, read_musubi
+from tests.latents.helpers import Content, drop_tensors, encode, synthetic_store
+
+OPTIONS: dict[str, dict[str, Any]] = {"kohya": {"arch": "sdxl"}, "musubi": {"arch": "zi"}}
+LIBRARIES = {"maskdit": "lmdb", "repa-e": "h5py"}
+WITH_IMAGES = sorted(name for name, kind in FORMATS.items() if "images" in kind.takes)
+PLAIN = sorted(FORMATS.keys() - set(WITH_IMAGES))
+"""Those that can be written of a synthetic store, which has no images."""
+SCALED = ("datasetfolder", "fast-dit", "mds")
+# float32 arithmetic on values up to about 10; float16 has a relative precision of 2**-11.
+TOLERANCE: dict[str, dict[str, float]] = {"mds": {"rtol": 2**-11, "atol": 1e-6}}
+DEFAULT_TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def available(name: str) -> str:
+    if (library := LIBRARIES.get(name)) and importlib.util.find_spec(library) is None:
+        pytest.skip(f"the package {library} is missing")
+    return name
+
+
+@pytest.fixture(params=sorted(FORMATS))
+def name(request: pytest.FixtureRequest) -> str:
+    return available(request.param)
+
+
+@pytest.fixture(params=PLAIN)
+def plain(request: pytest.FixtureRequest) -> str:
+    return available(request.param)
+
+
+def convert(content_path: Path, name: str, out: Path, **options: Any) -> tuple[Path, ConvertSummary]:
+    target = out.with_suffix(".zip") if name == "edm2-zip" else out
+    return target, convert_store(content_path, target, name, **(OPTIONS.get(name, {}) | options))
+
+
+def place_of(name: str, content: Content) -> int:
+    """The position in the store of what a reader calls by `name`."""
+    if name.isdigit() and name not in {Path(key).stem for key in content.keys}:
+        return int(name)
+    return next(
+        i for i, key in enumerate(content.keys) if key.removesuffix(".png") in (name, f"{Path(key).parent}/{name}")
+    )
+
+
+def expect(read: Read, content: Content, positions: list[int], *, scaled: bool, **tolerance: float) -> None:
+    """What was read is what the store's images at `positions` hold."""
+    spec = LatentStore(content.path).spec
+
+    def compare(found: list[np.ndarray], expected: list[torch.Tensor]) -> None:
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert one.shape == tuple(other.shape)
+            np.testing.assert_allclose(one, other.float().numpy(), **tolerance)  # type: ignore[arg-type]
+
+    held = [content.tensors[position] for position in positions]
+    for view in ("", "_flip"):
+        if latents := getattr(read, f"latents{view}"):
+            values = [tensors[f"latents{view}"].float() for tensors in held]
+            compare(latents, [spec.scale(value[None])[0] for value in values] if scaled else values)
+        if means := getattr(read, f"mean{view}"):
+            moments = [tensors[f"moments{view}"].float().chunk(2) for tensors in held]
+            compare(means, [mean for mean, _ in moments])
+            compare(getattr(read, f"std{view}"), [(0.5 * log_variance).exp() for _, log_variance in moments])
+    for found, expected in ((read.labels, content.labels), (read.captions, content.captions)):
+        assert not found or found == [expected[position] for position in positions]
+
+
+def test_every_format_has_a_reader_and_is_on_the_command_line() -> None:
+    assert sorted(READERS) == sorted(FORMATS), "write the trainer's reader for a new format in format_readers.py"
+    assert _formats() == sorted(FORMATS)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_trainer_gets_what_the_store_holds(
+    name: str, dtype: str, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {}
+    if name in WITH_IMAGES:
+        encode(tiny_model, image_folder, tmp_path / "store", dtype=dtype)
+        content = content_of(tmp_path / "store")
+        options["images"] = open_source(image_folder)
+    else:
+        content = synthetic_store(tmp_path / "store", dtype=dtype, buckets={"32x32": 12})  # two digits, in order
+    out, summary = convert(tmp_path / "store", name, tmp_path / "out", **options)
+    assert summary.images == len(content.keys)
+    read = READERS[name](out)
+    assert len(read.names) == len(content.keys)
+    positions = [place_of(found, content) for found in read.names]
+    assert sorted(positions) == list(range(len(content.keys)))
+    needed = FORMATS[name].needs_labels
+    assert not needed or read.labels
+    assert read.latents or read.mean
+    expect(read, content, positions, scaled=name in SCALED, **TOLERANCE.get(name, DEFAULT_TOLERANCE))
+    if "sizes" in read.extra:
+        assert read.extra["sizes"] == [content.sizes[position] for position in positions]
+    statistics = LatentStore(tmp_path / "store").statistics
+    for kind, expected in (("mean", statistics.channel_mean), ("std", statistics.channel_std)):
+        if f"statistics_{kind}" in read.extra:
+            torch.testing.assert_close(read.extra[f"statistics_{kind}"].flatten(), expected.float())
+
+
+def content_of(path: Path) -> Content:
+    """What lies in a store that an encoder wrote."""
+    store, data = LatentStore(path), LatentDataset(path)
+    rows = store.good().to_pylist()
+    names = ("latents", "latents_flip", "moments", "moments_flip")
+    return Content(
+        path=path, keys=[row["key"] for row in rows], labels=[row["label"] for row in rows],
+        captions=[row["caption"] for row in rows], sizes=[(row["height"], row["width"]) for row in rows],
+        tensors=[data.tensors(i, names) for i in range(len(data))],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("format", WITH_IMAGES)
+def test_images_beside_latents_are_those_that_were_encoded(
+    format: str, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
+    if library := LIBRARIES.get(format):
+        pytest.importorskip(library)
+    encode(tiny_model, image_folder, tmp_path / "store")
+    source = open_source(image_folder)
+    (image_folder / "cats" / "000_more.png").write_bytes((image_folder / "cats" / "001.png").read_bytes())
+    out, _ = convert(tmp_path / "store", format, tmp_path / "out", images=open_source(image_folder))  # one more image
+    transform = ImageTransform(size=32)
+    for i, image in enumerate(READERS[format](out).images):
+        expected = transform(decode_image(source[i].data)).pixel_values
+        assert (image == ((expected + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).all()
+    with pytest.raises(UserError, match="name them with --images"):
+        convert(tmp_path / "store", format, tmp_path / "none")
+    (image_folder / "cats" / "001.png").write_bytes((image_folder / "cats" / "003.png").read_bytes())
+    with pytest.raises(UserError, match=r"cats/001\.png in the images is not the one that was encoded"):
+        convert(tmp_path / "store", format, tmp_path / "stale", images=open_source(image_folder))
+    (image_folder / "cats" / "001.png").unlink()
+    with pytest.raises(UserError, match=r"the images have no cats/001\.png"):
+        convert(tmp_path / "store", format, tmp_path / "stale", images=open_source(image_folder))
+    assert not (tmp_path / "stale").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_several_resolutions(plain: str, tmp_path: Path) -> None:
+    content = synthetic_store(tmp_path / "store", buckets={"64x32": 4, "32x32": 5})
+    if not FORMATS[plain].several_sizes:
+        with pytest.raises(UserError, match="has 32x32, 64x32; choose one with --bucket"):
+            convert(content.path, plain, tmp_path / "both")
+        assert not (tmp_path / "both").exists()
+    else:
+        out, _ = convert(content.path, plain, tmp_path / "both")
+        read = READERS[plain](out)
+        positions = [place_of(found, content) for found in read.names]
+        assert sorted(positions) == list(range(9))
+        expect(read, content, positions, scaled=False, **DEFAULT_TOLERANCE)
+    out, summary = convert(content.path, plain, tmp_path / "one", bucket="32x32")
+    assert summary.images == 5
+    read = READERS[plain](out)
+    keyed = plain in ("kohya", "musubi", "pixart")
+    positions = [place_of(found, content) if keyed else 4 + int(found) for found in read.names]
+    assert sorted(positions) == list(range(4, 9))
+    expect(read, content, positions, scaled=plain in SCALED, **TOLERANCE.get(plain, DEFAULT_TOLERANCE))
+    with pytest.raises(UserError, match="has no images of 16x16"):
+        convert(content.path, plain, tmp_path / "none", bucket="16x16")
+
+
+def test_the_account_beside_the_files(plain: str, tmp_path: Path) -> None:
+    content = synthetic_store(tmp_path / "store")
+    out, summary = convert(content.path, plain, tmp_path / "out")
+    if out.is_file():
+        with zipfile.ZipFile(out) as archive:
+            archive.extractall(tmp_path / "unpacked")
+        out = tmp_path / "unpacked"
+    account = json.loads((out / "ldm_ae.json").read_text())
+    assert (account["format"], account["images"], account["pixels"]) == (plain, 7, "RGB in [-1, 1]")
+    assert account["warnings"] == summary.warnings
+    assert account["request"]["model_hash"] == "0" * 64
+    fold = Fold.from_json(account["values"])
+    assert set(fold.scale) == ({2.0} if plain in SCALED else {1.0})
+    rows = pq.read_table(out / "ldm_ae.parquet").to_pylist()
+    assert [row["key"] for row in rows] == content.keys
+    assert [row["caption"] for row in rows] == content.captions
+
+
+def test_the_same_store_gives_the_same_files(plain: str, tmp_path: Path) -> None:
+    content = synthetic_store(tmp_path / "store")
+    first, _ = convert(content.path, plain, tmp_path / "first")
+    second, _ = convert(content.path, plain, tmp_path / "second")
+    files = [first] if first.is_file() else [path for path in first.rglob("*") if path.is_file()]
+    for file in files:
+        twin = second if first.is_file() else second / file.relative_to(first)
+        assert look_at(file) == look_at(twin)
+
+
+def test_lightningdit_links_the_shards(tmp_path: Path) -> None:
+    content = synthetic_store(tmp_path / "store")
+    before = {path.name: look_at(path) for path in (content.path / "32x32").iterdir()}
+    out, _ = convert(content.path, "lightningdit", tmp_path / "out")
+    shards = sorted(path.name for path in out.glob("*.safetensors"))
+    assert shards == [f"latents_rank00_shard{i:03d}.safetensors" for i in range(3)]
+    assert all((out / shard).samefile(content.path / "32x32" / shard) for shard in shards)
+    assert {path.name: look_at(path) for path in (content.path / "32x32").iterdir()} == before
+
+
+def test_lightningdit_of_moments_alone_draws_latents(tmp_path: Path) -> None:
+    content = synthetic_store(tmp_path / "store")
+    drop_tensors(content.path, "latents")
+    out, _ = convert(content.path, "lightningdit", tmp_path / "out")
+    read = READERS["lightningdit"](out)
+    assert read.labels == content.labels
+    for i, latents in enumerate(read.latents):
+        mean, log_variance = content.tensors[i]["moments"].chunk(2)
+        noise = (torch.tensor(latents) - mean) / torch.exp(0.5 * log_variance)
+        assert abs(float(noise.mean())) < 5 / 16  # 256 independent normals, five standard errors
+        assert abs(float(noise.std()) - 1) < 5 / (2 * 256) ** 0.5
+
+
+def test_thousands_have_their_folders(tmp_path: Path) -> None:
+    content = synthetic_store(tmp_path / "store", buckets={"4x4": 1003}, flips=False, shard=500)
+    out, _ = convert(content.path, "edm2-zip", tmp_path / "out")
+    read = READERS["edm2-zip"](out)
+    assert len(read.names) == 1003
+    expect(read, content, list(range(1003)), scaled=False, **DEFAULT_TOLERANCE)
+
+
+def test_mds_fills_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm_ae.latents.formats.mds._SIZE_LIMIT", 1500)  # two samples of 512 bytes and a caption
+    content = synthetic_store(tmp_path / "store")
+    out, _ = convert(content.path, "mds", tmp_path / "out")
+    assert sorted(path.name for path in out.glob("*.mds")) == [f"shard.{i:05d}.mds" for i in range(4)]
+    expect(READERS["mds"](out), content, list(range(7)), scaled=True, **TOLERANCE["mds"])
+
+
+@pytest.mark.parametrize("arch", ["sd", "sdxl", "sd3", "flux"])
+def test_kohya_architectures(arch: str, tmp_path: Path) -> None:
+    content = synthetic_store(tmp_path / "store", channels=16 if arch in ("sd3", "flux") else 4, flips=arch != "sd")
+    out, summary = convert(content.path, "kohya", tmp_path / "out", arch=arch)
+    assert not any("channels" in warning for warning in summary.warnings)
+    read = read_kohya(out, arch)
+    positions = [place_of(found, content) for found in read.names]
+    expect(read, content, positions, scaled=False, **DEFAULT_TOLERANCE)
+    assert bool(read.latents_flip) == (arch != "sd")
+    # Image 0 is 50 wide and 40 high, encoded at 32x32: scaled to 32 wide it is 25.6 high, and (32 - 25.6) // 2 is 3.
+    np.testing.assert_allclose(read.extra["crops"][positions.index(0)], [0, 3, 32, 28.6])
+
+
+@pytest.mark.parametrize("arch", ["hv", "qi", "wan", "zi"])
+def test_musubi_architectures(arch: str, tmp_path: Path) -> None:
+    content = synthetic_store(tmp_path / "store", channels=16)
+    out, _ = convert(content.path, "musubi", tmp_path / "out", arch=arch)
+    read = read_musubi(out, arch)
+    positions = [place_of(found, content) for found in read.names]
+    expect(read, content, positions, scaled=arch in ("qi", "wan"), **DEFAULT_TOLERANCE)
