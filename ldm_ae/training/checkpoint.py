@@ -101,16 +101,16 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     with writing_folder(folder, size=snapshot.size()) as temporary, ThreadPoolExecutor(2) as pool:
         not_finite = pool.submit(snapshot.not_finite)
         sealing = _Sealing(temporary, pool)
-        for name, model in snapshot.models.items():
-            model.save_pretrained(temporary / name)
-            sealing.add_new_files()
-        for name, weights in (snapshot.networks | {STATE: tensors}).items():
+        # The largest file first, so that least is left to hash when the last one is written.
+        for name, weights in ({STATE: tensors} | snapshot.networks).items():
             if weights:
                 rows = {key: tensor.contiguous() for key, tensor in weights.items()}
                 save_file(rows, temporary / f"{name}.safetensors")
                 sealing.add_new_files()
         write_json(temporary / f"{STATE}.json", tree)
-        sealing.add_new_files()
+        for name, model in snapshot.models.items():
+            model.save_pretrained(temporary / name)
+            sealing.add_new_files()
         if found := not_finite.result():
             raise RunError(
                 f"step {snapshot.step} is not saved, because it holds values that are not finite ({found}); "
@@ -125,24 +125,32 @@ class _Sealing:
 
     def __init__(self, folder: Path, pool: ThreadPoolExecutor):
         self._folder, self._pool = folder, pool
-        self._flushed: dict[str, Future[None]] = {}
-        self._hashed: dict[str, Future[str]] = {}
+        self._sealed: dict[str, Future[dict[str, Any]]] = {}
 
     def add_new_files(self) -> None:
         """Start on the files that have come since the last call, which must be complete."""
         for path in sorted(self._folder.rglob("*")):
             name = path.relative_to(self._folder).as_posix()
-            if path.is_file() and name not in self._hashed:
-                apply_umask(path)
-                self._flushed[name] = self._pool.submit(sync, path)
-                self._hashed[name] = self._pool.submit(sha256, path)
+            if path.is_file() and name not in self._sealed:
+                self._sealed[name] = self._pool.submit(_seal, path)
 
     def finish(self) -> dict[str, dict[str, Any]]:
         """Size and sha256 of each file, once all are on the disk."""
-        for flushed in self._flushed.values():
-            flushed.result()
-        sizes = {name: (self._folder / name).stat().st_size for name in self._hashed}
-        return {name: {"bytes": sizes[name], "sha256": self._hashed[name].result()} for name in sorted(sizes)}
+        return {name: sealed.result() for name, sealed in sorted(self._sealed.items())}
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    apply_umask(path)
+    sync(path)
+    entry = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    if hasattr(os, "posix_fadvise"):
+        # Nobody reads a checkpoint soon: the memory is better kept for the images, and for the next file.
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+    return entry
 
 
 def problems(folder: str | Path) -> list[str]:
@@ -233,7 +241,7 @@ def load_state(folder: Path) -> Any:
     tensors = read_tensors(folder / f"{STATE}.safetensors")
     try:
         return join_tensors(read_json(folder / f"{STATE}.json"), tensors)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, RuntimeError) as error:
         raise UserError(f"{folder / f'{STATE}.json'} is no saved state: {reason(error)}") from error
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-_TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
+_TENSOR, _CHANNELS_LAST, _TUPLE, _ITEMS = "__tensor__", "__channels_last__", "__tuple__", "__items__"
 
 
 def split_tensors(tree: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -19,6 +20,10 @@ def split_tensors(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 
     def walk(node: Any, path: str) -> Any:
         if isinstance(node, Tensor):
+            # A file holds plain rows; what lies channels-last is written as the plain rows of (N, H, W, C), uncopied.
+            if node.ndim == 4 and not node.is_contiguous() and node.is_contiguous(memory_format=torch.channels_last):
+                tensors[path] = node.permute(0, 2, 3, 1)
+                return {_TENSOR: path, _CHANNELS_LAST: True}
             tensors[path] = node
             return {_TENSOR: path}
         if isinstance(node, dict):
@@ -42,7 +47,8 @@ def join_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(tree, dict):
         return tree
     if _TENSOR in tree:
-        return tensors[tree[_TENSOR]]
+        tensor = tensors[tree[_TENSOR]]
+        return tensor.permute(0, 3, 1, 2) if tree.get(_CHANNELS_LAST) else tensor
     if _TUPLE in tree:
         return tuple(join_tensors(value, tensors) for value in tree[_TUPLE])
     if _ITEMS in tree:
