@@ -25,6 +25,7 @@ from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder, writing
 from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import Autoencoder
+from ldm_ae.quantizers import Quantizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
 
 NOT_GIVEN = "???"
@@ -103,7 +104,7 @@ def explain(error: Exception, known: Sequence[str]) -> str:
 
 def _known_keys(parser: ArgumentParser) -> list[str]:
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-    for cls in (*_subclasses(Autoencoder), *_subclasses(Discriminator)):
+    for cls in (*_subclasses(Autoencoder), *_subclasses(Discriminator), *_subclasses(Quantizer)):
         keys += list(inspect.signature(cls).parameters)
     return keys
 

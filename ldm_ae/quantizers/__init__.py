@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from inspect import isabstract
 from typing import Any
 
 from ldm_ae.errors import UserError
 from ldm_ae.quantizers.bsq import BSQ
-from ldm_ae.quantizers.codebook import CodebookCare
+from ldm_ae.quantizers.codebook import CaredTable, CodebookCare
 from ldm_ae.quantizers.cosine import CosineVQ
 from ldm_ae.quantizers.ema import EMAVQ
 from ldm_ae.quantizers.fsq import FSQ
@@ -28,6 +29,7 @@ __all__ = [
     "LFQ",
     "QUANTIZERS",
     "VQ",
+    "CaredTable",
     "CodebookCare",
     "CosineVQ",
     "GumbelVQ",
@@ -43,7 +45,7 @@ __all__ = [
 QUANTIZERS: dict[str, type[Quantizer]] = {
     name: item
     for name, item in sorted(globals().items())
-    if isinstance(item, type) and issubclass(item, Quantizer) and item is not Quantizer
+    if isinstance(item, type) and issubclass(item, Quantizer) and not isabstract(item)
 }
 """Every quantizer by its name, which is the only way in which a file can ask for one."""
 

@@ -123,6 +123,11 @@ class CaredTable(NearestCode):
                 self.usage_share[dead] = 1.0  # a new code has as long as the others had
         self.steps += 1
 
+    @torch.no_grad()
+    def start_from(self, codes: Tensor) -> None:
+        """Go on from codes (K, D) that were learned elsewhere."""
+        self.place(torch.arange(len(codes), device=codes.device), codes, torch.ones_like(codes[:, 0]))
+
     def learned_rows(self, batches: Sequence[Quantized]) -> list[Tensor]:
         """Features (N_j, D) of each micro-batch's latents."""
         return [self.features(to_rows(batch.latents)) for batch in batches]
