@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import VectorQuantizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_ae.errors import UserError
 from ldm_ae.quantizers import (
@@ -285,6 +285,15 @@ def test_gumbel_vq() -> None:
     assert torch.equal(quantizer.eval().quantize(latents).indices, logits.argmax(dim=1))
     quantizer.steps += 100
     assert quantizer.current_temperature() == pytest.approx(0.5)
+
+
+def test_residual_levels_draw_apart() -> None:
+    quantizer = ResidualVQ(GumbelVQ(8, 4), 2)
+    for name, value in quantizer.named_parameters():
+        if ".proj." in name:
+            nn.init.zeros_(value)  # the noise alone decides
+    indices = run(quantizer)[1].indices
+    assert not torch.equal(indices[:, 0], indices[:, 1])
 
 
 def test_gumbel_noise() -> None:

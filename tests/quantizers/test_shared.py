@@ -76,9 +76,9 @@ def test_kmeans_sets_the_first_codes(cls: type[Quantizer]) -> None:
     centers = kmeans([wanted.movedim(1, 3).reshape(-1, 6)], 24, iterations=10, seed=care.seed * 1_000_003)
     assert torch.allclose(quantizer.embedding.weight, centers, atol=1e-6)
     first = quantizer.embedding.weight.clone()
-    quantizer.learn([after])
-    if cls is not EMAVQ:
-        assert torch.equal(quantizer.embedding.weight, first)
+    quantizer.learn([quantizer.quantize(-latents)])  # k-means again would go there
+    # Gradients alone move the codes from here on, or averages, slowly.
+    assert (quantizer.embedding.weight - first).abs().max() <= (2.0 if cls is EMAVQ else 0.0)
 
 
 @pytest.mark.parametrize("cls", [VQ, EMAVQ])
