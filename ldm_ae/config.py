@@ -179,12 +179,13 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator) -> Trai
         rank=accelerator.process_index, world_size=accelerator.num_processes,
     )  # fmt: skip
     spec = run.model.latent_spec
+    codes = "" if spec.codebook_size is None else f", {spec.codebook_size} codes"
     identity = {
         "seed": run.seed,
         "resolution": run.data.resolution,
         "images": run.data.train,
         "global_batch": loader.global_batch,
-        "latents": f"{spec.channels} channels, downsample factor {spec.downsample_factor}",
+        "latents": f"{spec.channels} channels, downsample factor {spec.downsample_factor}{codes}",
         "discriminator": None if run.discriminator is None else type(run.discriminator).__name__,
         "ema": run.training.ema_decay is not None,
     }

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm_ae.errors import UserError
-from ldm_ae.quantizers.interface import Choice, Quantized, Quantizer, straight_through
+from ldm_ae.quantizers.interface import COUNTABLE, Choice, Quantized, Quantizer, straight_through
 from ldm_ae.quantizers.kmeans import draw_positions, kmeans
 from ldm_ae.quantizers.nearest import nearest_codes
 from ldm_ae.quantizers.processes import GlobalRows
@@ -151,9 +151,11 @@ class CodeTable(nn.Module):
 
 
 def check_table(codebook_size: int, codebook_dim: int) -> None:
-    """UserError unless both are at least 1 (2 codes, for there to be a choice)."""
+    """UserError unless there are at least 1 dimension and 2 codes, for a choice, and few enough codes to count."""
     if codebook_size < 2 or codebook_dim < 1:
         raise UserError(f"codebook_size={codebook_size} must be at least 2 and codebook_dim={codebook_dim} at least 1")
+    if codebook_size > COUNTABLE:
+        raise UserError(f"codebook_size={codebook_size}: a table has at most {COUNTABLE} codes; FSQ and BSQ need none")
 
 
 def to_rows(latents: Tensor) -> Tensor:

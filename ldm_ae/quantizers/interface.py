@@ -147,10 +147,10 @@ def usage_statistics(counts: Tensor) -> dict[str, Tensor]:
     """
     if counts.shape[-1] == 0:
         return {}
-    shares = counts.double() / counts.sum(dim=-1, keepdim=True)
+    shares = counts.float() / counts.sum(dim=-1, keepdim=True)
     perplexity = torch.special.entr(shares).sum(dim=-1).exp()
-    used = (counts > 0).double().mean(dim=-1)
-    return {"codebook_usage": used.mean().float(), "codebook_perplexity": perplexity.mean().float()}
+    used = (counts > 0).float().mean(dim=-1)
+    return {"codebook_usage": used.mean(), "codebook_perplexity": perplexity.mean()}
 
 
 def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:

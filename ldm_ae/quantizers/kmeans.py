@@ -35,7 +35,7 @@ def kmeans(parts: Sequence[Tensor], count: int, *, iterations: int, seed: int) -
         sums = cluster_sums(parts, indices, len(centers))
         local = torch.stack([torch.bincount(index, minlength=len(centers)) for index in indices]).sum(dim=0)
         sizes = sum_over_processes(local)[:, None]
-        centers = torch.where(sizes > 0, sums / sizes.clamp_min(1), centers.double()).float()
+        centers = torch.where(sizes > 0, sums / sizes.clamp_min(1), centers.to(sums)).float()
     return centers
 
 

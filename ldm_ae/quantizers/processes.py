@@ -31,7 +31,7 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 
 def cluster_sums(parts: Sequence[Tensor], indices: Sequence[Tensor], count: int) -> Tensor:
-    """Sum of the rows of each cluster over micro-batches and processes, (count, D) float64.
+    """Sum of the rows of each cluster over micro-batches and processes, (count, D) float64 (float32 on mps).
 
     Float64 makes the result independent of the order of summation once it is rounded to float32.
 
@@ -40,9 +40,11 @@ def cluster_sums(parts: Sequence[Tensor], indices: Sequence[Tensor], count: int)
         indices: (N_j,) int64 clusters.
         count: Number of clusters.
     """
-    sums = torch.zeros(count, parts[0].shape[1], dtype=torch.float64, device=parts[0].device)
+    device = parts[0].device
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    sums = torch.zeros(count, parts[0].shape[1], dtype=dtype, device=device)
     for part, index in zip(parts, indices, strict=True):
-        sums.index_add_(0, index, part.double())
+        sums.index_add_(0, index, part.to(dtype))
     return sum_over_processes(sums)
 
 

@@ -315,6 +315,7 @@ def test_gumbel_noise() -> None:
     ("make", "words"),
     [
         (lambda: VQ(1, 4), "codebook_size=1 must be at least 2"),
+        (lambda: VQ(2**20 + 1, 4), "a table has at most 1048576 codes"),
         (lambda: FSQ((8, 1)), r"FSQ: levels=\(8, 1\)"),
         (lambda: FSQ((2,) * 63), "an index has room for"),
         (lambda: LFQ(63), "LFQ: codebook_dim=63 must be from 1 to 62"),
