@@ -118,8 +118,10 @@ class CaredTable(NearestCode):
             if len(dead):
                 rows = GlobalRows(self.learned_rows(batches))
                 drawn = draw_positions(rows.total, len(dead), seed).to(dead.device)
-                dead = dead[: len(drawn)]
-                self.place(dead, rows.take(drawn), counts)
+                codes = rows.take(drawn)
+                finite = codes.isfinite().all(dim=1)  # half precision overflows now and then
+                dead, codes = dead[: len(drawn)][finite], codes[finite]
+                self.place(dead, codes, counts)
                 self.usage_share[dead] = 1.0  # a new code has as long as the others had
         self.steps += 1
 

@@ -70,8 +70,12 @@ class EMAVQ(CaredTable):
     def _learn(self, batches: Sequence[Quantized], counts: Tensor) -> None:
         parts = self.learned_rows(batches)
         sums = cluster_sums(parts, [batch.indices.flatten() for batch in batches], self.codebook_size)
-        self.ema_counts.lerp_(counts.to(self.ema_counts), 1.0 - self.decay)
-        self.ema_sums.lerp_(sums.to(self.ema_sums), 1.0 - self.decay)
+        # A latent that overflowed in half precision costs its code this step, and not the average for good.
+        finite = sums.isfinite().all(dim=1)
+        counts_now = torch.where(finite, counts, self.ema_counts)
+        sums_now = torch.where(finite[:, None], sums, self.ema_sums).to(self.ema_sums)
+        self.ema_counts.lerp_(counts_now, 1.0 - self.decay)
+        self.ema_sums.lerp_(sums_now, 1.0 - self.decay)
         total = self.ema_counts.sum()
         smoothed = (self.ema_counts + self.epsilon) / (total + self.codebook_size * self.epsilon) * total
         self.weight.copy_(self.ema_sums / smoothed[:, None])

@@ -68,10 +68,13 @@ def test_diffusers_opens_it_with_equal_outputs(make: object, tmp_path: Path) -> 
     assert torch.allclose(output.reconstructions, theirs(x).sample, atol=1e-5)
 
 
-def test_opens_what_diffusers_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("norm_type", "width", "latent_channels"), [("group", 8, 6), ("spatial", 32, 4)])
+def test_opens_what_diffusers_saved(tmp_path: Path, norm_type: str, width: int, latent_channels: int) -> None:
+    """The second is MoVQ's decoder, which normalizes by the latents and has room for no fewer channels."""
     theirs = diffusers.VQModel(
-        block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=6, num_vq_embeddings=16, vq_embed_dim=4,
+        block_out_channels=(width, width), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=latent_channels, num_vq_embeddings=16, vq_embed_dim=4,
+        norm_type=norm_type,
     ).eval()  # fmt: skip
     theirs.quantize.embedding.weight.data.normal_()
     theirs.save_pretrained(tmp_path)

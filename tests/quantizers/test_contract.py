@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import json
 import math
+import pkgutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ldm_ae import quantizers
 from ldm_ae.errors import UserError
 from ldm_ae.quantizers import QUANTIZERS, Quantizer, build_quantizer, describe_quantizer
 from tests.quantizers.common import (
@@ -154,6 +157,14 @@ def test_wrong_shapes_are_named(quantizer: Quantizer) -> None:
     name = type(quantizer).__name__
     with pytest.raises(UserError, match=rf"{name}: latents must be \(B, {quantizer.codebook_dim}, h, w\), got \(2, 9"):
         quantizer.quantize(torch.zeros(2, 9, 3, 3))
+
+
+def test_every_file_is_exported() -> None:
+    defined: set[type] = set()
+    for info in pkgutil.iter_modules(quantizers.__path__):
+        module = importlib.import_module(f"{quantizers.__name__}.{info.name}")
+        defined |= {item for item in vars(module).values() if isinstance(item, type) and issubclass(item, Quantizer)}
+    assert {item for item in defined if not inspect.isabstract(item)} == set(QUANTIZERS.values())
 
 
 def test_names() -> None:

@@ -110,6 +110,18 @@ def test_dead_codes_restart_at_latents(cls: type[Quantizer]) -> None:
         assert torch.cdist(quantizer.embedding.weight[restarted], rows).amin(dim=1).max() < 0.1
 
 
+@pytest.mark.parametrize("cls", [VQ, EMAVQ])
+def test_an_overflow_does_not_poison_the_codes(cls: type[Quantizer]) -> None:
+    quantizer = cls(16, 6, care=CodebookCare(restart_below=0.9, usage_decay=0.0))  # type: ignore[call-arg]
+    latents = torch.randn(4, 6, 5, 5)
+    latents[0, 0, 0, 0] = float("nan")
+    latents[1:3, 2] = float("inf")
+    for _ in range(4):
+        quantizer.learn([quantizer.quantize(latents)])
+    assert all(value.isfinite().all() for value in quantizer.state_dict().values())
+    assert len(quantizer.quantize(torch.randn(4, 6, 5, 5)).indices.unique()) > 8  # restarts went on with the others
+
+
 def test_restarts_differ_from_step_to_step_and_seed_to_seed() -> None:
     drawn = {tuple(draw_positions(1000, 5, seed).tolist()) for seed in range(20)}
     assert len(drawn) == 20
