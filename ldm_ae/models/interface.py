@@ -84,7 +84,7 @@ class Posterior(abc.ABC):
 
     @abc.abstractmethod
     def regularization(self) -> dict[str, Tensor]:
-        """Named terms (kl, commitment, ...), each (B,) float32, summed over one image's latent elements, in nats."""
+        """Named terms (kl, commitment, ...), each (B,) float32, summed over one image's latents; entropies in nats."""
 
     @abc.abstractmethod
     def rate(self) -> Tensor | None:
