@@ -129,7 +129,7 @@ def run_export(args: argparse.Namespace) -> None:
         print(activations.line())
     elif model.latent_spec.scaling_factor == 1.0:
         print("note: scaling_factor is 1, nobody has measured it; --images IMAGES measures it", file=sys.stderr)
-    print(f"AutoencoderKL.from_pretrained opens "
+    print(f"{type(model.net).__name__}.from_pretrained opens "
           f"{export_diffusers(model, args.out, scaling=statistics, per_channel=args.per_channel)}")  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from ldm_ae.files import make_folder, writing
 from ldm_ae.locks import only_writer
 from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import Autoencoder
+from ldm_ae.quantizers import Quantizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
 
 NOT_GIVEN = "???"
@@ -108,7 +109,7 @@ def explain(error: Exception, known: Sequence[str]) -> str:
 
 def _known_keys(parser: ArgumentParser) -> list[str]:
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-    for cls in (*_subclasses(Autoencoder), *_subclasses(Discriminator)):
+    for cls in (*_subclasses(Autoencoder), *_subclasses(Discriminator), *_subclasses(Quantizer)):
         keys += list(inspect.signature(cls).parameters)
     return keys
 
@@ -199,12 +200,13 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator) -> Trai
         rank=accelerator.process_index, world_size=accelerator.num_processes,
     )  # fmt: skip
     spec = run.model.latent_spec
+    codes = "" if spec.codebook_size is None else f", {spec.codebook_size} codes"
     identity = {
         "seed": run.seed,
         "resolution": run.data.resolution,
         "images": run.data.train,
         "global_batch": loader.global_batch,
-        "latents": f"{spec.channels} channels, downsample factor {spec.downsample_factor}",
+        "latents": f"{spec.channels} channels, downsample factor {spec.downsample_factor}{codes}",
         "discriminator": None if run.discriminator is None else type(run.discriminator).__name__,
         "ema": run.training.ema_decay is not None,
     }

@@ -38,7 +38,8 @@ class ObjectiveConfig:
     perceptual_weight: float = 1.0
     """Factor of the perceptual distance beside the reconstruction error of one element."""
     regularization_weights: dict[str, float] = field(default_factory=lambda: {"kl": 1e-6})
-    """Factor of each named term of the posterior (kl: nats); a term not named here is not optimized."""
+    """Factor of each named term of the posterior (kl: nats; a quantizer's docstring names its own); a term not named
+    here is not optimized."""
     learned_log_variance: bool = False
     """Divide the reconstruction by exp(s) and add s, with s one learned number for all pixels."""
     adversarial: AdversarialLoss = field(default_factory=lambda: lazy_instance(HingeLoss))

@@ -7,16 +7,19 @@ from ldm_ae.models.kl import GaussianPosterior, KLAutoencoder
 from ldm_ae.models.loading import load_autoencoder, resolve_model_folder
 from ldm_ae.models.overflow import OverflowGuard, redone_batches, require_finite
 from ldm_ae.models.statistics import ChannelStatistics
+from ldm_ae.models.vq import DiscretePosterior, VQAutoencoder
 
 __all__ = [
     "Autoencoder",
     "AutoencoderOutput",
     "ChannelStatistics",
+    "DiscretePosterior",
     "GaussianPosterior",
     "KLAutoencoder",
     "LatentSpec",
     "OverflowGuard",
     "Posterior",
+    "VQAutoencoder",
     "for_inference",
     "hash_json",
     "load_autoencoder",

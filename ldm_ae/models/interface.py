@@ -7,6 +7,7 @@ Shapes and ranges are those of the whole project: `pixel_values` (B, 3, H, W) fl
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -90,7 +91,7 @@ class Posterior(abc.ABC):
     moments: Tensor | None = None
     """(B, 2C, h, w) float32: mean and log-variance (clamped to [-30, 20]) on channels, if Gaussian."""
     indices: Tensor | None = None
-    """(B, h, w) int64 codebook entries, if discrete."""
+    """(B, h, w) int64 codebook entries, if discrete; (B, Q, h, w) with Q levels of residual quantization."""
 
     @abc.abstractmethod
     def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
@@ -102,7 +103,7 @@ class Posterior(abc.ABC):
 
     @abc.abstractmethod
     def regularization(self) -> dict[str, Tensor]:
-        """Named terms (kl, commitment, ...), each (B,) float32, summed over one image's latent elements, in nats."""
+        """Named terms (kl, commitment, ...), each (B,) float32, summed over one image's latents; entropies in nats."""
 
     @abc.abstractmethod
     def rate(self) -> Tensor | None:
@@ -177,6 +178,24 @@ class Autoencoder(nn.Module, abc.ABC):
         `scaling_factor` is 1 / (standard deviation over all channels). Pipelines of Stable Diffusion and DiT read that
         one alone, so the per-channel values are for trainers that know them.
         """
+
+    def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
+        """Update what learns without gradients, such as moving averages of codes; nothing by default.
+
+        A training step calls it once on every process, after its backward passes and before the optimizer's update.
+
+        Args:
+            posteriors: Of this process's micro-batches, in order.
+
+        Returns:
+            Scalars to log, of the whole step over all processes.
+        """
+        del posteriors
+        return {}
+
+    def learned_parameters(self) -> list[Tensor]:
+        """The parameters that `learn` may change, beside buffers; none by default."""
+        return []
 
     def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
         """Encode, sample (with `noise` (B, C, h, w) if given, else the global generator), decode.

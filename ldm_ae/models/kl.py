@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ldm_ae.errors import UserError
+from ldm_ae.models.blocks import block_types
 from ldm_ae.models.folder import read_model_folder
 from ldm_ae.models.interface import Autoencoder, LatentSpec, Posterior
 
@@ -101,16 +102,10 @@ class KLAutoencoder(Autoencoder):
             except UserError as error:
                 raise UserError(f"{pretrained}/config.json: {error}") from None
             return
-        levels = len(block_out_channels)
-        if bad := [width for width in block_out_channels if width % norm_num_groups]:
-            raise UserError(f"block_out_channels: {bad[0]} is not divisible by norm_num_groups={norm_num_groups}")
-        if bad := [level for level in attention_levels if not 0 <= level < levels]:
-            raise UserError(f"attention_levels: {bad[0]} is not a level; there are {levels}, counted from 0")
-        down = tuple("AttnDownEncoderBlock2D" if i in attention_levels else "DownEncoderBlock2D" for i in range(levels))
-        up = tuple("AttnUpDecoderBlock2D" if i in attention_levels else "UpDecoderBlock2D" for i in range(levels))
+        blocks = block_types(block_out_channels, attention_levels=attention_levels, norm_num_groups=norm_num_groups)
         self.net = AutoencoderKL(
-            down_block_types=down,
-            up_block_types=up[::-1],
+            down_block_types=blocks.down,
+            up_block_types=blocks.up,
             block_out_channels=tuple(block_out_channels),
             layers_per_block=layers_per_block,
             act_fn=act_fn,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,9 +11,14 @@ from ldm_ae.errors import UserError, printable
 from ldm_ae.models.folder import is_hub_name, read_config
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.kl import KLAutoencoder
+from ldm_ae.models.vq import VQAutoencoder
 
-AUTOENCODERS: dict[str, type[KLAutoencoder]] = {"AutoencoderKL": KLAutoencoder}
-"""Our class for each diffusers class, by its `_class_name`."""
+AUTOENCODERS: dict[str, Callable[..., Autoencoder]] = {
+    "AutoencoderKL": KLAutoencoder,
+    "QuantizedAutoencoder": VQAutoencoder,
+    "VQModel": VQAutoencoder,
+}
+"""Our class for what a model folder holds, by its `_class_name`."""
 
 
 def resolve_model_folder(path: str | Path) -> Path:

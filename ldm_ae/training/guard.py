@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_ae.data import Batch
 from ldm_ae.errors import RunError
@@ -18,25 +18,25 @@ AVERAGED = frozenset({"adaptive_weight", "grad_norm", "discriminator_grad_norm"}
 
 
 class Guard:
-    """Tells whether a step may be taken, and undoes what its forward passes have left in buffers if not.
+    """Tells whether a step may be taken, and undoes what it has changed already if not.
 
     Args:
         accelerator: All its processes ask together and get the same answer.
-        modules: Whose buffers (batch normalization's statistics, codebooks) a bad step must not change.
+        tensors: What a step changes before its optimizers do: batch normalization's statistics, codebooks.
         limit: Bad steps in a row after which the run stops.
     """
 
-    def __init__(self, accelerator: Accelerator, modules: Sequence[nn.Module], limit: int):
+    def __init__(self, accelerator: Accelerator, tensors: Sequence[Tensor], limit: int):
         self._accelerator = accelerator
-        self._buffers = [buffer for module in modules for buffer in module.buffers()]
-        self._kept = [buffer.clone() for buffer in self._buffers]
+        self._tensors = [tensor.detach() for tensor in tensors]
+        self._kept = [tensor.clone() for tensor in self._tensors]
         self._limit = limit
         self.in_a_row = 0
 
     def before_step(self) -> None:
-        """Keep the buffers as they are now."""
-        if self._buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+        """Keep the tensors as they are now."""
+        if self._tensors:
+            torch._foreach_copy_(self._kept, self._tensors)
 
     def is_sound(self, values: Mapping[str, Tensor]) -> bool:
         """Whether all scalars are finite on all processes; one small reduction."""
@@ -45,9 +45,9 @@ class Guard:
         return not bool(bad)
 
     def undo(self) -> None:
-        """Put the buffers back."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._kept)
+        """Put them back."""
+        if self._tensors:
+            torch._foreach_copy_(self._tensors, self._kept)
 
     def describe(
         self, values: Mapping[str, Tensor], batches: Sequence[Batch], reconstructions: Sequence[Tensor]

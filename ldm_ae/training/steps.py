@@ -32,7 +32,7 @@ class MicroBatch(NamedTuple):
     pixel_values: Tensor
     """(B, 3, H, W) in [-1, 1]."""
     noise: Tensor
-    """(B, C, h, w) standard normal: the posterior's draw."""
+    """(B, C, h, w) standard normal: each sample's own randomness, such as a Gaussian posterior's draw."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
     if adaptive and len(batches) > 1:
         # The weight belongs to the whole batch and is needed before the first backward pass.
         known, gan_weight = _measure_ahead(parts, batches, gan_weight)
-    all_reconstructions, all_logs = [], []
+    all_reconstructions, all_logs, posteriors = [], [], []
     for i, batch in enumerate(batches):
         with _sync_on_last(parts.accelerator, parts.autoencoder, i, len(batches)):
             reconstructions, posterior = parts.autoencoder(batch.pixel_values, batch.noise)
@@ -100,10 +100,11 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
             surrogate = (reconstructions * gradient).sum() + regularization
             surrogate = surrogate + parts.objective.nll(at_output.error, batch.pixel_values)
             parts.accelerator.backward(surrogate / len(batches))
+        posteriors.append(posterior)
         all_reconstructions.append(reconstructions.detach())
         all_logs.append(at_output.logs | {f"{name}_loss": term.detach().mean() for name, term in terms.items()})
     _average_gradients(parts.accelerator, parts.objective)
-    logs = _mean_logs(all_logs)
+    logs = _mean_logs(all_logs) | parts.plain_autoencoder.learn(posteriors)
     if isinstance(gan_weight, Tensor):
         logs["adaptive_weight"] = gan_weight / parts.objective.config.gan_weight_at(step)
     return all_reconstructions, logs

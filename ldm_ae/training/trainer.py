@@ -119,8 +119,9 @@ class Trainer:
             ema=None if self.ema is None else self.ema.model, objective=objective, discriminator=self.discriminator,
             optimizers=self.optimizers,
         )  # fmt: skip
-        self.guard = Guard(accelerator, [m for m in (autoencoder, self.discriminator) if m is not None],
-                           training.max_bad_steps)  # fmt: skip
+        networks = [autoencoder] if self.discriminator is None else [autoencoder, self.discriminator]
+        changed_early = [*autoencoder.learned_parameters(), *(b for network in networks for b in network.buffers())]
+        self.guard = Guard(accelerator, changed_early, training.max_bad_steps)
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
@@ -267,7 +268,8 @@ class Trainer:
         values["peak_memory_bytes"] = peak_memory_bytes(self.accelerator.device)
         values["epoch"] = self.loader.epoch(self.position)
         self.log.metrics(self.step, values, kind="train")
-        shown = ("rec_loss", "perceptual_loss", "kl_loss", "generator_loss", "discriminator_loss", "adaptive_weight")
+        shown = ("rec_loss", "perceptual_loss", "kl_loss", "commitment_loss", "codebook_usage", "generator_loss",
+                 "discriminator_loss", "adaptive_weight")  # fmt: skip
         parts = [f"{name.removesuffix('_loss')} {values[name]:.4g}" for name in shown if name in values]
         self.log.say(f"step {self.step}: {', '.join(parts)}, {values['images_per_second']:.1f} images/s")
         for name, words in self.alarms.check(values).items():

@@ -1,0 +1,76 @@
+"""The network of a discrete autoencoder whose quantizer `diffusers.VQModel` does not have.
+
+Made of diffusers' parts, under the names and configuration keys that VQModel gives them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from torch import nn
+
+from ldm_ae.quantizers import build_quantizer
+
+
+class QuantizedAutoencoder(ModelMixin, ConfigMixin):
+    """`encoder`, `quant_conv`, `quantize`, `post_quant_conv`, `decoder`: what is saved, and no more.
+
+    Arguments are those of `diffusers.VQModel`, where it has them.
+
+    Args:
+        quantizer: `class_name` and `init_args`, as `describe_quantizer` gives them; the name is looked up among our
+            quantizers alone.
+        latents_mean: Measured per-channel mean of the latents, or None.
+        latents_std: Likewise the standard deviation.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        quantizer: dict[str, Any],
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",),
+        up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",),
+        block_out_channels: tuple[int, ...] = (64,),
+        layers_per_block: int = 1,
+        act_fn: str = "silu",
+        latent_channels: int = 3,
+        sample_size: int = 32,
+        norm_num_groups: int = 32,
+        scaling_factor: float = 1.0,
+        mid_block_add_attention: bool = True,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+    ):
+        super().__init__()
+        self.encoder = Encoder(
+            in_channels=in_channels,
+            out_channels=latent_channels,
+            down_block_types=down_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            act_fn=act_fn,
+            norm_num_groups=norm_num_groups,
+            double_z=False,
+            mid_block_add_attention=mid_block_add_attention,
+        )
+        self.quantize = build_quantizer(quantizer)
+        codebook_dim = self.quantize.codebook_dim
+        self.quant_conv = nn.Conv2d(latent_channels, codebook_dim, 1)
+        self.post_quant_conv = nn.Conv2d(codebook_dim, latent_channels, 1)
+        self.decoder = Decoder(
+            in_channels=latent_channels,
+            out_channels=out_channels,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            act_fn=act_fn,
+            norm_num_groups=norm_num_groups,
+            mid_block_add_attention=mid_block_add_attention,
+        )

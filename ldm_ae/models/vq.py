@@ -1,0 +1,269 @@
+"""Discrete autoencoders: a quantizer between the encoder and decoder of `diffusers.VQModel`.
+
+Source: Esser et al., Taming Transformers for High-Resolution Image Synthesis (VQGAN), arXiv 2012.09841, section 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+from ldm_ae.errors import UserError
+from ldm_ae.models.blocks import block_types
+from ldm_ae.models.folder import read_config, read_model_folder
+from ldm_ae.models.interface import Autoencoder, AutoencoderOutput, LatentSpec, Posterior
+from ldm_ae.models.quantized_autoencoder import QuantizedAutoencoder
+from ldm_ae.quantizers import EMAVQ, VQ, CaredTable, Quantized, Quantizer, describe_quantizer
+
+EUCLIDEAN: tuple[type[Quantizer], ...] = (VQ, EMAVQ)
+"""The quantizers that take the nearest of a table of codes, and so compute what `diffusers.VQModel` computes."""
+
+
+class VQModel(diffusers.VQModel):
+    """`diffusers.VQModel` whose `quantize` is one of ours; diffusers opens what it saves as its own class."""
+
+    _supports_gradient_checkpointing = True
+    # What a quantizer remembers of its codes' use matters to a resumed training alone.
+    _keys_to_ignore_on_load_unexpected = (r"^quantize\.(?!embedding)",)
+
+
+class DiscretePosterior(Posterior):
+    """The codes of a batch of images; a draw from it is always the same.
+
+    Args:
+        quantized: What the quantizer gave.
+        codebook_size: K of one index.
+    """
+
+    def __init__(self, quantized: Quantized, codebook_size: int):
+        self.quantized = quantized
+        self.indices = quantized.indices
+        self.codebook_size = codebook_size
+
+    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
+        """`mode()`: nothing is drawn."""
+        del generator, noise
+        return self.mode()
+
+    def mode(self) -> Tensor:
+        return self.quantized.quantized
+
+    def regularization(self) -> dict[str, Tensor]:
+        """The quantizer's terms: codebook, commitment, entropy, ... as its docstring says."""
+        return self.quantized.losses
+
+    def rate(self) -> Tensor:
+        """Bits per image of a fixed-length code, (B,): h w log2(K), for each level of a residual quantizer."""
+        indices = self.quantized.indices
+        return self.mode().new_full((len(indices),), indices[0].numel() * math.log2(self.codebook_size))
+
+
+class VQAutoencoder(Autoencoder):
+    """A convolutional autoencoder with discrete latents: encoder, 1x1 convolution, quantizer, 1x1 convolution, decoder.
+
+    Latents are the quantized ones, (B, codebook_dim, h, w): what `decode` takes. With `VQ` or `EMAVQ` it is a
+    `diffusers.VQModel` on the disk, and a `VQ` when it is read again; with another quantizer a `QuantizedAutoencoder`,
+    whose keys are the same where VQModel has them.
+
+    Args:
+        pretrained: A folder of either to start from, or a VQModel's name on the Hugging Face hub. The widths and blocks
+            below are then read from it and ignored here.
+        quantizer: Any of `ldm_ae.quantizers`. With `pretrained` the folder's own by default; one of its kind and size
+            given there goes on from the folder's codes: to train a VQModel with EMAVQ, restarts or another beta.
+        block_out_channels: Channels of each resolution level; there are `len - 1` downsamplings by 2.
+        layers_per_block: ResNet blocks per level.
+        latent_channels: Channels that the encoder gives and the decoder takes, next to the 1x1 convolutions; the
+            quantizer's `codebook_dim` by default.
+        attention_levels: Levels (0 is the full resolution) whose blocks also have self-attention, beside the middle.
+        mid_block_add_attention: Self-attention in the middle block.
+        norm_num_groups: Groups of every GroupNorm; divides every entry of `block_out_channels`.
+        act_fn: Activation, by diffusers' name.
+    """
+
+    net: Any
+    """VQModel or QuantizedAutoencoder, whose attributes type checkers do not see."""
+
+    def __init__(
+        self,
+        *,
+        pretrained: str | None = None,
+        quantizer: Quantizer | None = None,
+        block_out_channels: tuple[int, ...] = (128, 256, 256, 512),
+        layers_per_block: int = 2,
+        latent_channels: int | None = None,
+        attention_levels: tuple[int, ...] = (),
+        mid_block_add_attention: bool = True,
+        norm_num_groups: int = 32,
+        act_fn: str = "silu",
+    ):
+        super().__init__()
+        if pretrained is not None:
+            self.net = _read(pretrained, quantizer)
+            return
+        if quantizer is None:
+            raise UserError("VQAutoencoder: name a quantizer, such as ldm_ae.quantizers.VQ, or a pretrained folder")
+        blocks = block_types(block_out_channels, attention_levels=attention_levels, norm_num_groups=norm_num_groups)
+        arguments = {
+            "down_block_types": blocks.down,
+            "up_block_types": blocks.up,
+            "block_out_channels": tuple(block_out_channels),
+            "layers_per_block": layers_per_block,
+            "act_fn": act_fn,
+            "latent_channels": quantizer.codebook_dim if latent_channels is None else latent_channels,
+            "norm_num_groups": norm_num_groups,
+            "sample_size": 256,
+            "mid_block_add_attention": mid_block_add_attention,
+            "scaling_factor": 1.0,  # nothing is measured yet
+        }
+        if type(quantizer) in EUCLIDEAN:
+            self.net = VQModel(
+                **arguments, num_vq_embeddings=quantizer.codebook_size, vq_embed_dim=quantizer.codebook_dim
+            )
+        else:
+            self.net = QuantizedAutoencoder(**arguments, quantizer=describe_quantizer(quantizer))
+        self.net.quantize = quantizer
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """What is between encoder and decoder."""
+        return cast(Quantizer, self.net.quantize)
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        config = self.net.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        return LatentSpec(
+            channels=self.quantizer.codebook_dim,
+            downsample_factor=2 ** (len(config.block_out_channels) - 1),
+            scaling_factor=config.scaling_factor,
+            latents_mean=None if mean is None else tuple(mean),
+            latents_std=None if std is None else tuple(std),
+            codebook_size=self.quantizer.codebook_size,
+        )
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.net.decoder.conv_out.weight)
+
+    def encode(self, pixel_values: Tensor, *, noise: Tensor | None = None) -> DiscretePosterior:
+        """As in the interface; `noise` is for quantizers that draw in training, see `Quantizer.quantize`."""
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.net.config.in_channels:
+            raise UserError(
+                f"pixel_values must be (B, {self.net.config.in_channels}, H, W), got {tuple(pixel_values.shape)}"
+            )
+        self.latent_spec.latent_size(*pixel_values.shape[-2:])
+        latents = self.net.quant_conv(self.net.encoder(pixel_values.to(self.last_layer.dtype)))
+        return DiscretePosterior(self.quantizer(latents, noise=noise), self.quantizer.codebook_size)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Quantized latents (B, codebook_dim, h, w) -> reconstructions; they are taken as they are."""
+        if latents.ndim != 4 or latents.shape[1] != self.quantizer.codebook_dim:
+            raise UserError(f"latents must be (B, {self.quantizer.codebook_dim}, h, w), got {tuple(latents.shape)}")
+        latents = latents.to(self.last_layer.dtype)
+        # MoVQ's decoder normalizes by the quantized latents, too.
+        spatial = latents if self.net.config.get("norm_type") == "spatial" else None
+        return self.net.decoder(self.net.post_quant_conv(latents), spatial).float()
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """Indices (B, h, w), or (B, Q, h, w) -> reconstructions (B, 3, H, W) float32, not clamped.
+
+        Raises:
+            UserError: an index that no code has.
+        """
+        size = self.quantizer.codebook_size
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
+            raise UserError(f"indices must be in [0, {size}), got {int(indices.min())} to {int(indices.max())}")
+        return self.decode(self.quantizer.codes(indices))
+
+    def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
+        posterior = self.encode(pixel_values, noise=noise)
+        return AutoencoderOutput(self.decode(posterior.mode()), posterior)
+
+    def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
+        """Update codes that learn without gradients, while anything before the decoder learns at all."""
+        batches = [cast(DiscretePosterior, posterior).quantized for posterior in posteriors]
+        sources = (self.net.encoder, self.net.quant_conv, self.quantizer)
+        if any(parameter.requires_grad for source in sources for parameter in source.parameters()):
+            return self.quantizer.learn(batches)
+        return self.quantizer.usage(batches)
+
+    def learned_parameters(self) -> list[Tensor]:
+        return list(self.quantizer.parameters())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.net.save_pretrained(folder)
+
+    def compile_parts(self, *, for_training: bool = False) -> None:
+        self.net.encoder.compile()
+        decoder = self.net.decoder
+        for part in [decoder.mid_block, *decoder.up_blocks] if for_training else [decoder]:
+            part.compile()
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.net.enable_gradient_checkpointing()
+
+    @property
+    def sample_size(self) -> int:
+        return cast(int, self.net.config.sample_size)
+
+    def set_sample_size(self, size: int) -> None:
+        self.net.register_to_config(sample_size=size)
+
+    def set_scaling(
+        self,
+        *,
+        scaling_factor: float,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+    ) -> None:
+        self.net.register_to_config(scaling_factor=scaling_factor)
+        if isinstance(self.net, QuantizedAutoencoder):
+            self.net.register_to_config(latents_mean=latents_mean, latents_std=latents_std)
+        elif latents_mean is not None or latents_std is not None:
+            raise UserError("diffusers.VQModel has one scaling_factor and no per-channel scale; leave it out")
+
+
+def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
+    """The network of a folder or hub name with our quantizer in it, or with the one given and its codes."""
+    folder = Path(pretrained)
+    if folder.exists() and read_config(folder)["_class_name"] == "QuantizedAutoencoder":
+        net: Any = read_model_folder(QuantizedAutoencoder, pretrained)
+        kinds: tuple[type[Quantizer], ...] = (type(net.quantize),)
+    else:
+        net = read_model_folder(VQModel, pretrained)
+        codes = net.quantize.embedding.weight.detach()
+        net.quantize = VQ(*codes.shape)
+        net.quantize.load_state_dict({"embedding.weight": codes})
+        kinds = EUCLIDEAN
+    if quantizer is not None:
+        _continue_with(pretrained, net, quantizer, kinds)
+    return net
+
+
+def _continue_with(pretrained: str, net: Any, quantizer: Quantizer, kinds: tuple[type[Quantizer], ...]) -> None:
+    """Put `quantizer` in the place of the network's own, with its codes."""
+    own: Quantizer = net.quantize
+    if type(quantizer) not in kinds:
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{pretrained} can go on with a {names}, not with a {type(quantizer).__name__}")
+    if (own.codebook_size, own.codebook_dim) != (quantizer.codebook_size, quantizer.codebook_dim):
+        raise UserError(
+            f"{pretrained} has {own.codebook_size} codes of {own.codebook_dim} dimensions, the quantizer given "
+            f"{quantizer.codebook_size} of {quantizer.codebook_dim}"
+        )
+    if isinstance(quantizer, CaredTable):
+        quantizer.start_from(cast(CaredTable, own).weight)
+    else:
+        try:
+            quantizer.load_state_dict(own.state_dict())
+        except RuntimeError as error:
+            raise UserError(f"{pretrained} has a {type(own).__name__} of other arguments than given") from error
+    net.quantize = quantizer
+    if isinstance(net, QuantizedAutoencoder):
+        net.register_to_config(quantizer=describe_quantizer(quantizer))

@@ -1,0 +1,86 @@
+"""The quantizers, one a file. A new one is one new file with a `Quantizer` class in it, exported here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from inspect import isabstract
+from typing import Any
+
+from ldm_ae.errors import UserError
+from ldm_ae.quantizers.bsq import BSQ
+from ldm_ae.quantizers.codebook import CaredTable, CodebookCare
+from ldm_ae.quantizers.cosine import CosineVQ
+from ldm_ae.quantizers.ema import EMAVQ
+from ldm_ae.quantizers.fsq import FSQ
+from ldm_ae.quantizers.gumbel import GumbelVQ
+from ldm_ae.quantizers.ibq import IBQ
+from ldm_ae.quantizers.interface import Quantized, Quantizer
+from ldm_ae.quantizers.lfq import LFQ
+from ldm_ae.quantizers.nearest import nearest_codes
+from ldm_ae.quantizers.residual import ResidualVQ
+from ldm_ae.quantizers.simvq import SimVQ
+from ldm_ae.quantizers.vq import VQ
+
+__all__ = [
+    "BSQ",
+    "EMAVQ",
+    "FSQ",
+    "IBQ",
+    "LFQ",
+    "QUANTIZERS",
+    "VQ",
+    "CaredTable",
+    "CodebookCare",
+    "CosineVQ",
+    "GumbelVQ",
+    "Quantized",
+    "Quantizer",
+    "ResidualVQ",
+    "SimVQ",
+    "build_quantizer",
+    "describe_quantizer",
+    "nearest_codes",
+]
+
+QUANTIZERS: dict[str, type[Quantizer]] = {
+    name: item
+    for name, item in sorted(globals().items())
+    if isinstance(item, type) and issubclass(item, Quantizer) and not isabstract(item)
+}
+"""Every quantizer by its name, which is the only way in which a file can ask for one."""
+
+
+def describe_quantizer(quantizer: Quantizer) -> dict[str, Any]:
+    """`class_name` and `init_args` as JSON values, from which `build_quantizer` makes one alike, its state aside."""
+    arguments: dict[str, Any] = {}
+    for name, value in quantizer.init_args.items():
+        if isinstance(value, Quantizer):
+            value = describe_quantizer(value)
+        elif isinstance(value, CodebookCare):
+            value = asdict(value)
+        arguments[name] = value
+    return {"class_name": type(quantizer).__name__, "init_args": arguments}
+
+
+def build_quantizer(description: dict[str, Any]) -> Quantizer:
+    """The quantizer of a description.
+
+    Raises:
+        UserError: it names no quantizer of ours, or arguments that it does not take.
+    """
+    name, arguments = description.get("class_name"), description.get("init_args")
+    if name not in QUANTIZERS or not isinstance(arguments, dict):
+        raise UserError(f"no quantizer is named {name!r}; there are {', '.join(QUANTIZERS)}")
+    try:
+        built = {key: _read_argument(key, value) for key, value in arguments.items()}
+        return QUANTIZERS[name](**built)
+    except TypeError as error:
+        raise UserError(f"quantizer {name} does not take these arguments: {error}") from error
+
+
+def _read_argument(name: str, value: Any) -> Any:
+    if name == "quantizer":
+        return build_quantizer(value)
+    if name == "care":
+        return CodebookCare(**value)
+    return value

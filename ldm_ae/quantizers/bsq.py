@@ -1,0 +1,49 @@
+"""Binary spherical quantization: signs of latents on the unit sphere, codes at the corners of a cube inside it.
+
+Source: Zhao et al., Image and Video Tokenization with Binary Spherical Quantization, arXiv 2406.07548, section 3.2.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm_ae.quantizers.lfq import LFQ
+
+
+class BSQ(LFQ):
+    """Latents are scaled to length 1 and channel d becomes +-1 / sqrt(D); bit d of the index says which. K = 2^D.
+
+    The gradient goes straight through to the normalized latents, and from there through the normalization. The term
+    is `entropy`, as for `LFQ`; the distance to a code is bounded, so there is no commitment.
+
+    Args:
+        codebook_dim: D, the bits of an index, at most 62.
+        temperature: Of softmax(-|u - c|^2 / temperature).
+        diversity_weight: Weight of the mean distribution's entropy inside its term.
+        group_bits: Bits whose joint distribution the diversity looks at.
+    """
+
+    straight_through: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        codebook_dim: int = 18,
+        *,
+        temperature: float = 0.01,
+        diversity_weight: float = 1.0,
+        group_bits: int = 9,
+    ):
+        super().__init__(
+            codebook_dim, temperature=temperature, diversity_weight=diversity_weight, beta=0.0, group_bits=group_bits
+        )
+        self.magnitude = codebook_dim**-0.5
+
+    @property
+    def init_args(self) -> dict[str, Any]:
+        return {name: value for name, value in super().init_args.items() if name != "beta"}
+
+    def features(self, latents: Tensor) -> Tensor:
+        return F.normalize(latents, dim=1)

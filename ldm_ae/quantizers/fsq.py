@@ -1,0 +1,68 @@
+"""Finite scalar quantization: every channel rounds to one of a few levels, and their product is the codebook.
+
+Source: Mentzer et al., Finite Scalar Quantization: VQ-VAE Made Simple, arXiv 2309.15505, section 3.1 and appendix A.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ldm_ae.errors import UserError
+from ldm_ae.quantizers.interface import Choice, Quantizer, straight_through
+
+EPSILON = 1e-3
+"""Keeps the bounded value off the halfway points at both ends, as the paper's code does."""
+
+
+class FSQ(Quantizer):
+    """Channel i becomes one of levels[i] numbers spread evenly over [-1, 1] (from -1 to below 1 for an even count).
+
+    The encoder gets the gradient through the bounding tanh, straight through the rounding. There are no terms: nothing
+    is learned, and codes that are equally far apart need no regularization.
+
+    Args:
+        levels: Levels of each channel, all at least 2. The paper advises (8, 6, 5) for 2^8 codes, (8, 5, 5, 5) for
+            2^10, (7, 5, 5, 5, 5) for 2^12, (8, 8, 8, 6, 5) for 2^14, (8, 8, 8, 5, 5, 5) for 2^16.
+    """
+
+    straight_through: ClassVar[bool] = False
+
+    def __init__(self, levels: Sequence[int] = (8, 5, 5, 5)):
+        super().__init__()
+        if not levels or min(levels) < 2:
+            raise UserError(f"FSQ: levels={tuple(levels)} must be one number of at least 2 for each channel")
+        self.levels = tuple(levels)
+        self.codebook_size, self.codebook_dim = math.prod(levels), len(levels)
+        if self.codebook_size >= 2**63:
+            raise UserError(f"FSQ: levels={self.levels} make {self.codebook_size} codes; an index has room for 2^63")
+
+    @property
+    def init_args(self) -> dict[str, Any]:
+        return {"levels": list(self.levels)}
+
+    def _quantize(self, latents: Tensor, noise: Tensor | None) -> Choice:
+        levels = latents.new_tensor(self.levels).view(-1, 1, 1)
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0)
+        half_range = (levels - 1) * (1 + EPSILON) / 2
+        bounded = (latents + (offset / half_range).atanh()).tanh() * half_range - offset
+        half_width = levels.div(2, rounding_mode="floor")
+        digits = (bounded.round() + half_width).to(torch.int64)
+        indices = (digits * self._basis(digits).view(-1, 1, 1)).sum(dim=1)
+        # By way of the indices, so that the values are exactly those of `codes`.
+        quantized = straight_through(bounded / half_width, self._lookup(indices).movedim(-1, 1))
+        return Choice(quantized, indices, {})
+
+    def _lookup(self, indices: Tensor) -> Tensor:
+        levels = indices.new_tensor(self.levels)
+        half_width = levels // 2
+        digits = (indices[..., None] // self._basis(indices)) % levels
+        return (digits - half_width).float() / half_width
+
+    def _basis(self, like: Tensor) -> Tensor:
+        """(D,) int64: 1, levels[0], levels[0] * levels[1], ..."""
+        return like.new_tensor([math.prod(self.levels[:i]) for i in range(self.codebook_dim)])
