@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -25,6 +26,7 @@ from ldm_ae.data.transforms import ImageTransform
 from ldm_ae.errors import UserError
 
 _log = logging.getLogger("ldm_ae")
+_ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM)
 _SECONDS_AFTER_SIGTERM = 60
 """How long a worker goes on, for its main process to end in good order."""
 
@@ -165,7 +167,8 @@ class TrainingLoader:
         """
         assert position >= 0, position
         sampler = _StreamSampler(self._indices, self._seed, position, self._batch_size, self._rank, self._world_size)
-        batches = iter(_data_loader(self._builder, sampler, self._workers, persistent=False))
+        with _signals_held_back():
+            batches = iter(_data_loader(self._builder, sampler, self._workers, persistent=False))
         try:
             while True:
                 step = list(islice(batches, self._accumulation))
@@ -232,7 +235,9 @@ class EvaluationLoader:
         return self._rejects.total
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
+        with _signals_held_back():
+            batches = iter(self._loader)
+        for batch in batches:
             if isinstance(batch, str):
                 raise UserError(batch)
             self._rejects.add(batch.rejected)
@@ -263,6 +268,16 @@ def _as_is(batch: Any) -> Any:  # torch types it as a list of samples
     return batch
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Signals that come while workers start reach this process a moment later, and the workers once they are ready."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASK_TO_STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(worker: int) -> None:  # noqa: ARG001 - torch calls it with the worker's number
     """Ctrl-C and Slurm's SIGTERM go to every process of a job; the main process alone decides what they mean, and needs
     its workers until it has saved. torch itself sets one thread a worker.
@@ -270,6 +285,7 @@ def _start_worker(worker: int) -> None:  # noqa: ARG001 - torch calls it with th
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Not ignored for ever: torch ends a worker that is stuck by this very signal.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASK_TO_STOP)
 
 
 def _check_counts(**counts: int) -> None:

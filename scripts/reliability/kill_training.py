@@ -67,39 +67,45 @@ def kill_runs(trial: Trial, folder: Path, trials: int, inside_saves: int, proces
     randomness = random.Random(seed)
     moments: Counter[str] = Counter()
     statuses_after: Counter[int] = Counter()
-    for which in range(trials):
+    which, too_late = -1, 0
+    while trial.trials < trials and too_late < 10 * trials:
+        which += 1
         precision = PRECISIONS[which % len(recipes)]
         out, log = folder / f"run-{which}", folder / f"log-{which}"
         command = [*recipes[precision], str(out)]
         started = Run(command, log, processes=processes)
-        if which >= trials - inside_saves:
-            inside = _kill_inside_save(started, out / "checkpoints", randomness)
-        else:
-            inside = False
+        inside = trial.trials >= trials - inside_saves and _reach_save(started, out / "checkpoints", randomness)
+        if trial.trials < trials - inside_saves:
             end = time.monotonic() + randomness.uniform(0, seconds[precision])
             while started.running() and time.monotonic() < end:
                 time.sleep(POLL_SECONDS)
         started.send(number)
-        # A signal that comes before the first step, when there is nothing to save, ends the process itself.
-        statuses_after.update(started.wait())
+        ended = started.wait()
+        if ended == [0] * processes or (trial.trials >= trials - inside_saves and not inside):
+            too_late += 1  # it had finished, or the save had: no trial
+            continue
         saves += inside
+        statuses_after.update(ended)
         newest, damaged = newest_checkpoint(out / "checkpoints")
         if newest is not None:
             load_state(newest)
         moments["before the first checkpoint" if newest is None else f"after {newest.name}"] += 1
         statuses = run(command, log, processes=processes)
         equal = last_checkpoint(out) == expected[precision]
+        # A signal before the first step, when there is nothing to save, ends a process itself, and with it the others.
+        by_itself = -number in ended or set(ended) <= {128 + number, 0}
         trial.count(
-            statuses == [0] * processes and equal and not damaged,
+            statuses == [0] * processes and equal and not damaged and by_itself,
             f"{which} ({precision}, newest after the kill {newest and newest.name}, inside a save: {inside}): "
-            f"statuses {statuses}, equal {equal}, damaged {damaged}: {log.read_text()[-500:]}",
+            f"ended {ended}, then {statuses}, equal {equal}, damaged {damaged}: {log.read_text()[-1500:]}",
         )
     trial.figures |= {
-        "inside a save": saves, "distinct moments": len(moments), "exit statuses": dict(sorted(statuses_after.items())),
+        "inside a save": saves, "distinct newest checkpoints": len(moments),
+        "exit statuses": " ".join(f"{status}: {count}" for status, count in sorted(statuses_after.items())),
     }  # fmt: skip
 
 
-def _kill_inside_save(started: Run, checkpoints: Path, randomness: random.Random) -> bool:
+def _reach_save(started: Run, checkpoints: Path, randomness: random.Random) -> bool:
     """Wait for one of the saves, and a moment of it; whether it was still going on then."""
     wanted = randomness.randrange(1, STEPS // 2)
     seen: set[str] = set()
