@@ -185,7 +185,7 @@ def _difference(path: Path, size: int, digest: str) -> str | None:
 
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """(bytes, sha256) of each file by name; ValueError for anything that `save_checkpoint` does not write."""
+    """(bytes, sha256) of each file by name; ValueError for anything that `write_checkpoint` does not write."""
     manifest = read_json(path, as_written=True)
     if not isinstance(manifest, dict) or manifest.keys() != {"format", "files"}:
         raise ValueError("it is no manifest")

@@ -33,7 +33,7 @@ from trials import Trial, arguments, make_images, make_recipe
 from ldm_ae.latents import LatentDataset, LatentStore, verify_store
 from ldm_ae.training import newest_checkpoint, problems
 
-GIGABYTE = 10**9
+ROOM = 256 * 10**6
 WHITE = (255, 255, 255)
 LOSSY = ("JPEG", "half", "hidden")
 """In the names of images that may be one level off, by JPEG's transform or the rounding of alpha."""
@@ -149,7 +149,7 @@ def check_memory(trial: Trial, name: str, run: Run, base: Run) -> None:
     """The command's peak stays under a gigabyte above the libraries."""
     above = run.peak_bytes - base.peak_bytes
     trial.figures[f"{name} MB"] = f"{run.peak_bytes / 1e6:.0f} ({above / 1e6:.0f} above the libraries)"
-    trial.count(above < GIGABYTE, f"{name}: {above / 1e6:.0f} MB above the libraries at the peak")
+    trial.count(above < ROOM, f"{name}: {above / 1e6:.0f} MB above the libraries at the peak")
 
 
 def check_store(trial: Trial, found: Folders, run: Run, path: Path) -> None:
@@ -222,7 +222,11 @@ def main() -> int:
     """The trial of row 7."""
     options = arguments(__doc__, trials=1).parse_args()
     torch.set_num_threads(1)
-    trial = Trial(7, "odd images through train, encode and evaluate", "right or listed with the reason, under 1 GB")
+    trial = Trial(
+        7,
+        "odd images through train, encode and evaluate",
+        "right or listed with the reason; under 256 MB above the libraries",
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         samples = make_samples(folder / "samples")
