@@ -139,8 +139,12 @@ def build_parser() -> argparse.ArgumentParser:
     to_convert = command("convert", "Write a latent store in a trainer's format, or read one into a store.")
     _add_convert_options(to_convert)
 
-    later = command("import", "Read a CompVis checkpoint: not in this version, comes with a later one.")
-    later.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    to_import = command("import", "Read a checkpoint of CompVis's latent-diffusion or taming into a diffusers folder.")
+    to_import.add_argument("checkpoint", metavar="CKPT", help="a .ckpt, .pth or .safetensors of a KL or VQ "
+                           "autoencoder, or of a latent diffusion model that has one")  # fmt: skip
+    _add(to_import, "out")
+    to_import.add_argument("--config", metavar="YAML", help="CompVis's configuration of it, for the image size and a "
+                           "scale_factor; the network itself is known from its weights")  # fmt: skip
     return parser
 
 

@@ -189,9 +189,17 @@ def _note(warnings: list[str]) -> None:
         print(f"note: {warning}", file=sys.stderr)
 
 
-def run_not_yet(args: argparse.Namespace) -> None:
-    """A command of a later version."""
-    raise UserError(f"'{args.command}' is not in this version; it comes with a later one")
+def run_import(args: argparse.Namespace) -> None:
+    """`ldm-ae import`."""
+    from ldm_ae.interop import import_ldm
+
+    found = import_ldm(args.checkpoint, args.out, config=args.config)
+    net = found.network
+    if found.assumed_resolution:
+        _note(["sample_size is taken to be 256; the configuration, --config FILE, has it as resolution"])
+    codes = "KL autoencoder" if net.n_embed is None else f"VQ autoencoder of {net.n_embed} codes"
+    print(f"{codes}, downsample factor {2 ** (len(net.ch_mult) - 1)}, {net.embed_dim} latent channels, in "
+          f"{found.path}; {found.left_out} tensors that are not the network's left out")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------ what they share
@@ -296,7 +304,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "decode": run_decode,
     "export": run_export,
     "inspect": run_inspect,
-    "import": run_not_yet,
+    "import": run_import,
     "convert": run_convert,
 }
 """What each command runs; `train` has a parser of its own."""

@@ -11,6 +11,14 @@ from torch import Tensor
 from ldm_ae.errors import UserError
 
 
+class _Ignored:
+    """Stands in a checkpoint's bookkeeping for a class that is not built."""
+
+
+# CompVis's checkpoints name this class in what Lightning kept of its callbacks, beside the weights.
+_NAMED = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+
+
 def read_legacy_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a `.pth` or `.ckpt` file by name, on the CPU; a `state_dict` inside it is opened.
 
@@ -18,7 +26,8 @@ def read_legacy_weights(path: str | Path) -> dict[str, Tensor]:
         UserError: no such file, not a PyTorch file, or one that holds anything but plain data.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Ignored, _NAMED)]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:

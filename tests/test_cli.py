@@ -15,13 +15,17 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from safetensors.torch import load_file
 
 from ldm_ae.cli import main
 from ldm_ae.data import decode_image
+from ldm_ae.models import KLAutoencoder, VQAutoencoder
+from ldm_ae.quantizers import VQ
 from tests.pictures import smooth_picture
 
 Run = Callable[..., tuple[int, str, str]]
-COMMANDS = ["quickstart", "train", "evaluate", "reconstruct", "encode", "decode", "export", "convert", "inspect"]
+COMMANDS = ["quickstart", "train", "evaluate", "reconstruct", "encode", "decode", "export", "convert", "inspect",
+            "import"]  # fmt: skip
 
 
 def picture(path: Path) -> np.ndarray:
@@ -51,7 +55,7 @@ def test_help_is_fast_and_names_every_command() -> None:
             [sys.executable, "-m", "ldm_ae.cli", "--help"], capture_output=True, text=True, check=True
         )
         times.append(time.perf_counter() - started)
-    for name in [*COMMANDS, "import"]:
+    for name in COMMANDS:
         assert name in done.stdout
     assert min(times) < 1.0
 
@@ -63,10 +67,23 @@ def test_every_command_has_help(run: Run, name: str) -> None:
     assert len(out) > 100
 
 
-def test_later_commands_say_so(run: Run) -> None:
-    status, _, err = run("import", "a", "b", "--format", "x")
-    assert status == 2
-    assert "comes with a later one" in err
+@pytest.mark.parametrize("discrete", [False, True])
+def test_export_to_compvis_and_import_again(run: Run, discrete: bool, tmp_path: Path) -> None:
+    widths = {"block_out_channels": (32, 32), "layers_per_block": 1}
+    model = VQAutoencoder(quantizer=VQ(8, 4), **widths) if discrete else KLAutoencoder(**widths)
+    model.save_pretrained(tmp_path / "model")
+    assert run("export", tmp_path / "model", tmp_path / "ldm", "--format", "ldm")[0] == 0
+    weights = tmp_path / "ldm" / "model.safetensors"
+    status, out, err = run("import", weights, tmp_path / "back", "--config", tmp_path / "ldm" / "config.yaml")
+    assert (status, err) == (0, "")
+    kind = "VQ autoencoder of 8 codes" if discrete else "KL autoencoder"
+    assert f"{kind}, downsample factor 2, 4 latent channels" in out
+    before, after = (load_file(tmp_path / name / "diffusion_pytorch_model.safetensors") for name in ("model", "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    status, _, err = run("import", weights, tmp_path / "other")
+    assert status == 0
+    assert "sample_size is taken to be 256" in err
 
 
 SMALL = ["--size", 32, "--workers", 0, "--device", "cpu"]
@@ -184,6 +201,8 @@ def no_weights(folder: Path) -> Path:
             ["evaluate", "{model}", "{images}", "--size", "32", "--features", "inception", "--out", "{tmp}/o"],
             "Inception",
         ),
+        (["import", "{tmp}/nowhere.ckpt", "{tmp}/o"], "no such file"),
+        (["import", "{model}/diffusion_pytorch_model.safetensors", "{tmp}/o"], "has diffusers' keys, not CompVis's"),
         (["inspect", "{tmp}/nowhere"], "no such path"),
         (["inspect", "{tmp}/empty"], "empty"),
         (["train"], "train needs a configuration"),

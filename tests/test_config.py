@@ -13,6 +13,12 @@ from ldm_ae.errors import UserError
 from ldm_ae.models import load_autoencoder
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+PUBLISHED = {
+    "kl_f4": (4, 3, None), "kl_f8": (8, 4, None), "kl_f16": (16, 16, None), "kl_f32": (32, 64, None),
+    "vq_f4": (4, 3, 8192), "vq_f8": (8, 4, 16384), "vq_f16": (16, 256, 1024), "llamagen_vq_f16": (16, 8, 16384),
+    "fsq_f8": (8, 5, 15360), "lfq_f16": (16, 18, 2**18),
+}  # fmt: skip
+"""Downsample factor, latent channels and codes."""
 
 
 def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
@@ -52,9 +58,8 @@ def test_recipe_builds_and_takes_a_step(
     out = tmp_path / "run"
     train(["--config", str(scaled_down(recipe, image_folder, tiny_model_folder, out))])
     spec = load_autoencoder(out).latent_spec
-    published = {"kl_f4": (4, 3), "kl_f8": (8, 4), "kl_f16": (16, 16), "kl_f32": (32, 64)}
-    if recipe.stem in published:
-        assert (spec.downsample_factor, spec.channels) == published[recipe.stem]
+    if recipe.stem in PUBLISHED:
+        assert (spec.downsample_factor, spec.channels, spec.codebook_size) == PUBLISHED[recipe.stem]
     assert (out / "metrics.jsonl").read_text().count('"rec_loss"') == 1
 
 
@@ -71,6 +76,30 @@ def test_ldm_numbers_of_kl_f8() -> None:
         assert config[name]["learning_rate"] == 4.5e-6
         assert config[name]["scale_learning_rate"] is True
         assert config[name]["options"] == {"betas": [0.5, 0.9]}
+
+
+def test_numbers_of_the_discrete_recipes() -> None:
+    """What the papers and CompVis's files give: start and weight of the discriminator, its layers."""
+    expected = {
+        "vq_f4": (0, 0.75, True, 3), "vq_f8": (0, 0.6, True, 2), "vq_f16": (250001, 0.8, True, 3),
+        "llamagen_vq_f16": (20000, 0.5, False, 3),
+    }  # fmt: skip
+    for name, numbers in expected.items():
+        config = yaml.safe_load((RECIPES[0].parent / f"{name}.yaml").read_text())
+        objective, quantizer = config["objective"], config["model"]["init_args"]["quantizer"]
+        assert numbers == (
+            objective["discriminator_start"], objective["gan_weight"], objective["adaptive_gan_weight"],
+            config["discriminator"]["init_args"]["n_layers"],
+        )  # fmt: skip
+        assert objective["reduction"] == "mean"
+        assert objective["regularization_weights"] == {"codebook": 1.0, "commitment": 1.0}
+        assert quantizer["init_args"]["beta"] == 0.25
+        assert quantizer["init_args"].get("legacy", False) is name.startswith("vq_")
+    llamagen = yaml.safe_load((RECIPES[0].parent / "llamagen_vq_f16.yaml").read_text())
+    assert llamagen["training"]["batch_size"] * llamagen["training"]["accumulation"] == 128
+    lfq = yaml.safe_load((RECIPES[0].parent / "lfq_f16.yaml").read_text())
+    bits = lfq["model"]["init_args"]["quantizer"]["init_args"]["codebook_dim"]
+    assert lfq["objective"]["regularization_weights"]["entropy"] == pytest.approx(0.1 * bits)
 
 
 QUICKSTART = ["--config", str(RECIPES[0].parent / "quickstart.yaml")]

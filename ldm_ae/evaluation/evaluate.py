@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ldm_ae.environment import device_name, git_commit, package_versions
 from ldm_ae.errors import UserError
 from ldm_ae.evaluation.activation_ranges import ActivationRanges, activation_ranges, first_batches
+from ldm_ae.evaluation.codebook import CodebookSummary, CodebookUsage
 from ldm_ae.evaluation.features import FeatureNetwork, frechet_score_name
 from ldm_ae.evaluation.frechet import FeatureStatistics, frechet_distance
 from ldm_ae.evaluation.image_quality import PerceptualDistance, bicubic_thumbnail, image_scores, to_levels
@@ -34,6 +36,12 @@ RECONSTRUCTION = (
     "anything is measured"
 )
 BASELINE = "bicubic thumbnail with about as many numbers as the latents, enlarged again"
+BASELINE_OF_CODES = "bicubic thumbnail with about as many bytes as the codes have at a fixed length, enlarged again"
+"""A discrete model's latents are many numbers and few bits."""
+RATE_OF_CODES = (
+    "bits_per_pixel: log2(K) for every code; entropy_bits_per_pixel: entropy of the codes' frequencies over all "
+    "images, as an ideal code without context would spend"
+)
 
 
 class ImageBatch(Protocol):
@@ -54,8 +62,8 @@ class ImageScores:
 
     key: str
     scores: dict[str, float]
-    """`psnr`, `ssim`, the perceptual distance under its name, `kl_bits_per_pixel` where there is a rate, and
-    `bicubic_psnr`."""
+    """`psnr`, `ssim`, the perceptual distance under its name, `kl_bits_per_pixel` of a Gaussian posterior or
+    `bits_per_pixel` of codes at a fixed length, and `bicubic_psnr`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +94,8 @@ class Evaluation:
     """By PSNR, the best first."""
     activations: ActivationRanges
     """In float32, over the first images."""
+    codebook: CodebookSummary | None
+    """Of a discrete model whose codes can be counted."""
 
 
 def validate(
@@ -173,7 +183,7 @@ def evaluate(
     if not first:
         raise UserError(f"there are no images to evaluate in {source}")
     model = for_inference(model, device=device)
-    name, sha256 = type(model).__name__, weights_sha256(model)  # before the precision changes the weights
+    kind, sha256 = type(model).__name__, weights_sha256(model)  # before the precision changes the weights
     activations = activation_ranges(model, first)
     model = for_inference(model, device=device, precision=precision)
     for network in (perceptual, features):
@@ -185,10 +195,14 @@ def evaluate(
             pixel_values = batch.pixel_values.to(device, non_blocking=True)
             posterior, latents, reconstructions = _reconstruct(model, pixel_values)
             require_finite(reconstructions, batch.keys, precision)
-            thumbnails = collected.baseline(pixel_values, latents)
+            rate = posterior.rate()
+            numbers, rate_name = latents[0].numel(), "kl_bits_per_pixel"
+            if rate is not None and posterior.indices is not None:
+                numbers, rate_name = math.ceil(float(rate[0]) / 8), "bits_per_pixel"
+            thumbnails = collected.baseline(pixel_values, numbers)
             scores = image_scores(reconstructions, pixel_values, perceptual)
-            if (rate := posterior.rate()) is not None:
-                scores["kl_bits_per_pixel"] = rate / pixel_values[0, 0].numel()
+            if rate is not None:
+                scores[rate_name] = rate / pixel_values[0, 0].numel()
             baseline = image_scores(thumbnails, pixel_values, perceptual)
             scores |= {f"bicubic_{name}": values for name, values in baseline.items()}
             collected.add(batch.keys, scores, posterior, latents, pixel_values, reconstructions, thumbnails)
@@ -200,7 +214,7 @@ def evaluate(
         "images": collected.describe_images(source) | {"transform": dict(transform_description), "rejected": rejected},
         "model": {
             "name": model_name,
-            "class": name,
+            "class": kind,
             "sha256": sha256,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "downsample_factor": model.latent_spec.downsample_factor,
@@ -211,7 +225,8 @@ def evaluate(
         "redone_batches": {"count": redone, "precision": WIDE_PRECISION if redone else None},
         "device": device_name(device),
         "latent_statistics": f"of one posterior sample per image, seed {seed}",
-        "baseline": {"method": BASELINE, "thumbnail_size": _sizes(collected.thumbnail_sizes)},
+        "codebook": collected.describe_codes(),
+        "baseline": {"method": collected.baseline_method(), "thumbnail_size": _sizes(collected.thumbnail_sizes)},
         "frechet_features": None
         if features is None
         else {"network": features.name, "dim": features.dim, "preprocessing": features.preprocessing},
@@ -235,6 +250,8 @@ class _Collected:
 
     def __post_init__(self) -> None:
         self.latents = LatentSummary(self.model.latent_spec.channels, self.seed)
+        size = self.model.latent_spec.codebook_size
+        self.codes = None if size is None else CodebookUsage(size)
         self.first: list[Picture] = []
         # Heaps whose smallest entry is the next to go; the position breaks ties, the earlier image stays.
         self.worst: list[tuple[float, int, Picture]] = []
@@ -243,8 +260,8 @@ class _Collected:
             names = ("original", "reconstruction", "thumbnail")
             self.statistics = {name: FeatureStatistics(self.features.dim) for name in names}
 
-    def baseline(self, pixel_values: Tensor, latents: Tensor) -> Tensor:
-        thumbnails, size = bicubic_thumbnail(pixel_values, latents[0].numel())
+    def baseline(self, pixel_values: Tensor, numbers: int) -> Tensor:
+        thumbnails, size = bicubic_thumbnail(pixel_values, numbers)
         height, width = pixel_values.shape[-2:]
         self.sizes.add((height, width))
         self.thumbnail_sizes.add(size)
@@ -262,6 +279,8 @@ class _Collected:
     ) -> None:
         """One batch; every tensor is (B, ...)."""
         self.latents.update(posterior, latents.shape)
+        if self.codes is not None and posterior.indices is not None:
+            self.codes.update(posterior.indices, pixel_values[0, 0].numel())
         if self.features is not None:
             self.statistics["original"].update(self.features(pixel_values))
             self.statistics["reconstruction"].update(self.features(reconstructions))
@@ -306,6 +325,16 @@ class _Collected:
             "size": _sizes(self.sizes),
         }
 
+    def baseline_method(self) -> str:
+        return BASELINE if self.codes is None else BASELINE_OF_CODES
+
+    def describe_codes(self) -> dict[str, object] | None:
+        if self.codes is None:
+            return None
+        found = self.codes.summary()
+        counted = "none: the codebook is too large" if found is None else found.counted
+        return {"size": self.model.latent_spec.codebook_size, "counted": counted, "rate": RATE_OF_CODES}
+
     def evaluation(self, protocol: dict[str, object], activations: ActivationRanges) -> Evaluation:
         names = self.images[0].scores
         scores = {name: sum(row.scores[name] for row in self.images) / len(self.images) for name in names}
@@ -317,6 +346,9 @@ class _Collected:
             scores[f"bicubic_{name}"] = frechet_distance(original, self.statistics["thumbnail"])
         if all(channel.active is not None for channel in channels):
             scores["active_latent_channels"] = sum(bool(channel.active) for channel in channels)
+        codebook = None if self.codes is None else self.codes.summary()
+        if codebook is not None:
+            scores |= codebook.scores()
         scores["latent_mean"] = self.latents.statistics.pooled_mean
         scores["latent_std"] = self.latents.statistics.pooled_std
         if scores["latent_std"] > 0.0:
@@ -331,6 +363,7 @@ class _Collected:
             worst=[picture for _, _, picture in sorted(self.worst, key=lambda entry: entry[:2], reverse=True)],
             best=[picture for _, _, picture in sorted(self.best, key=lambda entry: entry[:2], reverse=True)],
             activations=activations,
+            codebook=codebook,
         )
 
 

@@ -1,9 +1,18 @@
-"""The report's style, and its tables and histograms. Everything is inline, so that the page is one file."""
+"""The report's style, and its tables, histograms and pictures. Everything is inline, so that the page is one file."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 from html import escape
+
+from PIL import Image
+
+LARGEST_PNG = 2**17
+"""Pixels up to which pictures are PNG; larger ones are WebP, so that the page stays small enough to open."""
+
+WEBP_QUALITY = 92
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1d1c1a;--soft:#6b6861;--line:#e4e1da;--mark:#3b6ea5;
@@ -88,3 +97,15 @@ def bars(counts: Sequence[int], ends: tuple[str, str], title: str) -> str:
         f'aria-label="{escape(title)}">{rectangles}</svg><div><span>{escape(ends[0])}</span>'
         f"<span>{escape(ends[1])}</span></div></div>"
     )
+
+
+def data_uri(picture: Image.Image) -> str:
+    """The picture as an address that holds it."""
+    buffer = io.BytesIO()
+    small = picture.width * picture.height <= LARGEST_PNG or picture.mode == "P"
+    if small:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.save(buffer, "WEBP", quality=WEBP_QUALITY)
+    kind = "png" if small else "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

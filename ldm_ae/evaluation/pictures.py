@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -83,6 +85,27 @@ def latent_channel_pictures(
     std = latents.std(dim=(1, 2), correction=0) if std is None else std.to(latents)
     scaled = (latents - mean[:, None, None]) / (LATENT_REACH * std.clamp(min=1e-12))[:, None, None]
     return [_coloured((channel + 1.0) / 2.0, _SEA) for channel in scaled]
+
+
+def code_picture(counts: Tensor) -> Image.Image:
+    """A pixel for each code, row by row, as nearly square as can be: black where it never occurs, the lightest colour
+    at 16 times the even share or more. Places after the last code are grey.
+
+    Args:
+        counts: (K,) int64, not all 0.
+    """
+    size = len(counts)
+    width = math.isqrt(size - 1) + 1
+    height = -(-size // width)
+    # Four octaves on either side of the even share, above the darkest fifth of the colours.
+    octaves = torch.log2(counts.double() * size / counts.sum()).clamp(-4.0, 4.0)
+    values = torch.where(counts > 0, 0.2 + 0.1 * (octaves + 4.0), 0.0)
+    padded = torch.cat([values, values.new_zeros(width * height - size)]).view(height, width)
+    picture = _coloured(padded, _HEAT)
+    if width * height > size:
+        picture = picture.convert("RGB")
+        picture.paste((128, 128, 128), (size - width * (height - 1), height - 1, width, height))
+    return picture
 
 
 def _coloured(values: Tensor, colours: tuple[tuple[int, int, int], ...]) -> Image.Image:

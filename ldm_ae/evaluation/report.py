@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from ldm_ae.errors import UserError
 from ldm_ae.evaluation.activation_ranges import FP16_LIMIT
+from ldm_ae.evaluation.codebook_page import codebook_section
 from ldm_ae.evaluation.evaluate import Evaluation, Picture
 from ldm_ae.evaluation.image_quality import PSNR_CEILING, from_levels
 from ldm_ae.evaluation.latent_summary import ACTIVE_NATS, HISTOGRAM_DEVIATIONS
-from ldm_ae.evaluation.page import STYLE, bars, table
+from ldm_ae.evaluation.page import STYLE, bars, data_uri, table
 from ldm_ae.evaluation.pictures import ERROR_GAIN, LATENT_REACH, error_map, latent_channel_pictures, levels_image
 from ldm_ae.files import make_folder, write_json, writing
 
-LARGEST_PNG = 2**17
-"""Pixels up to which pictures are PNG; larger ones are WebP, so that the page stays small enough to open."""
-
-WEBP_QUALITY = 92
 LATENT_PICTURES = 4
 TABLE_ROWS = 500
 WORST_MODULES = 8
@@ -53,11 +47,13 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> Path:
 
 
 def metrics(evaluation: Evaluation) -> dict[str, object]:
-    """What goes into `metrics.json`: scores, their protocol, activations, and the tables of channels and images."""
+    """What goes into `metrics.json`: scores, their protocol, activations, codes, and the tables of channels and
+    images."""
     return {
         "scores": evaluation.scores,
         "protocol": evaluation.protocol,
         "activations": evaluation.activations.describe(),
+        "codebook": None if evaluation.codebook is None else evaluation.codebook.describe(),
         "latent_channels": [asdict(channel) for channel in evaluation.channels],
         "images": [{"key": row.key, **row.scores} for row in evaluation.images],
     }
@@ -82,6 +78,7 @@ def render(evaluation: Evaluation) -> str:
         ("The worst, by PSNR", _gallery(evaluation.worst)),
         ("The best, by PSNR", _gallery(evaluation.best)),
         ("PSNR of each image", _psnr_distribution(evaluation)),
+        ("Codes in use", codebook_section(evaluation.codebook)),
         ("Latent channels", _latents(evaluation)),
         ("Range of activations", _activations(evaluation)),
         ("Protocol", _protocol(evaluation)),
@@ -113,6 +110,20 @@ def _meaning(name: str) -> tuple[str, str, str]:
             "",
             "KL of the posterior to N(0, 1): what its latents would cost to send.",
         ),
+        "bits_per_pixel": (
+            "Rate, bits per pixel",
+            "",
+            "Of the codes at a fixed length, log2 of the codebook's size each.",
+        ),
+        "entropy_bits_per_pixel": (
+            "Entropy, bits per pixel",
+            "",
+            "Of the codes' frequencies over all images: what an ideal code without context would spend.",
+        ),
+        "codebook_usage": ("Codes in use", "", "Share of the codebook; few images cannot use many codes."),
+        "codebook_perplexity": ("Perplexity of the codes", "", "As many codes, used alike, would have their entropy."),
+        "codebook_entropy_bits": ("Entropy, bits per code", "", "At most log2 of the codebook's size."),
+        "codebook_dead_codes": ("Codes that never occur", "", "Over all levels of a residual quantizer."),
         "active_latent_channels": ("Active latent channels", "", f"KL above {ACTIVE_NATS} nats per element."),
         "latent_mean": ("Latent mean", "", "Over all elements of all channels."),
         "latent_std": ("Latent standard deviation", "", "Over all elements of all channels."),
@@ -140,8 +151,8 @@ def _scores(evaluation: Evaluation) -> str:
     baseline_text = evaluation.protocol["baseline"]
     assert isinstance(baseline_text, dict)
     note = (
-        f"<p>The thumbnail is the yardstick: the original shrunk to {escape(str(baseline_text['thumbnail_size']))} "
-        "pixels, about as many numbers as the latents, and enlarged again, both bicubic.</p>"
+        f"<p>The thumbnail is the yardstick, {escape(str(baseline_text['thumbnail_size']))} pixels: "
+        f"{escape(str(baseline_text['method']))}.</p>"
     )
     return note + table(("Score", "Model", "Thumbnail"), rows, numbers=(1, 2), css="scores")
 
@@ -175,7 +186,7 @@ def _gallery(pictures: list[Picture]) -> str:
             ("thumbnail", levels_image(picture.thumbnail)),
         )
         cells = "".join(
-            f'<div><img src="{_data_uri(view)}" alt="{label}" width="{view.width}" height="{view.height}">'
+            f'<div><img src="{data_uri(view)}" alt="{label}" width="{view.width}" height="{view.height}">'
             f"<span>{label}</span></div>"
             for label, view in views
         )
@@ -189,7 +200,7 @@ def _caption(scores: dict[str, float]) -> str:
     for name, value in scores.items():
         if name == "psnr":
             parts.append(f"PSNR {value:.2f} dB, thumbnail {scores['bicubic_psnr']:.2f}")
-        elif name == "kl_bits_per_pixel":
+        elif name in ("kl_bits_per_pixel", "bits_per_pixel"):
             parts.append(f"{value:.3f} bits per pixel")
         elif not name.startswith("bicubic_"):
             parts.append(f"{_meaning(name)[0]} {value:.3f}")
@@ -216,12 +227,12 @@ def _latents(evaluation: Evaluation) -> str:
     strips = []
     for picture in evaluation.first[:LATENT_PICTURES]:
         cells = [
-            f'<div><img src="{_data_uri(levels_image(picture.original))}" alt="original"><span>original</span></div>'
+            f'<div><img src="{data_uri(levels_image(picture.original))}" alt="original"><span>original</span></div>'
         ]
         for i, view in enumerate(latent_channel_pictures(picture.latents, mean=mean, std=std)):
             own = picture.latents[i]
             numbers = f"{float(own.mean()):+.2f} ± {float(own.std(correction=0)):.2f}"
-            image = f'<img class="pixels" src="{_data_uri(view)}" alt="channel {i}">'
+            image = f'<img class="pixels" src="{data_uri(view)}" alt="channel {i}">'
             cells.append(f"<div>{image}<span><b>{i}</b> {numbers}</span></div>")
         strips.append(
             f'<figure><div class="strip">{"".join(cells)}</div>'
@@ -307,14 +318,3 @@ def _number(value: float) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
-
-
-def _data_uri(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    small = picture.width * picture.height <= LARGEST_PNG or picture.mode == "P"
-    if small:
-        picture.save(buffer, "PNG", optimize=True)
-    else:
-        picture.save(buffer, "WEBP", quality=WEBP_QUALITY)
-    kind = "png" if small else "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -8,7 +8,8 @@ BASELINE_PREFIX = "bicubic_"
 
 
 def summary_lines(evaluation: Evaluation) -> list[str]:
-    """A table: score, model, baseline where there is one; then whether the model is safe in fp16, one line."""
+    """A table: score, model, baseline where there is one; then a line on the codes in use if there are any, and one on
+    whether the model is safe in fp16."""
     scores = evaluation.scores
     names = [name for name in scores if not name.startswith(BASELINE_PREFIX)]
     width = max(len(name) for name in names)
@@ -16,4 +17,5 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
     for name in names:
         baseline = scores.get(BASELINE_PREFIX + name)
         lines.append(f"{name:{width}}  {scores[name]:10.4g}" + ("" if baseline is None else f"  {baseline:9.4g}"))
-    return [*(line.rstrip() for line in lines), evaluation.activations.line()]
+    codebook = [] if evaluation.codebook is None else [evaluation.codebook.line()]
+    return [*(line.rstrip() for line in lines), *codebook, evaluation.activations.line()]

@@ -2,5 +2,14 @@
 
 from ldm_ae.interop.diffusers import export_diffusers, measure_scaling
 from ldm_ae.interop.ldm import export_ldm, from_ldm_state_dict, to_ldm_state_dict
+from ldm_ae.interop.ldm_import import Imported, import_ldm
 
-__all__ = ["export_diffusers", "export_ldm", "from_ldm_state_dict", "measure_scaling", "to_ldm_state_dict"]
+__all__ = [
+    "Imported",
+    "export_diffusers",
+    "export_ldm",
+    "from_ldm_state_dict",
+    "import_ldm",
+    "measure_scaling",
+    "to_ldm_state_dict",
+]

@@ -1,4 +1,5 @@
-"""KL autoencoders with the keys of CompVis's latent-diffusion (arXiv 2112.10752), from and to diffusers' keys.
+"""KL and VQ autoencoders with the keys of CompVis's latent-diffusion (arXiv 2112.10752) and taming-transformers
+(arXiv 2012.09841), from and to diffusers' keys.
 
 The same network under other names: `encoder.down.{level}.block.{i}`, `encoder.mid.block_1`, `decoder.up.{level}` with
 level 0 the highest resolution (diffusers counts the decoder's levels from the lowest), `nin_shortcut` for the 1x1
@@ -7,7 +8,7 @@ convolution beside a ResNet block, and attention as 1x1 convolutions (C, C, 1, 1
 
 The file is safetensors. CompVis's `init_from_ckpt` unpickles, so its users load it as
 `model.load_state_dict(safetensors.torch.load_file("OUT/model.safetensors"))` into the model that
-`instantiate_from_config` builds from `OUT/config.yaml`.
+`instantiate_from_config` builds from `OUT/config.yaml`. A VQ's codes are `quantize.embedding.weight` in all three.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, printable
 from ldm_ae.interop.folder import exporting
-from ldm_ae.models import Autoencoder, KLAutoencoder
+from ldm_ae.models import Autoencoder, KLAutoencoder, VQAutoencoder
+from ldm_ae.models.vq import VQModel
 
 LDM_FILES = frozenset({"model.safetensors", "config.yaml"})
 GROUPS = 32
 """The number of groups of every GroupNorm in CompVis's code, whatever the widths."""
+CODES = "quantize.embedding.weight"
+"""(K, D), the codes of a VQ."""
 
 # (diffusers, CompVis) names: of whole blocks, {i} the level and {j} the block in it, ...
 _BLOCKS = (
@@ -59,12 +63,13 @@ _OUTER = (
     ("decoder.conv_out", "decoder.conv_out"),
     ("quant_conv", "quant_conv"),
     ("post_quant_conv", "post_quant_conv"),
+    ("quantize.embedding", "quantize.embedding"),
 )
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def to_ldm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a `diffusers.AutoencoderKL` under CompVis's keys.
+    """The state dict of a `diffusers.AutoencoderKL` or `VQModel` under CompVis's keys.
 
     What CompVis's network always has and diffusers' may lack is added so that the outputs stay the same: attention in
     the middle with an output projection of zeros (the block is a residual one), and identities as quant convolutions.
@@ -72,7 +77,7 @@ def to_ldm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: a key that no part of such a network has.
     """
-    names = _rename(state, source=0)
+    names = rename_keys(state, source=0)
     renamed = {names[key]: (value[:, :, None, None] if _is_projection(key) else value) for key, value in state.items()}
     for half in ("encoder", "decoder"):
         if f"{half}.mid.attn_1.norm.weight" not in renamed:
@@ -88,12 +93,12 @@ def to_ldm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_ldm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a CompVis KL autoencoder (without its loss) under the keys of `diffusers.AutoencoderKL`.
+    """The state dict of a CompVis autoencoder (without its loss) under the keys of `AutoencoderKL` or `VQModel`.
 
     Raises:
         UserError: a key that no part of such a network has.
     """
-    names = _rename(state, source=1)
+    names = rename_keys(state, source=1)
     return {
         names[key]: (value[:, :, 0, 0] if _is_projection(names[key]) and value.ndim == 4 else value)
         for key, value in state.items()
@@ -104,7 +109,8 @@ def export_ldm(model: Autoencoder, out: str | Path) -> Path:
     """Write `model.safetensors` and `config.yaml` for CompVis's code; an earlier export at `out` is replaced.
 
     Args:
-        model: A KL autoencoder; it is not changed. Weights are written in float32.
+        model: A KL autoencoder, or a discrete one with the nearest of a table of codes (VQ, EMAVQ); it is not changed.
+            Weights are written in float32.
         out: The folder.
 
     Returns:
@@ -113,11 +119,11 @@ def export_ldm(model: Autoencoder, out: str | Path) -> Path:
     Raises:
         UserError: a network that CompVis's code cannot build, or `out` holds other files or cannot be written.
     """
-    if not isinstance(model, KLAutoencoder):
-        raise UserError(f"format ldm holds KL autoencoders only, not a {type(model).__name__}")
     config = ldm_config(model)
     net: Any = model.net
-    state = {key: value.float().cpu().contiguous() for key, value in to_ldm_state_dict(net.state_dict()).items()}
+    # Of a quantizer, the codes alone: how often each is used concerns our own training.
+    own = {k: v for k, v in net.state_dict().items() if not k.startswith("quantize.") or k == CODES}
+    state = {key: value.float().cpu().contiguous() for key, value in to_ldm_state_dict(own).items()}
     note = (
         f"# Latents times {model.latent_spec.scaling_factor!r} have unit variance, if measured: the latent diffusion\n"
         "# model's scale_factor. Load: model.load_state_dict(safetensors.torch.load_file('model.safetensors'))\n"
@@ -129,14 +135,19 @@ def export_ldm(model: Autoencoder, out: str | Path) -> Path:
     return Path(out)
 
 
-def ldm_config(model: KLAutoencoder) -> dict[str, Any]:
+def ldm_config(model: Autoencoder) -> dict[str, Any]:
     """The configuration from which CompVis's `instantiate_from_config` builds the same network.
 
     Raises:
         UserError: the first thing about the network that CompVis's configuration cannot say.
     """
     net: Any = model.net  # diffusers' attributes are not typed
+    if not isinstance(model, KLAutoencoder) and not isinstance(net, VQModel):
+        kind = type(model.quantizer if isinstance(model, VQAutoencoder) else model).__name__
+        raise UserError(f"format ldm holds KL autoencoders and VQ ones with a table of codes, not a {kind}")
     config = net.config
+    if config.get("norm_type", "group") != "group":
+        raise UserError(f"format ldm: CompVis's code normalizes by group, this model's decoder is {config.norm_type}")
     widths = list(config.block_out_channels)
     levels = len(widths)
     if config.norm_num_groups != GROUPS:
@@ -154,13 +165,17 @@ def ldm_config(model: KLAutoencoder) -> dict[str, Any]:
     size = config.sample_size if isinstance(config.sample_size, int) else max(config.sample_size)
     # Only which level has attention follows from it; each level's resolution must be a whole number, and its own.
     resolution = max(size // 2 ** (levels - 1), 1) * 2 ** (levels - 1)
+    kl = isinstance(model, KLAutoencoder)
+    own: dict[str, Any] = {"embed_dim": config.latent_channels}
+    if not kl:
+        own = {"embed_dim": model.latent_spec.channels, "n_embed": model.latent_spec.codebook_size}
     return {
         "model": {
-            "target": "ldm.models.autoencoder.AutoencoderKL",
+            "target": f"ldm.models.autoencoder.{'AutoencoderKL' if kl else 'VQModel'}",
             "params": {
-                "embed_dim": config.latent_channels,
+                **own,
                 "ddconfig": {
-                    "double_z": True,
+                    "double_z": kl,
                     "z_channels": config.latent_channels,
                     "resolution": resolution,
                     "in_channels": config.in_channels,
@@ -177,8 +192,16 @@ def ldm_config(model: KLAutoencoder) -> dict[str, Any]:
     }
 
 
-def _rename(keys: Iterable[str], *, source: int) -> dict[str, str]:
-    """Each key under the other names. `source` 0 reads diffusers' names, 1 CompVis's."""
+def rename_keys(keys: Iterable[str], *, source: int) -> dict[str, str]:
+    """Each key under the other names. `source` 0 reads diffusers' names, 1 CompVis's.
+
+    Args:
+        keys: All keys of a network: the decoder's levels are counted from its last one.
+        source: Where the keys come from.
+
+    Raises:
+        UserError: a key that no part of such a network has.
+    """
     target = 1 - source
     outer = {pair[source]: pair[target] for pair in _OUTER}
     layers = {pair[source]: pair[target] for pair in _LAYERS}
@@ -200,7 +223,9 @@ def _rename(keys: Iterable[str], *, source: int) -> dict[str, str]:
                 if pair[0].startswith("decoder.up_blocks"):
                     place["i"] = str(last - int(place["i"]))  # counted from the other end
                 return f"{pair[target].format(**place)}.{layers[inner]}.{kind}"
-        raise UserError(f"'{key}' is no key of a KL autoencoder in {('diffusers', 'CompVis')[source]}'s names")
+        raise UserError(
+            f"'{printable(key)}' is no key of such an autoencoder in {('diffusers', 'CompVis')[source]}'s names"
+        )
 
     return {key: rename(key) for key in keys}
 

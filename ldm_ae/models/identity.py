@@ -12,7 +12,9 @@ from torch import nn
 from ldm_ae.errors import UserError
 from ldm_ae.models.interface import Autoencoder
 
-_NOT_THE_NETWORK = {"scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "sample_size"}
+_NOT_THE_NETWORK = {
+    "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "sample_size", "legacy_beta",
+}  # fmt: skip
 """Configuration that leaves the latents as they are, so that a model and its export have one hash."""
 
 

@@ -68,8 +68,8 @@ class VQAutoencoder(Autoencoder):
     """A convolutional autoencoder with discrete latents: encoder, 1x1 convolution, quantizer, 1x1 convolution, decoder.
 
     Latents are the quantized ones, (B, codebook_dim, h, w): what `decode` takes. With `VQ` or `EMAVQ` it is a
-    `diffusers.VQModel` on the disk, and a `VQ` when it is read again; with another quantizer a `QuantizedAutoencoder`,
-    whose keys are the same where VQModel has them.
+    `diffusers.VQModel` on the disk, and a `VQ` when it is read again, `legacy` if it was; with another quantizer a
+    `QuantizedAutoencoder`, whose keys are the same where VQModel has them.
 
     Args:
         pretrained: A folder of either to start from, or a VQModel's name on the Hugging Face hub. The widths and blocks
@@ -125,6 +125,7 @@ class VQAutoencoder(Autoencoder):
             self.net = VQModel(
                 **arguments, num_vq_embeddings=quantizer.codebook_size, vq_embed_dim=quantizer.codebook_dim
             )
+            _record_beta(self.net, quantizer)
         else:
             self.net = QuantizedAutoencoder(**arguments, quantizer=describe_quantizer(quantizer))
         self.net.quantize = quantizer
@@ -238,7 +239,7 @@ def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
     else:
         net = read_model_folder(VQModel, pretrained)
         codes = net.quantize.embedding.weight.detach()
-        net.quantize = VQ(*codes.shape)
+        net.quantize = VQ(*codes.shape, legacy=net.config.get("legacy_beta") is True)
         net.quantize.load_state_dict({"embedding.weight": codes})
         kinds = EUCLIDEAN
     if quantizer is not None:
@@ -267,3 +268,13 @@ def _continue_with(pretrained: str, net: Any, quantizer: Quantizer, kinds: tuple
     net.quantize = quantizer
     if isinstance(net, QuantizedAutoencoder):
         net.register_to_config(quantizer=describe_quantizer(quantizer))
+    else:
+        _record_beta(net, quantizer)
+
+
+def _record_beta(net: Any, quantizer: Quantizer) -> None:
+    """Have a VQModel's configuration say which term beta weights, where it is not the commitment; diffusers reads none
+    of it, so that there is nothing to say of a VQ that is right."""
+    legacy = isinstance(quantizer, VQ) and quantizer.legacy
+    if legacy or net.config.get("legacy_beta") is not None:
+        net.register_to_config(legacy_beta=legacy)

@@ -31,6 +31,10 @@ def _kl_has_collapsed(logs: Mapping[str, float]) -> bool:
     return logs.get("kl_per_latent", 1.0) < 1e-3
 
 
+def _codebook_has_collapsed(logs: Mapping[str, float]) -> bool:
+    return logs.get("codebook_spread", 1.0) < 0.05 or logs.get("codebook_perplexity", 2.0) < 1.2
+
+
 ALARMS: dict[str, tuple[Check, str]] = {
     "discriminator_won": (
         _discriminator_has_won,
@@ -50,6 +54,12 @@ ALARMS: dict[str, tuple[Check, str]] = {
     "kl_collapsed": (
         _kl_has_collapsed,
         "the KL per latent element is below 0.001 nats: the latents carry nothing; lower the kl weight",
+    ),
+    "codebook_collapsed": (
+        _codebook_has_collapsed,
+        "nearly all latents fall on a few codes (codebook_perplexity) and the others stay unused: start the codes by "
+        "k-means and restart dead ones (care: kmeans_iterations, restart_below), or use EMAVQ, or FSQ, which has no "
+        "codes to lose",
     ),
 }
 

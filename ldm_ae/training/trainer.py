@@ -5,6 +5,7 @@ The steps themselves are in `steps.py`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -258,6 +259,8 @@ class Trainer:
         values = self.window.means(self.accelerator)
         if "kl_loss" in values:
             values["kl_per_latent"] = values["kl_loss"] / self._latent_elements()
+        if "codebook_perplexity" in values:
+            values["codebook_spread"] = values["codebook_perplexity"] / self._most_codes()
         values["learning_rate"] = self.optimizers[0].param_groups[0]["lr"]
         if len(self.optimizers) > 1:
             values["discriminator_learning_rate"] = self.optimizers[1].param_groups[0]["lr"]
@@ -276,9 +279,17 @@ class Trainer:
             self.log.warn(self.step, name, words)
 
     def _latent_elements(self) -> int:
-        spec, size = self.autoencoder.latent_spec, self.identity["resolution"]
-        height, width = spec.latent_size(size, size)
-        return spec.channels * height * width
+        return self.autoencoder.latent_spec.channels * self._latent_positions()
+
+    def _latent_positions(self) -> int:
+        size = self.identity["resolution"]
+        return math.prod(self.autoencoder.latent_spec.latent_size(size, size))
+
+    def _most_codes(self) -> int:
+        """How many codes one step can use: each once, or each position one."""
+        size = self.autoencoder.latent_spec.codebook_size
+        assert size is not None
+        return min(size, self.loader.global_batch * self._latent_positions())
 
     def validate(self) -> bool:
         """Score the averaged model on the held-out images; whether it is the best so far. Main process, others wait."""

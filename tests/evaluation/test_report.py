@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ldm_ae.errors import UserError
-from ldm_ae.evaluation import evaluate, report, to_uint8_image, write_report
+from ldm_ae.evaluation import evaluate, page, report, to_uint8_image, write_report
 from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.models import KLAutoencoder
 from tests.evaluation.stubs import IdentityAutoencoder, MeanDistance, PixelFeatures, loader, pictures
@@ -142,9 +142,9 @@ def test_pictures_are_the_images(evaluation: Evaluation) -> None:
 
 def test_large_pictures_are_webp(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = to_uint8_image(pictures(1)[0])
-    assert report._data_uri(picture).startswith("data:image/png;base64,")
-    monkeypatch.setattr(report, "LARGEST_PNG", 32 * 32 - 1)
-    uri = report._data_uri(picture)
+    assert page.data_uri(picture).startswith("data:image/png;base64,")
+    monkeypatch.setattr(page, "LARGEST_PNG", 32 * 32 - 1)
+    uri = page.data_uri(picture)
     assert uri.startswith("data:image/webp;base64,")
     again = Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
     difference = np.abs(np.array(again).astype(int) - np.array(picture).astype(int))

@@ -1,4 +1,4 @@
-"""A KL autoencoder written from the description of CompVis's architecture, in plain torch, for tests only.
+"""KL and VQ autoencoders written from the description of CompVis's architecture, in plain torch, for tests only.
 
 GroupNorm with eps 1e-6, swish, a stride-2 convolution after padding right and below by one, nearest upsampling, one
 attention head over all positions as 1x1 convolutions. The number of groups is a parameter here so that it can be tiny.
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
             self.down.append(down)
         self.mid = middle(width, groups)
         self.norm_out = norm(width, groups)
-        self.conv_out = nn.Conv2d(width, 2 * config["z_channels"], 3, padding=1)
+        self.conv_out = nn.Conv2d(width, (1 + config["double_z"]) * config["z_channels"], 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -148,3 +148,35 @@ class CompVisAutoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(z))
+
+
+class Codebook(nn.Module):
+    """The nearest row of a table, by the whole matrix of distances."""
+
+    def __init__(self, codes: int, width: int):
+        super().__init__()
+        self.embedding = nn.Embedding(codes, width)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        rows = z.permute(0, 2, 3, 1)
+        distances = (rows[..., None, :] - self.embedding.weight).square().sum(dim=-1)
+        indices = distances.argmin(dim=-1)
+        return self.embedding(indices).permute(0, 3, 1, 2), indices
+
+
+class CompVisVQ(nn.Module):
+    """Built from the `params` of an exported config.yaml."""
+
+    def __init__(self, params: dict, groups: int):
+        super().__init__()
+        config, embed_dim = params["ddconfig"], params["embed_dim"]
+        self.encoder, self.decoder = Encoder(config, groups), Decoder(config, groups)
+        self.quant_conv = nn.Conv2d(config["z_channels"], embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim, config["z_channels"], 1)
+        self.quantize = Codebook(params["n_embed"], embed_dim)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.quantize(self.quant_conv(self.encoder(x)))
+
+    def decode(self, quantized: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(quantized))

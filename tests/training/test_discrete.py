@@ -91,6 +91,8 @@ def test_run_and_resume(name: str, image_folder: Path, tmp_path: Path) -> None:
     assert size is not None
     assert 1 / size <= last["codebook_usage"] <= 1
     assert 1 <= last["codebook_perplexity"] <= size
+    # A step of 4 images has 4 x 8 x 8 places.
+    assert last["codebook_spread"] == pytest.approx(last["codebook_perplexity"] / min(size, 256), rel=1e-6)
     assert model.latent_spec.scaling_factor != 1.0  # measured
     if name in ("VQ", "EMAVQ"):
         assert VQModel.from_pretrained(out / "model").config.num_vq_embeddings == 16

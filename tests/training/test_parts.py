@@ -91,13 +91,18 @@ def test_trainable_patterns(tiny_model: KLAutoencoder) -> None:
         ("discriminator_collapsed", {"discriminator_accuracy": 0.5, "logits_real": 0.1, "logits_fake": 0.1001}),
         ("adaptive_weight_clamped", {"adaptive_weight": 1e4}),
         ("kl_collapsed", {"kl_per_latent": 1e-5}),
+        ("codebook_collapsed", {"codebook_perplexity": 30.0, "codebook_spread": 0.03}),
+        ("codebook_collapsed", {"codebook_perplexity": 1.1, "codebook_spread": 0.14}),
     ],
 )
 def test_alarms_speak_once_after_patience(name: str, logs: dict[str, float]) -> None:
     alarms = Alarms()
     heard = [list(alarms.check(logs)) for _ in range(PATIENCE + 3)]
     assert heard == [[]] * (PATIENCE - 1) + [[name]] + [[]] * 3
-    healthy = {"discriminator_accuracy": 0.7, "logits_real": 0.5, "logits_fake": -0.5, "kl_per_latent": 1.0}
+    healthy = {
+        "discriminator_accuracy": 0.7, "logits_real": 0.5, "logits_fake": -0.5, "kl_per_latent": 1.0,
+        "codebook_perplexity": 1.9, "codebook_spread": 0.1,
+    }  # fmt: skip
     assert not any(Alarms().check(healthy) for _ in range(20))
     alarms.check(healthy)
     assert [list(alarms.check(logs)) for _ in range(PATIENCE)][-1] == [name]

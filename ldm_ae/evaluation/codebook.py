@@ -1,0 +1,121 @@
+"""Which codes of a discrete model a set of images uses, and what the codes cost in bits.
+
+Entropies are of the codes' frequencies over all images: what an ideal code without context would spend. They cannot
+exceed log2 of the number of codes that were counted, so few images make every large codebook look small.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ldm_ae.quantizers.interface import COUNTABLE
+
+EDGES = tuple(2.0**power for power in range(-4, 5))
+"""Between the bins of how often a code occurs, as multiples of what all codes would have if used alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookSummary:
+    """Every number that is not of one level is the mean over the levels of a residual quantizer."""
+
+    size: int
+    """K."""
+    levels: int
+    """Q; 1 but for a residual quantizer."""
+    counted: int
+    """Codes that were counted, of one level."""
+    entropy_bits_per_pixel: float
+    counts: Tensor
+    """(Q, K) int64: how often each code occurs."""
+
+    @property
+    def entropies(self) -> Tensor:
+        """(Q,) bits per code."""
+        shares = self.counts.double() / self.counted
+        return torch.special.entr(shares).sum(dim=1) / math.log(2.0)
+
+    @property
+    def used(self) -> Tensor:
+        """(Q,) int64 codes that occur."""
+        return (self.counts > 0).sum(dim=1)
+
+    def scores(self) -> dict[str, float]:
+        """What stands beside the other scores."""
+        return {
+            "entropy_bits_per_pixel": self.entropy_bits_per_pixel,
+            "codebook_usage": float(self.used.double().mean()) / self.size,
+            "codebook_perplexity": float(self.entropies.exp2().mean()),
+            "codebook_entropy_bits": float(self.entropies.mean()),
+            "codebook_dead_codes": int((self.size - self.used).sum()),
+        }
+
+    def histogram(self) -> list[int]:
+        """Codes by how often they occur: never, then below, between and above `EDGES`. Levels are added up."""
+        relative = self.counts.double() * self.size / self.counted
+        bins = torch.bucketize(relative, torch.tensor(EDGES, dtype=torch.float64), right=True) + 1
+        return torch.where(self.counts > 0, bins, 0).flatten().bincount(minlength=len(EDGES) + 2).tolist()
+
+    def describe(self) -> dict[str, object]:
+        """JSON values."""
+        return {
+            "size": self.size,
+            "levels": self.levels,
+            "counted": self.counted,
+            "fixed_bits": math.log2(self.size),
+            "used": self.used.tolist(),
+            "entropy_bits": self.entropies.tolist(),
+            "perplexity": self.entropies.exp2().tolist(),
+            "histogram": {"edges": list(EDGES), "codes": self.histogram()},
+        }
+
+    def line(self) -> str:
+        """The health of the codebook in words."""
+        used = ", ".join(f"{count:,}" for count in self.used.tolist())
+        return (
+            f"codebook: {used} of {self.size:,} codes in use over {self.counted:,} places, "
+            f"{float(self.entropies.mean()):.2f} of {math.log2(self.size):.2f} bits a code"
+        )
+
+
+class CodebookUsage:
+    """Counts codes batch by batch.
+
+    Args:
+        size: K. Above `COUNTABLE` nothing is counted: images touch next to nothing of such a codebook.
+    """
+
+    def __init__(self, size: int):
+        self._size = size
+        self._counts: Tensor | None = None
+        self._counted = self._pixels = 0
+
+    def update(self, indices: Tensor, pixels: int) -> None:
+        """Add a batch.
+
+        Args:
+            indices: (B, h, w), or (B, Q, h, w) of a residual quantizer, int64 in [0, K).
+            pixels: Of one image.
+        """
+        if self._size > COUNTABLE:
+            return
+        levels = indices[:, None] if indices.ndim == 3 else indices
+        rows = levels.transpose(0, 1).flatten(1).cpu()
+        counts = torch.stack([row.bincount(minlength=self._size) for row in rows])
+        self._counts = counts if self._counts is None else self._counts + counts
+        self._counted += rows.shape[1]
+        self._pixels += pixels * len(indices)
+
+    def summary(self) -> CodebookSummary | None:
+        """What was counted; None if nothing was."""
+        if self._counts is None:
+            return None
+        found = CodebookSummary(
+            size=self._size, levels=len(self._counts), counted=self._counted, entropy_bits_per_pixel=0.0,
+            counts=self._counts,
+        )  # fmt: skip
+        bits = float(found.entropies.sum()) * self._counted
+        return replace(found, entropy_bits_per_pixel=bits / self._pixels)
