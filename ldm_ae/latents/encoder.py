@@ -17,7 +17,8 @@ from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
 from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
 from ldm_ae.latents.reader import LatentStore
-from ldm_ae.latents.store import DTYPES, StoreRequest, StoreWriter
+from ldm_ae.latents.store import DTYPES, StoreRequest
+from ldm_ae.latents.writer import StoreWriter
 from ldm_ae.locks import only_writer
 from ldm_ae.models import Autoencoder, ChannelStatistics, hash_json, model_config, model_hash, redone_batches
 
@@ -96,15 +97,17 @@ def encode_images(
     bad_share: float = 0.01,
     progress: Progress | None = None,
 ) -> EncodeSummary:
-    """Encode every image of a source into a new store.
+    """Encode every image of a source into a store.
 
-    The same command on its own complete store does nothing. A changed image under an unchanged key is not noticed
-    then: its hash is in the index, but finding out means reading every image again.
+    The same command goes on where it was stopped, by whatever: a shard that is finished and has the hash of what was
+    written stays, and the store becomes byte for byte what it would have been. On its own complete store it does
+    nothing. A changed image under an unchanged key is not noticed then: its hash is in the index, but finding out means
+    reading every image again.
 
     Args:
         model: In float32; a copy of it runs, so that it keeps its weights.
         source: The images.
-        path: The store's folder, new or empty.
+        path: The store's folder, new, empty, or left by the same command.
         transform: To one size, without randomness; mirror images are stored beside, not drawn.
         source_name: Where the images come from, for the index.
         batch_size: Images a forward pass.
@@ -147,7 +150,8 @@ def encode_images(
             if progress is not None:
                 progress(len(source), len(source))
         else:
-            _fill(writer, runner, _HashingSource(source), transform, workers, progress)
+            _fill(writer, runner, _HashingSource(source), transform, workers, writer.share(0, 1), progress)
+            writer.finish()
     store = LatentStore(path)
     bad = store.bad()
     if len(bad) > bad_share * len(source):
@@ -175,33 +179,34 @@ def _fill(
     source: _HashingSource,
     transform: ImageTransform,
     workers: int,
+    units: range,
     progress: Progress | None,
 ) -> None:
-    """Every shard, then the index. A shard has a loader of its own, so that no batch reaches over its end."""
+    """Those of the units that are not done yet. Each has a loader of its own, so that no batch reaches over its end."""
     bucket = f"{transform.height}x{transform.width}"
-    total = len(source)
-    size = writer.request.shard_size
-    for start in range(0, total, size):
-        indices = range(start, min(start + size, total))
-        loader = EvaluationLoader(
-            source, transform, batch_size=writer.request.batch_size, workers=workers, bad_share=1.0, indices=indices
-        )
-        parts: list[dict[str, Tensor]] = []
-        good: dict[int, dict[str, Any]] = {}
-        for batch in loader:
-            parts.append(_encode_batch(model, batch, writer.request))
-            good |= zip(batch.indices.tolist(), _good_rows(batch, writer.request.source), strict=True)
-            if progress is not None:
-                progress(int(batch.indices[-1]) + 1, total)
-        rows = [good.get(i) or _bad_row(writer.request.source, source.key(i), loader.rejected) for i in indices]
-        tensors = {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else {})}
-        writer.add_shard(bucket, tensors, rows)
+    name, size = writer.request.source, writer.request.shard_size
+    first, total = units.start * size, min(units.stop * size, len(source)) - units.start * size
+    for unit in units:
+        indices = range(unit * size, min((unit + 1) * size, len(source)))
+        if writer.finished(unit) is None:
+            loader = EvaluationLoader(
+                source, transform, batch_size=writer.request.batch_size, workers=workers, bad_share=1.0, indices=indices
+            )
+            parts: list[dict[str, Tensor]] = []
+            good: dict[int, dict[str, Any]] = {}
+            redone_before = redone_batches(model)
+            for batch in loader:
+                parts.append(_encode_batch(model, batch, writer.request))
+                good |= zip(batch.indices.tolist(), _good_rows(batch, name), strict=True)
+                if progress is not None:
+                    progress(int(batch.indices[-1]) + 1 - first, total)
+            rows = [good.get(i) or _bad_row(name, source.key(i), loader.rejected) for i in indices]
+            tensors = {key: torch.cat([part[key] for part in parts]) for key in (parts[0] if parts else {})}
+            writer.add_shard(unit, bucket, tensors, rows, redone_batches=redone_batches(model) - redone_before)
+        elif progress is not None:
+            progress(indices.stop - first, total)
     if progress is not None:
         progress(total, total)
-    if writer.good == 0:
-        first = source.key(0)
-        raise UserError(f"none of the {total} images can be used; the first, {first}: {loader.rejected.get(first)}")
-    writer.finish(redone_batches=redone_batches(model))
 
 
 @torch.inference_mode()
