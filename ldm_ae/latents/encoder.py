@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from ldm_ae.data import Batch, EvaluationLoader, ImageTransform, RawImage, Source, seeded_noise
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
+from ldm_ae.latents.processes import Processes
 from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.store import DTYPES, StoreRequest
@@ -95,6 +97,7 @@ def encode_images(
     seed: int = 0,
     shard_size: int = 1024,
     bad_share: float = 0.01,
+    processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> EncodeSummary:
     """Encode every image of a source into a store.
@@ -120,10 +123,12 @@ def encode_images(
         seed: Of the posterior samples.
         shard_size: Images of the source that one file covers; it bounds the memory.
         bad_share: Share of unusable images past which this ends with an error, after keeping all that is good.
-        progress: Called after every batch.
+        processes: Which of several processes this is; all see the store's folder. Each encodes a contiguous share of
+            the files, and all return when the store is complete. None for one process alone.
+        progress: Called after every batch, with the images of this process alone.
 
     Raises:
-        RunError: the disk is full.
+        RunError: the disk is full, or another process has died.
         UserError: another process writes there, the folder holds something else, the image size does not fit the
             model, a latent is not finite, no image is good, or too many are bad.
     """
@@ -140,18 +145,25 @@ def encode_images(
         transform_hash=hash_json(transform.describe()), dtype=dtype, precision=precision, latents=latents, flips=flips,
         seed=seed, batch_size=batch_size, shard_size=shard_size,
     )  # fmt: skip
-    runner = inference_copy(model, device=device, precision=precision)  # first, because it may refuse
+    processes = processes or Processes()
+    runner = inference_copy(model, device=processes.device(device), precision=precision)  # first, because it may refuse
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the store")
-    with only_writer(make_folder(folder)):
-        writer = StoreWriter(path, request)
-        if already_complete := writer.complete:
-            if progress is not None:
-                progress(len(source), len(source))
-        else:
-            _fill(writer, runner, _HashingSource(source), transform, workers, writer.share(0, 1), progress)
-            writer.finish()
+    leads = processes.rank == 0
+    with processes.together() as channel, only_writer(make_folder(folder)) if leads else nullcontext():
+        writer = StoreWriter(path, request, processes=processes.count) if leads else None
+        plan = channel.from_first(writer and writer.plan)
+        writer = writer or StoreWriter(path, request, plan=plan)
+        units = writer.share(processes.rank, processes.count)
+        if not (already_complete := writer.complete):
+            _fill(writer, runner, _HashingSource(source), transform, workers, units, progress)
+            channel.wait_for_all()
+            if leads:
+                writer.finish()
+        elif progress is not None:
+            progress(len(source), len(source))
+        channel.wait_for_all()
     store = LatentStore(path)
     bad = store.bad()
     if len(bad) > bad_share * len(source):

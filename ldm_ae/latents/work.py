@@ -3,6 +3,8 @@
     STORE/.work/latents_rank00_shard000.json    of the shard of that name, written after it: its bucket, sha256 and
                                                 size, the rows of the index, the exact state of its statistics, and how
                                                 many batches overflowed; and a sha256 over all that
+    STORE/.work/run.json                        which run of the command has the store, so that a process that is left
+                                                of an earlier one stops
 
 A shard counts as finished if its record is byte for byte what was written and the shard has the hash that the record
 says. The folder goes when the store is complete. A range of the source without a good image has a record and no shard.
@@ -21,7 +23,7 @@ from ldm_ae.files import read_json, write_json
 from ldm_ae.latents.files import Written, look_at
 from ldm_ae.models import hash_json
 
-WORK = ".work"
+WORK, _RUN = ".work", "run.json"
 _RECORD_NAME = re.compile(r"latents_rank(\d{2,6})_shard(\d{3,9})\.json")
 _log = logging.getLogger("ldm_ae")
 
@@ -81,6 +83,17 @@ def finished(store: Path, shard: str) -> Record | None:
         return record
     _log.warning("%s is not what was written; it is encoded again", file)
     return None
+
+
+def write_run(store: Path, run: str) -> None:
+    """Say which run has the store."""
+    write_json(store / WORK / _RUN, {"run": run})
+
+
+def read_run(store: Path) -> str | None:
+    """Which run has the store, None if none has it."""
+    path = store / WORK / _RUN
+    return str(read_json(path)["run"]) if path.is_file() else None
 
 
 def recorded(store: Path) -> list[str]:

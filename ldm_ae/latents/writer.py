@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import secrets
 import shutil
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,9 +33,12 @@ from ldm_ae.latents.store import (
     read_description,
     short,
 )
-from ldm_ae.latents.work import WORK, Record, finished, read_record, recorded, write_record
+from ldm_ae.latents.work import WORK, Record, finished, read_record, read_run, recorded, write_record, write_run
 from ldm_ae.locks import LOCK
 from ldm_ae.models import ChannelStatistics, hash_json
+
+_SECONDS_UNTIL_SEEN = 90
+"""NFS may show the names in a folder as they were a minute ago."""
 
 
 class StoreWriter:
@@ -43,18 +48,31 @@ class StoreWriter:
         path: The store's folder: new, empty, or an unfinished store of the same request, whose finished shards stay.
         request: What is being encoded.
         processes: Among how many the units are dealt out; it is in the shards' names.
+        plan: The `plan` of the writer in the process that has the folder's lock; None in that process itself.
 
     Raises:
         UserError: the folder holds something else, or a store of another request.
     """
 
-    def __init__(self, path: str | Path, request: StoreRequest, *, processes: int = 1):
+    def __init__(
+        self, path: str | Path, request: StoreRequest, *, processes: int = 1, plan: dict[str, Any] | None = None
+    ):
         self.path = Path(path)
         self.request = request
         self.processes = processes
         """Those of the unfinished store if there is one, whoever goes on with it, so that its names stay."""
-        self.complete = self._claim()
+        self._run = secrets.token_hex(8)
+        self.complete = False
         """Whether this very store is there already; nothing may be added then."""
+        if plan is None:
+            self.complete = self._claim()
+        else:
+            self.processes, self._run, self.complete = plan["processes"], plan["run"], plan["complete"]
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the other processes of this run have to know, as JSON values."""
+        return {"processes": self.processes, "run": self._run, "complete": self.complete}
 
     @property
     def units(self) -> int:
@@ -83,6 +101,7 @@ class StoreWriter:
             if foreign := sorted(entry.name for entry in self.path.iterdir() if not _is_ours(entry.name)):
                 raise UserError(f"{self.path} is not empty ({foreign[0]}) and no latent store; name a new folder")
             make_folder(self.path / WORK)
+            write_run(self.path, self._run)
             write_json(description, self._description(None))
             return False
         found = read_description(self.path)
@@ -101,8 +120,16 @@ class StoreWriter:
             self._remove_records()
             return True
         make_folder(self.path / WORK)
+        write_run(self.path, self._run)
         self._remove_shards_except(set(recorded(self.path)))
         return False
+
+    def _all_recorded(self) -> list[str]:
+        """As `recorded`, once a shared file system shows what the other processes have written."""
+        end = time.monotonic() + (_SECONDS_UNTIL_SEEN if self.processes > 1 else 0)
+        while len(names := recorded(self.path)) < self.units and time.monotonic() < end:
+            time.sleep(1)
+        return names
 
     def _remove_shards_except(self, names: Collection[str]) -> None:
         for file in self.path.glob("*x*/*"):
@@ -139,8 +166,13 @@ class StoreWriter:
             tensors: As in the module's description, in the stored dtype; empty if no image of the range is good.
             rows: Manifest rows in the order of the source, `bucket`, `shard` and `row` not yet set.
             redone_batches: How many overflowed in the request's precision and were encoded in float32.
+
+        Raises:
+            RunError: the disk is full, or a later run of the command has the store now.
         """
         assert not self.complete, "nothing is added to a complete store"
+        if read_run(self.path) != self._run:
+            raise RunError(f"another run of this command has {self.path} now; this one ends")
         good = [row for row in rows if row["status"] == "ok"]
         name = self.shard_name(unit)
         written, state = None, None
@@ -173,7 +205,7 @@ class StoreWriter:
         tables: list[pa.Table] = []
         good = redone_batches = 0
         first_bad: dict[str, Any] = {}
-        names = recorded(self.path)
+        names = self._all_recorded()
         for name in names:
             record = read_record(self.path, name)
             if record is None:

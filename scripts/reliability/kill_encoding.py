@@ -4,6 +4,8 @@ Runs on one store are killed until one ends by itself before its moment; then an
 are done and the last store is complete. After each kill every finished shard must have the hash that its record says,
 and no run may write again what was finished before it. Of each store every file must then be byte for byte that of an
 uninterrupted run: no image is lost, none is there twice.
+
+Of several processes every second kill hits one alone; the others must end by themselves within 60 seconds.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from pathlib import Path
 import torch
 from trials import Trial, arguments, make_images
 
-from ldm_ae.latents import LatentStore, verify_store
+from ldm_ae.latents import LatentStore, inspect_store, verify_store
 from ldm_ae.latents.work import finished, recorded
 from ldm_ae.locks import LOCK
 from ldm_ae.models import KLAutoencoder
 from runs import POLL_SECONDS, Run, run
 
 SHARD = 40
+SECONDS = 60.0
 
 
 def main() -> int:
@@ -89,9 +92,13 @@ def _kill_until_done(
         end = time.monotonic() + (randomness.uniform(0, seconds / 2) if len(kills) < most else 1e9)
         while started.running() and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
-        killed = started.running()
-        started.send(signal.SIGKILL)
-        statuses = started.wait()
+        victims = [randomness.randrange(processes)] if processes > 1 and len(kills) % 2 else None
+        started.send(signal.SIGKILL, ranks=victims)
+        statuses = started.wait(SECONDS)
+        killed = -signal.SIGKILL in statuses
+        others = [status for rank, status in enumerate(statuses) if victims is not None and rank not in victims]
+        if killed and any(status < 0 or (status == 0 and not _complete(out)) for status in others):
+            broken.append(f"process {victims} was killed, the statuses are {statuses}")
         now = {path.name: path.stat().st_ino for path in out.glob("*/*.safetensors")}
         broken += [f"{name} was made again" for name, inode in before.items() if now.get(name) != inode]
         if not killed:
@@ -102,6 +109,10 @@ def _kill_until_done(
         broken += [f"{name} is recorded and damaged" for name in names if finished(out, name) is None]
         before = {name: now[name] for name in names if name in now}
         kills.append(len(names))
+
+
+def _complete(out: Path) -> bool:
+    return bool(inspect_store(out, verify=False)["complete"])
 
 
 def _count(out: Path, images: int) -> tuple[int, int]:
