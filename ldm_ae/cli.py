@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if arguments[:1] == ["train"]:
             return _train(arguments[1:])
         parsed = build_parser().parse_args(arguments)
-        if parsed.command == "encode":
+        if parsed.command == "encode" and os.environ.get("WORLD_SIZE", "1") == "1":
             refuse_if_held(parsed.store)  # before imports that take seconds
         from ldm_ae.commands import COMMANDS
 
@@ -101,7 +101,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_images_options(reconstruct)
     _add_compute_options(reconstruct)
 
-    encode = command("encode", "Encode images into a latent store (safetensors).")
+    encode = command(
+        "encode",
+        "Encode images into a latent store (safetensors), with torchrun or accelerate "
+        "in several processes; goes on where it was stopped.",
+    )
     _add(encode, "model", "images", "store")
     _add_images_options(encode)
     _add_compute_options(encode)

@@ -80,16 +80,19 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 
 def run_encode(args: argparse.Namespace) -> None:
     """`ldm-ae encode`."""
-    from ldm_ae.latents import encode_images
+    from ldm_ae.latents import Processes, encode_images
 
+    processes = Processes.from_environment()
     model, source, transform = _inputs(args)
-    with _bar("encoding", len(source)) as progress:
+    with _bar("encoding", len(source), shown=processes.rank == 0) as progress:
         summary = encode_images(
             model, source, args.store, transform=transform, source_name=args.images, batch_size=args.batch_size,
             workers=args.workers, device=args.device, precision=args.precision, dtype=args.dtype, latents=args.latents,
             flips=not args.no_flips, seed=args.seed, shard_size=args.shard_size, bad_share=args.bad_share,
-            progress=progress,
+            processes=processes, progress=progress,
         )  # fmt: skip
+    if processes.rank:
+        return
     done = "was complete already" if summary.already_complete else "written"
     redone = f", {summary.redone_batches} batches that overflowed encoded in fp32" if summary.redone_batches else ""
     print(f"{args.store} {done}: {summary.images} images, {len(summary.bad)} unusable, "
@@ -265,7 +268,7 @@ def _feature_network(name: str) -> Any:
 
 
 @contextmanager
-def _bar(text: str, total: int | None) -> Iterator[Callable[[int, int], None]]:
+def _bar(text: str, total: int | None, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """A progress bar with an estimate of the time left, on a terminal."""
     from rich.console import Console
     from rich.progress import (
@@ -279,7 +282,7 @@ def _bar(text: str, total: int | None) -> Iterator[Callable[[int, int], None]]:
 
     columns = [TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left")]
     console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task(text, total=total)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

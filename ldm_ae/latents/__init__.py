@@ -2,6 +2,7 @@
 
 from ldm_ae.latents.decoder import decode_store, reconstruct_images
 from ldm_ae.latents.encoder import EncodeSummary, encode_images
+from ldm_ae.latents.processes import Processes
 from ldm_ae.latents.reader import LatentDataset, LatentStore
 from ldm_ae.latents.verify import inspect_store, verify_store
 
@@ -9,6 +10,7 @@ __all__ = [
     "EncodeSummary",
     "LatentDataset",
     "LatentStore",
+    "Processes",
     "decode_store",
     "encode_images",
     "inspect_store",

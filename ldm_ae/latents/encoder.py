@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,9 +16,11 @@ from torch import Tensor
 from ldm_ae.data import Batch, EvaluationLoader, ImageTransform, RawImage, Source, seeded_noise
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
+from ldm_ae.latents.processes import Processes
 from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
 from ldm_ae.latents.reader import LatentStore
-from ldm_ae.latents.store import DTYPES, StoreRequest, StoreWriter
+from ldm_ae.latents.store import DTYPES, StoreRequest
+from ldm_ae.latents.writer import StoreWriter
 from ldm_ae.locks import only_writer
 from ldm_ae.models import Autoencoder, ChannelStatistics, hash_json, model_config, model_hash, redone_batches
 
@@ -94,17 +97,20 @@ def encode_images(
     seed: int = 0,
     shard_size: int = 1024,
     bad_share: float = 0.01,
+    processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> EncodeSummary:
-    """Encode every image of a source into a new store.
+    """Encode every image of a source into a store.
 
-    The same command on its own complete store does nothing. A changed image under an unchanged key is not noticed
-    then: its hash is in the index, but finding out means reading every image again.
+    The same command goes on where it was stopped, by whatever: a shard that is finished and has the hash of what was
+    written stays, and the store becomes byte for byte what it would have been. On its own complete store it does
+    nothing. A changed image under an unchanged key is not noticed then: its hash is in the index, but finding out means
+    reading every image again.
 
     Args:
         model: In float32; a copy of it runs, so that it keeps its weights.
         source: The images.
-        path: The store's folder, new or empty.
+        path: The store's folder, new, empty, or left by the same command.
         transform: To one size, without randomness; mirror images are stored beside, not drawn.
         source_name: Where the images come from, for the index.
         batch_size: Images a forward pass.
@@ -117,10 +123,12 @@ def encode_images(
         seed: Of the posterior samples.
         shard_size: Images of the source that one file covers; it bounds the memory.
         bad_share: Share of unusable images past which this ends with an error, after keeping all that is good.
-        progress: Called after every batch.
+        processes: Which of several processes this is; all see the store's folder. Each encodes a contiguous share of
+            the files, and all return when the store is complete. None for one process alone.
+        progress: Called after every batch, with the images of this process alone.
 
     Raises:
-        RunError: the disk is full.
+        RunError: the disk is full, or another process has died.
         UserError: another process writes there, the folder holds something else, the image size does not fit the
             model, a latent is not finite, no image is good, or too many are bad.
     """
@@ -137,17 +145,25 @@ def encode_images(
         transform_hash=hash_json(transform.describe()), dtype=dtype, precision=precision, latents=latents, flips=flips,
         seed=seed, batch_size=batch_size, shard_size=shard_size,
     )  # fmt: skip
-    runner = inference_copy(model, device=device, precision=precision)  # first, because it may refuse
+    processes = processes or Processes()
+    runner = inference_copy(model, device=processes.device(device), precision=precision)  # first, because it may refuse
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the store")
-    with only_writer(make_folder(folder)):
-        writer = StoreWriter(path, request)
-        if already_complete := writer.complete:
-            if progress is not None:
-                progress(len(source), len(source))
-        else:
-            _fill(writer, runner, _HashingSource(source), transform, workers, progress)
+    leads = processes.rank == 0
+    with processes.together() as channel, only_writer(make_folder(folder)) if leads else nullcontext():
+        writer = StoreWriter(path, request, processes=processes.count) if leads else None
+        plan = channel.from_first(writer and writer.plan)
+        writer = writer or StoreWriter(path, request, plan=plan)
+        units = writer.share(processes.rank, processes.count)
+        if not (already_complete := writer.complete):
+            _fill(writer, runner, _HashingSource(source), transform, workers, units, progress)
+            channel.wait_for_all()
+            if leads:
+                writer.finish()
+        elif progress is not None:
+            progress(len(source), len(source))
+        channel.wait_for_all()
     store = LatentStore(path)
     bad = store.bad()
     if len(bad) > bad_share * len(source):
@@ -175,33 +191,34 @@ def _fill(
     source: _HashingSource,
     transform: ImageTransform,
     workers: int,
+    units: range,
     progress: Progress | None,
 ) -> None:
-    """Every shard, then the index. A shard has a loader of its own, so that no batch reaches over its end."""
+    """Those of the units that are not done yet. Each has a loader of its own, so that no batch reaches over its end."""
     bucket = f"{transform.height}x{transform.width}"
-    total = len(source)
-    size = writer.request.shard_size
-    for start in range(0, total, size):
-        indices = range(start, min(start + size, total))
-        loader = EvaluationLoader(
-            source, transform, batch_size=writer.request.batch_size, workers=workers, bad_share=1.0, indices=indices
-        )
-        parts: list[dict[str, Tensor]] = []
-        good: dict[int, dict[str, Any]] = {}
-        for batch in loader:
-            parts.append(_encode_batch(model, batch, writer.request))
-            good |= zip(batch.indices.tolist(), _good_rows(batch, writer.request.source), strict=True)
-            if progress is not None:
-                progress(int(batch.indices[-1]) + 1, total)
-        rows = [good.get(i) or _bad_row(writer.request.source, source.key(i), loader.rejected) for i in indices]
-        tensors = {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else {})}
-        writer.add_shard(bucket, tensors, rows)
+    name, size = writer.request.source, writer.request.shard_size
+    first, total = units.start * size, min(units.stop * size, len(source)) - units.start * size
+    for unit in units:
+        indices = range(unit * size, min((unit + 1) * size, len(source)))
+        if writer.finished(unit) is None:
+            loader = EvaluationLoader(
+                source, transform, batch_size=writer.request.batch_size, workers=workers, bad_share=1.0, indices=indices
+            )
+            parts: list[dict[str, Tensor]] = []
+            good: dict[int, dict[str, Any]] = {}
+            redone_before = redone_batches(model)
+            for batch in loader:
+                parts.append(_encode_batch(model, batch, writer.request))
+                good |= zip(batch.indices.tolist(), _good_rows(batch, name), strict=True)
+                if progress is not None:
+                    progress(int(batch.indices[-1]) + 1 - first, total)
+            rows = [good.get(i) or _bad_row(name, source.key(i), loader.rejected) for i in indices]
+            tensors = {key: torch.cat([part[key] for part in parts]) for key in (parts[0] if parts else {})}
+            writer.add_shard(unit, bucket, tensors, rows, redone_batches=redone_batches(model) - redone_before)
+        elif progress is not None:
+            progress(indices.stop - first, total)
     if progress is not None:
         progress(total, total)
-    if writer.good == 0:
-        first = source.key(0)
-        raise UserError(f"none of the {total} images can be used; the first, {first}: {loader.rejected.get(first)}")
-    writer.finish(redone_batches=redone_batches(model))
 
 
 @torch.inference_mode()

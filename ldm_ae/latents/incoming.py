@@ -19,7 +19,8 @@ from ldm_ae.latents.formats import FORMATS, Foreign
 from ldm_ae.latents.formats.base import FLIP
 from ldm_ae.latents.output import read_account
 from ldm_ae.latents.provenance import derive_seed, read_scaling, scaling_of
-from ldm_ae.latents.store import DTYPES, SCHEMA, StoreRequest, StoreWriter, read_request
+from ldm_ae.latents.store import DTYPES, SCHEMA, StoreRequest, read_request
+from ldm_ae.latents.writer import StoreWriter
 from ldm_ae.models import Autoencoder, GaussianPosterior, hash_json, model_config, model_hash
 
 _SHARD = 1024
@@ -85,7 +86,7 @@ def import_latents(
     writer = StoreWriter(store, request)
     if not writer.complete:
         done = 0
-        for chunk in foreign.chunks(_SHARD):
+        for unit, chunk in enumerate(foreign.chunks(_SHARD)):
             part = rows.slice(done, len(chunk["labels"])).to_pylist()
             labels = chunk.pop("labels")
             keys = [row["key"] for row in part]
@@ -95,7 +96,7 @@ def import_latents(
             for tensor_name, tensor in tensors.items():
                 if not tensor.isfinite().all():
                     raise UserError(f"{source}: {tensor_name} of images {done} to {done + len(keys) - 1} is not finite")
-            writer.add_shard(bucket, tensors | _bookkeeping(part, labels, done), part)
+            writer.add_shard(unit, bucket, tensors | _bookkeeping(part, labels, done), part)
             done += len(keys)
             if progress is not None:
                 progress(done, foreign.count)

@@ -27,6 +27,8 @@ COMMANDS = (
     "kill_training.py --trials 20 --inside-saves 5 --signal SIGTERM",
     "kill_training.py --trials 20 --inside-saves 5 --signal SIGTERM --processes 2",
     "kill_training.py --trials 20 --inside-saves 5 --signal SIGINT",
+    "kill_encoding.py",
+    "kill_encoding.py --processes 2",
     "trace_save.py",
     "full_disk.py",
     "mutations.py",

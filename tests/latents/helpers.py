@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from ldm_ae.data import ImageTransform, open_source, seeded_noise
 from ldm_ae.latents import EncodeSummary, encode_images
 from ldm_ae.latents.files import write_safetensors
 from ldm_ae.latents.provenance import derive_seed, scaling_of
-from ldm_ae.latents.store import DTYPES, StoreRequest, StoreWriter
+from ldm_ae.latents.store import DTYPES, StoreRequest
+from ldm_ae.latents.writer import StoreWriter
 from ldm_ae.models import Autoencoder, GaussianPosterior, LatentSpec, hash_json
 
 
@@ -25,6 +27,13 @@ def encode(model: Autoencoder, images: Path, store: Path, **changes: Any) -> Enc
         transform=ImageTransform(size=32), source_name="images", batch_size=3, device="cpu", shard_size=5
     )
     return encode_images(model, open_source(images), store, **(options | changes))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file below a folder by its path there."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 @dataclass
@@ -77,6 +86,7 @@ def synthetic_store(
     generator = torch.Generator().manual_seed(seed)
     writer = StoreWriter(path, request)
     content = Content(path, [], [], [], [], [])
+    units = itertools.count()
     for bucket, count in (buckets or {"32x32": 7}).items():
         height, width = (int(side) // 4 for side in bucket.split("x"))
         for start in range(0, count, shard):
@@ -106,7 +116,8 @@ def synthetic_store(
                 parts.append(tensors | {"labels": torch.tensor(content.labels[-1]), "index": torch.tensor(number),
                                         "original_size": torch.tensor(size),
                                         "crop_ltrb": torch.tensor([0, 0, size[1], size[0]])})  # fmt: skip
-            writer.add_shard(bucket, {name: torch.stack([part[name] for part in parts]) for name in parts[0]}, rows)
+            stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+            writer.add_shard(next(units), bucket, stacked, rows)
     writer.finish()
     return content
 

@@ -18,14 +18,8 @@ from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.errors import UserError
 from ldm_ae.latents import LatentDataset, LatentStore, inspect_store, verify_store
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, KLAutoencoder, model_hash
-from tests.latents.helpers import encode
+from tests.latents.helpers import contents, encode
 from tests.pictures import smooth_picture
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
 
 
 def all_rows(store: Path) -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ SHORT = {
     "kill of two processes": (1, "kill_training.py", ["--trials", "2", "--inside-saves", "1", "--processes", "2"]),
     "SIGTERM": (1, "kill_training.py", ["--trials", "2", "--inside-saves", "0", "--signal", "SIGTERM"]),
     "Ctrl-C": (1, "kill_training.py", ["--trials", "2", "--inside-saves", "1", "--signal", "SIGINT"]),
+    "kill of encoding": (2, "kill_encoding.py", ["--trials", "4", "--images", "200"]),
+    "kill of two encoding": (2, "kill_encoding.py", ["--trials", "3", "--images", "200", "--processes", "2"]),
     "saves": (3, "trace_save.py", ["--trials", "2"]),
     "full disk": (4, "full_disk.py", ["--trials", "3"]),
     "not finite": (8, "not_finite.py", ["--trials", "16"]),

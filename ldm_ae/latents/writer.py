@@ -1,0 +1,276 @@
+"""Writing a latent store: unit by unit, in whatever order and by however many runs of the same command."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import shutil
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ldm_ae.errors import RunError, UserError
+from ldm_ae.files import make_folder, write_json
+from ldm_ae.latents.files import Written, look_at, write_bytes, write_safetensors
+from ldm_ae.latents.store import (
+    BUCKET_NAME,
+    DESCRIPTION,
+    FORMAT,
+    FORMAT_VERSION,
+    INDEX,
+    LIGHTNINGDIT_STATISTICS,
+    SCHEMA,
+    SHARD_NAME,
+    STATISTICS,
+    StoreRequest,
+    read_description,
+    short,
+)
+from ldm_ae.latents.work import WORK, Record, finished, read_record, read_run, recorded, write_record, write_run
+from ldm_ae.locks import LOCK
+from ldm_ae.models import ChannelStatistics, hash_json
+
+_SECONDS_UNTIL_SEEN = 90
+"""NFS may show the names in a folder as they were a minute ago."""
+
+
+class StoreWriter:
+    """Writes one store: `add_shard` for each unit of work, a range of the source, then `finish`.
+
+    Args:
+        path: The store's folder: new, empty, or an unfinished store of the same request, whose finished shards stay.
+        request: What is being encoded.
+        processes: Among how many the units are dealt out; it is in the shards' names.
+        plan: The `plan` of the writer in the process that has the folder's lock; None in that process itself.
+
+    Raises:
+        UserError: the folder holds something else, or a store of another request.
+    """
+
+    def __init__(
+        self, path: str | Path, request: StoreRequest, *, processes: int = 1, plan: dict[str, Any] | None = None
+    ):
+        self.path = Path(path)
+        self.request = request
+        self.processes = processes
+        """Those of the unfinished store if there is one, whoever goes on with it, so that its names stay."""
+        self._run = secrets.token_hex(8)
+        self.complete = False
+        """Whether this very store is there already; nothing may be added then."""
+        if plan is None:
+            self.complete = self._claim()
+        else:
+            self.processes, self._run, self.complete = plan["processes"], plan["run"], plan["complete"]
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the other processes of this run have to know, as JSON values."""
+        return {"processes": self.processes, "run": self._run, "complete": self.complete}
+
+    @property
+    def units(self) -> int:
+        """Ranges of `shard_size` images, one file each."""
+        return -(-self.request.images // self.request.shard_size)
+
+    def share(self, rank: int, processes: int) -> range:
+        """The units of one process: every unit is in one share, the shares follow each other."""
+        return range(self.units * rank // processes, self.units * (rank + 1) // processes)
+
+    def shard_name(self, unit: int) -> str:
+        """The file of a unit."""
+        rank = next((r for r in range(self.processes) if unit in self.share(r, self.processes)), 0)
+        return f"latents_rank{rank:02d}_shard{unit - self.share(rank, self.processes).start:03d}.safetensors"
+
+    def finished(self, unit: int) -> Record | None:
+        """What is known of a unit that is done, its shard read and compared; None if it must be done."""
+        return finished(self.path, self.shard_name(unit))
+
+    def _claim(self) -> bool:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; name a folder for the store")
+        make_folder(self.path)
+        description = self.path / DESCRIPTION
+        if not description.is_file():
+            if foreign := sorted(entry.name for entry in self.path.iterdir() if not _is_ours(entry.name)):
+                raise UserError(f"{self.path} is not empty ({foreign[0]}) and no latent store; name a new folder")
+            make_folder(self.path / WORK)
+            write_run(self.path, self._run)
+            write_json(description, self._description(None))
+            return False
+        found = read_description(self.path)
+        ours = asdict(self.request)
+        if different := [key for key in ours if found["request"].get(key) != ours[key]]:
+            name = different[0]
+            raise UserError(
+                f"{self.path} is a store made with {name} {short(found['request'].get(name))}, not "
+                f"{short(ours[name])}; name another folder, or delete it"
+            )
+        self.processes = found.get("processes", 1)
+        for file in (*self.path.glob("*"), *self.path.glob("*x*/*"), *self.path.glob(f"{WORK}/*")):
+            if _is_temporary(file.name):
+                file.unlink()
+        if found.get("files") is not None:
+            self._remove_records()
+            return True
+        make_folder(self.path / WORK)
+        write_run(self.path, self._run)
+        self._remove_shards_except(set(recorded(self.path)))
+        return False
+
+    def _all_recorded(self) -> list[str]:
+        """As `recorded`, once a shared file system shows what the other processes have written."""
+        end = time.monotonic() + (_SECONDS_UNTIL_SEEN if self.processes > 1 else 0)
+        while len(names := recorded(self.path)) < self.units and time.monotonic() < end:
+            time.sleep(1)
+        return names
+
+    def _remove_shards_except(self, names: Collection[str]) -> None:
+        for file in self.path.glob("*x*/*"):
+            if BUCKET_NAME.fullmatch(file.parent.name) and SHARD_NAME.fullmatch(file.name) and file.name not in names:
+                file.unlink()
+
+    def _remove_records(self) -> None:
+        """What a complete store no longer needs."""
+        if (self.path / WORK).is_dir():
+            shutil.rmtree(self.path / WORK)
+
+    def _description(self, files: dict[str, Written] | None, redone_batches: int = 0) -> dict[str, Any]:
+        content: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "request": asdict(self.request)}
+        content["processes"] = self.processes
+        if files is not None:
+            content["files"] = {name: written._asdict() for name, written in sorted(files.items())}
+            content["redone_batches"] = redone_batches
+        return content | {"checksum": hash_json(content)}
+
+    def add_shard(
+        self,
+        unit: int,
+        bucket: str,
+        tensors: dict[str, Tensor],
+        rows: Sequence[dict[str, Any]],
+        *,
+        redone_batches: int = 0,
+    ) -> None:
+        """A range of the source: its good images' tensors, and a manifest row for each image, good or bad.
+
+        Args:
+            unit: The number of the range.
+            bucket: HxW of the pixels.
+            tensors: As in the module's description, in the stored dtype; empty if no image of the range is good.
+            rows: Manifest rows in the order of the source, `bucket`, `shard` and `row` not yet set.
+            redone_batches: How many overflowed in the request's precision and were encoded in float32.
+
+        Raises:
+            RunError: the disk is full, or a later run of the command has the store now.
+        """
+        assert not self.complete, "nothing is added to a complete store"
+        if read_run(self.path) != self._run:
+            raise RunError(f"another run of this command has {self.path} now; this one ends")
+        good = [row for row in rows if row["status"] == "ok"]
+        name = self.shard_name(unit)
+        written, state = None, None
+        if good:
+            assert all(len(tensor) == len(good) for tensor in tensors.values()), "one row a good image"
+            for position, row in enumerate(good):
+                row |= {"bucket": bucket, "shard": name, "row": position}
+            folder = self.path / bucket
+            folder.mkdir(exist_ok=True)
+            written = write_safetensors(folder / name, tensors, self.request.header(len(good)))
+            # Of what is stored, after rounding, so that anyone can compute the same from the files.
+            statistics = ChannelStatistics(self.request.scaling["channels"])
+            statistics.update(tensors["latents"])
+            state = statistics.state()
+        record = Record(
+            bucket=bucket, written=written, rows=list(rows), statistics=state, redone_batches=redone_batches
+        )  # fmt: skip
+        write_record(self.path, name, record)
+
+    def finish(self) -> None:
+        """Write index and statistics from the records of all units, then mark the store complete.
+
+        Raises:
+            RunError: a unit has no record.
+            UserError: no image is good.
+        """
+        assert not self.complete, "a store is finished once"
+        statistics = ChannelStatistics(self.request.scaling["channels"])
+        files: dict[str, Written] = {}
+        tables: list[pa.Table] = []
+        good = redone_batches = 0
+        first_bad: dict[str, Any] = {}
+        names = self._all_recorded()
+        for name in names:
+            record = read_record(self.path, name)
+            if record is None:
+                raise RunError(f"the record of {name} in {self.path / WORK} is damaged; give the same command again")
+            tables.append(pa.Table.from_pylist(record.rows, schema=SCHEMA))
+            good += sum(row["status"] == "ok" for row in record.rows)
+            first_bad = first_bad or next((row for row in record.rows if row["status"] == "bad"), {})
+            redone_batches += record.redone_batches
+            if record.written is not None and record.statistics is not None:
+                files[f"{record.bucket}/{name}"] = record.written
+                statistics.merge(ChannelStatistics.from_state(record.statistics))
+        if (rows := sum(map(len, tables))) != self.request.images:
+            raise RunError(
+                f"{self.path} holds {rows} of {self.request.images} images though every process has finished; do all "
+                "see the same file system?"
+            )
+        if good == 0:
+            raise UserError(
+                f"none of the {self.request.images} images can be used; the first, {first_bad['key']}: "
+                f"{first_bad['error']}"
+            )
+        self._remove_shards_except(set(names))
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
+        files[INDEX] = write_bytes(self.path / INDEX, memoryview(sink.getvalue()))
+        write_json(self.path / STATISTICS, describe_statistics(statistics, images=good))
+        files[STATISTICS] = look_at(self.path / STATISTICS)
+        lightningdit = lightningdit_statistics(statistics)
+        for bucket in sorted({name.partition("/")[0] for name in files if "/" in name}):
+            name = f"{bucket}/{LIGHTNINGDIT_STATISTICS}"
+            files[name] = write_bytes(self.path / name, lightningdit)
+        write_json(self.path / DESCRIPTION, self._description(files, redone_batches))
+        self.complete = True
+        self._remove_records()
+
+
+def describe_statistics(statistics: ChannelStatistics, *, images: int) -> dict[str, Any]:
+    """The content of stats.json: population statistics of the stored `latents` in float64, mirror images not counted.
+
+    `state` is what `ChannelStatistics.from_state` takes, to merge with others exactly.
+    """
+    return {
+        "images": images,
+        "channel_mean": statistics.channel_mean.tolist(),
+        "channel_std": statistics.channel_std.tolist(),
+        "pooled_mean": statistics.pooled_mean,
+        "pooled_std": statistics.pooled_std,
+        # A constant has no scale; it can only come from an untrained or broken encoder.
+        "scaling_factor": 1.0 / statistics.pooled_std if statistics.pooled_std > 0 else None,
+        "state": statistics.state(),
+    }
+
+
+def lightningdit_statistics(statistics: ChannelStatistics) -> bytes:
+    """LightningDiT's file. Written through memory, because torch.save puts a path's name into the bytes."""
+    buffer = io.BytesIO()
+    mean, std = (value.float().view(1, -1, 1, 1) for value in (statistics.channel_mean, statistics.channel_std))
+    torch.save({"mean": mean, "std": std}, buffer)
+    return buffer.getvalue()
+
+
+def _is_ours(name: str) -> bool:
+    return name in (LOCK, WORK) or _is_temporary(name)
+
+
+def _is_temporary(name: str) -> bool:
+    """Whether `ldm_ae.files.writing` left it behind when its process was killed."""
+    return name.startswith(".") and name.endswith(".tmp")
