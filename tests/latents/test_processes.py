@@ -158,7 +158,7 @@ def test_a_process_of_an_earlier_run_stops(tiny_model: KLAutoencoder, image_fold
     def another(done: int, total: int) -> None:
         write_json(tmp_path / "store/.work/run.json", {"run": "another"})
 
-    with pytest.raises(RunError, match="another run of this command has .*store now"):
+    with pytest.raises(RunError, match=r"another run of this command has .*store now"):
         encode(tiny_model, image_folder, tmp_path / "store", progress=another)
     assert recorded(tmp_path / "store") == []
 
