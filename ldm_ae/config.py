@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from pydoc import locate
+from typing import Any, get_args, get_type_hints
 
 import torch
 import yaml
@@ -88,7 +89,19 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
     for key, value in config.items():
         if value == NOT_GIVEN:
             raise UserError(f"{key} is not given, and the recipe leaves it to you: add --{key} VALUE")
+        if value is None and not _takes_none(key, config, parser):
+            raise UserError(f"{key} is empty; give it a value, or leave it out")
     return config
+
+
+def _takes_none(key: str, config: Namespace, parser: ArgumentParser) -> bool:
+    """Whether null is among the types of a key; jsonargparse takes it for any."""
+    hint = next((getattr(action, "_typehint", None) for action in parser._actions if action.dest == key), None)
+    if hint is None and ".init_args." in key:
+        owner, _, name = key.rpartition(".init_args.")
+        cls: Any = locate(config[f"{owner}.class_path"])
+        hint = get_type_hints(cls.__init__).get(name)
+    return hint is None or hint is Any or type(None) in get_args(hint)
 
 
 def explain(error: Exception, known: Sequence[str]) -> str:

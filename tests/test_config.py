@@ -157,3 +157,21 @@ def test_no_such_file() -> None:
 def test_size_that_does_not_fit_the_model() -> None:
     with pytest.raises(UserError, match="66x66 is not divisible by the model's downsample factor 4"):
         build_config(parse_config([*QUICKSTART, "--data.resolution", "66"]))
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("training.max_steps", "training: {max_steps: }"), ("optimizer.warmup_steps", "optimizer: {warmup_steps: null}"),
+        ("discriminator.init_args.ndf", "discriminator: {class_path: ldm_ae.discriminators.PatchDiscriminator, "
+         "init_args: {ndf: }}"),
+    ],
+)  # fmt: skip
+def test_an_empty_value_is_refused(key: str, line: str, image_folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    model = "{class_path: ldm_ae.models.KLAutoencoder}"
+    recipe.write_text(f"model: {model}\ndata: {{train: {image_folder}}}\n{line}\nout: {tmp_path / 'run'}\n")
+    with pytest.raises(UserError, match=rf"^{key} is empty"):
+        parse_config(["--config", str(recipe)])
+    recipe.write_text(f"model: {model}\ndata: {{train: {image_folder}, validation: null}}\ndiscriminator: null\n")
+    assert parse_config(["--config", str(recipe), "--out", "x"]).discriminator is None  # where null is a value
