@@ -162,7 +162,8 @@ def test_size_that_does_not_fit_the_model() -> None:
 @pytest.mark.parametrize(
     ("key", "line"),
     [
-        ("training.max_steps", "training: {max_steps: }"), ("optimizer.warmup_steps", "optimizer: {warmup_steps: null}"),
+        ("training.max_steps", "training: {max_steps: }"),
+        ("optimizer.warmup_steps", "optimizer: {warmup_steps: null}"),
         ("discriminator.init_args.ndf", "discriminator: {class_path: ldm_ae.discriminators.PatchDiscriminator, "
          "init_args: {ndf: }}"),
     ],
