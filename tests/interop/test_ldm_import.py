@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import types
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ldm_ae.errors import UserError
 from ldm_ae.interop import export_ldm, import_ldm
+from ldm_ae.interop.ldm_import import read_first_stage
 from ldm_ae.models import VQAutoencoder, load_autoencoder, model_hash
 from ldm_ae.quantizers import EMAVQ, FSQ, VQ, CodebookCare
 from tests.interop.compvis_reference import CompVisAutoencoder, CompVisVQ
@@ -297,3 +299,25 @@ def test_a_checkpoint_is_not_obeyed(vq: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
     torch.load(tmp_path / "model.ckpt", weights_only=False)  # the payload is a real one
     assert (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_checkpoints_get_a_line(zipped: bool, tmp_path: Path) -> None:
+    """PyTorch's unpickler stumbles in many ways: KeyError, AssertionError, TypeError, ..."""
+    path, rng = tmp_path / "model.ckpt", random.Random(0)
+    torch.save({"state_dict": {"a": torch.zeros(2), "b": torch.ones(3)}}, path, _use_new_zipfile_serialization=zipped)
+    sound = path.read_bytes()
+    refused: list[str] = []
+    for trial in range(200):
+        damaged = bytearray(sound)
+        if trial % 4 == 0:
+            del damaged[rng.randrange(len(sound)) :]
+        else:
+            damaged[rng.randrange(len(sound))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_first_stage(path)
+        except UserError as error:
+            refused.append(str(error))
+    assert all(len(words.splitlines()) == 1 for words in refused)
+    assert len(refused) > 50  # every cut, and most changes outside the numbers
