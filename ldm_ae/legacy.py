@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, reason
 
 
 class _Ignored:
@@ -30,9 +29,8 @@ def read_legacy_weights(path: str | Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"{path} is not a file of plain PyTorch tensors and was not opened: {reason}") from error
+    except Exception as error:  # of a damaged file, whatever the unpickler stumbles over: KeyError, AssertionError, ...
+        raise UserError(f"{path} is not a file of plain PyTorch tensors and was not opened: {reason(error)}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -110,6 +110,19 @@ def test_gpu_variants_run(toy: Any) -> None:
             variant.build()()
 
 
+def test_searches_for_the_nearest_code_find_the_same(toy: Any) -> None:
+    import nearest_code
+
+    found = {v.name: v.build()() for v in nearest_code.variants(500, 64, 8, CPU)}
+    assert list(found) == ["ours D=8", "taming D=8", "vector-quantize-pytorch D=8"]
+    latents, table = nearest_code.latents_and_codes(500, 64, 8, CPU)
+    expected = torch.cdist(latents.double(), table.double()).argmin(dim=1)
+    assert len(expected.unique()) > 32
+    for name, indices in found.items():
+        assert torch.equal(indices, expected), name
+    assert nearest_code.differing(500, 64, 8, CPU) == {"taming": 0, "vector-quantize-pytorch": 0}
+
+
 def test_gpu_needs_an_accelerator(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import gpu
 

@@ -31,7 +31,7 @@ NOT_THE_NETWORK = ("loss.", "model_ema.")
 """The discriminator, LPIPS and log-variance; averages of the weights, under names of their own."""
 RESOLUTION = 256
 """Side in pixels of every first stage that LDM and taming published, where no configuration says it."""
-_LONGEST_KEY = 200
+_LONGEST_KEY, _LARGEST_RESOLUTION = 200, 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def network_of(state: dict[str, Tensor], name: str) -> LDMNetwork:
     """The network that these weights are of; `name` is the file's, for messages."""
 
     def weight(key: str, axes: int = 4) -> Tensor:
-        if key not in state or state[key].ndim != axes:
+        if key not in state or state[key].ndim != axes or state[key].numel() == 0:
             raise UserError(f"{name} is no KL or VQ autoencoder of CompVis's: it has no {key} of {axes} axes")
         return state[key]
 
@@ -138,7 +138,7 @@ def network_of(state: dict[str, Tensor], name: str) -> LDMNetwork:
     levels = count(r"encoder\.down\.(\d+)\.")
     blocks = count(r"encoder\.down\.0\.block\.(\d+)\.")
     widths = [weight(f"encoder.down.{i}.block.0.conv1.weight").shape[0] for i in range(levels)]
-    if ch == 0 or any(width == 0 or width % ch for width in widths) or widths[0] != ch:
+    if any(width % ch for width in widths) or widths[0] != ch:
         raise UserError(f"{name}: widths {widths} after a first convolution of {ch} have no equal in diffusers")
     z_channels = weight("decoder.conv_in.weight").shape[1]
     embed_dim = weight("post_quant_conv.weight").shape[1]
@@ -178,14 +178,19 @@ def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
         said |= {"ch_mult": tuple(ddconfig["ch_mult"]), "embed_dim": params["embed_dim"]}
         said["n_embed"] = params.get("n_embed")
         unlike = [key for key in ("tanh_out", "give_pre_end") if ddconfig.get(key)]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # numbers and dates can be wrong, too
         raise UserError(f"{path} cannot be read as YAML: {reason(error)}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no configuration of CompVis's form (model: params: ddconfig): {error}") from error
     if unlike:
         raise UserError(f"{path}: diffusers' decoder has no {unlike[0]}")
-    if type(resolution) is not int or resolution < 1 or type(scale_factor) not in (int, float) or scale_factor <= 0:
-        raise UserError(f"{path}: resolution and scale_factor must be numbers above 0")
+    if type(resolution) is not int or not 1 <= resolution <= _LARGEST_RESOLUTION:
+        raise UserError(f"{path}: resolution must be a whole number from 1 to {_LARGEST_RESOLUTION}")
+    if type(scale_factor) not in (int, float) or not 0 < scale_factor < float("inf"):
+        raise UserError(f"{path}: scale_factor must be a number above 0")
+    for key, value in said.items():  # before any of them is shown: a few lines of YAML can stand for gigabytes
+        if not all(isinstance(item, int | None) for item in (value if isinstance(value, tuple) else [value])):
+            raise UserError(f"{path}: {key} must be whole numbers")
     said["attention_levels"] = tuple(i for i in range(len(network.ch_mult)) if resolution // 2**i in sides)
     for key, value in said.items():
         if value != (found := getattr(network, key)):

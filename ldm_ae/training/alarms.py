@@ -58,8 +58,7 @@ ALARMS: dict[str, tuple[Check, str]] = {
     "codebook_collapsed": (
         _codebook_has_collapsed,
         "nearly all latents fall on a few codes (codebook_perplexity) and the others stay unused: start the codes by "
-        "k-means and restart dead ones (care: kmeans_iterations, restart_below), or use EMAVQ, or FSQ, which has no "
-        "codes to lose",
+        "k-means and restart dead ones (care: kmeans_iterations, restart_below), or use FSQ, which has none to lose",
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import types
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ldm_ae.errors import UserError
 from ldm_ae.interop import export_ldm, import_ldm
+from ldm_ae.interop.ldm_import import read_first_stage
 from ldm_ae.models import VQAutoencoder, load_autoencoder, model_hash
 from ldm_ae.quantizers import EMAVQ, FSQ, VQ, CodebookCare
 from tests.interop.compvis_reference import CompVisAutoencoder, CompVisVQ
@@ -220,6 +222,7 @@ def adding(key: str, value: Tensor) -> Any:
         (adding("encoder.mid.block_1.nin_shortcut.bias", torch.zeros(64)), "an unknown encoder"),
         (adding("decoder.conv_out.weight", torch.zeros(3, 5, 3, 3)), r"conv_out\.weight is \(3, 5, 3, 3\)"),
         (adding("encoder.down.9.block.0.conv1.bias", torch.zeros(1)), "have gaps"),
+        (adding("decoder.conv_in.weight", torch.zeros(64, 0, 3, 3)), r"it has no decoder\.conv_in\.weight of 4 axes"),
         (adding("quant_conv.bias", torch.zeros(3, dtype=torch.int64)), "is no weight of an autoencoder"),
         (adding("encoder.conv_in.weight", torch.zeros(1).expand(2**30, 3, 3, 3)), "claims more numbers"),
         (adding(f"a{'.b' * 200}", torch.zeros(1)), "is no weight of an autoencoder"),
@@ -241,7 +244,9 @@ def test_weights_of_something_else(vq: Any, change: Any, words: str, tmp_path: P
         ({"ddconfig": {"ch_mult": [1, 2]}}, r"says ch_mult \(1, 2\), the weights \(1, 2, 2\)"),
         ({"ddconfig": {"attn_resolutions": [8]}}, r"says attention_levels \(2,\), the weights \(1,\)"),
         ({"ddconfig": {"tanh_out": True}}, "no tanh_out"),
-        ({"ddconfig": {"resolution": "many"}}, "must be numbers above 0"),
+        ({"ddconfig": {"resolution": "many"}}, "resolution must be a whole number"),
+        ({"ddconfig": {"resolution": 2**20}}, "resolution must be a whole number from 1 to 65536"),
+        ({"ddconfig": {"z_channels": [[0] * 9] * 9}}, "z_channels must be whole numbers"),
         ({"ddconfig": None}, "no configuration of CompVis's form"),
     ],
 )
@@ -263,3 +268,56 @@ def test_files_that_are_none(vq: Any, tmp_path: Path) -> None:
     torch.save(vq.state_dict(), tmp_path / "sound.ckpt")
     with pytest.raises(UserError, match="cannot be read as YAML"):
         import_ldm(tmp_path / "sound.ckpt", tmp_path / "out", config=tmp_path / "none.yaml")
+    for text in ("9" * 5000, "2020-99-99", "[" * 100_000, "model: 3"):
+        (tmp_path / "wrong.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"cannot be read as YAML|no configuration of CompVis's form"):
+            import_ldm(tmp_path / "sound.ckpt", tmp_path / "out", config=tmp_path / "wrong.yaml")
+
+
+@pytest.mark.parametrize("scale_factor", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_that_is_none(vq: Any, scale_factor: float, tmp_path: Path) -> None:
+    torch.save(vq.state_dict(), tmp_path / "model.ckpt")
+    config = write_yaml(tmp_path / "config.yaml", params(16, 3), scale_factor=scale_factor)
+    with pytest.raises(UserError, match="scale_factor must be a number above 0"):
+        import_ldm(tmp_path / "model.ckpt", tmp_path / "out", config=config)
+
+
+class Payload:
+    """Unpickled by anything that obeys, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def test_a_checkpoint_is_not_obeyed(vq: Any, tmp_path: Path) -> None:
+    torch.save({"state_dict": vq.state_dict(), "callbacks": Payload(tmp_path / "made")}, tmp_path / "model.ckpt")
+    with pytest.raises(UserError, match="was not opened"):
+        import_ldm(tmp_path / "model.ckpt", tmp_path / "out")
+    assert not (tmp_path / "made").exists()
+    torch.load(tmp_path / "model.ckpt", weights_only=False)  # the payload is a real one
+    assert (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_checkpoints_get_a_line(zipped: bool, tmp_path: Path) -> None:
+    """PyTorch's unpickler stumbles in many ways: KeyError, AssertionError, TypeError, ..."""
+    path, rng = tmp_path / "model.ckpt", random.Random(0)
+    torch.save({"state_dict": {"a": torch.zeros(2), "b": torch.ones(3)}}, path, _use_new_zipfile_serialization=zipped)
+    sound = path.read_bytes()
+    refused: list[str] = []
+    for trial in range(200):
+        damaged = bytearray(sound)
+        if trial % 4 == 0:
+            del damaged[rng.randrange(len(sound)) :]
+        else:
+            damaged[rng.randrange(len(sound))] = rng.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_first_stage(path)
+        except UserError as error:
+            refused.append(str(error))
+    assert all(len(words.splitlines()) == 1 for words in refused)
+    assert len(refused) > 50  # every cut, and most changes outside the numbers

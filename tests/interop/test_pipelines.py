@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,18 @@ from diffusers import (
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    LDMPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
 )
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm_ae.interop import export_diffusers
-from ldm_ae.models import ChannelStatistics, KLAutoencoder
+from ldm_ae.models import ChannelStatistics, KLAutoencoder, VQAutoencoder
+from ldm_ae.quantizers import VQ
 
 
 @pytest.fixture
@@ -76,6 +81,20 @@ def test_stable_diffusion_decodes_as_we_do(tiny_model: KLAutoencoder, export: Pa
     np.testing.assert_allclose(images, own_images(tiny_model, export, latents), atol=1e-5)
 
 
+def recorded_steps(pipeline: Any) -> list[Tensor]:
+    """The latents after each step of the pipeline's next run."""
+    ends: list[Tensor] = []
+    step = pipeline.scheduler.step
+
+    def recording_step(*args: Any, **kwargs: Any) -> Any:
+        output = step(*args, **kwargs)
+        ends.append(output.prev_sample)
+        return output
+
+    pipeline.scheduler.step = recording_step
+    return ends
+
+
 def test_dit_decodes_as_we_do(tiny_model: KLAutoencoder, export: Path) -> None:
     transformer = DiTTransformer2DModel(
         sample_size=8,
@@ -92,15 +111,7 @@ def test_dit_decodes_as_we_do(tiny_model: KLAutoencoder, export: Path) -> None:
         scheduler=DDIMScheduler(clip_sample=False),
     )
     pipeline.set_progress_bar_config(disable=True)
-    ends: list[Tensor] = []
-    step = pipeline.scheduler.step
-
-    def recording_step(*args, **kwargs):  # type: ignore[no-untyped-def]
-        output = step(*args, **kwargs)
-        ends.append(output.prev_sample)
-        return output
-
-    pipeline.scheduler.step = recording_step
+    ends = recorded_steps(pipeline)
     images = pipeline(
         class_labels=[3, 7], num_inference_steps=2, generator=torch.Generator().manual_seed(1), output_type="np"
     ).images
@@ -110,3 +121,36 @@ def test_dit_decodes_as_we_do(tiny_model: KLAutoencoder, export: Path) -> None:
     latents = ends[-1].chunk(2)[0]  # guidance runs the batch twice; the first half is the result
     # The same float32 network on the same latents; batch and memory layout may reorder sums.
     np.testing.assert_allclose(images, own_images(tiny_model, export, latents), atol=1e-5)
+
+
+def test_ldm_pipeline_decodes_the_nearest_codes_as_we_do(tmp_path: Path) -> None:
+    model = VQAutoencoder(
+        quantizer=VQ(32, 4), block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4,
+        mid_block_add_attention=False,
+    ).eval()  # fmt: skip
+    torch.nn.init.normal_(model.quantizer.embedding.weight, std=3.0)  # as the latents that follow
+    statistics = ChannelStatistics(4)
+    statistics.update(3.0 * torch.randn(8, 4, 8, 8))
+    export = export_diffusers(model, tmp_path / "export", scaling=statistics)
+    unet = UNet2DModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+        norm_num_groups=4, attention_head_dim=4, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    pipeline = LDMPipeline(
+        vqvae=VQModel.from_pretrained(export), unet=unet.eval(), scheduler=DDIMScheduler(clip_sample=False)
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    ends = recorded_steps(pipeline)
+    generator = torch.Generator().manual_seed(1)
+    images = pipeline(batch_size=2, num_inference_steps=2, generator=generator, output_type="np").images
+    assert images.shape == (2, 32, 32, 3)
+    assert len(ends) == 2
+    scaling_factor = json.loads((export / "config.json").read_text())["scaling_factor"]
+    assert 0.3 < scaling_factor < 0.4
+    with torch.no_grad():
+        found = model.quantizer(ends[-1] / scaling_factor)
+        expected = (model.decode(found.quantized) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert len(found.indices.unique()) > 8
+    # The same float32 network on the same codes; batch and memory layout may reorder sums.
+    np.testing.assert_allclose(images, expected, atol=1e-5)
