@@ -80,10 +80,13 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 
 def run_encode(args: argparse.Namespace) -> None:
     """`ldm-ae encode`."""
+    from ldm_ae.data import Annotated
     from ldm_ae.latents import Processes, encode_images
 
     processes = Processes.from_environment()
     model, source, transform = _inputs(args)
+    if args.labels or args.captions:
+        source = Annotated(source, labels=args.labels, captions=args.captions)
     with _bar("encoding", len(source), shown=processes.rank == 0) as progress:
         summary = encode_images(
             model, source, args.store, transform=transform, source_name=args.images, batch_size=args.batch_size,

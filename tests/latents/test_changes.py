@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ldm_ae.data import BadImage, RawImage, Source
-from ldm_ae.latents import LatentStore, verify_store
+from ldm_ae.latents import LatentDataset, LatentStore, verify_store
 from ldm_ae.latents.originals import HashingSource, Originals
 from ldm_ae.latents.writer import StoreWriter
 from ldm_ae.models import KLAutoencoder
@@ -210,3 +210,24 @@ def test_what_counts_as_a_change(changes: dict[str, Any], same: bool) -> None:
     bad = {"key": "0", "status": "bad", "source_hash": None, "label": -1, "caption": None}
     assert Originals(gone, workers=0, check=True).unchanged(range(1), [bad])
     assert not Originals(source, workers=0, check=True).unchanged(range(1), [bad])
+
+
+def test_labels_and_captions_are_recorded_and_their_change_is_noticed(
+    tiny_model: KLAutoencoder,
+    image_folder: Path,
+    tmp_path: Path,
+    encoded: list[str],  # noqa: F811
+) -> None:
+    first = paths(image_folder)[0]
+    first.with_suffix(".txt").write_text("a first picture")
+    encode(tiny_model, image_folder, tmp_path / "store")
+    rows = LatentStore(tmp_path / "store").index.to_pylist()
+    assert [row["caption"] for row in rows[:2]] == ["a first picture", None]
+    encoded.clear()
+    first.with_suffix(".json").write_text('{"label": 9}')
+    assert not encode(tiny_model, image_folder, tmp_path / "store").already_complete
+    assert len(encoded) == 5
+    store = LatentStore(tmp_path / "store")
+    assert store.index["label"].to_pylist()[:2] == [9, 0]
+    assert LatentDataset(store)[0]["label"] == 9
+    assert verify_store(tmp_path / "store") == []
