@@ -115,8 +115,13 @@ def build_parser() -> argparse.ArgumentParser:
     encode.set_defaults(dtype="fp32")
     encode.add_argument("--latents", choices=("sample", "mode"), default="sample", help="what `latents` holds; moments "
                         "are stored beside them (default: %(default)s)")  # fmt: skip
+    encode.add_argument("--labels", metavar="FILE", help=".json or .csv: the class number of each image by its key or "
+                        "file name (default: the images' folders, or what lies beside them)")  # fmt: skip
+    encode.add_argument("--captions", metavar="FILE", help="the same for captions")
     encode.add_argument("--no-flips", action="store_true", help="leave the mirrored images' latents out")
     encode.add_argument("--seed", type=int, default=0, help="of the posterior samples")
+    encode.add_argument("--no-check", action="store_true", help="when it goes on or is there already: do not read the "
+                        "images of finished files again to see whether they have changed")  # fmt: skip
     encode.add_argument("--shard-size", type=int, default=1024, help="images of one file (default: %(default)s)")
 
     decode = command("decode", "Decode a latent store to PNG files.")

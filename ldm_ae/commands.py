@@ -80,16 +80,19 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 
 def run_encode(args: argparse.Namespace) -> None:
     """`ldm-ae encode`."""
+    from ldm_ae.data import Annotated
     from ldm_ae.latents import Processes, encode_images
 
     processes = Processes.from_environment()
     model, source, transform = _inputs(args)
+    if args.labels or args.captions:
+        source = Annotated(source, labels=args.labels, captions=args.captions)
     with _bar("encoding", len(source), shown=processes.rank == 0) as progress:
         summary = encode_images(
             model, source, args.store, transform=transform, source_name=args.images, batch_size=args.batch_size,
             workers=args.workers, device=args.device, precision=args.precision, dtype=args.dtype, latents=args.latents,
             flips=not args.no_flips, seed=args.seed, shard_size=args.shard_size, bad_share=args.bad_share,
-            processes=processes, progress=progress,
+            check=not args.no_check, processes=processes, progress=progress,
         )  # fmt: skip
     if processes.rank:
         return

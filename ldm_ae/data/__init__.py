@@ -1,5 +1,6 @@
 """Images from where they lie to batches: sources, decoding, transforms, and the resumable loader."""
 
+from ldm_ae.data.annotations import Annotated
 from ldm_ae.data.batches import Batch
 from ldm_ae.data.decoding import BadImage, decode_image
 from ldm_ae.data.holdout import split_holdout
@@ -9,6 +10,7 @@ from ldm_ae.data.sources import RawImage, Source, open_source
 from ldm_ae.data.transforms import ImageTransform, TransformedImage
 
 __all__ = [
+    "Annotated",
     "BadImage",
     "Batch",
     "EvaluationLoader",

@@ -13,12 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ldm_ae.data import Batch, EvaluationLoader, ImageTransform, RawImage, Source, seeded_noise
+from ldm_ae.data import Batch, EvaluationLoader, ImageTransform, Source, seeded_noise
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
+from ldm_ae.latents.originals import HashingSource, Originals
 from ldm_ae.latents.processes import Processes
 from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
 from ldm_ae.latents.reader import LatentStore
+from ldm_ae.latents.reopening import reopen, still_holds
 from ldm_ae.latents.store import DTYPES, StoreRequest
 from ldm_ae.latents.writer import StoreWriter
 from ldm_ae.locks import only_writer
@@ -46,40 +48,6 @@ class EncodeSummary:
     of their own. 0 in other precisions."""
 
 
-class _HashingSource(Source):
-    """A source whose captions begin with the sha256 of the image's bytes.
-
-    The bytes are read in a worker process, and a caption is what comes through the loader untouched.
-    """
-
-    name = "hashing"
-    accepts = "another source"
-
-    def __init__(self, source: Source):
-        self._source = source
-
-    @classmethod
-    def open(cls, location: str) -> Source | None:  # noqa: ARG003 - made from a source, never from a location
-        return None
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def key(self, index: int) -> str:
-        return self._source.key(index)
-
-    def __getitem__(self, index: int) -> RawImage:
-        raw = self._source[index]
-        digest = hashlib.sha256(raw.data).hexdigest()
-        return raw._replace(caption=digest if raw.caption is None else digest + raw.caption)
-
-    @staticmethod
-    def split(caption: str | None) -> tuple[str, str | None]:
-        """(sha256, the image's own caption)."""
-        assert caption is not None
-        return caption[:64], caption[64:] or None
-
-
 def encode_images(
     model: Autoencoder,
     source: Source,
@@ -97,15 +65,16 @@ def encode_images(
     seed: int = 0,
     shard_size: int = 1024,
     bad_share: float = 0.01,
+    check: bool = True,
     processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> EncodeSummary:
     """Encode every image of a source into a store.
 
     The same command goes on where it was stopped, by whatever: a shard that is finished and has the hash of what was
-    written stays, and the store becomes byte for byte what it would have been. On its own complete store it does
-    nothing. A changed image under an unchanged key is not noticed then: its hash is in the index, but finding out means
-    reading every image again.
+    written stays if its images are still those that were encoded, and the store becomes byte for byte what it would
+    have been. On its own complete store it does the same: where nothing has changed nothing is encoded, but every image
+    is read once, unless `check` is off.
 
     Args:
         model: In float32; a copy of it runs, so that it keeps its weights.
@@ -123,6 +92,8 @@ def encode_images(
         seed: Of the posterior samples.
         shard_size: Images of the source that one file covers; it bounds the memory.
         bad_share: Share of unusable images past which this ends with an error, after keeping all that is good.
+        check: Read the images of files that are finished, and the files of a complete store, to see whether they are
+            what they were; otherwise only the files of an unfinished store are read.
         processes: Which of several processes this is; all see the store's folder. Each encodes a contiguous share of
             the files, and all return when the store is complete. None for one process alone.
         progress: Called after every batch, with the images of this process alone.
@@ -156,13 +127,22 @@ def encode_images(
         plan = channel.from_first(writer and writer.plan)
         writer = writer or StoreWriter(path, request, plan=plan)
         units = writer.share(processes.rank, processes.count)
-        if not (already_complete := writer.complete):
-            _fill(writer, runner, _HashingSource(source), transform, workers, units, progress)
+        hashing = HashingSource(source)
+        originals = Originals(hashing, workers=workers, check=check)
+        already_complete = writer.complete and channel.all_agree(not check or still_holds(writer, units, originals))
+        if already_complete:
+            if progress is not None:
+                progress(len(source), len(source))
+        else:
+            if writer.complete:
+                if leads:
+                    reopen(writer)
+                writer.complete = False
+                channel.wait_for_all()
+            _fill(writer, runner, hashing, originals, transform, workers, units, progress)
             channel.wait_for_all()
             if leads:
                 writer.finish()
-        elif progress is not None:
-            progress(len(source), len(source))
         channel.wait_for_all()
     store = LatentStore(path)
     bad = store.bad()
@@ -188,7 +168,8 @@ def _hash_keys(source: Source) -> str:
 def _fill(
     writer: StoreWriter,
     model: Autoencoder,
-    source: _HashingSource,
+    source: HashingSource,
+    originals: Originals,
     transform: ImageTransform,
     workers: int,
     units: range,
@@ -196,11 +177,13 @@ def _fill(
 ) -> None:
     """Those of the units that are not done yet. Each has a loader of its own, so that no batch reaches over its end."""
     bucket = f"{transform.height}x{transform.width}"
-    name, size = writer.request.source, writer.request.shard_size
-    first, total = units.start * size, min(units.stop * size, len(source)) - units.start * size
+    name = writer.request.source
+    first = writer.indices(units.start).start
+    total = sum(len(writer.indices(unit)) for unit in units)
     for unit in units:
-        indices = range(unit * size, min((unit + 1) * size, len(source)))
-        if writer.finished(unit) is None:
+        indices = writer.indices(unit)
+        record = writer.finished(unit)
+        if record is None or not originals.unchanged(indices, record.rows):
             loader = EvaluationLoader(
                 source, transform, batch_size=writer.request.batch_size, workers=workers, bad_share=1.0, indices=indices
             )
@@ -212,7 +195,7 @@ def _fill(
                 good |= zip(batch.indices.tolist(), _good_rows(batch, name), strict=True)
                 if progress is not None:
                     progress(int(batch.indices[-1]) + 1 - first, total)
-            rows = [good.get(i) or _bad_row(name, source.key(i), loader.rejected) for i in indices]
+            rows = [good.get(i) or _bad_row(name, source, i, loader.rejected) for i in indices]
             tensors = {key: torch.cat([part[key] for part in parts]) for key in (parts[0] if parts else {})}
             writer.add_shard(unit, bucket, tensors, rows, redone_batches=redone_batches(model) - redone_before)
         elif progress is not None:
@@ -260,7 +243,7 @@ def _good_rows(batch: Batch, source: str) -> list[dict[str, Any]]:
     sizes, crops, labels = batch.original_sizes.tolist(), batch.crops_ltrb.tolist(), batch.labels.tolist()
     rows = []
     for i, key in enumerate(batch.keys):
-        source_hash, caption = _HashingSource.split(batch.captions[i])
+        source_hash, caption = HashingSource.split(batch.captions[i])
         rows.append(
             {
                 "key": key,
@@ -277,5 +260,8 @@ def _good_rows(batch: Batch, source: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _bad_row(source: str, key: str, rejected: dict[str, str]) -> dict[str, Any]:
-    return {"key": key, "source": source, "label": -1, "status": "bad", "error": rejected[key]}
+def _bad_row(name: str, source: HashingSource, index: int, rejected: dict[str, str]) -> dict[str, Any]:
+    key, source_hash = source.key(index), source.look_at(index).source_hash
+    return {
+        "key": key, "source": name, "source_hash": source_hash, "label": -1, "status": "bad", "error": rejected[key],
+    }  # fmt: skip

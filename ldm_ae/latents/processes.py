@@ -105,6 +105,15 @@ class Channel:
             dist.broadcast(content, 0, group=self._group)
         return json.loads(bytes(content.tolist()))
 
+    def all_agree(self, opinion: bool) -> bool:
+        """Whether the opinion of every process is true; RunError if one has died."""
+        if self._processes.count == 1:
+            return opinion
+        with _or_run_error():
+            votes = torch.tensor([int(opinion)])
+            dist.all_reduce(votes, dist.ReduceOp.MIN, group=self._group)
+        return bool(votes.item())
+
     def wait_for_all(self) -> None:
         """Until every process is here; RunError if one has died."""
         if self._processes.count > 1:

@@ -61,6 +61,8 @@ class LatentStore:
         """sha256 and size of each file by its path in the store."""
         self.redone_batches: int = description.get("redone_batches", 0)
         """Batches that overflowed in `request.precision` and were encoded in float32."""
+        self.redone_by_file: dict[str, int] = description.get("redone_by_file", {})
+        """The same by shard, where there are any."""
         try:
             self.request: StoreRequest = read_request(description["request"])
             self.spec: LatentSpec = read_scaling(self.request.scaling)

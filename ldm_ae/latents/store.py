@@ -1,7 +1,8 @@
 """The latent store: what lies on disk. `writer.py` writes it, `reader.py` reads it.
 
     STORE/store.json              what was asked for; when all is written, also the sha256 and size of every other file,
-                                  and `redone_batches`: those that overflowed in fp16 and were encoded in float32
+                                  and `redone_batches`: those that overflowed in fp16 and were encoded in float32,
+                                  also by shard
     STORE/index.parquet           one row a sample of the source, in its order, the bad ones too
     STORE/stats.json              statistics of `latents` over the whole data set
     STORE/256x256/                HxW of the pixels; a LightningDiT data set of its own
@@ -68,7 +69,7 @@ SCHEMA = pa.schema(
         pa.field("row", pa.int32()),
         pa.field("label", pa.int64(), nullable=False),  # -1: none
         pa.field("caption", pa.string()),
-        pa.field("status", pa.string(), nullable=False),  # ok, or bad with its error; a bad one has nulls above
+        pa.field("status", pa.string(), nullable=False),  # ok, or bad with its error and nulls for what is not known
         pa.field("error", pa.string()),
     ]
 )

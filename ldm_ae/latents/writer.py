@@ -83,6 +83,11 @@ class StoreWriter:
         """The units of one process: every unit is in one share, the shares follow each other."""
         return range(self.units * rank // processes, self.units * (rank + 1) // processes)
 
+    def indices(self, unit: int) -> range:
+        """The images of a unit, by their position in the source."""
+        size = self.request.shard_size
+        return range(unit * size, min((unit + 1) * size, self.request.images))
+
     def shard_name(self, unit: int) -> str:
         """The file of a unit."""
         rank = next((r for r in range(self.processes) if unit in self.share(r, self.processes)), 0)
@@ -100,9 +105,8 @@ class StoreWriter:
         if not description.is_file():
             if foreign := sorted(entry.name for entry in self.path.iterdir() if not _is_ours(entry.name)):
                 raise UserError(f"{self.path} is not empty ({foreign[0]}) and no latent store; name a new folder")
-            make_folder(self.path / WORK)
-            write_run(self.path, self._run)
-            write_json(description, self._description(None))
+            self.begin_records()
+            self.mark_unfinished()
             return False
         found = read_description(self.path)
         ours = asdict(self.request)
@@ -119,10 +123,19 @@ class StoreWriter:
         if found.get("files") is not None:
             self._remove_records()
             return True
-        make_folder(self.path / WORK)
-        write_run(self.path, self._run)
+        self.begin_records()
         self._remove_shards_except(set(recorded(self.path)))
         return False
+
+    def begin_records(self) -> None:
+        """Make the place for records, of this run."""
+        make_folder(self.path / WORK)
+        write_run(self.path, self._run)
+
+    def mark_unfinished(self) -> None:
+        """The description without files, which makes the records count."""
+        write_json(self.path / DESCRIPTION, self._description(None))
+        self.complete = False
 
     def _all_recorded(self) -> list[str]:
         """As `recorded`, once a shared file system shows what the other processes have written."""
@@ -141,12 +154,15 @@ class StoreWriter:
         if (self.path / WORK).is_dir():
             shutil.rmtree(self.path / WORK)
 
-    def _description(self, files: dict[str, Written] | None, redone_batches: int = 0) -> dict[str, Any]:
+    def _description(
+        self, files: dict[str, Written] | None, redone_by_file: dict[str, int] | None = None
+    ) -> dict[str, Any]:
         content: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "request": asdict(self.request)}
         content["processes"] = self.processes
         if files is not None:
             content["files"] = {name: written._asdict() for name, written in sorted(files.items())}
-            content["redone_batches"] = redone_batches
+            content["redone_batches"] = sum((redone_by_file or {}).values())
+            content["redone_by_file"] = redone_by_file or {}
         return content | {"checksum": hash_json(content)}
 
     def add_shard(
@@ -183,9 +199,10 @@ class StoreWriter:
             folder = self.path / bucket
             folder.mkdir(exist_ok=True)
             written = write_safetensors(folder / name, tensors, self.request.header(len(good)))
-            # Of what is stored, after rounding, so that anyone can compute the same from the files.
+            # Of what is stored, after rounding and in its layout, which changes the order of a sum, so that anyone can
+            # compute the same from the files.
             statistics = ChannelStatistics(self.request.scaling["channels"])
-            statistics.update(tensors["latents"])
+            statistics.update(tensors["latents"].contiguous())
             state = statistics.state()
         record = Record(
             bucket=bucket, written=written, rows=list(rows), statistics=state, redone_batches=redone_batches
@@ -203,7 +220,8 @@ class StoreWriter:
         statistics = ChannelStatistics(self.request.scaling["channels"])
         files: dict[str, Written] = {}
         tables: list[pa.Table] = []
-        good = redone_batches = 0
+        redone_by_file: dict[str, int] = {}
+        good = 0
         first_bad: dict[str, Any] = {}
         names = self._all_recorded()
         for name in names:
@@ -213,7 +231,8 @@ class StoreWriter:
             tables.append(pa.Table.from_pylist(record.rows, schema=SCHEMA))
             good += sum(row["status"] == "ok" for row in record.rows)
             first_bad = first_bad or next((row for row in record.rows if row["status"] == "bad"), {})
-            redone_batches += record.redone_batches
+            if record.redone_batches:
+                redone_by_file[name] = record.redone_batches
             if record.written is not None and record.statistics is not None:
                 files[f"{record.bucket}/{name}"] = record.written
                 statistics.merge(ChannelStatistics.from_state(record.statistics))
@@ -227,7 +246,7 @@ class StoreWriter:
                 f"none of the {self.request.images} images can be used; the first, {first_bad['key']}: "
                 f"{first_bad['error']}"
             )
-        self._remove_shards_except(set(names))
+        self._remove_shards_except({file.partition("/")[2] for file in files})
         sink = pa.BufferOutputStream()
         pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
         files[INDEX] = write_bytes(self.path / INDEX, memoryview(sink.getvalue()))
@@ -237,7 +256,7 @@ class StoreWriter:
         for bucket in sorted({name.partition("/")[0] for name in files if "/" in name}):
             name = f"{bucket}/{LIGHTNINGDIT_STATISTICS}"
             files[name] = write_bytes(self.path / name, lightningdit)
-        write_json(self.path / DESCRIPTION, self._description(files, redone_batches))
+        write_json(self.path / DESCRIPTION, self._description(files, redone_by_file))
         self.complete = True
         self._remove_records()
 

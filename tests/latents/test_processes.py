@@ -30,6 +30,7 @@ class ThreadChannel:
     def __init__(self, count: int):
         self._barrier = threading.Barrier(count)
         self._said: Any = None
+        self._opinions: dict[int, bool] = {}
 
     def of(self, rank: int) -> Any:
         channel = self
@@ -40,6 +41,12 @@ class ThreadChannel:
                     channel._said = value
                 channel._barrier.wait()
                 return channel._said
+
+            def all_agree(self, opinion: bool) -> bool:
+                opinions = channel._opinions
+                opinions[rank] = opinion
+                channel._barrier.wait()
+                return all(opinions.values())
 
             def wait_for_all(self) -> None:
                 channel._barrier.wait()

@@ -1,0 +1,119 @@
+"""Whether images are still those that were encoded: by the hash of their bytes, with their labels and captions.
+
+Size and time of a file would be quicker to ask for. They say nothing where images lie in tars, Parquet files or on the
+hub, and copying, unpacking and `touch` make them lie. Reading is much faster than decoding and encoding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader, Dataset
+
+from ldm_ae.data import BadImage, RawImage, Source
+
+_log = logging.getLogger("ldm_ae")
+
+
+class HashingSource(Source):
+    """A source whose captions begin with the sha256 of the image's bytes.
+
+    The bytes are read in a worker process, and a caption is what comes through the loader untouched.
+    """
+
+    name = "hashing"
+    accepts = "another source"
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    @classmethod
+    def open(cls, location: str) -> Source | None:  # noqa: ARG003 - made from a source, never from a location
+        return None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def key(self, index: int) -> str:
+        return self._source.key(index)
+
+    def __getitem__(self, index: int) -> RawImage:
+        raw = self._source[index]
+        digest = hashlib.sha256(raw.data).hexdigest()
+        return raw._replace(caption=digest if raw.caption is None else digest + raw.caption)
+
+    @staticmethod
+    def split(caption: str | None) -> tuple[str, str | None]:
+        """(sha256, the image's own caption)."""
+        assert caption is not None
+        return caption[:64], caption[64:] or None
+
+    def look_at(self, index: int) -> Original:
+        """What an image is now."""
+        try:
+            raw = self[index]
+        except (BadImage, OSError):
+            return Original(None, -1, None)
+        digest, caption = self.split(raw.caption)
+        return Original(digest, -1 if raw.label is None else raw.label, caption)
+
+
+class Original(NamedTuple):
+    """What the store keeps of an image's source."""
+
+    source_hash: str | None
+    """None if it cannot be read."""
+    label: int
+    caption: str | None
+
+
+class Originals:
+    """Compares images with the rows of an index, each range of them once.
+
+    Args:
+        source: The images.
+        workers: Processes that read.
+        check: Otherwise everything counts as unchanged, unread.
+    """
+
+    def __init__(self, source: HashingSource, *, workers: int, check: bool):
+        self._source = source
+        self._workers = workers
+        self._check = check
+        self._known: dict[int, bool] = {}
+
+    def unchanged(self, indices: range, rows: Sequence[dict[str, Any]]) -> bool:
+        """Whether the images `indices` are those of these rows; the first that is not is named in the log."""
+        if not self._check:
+            return True
+        if indices.start not in self._known:
+            loader: DataLoader[Original] = DataLoader(
+                _Looks(self._source), sampler=indices, batch_size=None, num_workers=self._workers, collate_fn=_as_is
+            )
+            changed = [row["key"] for row, now in zip(rows, loader, strict=True) if not _is_same(row, now)]
+            if changed:
+                others = f" and {len(changed) - 1} more" if changed[1:] else ""
+                _log.warning("%s%s: not what was encoded before; their file is encoded again", changed[0], others)
+            self._known[indices.start] = not changed
+        return self._known[indices.start]
+
+
+class _Looks(Dataset[Original]):
+    def __init__(self, source: HashingSource):
+        self._source = source
+
+    def __getitem__(self, index: int) -> Original:
+        return self._source.look_at(index)
+
+
+def _is_same(row: dict[str, Any], now: Original) -> bool:
+    if row["status"] != "ok":  # of a bad image neither label nor caption is kept
+        return row["source_hash"] == now.source_hash
+    return Original(row["source_hash"], row["label"], row["caption"]) == now
+
+
+def _as_is(original: Any) -> Any:  # torch types it as a list of samples
+    return original
