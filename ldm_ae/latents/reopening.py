@@ -13,8 +13,7 @@ from ldm_ae.latents.files import Written, look_at
 from ldm_ae.latents.originals import Originals
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.work import Record, write_record
-from ldm_ae.latents.writer import StoreWriter
-from ldm_ae.models import ChannelStatistics
+from ldm_ae.latents.writer import StoreWriter, shard_statistics
 
 
 def still_holds(writer: StoreWriter, units: range, originals: Originals) -> bool:
@@ -50,13 +49,13 @@ def reopen(writer: StoreWriter) -> None:
         if file is not None:
             try:
                 with safe_open(store.path / file, framework="pt") as shard:
-                    latents = shard.get_tensor("latents")
+                    name = "moments" if store.request.content == "lean" else "latents"
+                    tensors = {name: shard.get_tensor(name)}
             except (SafetensorError, OSError):
                 continue  # without a record it is encoded again
             written = Written(**store.files[file])
-            statistics = ChannelStatistics(store.spec.channels)
-            statistics.update(latents)
-            state = statistics.state()
+            keys = [row["key"] for row in rows if row["status"] == "ok"]
+            state = shard_statistics(tensors, keys, store.request).state()
         name = writer.shard_name(unit)
         record = Record(
             bucket=file.partition("/")[0] if file else "", written=written, rows=rows, statistics=state,
