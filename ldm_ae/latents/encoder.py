@@ -134,7 +134,9 @@ def encode_images(
         units = writer.share(processes.rank, processes.count)
         hashing = HashingSource(source)
         originals = Originals(hashing, workers=workers, check=check)
-        already_complete = writer.complete and channel.all_agree(not check or still_holds(writer, units, originals))
+        already_complete = writer.complete and channel.all_agree(
+            not check or still_holds(writer, units, originals, progress)
+        )
         if already_complete:
             if progress is not None:
                 progress(len(source), len(source))

@@ -5,6 +5,7 @@ What holds gets the records that it had before the store was complete, and the r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -16,13 +17,22 @@ from ldm_ae.latents.work import Record, write_record
 from ldm_ae.latents.writer import StoreWriter, shard_statistics
 
 
-def still_holds(writer: StoreWriter, units: range, originals: Originals) -> bool:
+def still_holds(
+    writer: StoreWriter, units: range, originals: Originals, progress: Callable[[int, int], None] | None = None
+) -> bool:
     """Whether the files of these units have their hashes and their images are those that were encoded.
+
+    Args:
+        writer: Of a complete store.
+        units: Those to look at.
+        originals: The images.
+        progress: Called after every unit with the number of images looked at and their total.
 
     Raises:
         UserError: the store's description or index is damaged.
     """
     store = LatentStore(writer.path)
+    done, total = 0, sum(len(writer.indices(unit)) for unit in units)
     for unit in units:
         rows = _rows(store, writer.indices(unit))
         file = _file(rows)
@@ -32,6 +42,9 @@ def still_holds(writer: StoreWriter, units: range, originals: Originals) -> bool
                 return False
         if not originals.unchanged(writer.indices(unit), rows):
             return False
+        done += len(rows)
+        if progress is not None:
+            progress(done, total)
     return True
 
 
