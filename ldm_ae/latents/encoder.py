@@ -61,6 +61,7 @@ def encode_images(
     precision: str = "fp32",
     dtype: str = "fp32",
     latents: Literal["sample", "mode"] = "sample",
+    content: Literal["full", "samples", "lean"] = "full",
     flips: bool = True,
     seed: int = 0,
     shard_size: int = 1024,
@@ -88,6 +89,8 @@ def encode_images(
         precision: fp32, bf16 or fp16: what the encoder runs in. A batch that overflows in fp16 is encoded in fp32.
         dtype: fp32, bf16 or fp16: of the stored latents and moments.
         latents: Whether `latents` is one posterior sample or the mode.
+        content: `samples` leaves the moments out, for a third of the size, and no sample can be drawn again; `lean` the
+            latents, for two thirds, and readers draw them from the moments.
         flips: Store the mirror images' latents and moments too.
         seed: Of the posterior samples.
         shard_size: Images of the source that one file covers; it bounds the memory.
@@ -105,6 +108,8 @@ def encode_images(
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+    if content not in ("full", "samples", "lean"):
+        raise UserError(f"content is '{content}'; it must be full, samples or lean")
     if transform.is_random:
         raise UserError("a random crop or flip would be frozen into the store; use crop center without flip")
     if shard_size < 1:
@@ -114,7 +119,7 @@ def encode_images(
         source=source_name, images=len(source), keys_hash=_hash_keys(source), model_hash=model_hash(model),
         model_config=model_config(model), scaling=scaling_of(model.latent_spec), transform=transform.describe(),
         transform_hash=hash_json(transform.describe()), dtype=dtype, precision=precision, latents=latents, flips=flips,
-        seed=seed, batch_size=batch_size, shard_size=shard_size,
+        seed=seed, batch_size=batch_size, shard_size=shard_size, content=content,
     )  # fmt: skip
     processes = processes or Processes()
     runner = inference_copy(model, device=processes.device(device), precision=precision)  # first, because it may refuse
@@ -129,7 +134,9 @@ def encode_images(
         units = writer.share(processes.rank, processes.count)
         hashing = HashingSource(source)
         originals = Originals(hashing, workers=workers, check=check)
-        already_complete = writer.complete and channel.all_agree(not check or still_holds(writer, units, originals))
+        already_complete = writer.complete and channel.all_agree(
+            not check or still_holds(writer, units, originals, progress)
+        )
         if already_complete:
             if progress is not None:
                 progress(len(source), len(source))
@@ -215,12 +222,15 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> di
     views = {"": pixel_values, "_flip": pixel_values.flip(3)} if request.flips else {"": pixel_values}
     for suffix, view in views.items():
         posterior = model.encode(view)
-        values = posterior.mode()
-        if request.latents == "sample":
-            seeds = torch.tensor([derive_seed(request.seed, key, suffix) for key in batch.keys])
-            values = posterior.sample(noise=seeded_noise(seeds, tuple(values.shape[1:])))
-        tensors[f"latents{suffix}"] = values.to(dtype).cpu()
-        if posterior.moments is not None:
+        if request.content != "lean":
+            values = posterior.mode()
+            if request.latents == "sample":
+                seeds = torch.tensor([derive_seed(request.seed, key, suffix) for key in batch.keys])
+                values = posterior.sample(noise=seeded_noise(seeds, tuple(values.shape[1:])))
+            tensors[f"latents{suffix}"] = values.to(dtype).cpu()
+        elif posterior.moments is None:
+            raise UserError("a lean store holds moments, and this model has none; store samples, or full")
+        if posterior.moments is not None and request.content != "samples":
             tensors[f"moments{suffix}"] = posterior.moments.to(dtype).cpu()
     for name, tensor in tensors.items():
         finite = tensor.isfinite().flatten(1).all(dim=1)

@@ -204,6 +204,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """(C, h, w) float32, unscaled: the latents of an item or of its mirror image."""
         suffix = "_flip" if flipped else ""
         if self._draw == "stored":
+            if self.store.request.content == "lean":
+                raise UserError(f"{self.store.path} holds moments and no samples of them; use draw sample or mode")
             return self._slice(position, f"latents{suffix}")[0].float()
         posterior = GaussianPosterior(self._slice(position, f"moments{suffix}"))
         if self._draw == "mode":

@@ -5,6 +5,7 @@ What holds gets the records that it had before the store was complete, and the r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -13,17 +14,25 @@ from ldm_ae.latents.files import Written, look_at
 from ldm_ae.latents.originals import Originals
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.work import Record, write_record
-from ldm_ae.latents.writer import StoreWriter
-from ldm_ae.models import ChannelStatistics
+from ldm_ae.latents.writer import StoreWriter, shard_statistics
 
 
-def still_holds(writer: StoreWriter, units: range, originals: Originals) -> bool:
+def still_holds(
+    writer: StoreWriter, units: range, originals: Originals, progress: Callable[[int, int], None] | None = None
+) -> bool:
     """Whether the files of these units have their hashes and their images are those that were encoded.
+
+    Args:
+        writer: Of a complete store.
+        units: Those to look at.
+        originals: The images.
+        progress: Called after every unit with the number of images looked at and their total.
 
     Raises:
         UserError: the store's description or index is damaged.
     """
     store = LatentStore(writer.path)
+    done, total = 0, sum(len(writer.indices(unit)) for unit in units)
     for unit in units:
         rows = _rows(store, writer.indices(unit))
         file = _file(rows)
@@ -33,6 +42,9 @@ def still_holds(writer: StoreWriter, units: range, originals: Originals) -> bool
                 return False
         if not originals.unchanged(writer.indices(unit), rows):
             return False
+        done += len(rows)
+        if progress is not None:
+            progress(done, total)
     return True
 
 
@@ -50,13 +62,13 @@ def reopen(writer: StoreWriter) -> None:
         if file is not None:
             try:
                 with safe_open(store.path / file, framework="pt") as shard:
-                    latents = shard.get_tensor("latents")
+                    name = "moments" if store.request.content == "lean" else "latents"
+                    tensors = {name: shard.get_tensor(name)}
             except (SafetensorError, OSError):
                 continue  # without a record it is encoded again
             written = Written(**store.files[file])
-            statistics = ChannelStatistics(store.spec.channels)
-            statistics.update(latents)
-            state = statistics.state()
+            keys = [row["key"] for row in rows if row["status"] == "ok"]
+            state = shard_statistics(tensors, keys, store.request).state()
         name = writer.shard_name(unit)
         record = Record(
             bucket=file.partition("/")[0] if file else "", written=written, rows=rows, statistics=state,

@@ -18,16 +18,18 @@ A shard holds the N good images among `shard_size` consecutive ones of the sourc
     original_size                 (N, 2) int64   height, width of the image before the transform
     crop_ltrb                     (N, 4) int64   left, top, right, bottom in original pixels
 
-The `_flip` tensors are there unless switched off. Latents and moments are fp32, fp16 or bf16, finite, and unscaled:
-`LatentSpec.scale` is applied when they are read. The noise of a posterior sample is a function of (seed, key, whether
-mirrored) alone. The header's strings: format, format_version, model_hash, model_config (JSON), dtype, latents (sample
-or mode), scaling (JSON of the model's LatentSpec, not applied), value_range of the pixels, seed, transform_hash, rows.
+The `_flip` tensors are there unless switched off. A store of samples has no moments, a lean one no latents; its
+statistics are of the latents that are drawn from its moments with the same noise. Latents and moments are fp32, fp16 or
+bf16, finite, and unscaled: `LatentSpec.scale` is applied when they are read. The noise of a posterior sample is a
+function of (seed, key, whether mirrored) alone. The header's strings: format, format_version, model_hash, model_config
+(JSON), dtype, latents (sample or mode), scaling (JSON of the model's LatentSpec, not applied), value_range of the
+pixels, seed, transform_hash, rows.
 
 store.json is written first without `files` and last with them: a store without is not complete, and has a folder .work
 that says which shards are (`work.py`). `processes` are those that encoded, as they are in the shards' names; a range of
-the source without a good image has a number and no file. The `checksum` is the
-sha256 of its other content as canonical JSON, and its text is what `write_json` writes, so that no change goes unseen.
-Every file appears by a rename, so none is ever half there.
+the source without a good image has a number and no file. The `checksum` is the sha256 of its other content as canonical
+JSON, and its text is what `write_json` writes, so that no change goes unseen. Every file appears by a rename, so none
+is ever half there.
 """
 
 from __future__ import annotations
@@ -100,6 +102,8 @@ class StoreRequest:
     batch_size: int
     """The last bits of a convolution may depend on it."""
     shard_size: int
+    content: Literal["full", "samples", "lean"] = "full"
+    """Latents and, of a Gaussian posterior, moments; latents alone; or moments alone."""
 
     def header(self, rows: int) -> dict[str, str]:
         """The metadata of a shard with `rows` rows."""
@@ -118,6 +122,8 @@ class StoreRequest:
         }
 
 
+_ADDED = {"content": "full"}
+"""What a request without these fields, which came later, means."""
 _KINDS = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict}
 
 
@@ -127,6 +133,7 @@ def read_request(found: dict[str, Any]) -> StoreRequest:
     Raises:
         ValueError: what is missing.
     """
+    found = _ADDED | found
     for entry in fields(StoreRequest):
         kind = _KINDS.get(str(entry.type), str)
         if type(found.get(entry.name)) is not kind:
@@ -170,6 +177,7 @@ def read_description(path: Path) -> dict[str, Any]:
         raise UserError(f"{file} is damaged: its checksum does not fit")
     if not isinstance(content.get("request"), dict) or not _names_files(content.get("files")):
         raise UserError(f"{file} is damaged")
+    content["request"] = _ADDED | content["request"]
     return content
 
 

@@ -68,7 +68,18 @@ def inspect_store(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
         "complete": description.get("files") is not None,
     }
     request = description["request"]
-    shown = ("source", "dtype", "precision", "latents", "flips", "seed", "transform", "model_hash", "scaling")
+    shown = (
+        "source",
+        "content",
+        "dtype",
+        "precision",
+        "latents",
+        "flips",
+        "seed",
+        "transform",
+        "model_hash",
+        "scaling",
+    )
     summary |= {name: request.get(name) for name in shown}
     try:
         store = LatentStore(path)
@@ -122,7 +133,8 @@ def _latent_shapes(store: LatentStore, name: str, rows: int, *, moments: bool) -
     height, width = (int(side) for side in name.partition("/")[0].split("x"))
     size = store.spec.latent_size(height, width)
     views = ("", "_flip") if store.request.flips else ("",)
-    channels = {"latents": store.spec.channels} | ({"moments": 2 * store.spec.channels} if moments else {})
+    channels = {"latents": store.spec.channels} if store.request.content != "lean" else {}
+    channels |= {"moments": 2 * store.spec.channels} if moments else {}
     return {f"{key}{view}": [rows, number, *size] for view in views for key, number in channels.items()}
 
 

@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ldm_ae.data import seeded_noise
 from ldm_ae.errors import RunError, UserError
 from ldm_ae.files import make_folder, write_json
 from ldm_ae.latents.files import Written, look_at, write_bytes, write_safetensors
+from ldm_ae.latents.provenance import derive_seed
 from ldm_ae.latents.store import (
     BUCKET_NAME,
     DESCRIPTION,
@@ -35,7 +37,7 @@ from ldm_ae.latents.store import (
 )
 from ldm_ae.latents.work import WORK, Record, finished, read_record, read_run, recorded, write_record, write_run
 from ldm_ae.locks import LOCK
-from ldm_ae.models import ChannelStatistics, hash_json
+from ldm_ae.models import ChannelStatistics, GaussianPosterior, hash_json
 
 _SECONDS_UNTIL_SEEN = 90
 """NFS may show the names in a folder as they were a minute ago."""
@@ -201,9 +203,7 @@ class StoreWriter:
             written = write_safetensors(folder / name, tensors, self.request.header(len(good)))
             # Of what is stored, after rounding and in its layout, which changes the order of a sum, so that anyone can
             # compute the same from the files.
-            statistics = ChannelStatistics(self.request.scaling["channels"])
-            statistics.update(tensors["latents"].contiguous())
-            state = statistics.state()
+            state = shard_statistics(tensors, [row["key"] for row in good], self.request).state()
         record = Record(
             bucket=bucket, written=written, rows=list(rows), statistics=state, redone_batches=redone_batches
         )  # fmt: skip
@@ -259,6 +259,21 @@ class StoreWriter:
         write_json(self.path / DESCRIPTION, self._description(files, redone_by_file))
         self.complete = True
         self._remove_records()
+
+
+def shard_statistics(tensors: dict[str, Tensor], keys: Sequence[str], request: StoreRequest) -> ChannelStatistics:
+    """Of the `latents` of a shard's good images; of a lean store they are drawn from its moments (N, 2C, h, w)."""
+    if request.content == "lean":
+        posterior = GaussianPosterior(tensors["moments"].contiguous())
+        latents = posterior.mode()
+        if request.latents == "sample":
+            seeds = torch.tensor([derive_seed(request.seed, key, "") for key in keys])
+            latents = posterior.sample(noise=seeded_noise(seeds, tuple(latents.shape[1:])))
+    else:
+        latents = tensors["latents"].contiguous()
+    statistics = ChannelStatistics(request.scaling["channels"])
+    statistics.update(latents)
+    return statistics
 
 
 def describe_statistics(statistics: ChannelStatistics, *, images: int) -> dict[str, Any]:
