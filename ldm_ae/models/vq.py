@@ -146,6 +146,7 @@ class VQAutoencoder(Autoencoder):
             latents_mean=None if mean is None else tuple(mean),
             latents_std=None if std is None else tuple(std),
             codebook_size=self.quantizer.codebook_size,
+            codebook_levels=self.quantizer.codebook_levels,
         )
 
     @property
@@ -171,16 +172,19 @@ class VQAutoencoder(Autoencoder):
         spatial = latents if self.net.config.get("norm_type") == "spatial" else None
         return self.net.decoder(self.net.post_quant_conv(latents), spatial).float()
 
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """Indices (B, h, w), or (B, Q, h, w) -> reconstructions (B, 3, H, W) float32, not clamped.
-
-        Raises:
-            UserError: an index that no code has.
-        """
-        size = self.quantizer.codebook_size
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        size, levels = self.quantizer.codebook_size, self.quantizer.codebook_levels
+        shape = "(B, h, w)" if levels is None else f"(B, {levels}, h, w)"
+        if indices.ndim != (3 if levels is None else 4) or (levels is not None and indices.shape[1] != levels):
+            raise UserError(f"indices must be {shape}, got {tuple(indices.shape)}")
+        indices = indices.to(self.last_layer.device, torch.int64)
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
             raise UserError(f"indices must be in [0, {size}), got {int(indices.min())} to {int(indices.max())}")
-        return self.decode(self.quantizer.codes(indices))
+        return self.quantizer.codes(indices)
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """`indices_to_latents`, decoded: reconstructions (B, 3, H, W) float32, not clamped."""
+        return self.decode(self.indices_to_latents(indices))
 
     def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
         posterior = self.encode(pixel_values, noise=noise)

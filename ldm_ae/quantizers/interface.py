@@ -54,6 +54,8 @@ class Quantizer(nn.Module, abc.ABC):
     """K: how many values one index takes."""
     codebook_dim: int
     """D: channels of the latents."""
+    codebook_levels: int | None = None
+    """Q of a residual quantizer; None where indices have no such axis."""
     straight_through: ClassVar[bool] = True
     """Whether the encoder gets the gradient at the quantized latents unchanged; if not, the docstring says what."""
 

@@ -56,6 +56,16 @@ def test_every_index_is_in_range_and_reached(quantizer: Quantizer) -> None:
     assert len(codes.unique(dim=0)) == quantizer.codebook_size, "two indices have one code"
 
 
+def test_what_is_not_finite_has_an_index_in_range_and_shows(quantizer: Quantizer) -> None:
+    """A step that overflowed is to be left out, and not to crash."""
+    latents = some_latents(quantizer)
+    latents[1, 0, 0, 0] = float("nan")
+    found = quantizer.quantize(latents, noise=some_latents(quantizer))
+    assert 0 <= int(found.indices.min()) <= int(found.indices.max()) < quantizer.codebook_size
+    assert not found.quantized[1].isfinite().all()
+    assert found.quantized[0].isfinite().all()
+
+
 def test_gradient_of_the_encoder(quantizer: Quantizer) -> None:
     latents, weights = some_latents(quantizer).requires_grad_(), some_latents(quantizer, seed=8)
     quantized = quantizer.quantize(latents, noise=weights).quantized
