@@ -206,6 +206,11 @@ class Autoencoder(nn.Module, abc.ABC):
         del posteriors
         return {}
 
+    def needed_terms(self) -> frozenset[str]:
+        """Names of the terms in `Posterior.regularization` without which a part that is to learn does not; none by
+        default."""
+        return frozenset()
+
     def learned_parameters(self) -> list[Tensor]:
         """The parameters that `learn` may change, beside buffers; none by default."""
         return []

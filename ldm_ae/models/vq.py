@@ -198,6 +198,11 @@ class VQAutoencoder(Autoencoder):
             return self.quantizer.learn(batches)
         return self.quantizer.usage(batches)
 
+    def needed_terms(self) -> frozenset[str]:
+        """The quantizer's, unless its codes are frozen."""
+        learns = any(parameter.requires_grad for parameter in self.quantizer.parameters())
+        return self.quantizer.needed_terms if learns else frozenset()
+
     def learned_parameters(self) -> list[Tensor]:
         return list(self.quantizer.parameters())
 

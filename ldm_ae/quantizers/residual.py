@@ -37,6 +37,7 @@ class ResidualVQ(Quantizer):
         self.levels = nn.ModuleList([quantizer, *others])
         self.codebook_size, self.codebook_dim = quantizer.codebook_size, quantizer.codebook_dim
         self.codebook_levels = levels
+        self.needed_terms = quantizer.needed_terms
         self.straight_through = quantizer.straight_through  # type: ignore[misc]
 
     @property

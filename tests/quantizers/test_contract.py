@@ -87,6 +87,20 @@ def test_every_parameter_learns(quantizer: Quantizer) -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_terms_that_are_needed_are_needed(quantizer: Quantizer) -> None:
+    """Codes learn from the reconstruction and these terms, and not from the reconstruction alone if there are any."""
+
+    def all_learn(terms: frozenset[str]) -> bool:
+        found = quantizer.quantize(some_latents(quantizer).requires_grad_(), noise=some_latents(quantizer))
+        loss = found.quantized.square().sum() + sum(found.losses[term].sum() for term in terms)
+        parameters = list(quantizer.parameters())
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
+        return all(gradient is not None and bool(gradient.abs().max() > 0) for gradient in gradients)
+
+    assert all_learn(quantizer.needed_terms)
+    assert all_learn(frozenset()) is not bool(quantizer.needed_terms)
+
+
 def test_terms_are_one_number_an_image(quantizer: Quantizer) -> None:
     found = quantizer.quantize(some_latents(quantizer), noise=some_latents(quantizer))
     for name, term in found.losses.items():
