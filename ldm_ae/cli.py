@@ -194,6 +194,9 @@ def _add_convert_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", help=f"what was encoded, for repa and repa-e, which hold the images too: {IMAGES}")
     parser.add_argument("--arch", help="kohya: sd, sdxl, sd3 or flux; musubi: hv, qi, wan or zi")
     parser.add_argument("--name", help="repa-e: the autoencoder's name in the files' names (default: vae)")
+    parser.add_argument("--files", choices=("safetensors", "npy"), help="tokens: the kind of file (default: "
+                        "safetensors)")  # fmt: skip
+    parser.add_argument("--no-flips", action="store_true", default=None, help="tokens: leave the mirror images out")
     parser.add_argument("--model", help="with --format store: whose latents they are, unless ldm-ae wrote the files")
 
 

@@ -170,7 +170,7 @@ def run_convert(args: argparse.Namespace) -> None:
     with _bar("converting", None) as progress:
         summary = convert_store(
             args.source, args.out, args.format, bucket=args.bucket, fold=fold, arch=args.arch, name=args.name,
-            images=images, progress=progress,
+            images=images, files=args.files, no_flips=args.no_flips, progress=progress,
         )  # fmt: skip
     _note(summary.warnings)
     print(f"{summary.images} images for {args.format} in {summary.path}")
@@ -180,9 +180,9 @@ def _read_into_store(args: argparse.Namespace) -> None:
     from ldm_ae.latents.incoming import import_latents
     from ldm_ae.models import load_autoencoder
 
-    for name in ("bucket", "fold", "images", "arch", "name"):
+    for name in ("bucket", "fold", "images", "arch", "name", "files", "no_flips"):
         if getattr(args, name) is not None:
-            raise UserError(f"--{name} says nothing to --format store; leave it out")
+            raise UserError(f"--{name.replace('_', '-')} says nothing to --format store; leave it out")
     model = None if args.model is None else load_autoencoder(args.model)
     with _bar("reading", None) as progress:
         summary = import_latents(args.source, args.out, model=model, progress=progress)
