@@ -144,6 +144,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
             latents_mean=None if mean is None else tuple(mean),
             latents_std=None if std is None else tuple(std),
             codebook_size=self.quantizer.codebook_size,
+            codebook_levels=self.quantizer.codebook_levels,
         )
 
     def encode(self, pixel_values: Tensor, *, noise: Tensor | None = None) -> DiscretePosterior:
@@ -158,16 +159,19 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         spatial = latents if self.net.config.get("norm_type") == "spatial" else None
         return cast(Tensor, self.net.decoder(self.net.post_quant_conv(latents), spatial).float())
 
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """Indices (B, h, w), or (B, Q, h, w) -> reconstructions (B, 3, H, W) float32, not clamped.
-
-        Raises:
-            UserError: an index that no code has.
-        """
-        size = self.quantizer.codebook_size
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        size, levels = self.quantizer.codebook_size, self.quantizer.codebook_levels
+        shape = "(B, h, w)" if levels is None else f"(B, {levels}, h, w)"
+        if indices.ndim != (3 if levels is None else 4) or (levels is not None and indices.shape[1] != levels):
+            raise UserError(f"indices must be {shape}, got {tuple(indices.shape)}")
+        indices = indices.to(self.last_layer.device, torch.int64)
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
             raise UserError(f"indices must be in [0, {size}), got {int(indices.min())} to {int(indices.max())}")
-        return self.decode(self.quantizer.codes(indices))
+        return self.quantizer.codes(indices)
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """`indices_to_latents`, decoded: reconstructions (B, 3, H, W) float32, not clamped."""
+        return self.decode(self.indices_to_latents(indices))
 
     def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
         posterior = self.encode(pixel_values, noise=noise)
@@ -180,6 +184,11 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         if any(parameter.requires_grad for source in sources for parameter in source.parameters()):
             return self.quantizer.learn(batches)
         return self.quantizer.usage(batches)
+
+    def needed_terms(self) -> frozenset[str]:
+        """The quantizer's, unless its codes are frozen."""
+        learns = any(parameter.requires_grad for parameter in self.quantizer.parameters())
+        return self.quantizer.needed_terms if learns else frozenset()
 
     def learned_parameters(self) -> list[Tensor]:
         return list(self.quantizer.parameters())
