@@ -124,7 +124,7 @@ def explain(error: Exception, known: Sequence[str]) -> str:
 def _known_keys(parser: ArgumentParser) -> list[str]:
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
     for cls in (*_subclasses(Autoencoder), *_subclasses(Discriminator), *_subclasses(Quantizer)):
-        keys += list(inspect.signature(cls).parameters)
+        keys += [] if inspect.isabstract(cls) else list(inspect.signature(cls).parameters)
     return keys
 
 
