@@ -100,6 +100,8 @@ def run_encode(args: argparse.Namespace) -> None:
     redone = f", {summary.redone_batches} batches that overflowed encoded in fp32" if summary.redone_batches else ""
     print(f"{args.store} {done}: {summary.images} images, {len(summary.bad)} unusable, "
           f"scaling_factor {1 / summary.statistics.pooled_std:.5f}{redone}")  # fmt: skip
+    if (error := summary.statistics.relative_error) is not None:
+        print(f"error of uint8: {error.square().mean().sqrt():.2%} of a channel's deviation, at most {error.max():.2%}")
 
 
 def run_decode(args: argparse.Namespace) -> None:
