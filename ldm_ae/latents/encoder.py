@@ -239,7 +239,7 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> di
         if posterior.indices is not None and request.indices:
             _require_finite("latents", posterior.mode(), batch.keys, request)  # an index is, whatever it stands for
             narrow = index_dtype(request.scaling["codebook_size"])
-            tensors[f"indices{suffix}"] = posterior.indices.to(narrow).cpu()
+            tensors[f"indices{suffix}"] = posterior.indices.cpu().to(narrow)  # few devices know unsigned types
         if posterior.moments is not None and request.content != "samples":
             tensors[f"moments{suffix}"] = posterior.moments.to(dtype).cpu()
     if request.dtype == "uint8":
