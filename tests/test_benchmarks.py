@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import subprocess
@@ -217,3 +218,22 @@ def test_fixed_budget_scores_what_it_trained(
     assert "quickstart.yaml" in words
     assert "2 steps" in words
     assert json.loads(scores) == score(tmp_path / "run", Protocol("photos:heldout", 64, limit=1))
+
+
+def test_every_quantizer_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import quantizers as comparison
+
+    from ldm_ae import quantizers
+    from ldm_ae.config import build_config, config_parser, parse_config
+
+    compared = {kind for kind, _, _ in comparison.QUANTIZERS.values()}
+    every = {name for name, value in vars(quantizers).items() if isinstance(value, type)
+             and issubclass(value, quantizers.Quantizer) and not inspect.isabstract(value)}  # fmt: skip
+    assert compared == every
+    for i, name in enumerate(comparison.QUANTIZERS):
+        comparison.write_recipe(name, tmp_path / f"{i}.yaml")
+        run = build_config(parse_config(["--config", str(tmp_path / f"{i}.yaml")], config_parser()))
+        x = torch.rand(1, 3, 16, 16) * 2 - 1
+        terms = run.model(x).posterior.regularization()
+        assert terms.keys() >= run.objective.regularization_weights.keys()
