@@ -100,6 +100,8 @@ def run_encode(args: argparse.Namespace) -> None:
     redone = f", {summary.redone_batches} batches that overflowed encoded in fp32" if summary.redone_batches else ""
     print(f"{args.store} {done}: {summary.images} images, {len(summary.bad)} unusable, "
           f"scaling_factor {1 / summary.statistics.pooled_std:.5f}{redone}")  # fmt: skip
+    if (error := summary.statistics.relative_error) is not None:
+        print(f"error of uint8: {error.square().mean().sqrt():.2%} of a channel's deviation, at most {error.max():.2%}")
 
 
 def run_decode(args: argparse.Namespace) -> None:
@@ -170,7 +172,7 @@ def run_convert(args: argparse.Namespace) -> None:
     with _bar("converting", None) as progress:
         summary = convert_store(
             args.source, args.out, args.format, bucket=args.bucket, fold=fold, arch=args.arch, name=args.name,
-            images=images, progress=progress,
+            images=images, files=args.files, no_flips=args.no_flips, progress=progress,
         )  # fmt: skip
     _note(summary.warnings)
     print(f"{summary.images} images for {args.format} in {summary.path}")
@@ -180,9 +182,9 @@ def _read_into_store(args: argparse.Namespace) -> None:
     from ldm_ae.latents.incoming import import_latents
     from ldm_ae.models import load_autoencoder
 
-    for name in ("bucket", "fold", "images", "arch", "name"):
+    for name in ("bucket", "fold", "images", "arch", "name", "files", "no_flips"):
         if getattr(args, name) is not None:
-            raise UserError(f"--{name} says nothing to --format store; leave it out")
+            raise UserError(f"--{name.replace('_', '-')} says nothing to --format store; leave it out")
     model = None if args.model is None else load_autoencoder(args.model)
     with _bar("reading", None) as progress:
         summary = import_latents(args.source, args.out, model=model, progress=progress)
