@@ -128,6 +128,13 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--no-check", action="store_true", help="when it goes on or is there already: do not read the "
                         "images of finished files again to see whether they have changed")  # fmt: skip
     encode.add_argument("--shard-size", type=int, default=1024, help="images of one file (default: %(default)s)")
+    encode.add_argument("--engine", choices=("local", "ray"), default="local", help="what encodes: this process (and "
+                        "those that torchrun or accelerate has started beside it), or a Ray cluster (default: "
+                        "%(default)s)")  # fmt: skip
+    encode.add_argument("--ray-actors", type=int, metavar="N", help="processes that encode: of one GPU each (default: "
+                        "as many as there are), or with --device cpu or without a GPU of one core each")  # fmt: skip
+    encode.add_argument("--ray-address", metavar="ADDRESS", help="of a cluster, such as auto or head:6379 "
+                        "(default: RAY_ADDRESS, or else a Ray on this machine for this command alone)")  # fmt: skip
 
     decode = command("decode", "Decode a latent store to PNG files.")
     _add(decode, "model", "store", "out")
