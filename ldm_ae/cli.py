@@ -93,6 +93,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"), default="auto",
                           help="network of the Fréchet distance; auto takes FID's Inception where its weights are at "
                           "hand, else EfficientNet-Lite0, under its own name")  # fmt: skip
+    evaluate.add_argument("--prior", metavar="FOLDER", help="of a discrete model: the rate of its codes under this "
+                          "prior too, which scripts/train_code_prior.py trained")  # fmt: skip
     _add_images_options(evaluate)
     _add_compute_options(evaluate)
 

@@ -28,6 +28,8 @@ class SavedPrior(NamedTuple):
     """In eval mode, without gradients."""
     model_hash: str
     """`models.model_hash` of the autoencoder whose codes it knows."""
+    name: str = ""
+    """Where it comes from, in words."""
 
 
 def save_prior(prior: CodePrior, folder: str | Path, *, model_hash: str) -> None:
@@ -73,7 +75,7 @@ def load_prior(folder: str | Path) -> SavedPrior:
         raise UserError(f"{weights} does not fit {CONFIG}")
     prior = _build(content)
     prior.load_state_dict(tensors)
-    return SavedPrior(prior.eval().requires_grad_(False), str(content.get("model_hash")))
+    return SavedPrior(prior.eval().requires_grad_(False), str(content.get("model_hash")), str(folder))
 
 
 def _build(content: dict[str, Any]) -> CodePrior:
