@@ -21,7 +21,7 @@ from ldm_ae.latents.processes import Processes
 from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.reopening import reopen, still_holds
-from ldm_ae.latents.store import DTYPES, StoreRequest
+from ldm_ae.latents.store import DTYPES, StoreRequest, index_dtype
 from ldm_ae.latents.writer import StoreWriter
 from ldm_ae.locks import only_writer
 from ldm_ae.models import Autoencoder, ChannelStatistics, hash_json, model_config, model_hash, redone_batches
@@ -90,7 +90,8 @@ def encode_images(
         dtype: fp32, bf16 or fp16: of the stored latents and moments.
         latents: Whether `latents` is one posterior sample or the mode.
         content: `samples` leaves the moments out, for a third of the size, and no sample can be drawn again; `lean` the
-            latents, for two thirds, and readers draw them from the moments.
+            latents, for two thirds, and readers draw them from the moments. Of a discrete model `samples` leaves the
+            indices out; `lean` keeps them alone, and whoever wants latents needs the model.
         flips: Store the mirror images' latents and moments too.
         seed: Of the posterior samples.
         shard_size: Images of the source that one file covers; it bounds the memory.
@@ -114,12 +115,14 @@ def encode_images(
         raise UserError("a random crop or flip would be frozen into the store; use crop center without flip")
     if shard_size < 1:
         raise UserError(f"shard_size is {shard_size}; it must be at least 1")
-    model.latent_spec.latent_size(transform.height, transform.width)
+    spec = model.latent_spec
+    spec.latent_size(transform.height, transform.width)
     request = StoreRequest(
         source=source_name, images=len(source), keys_hash=_hash_keys(source), model_hash=model_hash(model),
-        model_config=model_config(model), scaling=scaling_of(model.latent_spec), transform=transform.describe(),
+        model_config=model_config(model), scaling=scaling_of(spec), transform=transform.describe(),
         transform_hash=hash_json(transform.describe()), dtype=dtype, precision=precision, latents=latents, flips=flips,
         seed=seed, batch_size=batch_size, shard_size=shard_size, content=content,
+        indices=spec.codebook_size is not None and content != "samples",
     )  # fmt: skip
     processes = processes or Processes()
     runner = inference_copy(model, device=processes.device(device), precision=precision)  # first, because it may refuse
@@ -128,9 +131,10 @@ def encode_images(
         raise UserError(f"{folder} is a file; name a folder for the store")
     leads = processes.rank == 0
     with processes.together() as channel, only_writer(make_folder(folder)) if leads else nullcontext():
-        writer = StoreWriter(path, request, processes=processes.count) if leads else None
+        look_up = model.indices_to_latents
+        writer = StoreWriter(path, request, processes=processes.count, look_up=look_up) if leads else None
         plan = channel.from_first(writer and writer.plan)
-        writer = writer or StoreWriter(path, request, plan=plan)
+        writer = writer or StoreWriter(path, request, plan=plan, look_up=look_up)
         units = writer.share(processes.rank, processes.count)
         hashing = HashingSource(source)
         originals = Originals(hashing, workers=workers, check=check)
@@ -228,24 +232,32 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> di
                 seeds = torch.tensor([derive_seed(request.seed, key, suffix) for key in batch.keys])
                 values = posterior.sample(noise=seeded_noise(seeds, tuple(values.shape[1:])))
             tensors[f"latents{suffix}"] = values.to(dtype).cpu()
-        elif posterior.moments is None:
-            raise UserError("a lean store holds moments, and this model has none; store samples, or full")
+        elif posterior.moments is None and posterior.indices is None:
+            raise UserError("a lean store holds moments or indices, and this model has none; store samples, or full")
+        if posterior.indices is not None and request.indices:
+            _require_finite("latents", posterior.mode(), batch.keys, request)  # an index is, whatever it stands for
+            narrow = index_dtype(request.scaling["codebook_size"])
+            tensors[f"indices{suffix}"] = posterior.indices.to(narrow).cpu()
         if posterior.moments is not None and request.content != "samples":
             tensors[f"moments{suffix}"] = posterior.moments.to(dtype).cpu()
     for name, tensor in tensors.items():
-        finite = tensor.isfinite().flatten(1).all(dim=1)
-        if not finite.all():
-            key = batch.keys[int((~finite).nonzero()[0])]
-            raise UserError(
-                f"{name} of {key} is not finite with precision {request.precision} stored as {request.dtype}; nothing "
-                "of it was stored. Encode with bf16 or fp32, or look at the model if it was that"
-            )
+        _require_finite(name, tensor, batch.keys, request)
     return tensors | {
         "labels": batch.labels,
         "index": batch.indices,
         "original_size": batch.original_sizes,
         "crop_ltrb": batch.crops_ltrb,
     }
+
+
+def _require_finite(name: str, tensor: Tensor, keys: list[str], request: StoreRequest) -> None:
+    finite = tensor.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        key = keys[int((~finite).nonzero()[0])]
+        raise UserError(
+            f"{name} of {key} is not finite with precision {request.precision} stored as {request.dtype}; nothing "
+            "of it was stored. Encode with bf16 or fp32, or look at the model if it was that"
+        )
 
 
 def _good_rows(batch: Batch, source: str) -> list[dict[str, Any]]:

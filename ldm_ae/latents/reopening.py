@@ -14,7 +14,7 @@ from ldm_ae.latents.files import Written, look_at
 from ldm_ae.latents.originals import Originals
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.work import Record, write_record
-from ldm_ae.latents.writer import StoreWriter, shard_statistics
+from ldm_ae.latents.writer import StoreWriter
 
 
 def still_holds(
@@ -62,13 +62,14 @@ def reopen(writer: StoreWriter) -> None:
         if file is not None:
             try:
                 with safe_open(store.path / file, framework="pt") as shard:
-                    name = "moments" if store.request.content == "lean" else "latents"
+                    lean = "indices" if store.request.indices else "moments"
+                    name = lean if store.request.content == "lean" else "latents"
                     tensors = {name: shard.get_tensor(name)}
             except (SafetensorError, OSError):
                 continue  # without a record it is encoded again
             written = Written(**store.files[file])
             keys = [row["key"] for row in rows if row["status"] == "ok"]
-            state = shard_statistics(tensors, keys, store.request).state()
+            state = writer.statistics(tensors, keys).state()
         name = writer.shard_name(unit)
         record = Record(
             bucket=file.partition("/")[0] if file else "", written=written, rows=rows, statistics=state,
