@@ -120,15 +120,17 @@ def test_save_and_load(name: str, tmp_path: Path) -> None:
     assert found.prior.train()(indices).not_equal(prior(indices)).any()  # the dropout has come along
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@every_prior
 def test_two_images_are_learned_by_heart(name: str) -> None:
     """By their classes at no bits; without classes at one, which says which of the two it is, and no less."""
     torch.manual_seed(0)
-    named, nameless = (type(prior)(**prior.init_args) for prior in (small(name, classes=2), small(name, classes=0)))
+    named, nameless = (
+        type(prior)(**prior.init_args) for prior in (small(name, classes=2, depth=2), small(name, classes=0, depth=2))
+    )
     images, labels = some_indices(named, 2), torch.tensor([0, 1])
     for prior, given in ((named, labels), (nameless, None)):
-        optimizer = torch.optim.Adam(prior.parameters(), 3e-3)
-        for _ in range(120):
+        optimizer = torch.optim.Adam(prior.parameters(), 1e-2)
+        for _ in range(50):
             optimizer.zero_grad()
             logits = prior(images, given)
             torch.nn.functional.cross_entropy(logits.flatten(0, 1), prior.sequence(images).flatten()).backward()
