@@ -146,8 +146,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_images_options(export)
     _add_compute_options(export)
 
-    inspect = command("inspect", "Say what a model, checkpoint, run or store is, and whether it is sound.")
-    inspect.add_argument("path", metavar="PATH", help="a model folder, run directory, checkpoint or latent store")
+    inspect = command("inspect", "Say what a model, checkpoint, run, store or prior is, and whether it is sound.")
+    inspect.add_argument(
+        "path", metavar="PATH", help="a model folder, run directory, checkpoint, latent store, or prior over codes"
+    )
     inspect.add_argument("--json", action="store_true", help="print JSON")
 
     to_convert = command("convert", "Write a latent store in a trainer's format, or read one into a store.")

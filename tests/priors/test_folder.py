@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ldm_ae.errors import UserError
+from ldm_ae.inspection import inspect_path
 from ldm_ae.priors import load_prior, save_prior
 from tests.priors.common import small
 
@@ -56,6 +58,18 @@ def test_no_prior(folder: Path, tmp_path: Path) -> None:
 def test_a_config_that_cannot_be(values: dict[str, Any], message: str, folder: Path) -> None:
     change(folder, **values)
     assert message in refused(folder)
+
+
+def test_inspect_says_what_it_is(folder: Path) -> None:
+    found = inspect_path(folder)
+    assert (found["kind"], found["class"], found["shape"], found["problems"]) == ("prior", "GatedPixelCNN", [4, 5], [])
+    assert found["model_hash"] == "abc"
+    prior = small("GatedPixelCNN")
+    torch.nn.init.constant_(prior.embedding.weight, torch.nan)  # type: ignore[union-attr, arg-type]
+    save_prior(prior, folder, model_hash="abc")
+    assert inspect_path(folder)["problems"] == ["embedding.weight has values that are not finite"]
+    change(folder, depth=5)
+    assert "does not fit config.json" in inspect_path(folder)["problems"][0]
 
 
 def test_damaged_weights(folder: Path) -> None:
