@@ -93,6 +93,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"), default="auto",
                           help="network of the Fréchet distance; auto takes FID's Inception where its weights are at "
                           "hand, else EfficientNet-Lite0, under its own name")  # fmt: skip
+    evaluate.add_argument("--prior", metavar="FOLDER", help="of a discrete model: the rate of its codes under this "
+                          "prior too, which scripts/train_code_prior.py trained")  # fmt: skip
     _add_images_options(evaluate)
     _add_compute_options(evaluate)
 
@@ -153,8 +155,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_images_options(export)
     _add_compute_options(export)
 
-    inspect = command("inspect", "Say what a model, checkpoint, run or store is, and whether it is sound.")
-    inspect.add_argument("path", metavar="PATH", help="a model folder, run directory, checkpoint or latent store")
+    inspect = command("inspect", "Say what a model, checkpoint, run, store or prior is, and whether it is sound.")
+    inspect.add_argument(
+        "path", metavar="PATH", help="a model folder, run directory, checkpoint, latent store, or prior over codes"
+    )
     inspect.add_argument("--json", action="store_true", help="print JSON")
 
     to_convert = command("convert", "Write a latent store in a trainer's format, or read one into a store.")

@@ -45,8 +45,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from ldm_ae.evaluation import evaluate, write_report
     from ldm_ae.evaluation.summary import summary_lines
     from ldm_ae.files import make_folder
+    from ldm_ae.priors import load_prior
 
     folder = make_folder(args.out)
+    prior = None if args.prior is None else load_prior(args.prior)
     model, source, transform = _inputs(args)
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit is {args.limit}; it must be at least 1")
@@ -59,7 +61,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         evaluation = evaluate(
             model, loader, source=args.images, transform_description=transform.describe(), model_name=str(args.model),
             perceptual=perceptual_network(args.perceptual), features=_feature_network(args.features),
-            precision=args.precision, device=args.device, progress=lambda done: progress(done, count),
+            prior=prior, precision=args.precision, device=args.device, progress=lambda done: progress(done, count),
         )  # fmt: skip
     write_report(evaluation, folder)
     print("\n".join(summary_lines(evaluation)))
