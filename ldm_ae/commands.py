@@ -15,6 +15,7 @@ from ldm_ae.errors import UserError
 if TYPE_CHECKING:
     from ldm_ae.data import ImageTransform, Source
     from ldm_ae.evaluation import ActivationRanges
+    from ldm_ae.latents.encoder import Engine
     from ldm_ae.models import Autoencoder, ChannelStatistics
 
 
@@ -44,8 +45,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from ldm_ae.evaluation import evaluate, write_report
     from ldm_ae.evaluation.summary import summary_lines
     from ldm_ae.files import make_folder
+    from ldm_ae.priors import load_prior
 
     folder = make_folder(args.out)
+    prior = None if args.prior is None else load_prior(args.prior)
     model, source, transform = _inputs(args)
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit is {args.limit}; it must be at least 1")
@@ -58,7 +61,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         evaluation = evaluate(
             model, loader, source=args.images, transform_description=transform.describe(), model_name=str(args.model),
             perceptual=perceptual_network(args.perceptual), features=_feature_network(args.features),
-            precision=args.precision, device=args.device, progress=lambda done: progress(done, count),
+            prior=prior, precision=args.precision, device=args.device, progress=lambda done: progress(done, count),
         )  # fmt: skip
     write_report(evaluation, folder)
     print("\n".join(summary_lines(evaluation)))
@@ -84,6 +87,7 @@ def run_encode(args: argparse.Namespace) -> None:
     from ldm_ae.latents import Processes, encode_images
 
     processes = Processes.from_environment()
+    engine = _engine(args)
     model, source, transform = _inputs(args)
     if args.labels or args.captions:
         source = Annotated(source, labels=args.labels, captions=args.captions)
@@ -92,7 +96,8 @@ def run_encode(args: argparse.Namespace) -> None:
             model, source, args.store, transform=transform, source_name=args.images, batch_size=args.batch_size,
             workers=args.workers, device=args.device, precision=args.precision, dtype=args.dtype, latents=args.latents,
             content=args.content, flips=not args.no_flips, seed=args.seed, shard_size=args.shard_size,
-            bad_share=args.bad_share, check=not args.no_check, processes=processes, progress=progress,
+            bad_share=args.bad_share, check=not args.no_check, processes=processes, engine=engine,
+            progress=progress,
         )  # fmt: skip
     if processes.rank:
         return
@@ -102,6 +107,17 @@ def run_encode(args: argparse.Namespace) -> None:
           f"scaling_factor {1 / summary.statistics.pooled_std:.5f}{redone}")  # fmt: skip
     if (error := summary.statistics.relative_error) is not None:
         print(f"error of uint8: {error.square().mean().sqrt():.2%} of a channel's deviation, at most {error.max():.2%}")
+
+
+def _engine(args: argparse.Namespace) -> Engine | None:
+    if args.engine == "local":
+        for name in ("ray_actors", "ray_address"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} says nothing without --engine ray")
+        return None
+    from ldm_ae.latents.ray_engine import RayEngine
+
+    return RayEngine(actors=args.ray_actors, address=args.ray_address)
 
 
 def run_decode(args: argparse.Namespace) -> None:

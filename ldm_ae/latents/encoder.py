@@ -32,6 +32,31 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that another process needs in order to encode units of a store; it can be pickled."""
+
+    path: Path
+    """The store's, absolute."""
+    request: StoreRequest
+    plan: dict[str, Any]
+    """Of the `StoreWriter` in the process that has the store's lock."""
+    model: Autoencoder
+    """In float32."""
+    source: Source
+    transform: ImageTransform
+    workers: int
+    device: str
+    """As the user named it."""
+    check: bool
+    working_folder: Path
+    """Where the command was given, for images with a relative name."""
+
+
+Engine = Callable[[Job, range, Progress | None], None]
+"""Encodes units in other processes, and returns when all are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncodeSummary:
     """What `encode_images` did."""
 
@@ -69,6 +94,7 @@ def encode_images(
     bad_share: float = 0.01,
     check: bool = True,
     processes: Processes | None = None,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> EncodeSummary:
     """Encode every image of a source into a store.
@@ -102,6 +128,7 @@ def encode_images(
             what they were; otherwise only the files of an unfinished store are read.
         processes: Which of several processes this is; all see the store's folder. Each encodes a contiguous share of
             the files, and all return when the store is complete. None for one process alone.
+        engine: Encodes elsewhere, such as `ldm_ae.latents.ray_engine.RayEngine`. None for this process.
         progress: Called after every batch, with the images of this process alone.
 
     Raises:
@@ -127,7 +154,10 @@ def encode_images(
         indices=spec.codebook_size is not None and content != "samples",
     )  # fmt: skip
     processes = processes or Processes()
-    runner = inference_copy(model, device=processes.device(device), precision=precision)  # first, because it may refuse
+    if engine is not None and processes.count > 1:
+        raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
+    # First, because it may refuse.
+    runner = None if engine else inference_copy(model, device=processes.device(device), precision=precision)
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the store")
@@ -152,7 +182,14 @@ def encode_images(
                     reopen(writer)
                 writer.complete = False
                 channel.wait_for_all()
-            _fill(writer, runner, hashing, originals, transform, workers, units, progress)
+            if runner is not None:
+                encode_units(writer, runner, hashing, originals, transform, workers, units, progress)
+            elif engine is not None:
+                job = Job(
+                    path=writer.path.resolve(), request=request, plan=writer.plan, model=model, source=source,
+                    transform=transform, workers=workers, device=str(device), check=check, working_folder=Path.cwd(),
+                )  # fmt: skip
+                engine(job, units, progress)
             channel.wait_for_all()
             if leads:
                 writer.finish()
@@ -178,7 +215,7 @@ def _hash_keys(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _fill(
+def encode_units(
     writer: StoreWriter,
     model: Autoencoder,
     source: HashingSource,

@@ -149,8 +149,8 @@ class StoreWriter:
         self.complete = False
 
     def _all_recorded(self) -> list[str]:
-        """As `recorded`, once a shared file system shows what the other processes have written."""
-        end = time.monotonic() + (_SECONDS_UNTIL_SEEN if self.processes > 1 else 0)
+        """As `recorded`, once a shared file system shows what other processes have written."""
+        end = time.monotonic() + _SECONDS_UNTIL_SEEN
         while len(names := recorded(self.path)) < self.units and time.monotonic() < end:
             time.sleep(1)
         return names

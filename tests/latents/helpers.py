@@ -26,7 +26,8 @@ def encode(model: Autoencoder, images: Path, store: Path, **changes: Any) -> Enc
     options: dict[str, Any] = dict(
         transform=ImageTransform(size=32), source_name="images", batch_size=3, device="cpu", shard_size=5
     )
-    return encode_images(model, open_source(images), store, **(options | changes))
+    source = changes.pop("source", None) or open_source(images)
+    return encode_images(model, source, store, **(options | changes))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
