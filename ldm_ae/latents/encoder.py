@@ -199,12 +199,13 @@ def _fill(
             redone_before = redone_batches(model)
             for batch in loader:
                 parts.append(_encode_batch(model, batch, writer.request))
-                good |= zip(batch.indices.tolist(), _good_rows(batch, name), strict=True)
+                good |= zip(batch.indices.tolist(), _good_rows(batch, name, bucket), strict=True)
                 if progress is not None:
                     progress(int(batch.indices[-1]) + 1 - first, total)
             rows = [good.get(i) or _bad_row(name, source, i, loader.rejected) for i in indices]
             tensors = {key: torch.cat([part[key] for part in parts]) for key in (parts[0] if parts else {})}
-            writer.add_shard(unit, bucket, tensors, rows, redone_batches=redone_batches(model) - redone_before)
+            redone = redone_batches(model) - redone_before
+            writer.add_unit(unit, {bucket: tensors} if tensors else {}, rows, redone_batches=redone)
         elif progress is not None:
             progress(indices.stop - first, total)
     if progress is not None:
@@ -248,7 +249,7 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> di
     }
 
 
-def _good_rows(batch: Batch, source: str) -> list[dict[str, Any]]:
+def _good_rows(batch: Batch, source: str, bucket: str) -> list[dict[str, Any]]:
     """A manifest row for each image of a batch."""
     sizes, crops, labels = batch.original_sizes.tolist(), batch.crops_ltrb.tolist(), batch.labels.tolist()
     rows = []
@@ -262,6 +263,7 @@ def _good_rows(batch: Batch, source: str) -> list[dict[str, Any]]:
                 "height": sizes[i][0],
                 "width": sizes[i][1],
                 "crop": crops[i],
+                "bucket": bucket,
                 "label": labels[i],
                 "caption": caption,
                 "status": "ok",
