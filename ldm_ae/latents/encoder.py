@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ldm_ae.data import Batch, EvaluationLoader, ImageTransform, Source, seeded_noise
+from ldm_ae.background import BackgroundWriter
+from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
 from ldm_ae.latents.originals import HashingSource, Originals
@@ -22,6 +24,8 @@ from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.reopening import reopen, still_holds
 from ldm_ae.latents.store import DTYPES, StoreRequest
+from ldm_ae.latents.transfers import Transfers
+from ldm_ae.latents.units import EncodedBatch, Unit
 from ldm_ae.latents.writer import StoreWriter
 from ldm_ae.locks import only_writer
 from ldm_ae.models import Autoencoder, ChannelStatistics, hash_json, model_config, model_hash, redone_batches
@@ -53,7 +57,7 @@ def encode_images(
     source: Source,
     path: str | Path,
     *,
-    transform: ImageTransform,
+    transform: ImageTransform | BucketTransform,
     source_name: str = "",
     batch_size: int = 16,
     workers: int = 0,
@@ -81,7 +85,8 @@ def encode_images(
         model: In float32; a copy of it runs, so that it keeps its weights.
         source: The images.
         path: The store's folder, new, empty, or left by the same command.
-        transform: To one size, without randomness; mirror images are stored beside, not drawn.
+        transform: To one size or, with a `BucketTransform`, to several, without randomness; mirror images are stored
+            beside, not drawn.
         source_name: Where the images come from, for the index.
         batch_size: Images a forward pass.
         workers: Processes that decode images.
@@ -93,7 +98,7 @@ def encode_images(
             latents, for two thirds, and readers draw them from the moments.
         flips: Store the mirror images' latents and moments too.
         seed: Of the posterior samples.
-        shard_size: Images of the source that one file covers; it bounds the memory.
+        shard_size: Images of the source that one file of each size covers; it bounds the memory.
         bad_share: Share of unusable images past which this ends with an error, after keeping all that is good.
         check: Read the images of files that are finished, and the files of a complete store, to see whether they are
             what they were; otherwise only the files of an unfinished store are read.
@@ -114,7 +119,8 @@ def encode_images(
         raise UserError("a random crop or flip would be frozen into the store; use crop center without flip")
     if shard_size < 1:
         raise UserError(f"shard_size is {shard_size}; it must be at least 1")
-    model.latent_spec.latent_size(transform.height, transform.width)
+    for size in transform.sizes:
+        model.latent_spec.latent_size(*size)
     request = StoreRequest(
         source=source_name, images=len(source), keys_hash=_hash_keys(source), model_hash=model_hash(model),
         model_config=model_config(model), scaling=scaling_of(model.latent_spec), transform=transform.describe(),
@@ -177,47 +183,71 @@ def _fill(
     model: Autoencoder,
     source: HashingSource,
     originals: Originals,
-    transform: ImageTransform,
+    transform: ImageTransform | BucketTransform,
     workers: int,
     units: range,
     progress: Progress | None,
 ) -> None:
-    """Those of the units that are not done yet. Each has a loader of its own, so that no batch reaches over its end."""
-    bucket = f"{transform.height}x{transform.width}"
-    name = writer.request.source
-    first = writer.indices(units.start).start
-    total = sum(len(writer.indices(unit)) for unit in units)
+    """Those of the units that are not done yet. While a thread writes one, the next is encoded."""
+    report = progress or _say_nothing
+    total, done = sum(len(writer.indices(unit)) for unit in units), 0
+    todo: list[Unit] = []
     for unit in units:
         indices = writer.indices(unit)
         record = writer.finished(unit)
         if record is None or not originals.unchanged(indices, record.rows):
-            loader = EvaluationLoader(
-                source, transform, batch_size=writer.request.batch_size, workers=workers, bad_share=1.0, indices=indices
-            )
-            parts: list[dict[str, Tensor]] = []
-            good: dict[int, dict[str, Any]] = {}
-            redone_before = redone_batches(model)
-            for batch in loader:
-                parts.append(_encode_batch(model, batch, writer.request))
-                good |= zip(batch.indices.tolist(), _good_rows(batch, name, bucket), strict=True)
-                if progress is not None:
-                    progress(int(batch.indices[-1]) + 1 - first, total)
-            rows = [good.get(i) or _bad_row(name, source, i, loader.rejected) for i in indices]
-            tensors = {key: torch.cat([part[key] for part in parts]) for key in (parts[0] if parts else {})}
-            redone = redone_batches(model) - redone_before
-            writer.add_unit(unit, {bucket: tensors} if tensors else {}, rows, redone_batches=redone)
-        elif progress is not None:
-            progress(indices.stop - first, total)
-    if progress is not None:
-        progress(total, total)
+            todo.append(Unit(unit, indices, source, writer.request.source))
+        else:
+            done += len(indices)
+            report(done, total)
+    loader = RangeLoader(
+        source, transform, ranges=[writer.indices(unit.number) for unit in todo],
+        batch_size=writer.request.batch_size, workers=workers,
+    )  # fmt: skip
+    with BackgroundWriter() as background:
+
+        def finish_first() -> None:
+            unit = todo.pop(0)
+            background.submit(partial(unit.write, writer, unit.finished(loader.rejected)))
+
+        first = 0
+        for encoded in _encode_batches(model, loader, writer.request):
+            while first < encoded.unit:
+                done += len(writer.indices(todo[0].number))
+                finish_first()
+                first += 1
+            todo[0].add(encoded, _finite(encoded.tensors(), encoded.batch, writer.request))
+            background.check()
+            report(done + len(todo[0]), total)
+        while todo:
+            finish_first()
+    report(total, total)
+
+
+def _say_nothing(done: int, total: int) -> None:
+    """In place of a progress bar."""
+    del done, total
+
+
+def _encode_batches(model: Autoencoder, loader: RangeLoader, request: StoreRequest) -> Iterator[EncodedBatch]:
+    """What the loader gives through the encoder, each once the model has got the next."""
+    transfers = Transfers(model.last_layer.device)
+    before: EncodedBatch | None = None
+    for unit, batch in loader:
+        redone = redone_batches(model)
+        tensors = transfers.download(_encode_batch(model, batch, request, transfers))
+        encoded = EncodedBatch(unit=unit, batch=batch, tensors=tensors, redone=redone_batches(model) - redone)
+        if before is not None:
+            yield before
+        before = encoded
+    if before is not None:
+        yield before
 
 
 @torch.inference_mode()
-def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> dict[str, Tensor]:
-    """The tensors of a shard for the images of one batch, on the CPU."""
-    device = model.last_layer.device
-    pinned = batch.pin_memory() if device.type == "cuda" else batch
-    pixel_values = pinned.pixel_values.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, transfers: Transfers) -> dict[str, Tensor]:
+    """Latents and moments of one batch, on the device, which may still be computing them."""
+    pixel_values = transfers.upload(batch.pixel_values).contiguous(memory_format=torch.channels_last)
     dtype = DTYPES[request.dtype]
     tensors: dict[str, Tensor] = {}
     views = {"": pixel_values, "_flip": pixel_values.flip(3)} if request.flips else {"": pixel_values}
@@ -227,12 +257,18 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> di
             values = posterior.mode()
             if request.latents == "sample":
                 seeds = torch.tensor([derive_seed(request.seed, key, suffix) for key in batch.keys])
-                values = posterior.sample(noise=seeded_noise(seeds, tuple(values.shape[1:])))
-            tensors[f"latents{suffix}"] = values.to(dtype).cpu()
+                noise = transfers.upload(seeded_noise(seeds, tuple(values.shape[1:])))
+                values = posterior.sample(noise=noise)
+            tensors[f"latents{suffix}"] = values.to(dtype)
         elif posterior.moments is None:
             raise UserError("a lean store holds moments, and this model has none; store samples, or full")
         if posterior.moments is not None and request.content != "samples":
-            tensors[f"moments{suffix}"] = posterior.moments.to(dtype).cpu()
+            tensors[f"moments{suffix}"] = posterior.moments.to(dtype)
+    return tensors
+
+
+def _finite(tensors: dict[str, Tensor], batch: Batch, request: StoreRequest) -> dict[str, Tensor]:
+    """The tensors; UserError that names an image if they are not finite."""
     for name, tensor in tensors.items():
         finite = tensor.isfinite().flatten(1).all(dim=1)
         if not finite.all():
@@ -241,39 +277,4 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> di
                 f"{name} of {key} is not finite with precision {request.precision} stored as {request.dtype}; nothing "
                 "of it was stored. Encode with bf16 or fp32, or look at the model if it was that"
             )
-    return tensors | {
-        "labels": batch.labels,
-        "index": batch.indices,
-        "original_size": batch.original_sizes,
-        "crop_ltrb": batch.crops_ltrb,
-    }
-
-
-def _good_rows(batch: Batch, source: str, bucket: str) -> list[dict[str, Any]]:
-    """A manifest row for each image of a batch."""
-    sizes, crops, labels = batch.original_sizes.tolist(), batch.crops_ltrb.tolist(), batch.labels.tolist()
-    rows = []
-    for i, key in enumerate(batch.keys):
-        source_hash, caption = HashingSource.split(batch.captions[i])
-        rows.append(
-            {
-                "key": key,
-                "source": source,
-                "source_hash": source_hash,
-                "height": sizes[i][0],
-                "width": sizes[i][1],
-                "crop": crops[i],
-                "bucket": bucket,
-                "label": labels[i],
-                "caption": caption,
-                "status": "ok",
-            }
-        )
-    return rows
-
-
-def _bad_row(name: str, source: HashingSource, index: int, rejected: dict[str, str]) -> dict[str, Any]:
-    key, source_hash = source.key(index), source.look_at(index).source_hash
-    return {
-        "key": key, "source": name, "source_hash": source_hash, "label": -1, "status": "bad", "error": rejected[key],
-    }  # fmt: skip
+    return tensors

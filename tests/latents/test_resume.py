@@ -28,9 +28,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys: list[str] = []
     original = encoder._encode_batch
 
-    def counted(model: Any, batch: Any, request: Any) -> Any:
+    def counted(model: Any, batch: Any, *rest: Any) -> Any:
         keys.extend(batch.keys)
-        return original(model, batch, request)
+        return original(model, batch, *rest)
 
     monkeypatch.setattr(encoder, "_encode_batch", counted)
     return keys
