@@ -6,7 +6,7 @@ from ldm_ae.data.buckets import BucketTransform, sizes_of_area
 from ldm_ae.data.decoding import BadImage, decode_image
 from ldm_ae.data.holdout import split_holdout
 from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
-from ldm_ae.data.randomness import seeded_noise
+from ldm_ae.data.randomness import epoch_order, seeded_noise
 from ldm_ae.data.ranges import RangeLoader
 from ldm_ae.data.sources import RawImage, Source, open_source
 from ldm_ae.data.transforms import ImageTransform, TransformedImage
@@ -24,6 +24,7 @@ __all__ = [
     "TrainingLoader",
     "TransformedImage",
     "decode_image",
+    "epoch_order",
     "open_source",
     "seeded_noise",
     "sizes_of_area",

@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm_ae.data import EvaluationLoader, ImageTransform, Source
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
+from ldm_ae.latents.batches import BucketBatchSampler
 from ldm_ae.latents.encoder import Progress
 from ldm_ae.latents.provenance import inference_copy
 from ldm_ae.latents.reader import LatentDataset, LatentStore
@@ -96,18 +97,14 @@ def decode_store(
         raise UserError(f"{store} has {opened.spec.channels} channels, the model {model.latent_spec.channels}")
     data = LatentDataset(opened, draw=latents)
     keys = opened.good()["key"].to_pylist()
-    buckets = opened.good()["bucket"].to_pylist()
+    sampler = BucketBatchSampler(data, batch_size, shuffle=False)
     runner = inference_copy(model, device=device, precision=precision)
 
     def batches() -> Iterator[tuple[list[str], Tensor]]:
-        start = 0
-        while start < len(keys):
-            end = start + 1
-            while end < len(keys) and end - start < batch_size and buckets[end] == buckets[start]:
-                end += 1
-            latents_read = torch.stack([data.read(i) for i in range(start, end)])
-            yield keys[start:end], _decode(runner, latents_read, keys[start:end], precision)
-            start = end
+        for positions in sampler:
+            names = [keys[position] for position in positions]
+            latents_read = torch.stack([data.read(position) for position in positions])
+            yield names, _decode(runner, latents_read, names, precision)
 
     return _write_images(batches(), output_names(keys), out, total=len(keys), progress=progress)
 

@@ -18,6 +18,7 @@ from ldm_ae.background import BackgroundWriter
 from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
+from ldm_ae.latents.crops import Crops, describe_crops
 from ldm_ae.latents.originals import HashingSource, Originals
 from ldm_ae.latents.processes import Processes
 from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
@@ -45,6 +46,10 @@ class EncodeSummary:
     """Reason by key of the images that could not be used."""
     statistics: ChannelStatistics
     """Of the stored latents, mirror images not counted."""
+    buckets: dict[str, int]
+    """Good images by HxW of the pixels, in the order of their areas."""
+    crops: Crops
+    """What was cut off."""
     already_complete: bool
     """The store was there, made by the same command; nothing was encoded."""
     redone_batches: int
@@ -166,8 +171,8 @@ def encode_images(
             f"of {bad_share:.1%}\nthe first: {first}"
         )
     return EncodeSummary(
-        path=Path(path), images=len(store), bad=bad, statistics=store.statistics, already_complete=already_complete,
-        redone_batches=store.redone_batches,
+        path=Path(path), images=len(store), bad=bad, statistics=store.statistics, buckets=store.buckets(),
+        crops=describe_crops(store.good()), already_complete=already_complete, redone_batches=store.redone_batches,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ class EncodedBatch:
     """Some images of a unit, of one size, on their way from the device."""
 
     unit: int
+    """Its place among those that are encoded."""
     batch: Batch
     tensors: Callable[[], dict[str, Tensor]]
     """Waits for what the model gave, by name: (B, ...) on the CPU."""
