@@ -126,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--seed", type=int, default=0, help="of the posterior samples")
     encode.add_argument("--no-check", action="store_true", help="when it goes on or is there already: do not read the "
                         "images of finished files again to see whether they have changed")  # fmt: skip
+    encode.add_argument("--compile", action="store_true", help="compile the encoder, which takes minutes for each size")
     encode.add_argument("--shard-size", type=int, default=1024, help="images of one file (default: %(default)s)")
 
     decode = command("decode", "Decode a latent store to PNG files.")

@@ -92,7 +92,8 @@ def run_encode(args: argparse.Namespace) -> None:
             model, source, args.store, transform=transform, source_name=args.images, batch_size=args.batch_size,
             workers=args.workers, device=args.device, precision=args.precision, dtype=args.dtype, latents=args.latents,
             content=args.content, flips=not args.no_flips, seed=args.seed, shard_size=args.shard_size,
-            bad_share=args.bad_share, check=not args.no_check, processes=processes, progress=progress,
+            bad_share=args.bad_share, compiled=args.compile, check=not args.no_check, processes=processes,
+            progress=progress,
         )  # fmt: skip
     if processes.rank:
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ldm_ae.background import BackgroundWriter
 from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
@@ -75,6 +76,7 @@ def encode_images(
     seed: int = 0,
     shard_size: int = 1024,
     bad_share: float = 0.01,
+    compiled: bool = False,
     check: bool = True,
     processes: Processes | None = None,
     progress: Progress | None = None,
@@ -105,6 +107,8 @@ def encode_images(
         seed: Of the posterior samples.
         shard_size: Images of the source that one file of each size covers; it bounds the memory.
         bad_share: Share of unusable images past which this ends with an error, after keeping all that is good.
+        compiled: Run the encoder through torch.compile, once for each size; batches that are not full are filled up.
+            Worth its minutes of compiling for large data sets.
         check: Read the images of files that are finished, and the files of a complete store, to see whether they are
             what they were; otherwise only the files of an unfinished store are read.
         processes: Which of several processes this is; all see the store's folder. Each encodes a contiguous share of
@@ -131,9 +135,11 @@ def encode_images(
         model_config=model_config(model), scaling=scaling_of(model.latent_spec), transform=transform.describe(),
         transform_hash=hash_json(transform.describe()), dtype=dtype, precision=precision, latents=latents, flips=flips,
         seed=seed, batch_size=batch_size, shard_size=shard_size, content=content,
+        compiled=compiled,
     )  # fmt: skip
     processes = processes or Processes()
-    runner = inference_copy(model, device=processes.device(device), precision=precision)  # first, because it may refuse
+    # First, because it may refuse.
+    runner = inference_copy(model, device=processes.device(device), precision=precision, compiled=compiled)
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the store")
@@ -157,7 +163,8 @@ def encode_images(
                     reopen(writer)
                 writer.complete = False
                 channel.wait_for_all()
-            _fill(writer, runner, hashing, originals, transform, workers, units, progress)
+            with _one_graph_a_size(transform) if compiled else nullcontext():
+                _fill(writer, runner, hashing, originals, transform, workers, units, progress)
             channel.wait_for_all()
             if leads:
                 writer.finish()
@@ -181,6 +188,12 @@ def _hash_keys(source: Source) -> str:
     for index in range(len(source)):
         digest.update(source.key(index).encode() + b"\0")
     return digest.hexdigest()
+
+
+def _one_graph_a_size(transform: ImageTransform | BucketTransform) -> AbstractContextManager[None]:
+    """Where torch compiles a graph for each size. One for several sizes would depend on which of them came first, and a
+    run that goes on begins with another one."""
+    return torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=8 + len(transform.sizes))
 
 
 def _fill(
@@ -252,7 +265,11 @@ def _encode_batches(model: Autoencoder, loader: RangeLoader, request: StoreReque
 @torch.inference_mode()
 def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, transfers: Transfers) -> dict[str, Tensor]:
     """Latents and moments of one batch, on the device, which may still be computing them."""
-    pixel_values = transfers.upload(batch.pixel_values).contiguous(memory_format=torch.channels_last)
+    pixel_values = transfers.upload(batch.pixel_values)
+    missing = request.batch_size - len(batch) if request.compiled else 0
+    if missing:
+        pixel_values = functional.pad(pixel_values, (0, 0, 0, 0, 0, 0, 0, missing))
+    pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
     dtype = DTYPES[request.dtype]
     tensors: dict[str, Tensor] = {}
     views = {"": pixel_values, "_flip": pixel_values.flip(3)} if request.flips else {"": pixel_values}
@@ -261,7 +278,7 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, trans
         if request.content != "lean":
             values = posterior.mode()
             if request.latents == "sample":
-                seeds = torch.tensor([derive_seed(request.seed, key, suffix) for key in batch.keys])
+                seeds = torch.tensor([derive_seed(request.seed, key, suffix) for key in batch.keys] + [0] * missing)
                 noise = transfers.upload(seeded_noise(seeds, tuple(values.shape[1:])))
                 values = posterior.sample(noise=noise)
             tensors[f"latents{suffix}"] = values.to(dtype)
@@ -269,7 +286,7 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, trans
             raise UserError("a lean store holds moments, and this model has none; store samples, or full")
         if posterior.moments is not None and request.content != "samples":
             tensors[f"moments{suffix}"] = posterior.moments.to(dtype)
-    return tensors
+    return {name: tensor[: len(batch)] for name, tensor in tensors.items()}
 
 
 def _finite(tensors: dict[str, Tensor], batch: Batch, request: StoreRequest) -> dict[str, Tensor]:

@@ -105,6 +105,8 @@ class StoreRequest:
     shard_size: int
     content: Literal["full", "samples", "lean"] = "full"
     """Latents and, of a Gaussian posterior, moments; latents alone; or moments alone."""
+    compiled: bool = False
+    """The encoder was compiled and saw full batches alone, the last ones filled up."""
 
     def header(self, rows: int) -> dict[str, str]:
         """The metadata of a shard with `rows` rows."""
@@ -123,7 +125,7 @@ class StoreRequest:
         }
 
 
-_ADDED = {"content": "full"}
+_ADDED: dict[str, Any] = {"content": "full", "compiled": False}
 """What a request without these fields, which came later, means."""
 _KINDS = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict}
 
