@@ -117,8 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--latents", choices=("sample", "mode"), default="sample", help="what `latents` holds; moments "
                         "are stored beside them (default: %(default)s)")  # fmt: skip
     encode.add_argument("--store", dest="content", choices=("full", "samples", "lean"), default="full",
-                        help="samples leaves the moments out, lean the latents, which readers draw "
-                        "(default: %(default)s)")  # fmt: skip
+                        help="samples leaves the moments or the indices of codes out; lean the latents, which readers "
+                        "draw, or decode looks up (default: %(default)s)")  # fmt: skip
     encode.add_argument("--labels", metavar="FILE", help=".json or .csv: the class number of each image by its key or "
                         "file name (default: the images' folders, or what lies beside them)")  # fmt: skip
     encode.add_argument("--captions", metavar="FILE", help="the same for captions")

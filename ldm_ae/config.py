@@ -29,6 +29,7 @@ from ldm_ae.files import make_folder, writing
 from ldm_ae.locks import only_writer
 from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import Autoencoder
+from ldm_ae.models.trainable import set_trainable
 from ldm_ae.quantizers import Quantizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
 
@@ -123,7 +124,7 @@ def explain(error: Exception, known: Sequence[str]) -> str:
 def _known_keys(parser: ArgumentParser) -> list[str]:
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
     for cls in (*_subclasses(Autoencoder), *_subclasses(Discriminator), *_subclasses(Quantizer)):
-        keys += list(inspect.signature(cls).parameters)
+        keys += [] if inspect.isabstract(cls) else list(inspect.signature(cls).parameters)
     return keys
 
 
@@ -155,6 +156,13 @@ def check(run: RunConfig) -> None:
         raise UserError("training.best_metric is 'perceptual', but objective.perceptual is not set")
     if run.data.validation_images == 0 and run.training.best_metric != "psnr":
         raise UserError("training.best_metric has no effect without validation: data.validation_images is 0")
+    set_trainable(run.model, run.training.trainable)  # as the trainer will
+    for term in sorted(run.model.needed_terms()):
+        if not run.objective.regularization_weights.get(term, 0.0) > 0:
+            raise UserError(
+                f"objective.regularization_weights has no weight for '{term}', without which the codes do not learn; "
+                f"add {term}: 1.0, or freeze them with training.trainable"
+            )
     if run.training.precision == "fp16" and not torch.accelerator.is_available():
         raise UserError("training.precision fp16 needs an accelerator; use bf16 or no on a CPU")
 

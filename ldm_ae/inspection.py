@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from ldm_ae.errors import UserError
-from ldm_ae.latents import inspect_store
+from ldm_ae.evaluation.codebook import CodebookUsage
+from ldm_ae.latents import LatentStore, inspect_store
 from ldm_ae.locks import holder
 from ldm_ae.models import load_autoencoder
 from ldm_ae.training import problems
@@ -29,7 +31,29 @@ def inspect_path(path: str | Path) -> dict[str, Any]:
         return inspect_checkpoint(path)
     if (path / "config.json").is_file():
         return inspect_model(path)
-    return inspect_store(path)
+    found = inspect_store(path)
+    if found.get("indices") and not found["problems"]:
+        found |= {"codebook": inspect_codes(LatentStore(path)), "problems": found.pop("problems")}
+    return found
+
+
+def inspect_codes(store: LatentStore) -> dict[str, Any]:
+    """Which codes the images of a store with indices use, mirror images not counted; each list is by level."""
+    spec = store.spec
+    assert spec.codebook_size is not None, "there are indices"
+    found: dict[str, Any] = {"size": spec.codebook_size, "levels": spec.codebook_levels or 1}
+    usage = CodebookUsage(spec.codebook_size)
+    for indices in store.indices():
+        usage.update(indices, pixels=indices.shape[-2] * indices.shape[-1] * spec.downsample_factor**2)
+    summary = usage.summary()
+    if summary is None:
+        return found
+    return found | {
+        "used": summary.used.tolist(),
+        "perplexity": summary.entropies.exp2().tolist(),
+        "bits_per_code": summary.entropies.tolist(),
+        "fixed_bits_per_code": math.log2(spec.codebook_size),
+    }
 
 
 def inspect_model(path: Path) -> dict[str, Any]:

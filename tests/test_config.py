@@ -160,6 +160,37 @@ def test_size_that_does_not_fit_the_model() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "fine"),
+    [
+        ([], True),
+        (["{commitment: 1.0}"], False),
+        (["{codebook: 0.0, commitment: 1.0}"], False),
+        (["{commitment: 1.0}", "--model.init_args.quantizer", "ldm_ae.quantizers.EMAVQ"], True),
+        (["{}", "--training.trainable", "[decoder.*, post_quant_conv.*]"], True),
+        (["{}", "--training.trainable", "[decoder.*, quantize.*]"], False),
+    ],
+)
+def test_codes_that_would_not_learn_are_refused(arguments: list[str], fine: bool, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((RECIPES[0].parent / "vq_quickstart.yaml").read_text())
+    arguments_of_quantizer = {"codebook_size": 16, "codebook_dim": 4}
+    recipe["model"]["init_args"]["quantizer"] = {
+        "class_path": "ldm_ae.quantizers.VQ",
+        "init_args": arguments_of_quantizer,
+    }
+    recipe["objective"]["regularization_weights"] = {"codebook": 1.0, "commitment": 1.0}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    config = parse_config(
+        ["--config", str(tmp_path / "recipe.yaml"), *(["--objective.regularization_weights"] if arguments else []),
+         *arguments]
+    )  # fmt: skip
+    if fine:
+        build_config(config)
+        return
+    with pytest.raises(UserError, match=r"regularization_weights has no weight for 'codebook', .*; add codebook: 1\.0"):
+        build_config(config)
+
+
+@pytest.mark.parametrize(
     ("key", "line"),
     [
         ("training.max_steps", "training: {max_steps: }"),

@@ -68,6 +68,10 @@ def convert_store(
     if format not in FORMATS:
         raise UserError(f"there is no format '{format}'; there are {', '.join(FORMATS)}, and store for the way back")
     target = FORMATS[format](Options(arch=arch, name=name, images=images))
+    if store.request.indices_alone:
+        raise UserError(
+            f"{store.path} holds indices and no latents, which {target.trainer} reads; encode with --store full"
+        )
     positions = _choose(store, target, bucket)
     positions = positions[target.arrange(store.good().take(pa.array(positions)))]
     mapping = _fold(store, target, fold)

@@ -76,7 +76,8 @@ def decode_store(
         model: In float32; a copy of it runs.
         store: The store's folder.
         out: A new or empty folder.
-        latents: `stored` decodes `latents` as diffusion trainers get them, `mode` the moments' mean.
+        latents: `stored` decodes `latents` as diffusion trainers get them, or those that the model looks up where there
+            are indices alone; `mode` the moments' mean.
         batch_size: Images a forward pass.
         device: Where to decode; `auto` picks an accelerator if there is one.
         precision: fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
@@ -95,7 +96,11 @@ def decode_store(
         opened.check_model(model)
     if opened.spec.channels != model.latent_spec.channels:
         raise UserError(f"{store} has {opened.spec.channels} channels, the model {model.latent_spec.channels}")
-    data = LatentDataset(opened, draw=latents)
+    codes = [(spec.codebook_size, spec.codebook_levels) for spec in (opened.spec, model.latent_spec)]
+    looked_up = opened.request.indices_alone and latents == "stored"
+    if looked_up and codes[0] != codes[1]:
+        raise UserError(f"{store} has indices of {_codes(*codes[0])}, the model has {_codes(*codes[1])}")
+    data = LatentDataset(opened, draw="indices" if looked_up else latents)
     keys = opened.good()["key"].to_pylist()
     sampler = BucketBatchSampler(data, batch_size, shuffle=False)
     runner = inference_copy(model, device=device, precision=precision)
@@ -103,8 +108,10 @@ def decode_store(
     def batches() -> Iterator[tuple[list[str], Tensor]]:
         for positions in sampler:
             names = [keys[position] for position in positions]
-            latents_read = torch.stack([data.read(position) for position in positions])
-            yield names, _decode(runner, latents_read, names, precision)
+            values = torch.stack([data.read(position) for position in positions])
+            if looked_up:
+                values = runner.indices_to_latents(values)
+            yield names, _decode(runner, values, names, precision)
 
     return _write_images(batches(), output_names(keys), out, total=len(keys), progress=progress)
 
@@ -153,6 +160,10 @@ def reconstruct_images(
 
     names = output_names(source.key(index) for index in range(len(source)))
     return _write_images(batches(), names, out, total=len(source), progress=progress)
+
+
+def _codes(size: int | None, levels: int | None) -> str:
+    return f"{size or 'no'} codes" + (f" in {levels} levels" if levels else "")
 
 
 @torch.inference_mode()

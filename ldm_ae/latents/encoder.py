@@ -25,15 +25,25 @@ from ldm_ae.latents.processes import Processes
 from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.reopening import reopen, still_holds
-from ldm_ae.latents.store import DTYPES, StoreRequest
+from ldm_ae.latents.store import DTYPES, StoreRequest, index_dtype
 from ldm_ae.latents.transfers import Transfers
 from ldm_ae.latents.units import EncodedBatch, Unit
 from ldm_ae.latents.writer import StoreWriter
 from ldm_ae.locks import only_writer
-from ldm_ae.models import Autoencoder, ChannelStatistics, hash_json, model_config, model_hash, redone_batches
+from ldm_ae.models import (
+    Autoencoder,
+    ChannelStatistics,
+    finite_rows,
+    hash_json,
+    model_config,
+    model_hash,
+    redone_batches,
+)
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and their total."""
+_FINITE = "finite"
+"""A tensor (B,) bool beside indices: whether the latents that they stand for are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +112,8 @@ def encode_images(
         dtype: fp32, bf16 or fp16: of the stored latents and moments.
         latents: Whether `latents` is one posterior sample or the mode.
         content: `samples` leaves the moments out, for a third of the size, and no sample can be drawn again; `lean` the
-            latents, for two thirds, and readers draw them from the moments.
+            latents, for two thirds, and readers draw them from the moments. Of a discrete model `samples` leaves the
+            indices out; `lean` keeps them alone, and whoever wants latents needs the model.
         flips: Store the mirror images' latents and moments too.
         seed: Of the posterior samples.
         shard_size: Images of the source that one file of each size covers; it bounds the memory.
@@ -128,14 +139,15 @@ def encode_images(
         raise UserError("a random crop or flip would be frozen into the store; use crop center without flip")
     if shard_size < 1:
         raise UserError(f"shard_size is {shard_size}; it must be at least 1")
+    spec = model.latent_spec
     for size in transform.sizes:
-        model.latent_spec.latent_size(*size)
+        spec.latent_size(*size)
     request = StoreRequest(
         source=source_name, images=len(source), keys_hash=_hash_keys(source), model_hash=model_hash(model),
-        model_config=model_config(model), scaling=scaling_of(model.latent_spec), transform=transform.describe(),
+        model_config=model_config(model), scaling=scaling_of(spec), transform=transform.describe(),
         transform_hash=hash_json(transform.describe()), dtype=dtype, precision=precision, latents=latents, flips=flips,
         seed=seed, batch_size=batch_size, shard_size=shard_size, content=content,
-        compiled=compiled,
+        indices=spec.codebook_size is not None and content != "samples", compiled=compiled,
     )  # fmt: skip
     processes = processes or Processes()
     # First, because it may refuse.
@@ -145,9 +157,10 @@ def encode_images(
         raise UserError(f"{folder} is a file; name a folder for the store")
     leads = processes.rank == 0
     with processes.together() as channel, only_writer(make_folder(folder)) if leads else nullcontext():
-        writer = StoreWriter(path, request, processes=processes.count) if leads else None
+        look_up = model.indices_to_latents
+        writer = StoreWriter(path, request, processes=processes.count, look_up=look_up) if leads else None
         plan = channel.from_first(writer and writer.plan)
-        writer = writer or StoreWriter(path, request, plan=plan)
+        writer = writer or StoreWriter(path, request, plan=plan, look_up=look_up)
         units = writer.share(processes.rank, processes.count)
         hashing = HashingSource(source)
         originals = Originals(hashing, workers=workers, check=check)
@@ -282,21 +295,27 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, trans
                 noise = transfers.upload(seeded_noise(seeds, tuple(values.shape[1:])))
                 values = posterior.sample(noise=noise)
             tensors[f"latents{suffix}"] = values.to(dtype)
-        elif posterior.moments is None:
-            raise UserError("a lean store holds moments, and this model has none; store samples, or full")
+        elif posterior.moments is None and posterior.indices is None:
+            raise UserError("a lean store holds moments or indices, and this model has none; store samples, or full")
+        if posterior.indices is not None and request.indices:
+            # An index is finite, whatever it stands for.
+            tensors[f"{_FINITE}{suffix}"] = finite_rows(posterior.mode())
+            tensors[f"indices{suffix}"] = posterior.indices.to(index_dtype(request.scaling["codebook_size"]))
         if posterior.moments is not None and request.content != "samples":
             tensors[f"moments{suffix}"] = posterior.moments.to(dtype)
     return {name: tensor[: len(batch)] for name, tensor in tensors.items()}
 
 
 def _finite(tensors: dict[str, Tensor], batch: Batch, request: StoreRequest) -> dict[str, Tensor]:
-    """The tensors; UserError that names an image if they are not finite."""
+    """What is stored of the tensors; UserError that names an image if they are not finite."""
     for name, tensor in tensors.items():
-        finite = tensor.isfinite().flatten(1).all(dim=1)
+        is_flag = name.startswith(_FINITE)
+        finite = tensor if is_flag else finite_rows(tensor)
         if not finite.all():
-            key = batch.keys[int((~finite).nonzero()[0])]
+            what = name.replace(_FINITE, "latents") if is_flag else name
             raise UserError(
-                f"{name} of {key} is not finite with precision {request.precision} stored as {request.dtype}; nothing "
-                "of it was stored. Encode with bf16 or fp32, or look at the model if it was that"
+                f"{what} of {batch.keys[int((~finite).nonzero()[0])]} is not finite with precision {request.precision} "
+                f"stored as {request.dtype}; nothing of it was stored. Encode with bf16 or fp32, or look at the model "
+                "if it was that"
             )
-    return tensors
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_FINITE)}

@@ -80,7 +80,8 @@ def import_latents(
     latents_flip = f"latents{FLIP}" in foreign.names or f"moments{FLIP}" in foreign.names
     request = replace(
         request, images=foreign.count, keys_hash=_hash_keys(rows), flips=latents_flip, dtype=foreign.dtype,
-        content="full", latents=request.latents if "latents" in foreign.names else "sample", shard_size=_SHARD,
+        content="full", indices=False, latents=request.latents if "latents" in foreign.names else "sample",
+        shard_size=_SHARD,
     )  # fmt: skip
     bucket = f"{foreign.latent_size[0] * spec.downsample_factor}x{foreign.latent_size[1] * spec.downsample_factor}"
     writer = StoreWriter(store, request)

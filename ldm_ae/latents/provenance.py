@@ -26,8 +26,14 @@ def inference_copy(
 
 
 def scaling_of(spec: LatentSpec) -> dict[str, Any]:
-    """The model's latent specification as JSON values; `LatentSpec(**scaling)` gives it back."""
-    return json.loads(json.dumps(asdict(spec)))
+    """The model's latent specification as JSON values; `LatentSpec(**scaling)` gives it back.
+
+    Levels, which came later, only where there are some, so that a store without is the same as before.
+    """
+    found: dict[str, Any] = json.loads(json.dumps(asdict(spec)))
+    if spec.codebook_levels is None:
+        del found["codebook_levels"]
+    return found
 
 
 def read_scaling(scaling: dict[str, Any]) -> LatentSpec:

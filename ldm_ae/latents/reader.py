@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -66,6 +66,8 @@ class LatentStore:
         try:
             self.request: StoreRequest = read_request(description["request"])
             self.spec: LatentSpec = read_scaling(self.request.scaling)
+            if self.request.indices and self.spec.codebook_size is None:
+                raise ValueError("there are indices, and the model has no codebook")
             for name in (STATISTICS, INDEX):  # only what the writer wrote is parsed
                 if look_at(self.path / name)._asdict() != self.files.get(name):
                     raise ValueError(f"{name} is damaged: it is not what was written")
@@ -103,6 +105,23 @@ class LatentStore:
         bad = self.index.filter(pc.equal(self.index["status"], "bad"))
         return dict(zip(bad["key"].to_pylist(), bad["error"].to_pylist(), strict=True))
 
+    def indices(self) -> Iterator[Tensor]:
+        """Indices of the good images, (N, h, w) or (N, Q, h, w) int64, a shard at a time; of a store that has them.
+
+        Raises:
+            UserError: a shard cannot be read, or holds an index that no code has.
+        """
+        names = pc.binary_join_element_wise(self._rows["bucket"], self._rows["shard"], "/")
+        for name in names.unique().to_pylist():
+            try:
+                with safe_open(self.path / name, framework="pt") as file:
+                    found = file.get_tensor("indices").to(torch.int64)
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{self.path / name} cannot be read: {reason(error)}") from error
+            if int(found.min()) < 0 or int(found.max()) >= (self.spec.codebook_size or 0):
+                raise UserError(f"{self.path / name} has indices outside of [0, {self.spec.codebook_size})")
+            yield found
+
     def check_model(self, model: Autoencoder) -> None:
         """UserError unless the latents are this model's."""
         if model_hash(model) != self.request.model_hash:
@@ -139,14 +158,14 @@ class _Shard(NamedTuple):
 class LatentDataset(Dataset[dict[str, Any]]):
     """A map-style data set over the good images of a store, for anyone's trainer.
 
-    An item is a dict: `latents` (C, h, w) float32, `label` int (-1: none), `key` str. Only the bytes of that item are
-    read. Give it to a `DataLoader` as it is, with a `BucketBatchSampler` if the store has several resolutions; workers
-    open the files for themselves.
+    An item is a dict: `latents` (C, h, w) float32, or `indices` (h, w) or (Q, h, w) int64 in their place, `label` int
+    (-1: none), `key` str. Only the bytes of that item are read. Give it to a `DataLoader` as it is, with a
+    `BucketBatchSampler` if the store has several resolutions; workers open the files for themselves.
 
     Args:
         store: A store or its folder.
         draw: `stored` gives `latents` as they lie there, `sample` draws anew from the moments in every epoch, `mode`
-            is the moments' mean.
+            is the moments' mean, `indices` the codes of a discrete model.
         flip: `never`, or `half` the time in place of the image its mirror image.
         seed: Of draws and flips; what an item is, is a function of (seed, epoch, position of the
             item) alone.
@@ -154,21 +173,21 @@ class LatentDataset(Dataset[dict[str, Any]]):
             unscaled.
 
     Raises:
-        UserError: the store is unsound, has no mirror images, or has no moments to draw from.
+        UserError: the store is unsound, has no mirror images, or has nothing of the kind to draw from.
     """
 
     def __init__(
         self,
         store: LatentStore | str | Path,
         *,
-        draw: Literal["stored", "sample", "mode"] = "stored",
+        draw: Literal["stored", "sample", "mode", "indices"] = "stored",
         flip: Literal["never", "half"] = "never",
         seed: int = 0,
         spec: LatentSpec | None = None,
     ):
         self.store = store if isinstance(store, LatentStore) else LatentStore(store)
-        if draw not in ("stored", "sample", "mode"):
-            raise UserError(f"draw is '{draw}'; it must be stored, sample or mode")
+        if draw not in ("stored", "sample", "mode", "indices"):
+            raise UserError(f"draw is '{draw}'; it must be stored, sample, mode or indices")
         if flip not in ("never", "half"):
             raise UserError(f"flip is '{flip}'; it must be never or half")
         if flip == "half" and not self.store.request.flips:
@@ -192,8 +211,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._dtype = DTYPES[self.store.request.dtype]
         self._open: OrderedDict[str, _Shard] = OrderedDict()
         self._owner = os.getpid()
-        if draw != "stored" and "moments" not in self.tensor_names:
-            raise UserError(f"{self.store.path} has no moments to draw from; use draw stored")
+        if draw == "indices" and not self.store.request.indices:
+            raise UserError(f"{self.store.path} holds no indices; encode with a discrete model, not --store samples")
+        if draw == "indices" and spec is not None:
+            raise UserError("indices are not scaled; leave spec out, or draw latents")
+        if draw in ("sample", "mode") and "moments" not in self.tensor_names:
+            other = "indices" if self.store.request.indices_alone else "stored"
+            raise UserError(f"{self.store.path} has no moments to draw from; use draw {other}")
 
     @property
     def tensor_names(self) -> frozenset[str]:
@@ -223,10 +247,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
         flipped = False
         if self._flip == "half":
             flipped = derive_seed(self._seed, self._epoch, position, "flip") % 2 == 1
-        latents = self.read(position, flipped=flipped)
+        values = self.read(position, flipped=flipped)
         if self._spec is not None:
-            latents = self._spec.scale(latents[None])[0]
-        return {"latents": latents, "label": int(self.labels[position]), "key": self._keys[position].as_py()}
+            values = self._spec.scale(values[None])[0]
+        kind = "indices" if self._draw == "indices" else "latents"
+        return {kind: values, "label": int(self.labels[position]), "key": self._keys[position].as_py()}
 
     def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
         """The items of a batch; UserError if they are of several resolutions."""
@@ -239,9 +264,15 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return [self[position] for position in positions]
 
     def read(self, position: int, *, flipped: bool = False) -> Tensor:
-        """(C, h, w) float32, unscaled: the latents of an item or of its mirror image."""
+        """(C, h, w) float32, unscaled: the latents of an item or of its mirror image; or its indices, int64."""
         suffix = "_flip" if flipped else ""
+        if self._draw == "indices":
+            return self._slice(position, f"indices{suffix}")[0].to(torch.int64)
         if self._draw == "stored":
+            if self.store.request.indices_alone:
+                raise UserError(
+                    f"{self.store.path} holds indices and no latents, the model has those; use draw indices"
+                )
             if self.store.request.content == "lean":
                 raise UserError(f"{self.store.path} holds moments and no samples of them; use draw sample or mode")
             return self._slice(position, f"latents{suffix}")[0].float()

@@ -14,7 +14,7 @@ from ldm_ae.latents.files import Written, look_at
 from ldm_ae.latents.originals import Originals
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.work import Record, Shard, write_record
-from ldm_ae.latents.writer import StoreWriter, shard_statistics
+from ldm_ae.latents.writer import StoreWriter
 
 
 def still_holds(
@@ -57,7 +57,7 @@ def reopen(writer: StoreWriter) -> None:
     for unit in range(writer.units):
         rows = _rows(store, writer.indices(unit))
         name = writer.shard_name(unit)
-        shards = {bucket: _read_shard(store, bucket, name, rows) for bucket in _buckets(rows)}
+        shards = {bucket: _read_shard(writer, store, bucket, rows) for bucket in _buckets(rows)}
         sound = {bucket: shard for bucket, shard in shards.items() if shard is not None}
         if len(sound) == len(shards):  # without a record it is encoded again
             record = Record(shards=sound, rows=rows, redone_batches=store.redone_by_file.get(name, 0))
@@ -65,17 +65,18 @@ def reopen(writer: StoreWriter) -> None:
     writer.mark_unfinished()
 
 
-def _read_shard(store: LatentStore, bucket: str, name: str, rows: list[dict[str, Any]]) -> Shard | None:
+def _read_shard(writer: StoreWriter, store: LatentStore, bucket: str, rows: list[dict[str, Any]]) -> Shard | None:
     """What the record of a shard says, None if it cannot be read."""
-    file = f"{bucket}/{name}"
-    needed = "moments" if store.request.content == "lean" else "latents"
+    [file] = {f"{bucket}/{row['shard']}" for row in rows if row["bucket"] == bucket}
+    lean = "indices" if store.request.indices else "moments"
+    needed = lean if store.request.content == "lean" else "latents"
     try:
         with safe_open(store.path / file, framework="pt") as shard:
             tensors = {needed: shard.get_tensor(needed)}
     except (SafetensorError, OSError):
         return None
     keys = [row["key"] for row in rows if row["bucket"] == bucket]
-    return Shard(Written(**store.files[file]), shard_statistics(tensors, keys, store.request).state())
+    return Shard(Written(**store.files[file]), writer.statistics(tensors, keys).state())
 
 
 def _rows(store: LatentStore, indices: range) -> list[dict[str, Any]]:

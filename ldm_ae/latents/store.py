@@ -14,17 +14,21 @@ shards of one such range have the same name in their resolutions' folders. Its t
 
     latents, latents_flip         (N, C, h, w)   one posterior sample (or the mode) of the image and of its mirror image
     moments, moments_flip         (N, 2C, h, w)  mean and log-variance on channels, log-variance clamped to [-30, 20]
+    indices, indices_flip         (N, h, w)      codes of a discrete model, or (N, Q, h, w) with Q levels of residual
+                                                 quantization; uint8, uint16, int32 or int64, the narrowest that holds
+                                                 `codebook_size` - 1
     labels                        (N,) int64     -1: none
     index                         (N,) int64     row of index.parquet
     original_size                 (N, 2) int64   height, width of the image before the transform
     crop_ltrb                     (N, 4) int64   left, top, right, bottom in original pixels
 
-The `_flip` tensors are there unless switched off. A store of samples has no moments, a lean one no latents; its
-statistics are of the latents that are drawn from its moments with the same noise. Latents and moments are fp32, fp16 or
-bf16, finite, and unscaled: `LatentSpec.scale` is applied when they are read. The noise of a posterior sample is a
-function of (seed, key, whether mirrored) alone. The header's strings: format, format_version, model_hash, model_config
-(JSON), dtype, latents (sample or mode), scaling (JSON of the model's LatentSpec, not applied), value_range of the
-pixels, seed, transform_hash, rows.
+The `_flip` tensors are there unless switched off. A Gaussian posterior has moments, a discrete one indices; a store of
+samples has neither, a lean one no latents: its statistics are of those that are drawn from its moments with the same
+noise, or that the model looks up. Latents and moments are fp32, fp16 or bf16, finite, and unscaled: `LatentSpec.scale`
+is applied when they are read. The noise of a posterior sample is a function of (seed, key, whether mirrored) alone. The
+header's strings: format, format_version, model_hash, model_config (JSON), dtype, latents (sample or mode), scaling
+(JSON of the model's LatentSpec, with its codebook's size and levels; not applied), value_range of the pixels, seed,
+transform_hash, rows.
 
 store.json is written first without `files` and last with them: a store without is not complete, and has a folder .work
 that says which shards are (`work.py`). `processes` are those that encoded, as they are in the shards' names; a range of
@@ -56,6 +60,8 @@ BUCKET_NAME = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,5}")
 SHARD_NAME = re.compile(r"latents_rank\d{2,6}_shard\d{3,9}\.safetensors")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """The dtype of stored latents and moments, by the name that commands take."""
+INDEX_DTYPES = (torch.uint8, torch.uint16, torch.int32, torch.int64)
+"""Of stored indices, narrowest first."""
 BOOKKEEPING: dict[str, tuple[int, ...]] = {"labels": (), "index": (), "original_size": (2,), "crop_ltrb": (4,)}
 """Shape of one row of the int64 tensors, by name."""
 
@@ -104,9 +110,16 @@ class StoreRequest:
     """The last bits of a convolution may depend on it."""
     shard_size: int
     content: Literal["full", "samples", "lean"] = "full"
-    """Latents and, of a Gaussian posterior, moments; latents alone; or moments alone."""
+    """Latents with moments or indices; latents alone; or moments or indices alone."""
+    indices: bool = False
+    """Whether there are indices, those of the codebook in `scaling`."""
     compiled: bool = False
     """The encoder was compiled and saw full batches alone, the last ones filled up."""
+
+    @property
+    def indices_alone(self) -> bool:
+        """Whether latents are known to the model alone, which can look them up."""
+        return self.indices and self.content == "lean"
 
     def header(self, rows: int) -> dict[str, str]:
         """The metadata of a shard with `rows` rows."""
@@ -125,7 +138,7 @@ class StoreRequest:
         }
 
 
-_ADDED: dict[str, Any] = {"content": "full", "compiled": False}
+_ADDED: dict[str, Any] = {"content": "full", "indices": False, "compiled": False}
 """What a request without these fields, which came later, means."""
 _KINDS = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict}
 
@@ -146,13 +159,23 @@ def read_request(found: dict[str, Any]) -> StoreRequest:
     return StoreRequest(**{entry.name: found[entry.name] for entry in fields(StoreRequest)})
 
 
+def index_dtype(codebook_size: int) -> torch.dtype:
+    """The narrowest of `INDEX_DTYPES` that holds every index of a codebook."""
+    return next(dtype for dtype in INDEX_DTYPES if codebook_size - 1 <= torch.iinfo(dtype).max)
+
+
 def row_of_tensor(name: str, bucket: str, spec: LatentSpec, dtype: torch.dtype) -> tuple[tuple[int, ...], torch.dtype]:
     """Shape and dtype of one image's row of a shard's tensor; `dtype` is that of the store's latents."""
     if name in BOOKKEEPING:
         return BOOKKEEPING[name], torch.int64
     height, width = (int(side) for side in bucket.split("x"))
-    channels = spec.channels * (2 if name.startswith("moments") else 1)
-    return (channels, *spec.latent_size(height, width)), dtype
+    size = spec.latent_size(height, width)
+    if name.startswith("indices"):
+        if spec.codebook_size is None:
+            raise ValueError("the model has no codebook")
+        levels = () if spec.codebook_levels is None else (spec.codebook_levels,)
+        return (*levels, *size), index_dtype(spec.codebook_size)
+    return (spec.channels * (2 if name.startswith("moments") else 1), *size), dtype
 
 
 def read_description(path: Path) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.latents.crops import describe_crops
@@ -18,13 +20,19 @@ from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.store import (
     BOOKKEEPING,
     DESCRIPTION,
+    DTYPES,
     INDEX,
     LIGHTNINGDIT_STATISTICS,
     STATISTICS,
     read_description,
+    row_of_tensor,
 )
+from ldm_ae.models import LatentSpec
 
-_SAFETENSORS_DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+_SAFETENSORS_DTYPES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.uint8: "U8", torch.uint16: "U16", torch.int32: "I32", torch.int64: "I64",
+}  # fmt: skip
 
 
 def verify_store(path: str | Path) -> list[str]:
@@ -74,6 +82,7 @@ def inspect_store(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
         "dtype",
         "precision",
         "latents",
+        "indices",
         "flips",
         "seed",
         "transform",
@@ -129,13 +138,16 @@ def _check_files(store: LatentStore) -> list[str]:
     return problems + [f"{name} does not belong to the store" for name in sorted(found - expected)]
 
 
-def _latent_shapes(store: LatentStore, name: str, rows: int, *, moments: bool) -> dict[str, list[int]]:
-    """The shapes of a shard's latents and moments, by name."""
-    size = _latent_size(store, name.partition("/")[0])
+def _expected_tensors(store: LatentStore, name: str, rows: int, *, moments: bool) -> dict[str, tuple[list[int], str]]:
+    """Shape and dtype, by safetensors' name, of each tensor of a shard."""
+    kinds = ["latents"] if store.request.content != "lean" else []
+    kinds += ["moments"] if moments else []
+    kinds += ["indices"] if store.request.indices else []
     views = ("", "_flip") if store.request.flips else ("",)
-    channels = {"latents": store.spec.channels} if store.request.content != "lean" else {}
-    channels |= {"moments": 2 * store.spec.channels} if moments else {}
-    return {f"{key}{view}": [rows, number, *size] for view in views for key, number in channels.items()}
+    names = [*(f"{kind}{view}" for kind in kinds for view in views), *BOOKKEEPING]
+    dtype = DTYPES[store.request.dtype]
+    found = {key: row_of_tensor(key, name.partition("/")[0], store.spec, dtype) for key in names}
+    return {key: ([rows, *shape], _SAFETENSORS_DTYPES[dtype]) for key, (shape, dtype) in found.items()}
 
 
 def _check_count(store: LatentStore) -> list[str]:
@@ -158,6 +170,16 @@ def _holds_moments(file: Path) -> bool:
         return False  # `_check_shard` says what is wrong with it
 
 
+def _check_values(key: str, values: Tensor, spec: LatentSpec) -> str | None:
+    """What is wrong with a tensor of the right shape and dtype, if anything is."""
+    if key.startswith("indices"):
+        wide = values.to(torch.int64)
+        if int(wide.min()) >= 0 and spec.codebook_size is not None and int(wide.max()) < spec.codebook_size:
+            return None
+        return f"has {key} outside of [0, {spec.codebook_size})"
+    return None if values.isfinite().all() else f"has values in {key} that are not finite"
+
+
 def _check_shard(store: LatentStore, name: str, rows: pa.Table, *, moments: bool) -> list[str]:
     """Header, shapes, dtypes, finite values, and the index."""
     try:
@@ -167,14 +189,13 @@ def _check_shard(store: LatentStore, name: str, rows: pa.Table, *, moments: bool
             dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
             if header != store.request.header(len(rows)):
                 return ["has a header that does not fit the store or its number of rows"]
-            latent = _latent_shapes(store, name, len(rows), moments=moments)
-            small = {key: list(shape) for key, shape in BOOKKEEPING.items()}
-            if shapes != latent | {key: [len(rows), *shape] for key, shape in small.items()}:
+            expected = _expected_tensors(store, name, len(rows), moments=moments)
+            if shapes != {key: shape for key, (shape, _) in expected.items()}:
                 return [f"has other tensors or shapes than the store's: {printable(shapes)}"]
-            if dtypes != dict.fromkeys(latent, _SAFETENSORS_DTYPES[store.request.dtype]) | dict.fromkeys(small, "I64"):
+            if dtypes != {key: dtype for key, (_, dtype) in expected.items()}:
                 return [f"has other dtypes than the store's: {printable(dtypes)}"]
-            problems = [f"has values in {key} that are not finite" for key in latent
-                        if not file.get_tensor(key).isfinite().all()]  # fmt: skip
+            problems = [found for key in sorted(expected.keys() - BOOKKEEPING.keys())
+                        if (found := _check_values(key, file.get_tensor(key), store.spec))]  # fmt: skip
             order = rows.sort_by("row")
             row_numbers = order["row"].to_pylist()
             keys = file.get_tensor("index").tolist()

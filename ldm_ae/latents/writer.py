@@ -52,16 +52,24 @@ class StoreWriter:
         request: What is being encoded.
         processes: Among how many the units are dealt out; it is in the shards' names.
         plan: The `plan` of the writer in the process that has the folder's lock; None in that process itself.
+        look_up: The model's indices to latents, for the statistics of a store that holds indices alone.
 
     Raises:
         UserError: the folder holds something else, or a store of another request.
     """
 
     def __init__(
-        self, path: str | Path, request: StoreRequest, *, processes: int = 1, plan: dict[str, Any] | None = None
+        self,
+        path: str | Path,
+        request: StoreRequest,
+        *,
+        processes: int = 1,
+        plan: dict[str, Any] | None = None,
+        look_up: Callable[[Tensor], Tensor] | None = None,
     ):
         self.path = Path(path)
         self.request = request
+        self.look_up = look_up
         self.processes = processes
         """Those of the unfinished store if there is one, whoever goes on with it, so that its names stay."""
         self._run = secrets.token_hex(8)
@@ -215,9 +223,26 @@ class StoreWriter:
             written = write_safetensors(folder / name, tensors, self.request.header(len(good)))
             # Of what is stored, after rounding and in its layout, which changes the order of a sum, so that anyone can
             # compute the same from the files.
-            statistics = shard_statistics(tensors, [row["key"] for row in good], self.request)
+            statistics = self.statistics(tensors, [row["key"] for row in good])
             shards[bucket] = Shard(written, statistics.state())
         write_record(self.path, name, Record(shards=shards, rows=list(rows), redone_batches=redone_batches))
+
+    def statistics(self, tensors: dict[str, Tensor], keys: Sequence[str]) -> ChannelStatistics:
+        """Of the latents of a shard's good images: stored, drawn from the moments of a lean store, or looked up."""
+        if self.request.indices_alone:
+            assert self.look_up is not None, "whoever writes indices alone has their model"
+            latents = self.look_up(tensors["indices"]).cpu().contiguous()
+        elif self.request.content == "lean":
+            posterior = GaussianPosterior(tensors["moments"].contiguous())
+            latents = posterior.mode()
+            if self.request.latents == "sample":
+                seeds = torch.tensor([derive_seed(self.request.seed, key, "") for key in keys])
+                latents = posterior.sample(noise=seeded_noise(seeds, tuple(latents.shape[1:])))
+        else:
+            latents = tensors["latents"].contiguous()
+        statistics = ChannelStatistics(self.request.scaling["channels"])
+        statistics.update(latents)
+        return statistics
 
     def finish(self) -> None:
         """Write index and statistics from the records of all units, then mark the store complete.
@@ -269,21 +294,6 @@ class StoreWriter:
         write_json(self.path / DESCRIPTION, self._description(files, redone_by_file))
         self.complete = True
         self._remove_records()
-
-
-def shard_statistics(tensors: dict[str, Tensor], keys: Sequence[str], request: StoreRequest) -> ChannelStatistics:
-    """Of the `latents` of a shard's good images; of a lean store they are drawn from its moments (N, 2C, h, w)."""
-    if request.content == "lean":
-        posterior = GaussianPosterior(tensors["moments"].contiguous())
-        latents = posterior.mode()
-        if request.latents == "sample":
-            seeds = torch.tensor([derive_seed(request.seed, key, "") for key in keys])
-            latents = posterior.sample(noise=seeded_noise(seeds, tuple(latents.shape[1:])))
-    else:
-        latents = tensors["latents"].contiguous()
-    statistics = ChannelStatistics(request.scaling["channels"])
-    statistics.update(latents)
-    return statistics
 
 
 def describe_statistics(statistics: ChannelStatistics, *, images: int) -> dict[str, Any]:

@@ -42,11 +42,15 @@ class LatentSpec:
     """Per-channel standard deviation."""
     codebook_size: int | None = None
     """Number of codes of a discrete model, None for a continuous one."""
+    codebook_levels: int | None = None
+    """Q of the indices (B, Q, h, w) of residual quantization, None where they are (B, h, w)."""
 
     def __post_init__(self) -> None:
-        counts = [self.channels, self.downsample_factor, *([] if self.codebook_size is None else [self.codebook_size])]
-        if any(type(count) is not int or count < 1 for count in counts):
-            raise UserError("latents: channels, downsample_factor and codebook_size must be whole numbers above 0")
+        of_codes = [count for count in (self.codebook_size, self.codebook_levels) if count is not None]
+        if any(type(count) is not int or count < 1 for count in (self.channels, self.downsample_factor, *of_codes)):
+            raise UserError(
+                "latents: channels, downsample_factor, codebook_size and codebook_levels must be whole numbers above 0"
+            )
         vectors = [vector for vector in (self.latents_mean, self.latents_std) if vector is not None]
         if any(type(vector) is not tuple or len(vector) != self.channels for vector in vectors):
             raise UserError("latents: latents_mean and latents_std must hold a number for each channel")
@@ -141,6 +145,15 @@ class Autoencoder(nn.Module, abc.ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Unscaled latents (B, C, h, w) -> reconstructions (B, 3, H, W) float32, not clamped."""
 
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        """Indices of a discrete model, as `Posterior.indices` but of any integer dtype -> latents (B, C, h, w) float32.
+
+        Raises:
+            UserError: an index that no code has, or the model is not discrete.
+        """
+        del indices
+        raise UserError("indices say nothing to this model: it has no codebook")
+
     @abc.abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a diffusers model folder (config.json, diffusion_pytorch_model.safetensors)."""
@@ -192,6 +205,11 @@ class Autoencoder(nn.Module, abc.ABC):
         """
         del posteriors
         return {}
+
+    def needed_terms(self) -> frozenset[str]:
+        """Names of the terms in `Posterior.regularization` without which a part that is to learn does not; none by
+        default."""
+        return frozenset()
 
     def learned_parameters(self) -> list[Tensor]:
         """The parameters that `learn` may change, beside buffers; none by default."""

@@ -7,8 +7,7 @@ equation 10 of Kingma and Welling, arXiv 1312.6114, with a standard normal prior
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 
 from ldm_ae.errors import UserError
 from ldm_ae.models.blocks import block_types
+from ldm_ae.models.convolutional import ConvolutionalAutoencoder
 from ldm_ae.models.folder import read_model_folder
-from ldm_ae.models.interface import Autoencoder, LatentSpec, Posterior
+from ldm_ae.models.interface import LatentSpec, Posterior
 
 NATS_TO_BITS = 1.0 / math.log(2.0)
 
@@ -61,7 +61,7 @@ class GaussianPosterior(Posterior):
         return self.regularization()["kl"] * NATS_TO_BITS
 
 
-class KLAutoencoder(Autoencoder):
+class KLAutoencoder(ConvolutionalAutoencoder):
     """A convolutional KL autoencoder: `diffusers.AutoencoderKL` as `net`.
 
     Args:
@@ -77,9 +77,6 @@ class KLAutoencoder(Autoencoder):
         initial_log_variance: Where the posterior's log-variance starts, through the bias of the layer that gives it.
             None keeps diffusers' start near 0, where an untrained encoder's latents drown in noise of their own size.
     """
-
-    net: Any
-    """diffusers.AutoencoderKL, whose attributes type checkers do not see."""
 
     def __init__(
         self,
@@ -124,55 +121,24 @@ class KLAutoencoder(Autoencoder):
         mean, std = config.latents_mean, config.latents_std
         return LatentSpec(
             channels=config.latent_channels,
-            downsample_factor=2 ** (len(config.block_out_channels) - 1),
+            downsample_factor=self.downsample_factor,
             scaling_factor=config.scaling_factor,
             shift_factor=config.shift_factor or 0.0,
             latents_mean=None if mean is None else tuple(mean),
             latents_std=None if std is None else tuple(std),
         )
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return cast(nn.Parameter, self.net.decoder.conv_out.weight)
-
     def encode(self, pixel_values: Tensor) -> GaussianPosterior:
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.net.config.in_channels:
-            raise UserError(
-                f"pixel_values must be (B, {self.net.config.in_channels}, H, W), got {tuple(pixel_values.shape)}"
-            )
-        self.latent_spec.latent_size(*pixel_values.shape[-2:])
-        moments = self.net.encoder(pixel_values.to(self.last_layer.dtype))
+        moments = self.encoder_output(pixel_values)
         if self.net.quant_conv is not None:
             moments = self.net.quant_conv(moments)
         return GaussianPosterior(moments)
 
     def decode(self, latents: Tensor) -> Tensor:
-        if latents.ndim != 4 or latents.shape[1] != self.net.config.latent_channels:
-            raise UserError(f"latents must be (B, {self.net.config.latent_channels}, h, w), got {tuple(latents.shape)}")
-        latents = latents.to(self.last_layer.dtype)
+        latents = self.decoder_input(latents)
         if self.net.post_quant_conv is not None:
             latents = self.net.post_quant_conv(latents)
-        return self.net.decoder(latents).float()
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        self.net.save_pretrained(folder)
-
-    def compile_parts(self, *, for_training: bool = False) -> None:
-        self.net.encoder.compile()
-        decoder = self.net.decoder
-        for part in [decoder.mid_block, *decoder.up_blocks] if for_training else [decoder]:
-            part.compile()
-
-    def enable_gradient_checkpointing(self) -> None:
-        self.net.enable_gradient_checkpointing()
-
-    @property
-    def sample_size(self) -> int:
-        size = self.net.config.sample_size
-        return size if isinstance(size, int) else min(size)
-
-    def set_sample_size(self, size: int) -> None:
-        self.net.register_to_config(sample_size=size)
+        return cast(Tensor, self.net.decoder(latents).float())
 
     def set_scaling(
         self,

@@ -133,6 +133,9 @@ class OverflowGuard(Autoencoder):
     def decode(self, latents: Tensor) -> Tensor:
         return self._guarded(latents, lambda model, values: model.decode(values), "decoder")
 
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        return self.model.indices_to_latents(indices)
+
     def _guarded(self, values: Tensor, part: Callable[[Autoencoder, Tensor], _Result], name: str) -> _Result:
         result, finite = self._watched.run(values, part)
         if bool(finite.all()) or not bool((~finite & finite_rows(values)).any()):

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ldm_ae.errors import UserError
 from ldm_ae.models.blocks import block_types
+from ldm_ae.models.convolutional import ConvolutionalAutoencoder
 from ldm_ae.models.folder import read_config, read_model_folder
-from ldm_ae.models.interface import Autoencoder, AutoencoderOutput, LatentSpec, Posterior
+from ldm_ae.models.interface import AutoencoderOutput, LatentSpec, Posterior
 from ldm_ae.models.quantized_autoencoder import QuantizedAutoencoder
 from ldm_ae.quantizers import EMAVQ, VQ, CaredTable, Quantized, Quantizer, describe_quantizer
 
@@ -64,7 +65,7 @@ class DiscretePosterior(Posterior):
         return self.mode().new_full((len(indices),), indices[0].numel() * math.log2(self.codebook_size))
 
 
-class VQAutoencoder(Autoencoder):
+class VQAutoencoder(ConvolutionalAutoencoder):
     """A convolutional autoencoder with discrete latents: encoder, 1x1 convolution, quantizer, 1x1 convolution, decoder.
 
     Latents are the quantized ones, (B, codebook_dim, h, w): what `decode` takes. With `VQ` or `EMAVQ` it is a
@@ -85,9 +86,6 @@ class VQAutoencoder(Autoencoder):
         norm_num_groups: Groups of every GroupNorm; divides every entry of `block_out_channels`.
         act_fn: Activation, by diffusers' name.
     """
-
-    net: Any
-    """VQModel or QuantizedAutoencoder, whose attributes type checkers do not see."""
 
     def __init__(
         self,
@@ -141,46 +139,39 @@ class VQAutoencoder(Autoencoder):
         mean, std = config.get("latents_mean"), config.get("latents_std")
         return LatentSpec(
             channels=self.quantizer.codebook_dim,
-            downsample_factor=2 ** (len(config.block_out_channels) - 1),
+            downsample_factor=self.downsample_factor,
             scaling_factor=config.scaling_factor,
             latents_mean=None if mean is None else tuple(mean),
             latents_std=None if std is None else tuple(std),
             codebook_size=self.quantizer.codebook_size,
+            codebook_levels=self.quantizer.codebook_levels,
         )
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return cast(nn.Parameter, self.net.decoder.conv_out.weight)
 
     def encode(self, pixel_values: Tensor, *, noise: Tensor | None = None) -> DiscretePosterior:
         """As in the interface; `noise` is for quantizers that draw in training, see `Quantizer.quantize`."""
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.net.config.in_channels:
-            raise UserError(
-                f"pixel_values must be (B, {self.net.config.in_channels}, H, W), got {tuple(pixel_values.shape)}"
-            )
-        self.latent_spec.latent_size(*pixel_values.shape[-2:])
-        latents = self.net.quant_conv(self.net.encoder(pixel_values.to(self.last_layer.dtype)))
+        latents = self.net.quant_conv(self.encoder_output(pixel_values))
         return DiscretePosterior(self.quantizer(latents, noise=noise), self.quantizer.codebook_size)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Quantized latents (B, codebook_dim, h, w) -> reconstructions; they are taken as they are."""
-        if latents.ndim != 4 or latents.shape[1] != self.quantizer.codebook_dim:
-            raise UserError(f"latents must be (B, {self.quantizer.codebook_dim}, h, w), got {tuple(latents.shape)}")
-        latents = latents.to(self.last_layer.dtype)
+        latents = self.decoder_input(latents)
         # MoVQ's decoder normalizes by the quantized latents, too.
         spatial = latents if self.net.config.get("norm_type") == "spatial" else None
-        return self.net.decoder(self.net.post_quant_conv(latents), spatial).float()
+        return cast(Tensor, self.net.decoder(self.net.post_quant_conv(latents), spatial).float())
 
-    def decode_indices(self, indices: Tensor) -> Tensor:
-        """Indices (B, h, w), or (B, Q, h, w) -> reconstructions (B, 3, H, W) float32, not clamped.
-
-        Raises:
-            UserError: an index that no code has.
-        """
-        size = self.quantizer.codebook_size
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        size, levels = self.quantizer.codebook_size, self.quantizer.codebook_levels
+        shape = "(B, h, w)" if levels is None else f"(B, {levels}, h, w)"
+        if indices.ndim != (3 if levels is None else 4) or (levels is not None and indices.shape[1] != levels):
+            raise UserError(f"indices must be {shape}, got {tuple(indices.shape)}")
+        indices = indices.to(self.last_layer.device, torch.int64)
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
             raise UserError(f"indices must be in [0, {size}), got {int(indices.min())} to {int(indices.max())}")
-        return self.decode(self.quantizer.codes(indices))
+        return self.quantizer.codes(indices)
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """`indices_to_latents`, decoded: reconstructions (B, 3, H, W) float32, not clamped."""
+        return self.decode(self.indices_to_latents(indices))
 
     def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
         posterior = self.encode(pixel_values, noise=noise)
@@ -194,27 +185,13 @@ class VQAutoencoder(Autoencoder):
             return self.quantizer.learn(batches)
         return self.quantizer.usage(batches)
 
+    def needed_terms(self) -> frozenset[str]:
+        """The quantizer's, unless its codes are frozen."""
+        learns = any(parameter.requires_grad for parameter in self.quantizer.parameters())
+        return self.quantizer.needed_terms if learns else frozenset()
+
     def learned_parameters(self) -> list[Tensor]:
         return list(self.quantizer.parameters())
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        self.net.save_pretrained(folder)
-
-    def compile_parts(self, *, for_training: bool = False) -> None:
-        self.net.encoder.compile()
-        decoder = self.net.decoder
-        for part in [decoder.mid_block, *decoder.up_blocks] if for_training else [decoder]:
-            part.compile()
-
-    def enable_gradient_checkpointing(self) -> None:
-        self.net.enable_gradient_checkpointing()
-
-    @property
-    def sample_size(self) -> int:
-        return cast(int, self.net.config.sample_size)
-
-    def set_sample_size(self, size: int) -> None:
-        self.net.register_to_config(sample_size=size)
 
     def set_scaling(
         self,

@@ -51,7 +51,7 @@ class FSQ(Quantizer):
         half_range = (levels - 1) * (1 + EPSILON) / 2
         bounded = (latents + (offset / half_range).atanh()).tanh() * half_range - offset
         half_width = levels.div(2, rounding_mode="floor")
-        digits = (bounded.round() + half_width).to(torch.int64)
+        digits = (bounded.round() + half_width).nan_to_num().to(torch.int64)  # NaN has no index, not even a wrong one
         indices = (digits * self._basis(digits).view(-1, 1, 1)).sum(dim=1)
         # By way of the indices, so that the values are exactly those of `codes`.
         quantized = straight_through(bounded / half_width, self._lookup(indices).movedim(-1, 1))

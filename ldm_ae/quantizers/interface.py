@@ -54,6 +54,10 @@ class Quantizer(nn.Module, abc.ABC):
     """K: how many values one index takes."""
     codebook_dim: int
     """D: channels of the latents."""
+    codebook_levels: int | None = None
+    """Q of a residual quantizer; None where indices have no such axis."""
+    needed_terms: frozenset[str] = frozenset()
+    """Terms without which the codes do not learn."""
     straight_through: ClassVar[bool] = True
     """Whether the encoder gets the gradient at the quantized latents unchanged; if not, the docstring says what."""
 

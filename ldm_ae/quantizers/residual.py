@@ -36,6 +36,8 @@ class ResidualVQ(Quantizer):
         others = [type(quantizer)(**quantizer.init_args) for _ in range(levels - 1)]
         self.levels = nn.ModuleList([quantizer, *others])
         self.codebook_size, self.codebook_dim = quantizer.codebook_size, quantizer.codebook_dim
+        self.codebook_levels = levels
+        self.needed_terms = quantizer.needed_terms
         self.straight_through = quantizer.straight_through  # type: ignore[misc]
 
     @property

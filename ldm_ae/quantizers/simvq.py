@@ -26,6 +26,8 @@ class SimVQ(NearestCode):
         beta: Weight of the commitment inside its term.
     """
 
+    needed_terms = frozenset({"codebook"})
+
     def __init__(self, codebook_size: int, codebook_dim: int, *, beta: float = 0.25):
         super().__init__(codebook_size, codebook_dim)
         self.embedding = CodeTable(torch.randn(codebook_size, codebook_dim) * codebook_dim**-0.5)

@@ -32,6 +32,8 @@ class VQ(CaredTable):
         care: k-means and restarts; neither by default.
     """
 
+    needed_terms = frozenset({"codebook"})
+
     def __init__(
         self,
         codebook_size: int,

@@ -1,8 +1,9 @@
 """The nearest of K codes for N latent vectors: ours against the ways of taming and vector-quantize-pytorch.
 
 All three compare Euclidean distances and choose the same codes. taming-transformers computes the whole N x K matrix of
-squared distances and takes the smallest, vector-quantize-pytorch takes its square root and the largest of the
-negative; both are written here from their formulas, without what the libraries do around the search.
+squared distances and takes the smallest. vector-quantize-pytorch (1.32, `cdist` and `gumbel_sample`) takes its square
+root, the largest of the negative, and makes the one-hot matrix of the choice, which its averages need. Both are written
+here from their formulas.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import partial
 
 import measuring
 import torch
+import torch.nn.functional as F
 from measuring import Variant
 from torch import Tensor
 
@@ -40,7 +42,10 @@ def taming(latents: Tensor, table: Tensor) -> Tensor:
 
 def vector_quantize_pytorch(latents: Tensor, table: Tensor) -> Tensor:
     """vector-quantize-pytorch's `EuclideanCodebook`."""
-    return (-squared_distances(latents, table).clamp(min=0).sqrt()).argmax(dim=1)
+    distances = -squared_distances(latents, table).clamp(min=1e-8).sqrt()
+    indices = distances.argmax(dim=1)
+    F.one_hot(indices, len(table)).type(distances.dtype)  # made at every call, whatever it is used for
+    return indices
 
 
 SEARCHES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -48,6 +53,8 @@ SEARCHES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "taming": taming,
     "vector-quantize-pytorch": vector_quantize_pytorch,
 }
+TARGETS = {"taming": {8: 1.8, 256: 1.4}, "vector-quantize-pytorch": {8: 5.0, 256: 4.0}}
+"""By width of the codes, with N = K = 16384."""
 
 
 def variants(rows: int, codes: int, dim: int, device: torch.device) -> list[Variant]:
@@ -60,7 +67,9 @@ def variants(rows: int, codes: int, dim: int, device: torch.device) -> list[Vari
     found = []
     for name, search in SEARCHES.items():
         against = None if name == "ours" else base
-        found.append(Variant(f"{name} D={dim}", partial(build, search), against, cost=True))
+        target = TARGETS.get(name, {}).get(dim)
+        variant = Variant(f"{name} D={dim}", partial(build, search), against, cost=True, others=True, target=target)
+        found.append(variant)
     return found
 
 

@@ -12,8 +12,7 @@ from ldm_ae.errors import UserError
 from ldm_ae.latents import LatentDataset, LatentStore, inspect_store, verify_store
 from ldm_ae.latents.convert import convert_store
 from ldm_ae.latents.incoming import import_latents
-from ldm_ae.models import KLAutoencoder, VQAutoencoder
-from ldm_ae.quantizers import VQ
+from ldm_ae.models import GaussianPosterior, KLAutoencoder
 from tests.latents.helpers import contents, encode
 from tests.pictures import smooth_picture
 
@@ -88,12 +87,22 @@ def test_another_content_is_refused(tiny_model: KLAutoencoder, image_folder: Pat
     assert not (tmp_path / "store").exists()
 
 
+class Point(GaussianPosterior):
+    moments = None  # type: ignore[assignment]
+
+
+class Deterministic(KLAutoencoder):
+    """Its posterior is a point."""
+
+    def encode(self, pixel_values: torch.Tensor) -> GaussianPosterior:
+        return Point(super().encode(pixel_values).moments)
+
+
 def test_a_model_without_moments_has_no_lean_store(image_folder: Path, tmp_path: Path) -> None:
-    model = VQAutoencoder(
-        quantizer=VQ(codebook_size=16, codebook_dim=4), block_out_channels=(8, 16), layers_per_block=1,
-        norm_num_groups=4, mid_block_add_attention=False,
-    )  # fmt: skip
-    with pytest.raises(UserError, match="a lean store holds moments, and this model has none"):
+    model = Deterministic(
+        block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False
+    )
+    with pytest.raises(UserError, match="a lean store holds moments or indices, and this model has none"):
         encode(model, image_folder, tmp_path / "lean", content="lean")
     assert not list((tmp_path / "lean").rglob("*.safetensors"))
     encode(model, image_folder, tmp_path / "full")

@@ -56,6 +56,16 @@ def test_every_index_is_in_range_and_reached(quantizer: Quantizer) -> None:
     assert len(codes.unique(dim=0)) == quantizer.codebook_size, "two indices have one code"
 
 
+def test_what_is_not_finite_has_an_index_in_range_and_shows(quantizer: Quantizer) -> None:
+    """A step that overflowed is to be left out, and not to crash."""
+    latents = some_latents(quantizer)
+    latents[1, 0, 0, 0] = float("nan")
+    found = quantizer.quantize(latents, noise=some_latents(quantizer))
+    assert 0 <= int(found.indices.min()) <= int(found.indices.max()) < quantizer.codebook_size
+    assert not found.quantized[1].isfinite().all()
+    assert found.quantized[0].isfinite().all()
+
+
 def test_gradient_of_the_encoder(quantizer: Quantizer) -> None:
     latents, weights = some_latents(quantizer).requires_grad_(), some_latents(quantizer, seed=8)
     quantized = quantizer.quantize(latents, noise=weights).quantized
@@ -75,6 +85,20 @@ def test_every_parameter_learns(quantizer: Quantizer) -> None:
     for name, parameter in quantizer.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
+
+
+def test_terms_that_are_needed_are_needed(quantizer: Quantizer) -> None:
+    """Codes learn from the reconstruction and these terms, and not from the reconstruction alone if there are any."""
+
+    def all_learn(terms: frozenset[str]) -> bool:
+        found = quantizer.quantize(some_latents(quantizer).requires_grad_(), noise=some_latents(quantizer))
+        loss = found.quantized.square().sum() + sum(found.losses[term].sum() for term in terms)
+        parameters = list(quantizer.parameters())
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
+        return all(gradient is not None and bool(gradient.abs().max() > 0) for gradient in gradients)
+
+    assert all_learn(quantizer.needed_terms)
+    assert all_learn(frozenset()) is not bool(quantizer.needed_terms)
 
 
 def test_terms_are_one_number_an_image(quantizer: Quantizer) -> None:

@@ -1,0 +1,254 @@
+"""Stores of discrete models: indices beside the latents, or alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
+from ldm_ae.errors import UserError
+from ldm_ae.files import write_json
+from ldm_ae.inspection import inspect_path
+from ldm_ae.latents import LatentDataset, LatentStore, decode_store, inspect_store, verify_store
+from ldm_ae.latents.convert import convert_store
+from ldm_ae.latents.files import write_safetensors
+from ldm_ae.latents.incoming import import_latents
+from ldm_ae.latents.store import index_dtype
+from ldm_ae.models import LatentSpec, VQAutoencoder, hash_json
+from ldm_ae.quantizers import FSQ, LFQ, VQ, Quantizer, ResidualVQ
+from tests.latents.helpers import contents, encode
+from tests.latents.test_content import SMALL, tensors
+
+KINDS: dict[str, Callable[[], Quantizer]] = {
+    "uint8": lambda: VQ(codebook_size=16, codebook_dim=4),
+    "uint16": lambda: FSQ((8, 5, 5, 5)),
+    "int32": lambda: LFQ(17),
+    "levels": lambda: ResidualVQ(VQ(codebook_size=16, codebook_dim=4), 3),
+}
+DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "int32": torch.int32, "levels": torch.uint8}
+SHARD = "32x32/latents_rank00_shard001.safetensors"
+
+
+def discrete(kind: str = "uint8") -> VQAutoencoder:
+    """Downsample factor 2, codes as far apart as its latents are."""
+    model = VQAutoencoder(
+        quantizer=KINDS[kind](), block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
+        mid_block_add_attention=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        for name, value in model.quantizer.state_dict().items():
+            if name.endswith("embedding.weight"):
+                value.normal_(std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_indices_beside_the_latents(kind: str, image_folder: Path, tmp_path: Path) -> None:
+    model = discrete(kind)
+    encode(model, image_folder, tmp_path / "store")
+    found = tensors(tmp_path / "store")
+    assert found.keys() == SMALL | {"latents", "latents_flip", "indices", "indices_flip"}
+    assert found["indices"].dtype == found["indices_flip"].dtype == DTYPES[kind]
+    assert found["indices"].shape == ((12, 3, 16, 16) if kind == "levels" else (12, 16, 16))
+    batches = EvaluationLoader(open_source(image_folder), ImageTransform(size=32), batch_size=3)
+    with torch.no_grad():
+        given = torch.cat([model.eval().encode(batch.pixel_values).indices for batch in batches])
+    assert torch.equal(found["indices"].to(torch.int64), given)
+    for view in ("", "_flip"):
+        assert torch.equal(model.indices_to_latents(found[f"indices{view}"]), found[f"latents{view}"])
+    assert verify_store(tmp_path / "store") == []
+
+
+@pytest.mark.parametrize("kind", ["uint16", "levels"])
+def test_indices_alone(kind: str, image_folder: Path, tmp_path: Path) -> None:
+    model = discrete(kind)
+    encode(model, image_folder, tmp_path / "full")
+    encode(model, image_folder, tmp_path / "lean", content="lean")
+    full, lean = tensors(tmp_path / "full"), tensors(tmp_path / "lean")
+    assert lean.keys() == SMALL | {"indices", "indices_flip"}
+    assert all(torch.equal(value, full[name]) for name, value in lean.items())
+    assert verify_store(tmp_path / "lean") == []
+    assert (tmp_path / "lean/stats.json").read_bytes() == (tmp_path / "full/stats.json").read_bytes()
+    for name in ("full", "lean"):
+        assert decode_store(model, tmp_path / name, tmp_path / f"{name} out", batch_size=5, device="cpu") == 12
+    assert contents(tmp_path / "lean out") == contents(tmp_path / "full out")
+    with pytest.raises(UserError, match="holds indices and no latents, the model has those; use draw indices"):
+        LatentDataset(tmp_path / "lean")[0]
+    with pytest.raises(UserError, match="no moments to draw from; use draw indices"):
+        LatentDataset(tmp_path / "lean", draw="mode")
+    with pytest.raises(UserError, match="holds indices and no latents, which fast-DiT reads; encode with --store full"):
+        convert_store(tmp_path / "lean", tmp_path / "out", "fast-dit")
+
+
+@pytest.mark.parametrize("kind", ["uint16", "levels"])
+def test_items_of_indices(kind: str, image_folder: Path, tmp_path: Path) -> None:
+    encode(discrete(kind), image_folder, tmp_path / "store", content="lean")
+    stored = tensors(tmp_path / "store")
+    data = LatentDataset(tmp_path / "store", draw="indices")
+    batches = list(DataLoader(data, batch_size=5, num_workers=1))
+    indices = torch.cat([batch["indices"] for batch in batches])
+    assert indices.dtype == torch.int64
+    assert torch.equal(indices, stored["indices"].to(torch.int64))
+    assert batches[0].keys() == {"indices", "label", "key"}
+    mirrored = LatentDataset(tmp_path / "store", draw="indices", flip="half")
+    views = [stored[name].to(torch.int64) for name in ("indices", "indices_flip")]
+    of_view = [[torch.equal(mirrored[i]["indices"], view[i]) for view in views] for i in range(12)]
+    assert all(any(one) for one in of_view)
+    assert {tuple(one) for one in of_view} >= {(True, False), (False, True)}
+
+
+def test_what_has_no_indices(image_folder: Path, tmp_path: Path) -> None:
+    encode(discrete(), image_folder, tmp_path / "samples", content="samples")
+    assert tensors(tmp_path / "samples").keys() == SMALL | {"latents", "latents_flip"}
+    with pytest.raises(UserError, match="holds no indices; encode with a discrete model, not --store samples"):
+        LatentDataset(tmp_path / "samples", draw="indices")
+    encode(discrete(), image_folder, tmp_path / "full")
+    spec = LatentSpec(channels=4, downsample_factor=2, scaling_factor=0.5)
+    with pytest.raises(UserError, match="indices are not scaled; leave spec out"):
+        LatentDataset(tmp_path / "full", draw="indices", spec=spec)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_index_is_stored_of_what_is_not_finite(kind: str, image_folder: Path, tmp_path: Path) -> None:
+    model = discrete(kind)
+    with torch.no_grad():
+        model.net.encoder.conv_in.weight[0] = float("nan")
+    with pytest.raises(UserError, match=r"latents of .* is not finite with precision fp32"):
+        encode(model, image_folder, tmp_path / "store", content="lean")
+    assert not list((tmp_path / "store").rglob("*.safetensors"))
+
+
+def test_a_damaged_file_of_indices_alone_is_encoded_again(image_folder: Path, tmp_path: Path) -> None:
+    """The statistics of the others come from their indices once more."""
+    model = discrete("levels")
+    encode(model, image_folder, tmp_path / "store", content="lean")
+    before = contents(tmp_path / "store")
+    assert encode(model, image_folder, tmp_path / "store", content="lean").already_complete
+    (tmp_path / "store" / SHARD).write_bytes(before[SHARD][:-1])
+    assert not encode(model, image_folder, tmp_path / "store", content="lean").already_complete
+    assert contents(tmp_path / "store") == before
+
+
+def rewrite_description(store: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = json.loads((store / "store.json").read_text())
+    del content["checksum"]
+    change(content)
+    write_json(store / "store.json", content | {"checksum": hash_json(content)})
+
+
+def beyond(found: dict[str, torch.Tensor]) -> None:
+    found["indices_flip"][2, 3, 4] = 16
+
+
+def widen(found: dict[str, torch.Tensor]) -> None:
+    found["indices"] = found["indices"].to(torch.int32)
+
+
+def flatten(found: dict[str, torch.Tensor]) -> None:
+    found["indices"] = found["indices"].flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (beyond, r"has indices_flip outside of \[0, 16\)"),
+        (widen, "has other dtypes than the store's"),
+        (flatten, "has other tensors or shapes than the store's"),
+    ],
+)
+def test_indices_that_were_written_wrong_are_found(
+    change: Callable[[dict[str, torch.Tensor]], None], message: str, image_folder: Path, tmp_path: Path
+) -> None:
+    encode(discrete(), image_folder, tmp_path / "store")
+    found = load_file(tmp_path / "store" / SHARD)
+    with safe_open(tmp_path / "store" / SHARD, "pt") as file:
+        header = file.metadata()
+    change(found)
+    written = write_safetensors(tmp_path / "store" / SHARD, found, header)
+    rewrite_description(tmp_path / "store", lambda content: content["files"].update({SHARD: written._asdict()}))
+    with pytest.raises(AssertionError, match=f"^{SHARD} {message}"):
+        assert not verify_store(tmp_path / "store"), verify_store(tmp_path / "store")[0]
+    assert len(verify_store(tmp_path / "store")) == 1
+
+
+def test_a_store_of_before_there_were_indices_opens(image_folder: Path, tmp_path: Path) -> None:
+    model = discrete()
+    encode(model, image_folder, tmp_path / "store", content="samples")  # as a full one was
+
+    def age(content: dict[str, Any]) -> None:
+        del content["request"]["indices"], content["request"]["content"]
+
+    rewrite_description(tmp_path / "store", age)
+    assert verify_store(tmp_path / "store") == []
+    assert LatentStore(tmp_path / "store").request.indices is False
+    with pytest.raises(UserError, match="is a store made with indices false, not true"):
+        encode(model, image_folder, tmp_path / "store")
+
+
+def test_indices_of_a_model_without_codes_are_damage(image_folder: Path, tmp_path: Path) -> None:
+    encode(discrete(), image_folder, tmp_path / "store")
+    rewrite_description(tmp_path / "store", lambda content: content["request"]["scaling"].update(codebook_size=None))
+    with pytest.raises(UserError, match="there are indices, and the model has no codebook"):
+        LatentStore(tmp_path / "store")
+
+
+def test_other_codes_are_not_decoded(image_folder: Path, tmp_path: Path) -> None:
+    encode(discrete(), image_folder, tmp_path / "store", content="lean")
+    with pytest.raises(UserError, match="made by another model"):
+        decode_store(discrete("levels"), tmp_path / "store", tmp_path / "out", device="cpu")
+    with pytest.raises(UserError, match="has indices of 16 codes, the model has 16 codes in 3 levels"):
+        decode_store(
+            discrete("levels"), tmp_path / "store", tmp_path / "out", device="cpu", allow_other_model=True
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_latents_of_a_discrete_model_are_converted_and_come_back(image_folder: Path, tmp_path: Path) -> None:
+    encode(discrete(), image_folder, tmp_path / "store")
+    convert_store(tmp_path / "store", tmp_path / "converted", "lightningdit")
+    import_latents(tmp_path / "converted", tmp_path / "back")
+    assert verify_store(tmp_path / "back") == []
+    ours, back = LatentDataset(tmp_path / "store"), LatentDataset(tmp_path / "back")
+    of_key = {item["key"]: item["latents"] for item in map(back.__getitem__, range(12))}
+    assert all(torch.equal(of_key[ours[i]["key"]], ours[i]["latents"]) for i in range(12))
+    assert LatentStore(tmp_path / "back").request.indices is False
+
+
+@pytest.mark.parametrize(("kind", "levels"), [("uint16", 1), ("levels", 3)])
+def test_what_is_said_of_the_codes(kind: str, levels: int, image_folder: Path, tmp_path: Path) -> None:
+    encode(discrete(kind), image_folder, tmp_path / "store", content="lean")
+    found = inspect_path(tmp_path / "store")
+    assert inspect_store(tmp_path / "store")["indices"] is True
+    assert list(found)[-2:] == ["codebook", "problems"]
+    codes = found["codebook"]
+    size = {"uint16": 1000, "levels": 16}[kind]
+    assert (codes["size"], codes["levels"], codes["fixed_bits_per_code"]) == (size, levels, math.log2(size))
+    stored = tensors(tmp_path / "store")["indices"].to(torch.int64).view(12, levels, 256)
+    for level in range(levels):
+        flat = stored[:, level].flatten()
+        shares = flat.bincount().double() / len(flat)
+        entropy = -(shares[shares > 0] * shares[shares > 0].log2()).sum().item()
+        assert codes["used"][level] == len(flat.unique())
+        assert codes["bits_per_code"][level] == pytest.approx(entropy)
+        assert codes["perplexity"][level] == pytest.approx(2**entropy)
+
+
+def test_the_narrowest_dtype() -> None:
+    widths = [
+        (2, torch.uint8),
+        (256, torch.uint8),
+        (257, torch.uint16),
+        (2**16, torch.uint16),
+        (2**16 + 1, torch.int32),
+    ]
+    for size, dtype in [*widths, (2**31, torch.int32), (2**31 + 1, torch.int64), (2**62, torch.int64)]:
+        assert index_dtype(size) == dtype
