@@ -110,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add(encode, "model", "images", "store")
     _add_images_options(encode)
+    _add_bucket_options(encode)
     _add_compute_options(encode)
     stored = encode.add_mutually_exclusive_group()
     stored.add_argument("--fp16", action="store_const", const="fp16", dest="dtype", help="store float16")
@@ -129,6 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--seed", type=int, default=0, help="of the posterior samples")
     encode.add_argument("--no-check", action="store_true", help="when it goes on or is there already: do not read the "
                         "images of finished files again to see whether they have changed")  # fmt: skip
+    encode.add_argument("--compile", action="store_true", help="compile the encoder, which takes minutes for each size")
     encode.add_argument("--shard-size", type=int, default=1024, help="images of one file (default: %(default)s)")
     encode.add_argument("--engine", choices=("local", "ray"), default="local", help="what encodes: this process (and "
                         "those that torchrun or accelerate has started beside it), or a Ray cluster (default: "
@@ -186,6 +188,16 @@ def _add_images_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=2, help="decoding processes (default: %(default)s)")
     parser.add_argument("--bad-share", type=float, default=0.01, help="share of unreadable images past which the "
                         "command fails (default: %(default)s)")  # fmt: skip
+
+
+def _add_bucket_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sizes", metavar="HxW,...", help="several sizes in place of --size, such as "
+                        "256x256,192x320,320x192: each image is resized and cropped to the one that is nearest to its "
+                        "aspect ratio")  # fmt: skip
+    parser.add_argument("--area", metavar="HxW", help="the same with all sizes of about this area; docs/LATENTS.md "
+                        "lists them")  # fmt: skip
+    parser.add_argument("--multiple", type=int, help="with --area: what divides every side (default: 64)")
+    parser.add_argument("--max-ratio", type=float, help="with --area: of the longer to the shorter side (default: 4)")
 
 
 def _add_compute_options(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ldm_ae.errors import UserError
 
 if TYPE_CHECKING:
-    from ldm_ae.data import ImageTransform, Source
+    from ldm_ae.data import BucketTransform, ImageTransform, Source
     from ldm_ae.evaluation import ActivationRanges
     from ldm_ae.latents.encoder import Engine
     from ldm_ae.models import Autoencoder, ChannelStatistics
@@ -88,7 +88,7 @@ def run_encode(args: argparse.Namespace) -> None:
 
     processes = Processes.from_environment()
     engine = _engine(args)
-    model, source, transform = _inputs(args)
+    model, source, transform = _bucketed_inputs(args)
     if args.labels or args.captions:
         source = Annotated(source, labels=args.labels, captions=args.captions)
     with _bar("encoding", len(source), shown=processes.rank == 0) as progress:
@@ -96,8 +96,8 @@ def run_encode(args: argparse.Namespace) -> None:
             model, source, args.store, transform=transform, source_name=args.images, batch_size=args.batch_size,
             workers=args.workers, device=args.device, precision=args.precision, dtype=args.dtype, latents=args.latents,
             content=args.content, flips=not args.no_flips, seed=args.seed, shard_size=args.shard_size,
-            bad_share=args.bad_share, check=not args.no_check, processes=processes, engine=engine,
-            progress=progress,
+            bad_share=args.bad_share, compiled=args.compile, check=not args.no_check, processes=processes,
+            engine=engine, progress=progress,
         )  # fmt: skip
     if processes.rank:
         return
@@ -105,6 +105,10 @@ def run_encode(args: argparse.Namespace) -> None:
     redone = f", {summary.redone_batches} batches that overflowed encoded in fp32" if summary.redone_batches else ""
     print(f"{args.store} {done}: {summary.images} images, {len(summary.bad)} unusable, "
           f"scaling_factor {1 / summary.statistics.pooled_std:.5f}{redone}")  # fmt: skip
+    enlarged = f"; {summary.crops.enlarged} images are smaller than that and were enlarged"
+    print(f"{', '.join(f'{size}: {images}' for size, images in summary.buckets.items())}; "
+          f"{summary.crops.mean_share:.1%} of an image cropped off on average"
+          f"{enlarged if summary.crops.enlarged else ''}")  # fmt: skip
     if (error := summary.statistics.relative_error) is not None:
         print(f"error of uint8: {error.square().mean().sqrt():.2%} of a channel's deviation, at most {error.max():.2%}")
 
@@ -230,13 +234,10 @@ def run_import(args: argparse.Namespace) -> None:
 
 
 def _inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform]:
-    """Model, images and their transform, each checked before anything is computed."""
-    from ldm_ae.data import ImageTransform, open_source
-    from ldm_ae.models import load_autoencoder
+    """Model, images and their transform to one size, each checked before anything is computed."""
+    from ldm_ae.data import ImageTransform
 
-    if args.batch_size < 1 or args.workers < 0:
-        raise UserError("--batch-size must be at least 1 and --workers at least 0")
-    model = load_autoencoder(args.model)
+    model, source = _model_and_images(args)
     size = args.size if args.size is not None else model.sample_size
     model.latent_spec.latent_size(size, size)
     resize = args.resize
@@ -244,7 +245,47 @@ def _inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransfo
         if not resize.isdigit():
             raise UserError(f"--resize is '{resize}'; give a number of pixels, or none")
         resize = int(resize)
-    return model, open_source(args.images), ImageTransform(size=size, resize=resize)
+    return model, source, ImageTransform(size=size, resize=resize)
+
+
+def _bucketed_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform | BucketTransform]:
+    """The same where `--sizes` or `--area` may give several sizes."""
+    from ldm_ae.data import BucketTransform, ImageTransform, sizes_of_area
+
+    given = [name for name in ("sizes", "area") if getattr(args, name) is not None]
+    if args.area is None and (args.multiple is not None or args.max_ratio is not None):
+        raise UserError("--multiple and --max-ratio belong to --area; leave them out")
+    if not given:
+        return _inputs(args)
+    if others := [name for name in (*given[1:], "size", "resize") if getattr(args, name) is not None]:
+        raise UserError(f"--{others[0]} does not go with --{given[0]}; leave one of them out")
+    if args.sizes is not None:
+        sizes = [_size(text, "sizes") for text in args.sizes.split(",")]
+    else:
+        limits = {"multiple": args.multiple, "max_ratio": args.max_ratio}
+        limits = {name: value for name, value in limits.items() if value is not None}
+        sizes = sizes_of_area(*_size(args.area, "area"), **limits)
+    model, source = _model_and_images(args)
+    for size in sizes:
+        model.latent_spec.latent_size(*size)
+    return model, source, ImageTransform(size=sizes[0]) if len(set(sizes)) == 1 else BucketTransform(sizes)
+
+
+def _size(text: str, option: str) -> tuple[int, int]:
+    """(height, width) of HxW."""
+    height, times, width = text.strip().partition("x")
+    if not times or not height.isdecimal() or not width.isdecimal():
+        raise UserError(f"--{option} has '{text}'; give height x width in pixels, such as 256x192")
+    return int(height), int(width)
+
+
+def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
+    from ldm_ae.data import open_source
+    from ldm_ae.models import load_autoencoder
+
+    if args.batch_size < 1 or args.workers < 0:
+        raise UserError("--batch-size must be at least 1 and --workers at least 0")
+    return load_autoencoder(args.model), open_source(args.images)
 
 
 def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges]:
@@ -290,18 +331,26 @@ def _feature_network(name: str) -> Any:
 
 @contextmanager
 def _bar(text: str, total: int | None, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with an estimate of the time left, on a terminal."""
+    """A progress bar with images per second and an estimate of the time left, on a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
 
-    columns = [TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left")]
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:.1f} images/s")
+
+    columns = [TextColumn(text), BarColumn(), MofNCompleteColumn(), Speed(), TimeElapsedColumn(), TextColumn("left")]
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task(text, total=total)

@@ -2,10 +2,12 @@
 
 from ldm_ae.data.annotations import Annotated
 from ldm_ae.data.batches import Batch
+from ldm_ae.data.buckets import BucketTransform, sizes_of_area
 from ldm_ae.data.decoding import BadImage, decode_image
 from ldm_ae.data.holdout import split_holdout, split_keys
 from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
-from ldm_ae.data.randomness import seeded_noise
+from ldm_ae.data.randomness import epoch_order, seeded_noise
+from ldm_ae.data.ranges import RangeLoader
 from ldm_ae.data.sources import RawImage, Source, open_source
 from ldm_ae.data.transforms import ImageTransform, TransformedImage
 
@@ -13,15 +15,19 @@ __all__ = [
     "Annotated",
     "BadImage",
     "Batch",
+    "BucketTransform",
     "EvaluationLoader",
     "ImageTransform",
+    "RangeLoader",
     "RawImage",
     "Source",
     "TrainingLoader",
     "TransformedImage",
     "decode_image",
+    "epoch_order",
     "open_source",
     "seeded_noise",
+    "sizes_of_area",
     "split_holdout",
     "split_keys",
 ]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ldm_ae.data.buckets import BucketTransform
 from ldm_ae.data.decoding import BadImage, decode_image
 from ldm_ae.data.randomness import NOISE, REPLACEMENT, TRANSFORM, derived_seed
 from ldm_ae.data.sources.base import RawImage, Source
 from ldm_ae.data.transforms import ImageTransform, TransformedImage
 from ldm_ae.errors import UserError
 
+_Item = tuple[int, int, RawImage, TransformedImage]
+"""Index, noise seed, the image as it lies in the source, and transformed."""
 _MAX_ATTEMPTS = 32  # replacements tried for one image; with a tenth of a data set bad, 1e-32 is the chance to fail
 
 
@@ -44,6 +49,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __getitem__(self, rows: slice) -> Batch:
+        """Some of the images."""
+        named = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "rejected"}
+        return Batch(**{name: value[rows] for name, value in named.items()})
+
     def pin_memory(self) -> Batch:
         """A copy whose pixels lie in pinned memory."""
         return replace(self, pixel_values=self.pixel_values.pin_memory())
@@ -57,6 +67,20 @@ class Batch:
         )
 
 
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """Images of one size in one batch; `rejected` is left behind."""
+    if len(batches) == 1:
+        return batches[0]
+    joined: dict[str, Any] = {}
+    for entry in fields(Batch):
+        values = [getattr(batch, entry.name) for batch in batches]
+        if isinstance(values[0], Tensor):
+            joined[entry.name] = torch.cat(values)
+        elif isinstance(values[0], list):
+            joined[entry.name] = [value for part in values for value in part]
+    return Batch(**joined)
+
+
 class BatchBuilder(Dataset[Batch]):
     """Makes a batch of (epoch, index) pairs; runs in the workers. Nothing in it depends on which worker that is.
 
@@ -67,7 +91,7 @@ class BatchBuilder(Dataset[Batch]):
     def __init__(
         self,
         source: Source,
-        transform: ImageTransform,
+        transform: ImageTransform | BucketTransform,
         *,
         seed: int,
         pool: Tensor,
@@ -92,20 +116,43 @@ class BatchBuilder(Dataset[Batch]):
             The batch, or the message of a UserError: raised here, torch would wrap it with a worker's traceback, and
             as an object it would form a cycle with the frame that raises it and keep the workers alive.
         """
+        found = self._load_all(samples)
+        if isinstance(found, str):
+            return found
+        assert isinstance(self.transform, ImageTransform), "images of several sizes are no batch"
+        return _collate(*found, (self.transform.height, self.transform.width))
+
+    def by_size(self, samples: list[tuple[int, int]]) -> list[Batch] | str:
+        """A batch for each size that the images have after the transform, in the order in which they are met.
+
+        The first has all that are rejected; if no image is good, it is empty. Errors as above.
+        """
+        found = self._load_all(samples)
+        if isinstance(found, str):
+            return found
+        items, rejected = found
+        sizes: dict[tuple[int, int], list[_Item]] = {}
+        for item in items:
+            height, width = item[3].pixel_values.shape[1:]
+            sizes.setdefault((height, width), []).append(item)
+        batches = [_collate(same, {}, size) for size, same in sizes.items()] or [_collate([], {}, (0, 0))]
+        batches[0].rejected = rejected
+        return batches
+
+    def _load_all(self, samples: list[tuple[int, int]]) -> tuple[list[_Item], dict[str, str]] | str:
+        """The good images, and the reasons of the others; or the message of a UserError."""
         rejected: dict[str, str] = {}
         try:
             items = [self._load(epoch, index, rejected) for epoch, index in samples]
         except UserError as error:
             return str(error)
-        return self._collate([item for item in items if item is not None], rejected)
+        return [item for item in items if item is not None], rejected
 
     def __getitem__(self, sample: tuple[int, int]) -> Batch | str:  # type: ignore[override]
         """A batch of one, for debugging."""
         return self.__getitems__([sample])
 
-    def _load(
-        self, epoch: int, index: int, rejected: dict[str, str]
-    ) -> tuple[int, int, RawImage, TransformedImage] | None:
+    def _load(self, epoch: int, index: int, rejected: dict[str, str]) -> _Item | None:
         """(index, noise seed, raw, transformed) of a sample or its replacement; None if it is bad and left out."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, TRANSFORM, epoch, index))
         noise_seed = derived_seed(self.seed, NOISE, epoch, index)
@@ -137,17 +184,17 @@ class BatchBuilder(Dataset[Batch]):
             self._cache[index] = raw._replace(data=b""), image
         return raw, image
 
-    def _collate(self, items: list[tuple[int, int, RawImage, TransformedImage]], rejected: dict[str, str]) -> Batch:
-        size = (self.transform.height, self.transform.width)
-        pixels = [item.pixel_values for *_, item in items]
-        return Batch(
-            pixel_values=torch.stack(pixels) if pixels else torch.empty(0, 3, *size),
-            indices=torch.tensor([index for index, *_ in items], dtype=torch.int64),
-            keys=[raw.key for _, _, raw, _ in items],
-            seeds=torch.tensor([seed for _, seed, _, _ in items], dtype=torch.int64),
-            labels=torch.tensor([-1 if raw.label is None else raw.label for _, _, raw, _ in items], dtype=torch.int64),
-            captions=[raw.caption for _, _, raw, _ in items],
-            original_sizes=torch.tensor([item.original_size for *_, item in items], dtype=torch.int64).reshape(-1, 2),
-            crops_ltrb=torch.tensor([item.crop_ltrb for *_, item in items], dtype=torch.int64).reshape(-1, 4),
-            rejected=rejected,
-        )
+
+def _collate(items: list[_Item], rejected: dict[str, str], size: tuple[int, int]) -> Batch:
+    pixels = [item.pixel_values for *_, item in items]
+    return Batch(
+        pixel_values=torch.stack(pixels) if pixels else torch.empty(0, 3, *size),
+        indices=torch.tensor([index for index, *_ in items], dtype=torch.int64),
+        keys=[raw.key for _, _, raw, _ in items],
+        seeds=torch.tensor([seed for _, seed, _, _ in items], dtype=torch.int64),
+        labels=torch.tensor([-1 if raw.label is None else raw.label for _, _, raw, _ in items], dtype=torch.int64),
+        captions=[raw.caption for _, _, raw, _ in items],
+        original_sizes=torch.tensor([item.original_size for *_, item in items], dtype=torch.int64).reshape(-1, 2),
+        crops_ltrb=torch.tensor([item.crop_ltrb for *_, item in items], dtype=torch.int64).reshape(-1, 4),
+        rejected=rejected,
+    )

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldm_ae.data.batches import Batch, BatchBuilder
 from ldm_ae.data.randomness import chosen_indices, epoch_order
@@ -57,7 +57,7 @@ class _StreamSampler(Sampler[list[tuple[int, int]]]):
             start += self._stride
 
 
-class _Rejects:
+class Rejects:
     """Bad images by key; each is reported once, and too many of them are an error."""
 
     def __init__(self, bad_share: float, total: int) -> None:
@@ -67,6 +67,7 @@ class _Rejects:
         self.total = total
 
     def add(self, rejected: dict[str, str]) -> None:
+        """Reasons by key."""
         for key, reason in rejected.items():
             self.reasons.setdefault(key, reason)
             if key not in self._reported:
@@ -119,7 +120,7 @@ class TrainingLoader:
         indices: Sequence[int] | None = None,
         cache_bytes: int = 0,
     ) -> None:
-        _check_counts(batch_size=batch_size, accumulation=accumulation)
+        check_counts(batch_size=batch_size, accumulation=accumulation)
         _check_common(rank=rank, world_size=world_size, workers=workers, bad_share=bad_share, seed=seed)
         self._indices = chosen_indices(source, indices)
         self._builder = BatchBuilder(
@@ -136,7 +137,7 @@ class TrainingLoader:
         self._world_size = world_size
         self._accumulation = accumulation
         self._workers = workers
-        self._rejects = _Rejects(bad_share, len(self._indices))
+        self._rejects = Rejects(bad_share, len(self._indices))
 
     @property
     def global_batch(self) -> int:
@@ -167,8 +168,8 @@ class TrainingLoader:
         """
         assert position >= 0, position
         sampler = _StreamSampler(self._indices, self._seed, position, self._batch_size, self._rank, self._world_size)
-        with _signals_held_back():
-            batches = iter(_data_loader(self._builder, sampler, self._workers, persistent=False))
+        with signals_held_back():
+            batches = iter(data_loader(self._builder, sampler, self._workers, persistent=False))
         try:
             while True:
                 step = list(islice(batches, self._accumulation))
@@ -215,15 +216,15 @@ class EvaluationLoader:
         indices: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
-        _check_counts(batch_size=batch_size)
+        check_counts(batch_size=batch_size)
         _check_common(rank=rank, world_size=world_size, workers=workers, bad_share=bad_share, seed=seed)
         chosen = chosen_indices(source, indices)
         mine = chosen[len(chosen) * rank // world_size : len(chosen) * (rank + 1) // world_size]
         samples = [(0, int(index)) for index in mine]
         batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
         builder = BatchBuilder(source, transform, seed=seed, pool=torch.from_numpy(mine), replace_bad=False)
-        self._loader = _data_loader(builder, batches, workers, persistent=True)
-        self._rejects = _Rejects(bad_share, len(mine))
+        self._loader = data_loader(builder, batches, workers, persistent=True)
+        self._rejects = Rejects(bad_share, len(mine))
 
     @property
     def rejected(self) -> dict[str, str]:
@@ -235,7 +236,7 @@ class EvaluationLoader:
         return self._rejects.total
 
     def __iter__(self) -> Iterator[Batch]:
-        with _signals_held_back():
+        with signals_held_back():
             batches = iter(self._loader)
         for batch in batches:
             if isinstance(batch, str):
@@ -246,10 +247,11 @@ class EvaluationLoader:
         self._rejects.check()
 
 
-def _data_loader(
-    builder: BatchBuilder, batches: Sampler[list[tuple[int, int]]] | list[list[tuple[int, int]]], workers: int,
+def data_loader(
+    builder: Dataset[Any], batches: Sampler[list[tuple[int, int]]] | list[list[tuple[int, int]]], workers: int,
     *, persistent: bool,
-) -> DataLoader[Batch]:  # fmt: skip
+) -> DataLoader[Any]:  # fmt: skip
+    """What `builder` makes of each batch of (epoch, index) pairs, in their order."""
     return DataLoader(
         builder,
         batch_sampler=batches,
@@ -269,7 +271,7 @@ def _as_is(batch: Any) -> Any:  # torch types it as a list of samples
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
+def signals_held_back() -> Iterator[None]:
     """Signals that come while workers start reach this process a moment later, and the workers once they are ready."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASK_TO_STOP)
     try:
@@ -288,7 +290,8 @@ def _start_worker(worker: int) -> None:  # noqa: ARG001 - torch calls it with th
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASK_TO_STOP)
 
 
-def _check_counts(**counts: int) -> None:
+def check_counts(**counts: int) -> None:
+    """UserError unless each of these options is at least 1."""
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")

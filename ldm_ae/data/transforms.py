@@ -75,6 +75,11 @@ class ImageTransform:
         self.background = (background[0], background[1], background[2])
 
     @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of the results."""
+        return [(self.height, self.width)]
+
+    @property
     def is_random(self) -> bool:
         """Whether two calls on one image can differ."""
         return self.flip or self.crop == "random"

@@ -1,5 +1,6 @@
 """The latent store: written once by an encoder, read by anyone's trainer. `store.py` describes the format."""
 
+from ldm_ae.latents.batches import BucketBatchSampler
 from ldm_ae.latents.decoder import decode_store, reconstruct_images
 from ldm_ae.latents.encoder import EncodeSummary, encode_images
 from ldm_ae.latents.processes import Processes
@@ -7,6 +8,7 @@ from ldm_ae.latents.reader import LatentDataset, LatentStore
 from ldm_ae.latents.verify import inspect_store, verify_store
 
 __all__ = [
+    "BucketBatchSampler",
     "EncodeSummary",
     "LatentDataset",
     "LatentStore",

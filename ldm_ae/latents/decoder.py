@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm_ae.data import EvaluationLoader, ImageTransform, Source
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
+from ldm_ae.latents.batches import BucketBatchSampler
 from ldm_ae.latents.encoder import Progress
 from ldm_ae.latents.provenance import inference_copy
 from ldm_ae.latents.reader import LatentDataset, LatentStore
@@ -101,20 +102,16 @@ def decode_store(
         raise UserError(f"{store} has indices of {_codes(*codes[0])}, the model has {_codes(*codes[1])}")
     data = LatentDataset(opened, draw="indices" if looked_up else latents)
     keys = opened.good()["key"].to_pylist()
-    buckets = opened.good()["bucket"].to_pylist()
+    sampler = BucketBatchSampler(data, batch_size, shuffle=False)
     runner = inference_copy(model, device=device, precision=precision)
 
     def batches() -> Iterator[tuple[list[str], Tensor]]:
-        start = 0
-        while start < len(keys):
-            end = start + 1
-            while end < len(keys) and end - start < batch_size and buckets[end] == buckets[start]:
-                end += 1
-            values = torch.stack([data.read(i) for i in range(start, end)])
+        for positions in sampler:
+            names = [keys[position] for position in positions]
+            values = torch.stack([data.read(position) for position in positions])
             if looked_up:
                 values = runner.indices_to_latents(values)
-            yield keys[start:end], _decode(runner, values, keys[start:end], precision)
-            start = end
+            yield names, _decode(runner, values, names, precision)
 
     return _write_images(batches(), output_names(keys), out, total=len(keys), progress=progress)
 

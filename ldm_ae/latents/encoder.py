@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from ldm_ae.data import Batch, EvaluationLoader, ImageTransform, Source, seeded_noise
+from ldm_ae.background import BackgroundWriter
+from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
+from ldm_ae.latents.crops import Crops, describe_crops
 from ldm_ae.latents.eight_bits import SCALE, pack
 from ldm_ae.latents.originals import HashingSource, Originals
 from ldm_ae.latents.processes import Processes
@@ -23,12 +27,24 @@ from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.reopening import reopen, still_holds
 from ldm_ae.latents.store import DTYPES, StoreRequest, index_dtype
+from ldm_ae.latents.transfers import Transfers
+from ldm_ae.latents.units import EncodedBatch, Unit
 from ldm_ae.latents.writer import StoreWriter, latents_of
 from ldm_ae.locks import only_writer
-from ldm_ae.models import Autoencoder, ChannelStatistics, hash_json, model_config, model_hash, redone_batches
+from ldm_ae.models import (
+    Autoencoder,
+    ChannelStatistics,
+    finite_rows,
+    hash_json,
+    model_config,
+    model_hash,
+    redone_batches,
+)
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and their total."""
+_FINITE = "finite"
+"""A tensor (B,) bool beside indices: whether the latents that they stand for are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +59,7 @@ class Job:
     model: Autoencoder
     """In float32."""
     source: Source
-    transform: ImageTransform
+    transform: ImageTransform | BucketTransform
     workers: int
     device: str
     """As the user named it."""
@@ -67,6 +83,10 @@ class EncodeSummary:
     """Reason by key of the images that could not be used."""
     statistics: ChannelStatistics
     """Of the stored latents, mirror images not counted."""
+    buckets: dict[str, int]
+    """Good images by HxW of the pixels, in the order of their areas."""
+    crops: Crops
+    """What was cut off."""
     already_complete: bool
     """The store was there, made by the same command; nothing was encoded."""
     redone_batches: int
@@ -79,7 +99,7 @@ def encode_images(
     source: Source,
     path: str | Path,
     *,
-    transform: ImageTransform,
+    transform: ImageTransform | BucketTransform,
     source_name: str = "",
     batch_size: int = 16,
     workers: int = 0,
@@ -92,6 +112,7 @@ def encode_images(
     seed: int = 0,
     shard_size: int = 1024,
     bad_share: float = 0.01,
+    compiled: bool = False,
     check: bool = True,
     processes: Processes | None = None,
     engine: Engine | None = None,
@@ -108,7 +129,8 @@ def encode_images(
         model: In float32; a copy of it runs, so that it keeps its weights.
         source: The images.
         path: The store's folder, new, empty, or left by the same command.
-        transform: To one size, without randomness; mirror images are stored beside, not drawn.
+        transform: To one size or, with a `BucketTransform`, to several, without randomness; mirror images are stored
+            beside, not drawn.
         source_name: Where the images come from, for the index.
         batch_size: Images a forward pass.
         workers: Processes that decode images.
@@ -122,8 +144,10 @@ def encode_images(
             indices out; `lean` keeps them alone, and whoever wants latents needs the model.
         flips: Store the mirror images' latents and moments too.
         seed: Of the posterior samples.
-        shard_size: Images of the source that one file covers; it bounds the memory.
+        shard_size: Images of the source that one file of each size covers; it bounds the memory.
         bad_share: Share of unusable images past which this ends with an error, after keeping all that is good.
+        compiled: Run the encoder through torch.compile, once for each size; batches that are not full are filled up.
+            Worth its minutes of compiling for large data sets.
         check: Read the images of files that are finished, and the files of a complete store, to see whether they are
             what they were; otherwise only the files of an unfinished store are read.
         processes: Which of several processes this is; all see the store's folder. Each encodes a contiguous share of
@@ -145,19 +169,23 @@ def encode_images(
     if shard_size < 1:
         raise UserError(f"shard_size is {shard_size}; it must be at least 1")
     spec = model.latent_spec
-    spec.latent_size(transform.height, transform.width)
+    for size in transform.sizes:
+        spec.latent_size(*size)
     request = StoreRequest(
         source=source_name, images=len(source), keys_hash=_hash_keys(source), model_hash=model_hash(model),
         model_config=model_config(model), scaling=scaling_of(spec), transform=transform.describe(),
         transform_hash=hash_json(transform.describe()), dtype=dtype, precision=precision, latents=latents, flips=flips,
         seed=seed, batch_size=batch_size, shard_size=shard_size, content=content,
-        indices=spec.codebook_size is not None and content != "samples",
+        indices=spec.codebook_size is not None and content != "samples", compiled=compiled,
     )  # fmt: skip
     processes = processes or Processes()
     if engine is not None and processes.count > 1:
         raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
     # First, because it may refuse.
-    runner = None if engine else inference_copy(model, device=processes.device(device), precision=precision)
+    runner = (
+        None if engine else
+        inference_copy(model, device=processes.device(device), precision=precision, compiled=compiled)
+    )  # fmt: skip
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the store")
@@ -203,8 +231,8 @@ def encode_images(
             f"of {bad_share:.1%}\nthe first: {first}"
         )
     return EncodeSummary(
-        path=Path(path), images=len(store), bad=bad, statistics=store.statistics, already_complete=already_complete,
-        redone_batches=store.redone_batches,
+        path=Path(path), images=len(store), bad=bad, statistics=store.statistics, buckets=store.buckets(),
+        crops=describe_crops(store.good()), already_complete=already_complete, redone_batches=store.redone_batches,
     )  # fmt: skip
 
 
@@ -215,51 +243,87 @@ def _hash_keys(source: Source) -> str:
     return digest.hexdigest()
 
 
+def _one_graph_a_size(transform: ImageTransform | BucketTransform) -> AbstractContextManager[None]:
+    """Where torch compiles a graph for each size. One for several sizes would depend on which of them came first, and a
+    run that goes on begins with another one."""
+    return torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=8 + len(transform.sizes))
+
+
 def encode_units(
     writer: StoreWriter,
     model: Autoencoder,
     source: HashingSource,
     originals: Originals,
-    transform: ImageTransform,
+    transform: ImageTransform | BucketTransform,
     workers: int,
     units: range,
     progress: Progress | None,
 ) -> None:
-    """Those of the units that are not done yet. Each has a loader of its own, so that no batch reaches over its end."""
-    bucket = f"{transform.height}x{transform.width}"
-    name = writer.request.source
-    first = writer.indices(units.start).start
-    total = sum(len(writer.indices(unit)) for unit in units)
+    """Those of the units that are not done yet. While a thread writes one, the next is encoded."""
+    report = progress or _say_nothing
+    total, done = sum(len(writer.indices(unit)) for unit in units), 0
+    todo: list[Unit] = []
     for unit in units:
         indices = writer.indices(unit)
         record = writer.finished(unit)
         if record is None or not originals.unchanged(indices, record.rows):
-            loader = EvaluationLoader(
-                source, transform, batch_size=writer.request.batch_size, workers=workers, bad_share=1.0, indices=indices
-            )
-            parts: list[dict[str, Tensor]] = []
-            good: dict[int, dict[str, Any]] = {}
-            redone_before = redone_batches(model)
-            for batch in loader:
-                parts.append(_encode_batch(model, batch, writer.request))
-                good |= zip(batch.indices.tolist(), _good_rows(batch, name), strict=True)
-                if progress is not None:
-                    progress(int(batch.indices[-1]) + 1 - first, total)
-            rows = [good.get(i) or _bad_row(name, source, i, loader.rejected) for i in indices]
-            tensors = {key: torch.cat([part[key] for part in parts]) for key in (parts[0] if parts else {})}
-            writer.add_shard(unit, bucket, tensors, rows, redone_batches=redone_batches(model) - redone_before)
-        elif progress is not None:
-            progress(indices.stop - first, total)
-    if progress is not None:
-        progress(total, total)
+            todo.append(Unit(unit, indices, source, writer.request.source))
+        else:
+            done += len(indices)
+            report(done, total)
+    loader = RangeLoader(
+        source, transform, ranges=[writer.indices(unit.number) for unit in todo],
+        batch_size=writer.request.batch_size, workers=workers,
+    )  # fmt: skip
+    graphs = _one_graph_a_size(transform) if writer.request.compiled else nullcontext()
+    with graphs, BackgroundWriter() as background:
+
+        def finish_first() -> None:
+            unit = todo.pop(0)
+            background.submit(partial(unit.write, writer, unit.finished(loader.rejected)))
+
+        first = 0
+        for encoded in _encode_batches(model, loader, writer.request):
+            while first < encoded.unit:
+                done += len(writer.indices(todo[0].number))
+                finish_first()
+                first += 1
+            todo[0].add(encoded, _stored(encoded.tensors(), encoded.batch, writer.request))
+            background.check()
+            report(done + len(todo[0]), total)
+        while todo:
+            finish_first()
+    report(total, total)
+
+
+def _say_nothing(done: int, total: int) -> None:
+    """In place of a progress bar."""
+    del done, total
+
+
+def _encode_batches(model: Autoencoder, loader: RangeLoader, request: StoreRequest) -> Iterator[EncodedBatch]:
+    """What the loader gives through the encoder, each once the model has got the next."""
+    transfers = Transfers(model.last_layer.device)
+    before: EncodedBatch | None = None
+    for unit, batch in loader:
+        redone = redone_batches(model)
+        tensors = transfers.download(_encode_batch(model, batch, request, transfers))
+        encoded = EncodedBatch(unit=unit, batch=batch, tensors=tensors, redone=redone_batches(model) - redone)
+        if before is not None:
+            yield before
+        before = encoded
+    if before is not None:
+        yield before
 
 
 @torch.inference_mode()
-def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> dict[str, Tensor]:
-    """The tensors of a shard for the images of one batch, on the CPU."""
-    device = model.last_layer.device
-    pinned = batch.pin_memory() if device.type == "cuda" else batch
-    pixel_values = pinned.pixel_values.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, transfers: Transfers) -> dict[str, Tensor]:
+    """Latents and moments of one batch, on the device, which may still be computing them."""
+    pixel_values = transfers.upload(batch.pixel_values)
+    missing = request.batch_size - len(batch) if request.compiled else 0
+    if missing:
+        pixel_values = functional.pad(pixel_values, (0, 0, 0, 0, 0, 0, 0, missing))
+    pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
     dtype = torch.float32 if request.dtype == "uint8" else DTYPES[request.dtype]
     tensors: dict[str, Tensor] = {}
     views = {"": pixel_values, "_flip": pixel_values.flip(3)} if request.flips else {"": pixel_values}
@@ -268,63 +332,33 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> di
         if request.content != "lean":
             values = posterior.mode()
             if request.latents == "sample":
-                seeds = torch.tensor([derive_seed(request.seed, key, suffix) for key in batch.keys])
-                values = posterior.sample(noise=seeded_noise(seeds, tuple(values.shape[1:])))
-            tensors[f"latents{suffix}"] = values.to(dtype).cpu()
+                seeds = torch.tensor([derive_seed(request.seed, key, suffix) for key in batch.keys] + [0] * missing)
+                noise = transfers.upload(seeded_noise(seeds, tuple(values.shape[1:])))
+                values = posterior.sample(noise=noise)
+            tensors[f"latents{suffix}"] = values.to(dtype)
         elif posterior.moments is None and posterior.indices is None:
             raise UserError("a lean store holds moments or indices, and this model has none; store samples, or full")
         if posterior.indices is not None and request.indices:
-            _require_finite("latents", posterior.mode(), batch.keys, request)  # an index is, whatever it stands for
-            narrow = index_dtype(request.scaling["codebook_size"])
-            tensors[f"indices{suffix}"] = posterior.indices.cpu().to(narrow)  # few devices know unsigned types
+            # An index is finite, whatever it stands for.
+            tensors[f"{_FINITE}{suffix}"] = finite_rows(posterior.mode())
+            tensors[f"indices{suffix}"] = posterior.indices.to(index_dtype(request.scaling["codebook_size"]))
         if posterior.moments is not None and request.content != "samples":
-            tensors[f"moments{suffix}"] = posterior.moments.to(dtype).cpu()
+            tensors[f"moments{suffix}"] = posterior.moments.to(dtype)
+    return {name: tensor[: len(batch)] for name, tensor in tensors.items()}
+
+
+def _stored(tensors: dict[str, Tensor], batch: Batch, request: StoreRequest) -> dict[str, Tensor]:
+    """What is stored of the tensors; UserError that names an image if they are not finite."""
     if request.dtype == "uint8":
         tensors = pack(tensors, lambda floats: latents_of(floats, batch.keys, request))
     for name, tensor in tensors.items():
-        _require_finite(name, tensor, batch.keys, request)
-    return tensors | {
-        "labels": batch.labels,
-        "index": batch.indices,
-        "original_size": batch.original_sizes,
-        "crop_ltrb": batch.crops_ltrb,
-    }
-
-
-def _require_finite(name: str, tensor: Tensor, keys: list[str], request: StoreRequest) -> None:
-    finite = tensor.isfinite().flatten(1).all(dim=1)
-    if not finite.all():
-        key = keys[int((~finite).nonzero()[0])]
-        raise UserError(
-            f"{name.removesuffix(SCALE)} of {key} is not finite with precision {request.precision} stored as "
-            f"{request.dtype}; nothing of it was stored. Encode with bf16 or fp32, or look at the model if it was that"
-        )
-
-
-def _good_rows(batch: Batch, source: str) -> list[dict[str, Any]]:
-    """A manifest row for each image of a batch."""
-    sizes, crops, labels = batch.original_sizes.tolist(), batch.crops_ltrb.tolist(), batch.labels.tolist()
-    rows = []
-    for i, key in enumerate(batch.keys):
-        source_hash, caption = HashingSource.split(batch.captions[i])
-        rows.append(
-            {
-                "key": key,
-                "source": source,
-                "source_hash": source_hash,
-                "height": sizes[i][0],
-                "width": sizes[i][1],
-                "crop": crops[i],
-                "label": labels[i],
-                "caption": caption,
-                "status": "ok",
-            }
-        )
-    return rows
-
-
-def _bad_row(name: str, source: HashingSource, index: int, rejected: dict[str, str]) -> dict[str, Any]:
-    key, source_hash = source.key(index), source.look_at(index).source_hash
-    return {
-        "key": key, "source": name, "source_hash": source_hash, "label": -1, "status": "bad", "error": rejected[key],
-    }  # fmt: skip
+        is_flag = name.startswith(_FINITE)
+        finite = tensor if is_flag else finite_rows(tensor)
+        if not finite.all():
+            what = name.replace(_FINITE, "latents").removesuffix(SCALE)
+            raise UserError(
+                f"{what} of {batch.keys[int((~finite).nonzero()[0])]} is not finite with precision {request.precision} "
+                f"stored as {request.dtype}; nothing of it was stored. Encode with bf16 or fp32, or look at the model "
+                "if it was that"
+            )
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_FINITE)}

@@ -92,12 +92,12 @@ def import_latents(
             labels = chunk.pop("labels")
             keys = [row["key"] for row in part]
             for row, label in zip(part, labels.tolist(), strict=True):
-                row["label"] = label
+                row |= {"label": label, "bucket": bucket}
             tensors = _tensors(chunk, fold, keys, request)
             for tensor_name, tensor in tensors.items():
                 if not tensor.isfinite().all():
                     raise UserError(f"{source}: {tensor_name} of images {done} to {done + len(keys) - 1} is not finite")
-            writer.add_shard(unit, bucket, tensors | _bookkeeping(part, labels, done), part)
+            writer.add_unit(unit, {bucket: tensors | _bookkeeping(part, labels, done)}, part)
             done += len(keys)
             if progress is not None:
                 progress(done, foreign.count)

@@ -18,9 +18,11 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "little") >> 1
 
 
-def inference_copy(model: Autoencoder, *, device: str | torch.device, precision: str) -> Autoencoder:
+def inference_copy(
+    model: Autoencoder, *, device: str | torch.device, precision: str, compiled: bool = False
+) -> Autoencoder:
     """A copy made ready by `for_inference`, so that the caller's model keeps its weights and its hash."""
-    return for_inference(copy.deepcopy(model), device=device, precision=precision)
+    return for_inference(copy.deepcopy(model), device=device, precision=precision, compiled=compiled)
 
 
 def scaling_of(spec: LatentSpec) -> dict[str, Any]:

@@ -180,7 +180,9 @@ class _Actor:
                 "cluster has them under the same name"
             )
         writer = StoreWriter(job.path, job.request, plan=job.plan, look_up=job.model.indices_to_latents)
-        model = inference_copy(job.model, device=self._device, precision=job.request.precision)
+        model = inference_copy(
+            job.model, device=self._device, precision=job.request.precision, compiled=job.request.compiled
+        )
         source = HashingSource(job.source)
         originals = Originals(source, workers=job.workers, check=job.check)
 

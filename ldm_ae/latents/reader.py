@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -39,8 +39,8 @@ from ldm_ae.latents.store import (
 )
 from ldm_ae.models import Autoencoder, ChannelStatistics, GaussianPosterior, LatentSpec, model_hash
 
-_OPEN_FILES = 128
-"""Shards kept open at a time; a process may have about a thousand files open."""
+_OPEN_FILES = 8192
+"""Shards kept open at a time. Each is a memory map and no file descriptor; Linux allows a process 65,530 maps."""
 
 
 class LatentStore:
@@ -96,6 +96,11 @@ class LatentStore:
         """The index rows of good images, in the order of the source."""
         return self._rows
 
+    def buckets(self) -> dict[str, int]:
+        """Good images by HxW of the pixels, in the order of their areas."""
+        found = Counter(self._rows["bucket"].to_pylist())
+        return {bucket: found[bucket] for bucket in sorted(found, key=lambda name: (_area(name), name))}
+
     def bad(self) -> dict[str, str]:
         """Reason by key of the images that could not be used."""
         bad = self.index.filter(pc.equal(self.index["status"], "bad"))
@@ -127,6 +132,11 @@ class LatentStore:
             )
 
 
+def _area(bucket: str) -> int:
+    height, width = (int(side) for side in bucket.split("x"))
+    return height * width
+
+
 def _check_rows(rows: pa.Table) -> None:
     """ValueError unless every good row names a place in a store, and nothing outside of it."""
     if any(rows[name].null_count for name in ("key", "bucket", "shard", "row", "label")):
@@ -138,12 +148,20 @@ def _check_rows(rows: pa.Table) -> None:
         raise ValueError("the index names a row below 0")
 
 
+class _Shard(NamedTuple):
+    """An open file."""
+
+    handle: Any
+    tensors: dict[str, Tensor]
+    """Those that were asked for, whose memory is the file."""
+
+
 class LatentDataset(Dataset[dict[str, Any]]):
     """A map-style data set over the good images of a store, for anyone's trainer.
 
     An item is a dict: `latents` (C, h, w) float32, or `indices` (h, w) or (Q, h, w) int64 in their place, `label` int
-    (-1: none), `key` str. Only the bytes of that item are read. Give it to a `DataLoader` as it is; workers open the
-    files for themselves.
+    (-1: none), `key` str. Only the bytes of that item are read. Give it to a `DataLoader` as it is, with a
+    `BucketBatchSampler` if the store has several resolutions; workers open the files for themselves.
 
     Args:
         store: A store or its folder.
@@ -181,6 +199,9 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._spec = spec
         self._epoch = 0
         rows = self.store.good()
+        buckets = rows["bucket"].combine_chunks().dictionary_encode()
+        self._bucket_names: list[str] = buckets.dictionary.to_pylist()
+        self._bucket_of: NDArray[np.int32] = buckets.indices.to_numpy().astype(np.int32)
         names = pc.binary_join_element_wise(rows["bucket"], rows["shard"], "/").combine_chunks().dictionary_encode()
         self._files: list[str] = names.dictionary.to_pylist()
         self._file_of: NDArray[np.int32] = names.indices.to_numpy().astype(np.int32)
@@ -188,7 +209,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.labels: NDArray[np.int64] = rows["label"].to_numpy()
         """(N,) int64 class of each item, -1 for none."""
         self._keys = rows["key"].combine_chunks()
-        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._dtype = DTYPES[self.store.request.dtype]
+        self._open: OrderedDict[str, _Shard] = OrderedDict()
         self._owner = os.getpid()
         if draw == "indices" and not self.store.request.indices:
             raise UserError(f"{self.store.path} holds no indices; encode with a discrete model, not --store samples")
@@ -202,7 +224,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def tensor_names(self) -> frozenset[str]:
         """The names of the tensors that the shards hold."""
         try:
-            return frozenset(self._handle(self._files[0]).keys())
+            return frozenset(self._shard(self._files[0]).handle.keys())
         except (SafetensorError, OSError) as error:
             raise UserError(f"{self.store.path / self._files[0]} cannot be read: {str(error)[:120]}") from error
 
@@ -210,6 +232,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """Tensors of an item by name: (C, h, w) latents, (2C, h, w) moments, and so on; as they are stored, or float32
         where that is uint8."""
         return {name: self._slice(position, name)[0] for name in names}
+
+    def buckets(self) -> dict[str, NDArray[np.int64]]:
+        """(N,) positions of the items by HxW of the pixels, in the order of the sizes' areas."""
+        names = self._bucket_names
+        return {name: np.flatnonzero(self._bucket_of == names.index(name)) for name in self.store.buckets()}
 
     def set_epoch(self, epoch: int) -> None:
         """Other draws and flips from now on; call it before the loader's workers start."""
@@ -227,6 +254,16 @@ class LatentDataset(Dataset[dict[str, Any]]):
             values = self._spec.scale(values[None])[0]
         kind = "indices" if self._draw == "indices" else "latents"
         return {kind: values, "label": int(self.labels[position]), "key": self._keys[position].as_py()}
+
+    def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
+        """The items of a batch; UserError if they are of several resolutions."""
+        if len(self._bucket_names) > 1 and len(found := np.unique(self._bucket_of[positions])) > 1:
+            names = " and ".join(self._bucket_names[bucket] for bucket in found[:2])
+            raise UserError(
+                f"a batch holds images of {names}; give the DataLoader a batch_sampler: "
+                "ldm_ae.latents.BucketBatchSampler(data, batch_size)"
+            )
+        return [self[position] for position in positions]
 
     def read(self, position: int, *, flipped: bool = False) -> Tensor:
         """(C, h, w) float32, unscaled: the latents of an item or of its mirror image; or its indices, int64."""
@@ -254,26 +291,35 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return self._row(position, name)
 
     def _row(self, position: int, name: str) -> Tensor:
-        """One row of a shard's tensor, (1, ...), as it is stored."""
+        """A copy of one row of a shard's tensor, (1, ...), as it is stored."""
         row = int(self._row_of[position])
         file = self._files[self._file_of[position]]
-        bucket = file.partition("/")[0]
-        shape, dtype = row_of_tensor(name, bucket, self.store.spec, DTYPES[self.store.request.dtype])
         try:
-            tensor: Tensor = self._handle(file).get_slice(name)[row : row + 1]
-            if tensor.shape != (1, *shape) or tensor.dtype != dtype:
-                raise ValueError(f"it is {tuple(tensor.shape)} {tensor.dtype}, and not what the store says")
-            return tensor
+            tensor = self._tensor(file, name)
+            if row >= len(tensor):
+                raise ValueError(f"it has {len(tensor)} rows")
+            return tensor[row : row + 1].clone()
         except (SafetensorError, OSError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{self.store.path / file} cannot be read ({name}, row {row}): {reason(error)}") from error
 
-    def _handle(self, file: str) -> Any:
+    def _tensor(self, file: str, name: str) -> Tensor:
+        """All of a shard's tensor, mapped into memory and checked when it is first asked for; nothing is read yet."""
+        shard = self._shard(file)
+        if name not in shard.tensors:
+            tensor: Tensor = shard.handle.get_tensor(name)
+            shape, dtype = row_of_tensor(name, file.partition("/")[0], self.store.spec, self._dtype)
+            if tensor.shape[1:] != shape or tensor.dtype != dtype:
+                raise ValueError(f"its rows are {tuple(tensor.shape[1:])} {tensor.dtype}, and not what the store says")
+            shard.tensors[name] = tensor
+        return shard.tensors[name]
+
+    def _shard(self, file: str) -> _Shard:
         if self._owner != os.getpid():  # a forked worker opens its own
             self._open, self._owner = OrderedDict(), os.getpid()
         if file not in self._open:
             if len(self._open) >= _OPEN_FILES:
                 self._open.popitem(last=False)
-            self._open[file] = safe_open(self.store.path / file, framework="pt")
+            self._open[file] = _Shard(safe_open(self.store.path / file, framework="pt"), {})
         self._open.move_to_end(file)
         return self._open[file]
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ldm_ae.latents.files import Written, look_at
 from ldm_ae.latents.originals import Originals
 from ldm_ae.latents.reader import LatentStore
-from ldm_ae.latents.work import Record, write_record
+from ldm_ae.latents.work import Record, Shard, write_record
 from ldm_ae.latents.writer import StoreWriter
 
 
@@ -35,10 +35,9 @@ def still_holds(
     done, total = 0, sum(len(writer.indices(unit)) for unit in units)
     for unit in units:
         rows = _rows(store, writer.indices(unit))
-        file = _file(rows)
-        if file is not None:
-            path = store.path / file
-            if not path.is_file() or look_at(path)._asdict() != store.files[file]:
+        for bucket in _buckets(rows):
+            name = f"{bucket}/{writer.shard_name(unit)}"
+            if not (store.path / name).is_file() or look_at(store.path / name)._asdict() != store.files[name]:
                 return False
         if not originals.unchanged(writer.indices(unit), rows):
             return False
@@ -57,29 +56,30 @@ def reopen(writer: StoreWriter) -> None:
     writer.begin_records()
     for unit in range(writer.units):
         rows = _rows(store, writer.indices(unit))
-        file = _file(rows)
-        written, state = None, None
-        if file is not None:
-            try:
-                with safe_open(store.path / file, framework="pt") as shard:
-                    tensors = {name: shard.get_tensor(name) for name in store.request.latents_tensors}
-            except (SafetensorError, OSError):
-                continue  # without a record it is encoded again
-            written = Written(**store.files[file])
-            keys = [row["key"] for row in rows if row["status"] == "ok"]
-            state = writer.statistics(tensors, keys).state()
         name = writer.shard_name(unit)
-        record = Record(
-            bucket=file.partition("/")[0] if file else "", written=written, rows=rows, statistics=state,
-            redone_batches=store.redone_by_file.get(name, 0),
-        )  # fmt: skip
-        write_record(writer.path, name, record)
+        shards = {bucket: _read_shard(writer, store, bucket, rows) for bucket in _buckets(rows)}
+        sound = {bucket: shard for bucket, shard in shards.items() if shard is not None}
+        if len(sound) == len(shards):  # without a record it is encoded again
+            record = Record(shards=sound, rows=rows, redone_batches=store.redone_by_file.get(name, 0))
+            write_record(writer.path, name, record)
     writer.mark_unfinished()
+
+
+def _read_shard(writer: StoreWriter, store: LatentStore, bucket: str, rows: list[dict[str, Any]]) -> Shard | None:
+    """What the record of a shard says, None if it cannot be read."""
+    [file] = {f"{bucket}/{row['shard']}" for row in rows if row["bucket"] == bucket}
+    try:
+        with safe_open(store.path / file, framework="pt") as shard:
+            tensors = {name: shard.get_tensor(name) for name in store.request.latents_tensors}
+    except (SafetensorError, OSError):
+        return None
+    keys = [row["key"] for row in rows if row["bucket"] == bucket]
+    return Shard(Written(**store.files[file]), writer.statistics(tensors, keys).state())
 
 
 def _rows(store: LatentStore, indices: range) -> list[dict[str, Any]]:
     return store.index.slice(indices.start, len(indices)).to_pylist()
 
 
-def _file(rows: list[dict[str, Any]]) -> str | None:
-    return next((f"{row['bucket']}/{row['shard']}" for row in rows if row["status"] == "ok"), None)
+def _buckets(rows: list[dict[str, Any]]) -> list[str]:
+    return sorted({row["bucket"] for row in rows if row["status"] == "ok"})

@@ -9,7 +9,8 @@
         latents_rank00_shard000.safetensors, ...
         latents_stats.pt          {'mean', 'std'}, (1, C, 1, 1) float32, over the whole data set
 
-A shard holds the N good images among `shard_size` consecutive ones of the source, in that order. Its tensors:
+A shard holds the N good images of its resolution among `shard_size` consecutive ones of the source, in that order; the
+shards of one such range have the same name in their resolutions' folders. Its tensors:
 
     latents, latents_flip         (N, C, h, w)   one posterior sample (or the mode) of the image and of its mirror image
     moments, moments_flip         (N, 2C, h, w)  mean and log-variance on channels, log-variance clamped to [-30, 20]
@@ -36,9 +37,9 @@ not applied), value_range of the pixels, seed, transform_hash, rows.
 
 store.json is written first without `files` and last with them: a store without is not complete, and has a folder .work
 that says which shards are (`work.py`). `processes` are those that encoded, as they are in the shards' names; a range of
-the source without a good image has a number and no file. The `checksum` is the sha256 of its other content as canonical
-JSON, and its text is what `write_json` writes, so that no change goes unseen. Every file appears by a rename, so none
-is ever half there.
+the source without a good image of a resolution has a number and no file there. The `checksum` is the sha256 of its
+other content as canonical JSON, and its text is what `write_json` writes, so that no change goes unseen. Every file
+appears by a rename, so none is ever half there.
 """
 
 from __future__ import annotations
@@ -118,6 +119,8 @@ class StoreRequest:
     """Latents with moments or indices; latents alone; or moments or indices alone."""
     indices: bool = False
     """Whether there are indices, those of the codebook in `scaling`."""
+    compiled: bool = False
+    """The encoder was compiled and saw full batches alone, the last ones filled up."""
 
     @property
     def indices_alone(self) -> bool:
@@ -149,7 +152,7 @@ class StoreRequest:
         }
 
 
-_ADDED: dict[str, Any] = {"content": "full", "indices": False}
+_ADDED: dict[str, Any] = {"content": "full", "indices": False, "compiled": False}
 """What a request without these fields, which came later, means."""
 _KINDS = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict}
 

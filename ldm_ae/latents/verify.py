@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldm_ae.errors import UserError, printable, reason
+from ldm_ae.latents.crops import describe_crops
 from ldm_ae.latents.eight_bits import ERROR, SCALE
 from ldm_ae.latents.files import look_at
 from ldm_ae.latents.reader import LatentStore
@@ -54,9 +56,7 @@ def verify_store(path: str | Path) -> list[str]:
     moments = any(_holds_moments(store.path / name) for name in sound)
     for name, rows in sound.items():
         problems += [f"{name} {problem}" for problem in _check_shard(store, name, rows, moments=moments)]
-    if store.statistics.count % max(len(store), 1) or (store.statistics.count == 0) != (len(store) == 0):
-        problems.append(f"{STATISTICS} counts {store.statistics.count} values a channel, not a multiple of the images")
-    return problems
+    return problems or _check_count(store)
 
 
 def inspect_store(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
@@ -98,13 +98,14 @@ def inspect_store(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
     statistics = store.statistics
     buckets = {
         bucket: {"images": images, "shards": sum(name.startswith(f"{bucket}/") for name in _shards(store))}
-        for bucket, images in Counter(store.good()["bucket"].to_pylist()).items()
+        for bucket, images in store.buckets().items()
     }
     return summary | {
         "redone_batches": store.redone_batches,
         "images": len(store),
         "bad_images": store.bad(),
         "buckets": buckets,
+        "cropped": asdict(describe_crops(store.good())),
         "bytes": sum(file["size"] for file in store.files.values()),
         "statistics": {
             "channel_mean": statistics.channel_mean.tolist(),
@@ -153,6 +154,18 @@ def _expected_tensors(store: LatentStore, name: str, rows: int, *, moments: bool
     dtype = DTYPES[store.request.dtype]
     found = {key: row_of_tensor(key, name.partition("/")[0], store.spec, dtype) for key in names}
     return {key: ([rows, *shape], _SAFETENSORS_DTYPES[dtype]) for key, (shape, dtype) in found.items()}
+
+
+def _check_count(store: LatentStore) -> list[str]:
+    values = sum(images * math.prod(_latent_size(store, bucket)) for bucket, images in store.buckets().items())
+    if store.statistics.count == values:
+        return []
+    return [f"{STATISTICS} counts {store.statistics.count} values a channel, the images have {values}"]
+
+
+def _latent_size(store: LatentStore, bucket: str) -> tuple[int, int]:
+    height, width = (int(side) for side in bucket.split("x"))
+    return store.spec.latent_size(height, width)
 
 
 def _holds_moments(file: Path) -> bool:

@@ -1,13 +1,14 @@
 """What is already done of a store that is not complete: a record beside each finished shard.
 
-    STORE/.work/latents_rank00_shard000.json    of the shard of that name, written after it: its bucket, sha256 and
-                                                size, the rows of the index, the exact state of its statistics, and how
-                                                many batches overflowed; and a sha256 over all that
+    STORE/.work/latents_rank00_shard000.json    of a range of the source, written after its shards, which have this
+                                                name in the folders of their buckets: sha256 and size of each, the exact
+                                                state of its statistics, the rows of the index, and how many batches
+                                                overflowed; and a sha256 over all that
     STORE/.work/run.json                        which run of the command has the store, so that a process that is left
                                                 of an earlier one stops
 
-A shard counts as finished if its record is byte for byte what was written and the shard has the hash that the record
-says. The folder goes when the store is complete. A range of the source without a good image has a record and no shard.
+A range counts as finished if its record is byte for byte what was written and its shards have the hashes that the
+record says. The folder goes when the store is complete. A range without a good image has a record and no shard.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ldm_ae.errors import reason
 from ldm_ae.files import read_json, write_json
@@ -28,44 +29,53 @@ _RECORD_NAME = re.compile(r"latents_rank(\d{2,6})_shard(\d{3,9})\.json")
 _log = logging.getLogger("ldm_ae")
 
 
+class Shard(NamedTuple):
+    """One file of latents."""
+
+    written: Written
+    """What it must be."""
+    statistics: dict[str, Any]
+    """`ChannelStatistics.state` of its `latents`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One finished shard."""
+    """One finished range of the source."""
 
-    bucket: str
-    """HxW of the pixels."""
-    written: Written | None
-    """What the shard must be; None if no image of its range is good, and there is no shard."""
+    shards: dict[str, Shard]
+    """By bucket, HxW of the pixels; empty if no image of the range is good."""
     rows: list[dict[str, Any]]
-    """The index rows of its range of the source, bad images too."""
-    statistics: dict[str, Any] | None
-    """`ChannelStatistics.state` of its `latents`; None without a shard."""
+    """The index rows of the range, bad images too."""
     redone_batches: int
     """Batches that overflowed in the request's precision and were encoded in float32."""
 
 
 def write_record(store: Path, shard: str, record: Record) -> None:
-    """Say that `shard`, a file name, is finished; only after it is."""
+    """Say that the shards called `shard` are finished; only after they are."""
     content = {
-        "bucket": record.bucket,
-        "written": None if record.written is None else record.written._asdict(),
+        "shards": {
+            bucket: {"written": part.written._asdict(), "statistics": part.statistics}
+            for bucket, part in sorted(record.shards.items())
+        },
         "rows": record.rows,
-        "statistics": record.statistics,
         "redone_batches": record.redone_batches,
     }
     write_json(_path(store, shard), content | {"checksum": hash_json(content)})
 
 
 def read_record(store: Path, shard: str) -> Record | None:
-    """The record of `shard`, None if there is none or if it is not what was written."""
+    """The record of the shards called `shard`, None if there is none or if it is not what was written."""
     path = _path(store, shard)
     try:
         content = read_json(path, as_written=True)
         checksum = content.pop("checksum")
         if checksum != hash_json(content):
             raise ValueError("its checksum does not fit")
-        written = content.pop("written")
-        return Record(written=None if written is None else Written(**written), **content)
+        shards = {
+            bucket: Shard(Written(**part["written"]), part["statistics"])
+            for bucket, part in content.pop("shards").items()
+        }
+        return Record(shards=shards, **content)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -74,15 +84,14 @@ def read_record(store: Path, shard: str) -> Record | None:
 
 
 def finished(store: Path, shard: str) -> Record | None:
-    """The record of `shard` if the shard lies there as it says; None if it must be made (again)."""
+    """The record of the shards called `shard` if they lie there as it says; None if they must be made (again)."""
     record = read_record(store, shard)
-    if record is None or record.written is None:
-        return record
-    file = store / record.bucket / shard
-    if file.is_file() and look_at(file) == record.written:
-        return record
-    _log.warning("%s is not what was written; it is encoded again", file)
-    return None
+    for bucket, part in record.shards.items() if record is not None else ():
+        file = store / bucket / shard
+        if not file.is_file() or look_at(file) != part.written:
+            _log.warning("%s is not what was written; it is encoded again", file)
+            return None
+    return record
 
 
 def write_run(store: Path, run: str) -> None:

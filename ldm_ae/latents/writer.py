@@ -6,7 +6,8 @@ import io
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from ldm_ae.latents.store import (
     read_description,
     short,
 )
-from ldm_ae.latents.work import WORK, Record, finished, read_record, read_run, recorded, write_record, write_run
+from ldm_ae.latents.work import WORK, Record, Shard, finished, read_record, read_run, recorded, write_record, write_run
 from ldm_ae.locks import LOCK
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, hash_json
 
@@ -45,7 +46,7 @@ _SECONDS_UNTIL_SEEN = 90
 
 
 class StoreWriter:
-    """Writes one store: `add_shard` for each unit of work, a range of the source, then `finish`.
+    """Writes one store: `add_unit` for each unit of work, a range of the source, then `finish`.
 
     Args:
         path: The store's folder: new, empty, or an unfinished store of the same request, whose finished shards stay.
@@ -87,7 +88,7 @@ class StoreWriter:
 
     @property
     def units(self) -> int:
-        """Ranges of `shard_size` images, one file each."""
+        """Ranges of `shard_size` images, one file for each bucket that they hold."""
         return -(-self.request.images // self.request.shard_size)
 
     def share(self, rank: int, processes: int) -> range:
@@ -100,12 +101,12 @@ class StoreWriter:
         return range(unit * size, min((unit + 1) * size, self.request.images))
 
     def shard_name(self, unit: int) -> str:
-        """The file of a unit."""
+        """The file of a unit, in the folder of each of its buckets."""
         rank = next((r for r in range(self.processes) if unit in self.share(r, self.processes)), 0)
         return f"latents_rank{rank:02d}_shard{unit - self.share(rank, self.processes).start:03d}.safetensors"
 
     def finished(self, unit: int) -> Record | None:
-        """What is known of a unit that is done, its shard read and compared; None if it must be done."""
+        """What is known of a unit that is done, its shards read and compared; None if it must be done."""
         return finished(self.path, self.shard_name(unit))
 
     def _claim(self) -> bool:
@@ -135,7 +136,8 @@ class StoreWriter:
             self._remove_records()
             return True
         self.begin_records()
-        self._remove_shards_except(set(recorded(self.path)))
+        names = set(recorded(self.path))
+        self._remove_shards(lambda file: file.name not in names)
         return False
 
     def begin_records(self) -> None:
@@ -155,10 +157,19 @@ class StoreWriter:
             time.sleep(1)
         return names
 
-    def _remove_shards_except(self, names: Collection[str]) -> None:
-        for file in self.path.glob("*x*/*"):
-            if BUCKET_NAME.fullmatch(file.parent.name) and SHARD_NAME.fullmatch(file.name) and file.name not in names:
+    def _remove_shards(self, is_stale: Callable[[Path], bool]) -> None:
+        """Those that are stale, and all that is left of a bucket without a shard."""
+        for folder in self.path.glob("*x*"):
+            if not BUCKET_NAME.fullmatch(folder.name):
+                continue
+            shards = [file for file in folder.iterdir() if SHARD_NAME.fullmatch(file.name)]
+            stale = [file for file in shards if is_stale(file)]
+            for file in stale:
                 file.unlink()
+            if len(stale) == len(shards):
+                (folder / LIGHTNINGDIT_STATISTICS).unlink(missing_ok=True)
+                with suppress(OSError):  # somebody else's file is in it
+                    folder.rmdir()
 
     def _remove_records(self) -> None:
         """What a complete store no longer needs."""
@@ -176,11 +187,10 @@ class StoreWriter:
             content["redone_by_file"] = redone_by_file or {}
         return content | {"checksum": hash_json(content)}
 
-    def add_shard(
+    def add_unit(
         self,
         unit: int,
-        bucket: str,
-        tensors: dict[str, Tensor],
+        buckets: dict[str, dict[str, Tensor]],
         rows: Sequence[dict[str, Any]],
         *,
         redone_batches: int = 0,
@@ -189,9 +199,10 @@ class StoreWriter:
 
         Args:
             unit: The number of the range.
-            bucket: HxW of the pixels.
-            tensors: As in the module's description, in the stored dtype; empty if no image of the range is good.
-            rows: Manifest rows in the order of the source, `bucket`, `shard` and `row` not yet set.
+            buckets: By HxW of the pixels, tensors as in the module's description, in the stored dtype and in the order
+                of the source; empty if no image of the range is good.
+            rows: Manifest rows in the order of the source, those of good images with their `bucket`, `shard` and `row`
+                not yet set.
             redone_batches: How many overflowed in the request's precision and were encoded in float32.
 
         Raises:
@@ -200,23 +211,22 @@ class StoreWriter:
         assert not self.complete, "nothing is added to a complete store"
         if read_run(self.path) != self._run:
             raise RunError(f"another run of this command has {self.path} now; this one ends")
-        good = [row for row in rows if row["status"] == "ok"]
         name = self.shard_name(unit)
-        written, state = None, None
-        if good:
+        shards: dict[str, Shard] = {}
+        for bucket in sorted(buckets):
+            tensors = buckets[bucket]
+            good = [row for row in rows if row["status"] == "ok" and row["bucket"] == bucket]
             assert all(len(tensor) == len(good) for tensor in tensors.values()), "one row a good image"
             for position, row in enumerate(good):
-                row |= {"bucket": bucket, "shard": name, "row": position}
+                row |= {"shard": name, "row": position}
             folder = self.path / bucket
             folder.mkdir(exist_ok=True)
             written = write_safetensors(folder / name, tensors, self.request.header(len(good)))
             # Of what is stored, after rounding and in its layout, which changes the order of a sum, so that anyone can
             # compute the same from the files.
-            state = self.statistics(tensors, [row["key"] for row in good]).state()
-        record = Record(
-            bucket=bucket, written=written, rows=list(rows), statistics=state, redone_batches=redone_batches
-        )  # fmt: skip
-        write_record(self.path, name, record)
+            statistics = self.statistics(tensors, [row["key"] for row in good])
+            shards[bucket] = Shard(written, statistics.state())
+        write_record(self.path, name, Record(shards=shards, rows=list(rows), redone_batches=redone_batches))
 
     def statistics(self, tensors: dict[str, Tensor], keys: Sequence[str]) -> ChannelStatistics:
         """Of the latents of a shard's good images: stored, drawn from the moments of a lean store, or looked up."""
@@ -253,9 +263,9 @@ class StoreWriter:
             first_bad = first_bad or next((row for row in record.rows if row["status"] == "bad"), {})
             if record.redone_batches:
                 redone_by_file[name] = record.redone_batches
-            if record.written is not None and record.statistics is not None:
-                files[f"{record.bucket}/{name}"] = record.written
-                statistics.merge(ChannelStatistics.from_state(record.statistics))
+            for bucket, shard in record.shards.items():
+                files[f"{bucket}/{name}"] = shard.written
+                statistics.merge(ChannelStatistics.from_state(shard.statistics))
         if (rows := sum(map(len, tables))) != self.request.images:
             raise RunError(
                 f"{self.path} holds {rows} of {self.request.images} images though every process has finished; do all "
@@ -266,7 +276,7 @@ class StoreWriter:
                 f"none of the {self.request.images} images can be used; the first, {first_bad['key']}: "
                 f"{first_bad['error']}"
             )
-        self._remove_shards_except({file.partition("/")[2] for file in files})
+        self._remove_shards(lambda file: f"{file.parent.name}/{file.name}" not in files)
         sink = pa.BufferOutputStream()
         pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
         files[INDEX] = write_bytes(self.path / INDEX, memoryview(sink.getvalue()))

@@ -67,8 +67,8 @@ class LatentSpec:
         factor = self.downsample_factor
         if height % factor or width % factor or height <= 0 or width <= 0:
             raise UserError(
-                f"image size {width}x{height} is not divisible by the model's downsample factor {factor}; "
-                f"use for example {max(width // factor, 1) * factor}x{max(height // factor, 1) * factor}"
+                f"an image of height x width {height}x{width} is not divisible by the model's downsample factor "
+                f"{factor}; use for example {max(height // factor, 1) * factor}x{max(width // factor, 1) * factor}"
             )
         return height // factor, width // factor
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
+from ldm_ae.background import BackgroundWriter
 from ldm_ae.discriminators import Discriminator
 from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.files import clear_leftovers, writing_folder
@@ -24,7 +25,6 @@ from ldm_ae.training.rng import rng_state, set_rng_state
 from ldm_ae.training.run_log import RunLog
 from ldm_ae.training.snapshot import HostCopy, Snapshot
 from ldm_ae.training.state import read_state
-from ldm_ae.training.writer import BackgroundWriter
 
 
 class Progress(NamedTuple):

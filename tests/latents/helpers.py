@@ -121,12 +121,12 @@ def synthetic_store(
                 content.tensors.append(tensors)
                 rows.append({"key": key, "source": "images", "source_hash": f"{number:064d}", "height": size[0],
                              "width": size[1], "crop": [0, 0, size[1], size[0]], "label": content.labels[-1],
-                             "caption": caption, "status": "ok"})  # fmt: skip
+                             "caption": caption, "bucket": bucket, "status": "ok"})  # fmt: skip
                 parts.append(tensors | {"labels": torch.tensor(content.labels[-1]), "index": torch.tensor(number),
                                         "original_size": torch.tensor(size),
                                         "crop_ltrb": torch.tensor([0, 0, size[1], size[0]])})  # fmt: skip
             stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
-            writer.add_shard(next(units), bucket, stacked, rows)
+            writer.add_unit(next(units), {bucket: stacked}, rows)
     writer.finish()
     return content
 

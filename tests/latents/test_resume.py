@@ -28,9 +28,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     keys: list[str] = []
     original = encoder._encode_batch
 
-    def counted(model: Any, batch: Any, request: Any) -> Any:
+    def counted(model: Any, batch: Any, *rest: Any) -> Any:
         keys.extend(batch.keys)
-        return original(model, batch, request)
+        return original(model, batch, *rest)
 
     monkeypatch.setattr(encoder, "_encode_batch", counted)
     return keys
@@ -132,7 +132,7 @@ def test_ranges_without_a_good_image_are_done_too(
     encode_until(11, tiny_model, image_folder, tmp_path / "again")
     record = read_record(tmp_path / "again", SHARDS[1])
     assert record is not None
-    assert record.written is None
+    assert record.shards == {}
     assert [row["status"] for row in record.rows] == ["bad"] * 5
     encoded.clear()
     summary = encode(tiny_model, image_folder, tmp_path / "again", bad_share=1.0)
@@ -160,7 +160,7 @@ def test_a_record_says_what_the_index_will(tiny_model: KLAutoencoder, image_fold
     encode_until(8, tiny_model, image_folder, tmp_path / "again")
     content = json.loads((tmp_path / "again/.work/latents_rank00_shard000.json").read_text())
     assert content.pop("checksum") == hash_json(content)
-    assert content["bucket"] == "32x32"
+    assert list(content["shards"]) == ["32x32"]
     assert [row["row"] for row in content["rows"]] == [0, 1, 2, 3, 4]
-    assert content["statistics"]["count"] == 5 * 8 * 8
+    assert content["shards"]["32x32"]["statistics"]["count"] == 5 * 8 * 8
     assert content["redone_batches"] == 0

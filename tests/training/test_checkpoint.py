@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from ldm_ae.background import BackgroundWriter
 from ldm_ae.errors import RunError, UserError
 from ldm_ae.files import sha256, write_json
 from ldm_ae.models import KLAutoencoder, load_autoencoder
@@ -28,7 +29,6 @@ from ldm_ae.training.checkpoint import (
     write_checkpoint,
 )
 from ldm_ae.training.snapshot import HostCopy, Snapshot
-from ldm_ae.training.writer import BackgroundWriter
 
 
 def snapshot(model: KLAutoencoder, step: int) -> Snapshot:

@@ -1,0 +1,336 @@
+"""Stores of several resolutions: written, resumed, verified, read and decoded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from ldm_ae.data import BucketTransform, ImageTransform, open_source
+from ldm_ae.errors import UserError
+from ldm_ae.files import write_json
+from ldm_ae.latents import (
+    BucketBatchSampler,
+    EncodeSummary,
+    LatentDataset,
+    LatentStore,
+    decode_store,
+    inspect_store,
+    verify_store,
+)
+from ldm_ae.latents.convert import convert_store
+from ldm_ae.latents.files import look_at
+from ldm_ae.latents.work import recorded
+from ldm_ae.models import ChannelStatistics, KLAutoencoder, hash_json
+from tests.latents.helpers import contents, encode, synthetic_store
+from tests.latents.test_processes import encode_together
+from tests.latents.test_resume import StoppedError, encoded  # noqa: F401 - a fixture
+from tests.pictures import smooth_picture
+
+SIZES = [(32, 48), (48, 32), (32, 32)]
+TRANSFORM = BucketTransform(SIZES)
+
+
+@pytest.fixture
+def mixed_folder(tmp_path: Path) -> Path:
+    """Sixteen pictures of three shapes, mixed, in classes; the last is smaller than what it becomes."""
+    root = tmp_path / "mixed"
+    for i in range(16):
+        width, height = {0: (60, 40), 1: (40, 60), 2: (66, 40), 3: (50, 50)}[i % 4]
+        width, height = (20, 20) if i == 15 else (width, height)
+        (root / f"{i % 2}").mkdir(parents=True, exist_ok=True)
+        smooth_picture(i, width, height).save(root / f"{i % 2}/{i:03d}.png")
+    return root
+
+
+def encode_mixed(model: KLAutoencoder, images: Path, store: Path, **changes: Any) -> EncodeSummary:
+    return encode(model, images, store, **({"transform": TRANSFORM, "shard_size": 6} | changes))
+
+
+@pytest.fixture
+def mixed(tiny_model: KLAutoencoder, mixed_folder: Path, tmp_path: Path) -> Path:
+    encode_mixed(tiny_model, mixed_folder, tmp_path / "buckets")
+    return tmp_path / "buckets"
+
+
+def test_every_image_is_where_its_shape_belongs(mixed: Path, mixed_folder: Path, tiny_model: KLAutoencoder) -> None:
+    store, data, source = LatentStore(mixed), LatentDataset(mixed), open_source(str(mixed_folder))
+    assert store.buckets() == {"32x32": 4, "32x48": 8, "48x32": 4}
+    rows = store.good().to_pylist()
+    assert [row["key"] for row in rows] == [source.key(i) for i in range(16)]
+    for position, row in enumerate(rows):
+        size = TRANSFORM.choose(row["height"], row["width"])
+        assert row["bucket"] == f"{size[0]}x{size[1]}"
+        image = smooth_picture(int(Path(row["key"]).stem), row["width"], row["height"])
+        transformed = ImageTransform(size=size)(image)
+        assert row["crop"] == list(transformed.crop_ltrb)
+        with torch.no_grad():
+            moments = tiny_model.encode(transformed.pixel_values[None]).moments
+        # Another batch size and memory layout reorder float32 sums.
+        torch.testing.assert_close(data.tensors(position, ["moments"])["moments"], moments[0], atol=1e-5, rtol=1e-5)
+    for file in mixed.glob("*/*.safetensors"):
+        index = load_file(file)["index"].tolist()
+        assert index == sorted(index)
+
+
+def test_each_folder_is_a_data_set_of_lightningdit(mixed: Path) -> None:
+    for bucket in ("32x32", "32x48", "48x32"):
+        names = sorted(path.name for path in (mixed / bucket).iterdir())
+        assert names[-1] == "latents_stats.pt"
+        assert all(name.startswith("latents_rank00_shard00") for name in names[:-1])
+        rows = sum(len(load_file(mixed / bucket / name)["labels"]) for name in names[:-1])
+        assert rows == LatentStore(mixed).buckets()[bucket]
+
+
+def test_statistics_are_over_all_resolutions(mixed: Path) -> None:
+    statistics = ChannelStatistics(4)
+    for file in sorted(mixed.glob("*/*.safetensors")):
+        statistics.update(load_file(file)["latents"])
+    found = LatentStore(mixed).statistics
+    assert found.count == 8 * 8 * 4 + 12 * 8 * 12
+    # The same float64 sums in another order.
+    assert found.channel_mean.tolist() == pytest.approx(statistics.channel_mean.tolist(), rel=1e-12)
+    assert found.channel_std.tolist() == pytest.approx(statistics.channel_std.tolist(), rel=1e-12)
+
+
+def test_what_was_cropped_is_said(tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path) -> None:
+    summary = encode_mixed(tiny_model, mixed_folder, mixed)
+    assert summary.already_complete
+    assert summary.buckets == LatentStore(mixed).buckets()
+    shares = []
+    for row in LatentStore(mixed).good().to_pylist():
+        left, top, right, bottom = row["crop"]
+        shares.append(1 - (right - left) * (bottom - top) / (row["width"] * row["height"]))
+    assert summary.crops.mean_share == pytest.approx(sum(shares) / 16)
+    assert 0.02 < summary.crops.mean_share < 0.03
+    assert summary.crops.enlarged == 1
+    assert inspect_store(mixed)["cropped"] == {"mean_share": summary.crops.mean_share, "enlarged": 1}
+
+
+def stop_after(images: int) -> Any:
+    def stop(done: int, total: int) -> None:
+        if done >= images:
+            raise StoppedError
+
+    return stop
+
+
+@pytest.mark.parametrize("images", [5, 8, 14, 16])
+def test_a_stopped_encoding_goes_on_to_the_same_bytes(
+    images: int, tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path, tmp_path: Path,
+    encoded: list[str],  # noqa: F811
+) -> None:  # fmt: skip
+    again = tmp_path / "again"
+    with pytest.raises(StoppedError):
+        encode_mixed(tiny_model, mixed_folder, again, progress=stop_after(images))
+    done = len(recorded(again))
+    assert done == images // 6
+    encoded.clear()
+    encode_mixed(tiny_model, mixed_folder, again)
+    assert len(encoded) == 16 - 6 * done
+    assert contents(again) == contents(mixed)
+    assert verify_store(again) == []
+
+
+def test_a_range_is_encoded_again_if_one_of_its_shards_is_damaged(
+    tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path, tmp_path: Path, encoded: list[str]  # noqa: F811
+) -> None:  # fmt: skip
+    again = tmp_path / "again"
+    with pytest.raises(StoppedError):
+        encode_mixed(tiny_model, mixed_folder, again, progress=stop_after(14))
+    shard = sorted((again / "48x32").glob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    encoded.clear()
+    encode_mixed(tiny_model, mixed_folder, again)
+    assert len(encoded) == 16 - 6
+    assert contents(again) == contents(mixed)
+
+
+def test_an_image_that_changes_its_shape_moves(
+    tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path, tmp_path: Path, encoded: list[str]  # noqa: F811
+) -> None:  # fmt: skip
+    for key in [row["key"] for row in LatentStore(mixed).good().to_pylist() if row["bucket"] == "32x32"]:
+        smooth_picture(0, 60, 40).save(mixed_folder / key)
+    encoded.clear()
+    assert not encode_mixed(tiny_model, mixed_folder, mixed).already_complete
+    encode_mixed(tiny_model, mixed_folder, tmp_path / "fresh")
+    # The folder of a size that no image has any more is gone, as it is never made in a new store.
+    assert not (mixed / "32x32").exists()
+    assert contents(mixed) == contents(tmp_path / "fresh")
+    assert verify_store(mixed) == []
+
+
+def test_several_processes_give_the_same_latents(
+    tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path, tmp_path: Path
+) -> None:
+    encode_together(2, tiny_model, mixed_folder, tmp_path / "two", transform=TRANSFORM, shard_size=6)
+    assert verify_store(tmp_path / "two") == []
+    assert (tmp_path / "two/stats.json").read_bytes() == (mixed / "stats.json").read_bytes()
+    tables = [pq.read_table(path / "index.parquet").drop_columns(["shard"]) for path in (mixed, tmp_path / "two")]
+    assert tables[0].equals(tables[1])
+    one, two = LatentDataset(mixed), LatentDataset(tmp_path / "two")
+    for position in range(16):
+        found, other = (data.tensors(position, one.tensor_names) for data in (one, two))
+        assert all(torch.equal(tensor, other[name]) for name, tensor in found.items())
+
+
+def test_the_sizes_are_part_of_the_request(tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path) -> None:
+    before = contents(mixed)
+    with pytest.raises(UserError, match="made with transform"):
+        encode_mixed(tiny_model, mixed_folder, mixed, transform=BucketTransform(SIZES[:2]))
+    with pytest.raises(UserError, match="made with transform"):
+        encode_mixed(tiny_model, mixed_folder, mixed, transform=ImageTransform(size=32))
+    reordered = BucketTransform([*reversed(SIZES), SIZES[0]])
+    assert encode_mixed(tiny_model, mixed_folder, mixed, transform=reordered).already_complete
+    assert contents(mixed) == before
+    assert LatentStore(mixed).request.transform["sizes"] == [[32, 32], [32, 48], [48, 32]]
+
+
+def test_sizes_that_do_not_fit_leave_no_folder(tiny_model: KLAutoencoder, mixed_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="height x width 30x48 is not divisible"):
+        encode_mixed(tiny_model, mixed_folder, tmp_path / "store", transform=BucketTransform([(32, 32), (30, 48)]))
+    assert not (tmp_path / "store").exists()
+
+
+def test_statistics_that_count_something_else_are_found(mixed: Path) -> None:
+    description = json.loads((mixed / "store.json").read_text())
+    content = json.loads((mixed / "stats.json").read_text())
+    content["state"]["count"] -= 32
+    write_json(mixed / "stats.json", content)
+    description["files"]["stats.json"] = look_at(mixed / "stats.json")._asdict()
+    del description["checksum"]
+    write_json(mixed / "store.json", description | {"checksum": hash_json(description)})
+    assert verify_store(mixed) == ["stats.json counts 1376 values a channel, the images have 1408"]
+
+
+def test_all_is_decoded_to_the_size_that_was_encoded(mixed: Path, tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+    assert decode_store(tiny_model, mixed, tmp_path / "out", batch_size=3, device="cpu") == 16
+    for row in LatentStore(mixed).good().to_pylist():
+        with Image.open(tmp_path / "out" / row["key"]) as image:
+            assert f"{image.height}x{image.width}" == row["bucket"]
+
+
+def test_formats_of_one_size_refuse_several(mixed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"reads images of one resolution, .* has 32x32, 32x48, 48x32; choose one"):
+        convert_store(mixed, tmp_path / "mar", "mar")
+    assert convert_store(mixed, tmp_path / "mar", "mar", bucket="32x48").images == LatentStore(mixed).buckets()["32x48"]
+    assert convert_store(mixed, tmp_path / "kohya", "kohya", arch="sd").images == 16
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> LatentDataset:
+    synthetic_store(tmp_path / "synthetic", buckets={"16x32": 23, "32x16": 9, "16x16": 4}, shard=5)
+    return LatentDataset(tmp_path / "synthetic")
+
+
+def bucket_of(data: LatentDataset, position: int) -> str:
+    return str(data.store.good()["bucket"][position])
+
+
+def epoch(data: LatentDataset, number: int = 0, **options: Any) -> list[list[int]]:
+    sampler = BucketBatchSampler(data, **({"batch_size": 4} | options))
+    sampler.set_epoch(number)
+    batches = list(sampler)
+    assert len(sampler) == len(batches)
+    return batches
+
+
+def flat(batches: Sequence[Sequence[int]]) -> list[int]:
+    return [position for batch in batches for position in batch]
+
+
+def test_batches_are_of_one_resolution_and_hold_everything_once(data: LatentDataset) -> None:
+    batches = epoch(data)
+    assert sorted(flat(batches)) == list(range(36))
+    for batch in batches:
+        assert len({bucket_of(data, position) for position in batch}) == 1
+    assert sorted(map(len, batches)) == [1, 3, *[4] * 8]
+    assert epoch(data) == batches
+    # The resolutions are mixed, and so are the images within one.
+    assert len({bucket_of(data, batch[0]) for batch in batches[:5]}) > 1
+    assert flat(batches) != sorted(flat(batches))
+    for other in (epoch(data, 1), epoch(data, seed=1)):
+        assert other != batches
+        assert sorted(flat(other)) == list(range(36))
+
+
+def test_without_shuffling_and_without_the_rest(data: LatentDataset) -> None:
+    assert flat(epoch(data, shuffle=False)) == [*range(32, 36), *range(23), *range(23, 32)]
+    assert flat(epoch(data, 5, shuffle=False)) == flat(epoch(data, shuffle=False))
+    full = epoch(data, drop_last=True)
+    assert [len(batch) for batch in full] == [4] * 8
+    assert len(set(flat(full))) == 32
+    assert set(flat(full)) != set(flat(epoch(data, 1, drop_last=True)))
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(2, 4), (3, 2), (4, 4), (4, 3), (2, 1)])
+def test_processes_share_every_step(world_size: int, batch_size: int, tmp_path: Path) -> None:
+    synthetic_store(tmp_path / "store", buckets={"16x32": 26, "32x16": 14, "16x16": 4}, shard=50)
+    data = LatentDataset(tmp_path / "store")
+    ranks = [epoch(data, rank=rank, world_size=world_size, batch_size=batch_size) for rank in range(world_size)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert sorted(flat(flat(ranks))) == list(range(44))  # type: ignore[arg-type]
+    for step in zip(*ranks, strict=True):
+        sizes = [len(batch) for batch in step]
+        assert min(sizes) >= 1
+        assert max(sizes) <= batch_size
+        assert max(sizes) - min(sizes) <= 1
+        assert len({bucket_of(data, position) for position in flat(step)}) == 1
+
+
+def test_too_few_images_for_all_processes(data: LatentDataset) -> None:
+    with pytest.raises(UserError, match=r"has 4 images of 16x16, which leaves 4 for a step of 5 processes"):
+        BucketBatchSampler(data, 4, world_size=5)
+    with pytest.raises(UserError, match=r"has 23 images of 16x32, which leaves 1 for a step of 2 processes"):
+        BucketBatchSampler(data, 1, world_size=2)
+    ranks = [epoch(data, rank=rank, world_size=5, drop_last=True) for rank in range(5)]
+    assert [[len(batch) for batch in batches] for batches in ranks] == [[4]] * 5
+    for wrong in ({"batch_size": 0}, {"rank": 2, "world_size": 2}, {"seed": -1}):
+        with pytest.raises(UserError, match="do not fit"):
+            BucketBatchSampler(data, **({"batch_size": 1} | wrong))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_gives_batches_of_one_shape(workers: int, data: LatentDataset) -> None:
+    sampler = BucketBatchSampler(data, 4)
+    loader = DataLoader(data, batch_sampler=sampler, num_workers=workers)
+    shapes = set()
+    keys: list[str] = []
+    for batch, positions in zip(loader, list(sampler), strict=True):
+        assert batch["latents"].shape[0] == len(positions)
+        shapes.add(tuple(batch["latents"].shape[1:]))
+        keys += batch["key"]
+        assert torch.equal(batch["latents"][0], data[positions[0]]["latents"])
+    assert shapes == {(4, 4, 8), (4, 8, 4), (4, 4, 4)}
+    assert sorted(keys) == sorted(data.store.good()["key"].to_pylist())
+
+
+def test_a_loader_without_the_sampler_says_what_to_do(data: LatentDataset) -> None:
+    with pytest.raises(UserError, match=r"a batch holds images of 16x32 and 32x16; .*BucketBatchSampler"):
+        list(DataLoader(data, batch_size=5))
+
+
+def test_reading_an_item_reads_no_other(data: LatentDataset) -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs Linux's /proc")
+    tensor = data._tensor(data._files[0], "latents")
+    ranges = [line.split() for line in maps.read_text().splitlines() if line.endswith(data._files[0])]
+    # The tensor's memory is the file: if the library copied it, every worker would hold all shards that it has met.
+    bounds = [tuple(int(end, 16) for end in fields[0].split("-")) for fields in ranges]
+    assert any(start <= tensor.data_ptr() < end for start, end in bounds)
+    item = data[0]["latents"]
+    item.fill_(math.pi)
+    assert not torch.equal(data[0]["latents"], item)
