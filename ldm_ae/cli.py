@@ -114,6 +114,8 @@ def build_parser() -> argparse.ArgumentParser:
     stored = encode.add_mutually_exclusive_group()
     stored.add_argument("--fp16", action="store_const", const="fp16", dest="dtype", help="store float16")
     stored.add_argument("--bf16", action="store_const", const="bf16", dest="dtype", help="store bfloat16")
+    stored.add_argument("--dtype", choices=("fp32", "fp16", "bf16", "uint8"), help="what latents are stored in; uint8 "
+                        "has 256 levels for each channel of an image, with its error said (default: fp32)")  # fmt: skip
     encode.set_defaults(dtype="fp32")
     encode.add_argument("--latents", choices=("sample", "mode"), default="sample", help="what `latents` holds; moments "
                         "are stored beside them (default: %(default)s)")  # fmt: skip
@@ -128,6 +130,13 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--no-check", action="store_true", help="when it goes on or is there already: do not read the "
                         "images of finished files again to see whether they have changed")  # fmt: skip
     encode.add_argument("--shard-size", type=int, default=1024, help="images of one file (default: %(default)s)")
+    encode.add_argument("--engine", choices=("local", "ray"), default="local", help="what encodes: this process (and "
+                        "those that torchrun or accelerate has started beside it), or a Ray cluster (default: "
+                        "%(default)s)")  # fmt: skip
+    encode.add_argument("--ray-actors", type=int, metavar="N", help="processes that encode: of one GPU each (default: "
+                        "as many as there are), or with --device cpu or without a GPU of one core each")  # fmt: skip
+    encode.add_argument("--ray-address", metavar="ADDRESS", help="of a cluster, such as auto or head:6379 "
+                        "(default: RAY_ADDRESS, or else a Ray on this machine for this command alone)")  # fmt: skip
 
     decode = command("decode", "Decode a latent store to PNG files.")
     _add(decode, "model", "store", "out")
@@ -198,6 +207,9 @@ def _add_convert_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", help=f"what was encoded, for repa and repa-e, which hold the images too: {IMAGES}")
     parser.add_argument("--arch", help="kohya: sd, sdxl, sd3 or flux; musubi: hv, qi, wan or zi")
     parser.add_argument("--name", help="repa-e: the autoencoder's name in the files' names (default: vae)")
+    parser.add_argument("--files", choices=("safetensors", "npy"), help="tokens: the kind of file (default: "
+                        "safetensors)")  # fmt: skip
+    parser.add_argument("--no-flips", action="store_true", default=None, help="tokens: leave the mirror images out")
     parser.add_argument("--model", help="with --format store: whose latents they are, unless ldm-ae wrote the files")
 
 

@@ -15,6 +15,7 @@ from ldm_ae.errors import UserError
 if TYPE_CHECKING:
     from ldm_ae.data import ImageTransform, Source
     from ldm_ae.evaluation import ActivationRanges
+    from ldm_ae.latents.encoder import Engine
     from ldm_ae.models import Autoencoder, ChannelStatistics
 
 
@@ -86,6 +87,7 @@ def run_encode(args: argparse.Namespace) -> None:
     from ldm_ae.latents import Processes, encode_images
 
     processes = Processes.from_environment()
+    engine = _engine(args)
     model, source, transform = _inputs(args)
     if args.labels or args.captions:
         source = Annotated(source, labels=args.labels, captions=args.captions)
@@ -94,7 +96,8 @@ def run_encode(args: argparse.Namespace) -> None:
             model, source, args.store, transform=transform, source_name=args.images, batch_size=args.batch_size,
             workers=args.workers, device=args.device, precision=args.precision, dtype=args.dtype, latents=args.latents,
             content=args.content, flips=not args.no_flips, seed=args.seed, shard_size=args.shard_size,
-            bad_share=args.bad_share, check=not args.no_check, processes=processes, progress=progress,
+            bad_share=args.bad_share, check=not args.no_check, processes=processes, engine=engine,
+            progress=progress,
         )  # fmt: skip
     if processes.rank:
         return
@@ -102,6 +105,19 @@ def run_encode(args: argparse.Namespace) -> None:
     redone = f", {summary.redone_batches} batches that overflowed encoded in fp32" if summary.redone_batches else ""
     print(f"{args.store} {done}: {summary.images} images, {len(summary.bad)} unusable, "
           f"scaling_factor {1 / summary.statistics.pooled_std:.5f}{redone}")  # fmt: skip
+    if (error := summary.statistics.relative_error) is not None:
+        print(f"error of uint8: {error.square().mean().sqrt():.2%} of a channel's deviation, at most {error.max():.2%}")
+
+
+def _engine(args: argparse.Namespace) -> Engine | None:
+    if args.engine == "local":
+        for name in ("ray_actors", "ray_address"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} says nothing without --engine ray")
+        return None
+    from ldm_ae.latents.ray_engine import RayEngine
+
+    return RayEngine(actors=args.ray_actors, address=args.ray_address)
 
 
 def run_decode(args: argparse.Namespace) -> None:
@@ -172,7 +188,7 @@ def run_convert(args: argparse.Namespace) -> None:
     with _bar("converting", None) as progress:
         summary = convert_store(
             args.source, args.out, args.format, bucket=args.bucket, fold=fold, arch=args.arch, name=args.name,
-            images=images, progress=progress,
+            images=images, files=args.files, no_flips=args.no_flips, progress=progress,
         )  # fmt: skip
     _note(summary.warnings)
     print(f"{summary.images} images for {args.format} in {summary.path}")
@@ -182,9 +198,9 @@ def _read_into_store(args: argparse.Namespace) -> None:
     from ldm_ae.latents.incoming import import_latents
     from ldm_ae.models import load_autoencoder
 
-    for name in ("bucket", "fold", "images", "arch", "name"):
+    for name in ("bucket", "fold", "images", "arch", "name", "files", "no_flips"):
         if getattr(args, name) is not None:
-            raise UserError(f"--{name} says nothing to --format store; leave it out")
+            raise UserError(f"--{name.replace('_', '-')} says nothing to --format store; leave it out")
     model = None if args.model is None else load_autoencoder(args.model)
     with _bar("reading", None) as progress:
         summary = import_latents(args.source, args.out, model=model, progress=progress)

@@ -42,7 +42,10 @@ def inspect_path(path: str | Path) -> dict[str, Any]:
 
 
 def inspect_codes(store: LatentStore) -> dict[str, Any]:
-    """Which codes the images of a store with indices use, mirror images not counted; each list is by level."""
+    """Which codes the images of a store with indices use, mirror images not counted; each list is by level.
+
+    Few places (`counted`) make a large codebook look small: their bits cannot exceed log2 of their number.
+    """
     spec = store.spec
     assert spec.codebook_size is not None, "there are indices"
     found: dict[str, Any] = {"size": spec.codebook_size, "levels": spec.codebook_levels or 1}
@@ -53,6 +56,7 @@ def inspect_codes(store: LatentStore) -> dict[str, Any]:
     if summary is None:
         return found
     return found | {
+        "counted": summary.counted,
         "used": summary.used.tolist(),
         "perplexity": summary.entropies.exp2().tolist(),
         "bits_per_code": summary.entropies.tolist(),

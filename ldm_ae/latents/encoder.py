@@ -16,18 +16,44 @@ from torch import Tensor
 from ldm_ae.data import Batch, EvaluationLoader, ImageTransform, Source, seeded_noise
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
+from ldm_ae.latents.eight_bits import SCALE, pack
 from ldm_ae.latents.originals import HashingSource, Originals
 from ldm_ae.latents.processes import Processes
 from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.reopening import reopen, still_holds
 from ldm_ae.latents.store import DTYPES, StoreRequest, index_dtype
-from ldm_ae.latents.writer import StoreWriter
+from ldm_ae.latents.writer import StoreWriter, latents_of
 from ldm_ae.locks import only_writer
 from ldm_ae.models import Autoencoder, ChannelStatistics, hash_json, model_config, model_hash, redone_batches
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and their total."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that another process needs in order to encode units of a store; it can be pickled."""
+
+    path: Path
+    """The store's, absolute."""
+    request: StoreRequest
+    plan: dict[str, Any]
+    """Of the `StoreWriter` in the process that has the store's lock."""
+    model: Autoencoder
+    """In float32."""
+    source: Source
+    transform: ImageTransform
+    workers: int
+    device: str
+    """As the user named it."""
+    check: bool
+    working_folder: Path
+    """Where the command was given, for images with a relative name."""
+
+
+Engine = Callable[[Job, range, Progress | None], None]
+"""Encodes units in other processes, and returns when all are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +94,7 @@ def encode_images(
     bad_share: float = 0.01,
     check: bool = True,
     processes: Processes | None = None,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> EncodeSummary:
     """Encode every image of a source into a store.
@@ -87,7 +114,8 @@ def encode_images(
         workers: Processes that decode images.
         device: Where to encode; `auto` picks an accelerator if there is one.
         precision: fp32, bf16 or fp16: what the encoder runs in. A batch that overflows in fp16 is encoded in fp32.
-        dtype: fp32, bf16 or fp16: of the stored latents and moments.
+        dtype: fp32, bf16, fp16 or uint8: of the stored latents and moments. In uint8 each channel of each image has 256
+            levels; the error is measured, and in the statistics.
         latents: Whether `latents` is one posterior sample or the mode.
         content: `samples` leaves the moments out, for a third of the size, and no sample can be drawn again; `lean` the
             latents, for two thirds, and readers draw them from the moments. Of a discrete model `samples` leaves the
@@ -100,6 +128,7 @@ def encode_images(
             what they were; otherwise only the files of an unfinished store are read.
         processes: Which of several processes this is; all see the store's folder. Each encodes a contiguous share of
             the files, and all return when the store is complete. None for one process alone.
+        engine: Encodes elsewhere, such as `ldm_ae.latents.ray_engine.RayEngine`. None for this process.
         progress: Called after every batch, with the images of this process alone.
 
     Raises:
@@ -125,7 +154,10 @@ def encode_images(
         indices=spec.codebook_size is not None and content != "samples",
     )  # fmt: skip
     processes = processes or Processes()
-    runner = inference_copy(model, device=processes.device(device), precision=precision)  # first, because it may refuse
+    if engine is not None and processes.count > 1:
+        raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
+    # First, because it may refuse.
+    runner = None if engine else inference_copy(model, device=processes.device(device), precision=precision)
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the store")
@@ -150,7 +182,14 @@ def encode_images(
                     reopen(writer)
                 writer.complete = False
                 channel.wait_for_all()
-            _fill(writer, runner, hashing, originals, transform, workers, units, progress)
+            if runner is not None:
+                encode_units(writer, runner, hashing, originals, transform, workers, units, progress)
+            elif engine is not None:
+                job = Job(
+                    path=writer.path.resolve(), request=request, plan=writer.plan, model=model, source=source,
+                    transform=transform, workers=workers, device=str(device), check=check, working_folder=Path.cwd(),
+                )  # fmt: skip
+                engine(job, units, progress)
             channel.wait_for_all()
             if leads:
                 writer.finish()
@@ -176,7 +215,7 @@ def _hash_keys(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _fill(
+def encode_units(
     writer: StoreWriter,
     model: Autoencoder,
     source: HashingSource,
@@ -221,7 +260,7 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> di
     device = model.last_layer.device
     pinned = batch.pin_memory() if device.type == "cuda" else batch
     pixel_values = pinned.pixel_values.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-    dtype = DTYPES[request.dtype]
+    dtype = torch.float32 if request.dtype == "uint8" else DTYPES[request.dtype]
     tensors: dict[str, Tensor] = {}
     views = {"": pixel_values, "_flip": pixel_values.flip(3)} if request.flips else {"": pixel_values}
     for suffix, view in views.items():
@@ -237,9 +276,11 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> di
         if posterior.indices is not None and request.indices:
             _require_finite("latents", posterior.mode(), batch.keys, request)  # an index is, whatever it stands for
             narrow = index_dtype(request.scaling["codebook_size"])
-            tensors[f"indices{suffix}"] = posterior.indices.to(narrow).cpu()
+            tensors[f"indices{suffix}"] = posterior.indices.cpu().to(narrow)  # few devices know unsigned types
         if posterior.moments is not None and request.content != "samples":
             tensors[f"moments{suffix}"] = posterior.moments.to(dtype).cpu()
+    if request.dtype == "uint8":
+        tensors = pack(tensors, lambda floats: latents_of(floats, batch.keys, request))
     for name, tensor in tensors.items():
         _require_finite(name, tensor, batch.keys, request)
     return tensors | {
@@ -255,8 +296,8 @@ def _require_finite(name: str, tensor: Tensor, keys: list[str], request: StoreRe
     if not finite.all():
         key = keys[int((~finite).nonzero()[0])]
         raise UserError(
-            f"{name} of {key} is not finite with precision {request.precision} stored as {request.dtype}; nothing "
-            "of it was stored. Encode with bf16 or fp32, or look at the model if it was that"
+            f"{name.removesuffix(SCALE)} of {key} is not finite with precision {request.precision} stored as "
+            f"{request.dtype}; nothing of it was stored. Encode with bf16 or fp32, or look at the model if it was that"
         )
 
 

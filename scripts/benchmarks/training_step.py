@@ -6,7 +6,8 @@ weight on, one Adam step of the autoencoder and one of the discriminator.
 The textbook step: diffusers' AutoencoderKL, the `lpips` package, NCHW and float32 throughout (autocast where `--device`
 is an accelerator), the adaptive weight by two `autograd.grad` calls through the loss networks and a backward pass
 through them again. It is no straw man: the discriminator is frozen in the autoencoder's step and its own step uses the
-same reconstructions again, where the original code repeats the forward pass.
+same reconstructions again. CompVis's own order (taming and latent-diffusion alike, under Lightning) does neither: the
+discriminator's step runs the autoencoder once more. It is measured beside.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import measuring
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from measuring import Variant
 from torch import Tensor
 from torch.optim import Adam, Optimizer
@@ -115,9 +117,10 @@ def own(setting: Setting) -> tuple[StepParts, Callable[[], object]]:
 
 
 class Textbook:
-    """The step as it is usually written."""
+    """The step as it is usually written, or with `original_order` as CompVis's code runs it."""
 
-    def __init__(self, setting: Setting):
+    def __init__(self, setting: Setting, *, original_order: bool = False):
+        self.original_order = original_order
         self.autoencoder = make_autoencoder(setting).train().net
         self.discriminator = make_discriminator(setting)
         self.lpips = measuring.quiet_lpips(setting.net)
@@ -132,18 +135,24 @@ class Textbook:
         """Both updates."""
         x = self.pixel_values
         with self.autocast:
-            posterior = self.autoencoder.encode(x).latent_dist
-            x_hat = self.autoencoder.decode(posterior.mean + posterior.std * self.noise).sample
+            x_hat, posterior = self.reconstruct(x)
             nll = ((x - x_hat).abs() + self.lpips(x_hat, x)).sum() / len(x)
-            self.discriminator.requires_grad_(False)
+            self.discriminator.requires_grad_(self.original_order)
             gan = -self.discriminator(x_hat).mean()
             self.discriminator.requires_grad_(True)
             loss = nll + GAN_WEIGHT * self.weight(nll, gan) * gan + KL_WEIGHT * posterior.kl().sum() / len(x)
         self.update(0, loss)
         with self.autocast:
+            if self.original_order:
+                x_hat, _ = self.reconstruct(x)
             logits_real, logits_fake = self.discriminator(x), self.discriminator(x_hat.detach())
             loss = 0.5 * (F.relu(1 - logits_real).mean() + F.relu(1 + logits_fake).mean())
         self.update(1, loss)
+
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, DiagonalGaussianDistribution]:
+        """The reconstructions of one draw, and what it was drawn from."""
+        posterior = self.autoencoder.encode(x).latent_dist
+        return self.autoencoder.decode(posterior.mean + posterior.std * self.noise).sample, posterior
 
     def weight(self, nll: Tensor, gan: Tensor) -> Tensor:
         """The adaptive one."""
@@ -159,13 +168,18 @@ class Textbook:
         self.optimizers[which].step()
 
 
-def variants(setting: Setting) -> list[Variant]:
-    """The textbook step, ours in float32, and ours in bfloat16 where that is fast."""
+def variants(setting: Setting, *, compiled: bool = False) -> list[Variant]:
+    """The textbook step, CompVis's order, ours in float32, compiled if asked for, in bfloat16 where that is fast."""
     base = "textbook fp32"
+    original = partial(Textbook, setting, original_order=True)
     found = [
         Variant(base, lambda: Textbook(setting).step, images=setting.batch),
+        Variant("CompVis's order fp32", lambda: original().step, base, images=setting.batch),
         Variant("ours fp32", lambda: own(setting)[1], base, target=1.15, images=setting.batch),
     ]
+    if compiled:
+        graphs = setting._replace(compiled=True)
+        found.append(Variant("ours fp32 compiled", lambda: own(graphs)[1], base, target=1.15, images=setting.batch))
     if measuring.has_fast_bfloat16(setting.device):
         half = setting._replace(precision="bf16")
         found.append(Variant("ours bf16", lambda: own(half)[1], base, target=2.0, images=setting.batch))
@@ -177,10 +191,11 @@ def main() -> None:
     parser = measuring.arguments(__doc__)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--compile", action="store_true", help="measure ours compiled, too")
     options = parser.parse_args()
     setting = Setting(KL_F8, options.size, options.batch, pick_device(options.device))
     words = f"kl_f8 widths, {options.size}², batch {options.batch}"
-    measuring.run(f"Training step: {words}", variants(setting), options)
+    measuring.run(f"Training step: {words}", variants(setting, compiled=options.compile), options)
 
 
 if __name__ == "__main__":
