@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from ldm_ae.cli import main
-from ldm_ae.data import RawImage, Source, open_source
+from ldm_ae.data import RawImage, Wrapped, open_source
 from ldm_ae.errors import RunError, UserError
 from ldm_ae.latents import Processes, writer
 from ldm_ae.latents.encoder import Job
@@ -51,26 +51,15 @@ def session() -> Iterator[Path]:
     assert not Path(options["_temp_dir"]).exists()
 
 
-class Deadly(Source):
+class Deadly(Wrapped):
     """Ends the process that asks for one of the images, the first time."""
 
     name = "deadly"
-    accepts = "another source"
 
     def __init__(self, images: Path, index: int, marker: Path):
-        self._source = open_source(images)
+        super().__init__(open_source(images))
         self._index = index
         self._marker = marker
-
-    @classmethod
-    def open(cls, location: str) -> Source | None:
-        return None
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def key(self, index: int) -> str:
-        return self._source.key(index)
 
     def __getitem__(self, index: int) -> RawImage:
         if index == self._index and not self._marker.exists():
