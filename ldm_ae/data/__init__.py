@@ -3,7 +3,7 @@
 from ldm_ae.data.annotations import Annotated
 from ldm_ae.data.batches import Batch
 from ldm_ae.data.decoding import BadImage, decode_image
-from ldm_ae.data.holdout import split_holdout
+from ldm_ae.data.holdout import split_holdout, split_keys
 from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
 from ldm_ae.data.randomness import seeded_noise
 from ldm_ae.data.sources import RawImage, Source, Wrapped, open_source
@@ -24,4 +24,5 @@ __all__ = [
     "open_source",
     "seeded_noise",
     "split_holdout",
+    "split_keys",
 ]

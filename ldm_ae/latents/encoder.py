@@ -16,13 +16,14 @@ from torch import Tensor
 from ldm_ae.data import Batch, EvaluationLoader, ImageTransform, Source, seeded_noise
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
+from ldm_ae.latents.eight_bits import SCALE, pack
 from ldm_ae.latents.originals import HashingSource, Originals
 from ldm_ae.latents.processes import Processes
 from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.reopening import reopen, still_holds
 from ldm_ae.latents.store import DTYPES, StoreRequest, index_dtype
-from ldm_ae.latents.writer import StoreWriter
+from ldm_ae.latents.writer import StoreWriter, latents_of
 from ldm_ae.locks import only_writer
 from ldm_ae.models import (
     Autoencoder,
@@ -122,7 +123,8 @@ def encode_images(
         workers: Processes that decode images.
         device: Where to encode; `auto` picks an accelerator if there is one.
         precision: fp32, bf16 or fp16: what the encoder runs in. A batch that overflows in fp16 is encoded in fp32.
-        dtype: fp32, bf16 or fp16: of the stored latents and moments.
+        dtype: fp32, bf16, fp16 or uint8: of the stored latents and moments. In uint8 each channel of each image has 256
+            levels; the error is measured, and in the statistics.
         latents: Whether `latents` is one posterior sample or the mode.
         content: `samples` leaves the moments out, for a third of the size, and no sample can be drawn again; `lean` the
             latents, for two thirds, and readers draw them from the moments. Of a discrete model `samples` leaves the
@@ -267,7 +269,7 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> di
     device = model.last_layer.device
     pinned = batch.pin_memory() if device.type == "cuda" else batch
     pixel_values = pinned.pixel_values.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-    dtype = DTYPES[request.dtype]
+    dtype = torch.float32 if request.dtype == "uint8" else DTYPES[request.dtype]
     computed: dict[str, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     views = {"": pixel_values, "_flip": pixel_values.flip(3)} if request.flips else {"": pixel_values}
@@ -285,16 +287,21 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> di
             # An index is finite, whatever it stands for.
             require_finite(posterior.mode(), batch.keys, request.precision, what="latents")
             narrow = index_dtype(request.scaling["codebook_size"])
-            tensors[f"indices{suffix}"] = posterior.indices.to(narrow).cpu()
+            tensors[f"indices{suffix}"] = posterior.indices.cpu().to(narrow)  # few devices know unsigned types
         if posterior.moments is not None and request.content != "samples":
             computed[f"moments{suffix}"] = posterior.moments
-    for name, values in computed.items():
-        tensors[name] = values.to(dtype).cpu()
-        finite = finite_rows(tensors[name])
+    tensors |= {name: values.to(dtype).cpu() for name, values in computed.items()}
+    if request.dtype == "uint8":
+        tensors = pack(tensors, lambda floats: latents_of(floats, batch.keys, request))
+    for name, tensor in tensors.items():
+        finite = finite_rows(tensor)
         if not finite.all():
-            require_finite(values, batch.keys, request.precision, what=name)
+            for values_name, values in computed.items():
+                require_finite(values, batch.keys, request.precision, what=values_name)
             key = batch.keys[int((~finite).nonzero()[0])]
-            raise UserError(f"{name} of {key} are too large to be stored as {request.dtype}; store bf16 or fp32")
+            raise UserError(
+                f"{name.removesuffix(SCALE)} of {key} are too large to be stored as {request.dtype}; store bf16 or fp32"
+            )
     return tensors | {
         "labels": batch.labels,
         "index": batch.indices,

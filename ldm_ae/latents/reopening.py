@@ -62,9 +62,7 @@ def reopen(writer: StoreWriter) -> None:
         if file is not None:
             try:
                 with safe_open(store.path / file, framework="pt") as shard:
-                    lean = "indices" if store.request.indices else "moments"
-                    name = lean if store.request.content == "lean" else "latents"
-                    tensors = {name: shard.get_tensor(name)}
+                    tensors = {name: shard.get_tensor(name) for name in store.request.latents_tensors}
             except (SafetensorError, OSError):
                 continue  # without a record it is encoded again
             written = Written(**store.files[file])

@@ -80,7 +80,9 @@ def test_indices_alone(kind: str, image_folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "lean/stats.json").read_bytes() == (tmp_path / "full/stats.json").read_bytes()
     for name in ("full", "lean"):
         assert decode_store(model, tmp_path / name, tmp_path / f"{name} out", batch_size=5, device="cpu") == 12
-    assert contents(tmp_path / "lean out") == contents(tmp_path / "full out")
+    decode_store(model, tmp_path / "lean", tmp_path / "mode out", latents="mode", batch_size=5, device="cpu")
+    for name in ("lean", "mode"):
+        assert contents(tmp_path / f"{name} out") == contents(tmp_path / "full out")
     with pytest.raises(UserError, match="holds indices and no latents, the model has those; use draw indices"):
         LatentDataset(tmp_path / "lean")[0]
     with pytest.raises(UserError, match="no moments to draw from; use draw indices"):
@@ -232,6 +234,7 @@ def test_what_is_said_of_the_codes(kind: str, levels: int, image_folder: Path, t
     codes = found["codebook"]
     size = {"uint16": 1000, "levels": 16}[kind]
     assert (codes["size"], codes["levels"], codes["fixed_bits_per_code"]) == (size, levels, math.log2(size))
+    assert codes["counted"] == 12 * 256
     stored = tensors(tmp_path / "store")["indices"].to(torch.int64).view(12, levels, 256)
     for level in range(levels):
         flat = stored[:, level].flatten()
