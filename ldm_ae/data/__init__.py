@@ -8,7 +8,7 @@ from ldm_ae.data.holdout import split_holdout, split_keys
 from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
 from ldm_ae.data.randomness import epoch_order, seeded_noise
 from ldm_ae.data.ranges import RangeLoader
-from ldm_ae.data.sources import RawImage, Source, open_source
+from ldm_ae.data.sources import RawImage, Source, Wrapped, open_source
 from ldm_ae.data.transforms import ImageTransform, TransformedImage
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Source",
     "TrainingLoader",
     "TransformedImage",
+    "Wrapped",
     "decode_image",
     "epoch_order",
     "open_source",

@@ -39,12 +39,13 @@ from ldm_ae.models import (
     model_config,
     model_hash,
     redone_batches,
+    require_finite,
 )
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and their total."""
-_FINITE = "finite"
-"""A tensor (B,) bool beside indices: whether the latents that they stand for are."""
+_FINITE = "finite "
+"""Begins the name of what `_flags` says of a tensor before it is rounded, or of the latents that indices stand for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,7 +326,9 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, trans
         pixel_values = functional.pad(pixel_values, (0, 0, 0, 0, 0, 0, 0, missing))
     pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
     dtype = torch.float32 if request.dtype == "uint8" else DTYPES[request.dtype]
+    computed: dict[str, Tensor] = {}
     tensors: dict[str, Tensor] = {}
+    flags: dict[str, Tensor] = {}
     views = {"": pixel_values, "_flip": pixel_values.flip(3)} if request.flips else {"": pixel_values}
     for suffix, view in views.items():
         posterior = model.encode(view)
@@ -335,30 +338,37 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, trans
                 seeds = torch.tensor([derive_seed(request.seed, key, suffix) for key in batch.keys] + [0] * missing)
                 noise = transfers.upload(seeded_noise(seeds, tuple(values.shape[1:])))
                 values = posterior.sample(noise=noise)
-            tensors[f"latents{suffix}"] = values.to(dtype)
+            computed[f"latents{suffix}"] = values
         elif posterior.moments is None and posterior.indices is None:
             raise UserError("a lean store holds moments or indices, and this model has none; store samples, or full")
         if posterior.indices is not None and request.indices:
             # An index is finite, whatever it stands for.
-            tensors[f"{_FINITE}{suffix}"] = finite_rows(posterior.mode())
+            flags[f"{_FINITE}latents{suffix}"] = _flags(posterior.mode())
             tensors[f"indices{suffix}"] = posterior.indices.to(index_dtype(request.scaling["codebook_size"]))
         if posterior.moments is not None and request.content != "samples":
-            tensors[f"moments{suffix}"] = posterior.moments.to(dtype)
-    return {name: tensor[: len(batch)] for name, tensor in tensors.items()}
+            computed[f"moments{suffix}"] = posterior.moments
+    flags |= {f"{_FINITE}{name}": _flags(values) for name, values in computed.items()}
+    tensors |= {name: values.to(dtype) for name, values in computed.items()}
+    return {name: tensor[: len(batch)] for name, tensor in (tensors | flags).items()}
+
+
+def _flags(values: Tensor) -> Tensor:
+    """(B, 1) of values (B, ...) on the device: NaN for an image whose values are not finite, else 0."""
+    return torch.where(finite_rows(values), 0.0, torch.nan)[:, None]
 
 
 def _stored(tensors: dict[str, Tensor], batch: Batch, request: StoreRequest) -> dict[str, Tensor]:
     """What is stored of the tensors; UserError that names an image if they are not finite."""
+    tensors = dict(tensors)
+    for name in [name for name in tensors if name.startswith(_FINITE)]:
+        require_finite(tensors.pop(name), batch.keys, request.precision, what=name.removeprefix(_FINITE))
     if request.dtype == "uint8":
         tensors = pack(tensors, lambda floats: latents_of(floats, batch.keys, request))
     for name, tensor in tensors.items():
-        is_flag = name.startswith(_FINITE)
-        finite = tensor if is_flag else finite_rows(tensor)
+        finite = finite_rows(tensor)
         if not finite.all():
-            what = name.replace(_FINITE, "latents").removesuffix(SCALE)
+            key = batch.keys[int((~finite).nonzero()[0])]
             raise UserError(
-                f"{what} of {batch.keys[int((~finite).nonzero()[0])]} is not finite with precision {request.precision} "
-                f"stored as {request.dtype}; nothing of it was stored. Encode with bf16 or fp32, or look at the model "
-                "if it was that"
+                f"{name.removesuffix(SCALE)} of {key} are too large to be stored as {request.dtype}; store bf16 or fp32"
             )
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_FINITE)}
+    return tensors
