@@ -171,7 +171,7 @@ def test_a_damaged_store_is_told_before_the_training(
     save_file(tensors, shard)
     assert run(trainer, store, tmp_path / "out") == 2
     printed = capsys.readouterr()
-    assert "has indices outside of [0, 16)" in printed.err
+    assert "indices outside of [0, 16)" in printed.err
     assert "step" not in printed.out
 
 

@@ -6,7 +6,7 @@ from ldm_ae.data.decoding import BadImage, decode_image
 from ldm_ae.data.holdout import split_holdout, split_keys
 from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
 from ldm_ae.data.randomness import seeded_noise
-from ldm_ae.data.sources import RawImage, Source, open_source
+from ldm_ae.data.sources import RawImage, Source, Wrapped, open_source
 from ldm_ae.data.transforms import ImageTransform, TransformedImage
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Source",
     "TrainingLoader",
     "TransformedImage",
+    "Wrapped",
     "decode_image",
     "open_source",
     "seeded_noise",

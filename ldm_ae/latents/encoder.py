@@ -25,7 +25,16 @@ from ldm_ae.latents.reopening import reopen, still_holds
 from ldm_ae.latents.store import DTYPES, StoreRequest, index_dtype
 from ldm_ae.latents.writer import StoreWriter, latents_of
 from ldm_ae.locks import only_writer
-from ldm_ae.models import Autoencoder, ChannelStatistics, hash_json, model_config, model_hash, redone_batches
+from ldm_ae.models import (
+    Autoencoder,
+    ChannelStatistics,
+    finite_rows,
+    hash_json,
+    model_config,
+    model_hash,
+    redone_batches,
+    require_finite,
+)
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and their total."""
@@ -261,6 +270,7 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> di
     pinned = batch.pin_memory() if device.type == "cuda" else batch
     pixel_values = pinned.pixel_values.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
     dtype = torch.float32 if request.dtype == "uint8" else DTYPES[request.dtype]
+    computed: dict[str, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     views = {"": pixel_values, "_flip": pixel_values.flip(3)} if request.flips else {"": pixel_values}
     for suffix, view in views.items():
@@ -270,35 +280,34 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest) -> di
             if request.latents == "sample":
                 seeds = torch.tensor([derive_seed(request.seed, key, suffix) for key in batch.keys])
                 values = posterior.sample(noise=seeded_noise(seeds, tuple(values.shape[1:])))
-            tensors[f"latents{suffix}"] = values.to(dtype).cpu()
+            computed[f"latents{suffix}"] = values
         elif posterior.moments is None and posterior.indices is None:
             raise UserError("a lean store holds moments or indices, and this model has none; store samples, or full")
         if posterior.indices is not None and request.indices:
-            _require_finite("latents", posterior.mode(), batch.keys, request)  # an index is, whatever it stands for
+            # An index is finite, whatever it stands for.
+            require_finite(posterior.mode(), batch.keys, request.precision, what="latents")
             narrow = index_dtype(request.scaling["codebook_size"])
             tensors[f"indices{suffix}"] = posterior.indices.cpu().to(narrow)  # few devices know unsigned types
         if posterior.moments is not None and request.content != "samples":
-            tensors[f"moments{suffix}"] = posterior.moments.to(dtype).cpu()
+            computed[f"moments{suffix}"] = posterior.moments
+    tensors |= {name: values.to(dtype).cpu() for name, values in computed.items()}
     if request.dtype == "uint8":
         tensors = pack(tensors, lambda floats: latents_of(floats, batch.keys, request))
     for name, tensor in tensors.items():
-        _require_finite(name, tensor, batch.keys, request)
+        finite = finite_rows(tensor)
+        if not finite.all():
+            for values_name, values in computed.items():
+                require_finite(values, batch.keys, request.precision, what=values_name)
+            key = batch.keys[int((~finite).nonzero()[0])]
+            raise UserError(
+                f"{name.removesuffix(SCALE)} of {key} are too large to be stored as {request.dtype}; store bf16 or fp32"
+            )
     return tensors | {
         "labels": batch.labels,
         "index": batch.indices,
         "original_size": batch.original_sizes,
         "crop_ltrb": batch.crops_ltrb,
     }
-
-
-def _require_finite(name: str, tensor: Tensor, keys: list[str], request: StoreRequest) -> None:
-    finite = tensor.isfinite().flatten(1).all(dim=1)
-    if not finite.all():
-        key = keys[int((~finite).nonzero()[0])]
-        raise UserError(
-            f"{name.removesuffix(SCALE)} of {key} is not finite with precision {request.precision} stored as "
-            f"{request.dtype}; nothing of it was stored. Encode with bf16 or fp32, or look at the model if it was that"
-        )
 
 
 def _good_rows(batch: Batch, source: str) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from ldm_ae.models.inference import for_inference, pick_device
 from ldm_ae.models.interface import Autoencoder, AutoencoderOutput, LatentSpec, Posterior
 from ldm_ae.models.kl import GaussianPosterior, KLAutoencoder
 from ldm_ae.models.loading import load_autoencoder, resolve_model_folder
-from ldm_ae.models.overflow import OverflowGuard, redone_batches, require_finite
+from ldm_ae.models.overflow import OverflowGuard, finite_rows, redone_batches, require_finite
 from ldm_ae.models.statistics import ChannelStatistics
 from ldm_ae.models.vq import DiscretePosterior, VQAutoencoder
 
@@ -20,6 +20,7 @@ __all__ = [
     "OverflowGuard",
     "Posterior",
     "VQAutoencoder",
+    "finite_rows",
     "for_inference",
     "hash_json",
     "load_autoencoder",

@@ -18,13 +18,14 @@ import pytest
 import torch
 
 from ldm_ae.cli import main
-from ldm_ae.data import RawImage, Source, open_source
+from ldm_ae.data import RawImage, Wrapped, open_source
 from ldm_ae.errors import RunError, UserError
 from ldm_ae.latents import Processes, writer
 from ldm_ae.latents.encoder import Job
 from ldm_ae.latents.work import recorded
 from ldm_ae.models import KLAutoencoder
 from tests.latents.helpers import contents, encode
+from tests.latents.test_indices import discrete
 from tests.latents.test_resume import SHARDS, encode_until
 
 try:
@@ -51,26 +52,15 @@ def session() -> Iterator[Path]:
     assert not Path(options["_temp_dir"]).exists()
 
 
-class Deadly(Source):
+class Deadly(Wrapped):
     """Ends the process that asks for one of the images, the first time."""
 
     name = "deadly"
-    accepts = "another source"
 
     def __init__(self, images: Path, index: int, marker: Path):
-        self._source = open_source(images)
+        super().__init__(open_source(images))
         self._index = index
         self._marker = marker
-
-    @classmethod
-    def open(cls, location: str) -> Source | None:
-        return None
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def key(self, index: int) -> str:
-        return self._source.key(index)
 
     def __getitem__(self, index: int) -> RawImage:
         if index == self._index and not self._marker.exists():
@@ -112,7 +102,7 @@ def test_what_a_process_has_to_say_reaches_the_user(
     assert main([*arguments, "--engine", "ray", "--ray-actors", "1", "--workers", "0"]) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ldm-ae")]
     assert len(told) == 1
-    assert "latents of cats/001.png is not finite" in told[0]
+    assert "latents of cats/001.png, cats/003.png, cats/005.png and 2 more is not finite" in told[0]
     assert not (tmp_path / "store/.lock").exists()
     ends = time.monotonic() + 20
     while ray_engine.ray.available_resources().get("CPU") != 2:  # the actor has gone
@@ -140,6 +130,22 @@ def actor(before: int, model: KLAutoencoder, images: Path, store: Path, monkeypa
     with pytest.raises(RunError, match=r"holds 0 of 12"):
         encode(model, images, store, engine=lambda job, units, progress: jobs.append(job))
     return ray_engine._Actor(jobs, FakeTally(before), "cpu")
+
+
+def test_indices_alone_have_the_statistics_of_the_model_in_float32(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_engine.ray, "get", lambda value: value)
+    model = discrete()
+
+    def engine(job: Job, units: range, progress: object) -> None:
+        ours = ray_engine._Actor([job], FakeTally(0), "cpu")  # type: ignore[arg-type, list-item]
+        assert [ours({"unit": [unit]})["error"] for unit in units] == [[""]] * 3
+
+    options = {"content": "lean", "precision": "bf16"}
+    encode(model, image_folder, tmp_path / "store", engine=engine, **options)
+    encode(model, image_folder, tmp_path / "local", **options)
+    assert contents(tmp_path / "store") == contents(tmp_path / "local")
 
 
 def test_a_unit_that_ends_its_process_again_and_again_is_an_error(

@@ -270,6 +270,37 @@ class Format(abc.ABC):
         return None
 
 
+class ClassFolders(Format):
+    """A folder for each class, which torchvision's `DatasetFolder` numbers in their order from 0."""
+
+    needs_labels = True
+
+    @abc.abstractmethod
+    def write_sample(self, sample: Sample, path: Path) -> None:
+        """The file of a sample; `path` is without its extension."""
+
+    def check(self, samples: Samples) -> Iterator[str]:
+        """A warning where the numbers of the folders are not the labels."""
+        classes = np.unique(samples.labels)
+        if not np.array_equal(classes, np.arange(len(classes))):
+            yield (
+                f"the {len(classes)} labels are not 0 to {len(classes) - 1}; {self.trainer} numbers the class folders "
+                "from 0, so that its labels are others"
+            )
+
+    def metadata(self, samples: Samples) -> dict[str, Any]:
+        """The label of each folder."""
+        return {"labels": np.unique(samples.labels).tolist()}
+
+    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+        """See `Format.write`."""
+        digits = max(4, len(str(int(samples.labels.max()))))  # so that sorting by name sorts by number
+        for sample in samples:
+            folder = out / f"{sample.label:0{digits}d}"
+            folder.mkdir(exist_ok=True)
+            self.write_sample(sample, folder / f"{sample.number:08d}")
+
+
 def architecture(format_name: str, arch: str | None, known: Iterable[str]) -> str:
     """`arch` if it is known, else a UserError that lists those that are."""
     if arch is None or arch not in known:
@@ -317,21 +348,6 @@ def write_labels(file: IO[bytes], samples: Samples, prefix: str, extension: str)
         start = '{"labels": [\n' if number == 0 else ",\n"
         file.write(f"{start}{json.dumps([numbered(number, prefix, extension), label])}".encode())
     file.write(b"\n]}\n")
-
-
-def class_digits(samples: Samples) -> int:
-    """How many digits a class folder's name has, so that sorting by name sorts by number."""
-    return max(4, len(str(int(samples.labels.max()))))
-
-
-def check_classes(samples: Samples, trainer: str) -> Iterator[str]:
-    """A warning where torchvision's `DatasetFolder`, which numbers folders in their order, changes the labels."""
-    classes = np.unique(samples.labels)
-    if not np.array_equal(classes, np.arange(len(classes))):
-        yield (
-            f"the {len(classes)} labels are not 0 to {len(classes) - 1}; {trainer} numbers the class folders from 0, "
-            "so that its labels are others"
-        )
 
 
 def stem(key: str) -> str:
