@@ -151,11 +151,11 @@ def test_the_same_seed_gives_the_same_prior(trainer: ModuleType, store: Path, tm
     assert (tmp_path / "a/samples.png").read_bytes() == (tmp_path / "b/samples.png").read_bytes()
 
 
-def test_a_prior_without_classes(trainer: ModuleType, image_folder: Path, tmp_path: Path) -> None:
+def test_codes_alone_give_a_prior_without_classes(trainer: ModuleType, image_folder: Path, tmp_path: Path) -> None:
     for path in image_folder.rglob("*.png"):
         path.rename(image_folder / path.name)
-    store = encode(discrete(), image_folder, tmp_path / "made")
-    assert run(trainer, store, tmp_path / "prior") == 0
+    store = encode(discrete(), image_folder, tmp_path / "made", content="lean")
+    assert run(trainer, store, tmp_path / "prior", steps=1) == 0
     rates = json.loads((tmp_path / "prior/metrics.json").read_text())["held_out"]
     assert "prior_given_class" not in rates
     assert load_prior(tmp_path / "prior").prior.classes == 0
