@@ -23,7 +23,7 @@ from ldm_ae.latents.convert import convert_store
 from ldm_ae.latents.files import write_safetensors
 from ldm_ae.latents.incoming import import_latents
 from ldm_ae.latents.store import index_dtype
-from ldm_ae.models import LatentSpec, VQAutoencoder, hash_json
+from ldm_ae.models import KLAutoencoder, LatentSpec, VQAutoencoder, hash_json
 from ldm_ae.quantizers import FSQ, LFQ, VQ, Quantizer, ResidualVQ
 from tests.latents.helpers import contents, encode
 from tests.latents.test_content import SMALL, tensors
@@ -182,13 +182,26 @@ def test_indices_that_were_written_wrong_are_found(
     assert len(verify_store(tmp_path / "store")) == 1
 
 
+def age(content: dict[str, Any]) -> None:
+    del content["request"]["indices"], content["request"]["content"]
+
+
+def test_a_store_of_before_there_were_indices_is_gone_on_with(
+    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
+    encode(tiny_model, image_folder, tmp_path / "store")
+    scaling = LatentStore(tmp_path / "store").request.scaling
+    assert scaling.keys() == {
+        "channels", "downsample_factor", "scaling_factor", "shift_factor", "latents_mean", "latents_std",
+        "codebook_size",
+    }  # fmt: skip
+    rewrite_description(tmp_path / "store", age)
+    assert encode(tiny_model, image_folder, tmp_path / "store").already_complete
+
+
 def test_a_store_of_before_there_were_indices_opens(image_folder: Path, tmp_path: Path) -> None:
     model = discrete()
     encode(model, image_folder, tmp_path / "store", content="samples")  # as a full one was
-
-    def age(content: dict[str, Any]) -> None:
-        del content["request"]["indices"], content["request"]["content"]
-
     rewrite_description(tmp_path / "store", age)
     assert verify_store(tmp_path / "store") == []
     assert LatentStore(tmp_path / "store").request.indices is False
