@@ -28,8 +28,9 @@ from typing import Any
 from ldm_ae.errors import RunError, UserError, reason
 from ldm_ae.latents.encoder import Job, Progress, encode_units
 from ldm_ae.latents.originals import HashingSource, Originals
+from ldm_ae.latents.provenance import inference_copy
 from ldm_ae.latents.writer import StoreWriter
-from ldm_ae.models import Autoencoder, for_inference, pick_device
+from ldm_ae.models import Autoencoder, pick_device
 
 try:
     import ray
@@ -178,8 +179,8 @@ class _Actor:
                 f"{socket.gethostname()} does not see {job.path}; store and images must lie where every machine of the "
                 "cluster has them under the same name"
             )
-        writer = StoreWriter(job.path, job.request, plan=job.plan)
-        model = for_inference(job.model, device=self._device, precision=job.request.precision)
+        writer = StoreWriter(job.path, job.request, plan=job.plan, look_up=job.model.indices_to_latents)
+        model = inference_copy(job.model, device=self._device, precision=job.request.precision)
         source = HashingSource(job.source)
         originals = Originals(source, workers=job.workers, check=job.check)
 

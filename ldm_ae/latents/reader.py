@@ -112,10 +112,10 @@ class LatentStore:
             try:
                 with safe_open(self.path / name, framework="pt") as file:
                     found = file.get_tensor("indices").to(torch.int64)
-            except (SafetensorError, OSError) as error:
+                if int(found.min()) < 0 or int(found.max()) >= (self.spec.codebook_size or 0):
+                    raise ValueError(f"there are indices outside of [0, {self.spec.codebook_size})")
+            except (SafetensorError, OSError, RuntimeError, ValueError) as error:
                 raise UserError(f"{self.path / name} cannot be read: {reason(error)}") from error
-            if int(found.min()) < 0 or int(found.max()) >= (self.spec.codebook_size or 0):
-                raise UserError(f"{self.path / name} has indices outside of [0, {self.spec.codebook_size})")
             yield found
 
     def check_model(self, model: Autoencoder) -> None:

@@ -139,7 +139,8 @@ class CodePrior(nn.Module, abc.ABC):
         """Indices (B, *shape) in the order of the sequence, (B, L); UserError if they have another shape."""
         if tuple(indices.shape[1:]) != self.shape:
             raise UserError(
-                f"the prior is of images with {self.shape} codes, and these have {tuple(indices.shape[1:])}"
+                f"the prior is of images with {self.shape} codes, and these have {tuple(indices.shape[1:])}; give "
+                "images of the size that it was trained at"
             )
         return indices.movedim(1, -1).flatten(1) if len(self.shape) == 3 else indices.flatten(1)
 

@@ -196,11 +196,32 @@ def test_a_store_of_before_there_were_indices_opens(image_folder: Path, tmp_path
         encode(model, image_folder, tmp_path / "store")
 
 
-def test_indices_of_a_model_without_codes_are_damage(image_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "levels", "message"),
+    [
+        (None, None, "there are indices, and the model has no codebook"),
+        (2**63 + 1, None, r"an index has room for 2\^63 codes"),
+        (16, 0, "must be whole numbers above 0"),
+    ],
+)
+def test_codebooks_that_cannot_be_are_damage(
+    size: int | None, levels: int | None, message: str, image_folder: Path, tmp_path: Path
+) -> None:
     encode(discrete(), image_folder, tmp_path / "store")
-    rewrite_description(tmp_path / "store", lambda content: content["request"]["scaling"].update(codebook_size=None))
-    with pytest.raises(UserError, match="there are indices, and the model has no codebook"):
+    change = {"codebook_size": size, "codebook_levels": levels}
+    rewrite_description(tmp_path / "store", lambda content: content["request"]["scaling"].update(change))
+    with pytest.raises(UserError, match=message):
         LatentStore(tmp_path / "store")
+
+
+def test_indices_of_a_shard_that_lies_are_refused(image_folder: Path, tmp_path: Path) -> None:
+    encode(discrete(), image_folder, tmp_path / "store")
+    store = LatentStore(tmp_path / "store")
+    assert torch.equal(torch.cat(list(store.indices())), tensors(tmp_path / "store")["indices"].to(torch.int64))
+    for indices in (torch.full((5, 16, 16), 16, dtype=torch.uint8), torch.zeros(0, 16, 16, dtype=torch.uint8)):
+        write_safetensors(tmp_path / "store" / SHARD, {"indices": indices}, {})
+        with pytest.raises(UserError, match=r"latents_rank00_shard001\.safetensors cannot be read"):
+            list(store.indices())
 
 
 def test_other_codes_are_not_decoded(image_folder: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ldm_ae.latents.encoder import Job
 from ldm_ae.latents.work import recorded
 from ldm_ae.models import KLAutoencoder
 from tests.latents.helpers import contents, encode
+from tests.latents.test_indices import discrete
 from tests.latents.test_resume import SHARDS, encode_until
 
 try:
@@ -129,6 +130,22 @@ def actor(before: int, model: KLAutoencoder, images: Path, store: Path, monkeypa
     with pytest.raises(RunError, match=r"holds 0 of 12"):
         encode(model, images, store, engine=lambda job, units, progress: jobs.append(job))
     return ray_engine._Actor(jobs, FakeTally(before), "cpu")
+
+
+def test_indices_alone_have_the_statistics_of_the_model_in_float32(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_engine.ray, "get", lambda value: value)
+    model = discrete()
+
+    def engine(job: Job, units: range, progress: object) -> None:
+        ours = ray_engine._Actor([job], FakeTally(0), "cpu")  # type: ignore[arg-type, list-item]
+        assert [ours({"unit": [unit]})["error"] for unit in units] == [[""]] * 3
+
+    options = {"content": "lean", "precision": "bf16"}
+    encode(model, image_folder, tmp_path / "store", engine=engine, **options)
+    encode(model, image_folder, tmp_path / "local", **options)
+    assert contents(tmp_path / "store") == contents(tmp_path / "local")
 
 
 def test_a_unit_that_ends_its_process_again_and_again_is_an_error(
