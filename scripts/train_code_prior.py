@@ -158,6 +158,8 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     set_seed(args.seed)
     flip = "half" if store.request.flips else "never"
     data, plain = (LatentDataset(store, draw="indices", flip=f, seed=args.seed) for f in (flip, "never"))
+    for _ in store.indices():  # codes that there are not are an error now, and not in the middle of the training
+        pass
     keys = store.good()["key"].to_pylist()
     chosen, left_out = split_keys(keys, max(1, round(args.held_out * len(keys))), args.seed)
     held_out = Subset(plain, left_out)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from ldm_ae.cli import main as ldm_ae
 from ldm_ae.data import ImageTransform, open_source
@@ -86,17 +87,22 @@ def test_rates_samples_and_what_evaluate_makes_of_it(
     for rate in found["held_out"].values():
         assert rate["bits_per_pixel"] == pytest.approx(rate["bits_per_code"] * 64 / 1024)
     assert rates["fixed_length"] == 4.0
-    # A code that is made of the held-out images' own frequencies is the best of those without context.
-    assert 0 < rates["entropy"] <= rates["frequencies"] <= 4.1
     assert rates["prior_of_the_coded"] == pytest.approx(rates["prior_given_class"], rel=1e-5)  # all three were coded
     assert rates["range_coder"] == pytest.approx(rates["prior_of_the_coded"], rel=0.01, abs=64 / 64)
     # The same numbers from what was saved, over the images that were left out.
     saved = load_prior(out)
     assert saved.prior.init_args["classes"] == 2
     data = LatentDataset(store, draw="indices")
-    _, left_out = trainer.split_keys(LatentStore(store).good()["key"].to_pylist(), 3, 0)
+    chosen, left_out = trainer.split_keys(LatentStore(store).good()["key"].to_pylist(), 3, 0)
     indices = torch.stack([data[i]["indices"] for i in left_out])
     labels = torch.tensor([data[i]["label"] for i in left_out])
+    own, others = (
+        torch.stack([data[i]["indices"] for i in rows]).flatten().bincount(minlength=16).double()
+        for rows in (left_out, chosen)
+    )
+    shares, costs = own / own.sum(), -((others + 1) / (others + 1).sum()).log2()
+    assert rates["entropy"] == pytest.approx(float(torch.special.entr(shares).sum()) / math.log(2))
+    assert rates["frequencies"] == pytest.approx(float((shares * costs).sum()))
     assert rates["prior"] == pytest.approx(float(saved.prior.bits(indices).mean()) / 64, rel=1e-5)
     assert rates["prior_given_class"] == pytest.approx(float(saved.prior.bits(indices, labels).mean()) / 64, rel=1e-5)
     with Image.open(out / "samples.png") as grid:
@@ -145,15 +151,28 @@ def test_the_same_seed_gives_the_same_prior(trainer: ModuleType, store: Path, tm
     assert (tmp_path / "a/samples.png").read_bytes() == (tmp_path / "b/samples.png").read_bytes()
 
 
-def test_a_prior_without_classes(trainer: ModuleType, image_folder: Path, tmp_path: Path) -> None:
+def test_codes_alone_give_a_prior_without_classes(trainer: ModuleType, image_folder: Path, tmp_path: Path) -> None:
     for path in image_folder.rglob("*.png"):
         path.rename(image_folder / path.name)
-    store = encode(discrete(), image_folder, tmp_path / "made")
-    assert run(trainer, store, tmp_path / "prior") == 0
+    store = encode(discrete(), image_folder, tmp_path / "made", content="lean")
+    assert run(trainer, store, tmp_path / "prior", steps=1) == 0
     rates = json.loads((tmp_path / "prior/metrics.json").read_text())["held_out"]
     assert "prior_given_class" not in rates
     assert load_prior(tmp_path / "prior").prior.classes == 0
     assert all(math.isfinite(rate["bits_per_pixel"]) for rate in rates.values())
+
+
+def test_a_damaged_store_is_told_before_the_training(
+    trainer: ModuleType, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shard,) = store.glob("32x32/*.safetensors")
+    tensors = load_file(shard)
+    tensors["indices"][3, 2, 1] = 16
+    save_file(tensors, shard)
+    assert run(trainer, store, tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    assert "indices outside of [0, 16)" in printed.err
+    assert "step" not in printed.out
 
 
 def test_mistakes_get_one_line(
