@@ -202,14 +202,14 @@ def _connected(address: str, job: Job) -> Iterator[None]:
     own: AbstractContextManager[dict[str, Any]] = _own_session(job.model) if address == "local" else nullcontext({})
     with own as options:
         try:
-            _knock(address)
-            ray.init(address=address, logging_level=logging.ERROR, **options)
-        except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
-            raise RunError(f"no Ray at {address}: {reason(error)}") from error
-        try:
+            try:
+                _knock(address)
+                ray.init(address=address, logging_level=logging.ERROR, **options)
+            except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
+                raise RunError(f"no Ray at {address}: {reason(error)}") from error
             yield
         finally:
-            ray.shutdown()
+            ray.shutdown()  # of what has started, even if not all has
 
 
 def _knock(address: str) -> None:

@@ -102,7 +102,7 @@ def test_what_a_process_has_to_say_reaches_the_user(
     assert main([*arguments, "--engine", "ray", "--ray-actors", "1", "--workers", "0"]) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ldm-ae")]
     assert len(told) == 1
-    assert "latents of cats/001.png, cats/003.png, cats/005.png and 2 more is not finite" in told[0]
+    assert "latents of cats/001.png, cats/003.png, cats/005.png and 5 more is not finite" in told[0]
     assert not (tmp_path / "store/.lock").exists()
     ends = time.monotonic() + 20
     while ray_engine.ray.available_resources().get("CPU") != 2:  # the actor has gone
