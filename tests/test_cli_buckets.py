@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 
 import pytest
 
 from ldm_ae.cli import main
+from ldm_ae.commands import _bar
 from ldm_ae.latents import LatentStore
 
 Captured = pytest.CaptureFixture[str]
@@ -56,3 +59,23 @@ def test_mistakes(
     assert words in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "store").exists()
+
+
+def test_the_bar_says_images_per_second_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    import rich.console
+
+    monkeypatch.setattr(rich.console.Console, "is_terminal", True)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "xterm")
+    with _bar("encoding", None) as progress:
+        for done in range(1, 5):
+            progress(done, 8)
+            time.sleep(0.02)
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    last = shown.splitlines()[-1]
+    assert "encoding" in last
+    assert "4/8" in last
+    speed = re.search(r"([\d.]+) images/s", last)
+    assert speed is not None
+    assert 0 < float(speed[1]) < 60  # four in at least 0.08 s
+    assert re.search(r"left 0:00:0\d", last)

@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -36,23 +37,27 @@ def main() -> int:
     parser = arguments(__doc__, trials=50)
     parser.add_argument("--images", type=int, default=2000, help="of a store (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=1, help="of one run (default: %(default)s)")
+    parser.add_argument("--buckets", action="store_true", help="two sizes, so that a range has up to two files")
     options = parser.parse_args()
-    words = f"SIGKILL while encoding {options.images} images"
+    words = f"SIGKILL while encoding {options.images} images{' to two sizes' if options.buckets else ''}"
     words += f", {options.processes} processes" if options.processes > 1 else ""
     trial = Trial(2, words, "0 lost, 0 twice, every file byte for byte that of an uninterrupted run")
     with tempfile.TemporaryDirectory() as folder:
-        kill_runs(trial, Path(folder), options.trials, options.images, options.processes, options.seed)
+        sizes = ["--sizes", "16x16,16x20"] if options.buckets else ["--size", "16"]
+        kill_runs(trial, Path(folder), options.trials, options.images, options.processes, options.seed, sizes)
     return trial.finish(options.json)
 
 
-def kill_runs(trial: Trial, folder: Path, trials: int, images: int, processes: int, seed: int) -> None:
+def kill_runs(
+    trial: Trial, folder: Path, trials: int, images: int, processes: int, seed: int, sizes: Sequence[str]
+) -> None:
     """Count `trials` kills; those of one store hold if the finished store does."""
     torch.manual_seed(seed)
     model = KLAutoencoder(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
                           mid_block_add_attention=False)  # fmt: skip
     model.save_pretrained(folder / "model")
     make_images(folder / "images", images, size=16)
-    command = ["encode", str(folder / "model"), str(folder / "images"), "--size", "16", "--shard-size", str(SHARD),
+    command = ["encode", str(folder / "model"), str(folder / "images"), *sizes, "--shard-size", str(SHARD),
                "--batch-size", "8", "--device", "cpu"]  # fmt: skip
     log = folder / "log"
     started = time.monotonic()
@@ -99,7 +104,7 @@ def _kill_until_done(
         others = [status for rank, status in enumerate(statuses) if victims is not None and rank not in victims]
         if killed and any(status < 0 or (status == 0 and not _complete(out)) for status in others):
             broken.append(f"process {victims} was killed, the statuses are {statuses}")
-        now = {path.name: path.stat().st_ino for path in out.glob("*/*.safetensors")}
+        now = {path.relative_to(out).as_posix(): path.stat().st_ino for path in out.glob("*/*.safetensors")}
         broken += [f"{name} was made again" for name, inode in before.items() if now.get(name) != inode]
         if not killed:
             if statuses != [0] * processes:
@@ -107,7 +112,7 @@ def _kill_until_done(
             return kills, broken
         names = recorded(out)
         broken += [f"{name} is recorded and damaged" for name in names if finished(out, name) is None]
-        before = {name: now[name] for name in names if name in now}
+        before = {file: inode for file, inode in now.items() if Path(file).name in names}
         kills.append(len(names))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -30,11 +31,17 @@ from ldm_ae.latents import (
 from ldm_ae.latents.convert import convert_store
 from ldm_ae.latents.files import look_at
 from ldm_ae.latents.work import recorded
-from ldm_ae.models import ChannelStatistics, KLAutoencoder, hash_json
+from ldm_ae.models import ChannelStatistics, KLAutoencoder, VQAutoencoder, hash_json
+from ldm_ae.quantizers import VQ
 from tests.latents.helpers import contents, encode, synthetic_store
 from tests.latents.test_processes import encode_together
 from tests.latents.test_resume import StoppedError, encoded  # noqa: F401 - a fixture
 from tests.pictures import smooth_picture
+
+
+def paths(images: Path) -> list[Path]:
+    return sorted(images.glob("*/*.png"))
+
 
 SIZES = [(32, 48), (48, 32), (32, 32)]
 TRANSFORM = BucketTransform(SIZES)
@@ -224,6 +231,42 @@ def test_formats_of_one_size_refuse_several(mixed: Path, tmp_path: Path) -> None
         convert_store(mixed, tmp_path / "mar", "mar")
     assert convert_store(mixed, tmp_path / "mar", "mar", bucket="32x48").images == LatentStore(mixed).buckets()["32x48"]
     assert convert_store(mixed, tmp_path / "kohya", "kohya", arch="sd").images == 16
+
+
+def test_the_images_of_one_size_are_cropped_again_as_they_were(mixed: Path, mixed_folder: Path, tmp_path: Path) -> None:
+    source = open_source(str(mixed_folder))
+    convert_store(mixed, tmp_path / "repa", "repa", bucket="48x32", images=source)
+    rows = [row for row in LatentStore(mixed).good().to_pylist() if row["bucket"] == "48x32"]
+    found = sorted((tmp_path / "repa").glob("images/*/*.png"))
+    assert len(found) == len(rows) == 4
+    for path, row in zip(found, rows, strict=True):
+        original = smooth_picture(int(Path(row["key"]).stem), row["width"], row["height"])
+        pixel_values = ImageTransform(size=(48, 32))(original).pixel_values
+        with Image.open(path) as image:
+            expected = ((pixel_values + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+            assert np.array_equal(np.asarray(image), expected)
+
+
+@pytest.mark.parametrize("content", ["full", "lean"])
+def test_indices_of_several_sizes(content: str, mixed_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = VQAutoencoder(
+        quantizer=VQ(codebook_size=32, codebook_dim=4), block_out_channels=(8, 16, 16), layers_per_block=1,
+        norm_num_groups=4, mid_block_add_attention=False,
+    )  # fmt: skip
+    encode(model, mixed_folder, tmp_path / "codes", transform=TRANSFORM, shard_size=6, content=content)
+    assert verify_store(tmp_path / "codes") == []
+    data = LatentDataset(tmp_path / "codes", draw="indices")
+    for batch in DataLoader(data, batch_sampler=BucketBatchSampler(data, 3)):
+        assert batch["indices"].dtype == torch.int64
+    assert {tuple(data[i]["indices"].shape) for i in range(16)} == {(8, 8), (8, 12), (12, 8)}
+    for path in paths(mixed_folder)[:6]:  # one file's images change, and only they are encoded again
+        smooth_picture(77, 60, 40).save(path)
+    assert not encode(
+        model, mixed_folder, tmp_path / "codes", transform=TRANSFORM, shard_size=6, content=content
+    ).already_complete
+    encode(model, mixed_folder, tmp_path / "fresh", transform=TRANSFORM, shard_size=6, content=content)
+    assert contents(tmp_path / "codes") == contents(tmp_path / "fresh")
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
