@@ -29,6 +29,8 @@ COMMANDS = (
     "kill_training.py --trials 20 --inside-saves 5 --signal SIGINT",
     "kill_encoding.py",
     "kill_encoding.py --processes 2",
+    "kill_encoding.py --buckets",
+    "every_format.py",
     "trace_save.py",
     "full_disk.py",
     "mutations.py",

@@ -69,7 +69,7 @@ def kill_runs(
     stores = kept = 0
     while trial.trials < trials:
         out = folder / f"store-{stores}"
-        kills, broken = _kill_until_done(
+        kills, broken = kill_until_done(
             [*command, str(out)], out, log, processes, trials - trial.trials, seconds, randomness
         )
         kept += sum(kills)
@@ -85,7 +85,7 @@ def kill_runs(
     trial.figures |= {"stores": stores, "finished shards found by the next run": kept}
 
 
-def _kill_until_done(
+def kill_until_done(
     command: list[str], out: Path, log: Path, processes: int, most: int, seconds: float, randomness: random.Random
 ) -> tuple[list[int], list[str]]:
     """The finished shards at each kill until the store is complete, and what did not hold."""

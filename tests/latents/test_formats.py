@@ -16,26 +16,28 @@ import torch
 from ldm_ae.cli import _formats
 from ldm_ae.data import ImageTransform, decode_image, open_source
 from ldm_ae.errors import UserError
-from ldm_ae.latents import LatentDataset, LatentStore
+from ldm_ae.latents import LatentStore
 from ldm_ae.latents.convert import ConvertSummary, convert_store
 from ldm_ae.latents.files import look_at
 from ldm_ae.latents.fold import Fold
 from ldm_ae.latents.formats import FORMATS
 from ldm_ae.models import KLAutoencoder
-from tests.latents.format_readers import READERS, Read, read_kohya, read_musubi
-from tests.latents.helpers import Content, drop_tensors, encode, synthetic_store
+from tests.latents.format_contract import (
+    DEFAULT_TOLERANCE,
+    HELD,
+    OPTIONS,
+    PLAIN,
+    SCALED,
+    TOLERANCE,
+    WITH_IMAGES,
+    content_of,
+    expect,
+    positions_of,
+)
+from tests.latents.format_readers import READERS, read_kohya, read_musubi
+from tests.latents.helpers import drop_tensors, encode, synthetic_store
 
-OPTIONS: dict[str, dict[str, Any]] = {"kohya": {"arch": "sdxl"}, "musubi": {"arch": "zi"}}
-HELD: dict[str, dict[str, Any]] = {"tokens": {"indices": True, "codebook_size": 300}}
-"""What a synthetic store must have, beyond latents and moments."""
 LIBRARIES = {"maskdit": "lmdb", "repa-e": "h5py"}
-WITH_IMAGES = sorted(name for name, kind in FORMATS.items() if "images" in kind.takes)
-PLAIN = sorted(FORMATS.keys() - set(WITH_IMAGES))
-"""Those that can be written of a synthetic store, which has no images."""
-SCALED = ("datasetfolder", "fast-dit", "mds")
-# float32 arithmetic on values up to about 10; float16 has a relative precision of 2**-11.
-TOLERANCE: dict[str, dict[str, float]] = {"mds": {"rtol": 2**-11, "atol": 1e-6}}
-DEFAULT_TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
 
 
 def available(name: str) -> str:
@@ -59,40 +61,6 @@ def convert(content_path: Path, name: str, out: Path, **options: Any) -> tuple[P
     return target, convert_store(content_path, target, name, **(OPTIONS.get(name, {}) | options))
 
 
-def place_of(name: str, content: Content) -> int:
-    """The position in the store of what a reader calls by `name`."""
-    if name.isdigit() and name not in {Path(key).stem for key in content.keys}:
-        return int(name)
-    return next(
-        i for i, key in enumerate(content.keys) if key.removesuffix(".png") in (name, f"{Path(key).parent}/{name}")
-    )
-
-
-def expect(read: Read, content: Content, positions: list[int], *, scaled: bool, **tolerance: float) -> None:
-    """What was read is what the store's images at `positions` hold."""
-    spec = LatentStore(content.path).spec
-
-    def compare(found: list[np.ndarray], expected: list[torch.Tensor]) -> None:
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert one.shape == tuple(other.shape)
-            np.testing.assert_allclose(one, other.float().numpy(), **tolerance)  # type: ignore[arg-type]
-
-    held = [content.tensors[position] for position in positions]
-    for view in ("", "_flip"):
-        if latents := getattr(read, f"latents{view}"):
-            values = [tensors[f"latents{view}"].float() for tensors in held]
-            compare(latents, [spec.scale(value[None])[0] for value in values] if scaled else values)
-        if means := getattr(read, f"mean{view}"):
-            moments = [tensors[f"moments{view}"].float().chunk(2) for tensors in held]
-            compare(means, [mean for mean, _ in moments])
-            compare(getattr(read, f"std{view}"), [(0.5 * log_variance).exp() for _, log_variance in moments])
-        if indices := getattr(read, f"indices{view}"):
-            compare(indices, [tensors[f"indices{view}"].to(torch.int64) for tensors in held])
-    for found, expected in ((read.labels, content.labels), (read.captions, content.captions)):
-        assert not found or found == [expected[position] for position in positions]
-
-
 def test_every_format_has_a_reader_and_is_on_the_command_line() -> None:
     assert sorted(READERS) == sorted(FORMATS), "write the trainer's reader for a new format in format_readers.py"
     assert _formats() == sorted(FORMATS)
@@ -114,7 +82,7 @@ def test_a_trainer_gets_what_the_store_holds(
     assert summary.images == len(content.keys)
     read = READERS[name](out)
     assert len(read.names) == len(content.keys)
-    positions = [place_of(found, content) for found in read.names]
+    positions = positions_of(read.names, content)
     assert sorted(positions) == list(range(len(content.keys)))
     needed = FORMATS[name].needs_labels
     assert not needed or read.labels
@@ -126,18 +94,6 @@ def test_a_trainer_gets_what_the_store_holds(
     for kind, expected in (("mean", statistics.channel_mean), ("std", statistics.channel_std)):
         if f"statistics_{kind}" in read.extra:
             torch.testing.assert_close(read.extra[f"statistics_{kind}"].flatten(), expected.float())
-
-
-def content_of(path: Path) -> Content:
-    """What lies in a store that an encoder wrote."""
-    store, data = LatentStore(path), LatentDataset(path)
-    rows = store.good().to_pylist()
-    names = ("latents", "latents_flip", "moments", "moments_flip")
-    return Content(
-        path=path, keys=[row["key"] for row in rows], labels=[row["label"] for row in rows],
-        captions=[row["caption"] for row in rows], sizes=[(row["height"], row["width"]) for row in rows],
-        tensors=[data.tensors(i, names) for i in range(len(data))],
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("format", WITH_IMAGES)
@@ -175,14 +131,14 @@ def test_several_resolutions(plain: str, tmp_path: Path) -> None:
     else:
         out, _ = convert(content.path, plain, tmp_path / "both")
         read = READERS[plain](out)
-        positions = [place_of(found, content) for found in read.names]
+        positions = positions_of(read.names, content)
         assert sorted(positions) == list(range(9))
         expect(read, content, positions, scaled=False, **DEFAULT_TOLERANCE)
     out, summary = convert(content.path, plain, tmp_path / "one", bucket="32x32")
     assert summary.images == 5
     read = READERS[plain](out)
     keyed = plain in ("kohya", "musubi", "pixart")
-    positions = [place_of(found, content) if keyed else 4 + int(found) for found in read.names]
+    positions = positions_of(read.names, content) if keyed else [4 + int(found) for found in read.names]
     assert sorted(positions) == list(range(4, 9))
     expect(read, content, positions, scaled=plain in SCALED, **TOLERANCE.get(plain, DEFAULT_TOLERANCE))
     with pytest.raises(UserError, match="has no images of 16x16"):
@@ -264,7 +220,7 @@ def test_kohya_architectures(arch: str, tmp_path: Path) -> None:
     out, summary = convert(content.path, "kohya", tmp_path / "out", arch=arch)
     assert not any("channels" in warning for warning in summary.warnings)
     read = read_kohya(out, arch)
-    positions = [place_of(found, content) for found in read.names]
+    positions = positions_of(read.names, content)
     expect(read, content, positions, scaled=False, **DEFAULT_TOLERANCE)
     assert bool(read.latents_flip) == (arch != "sd")
     # Image 0 is 50 wide and 40 high, encoded at 32x32: scaled to 32 wide it is 25.6 high, and (32 - 25.6) // 2 is 3.
@@ -276,5 +232,5 @@ def test_musubi_architectures(arch: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", channels=16)
     out, _ = convert(content.path, "musubi", tmp_path / "out", arch=arch)
     read = read_musubi(out, arch)
-    positions = [place_of(found, content) for found in read.names]
+    positions = positions_of(read.names, content)
     expect(read, content, positions, scaled=arch in ("qi", "wan"), **DEFAULT_TOLERANCE)

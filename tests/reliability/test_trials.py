@@ -20,6 +20,7 @@ SHORT = {
     "Ctrl-C": (1, "kill_training.py", ["--trials", "2", "--inside-saves", "1", "--signal", "SIGINT"]),
     "kill of encoding": (2, "kill_encoding.py", ["--trials", "4", "--images", "200"]),
     "kill of two encoding": (2, "kill_encoding.py", ["--trials", "3", "--images", "200", "--processes", "2"]),
+    "every format": (2, "every_format.py", ["--trials", "1", "--images", "60"]),
     "saves": (3, "trace_save.py", ["--trials", "2"]),
     "full disk": (4, "full_disk.py", ["--trials", "3"]),
     "not finite": (8, "not_finite.py", ["--trials", "16"]),
