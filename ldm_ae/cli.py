@@ -93,6 +93,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"), default="auto",
                           help="network of the Fréchet distance; auto takes FID's Inception where its weights are at "
                           "hand, else EfficientNet-Lite0, under its own name")  # fmt: skip
+    evaluate.add_argument("--prior", metavar="FOLDER", help="of a discrete model: the rate of its codes under this "
+                          "prior too, which scripts/train_code_prior.py trained")  # fmt: skip
     _add_images_options(evaluate)
     _add_compute_options(evaluate)
 
@@ -113,6 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
     stored = encode.add_mutually_exclusive_group()
     stored.add_argument("--fp16", action="store_const", const="fp16", dest="dtype", help="store float16")
     stored.add_argument("--bf16", action="store_const", const="bf16", dest="dtype", help="store bfloat16")
+    stored.add_argument("--dtype", choices=("fp32", "fp16", "bf16", "uint8"), help="what latents are stored in; uint8 "
+                        "has 256 levels for each channel of an image, with its error said (default: fp32)")  # fmt: skip
     encode.set_defaults(dtype="fp32")
     encode.add_argument("--latents", choices=("sample", "mode"), default="sample", help="what `latents` holds; moments "
                         "are stored beside them (default: %(default)s)")  # fmt: skip
@@ -128,6 +132,13 @@ def build_parser() -> argparse.ArgumentParser:
                         "images of finished files again to see whether they have changed")  # fmt: skip
     encode.add_argument("--compile", action="store_true", help="compile the encoder, which takes minutes for each size")
     encode.add_argument("--shard-size", type=int, default=1024, help="images of one file (default: %(default)s)")
+    encode.add_argument("--engine", choices=("local", "ray"), default="local", help="what encodes: this process (and "
+                        "those that torchrun or accelerate has started beside it), or a Ray cluster (default: "
+                        "%(default)s)")  # fmt: skip
+    encode.add_argument("--ray-actors", type=int, metavar="N", help="processes that encode: of one GPU each (default: "
+                        "as many as there are), or with --device cpu or without a GPU of one core each")  # fmt: skip
+    encode.add_argument("--ray-address", metavar="ADDRESS", help="of a cluster, such as auto or head:6379 "
+                        "(default: RAY_ADDRESS, or else a Ray on this machine for this command alone)")  # fmt: skip
 
     decode = command("decode", "Decode a latent store to PNG files.")
     _add(decode, "model", "store", "out")
@@ -146,8 +157,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_images_options(export)
     _add_compute_options(export)
 
-    inspect = command("inspect", "Say what a model, checkpoint, run or store is, and whether it is sound.")
-    inspect.add_argument("path", metavar="PATH", help="a model folder, run directory, checkpoint or latent store")
+    inspect = command("inspect", "Say what a model, checkpoint, run, store or prior is, and whether it is sound.")
+    inspect.add_argument(
+        "path", metavar="PATH", help="a model folder, run directory, checkpoint, latent store, or prior over codes"
+    )
     inspect.add_argument("--json", action="store_true", help="print JSON")
 
     to_convert = command("convert", "Write a latent store in a trainer's format, or read one into a store.")
@@ -206,6 +219,9 @@ def _add_convert_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", help=f"what was encoded, for repa and repa-e, which hold the images too: {IMAGES}")
     parser.add_argument("--arch", help="kohya: sd, sdxl, sd3 or flux; musubi: hv, qi, wan or zi")
     parser.add_argument("--name", help="repa-e: the autoencoder's name in the files' names (default: vae)")
+    parser.add_argument("--files", choices=("safetensors", "npy"), help="tokens: the kind of file (default: "
+                        "safetensors)")  # fmt: skip
+    parser.add_argument("--no-flips", action="store_true", default=None, help="tokens: leave the mirror images out")
     parser.add_argument("--model", help="with --format store: whose latents they are, unless ldm-ae wrote the files")
 
 

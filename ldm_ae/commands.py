@@ -15,6 +15,7 @@ from ldm_ae.errors import UserError
 if TYPE_CHECKING:
     from ldm_ae.data import BucketTransform, ImageTransform, Source
     from ldm_ae.evaluation import ActivationRanges
+    from ldm_ae.latents.encoder import Engine
     from ldm_ae.models import Autoencoder, ChannelStatistics
 
 
@@ -44,8 +45,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from ldm_ae.evaluation import evaluate, write_report
     from ldm_ae.evaluation.summary import summary_lines
     from ldm_ae.files import make_folder
+    from ldm_ae.priors import load_prior
 
     folder = make_folder(args.out)
+    prior = None if args.prior is None else load_prior(args.prior)
     model, source, transform = _inputs(args)
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit is {args.limit}; it must be at least 1")
@@ -58,7 +61,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         evaluation = evaluate(
             model, loader, source=args.images, transform_description=transform.describe(), model_name=str(args.model),
             perceptual=perceptual_network(args.perceptual), features=_feature_network(args.features),
-            precision=args.precision, device=args.device, progress=lambda done: progress(done, count),
+            prior=prior, precision=args.precision, device=args.device, progress=lambda done: progress(done, count),
         )  # fmt: skip
     write_report(evaluation, folder)
     print("\n".join(summary_lines(evaluation)))
@@ -84,6 +87,7 @@ def run_encode(args: argparse.Namespace) -> None:
     from ldm_ae.latents import Processes, encode_images
 
     processes = Processes.from_environment()
+    engine = _engine(args)
     model, source, transform = _bucketed_inputs(args)
     if args.labels or args.captions:
         source = Annotated(source, labels=args.labels, captions=args.captions)
@@ -93,7 +97,7 @@ def run_encode(args: argparse.Namespace) -> None:
             workers=args.workers, device=args.device, precision=args.precision, dtype=args.dtype, latents=args.latents,
             content=args.content, flips=not args.no_flips, seed=args.seed, shard_size=args.shard_size,
             bad_share=args.bad_share, compiled=args.compile, check=not args.no_check, processes=processes,
-            progress=progress,
+            engine=engine, progress=progress,
         )  # fmt: skip
     if processes.rank:
         return
@@ -105,6 +109,19 @@ def run_encode(args: argparse.Namespace) -> None:
     print(f"{', '.join(f'{size}: {images}' for size, images in summary.buckets.items())}; "
           f"{summary.crops.mean_share:.1%} of an image cropped off on average"
           f"{enlarged if summary.crops.enlarged else ''}")  # fmt: skip
+    if (error := summary.statistics.relative_error) is not None:
+        print(f"error of uint8: {error.square().mean().sqrt():.2%} of a channel's deviation, at most {error.max():.2%}")
+
+
+def _engine(args: argparse.Namespace) -> Engine | None:
+    if args.engine == "local":
+        for name in ("ray_actors", "ray_address"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} says nothing without --engine ray")
+        return None
+    from ldm_ae.latents.ray_engine import RayEngine
+
+    return RayEngine(actors=args.ray_actors, address=args.ray_address)
 
 
 def run_decode(args: argparse.Namespace) -> None:
@@ -175,7 +192,7 @@ def run_convert(args: argparse.Namespace) -> None:
     with _bar("converting", None) as progress:
         summary = convert_store(
             args.source, args.out, args.format, bucket=args.bucket, fold=fold, arch=args.arch, name=args.name,
-            images=images, progress=progress,
+            images=images, files=args.files, no_flips=args.no_flips, progress=progress,
         )  # fmt: skip
     _note(summary.warnings)
     print(f"{summary.images} images for {args.format} in {summary.path}")
@@ -185,9 +202,9 @@ def _read_into_store(args: argparse.Namespace) -> None:
     from ldm_ae.latents.incoming import import_latents
     from ldm_ae.models import load_autoencoder
 
-    for name in ("bucket", "fold", "images", "arch", "name"):
+    for name in ("bucket", "fold", "images", "arch", "name", "files", "no_flips"):
         if getattr(args, name) is not None:
-            raise UserError(f"--{name} says nothing to --format store; leave it out")
+            raise UserError(f"--{name.replace('_', '-')} says nothing to --format store; leave it out")
     model = None if args.model is None else load_autoencoder(args.model)
     with _bar("reading", None) as progress:
         summary = import_latents(args.source, args.out, model=model, progress=progress)

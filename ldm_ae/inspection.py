@@ -1,4 +1,4 @@
-"""What a path is: a model, a checkpoint, a run or a latent store; and whether it is sound."""
+"""What a path is: a model, a checkpoint, a run, a latent store or a prior; and whether it is sound."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from ldm_ae.evaluation.codebook import CodebookUsage
 from ldm_ae.latents import LatentStore, inspect_store
 from ldm_ae.locks import holder
 from ldm_ae.models import load_autoencoder
+from ldm_ae.priors import load_prior
+from ldm_ae.priors.folder import WEIGHTS as PRIOR_WEIGHTS
 from ldm_ae.training import problems
 from ldm_ae.training.checkpoint import MANIFEST
 from ldm_ae.training.state import read_state
@@ -29,6 +31,8 @@ def inspect_path(path: str | Path) -> dict[str, Any]:
         return inspect_run(path)
     if (path / MANIFEST).is_file() or path.name.startswith("step-"):
         return inspect_checkpoint(path)
+    if (path / PRIOR_WEIGHTS).is_file():
+        return inspect_prior(path)
     if (path / "config.json").is_file():
         return inspect_model(path)
     found = inspect_store(path)
@@ -38,7 +42,10 @@ def inspect_path(path: str | Path) -> dict[str, Any]:
 
 
 def inspect_codes(store: LatentStore) -> dict[str, Any]:
-    """Which codes the images of a store with indices use, mirror images not counted; each list is by level."""
+    """Which codes the images of a store with indices use, mirror images not counted; each list is by level.
+
+    Few places (`counted`) make a large codebook look small: their bits cannot exceed log2 of their number.
+    """
     spec = store.spec
     assert spec.codebook_size is not None, "there are indices"
     found: dict[str, Any] = {"size": spec.codebook_size, "levels": spec.codebook_levels or 1}
@@ -49,6 +56,7 @@ def inspect_codes(store: LatentStore) -> dict[str, Any]:
     if summary is None:
         return found
     return found | {
+        "counted": summary.counted,
         "used": summary.used.tolist(),
         "perplexity": summary.entropies.exp2().tolist(),
         "bits_per_code": summary.entropies.tolist(),
@@ -72,6 +80,23 @@ def inspect_model(path: Path) -> dict[str, Any]:
         "downsample_factor": spec.downsample_factor,
         "scaling_factor": spec.scaling_factor,
         "sample_size": model.sample_size,
+        "problems": [f"{name} has values that are not finite" for name in bad],
+    }
+
+
+def inspect_prior(path: Path) -> dict[str, Any]:
+    """A prior over codes."""
+    found: dict[str, Any] = {"kind": "prior", "path": str(path)}
+    try:
+        prior, model_hash, _ = load_prior(path)
+    except UserError as error:
+        return found | {"problems": [str(error)]}
+    bad = [name for name, tensor in prior.state_dict().items() if not tensor.isfinite().all()]
+    return found | {
+        "class": type(prior).__name__,
+        "parameters": sum(parameter.numel() for parameter in prior.parameters()),
+        **prior.init_args,
+        "model_hash": model_hash,
         "problems": [f"{name} has values that are not finite" for name in bad],
     }
 

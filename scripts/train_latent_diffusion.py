@@ -14,8 +14,9 @@ saved with a DDIMScheduler. `flow` predicts n - x_0 at x_s = (1 - s) x_0 + s n (
 al., arXiv 2209.03003). These pipelines do not run a FlowMatchEulerDiscreteScheduler, which lacks two methods they
 call, so it is saved with a DPMSolverMultistepScheduler over the same sigmas, whose first order is Euler's step.
 
-Both pipelines decode latents / scaling_factor and nothing else, so the autoencoder must have a measured scaling_factor
-and no shift or per-channel scaling; `ldm-ae export` writes it so.
+Both pipelines decode latents / scaling_factor and nothing else, so the latents are scaled by 1 / (standard deviation
+of the whole store), and the autoencoder in the pipeline has that scaling_factor, whatever it had before. A store with
+moments gives other samples in every epoch.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
+import diffusers
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -46,7 +49,7 @@ from torch.utils.data import DataLoader
 from ldm_ae.errors import UserError
 from ldm_ae.files import writing_folder
 from ldm_ae.latents import LatentDataset, LatentStore
-from ldm_ae.models import Autoencoder, load_autoencoder
+from ldm_ae.models import Autoencoder, LatentSpec, load_autoencoder
 
 NO_CLASS = 1000
 """The class that DiTPipeline means by none; real ones lie below."""
@@ -79,16 +82,26 @@ def build_model(kind: str, channels: int, size: int, width: int, depth: int) -> 
 def check(store: LatentStore, autoencoder: Autoencoder, kind: str) -> None:
     """UserError for a store that this autoencoder, model or pipeline cannot use."""
     store.check_model(autoencoder)
-    spec = autoencoder.latent_spec
-    if spec.latents_mean is not None or spec.shift_factor:
-        raise UserError("the autoencoder shifts or scales by channel, which the pipelines ignore; export it again")
-    if not 0.5 < (std := store.statistics.pooled_std * spec.scaling_factor) < 2.0:
-        raise UserError(f"scaled latents have deviation {std:.3g}, not about 1; export the autoencoder measured")
+    if store.request.indices_alone:
+        raise UserError(f"{store.path} holds indices and no latents; encode without --store lean")
+    if not store.statistics.pooled_std > 0:
+        raise UserError(f"the latents of {store.path} are constant; is the autoencoder trained?")
     buckets = store.good()["bucket"].unique().to_pylist()
     if len(buckets) > 1 or len(set(buckets[0].split("x"))) > 1:
         raise UserError(f"{store.path} has images of {', '.join(buckets)}; the pipelines make squares of one size")
     if kind == "dit" and (top := max(store.good()["label"].to_pylist())) >= NO_CLASS:
         raise UserError(f"{store.path} has class {top}; DiTPipeline takes classes up to {NO_CLASS - 1}")
+    if kind == "dit" and top < 0:
+        raise UserError(f"{store.path} has no labels, which dit learns; encode with --labels, or use --model unet")
+
+
+def open_latents(store: LatentStore, spec: LatentSpec, seed: int) -> LatentDataset:
+    """Its latents, scaled; other samples in every epoch if it holds moments of which samples were asked for."""
+    flip: Literal["half", "never"] = "half" if store.request.flips else "never"
+    data = LatentDataset(store, flip=flip, seed=seed, spec=spec)
+    if "moments" not in data.tensor_names:
+        return data
+    return LatentDataset(store, draw=store.request.latents, flip=flip, seed=seed, spec=spec)
 
 
 def training_loss(model: nn.Module, latents: Tensor, labels: Tensor | None, objective: str) -> Tensor:
@@ -113,7 +126,19 @@ def training_loss(model: nn.Module, latents: Tensor, labels: Tensor | None, obje
     return F.mse_loss(prediction.float(), target)
 
 
-def build_pipeline(kind: str, objective: str, model: nn.Module, autoencoder: Autoencoder) -> DiffusionPipeline:
+def as_diffusers(net: nn.Module) -> nn.Module:
+    """The autoencoder's network in diffusers' own class, by whose name a pipeline finds it; UserError without one."""
+    own = getattr(diffusers, type(net).__name__, None)
+    if own is None:
+        raise UserError(f"diffusers has no {type(net).__name__}, so that no pipeline of it can hold this autoencoder")
+    if type(net) is own:
+        return net
+    copy = own.from_config(net.config)
+    copy.load_state_dict({name: value for name, value in net.state_dict().items() if name in copy.state_dict()})
+    return copy
+
+
+def build_pipeline(kind: str, objective: str, model: nn.Module, autoencoder: nn.Module) -> DiffusionPipeline:
     """The pipeline that samples from the trained model."""
     if objective == "flow":
         scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
@@ -121,12 +146,12 @@ def build_pipeline(kind: str, objective: str, model: nn.Module, autoencoder: Aut
         scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
     assert scheduler.config.num_train_timesteps == TIMESTEPS
     if kind == "unet":
-        return LDMPipeline(vqvae=autoencoder.net, unet=model, scheduler=scheduler)
-    return DiTPipeline(transformer=model, vae=autoencoder.net, scheduler=scheduler)
+        return LDMPipeline(vqvae=autoencoder, unet=model, scheduler=scheduler)
+    return DiTPipeline(transformer=model, vae=autoencoder, scheduler=scheduler)
 
 
 def batches(loader: DataLoader, data: LatentDataset) -> Iterator[dict]:
-    """Endless; other mirror images in every epoch."""
+    """Endless; other samples and mirror images in every epoch."""
     epoch = 0
     while True:
         data.set_epoch(epoch)
@@ -149,8 +174,9 @@ def train(args: argparse.Namespace) -> list[float]:
     check(store, autoencoder, args.model)
     accelerator = Accelerator()
     set_seed(args.seed)
-    flip = "half" if store.request.flips else "never"
-    data = LatentDataset(store, flip=flip, seed=args.seed, spec=autoencoder.latent_spec)
+    autoencoder.set_scaling(scaling_factor=1 / store.statistics.pooled_std)
+    decoder = as_diffusers(autoencoder.net)
+    data = open_latents(store, autoencoder.latent_spec, args.seed)
     channels, size, _ = data[0]["latents"].shape
     model = build_model(args.model, channels, size, args.width, args.depth)
     set_seed(args.seed, device_specific=True)  # the same weights, but other noise in each process
@@ -180,7 +206,7 @@ def train(args: argparse.Namespace) -> list[float]:
             losses.clear()
             accelerator.print(f"step {step}: loss {history[-1]:.4f}", flush=True)
     if accelerator.is_main_process:
-        pipeline = build_pipeline(args.model, args.objective, accelerator.unwrap_model(model).eval(), autoencoder)
+        pipeline = build_pipeline(args.model, args.objective, accelerator.unwrap_model(model).eval(), decoder)
         with writing_folder(out) as folder:
             pipeline.save_pretrained(folder)
         print(f"saved {type(pipeline).__name__} to {out}", flush=True)
@@ -192,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; 0, or 2 after one line that says what is wrong."""
     parser = argparse.ArgumentParser(description="Train a latent diffusion model on a latent store.")
     parser.add_argument("--store", required=True, help="folder that `ldm-ae encode` wrote")
-    parser.add_argument("--autoencoder", required=True, help="the model it was encoded with, exported as diffusers")
+    parser.add_argument("--autoencoder", required=True, help="the model it was encoded with: a run or diffusers folder")
     parser.add_argument("--out", required=True, help="new folder for the pipeline")
     parser.add_argument("--model", choices=("unet", "dit"), default="unet", help="unet ignores labels, dit learns them")
     parser.add_argument("--objective", choices=("flow", "ddpm"), default="flow")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import subprocess
@@ -17,6 +18,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 BENCHMARKS = Path(__file__).parents[1] / "scripts" / "benchmarks"
+RECIPES = Path(__file__).parents[1] / "configs"
 CPU = torch.device("cpu")
 # Two float32 implementations that add the same numbers in another order, through a few dozen layers.
 FLOAT32 = 1e-4
@@ -173,3 +175,65 @@ def test_table_pairs_the_times_of_one_round(toy: Any) -> None:
     times = {"a": [2.0, 4.0], "b": [1.0, 2.0]}
     text = measuring.table(variants, times, {name: {"peak": 5, "before": 3} for name in times})
     assert "| **2.00** × speed of a (2.00-2.00) | >= 1.5: met | 5 (3 before) |" in text
+
+
+SHORT = [
+    "--train", "photos:train", "--test", "photos:heldout", "--limit", "1", "--size", "64", "--steps", "2",
+    "--model.init_args.block_out_channels", "[8,8]", "--data.resolution", "32", "--training.batch_size", "2",
+    "--objective.perceptual", "null",
+]  # fmt: skip
+"""Options of a run that takes no time."""
+
+
+@pytest.mark.slow
+def test_rate_distortion_sweeps_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import rate_distortion
+
+    options = [
+        "--config", str(RECIPES / "vq_quickstart.yaml"), *SHORT, "--qualities", "20", "80", "--out", str(tmp_path),
+        "--model.init_args.norm_num_groups", "4", "--sweep", "model.init_args.quantizer.init_args.codebook_size=16",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["rate_distortion.py", *options])
+    rate_distortion.main()
+    points = json.loads((tmp_path / "rate_distortion.json").read_text())["points"]
+    rates = {(point["curve"], point["name"]): point["scores"]["bits_per_pixel"] for point in points}
+    assert rates["vq_quickstart", "16"] == pytest.approx(4 / 2**2)  # 16 codes, two levels
+    assert rates["jpeg", "20"] < rates["jpeg", "80"]
+    assert (tmp_path / "rate_distortion.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+def test_fixed_budget_scores_what_it_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import fixed_budget
+    from short_runs import Protocol, score
+
+    options = ["--config", str(RECIPES / "quickstart.yaml"), *SHORT, "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["fixed_budget.py", *options])
+    fixed_budget.main()
+    words, scores = capfd.readouterr().out.splitlines()[-2:]
+    assert "quickstart.yaml" in words
+    assert "2 steps" in words
+    assert json.loads(scores) == score(tmp_path / "run", Protocol("photos:heldout", 64, limit=1))
+
+
+def test_every_quantizer_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import quantizers as comparison
+
+    from ldm_ae import quantizers
+    from ldm_ae.config import build_config, config_parser, parse_config
+
+    compared = {kind for kind, _, _ in comparison.QUANTIZERS.values()}
+    every = {name for name, value in vars(quantizers).items() if isinstance(value, type)
+             and issubclass(value, quantizers.Quantizer) and not inspect.isabstract(value)}  # fmt: skip
+    assert compared == every
+    for i, name in enumerate(comparison.QUANTIZERS):
+        comparison.write_recipe(name, tmp_path / f"{i}.yaml")
+        run = build_config(parse_config(["--config", str(tmp_path / f"{i}.yaml")], config_parser()))
+        x = torch.rand(1, 3, 16, 16) * 2 - 1
+        terms = run.model(x).posterior.regularization()
+        assert terms.keys() >= run.objective.regularization_weights.keys()

@@ -193,6 +193,7 @@ def no_weights(folder: Path) -> Path:
         (["export", "{model}", "{tmp}/o", "--format", "onnx"], "invalid choice: 'onnx'"),
         (["evaluate", "{model}", "{images}", "--out", "{tmp}/file"], "cannot write to"),
         (["evaluate", "{model}", "{images}", "--limit", "0", "--out", "{tmp}/o"], "--limit is 0"),
+        (["evaluate", "{model}", "{images}", "--prior", "{model}", "--out", "{tmp}/o"], "does not describe a prior"),
         (
             ["evaluate", "{model}", "{images}", "--size", "32", "--perceptual", "lpips_vgg", "--out", "{tmp}/o"],
             "weights of lpips",

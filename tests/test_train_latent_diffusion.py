@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline, LDMPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline, LDMPipeline, VQModel
+from torch.utils.data import DataLoader
 
 from ldm_ae.data import ImageTransform, open_source
 from ldm_ae.interop import export_diffusers
-from ldm_ae.latents import LatentStore, encode_images
-from ldm_ae.models import KLAutoencoder
+from ldm_ae.latents import LatentDataset, LatentStore, encode_images
+from ldm_ae.models import KLAutoencoder, VQAutoencoder, load_autoencoder
+from ldm_ae.quantizers import FSQ, VQ
 
 # DPMSolverMultistepScheduler calls np.array on a tensor, which NumPy 2 deprecates and torch still answers correctly.
 pytestmark = pytest.mark.filterwarnings(
@@ -109,7 +111,7 @@ def test_the_sampler_fits_the_objective(objective: str, trainer: ModuleType, tin
     """With the exact prediction for data from N(0.7, 0.4^2) put in, the pipeline's scheduler samples N(0.7, 0.4^2)."""
     mean, std = 0.7, 0.4
     net = trainer.build_model("unet", 4, 8, 32, 1)
-    scheduler = trainer.build_pipeline("unet", objective, net, tiny_model).scheduler
+    scheduler = trainer.build_pipeline("unet", objective, net, tiny_model.net).scheduler
     scheduler.set_timesteps(200)
     x = torch.randn(50_000, dtype=torch.float64) * scheduler.init_noise_sigma
     for time in scheduler.timesteps:
@@ -155,36 +157,123 @@ def test_the_same_seed_gives_the_same_model(trainer: ModuleType, store: Path, tm
     assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
 
 
+@pytest.mark.parametrize("per_channel", [{}, {"latents_mean": (5.0,) * 4, "latents_std": (2.0,) * 4}])
+def test_the_scaling_is_the_stores(
+    per_channel: dict[str, Any], trainer: ModuleType, store: Path, tiny_model: KLAutoencoder, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    std = LatentStore(store).statistics.pooled_std
+    tiny_model.set_scaling(scaling_factor=10 / std, **per_channel)
+    autoencoder = export_diffusers(tiny_model, tmp_path / "unmeasured")
+    seen: list[torch.Tensor] = []
+    real = trainer.training_loss
+
+    def watched(model: Any, latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append(latents)
+        return real(model, latents, *rest)
+
+    monkeypatch.setattr(trainer, "training_loss", watched)
+    assert run(trainer, store, tmp_path / "out", autoencoder=autoencoder, batch_size=12, steps=1) == 0
+    vae = DiffusionPipeline.from_pretrained(tmp_path / "out").vqvae
+    assert vae.config.scaling_factor == 1 / std
+    assert vae.config.latents_mean is None
+    # Half of them are mirror images, which the statistics leave out, and all are drawn anew.
+    assert float(seen[0].std()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_discrete_model_s_pipeline_opens_too(
+    trainer: ModuleType, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    networks = dict(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False)
+    source, transform = open_source(image_folder), ImageTransform(size=16)
+    for name, quantizer in (("vq", VQ(codebook_size=16, codebook_dim=4)), ("fsq", FSQ(levels=(5, 5, 5)))):
+        model = VQAutoencoder(quantizer=quantizer, **networks)
+        model.save_pretrained(tmp_path / name)
+        encode_images(model, source, tmp_path / f"{name} store", transform=transform, device="cpu")
+    assert run(trainer, tmp_path / "vq store", tmp_path / "out", autoencoder=tmp_path / "vq") == 0
+    opened = DiffusionPipeline.from_pretrained(tmp_path / "out").vqvae
+    assert type(opened) is VQModel
+    assert opened.config.scaling_factor == 1 / LatentStore(tmp_path / "vq store").statistics.pooled_std
+    ours = load_autoencoder(tmp_path / "vq")
+    latents = ours.encode(torch.rand(1, 3, 16, 16)).mode()
+    # float32's rounding: diffusers adds the step from the latents to their codes, ours takes the codes.
+    torch.testing.assert_close(opened.decode(latents).sample, ours.decode(latents))
+    assert run(trainer, tmp_path / "fsq store", tmp_path / "none", autoencoder=tmp_path / "fsq") == 2
+    assert "diffusers has no QuantizedAutoencoder" in capsys.readouterr().err
+    encode_images(model, source, tmp_path / "codes", transform=transform, device="cpu", content="lean", flips=False)
+    assert run(trainer, tmp_path / "codes", tmp_path / "none", autoencoder=tmp_path / "fsq") == 2
+    assert "holds indices and no latents" in capsys.readouterr().err
+
+
+def test_every_epoch_has_other_samples_where_there_are_moments(
+    trainer: ModuleType, store: Path, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
+    def epochs(name: str, **options: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The first image in two epochs, and as it is stored or, without latents, its mean."""
+        encode_images(
+            tiny_model, open_source(image_folder), tmp_path / name, transform=ImageTransform(size=32), device="cpu",
+            flips=False, **options,
+        )  # fmt: skip
+        found = LatentStore(tmp_path / name)
+        data = trainer.open_latents(found, found.spec, 0)
+        other = LatentDataset(found, draw="mode" if options.get("content") == "lean" else "stored", spec=found.spec)
+        stream = trainer.batches(DataLoader(data, batch_size=len(data)), data)
+        return next(stream)["latents"][0], next(stream)["latents"][0], other[0]["latents"]
+
+    for name in ("full", "lean"):
+        first, second, _ = epochs(name, content=name)
+        assert not torch.equal(first, second)
+    for name, options in (("samples", {"content": "samples"}), ("mode", {"content": "lean", "latents": "mode"})):
+        first, second, expected = epochs(name, **options)
+        assert torch.equal(first, second)
+        assert torch.equal(first, expected)
+
+
+def test_dit_learns_the_labels_of_the_store(
+    trainer: ModuleType, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    real = trainer.training_loss
+
+    def watched(model: Any, latents: torch.Tensor, labels: torch.Tensor, objective: str) -> torch.Tensor:
+        seen.append(labels)
+        return real(model, latents, labels, objective)
+
+    monkeypatch.setattr(trainer, "training_loss", watched)
+    monkeypatch.setattr(trainer, "LABEL_DROPOUT", 0.0)
+    assert run(trainer, store, tmp_path / "kept", model="dit", steps=3) == 0  # four images a step
+    assert sorted(torch.cat(seen).tolist()) == [0] * 6 + [1] * 6
+    seen.clear()
+    monkeypatch.setattr(trainer, "LABEL_DROPOUT", 1.0)
+    assert run(trainer, store, tmp_path / "dropped", model="dit", steps=1) == 0
+    assert torch.cat(seen).tolist() == [trainer.NO_CLASS] * 4
+
+
 def test_mistakes_get_one_line(
     trainer: ModuleType, store: Path, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    def export(name: str, scaling_factor: float, **per_channel: Any) -> Path:
-        tiny_model.set_scaling(scaling_factor=scaling_factor, **per_channel)
-        return export_diffusers(tiny_model, tmp_path / name)
+    def another_store(name: str, folder: Path, size: int | tuple[int, int]) -> Path:
+        transform = ImageTransform(size=size)
+        encode_images(tiny_model, open_source(folder), tmp_path / name, transform=transform, device="cpu")
+        return tmp_path / name
 
-    def wide_store() -> Path:
-        source, transform = open_source(image_folder), ImageTransform(size=(32, 40))
-        encode_images(tiny_model, source, tmp_path / "wide", transform=transform, device="cpu")
-        return tmp_path / "wide"
-
-    std = LatentStore(store).statistics.pooled_std
-    wide = wide_store()
-    unscaled = export("unscaled", 10 / std)
-    per_channel = export("per_channel", 1 / std, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4)
+    wide = another_store("wide", image_folder, (32, 40))
+    no_labels = another_store("no labels", image_folder / "cats", 32)
+    ours = store.parent / "autoencoder"
     with torch.no_grad():
         tiny_model.last_layer.mul_(2)
+    other = export_diffusers(tiny_model, tmp_path / "other")
     out = tmp_path / "out"
     for place, target, changes, message in (
-        (store, out, dict(autoencoder=export("other", 1 / std)), "made by another model"),
-        (store, out, dict(autoencoder=unscaled), "deviation 10, not about 1"),
-        (store, out, dict(autoencoder=per_channel), "which the pipelines ignore"),
+        (store, out, dict(autoencoder=other), "made by another model"),
         (store, out, dict(autoencoder=tmp_path / "nowhere"), "no such model"),
         (store, out, dict(steps=0), "--steps must be at least 1"),
         (store, out, dict(width=33), "multiple of 32"),
         (store, store, {}, "is there already"),
-        (image_folder, out, dict(autoencoder=unscaled), "no latent store"),
-        (wide, out, dict(autoencoder=store.parent / "autoencoder"), "images of 32x40; the pipelines make squares"),
+        (image_folder, out, dict(autoencoder=ours), "no latent store"),
+        (wide, out, dict(autoencoder=ours), "images of 32x40; the pipelines make squares"),
+        (no_labels, out, dict(autoencoder=ours, model="dit"), "has no labels, which dit learns"),
     ):
         assert run(trainer, place, target, **changes) == 2
         error = capsys.readouterr().err

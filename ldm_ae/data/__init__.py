@@ -4,11 +4,11 @@ from ldm_ae.data.annotations import Annotated
 from ldm_ae.data.batches import Batch
 from ldm_ae.data.buckets import BucketTransform, sizes_of_area
 from ldm_ae.data.decoding import BadImage, decode_image
-from ldm_ae.data.holdout import split_holdout
+from ldm_ae.data.holdout import split_holdout, split_keys
 from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
 from ldm_ae.data.randomness import epoch_order, seeded_noise
 from ldm_ae.data.ranges import RangeLoader
-from ldm_ae.data.sources import RawImage, Source, open_source
+from ldm_ae.data.sources import RawImage, Source, Wrapped, open_source
 from ldm_ae.data.transforms import ImageTransform, TransformedImage
 
 __all__ = [
@@ -23,10 +23,12 @@ __all__ = [
     "Source",
     "TrainingLoader",
     "TransformedImage",
+    "Wrapped",
     "decode_image",
     "epoch_order",
     "open_source",
     "seeded_noise",
     "sizes_of_area",
     "split_holdout",
+    "split_keys",
 ]

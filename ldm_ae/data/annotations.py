@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ldm_ae.data.sources.base import RawImage, Source
+from ldm_ae.data.sources.base import RawImage, Source, Wrapped
 from ldm_ae.errors import UserError
 
 _NAMES = ("key", "file_name")
 _Value = TypeVar("_Value", int, str)
 
 
-class Annotated(Source):
+class Annotated(Wrapped):
     """A source whose labels, or captions, are those of a file; an image that the file does not name has none.
 
     The file is `.json`, an object `{"cats/1.png": 3, ...}` or a list of objects, or `.csv` with a first line of column
@@ -32,10 +32,9 @@ class Annotated(Source):
     """
 
     name = "annotated"
-    accepts = "another source"
 
     def __init__(self, source: Source, *, labels: str | Path | None = None, captions: str | Path | None = None):
-        self._source = source
+        super().__init__(source)
         self._labels = None if labels is None else _read(Path(labels), "label", _label)
         self._captions = None if captions is None else _read(Path(captions), "caption", _caption)
         if self._labels is not None:
@@ -47,18 +46,6 @@ class Annotated(Source):
         if not any(_find(values, self.key(i)) is not None for i in range(len(self))):
             raise UserError(f"{path} names none of the images; it has {next(iter(values), 'nothing')}, the first image "
                             f"is {self.key(0)}")  # fmt: skip
-
-    @classmethod
-    def open(cls, location: str) -> Source | None:  # noqa: ARG003 - made from a source, never from a location
-        """None."""
-        return None
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def key(self, index: int) -> str:
-        """The source's."""
-        return self._source.key(index)
 
     def __getitem__(self, index: int) -> RawImage:
         raw = self._source[index]

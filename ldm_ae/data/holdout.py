@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from ldm_ae.data.sources.base import Source
 from ldm_ae.errors import UserError
@@ -20,8 +21,13 @@ def split_holdout(source: Source, count: int, seed: int) -> tuple[list[int], lis
     Raises:
         UserError: nothing would be left to train on.
     """
-    if not 0 <= count < len(source):
-        raise UserError(f"cannot hold out {count} of {len(source)} images; at least one must be left to train on")
-    digests = [hashlib.sha256(f"{seed}:{source.key(i)}".encode()).digest() for i in range(len(source))]
-    held_out = set(sorted(range(len(source)), key=digests.__getitem__)[:count])
-    return [i for i in range(len(source)) if i not in held_out], sorted(held_out)
+    return split_keys([source.key(i) for i in range(len(source))], count, seed)
+
+
+def split_keys(keys: Sequence[str], count: int, seed: int) -> tuple[list[int], list[int]]:
+    """`split_holdout` of images that are known by their keys alone."""
+    if not 0 <= count < len(keys):
+        raise UserError(f"cannot hold out {count} of {len(keys)} images; at least one must be left to train on")
+    digests = [hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in keys]
+    held_out = set(sorted(range(len(keys)), key=digests.__getitem__)[:count])
+    return [i for i in range(len(keys)) if i not in held_out], sorted(held_out)

@@ -43,6 +43,17 @@ class CodebookSummary:
         """(Q,) int64 codes that occur."""
         return (self.counts > 0).sum(dim=1)
 
+    def bits(self, indices: Tensor) -> Tensor:
+        """What other images cost with these frequencies and no context, (B,) float64; every code is taken to have
+        occurred once more than it did, so that none costs infinitely much.
+
+        Args:
+            indices: (B, h, w), or (B, Q, h, w) of a residual quantizer, int64 in [0, K).
+        """
+        levels = (indices[:, None] if indices.ndim == 3 else indices).cpu()
+        costs = -torch.log2((self.counts.double() + 1.0) / (self.counted + self.size))
+        return torch.stack([costs[q][levels[:, q]].flatten(1).sum(dim=1) for q in range(self.levels)]).sum(dim=0)
+
     def scores(self) -> dict[str, float]:
         """What stands beside the other scores."""
         return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,6 +19,7 @@ from ldm_ae.evaluation.features import FeatureNetwork, frechet_score_name
 from ldm_ae.evaluation.frechet import FeatureStatistics, frechet_distance
 from ldm_ae.evaluation.image_quality import PerceptualDistance, bicubic_thumbnail, image_scores, to_levels
 from ldm_ae.evaluation.latent_summary import ChannelSummary, LatentSummary
+from ldm_ae.evaluation.rate import Rates, thumbnail_numbers
 from ldm_ae.models import (
     Autoencoder,
     Posterior,
@@ -30,6 +30,7 @@ from ldm_ae.models import (
     weights_sha256,
 )
 from ldm_ae.models.overflow import WIDE_PRECISION
+from ldm_ae.priors import SavedPrior
 
 RECONSTRUCTION = (
     "decoded from the posterior's mode; clamped to [-1, 1] and rounded to 8 bits, as the originals are, before "
@@ -37,10 +38,10 @@ RECONSTRUCTION = (
 )
 BASELINE = "bicubic thumbnail with about as many numbers as the latents, enlarged again"
 BASELINE_OF_CODES = "bicubic thumbnail with about as many bytes as the codes have at a fixed length, enlarged again"
-"""A discrete model's latents are many numbers and few bits."""
 RATE_OF_CODES = (
     "bits_per_pixel: log2(K) for every code; entropy_bits_per_pixel: entropy of the codes' frequencies over all "
-    "images, as an ideal code without context would spend"
+    "images, as an ideal code without context would spend; prior_bits_per_pixel: -log2 of the codes' probability under "
+    "the prior, no class told, as an entropy coder spends with it"
 )
 
 
@@ -63,7 +64,7 @@ class ImageScores:
     key: str
     scores: dict[str, float]
     """`psnr`, `ssim`, the perceptual distance under its name, `kl_bits_per_pixel` of a Gaussian posterior or
-    `bits_per_pixel` of codes at a fixed length, and `bicubic_psnr`."""
+    `bits_per_pixel` of codes at a fixed length and `prior_bits_per_pixel` under a prior, and `bicubic_psnr`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +151,7 @@ def evaluate(
     model_name: str,
     perceptual: PerceptualDistance | None = None,
     features: FeatureNetwork | None = None,
+    prior: SavedPrior | None = None,
     precision: str = "fp32",
     device: str | torch.device = "auto",
     seed: int = 0,
@@ -168,6 +170,7 @@ def evaluate(
         model_name: Where the model comes from, in words.
         perceptual: Feature network of the perceptual distance; moved to the device if it is a module.
         features: Feature network of the Fréchet distance; likewise.
+        prior: Over this model's codes, for their rate; in float32 whatever the precision.
         precision: `fp32`, `bf16` or `fp16`, of the model alone. A batch that overflows in fp16 is computed again in
             fp32; the protocol counts these.
         device: Where to run; `auto` picks an accelerator if there is one.
@@ -176,7 +179,8 @@ def evaluate(
         progress: Called after every batch with the number of images done.
 
     Raises:
-        UserError: no images; a reconstruction that is not finite; only one image where a Fréchet distance is wanted.
+        UserError: no images; a reconstruction that is not finite; only one image where a Fréchet distance is wanted; a
+            prior over other codes.
     """
     device = pick_device(device) if isinstance(device, str) else device
     first, batches = first_batches(loader)
@@ -184,6 +188,7 @@ def evaluate(
         raise UserError(f"there are no images to evaluate in {source}")
     model = for_inference(model, device=device)
     kind, sha256 = type(model).__name__, weights_sha256(model)  # before the precision changes the weights
+    rates = Rates(model, prior, device)
     activations = activation_ranges(model, first)
     model = for_inference(model, device=device, precision=precision)
     for network in (perceptual, features):
@@ -195,14 +200,9 @@ def evaluate(
             pixel_values = batch.pixel_values.to(device, non_blocking=True)
             posterior, latents, reconstructions = _reconstruct(model, pixel_values)
             require_finite(reconstructions, batch.keys, precision)
-            rate = posterior.rate()
-            numbers, rate_name = latents[0].numel(), "kl_bits_per_pixel"
-            if rate is not None and posterior.indices is not None:
-                numbers, rate_name = math.ceil(float(rate[0]) / 8), "bits_per_pixel"
-            thumbnails = collected.baseline(pixel_values, numbers)
+            thumbnails = collected.baseline(pixel_values, thumbnail_numbers(posterior, latents))
             scores = image_scores(reconstructions, pixel_values, perceptual)
-            if rate is not None:
-                scores[rate_name] = rate / pixel_values[0, 0].numel()
+            scores |= rates.of(posterior, pixel_values[0, 0].numel())
             baseline = image_scores(thumbnails, pixel_values, perceptual)
             scores |= {f"bicubic_{name}": values for name, values in baseline.items()}
             collected.add(batch.keys, scores, posterior, latents, pixel_values, reconstructions, thumbnails)
@@ -225,7 +225,7 @@ def evaluate(
         "redone_batches": {"count": redone, "precision": WIDE_PRECISION if redone else None},
         "device": device_name(device),
         "latent_statistics": f"of one posterior sample per image, seed {seed}",
-        "codebook": collected.describe_codes(),
+        "codebook": collected.describe_codes(rates.describe()),
         "baseline": {"method": collected.baseline_method(), "thumbnail_size": _sizes(collected.thumbnail_sizes)},
         "frechet_features": None
         if features is None
@@ -328,12 +328,12 @@ class _Collected:
     def baseline_method(self) -> str:
         return BASELINE if self.codes is None else BASELINE_OF_CODES
 
-    def describe_codes(self) -> dict[str, object] | None:
+    def describe_codes(self, prior: dict[str, object] | None) -> dict[str, object] | None:
         if self.codes is None:
             return None
         found = self.codes.summary()
         counted = "none: the codebook is too large" if found is None else found.counted
-        return {"size": self.model.latent_spec.codebook_size, "counted": counted, "rate": RATE_OF_CODES}
+        return {"size": self.model.latent_spec.codebook_size, "counted": counted, "rate": RATE_OF_CODES, "prior": prior}
 
     def evaluation(self, protocol: dict[str, object], activations: ActivationRanges) -> Evaluation:
         names = self.images[0].scores

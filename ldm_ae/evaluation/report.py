@@ -120,6 +120,12 @@ def _meaning(name: str) -> tuple[str, str, str]:
             "",
             "Of the codes' frequencies over all images: what an ideal code without context would spend.",
         ),
+        "prior_bits_per_pixel": (
+            "Rate under the prior, bits per pixel",
+            "",
+            "What an entropy coder spends on the codes with the prior's probabilities; for images it was not trained "
+            "on.",
+        ),
         "codebook_usage": ("Codes in use", "", "Share of the codebook; few images cannot use many codes."),
         "codebook_perplexity": ("Perplexity of the codes", "", "As many codes, used alike, would have their entropy."),
         "codebook_entropy_bits": ("Entropy, bits per code", "", "At most log2 of the codebook's size."),

@@ -43,6 +43,8 @@ def convert_store(
     arch: str | None = None,
     name: str | None = None,
     images: Source | None = None,
+    files: Literal["safetensors", "npy"] | None = None,
+    no_flips: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConvertSummary:
     """Write a store's latents for a trainer. One image is in memory at a time, or one shard of the result.
@@ -58,6 +60,8 @@ def convert_store(
         arch: The diffusion model's architecture, for the formats that name it.
         name: The autoencoder's name, for the formats that name it.
         images: What was encoded, for the formats that hold the images too.
+        files: The kind of file, for the format that leaves the choice.
+        no_flips: Leave the mirror images out, where they are sequences of their own.
         progress: Called with the number of images done and their total.
 
     Raises:
@@ -67,8 +71,8 @@ def convert_store(
     store = store if isinstance(store, LatentStore) else LatentStore(store)
     if format not in FORMATS:
         raise UserError(f"there is no format '{format}'; there are {', '.join(FORMATS)}, and store for the way back")
-    target = FORMATS[format](Options(arch=arch, name=name, images=images))
-    if store.request.indices_alone:
+    target = FORMATS[format](Options(arch=arch, name=name, images=images, files=files, no_flips=no_flips))
+    if store.request.indices_alone and target.reads_latents:
         raise UserError(
             f"{store.path} holds indices and no latents, which {target.trainer} reads; encode with --store full"
         )
@@ -86,7 +90,7 @@ def convert_store(
             "buckets": samples.rows["bucket"].unique().to_pylist(),
             "pixels": "RGB in [-1, 1]",
             "fold": fold,
-            "values": mapping.to_json(),
+            "values": mapping.to_json() if target.reads_latents else None,
             "warnings": warnings,
             "version_of_ldm_ae": __version__,
             "request": asdict(store.request),
@@ -113,6 +117,8 @@ def _choose(store: LatentStore, target: Format, bucket: str | None) -> NDArray[n
 def _fold(store: LatentStore, target: Format, fold: float | Literal["trainer"] | None) -> Fold:
     if fold is None:
         return Fold.of_model(store.spec) if target.scaled else Fold.none(store.spec.channels)
+    if not target.reads_latents:
+        raise UserError(f"codes have no scale, so that the format {target.name} has nothing to --fold")
     if target.normalizes:
         raise UserError(f"{target.trainer} reads mean and deviation from a file, so that there is nothing to --fold")
     if fold == "trainer":
@@ -129,7 +135,7 @@ def _check(samples: Samples, target: Format, *, folded: bool) -> Iterator[str]:
     store, path, trainer = samples.store, samples.store.path, target.trainer
     if any(tensor.startswith("moments") for tensor in target.tensors) and "moments" not in samples.names:
         raise UserError(f"{trainer} draws from moments, mean and variance, and {path} holds samples only")
-    assert samples.names & {"latents", "moments"}, "a store holds one or the other"
+    assert not target.reads_latents or samples.names & {"latents", "moments"}, "checked before"
     holds_flips = any(tensor.endswith(FLIP) for tensor in target.tensors)
     if target.needs_flips and not samples.flips:
         raise UserError(f"{trainer} needs the mirror images' latents, and {path} has none; encode without --no-flips")

@@ -76,8 +76,8 @@ def decode_store(
         model: In float32; a copy of it runs.
         store: The store's folder.
         out: A new or empty folder.
-        latents: `stored` decodes `latents` as diffusion trainers get them, or those that the model looks up where there
-            are indices alone; `mode` the moments' mean.
+        latents: `stored` decodes `latents` as diffusion trainers get them, `mode` the moments' mean. Where there are
+            indices alone, both are what the model looks up.
         batch_size: Images a forward pass.
         device: Where to decode; `auto` picks an accelerator if there is one.
         precision: fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
@@ -97,7 +97,7 @@ def decode_store(
     if opened.spec.channels != model.latent_spec.channels:
         raise UserError(f"{store} has {opened.spec.channels} channels, the model {model.latent_spec.channels}")
     codes = [(spec.codebook_size, spec.codebook_levels) for spec in (opened.spec, model.latent_spec)]
-    looked_up = opened.request.indices_alone and latents == "stored"
+    looked_up = opened.request.indices_alone
     if looked_up and codes[0] != codes[1]:
         raise UserError(f"{store} has indices of {_codes(*codes[0])}, the model has {_codes(*codes[1])}")
     data = LatentDataset(opened, draw="indices" if looked_up else latents)

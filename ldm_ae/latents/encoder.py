@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Sou
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
 from ldm_ae.latents.crops import Crops, describe_crops
+from ldm_ae.latents.eight_bits import SCALE, pack
 from ldm_ae.latents.originals import HashingSource, Originals
 from ldm_ae.latents.processes import Processes
 from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
@@ -28,7 +29,7 @@ from ldm_ae.latents.reopening import reopen, still_holds
 from ldm_ae.latents.store import DTYPES, StoreRequest, index_dtype
 from ldm_ae.latents.transfers import Transfers
 from ldm_ae.latents.units import EncodedBatch, Unit
-from ldm_ae.latents.writer import StoreWriter
+from ldm_ae.latents.writer import StoreWriter, latents_of
 from ldm_ae.locks import only_writer
 from ldm_ae.models import (
     Autoencoder,
@@ -38,12 +39,38 @@ from ldm_ae.models import (
     model_config,
     model_hash,
     redone_batches,
+    require_finite,
 )
 
 Progress = Callable[[int, int], None]
 """Called with the number of images done and their total."""
-_FINITE = "finite"
-"""A tensor (B,) bool beside indices: whether the latents that they stand for are."""
+_FINITE = "finite "
+"""Begins the name of what `_flags` says of a tensor before it is rounded, or of the latents that indices stand for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that another process needs in order to encode units of a store; it can be pickled."""
+
+    path: Path
+    """The store's, absolute."""
+    request: StoreRequest
+    plan: dict[str, Any]
+    """Of the `StoreWriter` in the process that has the store's lock."""
+    model: Autoencoder
+    """In float32."""
+    source: Source
+    transform: ImageTransform | BucketTransform
+    workers: int
+    device: str
+    """As the user named it."""
+    check: bool
+    working_folder: Path
+    """Where the command was given, for images with a relative name."""
+
+
+Engine = Callable[[Job, range, Progress | None], None]
+"""Encodes units in other processes, and returns when all are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +116,7 @@ def encode_images(
     compiled: bool = False,
     check: bool = True,
     processes: Processes | None = None,
+    engine: Engine | None = None,
     progress: Progress | None = None,
 ) -> EncodeSummary:
     """Encode every image of a source into a store.
@@ -109,7 +137,8 @@ def encode_images(
         workers: Processes that decode images.
         device: Where to encode; `auto` picks an accelerator if there is one.
         precision: fp32, bf16 or fp16: what the encoder runs in. A batch that overflows in fp16 is encoded in fp32.
-        dtype: fp32, bf16 or fp16: of the stored latents and moments.
+        dtype: fp32, bf16, fp16 or uint8: of the stored latents and moments. In uint8 each channel of each image has 256
+            levels; the error is measured, and in the statistics.
         latents: Whether `latents` is one posterior sample or the mode.
         content: `samples` leaves the moments out, for a third of the size, and no sample can be drawn again; `lean` the
             latents, for two thirds, and readers draw them from the moments. Of a discrete model `samples` leaves the
@@ -124,6 +153,7 @@ def encode_images(
             what they were; otherwise only the files of an unfinished store are read.
         processes: Which of several processes this is; all see the store's folder. Each encodes a contiguous share of
             the files, and all return when the store is complete. None for one process alone.
+        engine: Encodes elsewhere, such as `ldm_ae.latents.ray_engine.RayEngine`. None for this process.
         progress: Called after every batch, with the images of this process alone.
 
     Raises:
@@ -150,8 +180,13 @@ def encode_images(
         indices=spec.codebook_size is not None and content != "samples", compiled=compiled,
     )  # fmt: skip
     processes = processes or Processes()
+    if engine is not None and processes.count > 1:
+        raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
     # First, because it may refuse.
-    runner = inference_copy(model, device=processes.device(device), precision=precision, compiled=compiled)
+    runner = (
+        None if engine else
+        inference_copy(model, device=processes.device(device), precision=precision, compiled=compiled)
+    )  # fmt: skip
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the store")
@@ -176,8 +211,14 @@ def encode_images(
                     reopen(writer)
                 writer.complete = False
                 channel.wait_for_all()
-            with _one_graph_a_size(transform) if compiled else nullcontext():
-                _fill(writer, runner, hashing, originals, transform, workers, units, progress)
+            if runner is not None:
+                encode_units(writer, runner, hashing, originals, transform, workers, units, progress)
+            elif engine is not None:
+                job = Job(
+                    path=writer.path.resolve(), request=request, plan=writer.plan, model=model, source=source,
+                    transform=transform, workers=workers, device=str(device), check=check, working_folder=Path.cwd(),
+                )  # fmt: skip
+                engine(job, units, progress)
             channel.wait_for_all()
             if leads:
                 writer.finish()
@@ -209,7 +250,7 @@ def _one_graph_a_size(transform: ImageTransform | BucketTransform) -> AbstractCo
     return torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=8 + len(transform.sizes))
 
 
-def _fill(
+def encode_units(
     writer: StoreWriter,
     model: Autoencoder,
     source: HashingSource,
@@ -235,7 +276,8 @@ def _fill(
         source, transform, ranges=[writer.indices(unit.number) for unit in todo],
         batch_size=writer.request.batch_size, workers=workers,
     )  # fmt: skip
-    with BackgroundWriter() as background:
+    graphs = _one_graph_a_size(transform) if writer.request.compiled else nullcontext()
+    with graphs, BackgroundWriter() as background:
 
         def finish_first() -> None:
             unit = todo.pop(0)
@@ -247,7 +289,7 @@ def _fill(
                 done += len(writer.indices(todo[0].number))
                 finish_first()
                 first += 1
-            todo[0].add(encoded, _finite(encoded.tensors(), encoded.batch, writer.request))
+            todo[0].add(encoded, _stored(encoded.tensors(), encoded.batch, writer.request))
             background.check()
             report(done + len(todo[0]), total)
         while todo:
@@ -283,8 +325,10 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, trans
     if missing:
         pixel_values = functional.pad(pixel_values, (0, 0, 0, 0, 0, 0, 0, missing))
     pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-    dtype = DTYPES[request.dtype]
+    dtype = torch.float32 if request.dtype == "uint8" else DTYPES[request.dtype]
+    computed: dict[str, Tensor] = {}
     tensors: dict[str, Tensor] = {}
+    flags: dict[str, Tensor] = {}
     views = {"": pixel_values, "_flip": pixel_values.flip(3)} if request.flips else {"": pixel_values}
     for suffix, view in views.items():
         posterior = model.encode(view)
@@ -294,28 +338,37 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, trans
                 seeds = torch.tensor([derive_seed(request.seed, key, suffix) for key in batch.keys] + [0] * missing)
                 noise = transfers.upload(seeded_noise(seeds, tuple(values.shape[1:])))
                 values = posterior.sample(noise=noise)
-            tensors[f"latents{suffix}"] = values.to(dtype)
+            computed[f"latents{suffix}"] = values
         elif posterior.moments is None and posterior.indices is None:
             raise UserError("a lean store holds moments or indices, and this model has none; store samples, or full")
         if posterior.indices is not None and request.indices:
             # An index is finite, whatever it stands for.
-            tensors[f"{_FINITE}{suffix}"] = finite_rows(posterior.mode())
+            flags[f"{_FINITE}latents{suffix}"] = _flags(posterior.mode())
             tensors[f"indices{suffix}"] = posterior.indices.to(index_dtype(request.scaling["codebook_size"]))
         if posterior.moments is not None and request.content != "samples":
-            tensors[f"moments{suffix}"] = posterior.moments.to(dtype)
-    return {name: tensor[: len(batch)] for name, tensor in tensors.items()}
+            computed[f"moments{suffix}"] = posterior.moments
+    flags |= {f"{_FINITE}{name}": _flags(values) for name, values in computed.items()}
+    tensors |= {name: values.to(dtype) for name, values in computed.items()}
+    return {name: tensor[: len(batch)] for name, tensor in (tensors | flags).items()}
 
 
-def _finite(tensors: dict[str, Tensor], batch: Batch, request: StoreRequest) -> dict[str, Tensor]:
+def _flags(values: Tensor) -> Tensor:
+    """(B, 1) of values (B, ...) on the device: NaN for an image whose values are not finite, else 0."""
+    return torch.where(finite_rows(values), 0.0, torch.nan)[:, None]
+
+
+def _stored(tensors: dict[str, Tensor], batch: Batch, request: StoreRequest) -> dict[str, Tensor]:
     """What is stored of the tensors; UserError that names an image if they are not finite."""
+    tensors = dict(tensors)
+    for name in [name for name in tensors if name.startswith(_FINITE)]:
+        require_finite(tensors.pop(name), batch.keys, request.precision, what=name.removeprefix(_FINITE))
+    if request.dtype == "uint8":
+        tensors = pack(tensors, lambda floats: latents_of(floats, batch.keys, request))
     for name, tensor in tensors.items():
-        is_flag = name.startswith(_FINITE)
-        finite = tensor if is_flag else finite_rows(tensor)
+        finite = finite_rows(tensor)
         if not finite.all():
-            what = name.replace(_FINITE, "latents") if is_flag else name
+            key = batch.keys[int((~finite).nonzero()[0])]
             raise UserError(
-                f"{what} of {batch.keys[int((~finite).nonzero()[0])]} is not finite with precision {request.precision} "
-                f"stored as {request.dtype}; nothing of it was stored. Encode with bf16 or fp32, or look at the model "
-                "if it was that"
+                f"{name.removesuffix(SCALE)} of {key} are too large to be stored as {request.dtype}; store bf16 or fp32"
             )
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(_FINITE)}
+    return tensors

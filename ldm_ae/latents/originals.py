@@ -13,32 +13,18 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
-from ldm_ae.data import BadImage, RawImage, Source
+from ldm_ae.data import BadImage, RawImage, Wrapped
 
 _log = logging.getLogger("ldm_ae")
 
 
-class HashingSource(Source):
+class HashingSource(Wrapped):
     """A source whose captions begin with the sha256 of the image's bytes.
 
     The bytes are read in a worker process, and a caption is what comes through the loader untouched.
     """
 
     name = "hashing"
-    accepts = "another source"
-
-    def __init__(self, source: Source):
-        self._source = source
-
-    @classmethod
-    def open(cls, location: str) -> Source | None:  # noqa: ARG003 - made from a source, never from a location
-        return None
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def key(self, index: int) -> str:
-        return self._source.key(index)
 
     def __getitem__(self, index: int) -> RawImage:
         raw = self._source[index]

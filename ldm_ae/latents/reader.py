@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from ldm_ae.data import seeded_noise
 from ldm_ae.errors import UserError, reason
 from ldm_ae.files import read_json
+from ldm_ae.latents.eight_bits import SCALE, from_eight_bits
 from ldm_ae.latents.files import look_at
 from ldm_ae.latents.provenance import derive_seed, read_scaling
 from ldm_ae.latents.store import (
@@ -116,10 +117,10 @@ class LatentStore:
             try:
                 with safe_open(self.path / name, framework="pt") as file:
                     found = file.get_tensor("indices").to(torch.int64)
-            except (SafetensorError, OSError) as error:
+                if int(found.min()) < 0 or int(found.max()) >= (self.spec.codebook_size or 0):
+                    raise ValueError(f"there are indices outside of [0, {self.spec.codebook_size})")
+            except (SafetensorError, OSError, RuntimeError, ValueError) as error:
                 raise UserError(f"{self.path / name} cannot be read: {reason(error)}") from error
-            if int(found.min()) < 0 or int(found.max()) >= (self.spec.codebook_size or 0):
-                raise UserError(f"{self.path / name} has indices outside of [0, {self.spec.codebook_size})")
             yield found
 
     def check_model(self, model: Autoencoder) -> None:
@@ -228,7 +229,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise UserError(f"{self.store.path / self._files[0]} cannot be read: {str(error)[:120]}") from error
 
     def tensors(self, position: int, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors of an item by name as they are stored: (C, h, w) latents, (2C, h, w) moments, and so on."""
+        """Tensors of an item by name: (C, h, w) latents, (2C, h, w) moments, and so on; as they are stored, or float32
+        where that is uint8."""
         return {name: self._slice(position, name)[0] for name in names}
 
     def buckets(self) -> dict[str, NDArray[np.int64]]:
@@ -283,7 +285,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return posterior.sample(noise=seeded_noise(seed, tuple(posterior.mean.shape[1:])))[0]
 
     def _slice(self, position: int, name: str) -> Tensor:
-        """A copy of one row of a shard's tensor, (1, ...), in the stored dtype."""
+        """One row of a shard's tensor, (1, ...), in the stored dtype, or float32 where that is uint8."""
+        if self.store.request.dtype == "uint8" and name.startswith(("latents", "moments")):
+            return from_eight_bits(self._row(position, name), self._row(position, f"{name}{SCALE}"))
+        return self._row(position, name)
+
+    def _row(self, position: int, name: str) -> Tensor:
+        """A copy of one row of a shard's tensor, (1, ...), as it is stored."""
         row = int(self._row_of[position])
         file = self._files[self._file_of[position]]
         try:

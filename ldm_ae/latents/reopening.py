@@ -68,11 +68,9 @@ def reopen(writer: StoreWriter) -> None:
 def _read_shard(writer: StoreWriter, store: LatentStore, bucket: str, rows: list[dict[str, Any]]) -> Shard | None:
     """What the record of a shard says, None if it cannot be read."""
     [file] = {f"{bucket}/{row['shard']}" for row in rows if row["bucket"] == bucket}
-    lean = "indices" if store.request.indices else "moments"
-    needed = lean if store.request.content == "lean" else "latents"
     try:
         with safe_open(store.path / file, framework="pt") as shard:
-            tensors = {needed: shard.get_tensor(needed)}
+            tensors = {name: shard.get_tensor(name) for name in store.request.latents_tensors}
     except (SafetensorError, OSError):
         return None
     keys = [row["key"] for row in rows if row["bucket"] == bucket]

@@ -5,7 +5,7 @@
                                   also by shard
     STORE/index.parquet           one row a sample of the source, in its order, the bad ones too
     STORE/stats.json              statistics of `latents` over the whole data set
-    STORE/256x256/                HxW of the pixels; a LightningDiT data set of its own
+    STORE/256x256/                HxW of the pixels; a LightningDiT data set of its own, but in uint8
         latents_rank00_shard000.safetensors, ...
         latents_stats.pt          {'mean', 'std'}, (1, C, 1, 1) float32, over the whole data set
 
@@ -17,6 +17,10 @@ shards of one such range have the same name in their resolutions' folders. Its t
     indices, indices_flip         (N, h, w)      codes of a discrete model, or (N, Q, h, w) with Q levels of residual
                                                  quantization; uint8, uint16, int32 or int64, the narrowest that holds
                                                  `codebook_size` - 1
+    latents_scale, moments_scale, ...            of each of these in uint8: (N, C or 2C, 2) float32, step and lowest
+                                                 value of an image's channel; latents = uint8 * step + lowest
+    squared_error                 (N, C)         float32, beside uint8: mean over its places of the squared error of the
+                                                 image's latents as they are read, stored or drawn
     labels                        (N,) int64     -1: none
     index                         (N,) int64     row of index.parquet
     original_size                 (N, 2) int64   height, width of the image before the transform
@@ -24,11 +28,12 @@ shards of one such range have the same name in their resolutions' folders. Its t
 
 The `_flip` tensors are there unless switched off. A Gaussian posterior has moments, a discrete one indices; a store of
 samples has neither, a lean one no latents: its statistics are of those that are drawn from its moments with the same
-noise, or that the model looks up. Latents and moments are fp32, fp16 or bf16, finite, and unscaled: `LatentSpec.scale`
-is applied when they are read. The noise of a posterior sample is a function of (seed, key, whether mirrored) alone. The
-header's strings: format, format_version, model_hash, model_config (JSON), dtype, latents (sample or mode), scaling
-(JSON of the model's LatentSpec, with its codebook's size and levels; not applied), value_range of the pixels, seed,
-transform_hash, rows.
+noise, or that the model looks up. Latents and moments are fp32, fp16, bf16 or uint8, finite, and unscaled:
+`LatentSpec.scale` is applied when they are read. In uint8 a resolution's folder is no data set of LightningDiT's, and
+has no latents_stats.pt, so that its reader does not take the levels for latents. The noise of a posterior sample is a
+function of (seed, key, whether mirrored) alone. The header's strings: format, format_version, model_hash, model_config
+(JSON), dtype, latents (sample or mode), scaling (JSON of the model's LatentSpec, with its codebook's size and levels;
+not applied), value_range of the pixels, seed, transform_hash, rows.
 
 store.json is written first without `files` and last with them: a store without is not complete, and has a folder .work
 that says which shards are (`work.py`). `processes` are those that encoded, as they are in the shards' names; a range of
@@ -50,6 +55,7 @@ import torch
 
 from ldm_ae.errors import UserError, reason
 from ldm_ae.files import read_json
+from ldm_ae.latents.eight_bits import ERROR, SCALE
 from ldm_ae.models import LatentSpec, hash_json
 
 FORMAT = "ldm_ae latent store"
@@ -58,7 +64,7 @@ DESCRIPTION, INDEX, STATISTICS = "store.json", "index.parquet", "stats.json"
 LIGHTNINGDIT_STATISTICS = "latents_stats.pt"
 BUCKET_NAME = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,5}")
 SHARD_NAME = re.compile(r"latents_rank\d{2,6}_shard\d{3,9}\.safetensors")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "uint8": torch.uint8}
 """The dtype of stored latents and moments, by the name that commands take."""
 INDEX_DTYPES = (torch.uint8, torch.uint16, torch.int32, torch.int64)
 """Of stored indices, narrowest first."""
@@ -100,7 +106,7 @@ class StoreRequest:
     transform: dict[str, Any]
     transform_hash: str
     dtype: str
-    """fp32, fp16 or bf16: of the stored latents and moments."""
+    """fp32, fp16, bf16 or uint8: of the stored latents and moments."""
     precision: str
     """fp32, fp16 or bf16: what the encoder ran in."""
     latents: Literal["sample", "mode"]
@@ -120,6 +126,14 @@ class StoreRequest:
     def indices_alone(self) -> bool:
         """Whether latents are known to the model alone, which can look them up."""
         return self.indices and self.content == "lean"
+
+    @property
+    def latents_tensors(self) -> tuple[str, ...]:
+        """What of a shard the latents follow from, with its scale and their error."""
+        if self.indices_alone:
+            return ("indices",)
+        name = "moments" if self.content == "lean" else "latents"
+        return (name, f"{name}{SCALE}", ERROR) if self.dtype == "uint8" else (name,)
 
     def header(self, rows: int) -> dict[str, str]:
         """The metadata of a shard with `rows` rows."""
@@ -168,6 +182,11 @@ def row_of_tensor(name: str, bucket: str, spec: LatentSpec, dtype: torch.dtype) 
     """Shape and dtype of one image's row of a shard's tensor; `dtype` is that of the store's latents."""
     if name in BOOKKEEPING:
         return BOOKKEEPING[name], torch.int64
+    if name == ERROR:
+        return (spec.channels,), torch.float32
+    if name.endswith(SCALE):
+        (channels, *_), _ = row_of_tensor(name.removesuffix(SCALE), bucket, spec, dtype)
+        return (channels, 2), torch.float32
     height, width = (int(side) for side in bucket.split("x"))
     size = spec.latent_size(height, width)
     if name.startswith("indices"):

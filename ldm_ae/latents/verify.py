@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.latents.crops import describe_crops
+from ldm_ae.latents.eight_bits import ERROR, SCALE
 from ldm_ae.latents.files import look_at
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.store import (
@@ -110,7 +111,8 @@ def inspect_store(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
             "channel_mean": statistics.channel_mean.tolist(),
             "channel_std": statistics.channel_std.tolist(),
             "pooled_std": statistics.pooled_std,
-        },
+        }
+        | ({} if statistics.relative_error is None else {"relative_error": statistics.relative_error.tolist()}),
         "problems": verify_store(path) if verify else [],
     }
 
@@ -125,7 +127,9 @@ def _shards(store: LatentStore) -> dict[str, pa.Table]:
 def _check_files(store: LatentStore) -> list[str]:
     problems = []
     shards = _shards(store)
-    expected = {INDEX, STATISTICS, *shards, *(f"{name.partition('/')[0]}/{LIGHTNINGDIT_STATISTICS}" for name in shards)}
+    expected = {INDEX, STATISTICS, *shards}
+    if store.request.dtype != "uint8":
+        expected |= {f"{name.partition('/')[0]}/{LIGHTNINGDIT_STATISTICS}" for name in shards}
     if different := expected ^ store.files.keys():
         return [f"{DESCRIPTION} and {INDEX} do not name the same files: {printable(sorted(different)[0])}"]
     for name, written in store.files.items():
@@ -143,8 +147,10 @@ def _expected_tensors(store: LatentStore, name: str, rows: int, *, moments: bool
     kinds = ["latents"] if store.request.content != "lean" else []
     kinds += ["moments"] if moments else []
     kinds += ["indices"] if store.request.indices else []
-    views = ("", "_flip") if store.request.flips else ("",)
-    names = [*(f"{kind}{view}" for kind in kinds for view in views), *BOOKKEEPING]
+    names = [f"{kind}{view}" for kind in kinds for view in (("", "_flip") if store.request.flips else ("",))]
+    if store.request.dtype == "uint8" and not store.request.indices_alone:
+        names += [*(f"{key}{SCALE}" for key in names if not key.startswith("indices")), ERROR]
+    names += BOOKKEEPING
     dtype = DTYPES[store.request.dtype]
     found = {key: row_of_tensor(key, name.partition("/")[0], store.spec, dtype) for key in names}
     return {key: ([rows, *shape], _SAFETENSORS_DTYPES[dtype]) for key, (shape, dtype) in found.items()}

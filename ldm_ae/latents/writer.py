@@ -6,7 +6,7 @@ import io
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 from ldm_ae.data import seeded_noise
 from ldm_ae.errors import RunError, UserError
 from ldm_ae.files import make_folder, write_json
+from ldm_ae.latents.eight_bits import ERROR, unpack
 from ldm_ae.latents.files import Written, look_at, write_bytes, write_safetensors
 from ldm_ae.latents.provenance import derive_seed
 from ldm_ae.latents.store import (
@@ -150,8 +151,8 @@ class StoreWriter:
         self.complete = False
 
     def _all_recorded(self) -> list[str]:
-        """As `recorded`, once a shared file system shows what the other processes have written."""
-        end = time.monotonic() + (_SECONDS_UNTIL_SEEN if self.processes > 1 else 0)
+        """As `recorded`, once a shared file system shows what other processes have written."""
+        end = time.monotonic() + _SECONDS_UNTIL_SEEN
         while len(names := recorded(self.path)) < self.units and time.monotonic() < end:
             time.sleep(1)
         return names
@@ -232,16 +233,10 @@ class StoreWriter:
         if self.request.indices_alone:
             assert self.look_up is not None, "whoever writes indices alone has their model"
             latents = self.look_up(tensors["indices"]).cpu().contiguous()
-        elif self.request.content == "lean":
-            posterior = GaussianPosterior(tensors["moments"].contiguous())
-            latents = posterior.mode()
-            if self.request.latents == "sample":
-                seeds = torch.tensor([derive_seed(self.request.seed, key, "") for key in keys])
-                latents = posterior.sample(noise=seeded_noise(seeds, tuple(latents.shape[1:])))
         else:
-            latents = tensors["latents"].contiguous()
+            latents = latents_of(unpack(tensors), keys, self.request)
         statistics = ChannelStatistics(self.request.scaling["channels"])
-        statistics.update(latents)
+        statistics.update(latents, squared_error=tensors.get(ERROR))
         return statistics
 
     def finish(self) -> None:
@@ -288,7 +283,8 @@ class StoreWriter:
         write_json(self.path / STATISTICS, describe_statistics(statistics, images=good))
         files[STATISTICS] = look_at(self.path / STATISTICS)
         lightningdit = lightningdit_statistics(statistics)
-        for bucket in sorted({name.partition("/")[0] for name in files if "/" in name}):
+        buckets = sorted({name.partition("/")[0] for name in files if "/" in name})
+        for bucket in buckets if self.request.dtype != "uint8" else ():
             name = f"{bucket}/{LIGHTNINGDIT_STATISTICS}"
             files[name] = write_bytes(self.path / name, lightningdit)
         write_json(self.path / DESCRIPTION, self._description(files, redone_by_file))
@@ -296,11 +292,24 @@ class StoreWriter:
         self._remove_records()
 
 
+def latents_of(tensors: Mapping[str, Tensor], keys: Sequence[str], request: StoreRequest) -> Tensor:
+    """The `latents` (N, C, h, w) of a shard's good images, drawn from its moments if it is lean."""
+    if request.content != "lean":
+        return tensors["latents"].contiguous()
+    posterior = GaussianPosterior(tensors["moments"].contiguous())
+    if request.latents == "mode":
+        return posterior.mode()
+    seeds = torch.tensor([derive_seed(request.seed, key, "") for key in keys])
+    return posterior.sample(noise=seeded_noise(seeds, tuple(posterior.mean.shape[1:])))
+
+
 def describe_statistics(statistics: ChannelStatistics, *, images: int) -> dict[str, Any]:
     """The content of stats.json: population statistics of the stored `latents` in float64, mirror images not counted.
 
-    `state` is what `ChannelStatistics.from_state` takes, to merge with others exactly.
+    `state` is what `ChannelStatistics.from_state` takes, to merge with others exactly. `relative_error` is there for
+    uint8: the root of the mean squared error as a part of the channel's deviation.
     """
+    error = {} if statistics.relative_error is None else {"relative_error": statistics.relative_error.tolist()}
     return {
         "images": images,
         "channel_mean": statistics.channel_mean.tolist(),
@@ -310,7 +319,7 @@ def describe_statistics(statistics: ChannelStatistics, *, images: int) -> dict[s
         # A constant has no scale; it can only come from an untrained or broken encoder.
         "scaling_factor": 1.0 / statistics.pooled_std if statistics.pooled_std > 0 else None,
         "state": statistics.state(),
-    }
+    } | error
 
 
 def lightningdit_statistics(statistics: ChannelStatistics) -> bytes:

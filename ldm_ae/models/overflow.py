@@ -42,15 +42,16 @@ def tensors_in(output: object) -> Iterator[Tensor]:
             yield from tensors_in(part)
 
 
-def require_finite(reconstructions: Tensor, keys: Sequence[str], precision: str) -> None:
-    """UserError that names the images unless every reconstruction (B, 3, H, W) is finite.
+def require_finite(values: Tensor, keys: Sequence[str], precision: str, *, what: str = "the reconstruction") -> None:
+    """UserError that names the images unless all values (B, ...) are finite.
 
     Args:
-        reconstructions: Of a model that `for_inference` made ready.
+        values: From a model that `for_inference` made ready.
         keys: B names.
         precision: What the model runs in, `fp32`, `bf16` or `fp16`.
+        what: They are, of each image.
     """
-    bad = [key for key, finite in zip(keys, finite_rows(reconstructions).tolist(), strict=True) if not finite]
+    bad = [key for key, finite in zip(keys, finite_rows(values).tolist(), strict=True) if not finite]
     if not bad:
         return
     names = ", ".join(bad[:_NAMED_KEYS]) + (f" and {len(bad) - _NAMED_KEYS} more" if len(bad) > _NAMED_KEYS else "")
@@ -60,7 +61,7 @@ def require_finite(reconstructions: Tensor, keys: Sequence[str], precision: str)
         "bf16": ("in bf16", "try --precision fp32"),
         "fp16": (f"in fp16, nor in {WIDE_PRECISION}", damaged),
     }[precision]
-    raise UserError(f"the reconstruction of {names} is not finite {where}; {remedy}")
+    raise UserError(f"{what} of {names} is not finite {where}; {remedy}")
 
 
 class _Watch:

@@ -6,6 +6,8 @@ equations 2.1a and 2.1b, in float64.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,16 +24,24 @@ class ChannelStatistics:
         """Elements seen per channel."""
         self.channel_mean = torch.zeros(channels, dtype=torch.float64)
         self._squares = torch.zeros(channels, dtype=torch.float64)  # sum of squared deviations from the mean
+        self._errors: Tensor | None = None  # sum of squared errors
 
-    def update(self, latents: Tensor) -> None:
-        """Add a batch (B, C, h, w)."""
+    def update(self, latents: Tensor, *, squared_error: Tensor | None = None) -> None:
+        """Add a batch (B, C, h, w), with (B, C) the mean squared error of each if it was rounded and that is known."""
         values = latents.detach().to("cpu", torch.float64).transpose(0, 1).flatten(1)
         mean = values.mean(dim=1)
         self._merge(values.shape[1], mean, (values - mean[:, None]).square().sum(dim=1))
+        if squared_error is not None:
+            self._add_errors(squared_error.to("cpu", torch.float64).sum(dim=0) * latents[0, 0].numel())
 
     def merge(self, other: ChannelStatistics) -> None:
         """Add what another process or shard has seen."""
         self._merge(other.count, other.channel_mean, other._squares)
+        if other._errors is not None:
+            self._add_errors(other._errors)
+
+    def _add_errors(self, errors: Tensor) -> None:
+        self._errors = errors if self._errors is None else self._errors + errors
 
     def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
         if count == 0:
@@ -59,20 +69,33 @@ class ChannelStatistics:
         between = (self.channel_mean - self.channel_mean.mean()).square().mean()
         return float((within + between).sqrt())
 
+    @property
+    def relative_error(self) -> Tensor | None:
+        """(C,) float64, root of the mean squared error as a part of `channel_std`; None where no error is known."""
+        if self._errors is None:
+            return None
+        error = (self._errors / max(self.count, 1)).sqrt()
+        return torch.where(error > 0, error / self.channel_std, 0.0)
+
     def state(self) -> dict[str, object]:
         """Everything as JSON values; `from_state` gives the same object back."""
-        return {"count": self.count, "mean": self.channel_mean.tolist(), "squares": self._squares.tolist()}
+        errors = {} if self._errors is None else {"errors": self._errors.tolist()}
+        return {"count": self.count, "mean": self.channel_mean.tolist(), "squares": self._squares.tolist()} | errors
 
     @classmethod
     def from_state(cls, state: dict[str, object]) -> ChannelStatistics:
         """The inverse of `state`; KeyError or ValueError if it is none."""
-        mean, squares, count = state["mean"], state["squares"], state["count"]
-        if not isinstance(mean, list) or not isinstance(squares, list) or len(mean) != len(squares):
-            raise ValueError("mean and squares must be lists of one length")
-        if type(count) is not int or count < 0 or any(type(value) is not float for value in mean + squares):
+        count = state["count"]
+        lists: dict[str, Any] = {"mean": state["mean"], "squares": state["squares"]}
+        lists |= {"errors": state["errors"]} if "errors" in state else {}
+        if any(not isinstance(values, list) or len(values) != len(lists["mean"]) for values in lists.values()):
+            raise ValueError("mean and squares must be lists of one length, and so must errors")
+        numbers = [value for values in lists.values() for value in values]
+        if type(count) is not int or count < 0 or any(type(value) is not float for value in numbers):
             raise ValueError("count must be a whole number, mean and squares floating-point numbers")
-        statistics = cls(len(mean))
+        statistics = cls(len(lists["mean"]))
         statistics.count = count
-        statistics.channel_mean = torch.tensor(mean, dtype=torch.float64)
-        statistics._squares = torch.tensor(squares, dtype=torch.float64)
+        tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in lists.items()}
+        statistics.channel_mean, statistics._squares = tensors["mean"], tensors["squares"]
+        statistics._errors = tensors.get("errors")
         return statistics

@@ -24,7 +24,7 @@ from ldm_ae.training.optimizers import load_optimizer
 from ldm_ae.training.rng import rng_state, set_rng_state
 from ldm_ae.training.run_log import RunLog
 from ldm_ae.training.snapshot import HostCopy, Snapshot
-from ldm_ae.training.state import read_state
+from ldm_ae.training.state import SKIPPED, read_state
 
 
 class Progress(NamedTuple):
@@ -36,6 +36,8 @@ class Progress(NamedTuple):
     """Samples of the global stream that have been used."""
     best: dict[str, float] | None
     """`step` and `score` of the best validation."""
+    skipped_steps: int
+    """Steps left out because something was not finite."""
 
 
 class Saver:
@@ -159,7 +161,7 @@ class Saver:
         log.say(f"continuing from {newest.name}")
         if before != now:
             log.say(f"{now} processes now, {before} before: images keep their order, crops and noise")
-        return Progress(state["step"], state["position"], state["best"])
+        return Progress(state["step"], state["position"], state["best"], state.get(SKIPPED, 0))
 
     def _check_identity(self, saved: dict[str, Any]) -> None:
         for key, value in self._identity.items():

@@ -10,6 +10,8 @@ from ldm_ae.training.checkpoint import STATE, load_state
 
 KEYS = ("step", "position", "best", "identity", "optimizers", "scaler", "rng")
 """What a run's state consists of."""
+SKIPPED = "skipped_steps"
+"""Only counted and logged, and not in the first checkpoints that were written: without it a run goes on from 0."""
 _LARGEST = 2**62
 
 
@@ -29,8 +31,8 @@ def check_state(state: Any) -> None:
         raise ValueError("it is no run's state")
     if missing := [key for key in KEYS if key not in state]:
         raise ValueError(f"it has no '{missing[0]}'")
-    for name in ("step", "position"):
-        if type(value := state.get(name)) is not int or not 0 <= value < _LARGEST:
+    for name in ("step", "position", SKIPPED):
+        if type(value := state.get(name, 0)) is not int or not 0 <= value < _LARGEST:
             raise ValueError(f"{name} must be a whole number from 0 on")
     best = state.get("best")
     if best is not None and not (

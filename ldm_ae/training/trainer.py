@@ -323,13 +323,13 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint and the newest model beside it."""
-        self.saver.save(Progress(self.step, self.position, self.best))
+        self.saver.save(Progress(self.step, self.position, self.best, self.skipped_steps))
 
     def resume(self) -> None:
         """Go on from the newest checkpoint that counts; nothing to do if there is none at all."""
         found = self.saver.restore(self.log)
         if found is not None:
-            self.step, self.position, self.best = found
+            self.step, self.position, self.best, self.skipped_steps = found
 
     def export(self) -> None:
         """The run's `model/`, with the scaling factor measured on the held-out images if there are any."""

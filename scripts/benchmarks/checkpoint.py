@@ -70,7 +70,7 @@ class OwnSave:
 
     def __call__(self) -> None:
         self.step += 1
-        self.saver.save(Progress(self.step, self.step, None))
+        self.saver.save(Progress(self.step, self.step, None, 0))
 
     def settle(self) -> None:
         """The background's work, and everything on the disk."""

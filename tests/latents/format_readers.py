@@ -36,6 +36,8 @@ class Read:
     std: list[np.ndarray] = field(default_factory=list)
     mean_flip: list[np.ndarray] = field(default_factory=list)
     std_flip: list[np.ndarray] = field(default_factory=list)
+    indices: list[np.ndarray] = field(default_factory=list)
+    indices_flip: list[np.ndarray] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     captions: list[str] = field(default_factory=list)
     images: list[np.ndarray] = field(default_factory=list)
@@ -291,6 +293,39 @@ def read_musubi(out: Path, arch: str = "zi") -> Read:
     return read
 
 
+def read_tokens(out: Path) -> Read:
+    """From the contract at the top of the format's file: no trainer has one."""
+    read = Read()
+    about = json.loads((out / "ldm_ae.json").read_text())["tokens"]
+    height, width, levels = (about[name] for name in ("height", "width", "levels"))
+    for file in sorted([*out.glob("tokens_*.safetensors"), *out.glob("tokens_*.npy")]):
+        if file.suffix == ".npy":
+            names = ("tokens", "labels", "images", "flipped")
+            shard = {name: load_npy(out / file.name.replace("tokens", name)) for name in names}
+        else:
+            with safe_open(file, framework="np") as opened:
+                shard = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+                assert opened.metadata() == {name: str(value) for name, value in about.items()}
+        assert shard.keys() == {"tokens", "labels", "images", "flipped"}
+        assert shard["tokens"].dtype == (np.uint16 if about["codebook_size"] <= 65536 else np.uint32)
+        assert [shard[name].dtype for name in ("labels", "images", "flipped")] == [np.int64, np.int64, np.uint8]
+        for row, tokens in enumerate(shard["tokens"]):
+            assert tokens.shape == (height * width * levels,)
+            assert tokens.max() < about["codebook_size"]
+            indices = np.empty((levels, height, width), np.int64)
+            for i, token in enumerate(tokens):
+                indices[i % levels, i // levels // width, i // levels % width] = token
+            indices = indices if levels > 1 else indices[0]
+            if shard["flipped"][row]:
+                assert read.names[-1] == str(shard["images"][row])
+                read.indices_flip.append(indices)
+                continue
+            read.indices.append(indices)
+            read.names.append(str(shard["images"][row]))
+            read.labels.append(int(shard["labels"][row]))
+    return read
+
+
 READERS: dict[str, Callable[[Path], Read]] = {
     "datasetfolder": read_datasetfolder,
     "edm2-zip": read_edm2_zip,
@@ -304,4 +339,5 @@ READERS: dict[str, Callable[[Path], Read]] = {
     "pixart": read_pixart,
     "repa": read_repa,
     "repa-e": read_repa_e,
+    "tokens": read_tokens,
 }

@@ -16,7 +16,7 @@ from ldm_ae.data import ImageTransform, open_source, seeded_noise
 from ldm_ae.latents import EncodeSummary, encode_images
 from ldm_ae.latents.files import write_safetensors
 from ldm_ae.latents.provenance import derive_seed, scaling_of
-from ldm_ae.latents.store import DTYPES, StoreRequest
+from ldm_ae.latents.store import DTYPES, StoreRequest, row_of_tensor
 from ldm_ae.latents.writer import StoreWriter
 from ldm_ae.models import Autoencoder, GaussianPosterior, LatentSpec, hash_json
 
@@ -26,7 +26,8 @@ def encode(model: Autoencoder, images: Path, store: Path, **changes: Any) -> Enc
     options: dict[str, Any] = dict(
         transform=ImageTransform(size=32), source_name="images", batch_size=3, device="cpu", shard_size=5
     )
-    return encode_images(model, open_source(images), store, **(options | changes))
+    source = changes.pop("source", None) or open_source(images)
+    return encode_images(model, source, store, **(options | changes))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -61,6 +62,7 @@ def synthetic_store(
     dtype: str = "fp32",
     seed: int = 0,
     shard: int = 3,
+    indices: bool = False,
     **scaling: Any,
 ) -> Content:
     """A store of random latents with a deviation of about 3 and a mean of about 1, made without a model.
@@ -75,6 +77,7 @@ def synthetic_store(
         dtype: fp32, fp16 or bf16
         seed: Of the values.
         shard: Images of one file.
+        indices: In place of moments, of the codebook in `scaling`; random, so that they say nothing of the latents.
         scaling: Of the model's `LatentSpec`.
     """
     spec = LatentSpec(**{"channels": channels, "downsample_factor": 4, "scaling_factor": 0.5} | scaling)
@@ -82,6 +85,7 @@ def synthetic_store(
         source="images", images=sum((buckets or {"32x32": 7}).values()), keys_hash="", model_hash="0" * 64,
         model_config={}, scaling=scaling_of(spec), transform={}, transform_hash=hash_json({}), dtype=dtype,
         precision="fp32", latents="sample", flips=flips, seed=seed, batch_size=1, shard_size=shard,
+        indices=indices,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     writer = StoreWriter(path, request)
@@ -101,10 +105,15 @@ def synthetic_store(
                     log_variance = torch.randn(channels, height, width, generator=generator) - 3
                     moments = torch.cat([mean, log_variance]).to(DTYPES[dtype])
                     noise = seeded_noise(torch.tensor([derive_seed(seed, key, view)]), (channels, height, width))
-                    tensors[f"moments{view}"] = moments
                     tensors[f"latents{view}"] = (
                         GaussianPosterior(moments[None]).sample(noise=noise)[0].to(DTYPES[dtype])
                     )
+                    if indices:
+                        shape, narrow = row_of_tensor("indices", bucket, spec, DTYPES[dtype])
+                        codes = torch.randint(spec.codebook_size or 0, shape, generator=generator)
+                        tensors[f"indices{view}"] = codes.to(narrow)
+                    else:
+                        tensors[f"moments{view}"] = moments
                 content.keys.append(key)
                 content.labels.append(number % 3 if labelled else -1)
                 content.captions.append(caption)

@@ -26,6 +26,8 @@ from tests.latents.format_readers import READERS, Read, read_kohya, read_musubi
 from tests.latents.helpers import Content, drop_tensors, encode, synthetic_store
 
 OPTIONS: dict[str, dict[str, Any]] = {"kohya": {"arch": "sdxl"}, "musubi": {"arch": "zi"}}
+HELD: dict[str, dict[str, Any]] = {"tokens": {"indices": True, "codebook_size": 300}}
+"""What a synthetic store must have, beyond latents and moments."""
 LIBRARIES = {"maskdit": "lmdb", "repa-e": "h5py"}
 WITH_IMAGES = sorted(name for name, kind in FORMATS.items() if "images" in kind.takes)
 PLAIN = sorted(FORMATS.keys() - set(WITH_IMAGES))
@@ -85,6 +87,8 @@ def expect(read: Read, content: Content, positions: list[int], *, scaled: bool, 
             moments = [tensors[f"moments{view}"].float().chunk(2) for tensors in held]
             compare(means, [mean for mean, _ in moments])
             compare(getattr(read, f"std{view}"), [(0.5 * log_variance).exp() for _, log_variance in moments])
+        if indices := getattr(read, f"indices{view}"):
+            compare(indices, [tensors[f"indices{view}"].to(torch.int64) for tensors in held])
     for found, expected in ((read.labels, content.labels), (read.captions, content.captions)):
         assert not found or found == [expected[position] for position in positions]
 
@@ -104,7 +108,8 @@ def test_a_trainer_gets_what_the_store_holds(
         content = content_of(tmp_path / "store")
         options["images"] = open_source(image_folder)
     else:
-        content = synthetic_store(tmp_path / "store", dtype=dtype, buckets={"32x32": 12})  # two digits, in order
+        buckets = {"32x32": 12}  # two digits, in order
+        content = synthetic_store(tmp_path / "store", dtype=dtype, buckets=buckets, **HELD.get(name, {}))
     out, summary = convert(tmp_path / "store", name, tmp_path / "out", **options)
     assert summary.images == len(content.keys)
     read = READERS[name](out)
@@ -113,7 +118,7 @@ def test_a_trainer_gets_what_the_store_holds(
     assert sorted(positions) == list(range(len(content.keys)))
     needed = FORMATS[name].needs_labels
     assert not needed or read.labels
-    assert read.latents or read.mean
+    assert read.latents or read.mean or read.indices
     expect(read, content, positions, scaled=name in SCALED, **TOLERANCE.get(name, DEFAULT_TOLERANCE))
     if "sizes" in read.extra:
         assert read.extra["sizes"] == [content.sizes[position] for position in positions]
@@ -162,7 +167,7 @@ def test_images_beside_latents_are_those_that_were_encoded(
 
 
 def test_several_resolutions(plain: str, tmp_path: Path) -> None:
-    content = synthetic_store(tmp_path / "store", buckets={"64x32": 4, "32x32": 5})
+    content = synthetic_store(tmp_path / "store", buckets={"64x32": 4, "32x32": 5}, **HELD.get(plain, {}))
     if not FORMATS[plain].several_sizes:
         with pytest.raises(UserError, match="has 32x32, 64x32; choose one with --bucket"):
             convert(content.path, plain, tmp_path / "both")
@@ -185,7 +190,7 @@ def test_several_resolutions(plain: str, tmp_path: Path) -> None:
 
 
 def test_the_account_beside_the_files(plain: str, tmp_path: Path) -> None:
-    content = synthetic_store(tmp_path / "store")
+    content = synthetic_store(tmp_path / "store", **HELD.get(plain, {}))
     out, summary = convert(content.path, plain, tmp_path / "out")
     if out.is_file():
         with zipfile.ZipFile(out) as archive:
@@ -195,15 +200,17 @@ def test_the_account_beside_the_files(plain: str, tmp_path: Path) -> None:
     assert (account["format"], account["images"], account["pixels"]) == (plain, 7, "RGB in [-1, 1]")
     assert account["warnings"] == summary.warnings
     assert account["request"]["model_hash"] == "0" * 64
-    fold = Fold.from_json(account["values"])
-    assert set(fold.scale) == ({2.0} if plain in SCALED else {1.0})
+    if plain == "tokens":
+        assert account["values"] is None
+    else:
+        assert set(Fold.from_json(account["values"]).scale) == ({2.0} if plain in SCALED else {1.0})
     rows = pq.read_table(out / "ldm_ae.parquet").to_pylist()
     assert [row["key"] for row in rows] == content.keys
     assert [row["caption"] for row in rows] == content.captions
 
 
 def test_the_same_store_gives_the_same_files(plain: str, tmp_path: Path) -> None:
-    content = synthetic_store(tmp_path / "store")
+    content = synthetic_store(tmp_path / "store", **HELD.get(plain, {}))
     first, _ = convert(content.path, plain, tmp_path / "first")
     second, _ = convert(content.path, plain, tmp_path / "second")
     files = [first] if first.is_file() else [path for path in first.rglob("*") if path.is_file()]

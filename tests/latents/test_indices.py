@@ -23,7 +23,7 @@ from ldm_ae.latents.convert import convert_store
 from ldm_ae.latents.files import write_safetensors
 from ldm_ae.latents.incoming import import_latents
 from ldm_ae.latents.store import index_dtype
-from ldm_ae.models import LatentSpec, VQAutoencoder, hash_json
+from ldm_ae.models import KLAutoencoder, LatentSpec, VQAutoencoder, hash_json
 from ldm_ae.quantizers import FSQ, LFQ, VQ, Quantizer, ResidualVQ
 from tests.latents.helpers import contents, encode
 from tests.latents.test_content import SMALL, tensors
@@ -80,7 +80,9 @@ def test_indices_alone(kind: str, image_folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "lean/stats.json").read_bytes() == (tmp_path / "full/stats.json").read_bytes()
     for name in ("full", "lean"):
         assert decode_store(model, tmp_path / name, tmp_path / f"{name} out", batch_size=5, device="cpu") == 12
-    assert contents(tmp_path / "lean out") == contents(tmp_path / "full out")
+    decode_store(model, tmp_path / "lean", tmp_path / "mode out", latents="mode", batch_size=5, device="cpu")
+    for name in ("lean", "mode"):
+        assert contents(tmp_path / f"{name} out") == contents(tmp_path / "full out")
     with pytest.raises(UserError, match="holds indices and no latents, the model has those; use draw indices"):
         LatentDataset(tmp_path / "lean")[0]
     with pytest.raises(UserError, match="no moments to draw from; use draw indices"):
@@ -122,7 +124,7 @@ def test_no_index_is_stored_of_what_is_not_finite(kind: str, image_folder: Path,
     model = discrete(kind)
     with torch.no_grad():
         model.net.encoder.conv_in.weight[0] = float("nan")
-    with pytest.raises(UserError, match=r"latents of .* is not finite with precision fp32"):
+    with pytest.raises(UserError, match=r"latents of .* is not finite in fp32; the weights"):
         encode(model, image_folder, tmp_path / "store", content="lean")
     assert not list((tmp_path / "store").rglob("*.safetensors"))
 
@@ -180,13 +182,26 @@ def test_indices_that_were_written_wrong_are_found(
     assert len(verify_store(tmp_path / "store")) == 1
 
 
+def age(content: dict[str, Any]) -> None:
+    del content["request"]["indices"], content["request"]["content"]
+
+
+def test_a_store_of_before_there_were_indices_is_gone_on_with(
+    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
+    encode(tiny_model, image_folder, tmp_path / "store")
+    scaling = LatentStore(tmp_path / "store").request.scaling
+    assert scaling.keys() == {
+        "channels", "downsample_factor", "scaling_factor", "shift_factor", "latents_mean", "latents_std",
+        "codebook_size",
+    }  # fmt: skip
+    rewrite_description(tmp_path / "store", age)
+    assert encode(tiny_model, image_folder, tmp_path / "store").already_complete
+
+
 def test_a_store_of_before_there_were_indices_opens(image_folder: Path, tmp_path: Path) -> None:
     model = discrete()
     encode(model, image_folder, tmp_path / "store", content="samples")  # as a full one was
-
-    def age(content: dict[str, Any]) -> None:
-        del content["request"]["indices"], content["request"]["content"]
-
     rewrite_description(tmp_path / "store", age)
     assert verify_store(tmp_path / "store") == []
     assert LatentStore(tmp_path / "store").request.indices is False
@@ -194,11 +209,32 @@ def test_a_store_of_before_there_were_indices_opens(image_folder: Path, tmp_path
         encode(model, image_folder, tmp_path / "store")
 
 
-def test_indices_of_a_model_without_codes_are_damage(image_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "levels", "message"),
+    [
+        (None, None, "there are indices, and the model has no codebook"),
+        (2**63 + 1, None, r"an index has room for 2\^63 codes"),
+        (16, 0, "must be whole numbers above 0"),
+    ],
+)
+def test_codebooks_that_cannot_be_are_damage(
+    size: int | None, levels: int | None, message: str, image_folder: Path, tmp_path: Path
+) -> None:
     encode(discrete(), image_folder, tmp_path / "store")
-    rewrite_description(tmp_path / "store", lambda content: content["request"]["scaling"].update(codebook_size=None))
-    with pytest.raises(UserError, match="there are indices, and the model has no codebook"):
+    change = {"codebook_size": size, "codebook_levels": levels}
+    rewrite_description(tmp_path / "store", lambda content: content["request"]["scaling"].update(change))
+    with pytest.raises(UserError, match=message):
         LatentStore(tmp_path / "store")
+
+
+def test_indices_of_a_shard_that_lies_are_refused(image_folder: Path, tmp_path: Path) -> None:
+    encode(discrete(), image_folder, tmp_path / "store")
+    store = LatentStore(tmp_path / "store")
+    assert torch.equal(torch.cat(list(store.indices())), tensors(tmp_path / "store")["indices"].to(torch.int64))
+    for indices in (torch.full((5, 16, 16), 16, dtype=torch.uint8), torch.zeros(0, 16, 16, dtype=torch.uint8)):
+        write_safetensors(tmp_path / "store" / SHARD, {"indices": indices}, {})
+        with pytest.raises(UserError, match=r"latents_rank00_shard001\.safetensors cannot be read"):
+            list(store.indices())
 
 
 def test_other_codes_are_not_decoded(image_folder: Path, tmp_path: Path) -> None:
@@ -232,6 +268,7 @@ def test_what_is_said_of_the_codes(kind: str, levels: int, image_folder: Path, t
     codes = found["codebook"]
     size = {"uint16": 1000, "levels": 16}[kind]
     assert (codes["size"], codes["levels"], codes["fixed_bits_per_code"]) == (size, levels, math.log2(size))
+    assert codes["counted"] == 12 * 256
     stored = tensors(tmp_path / "store")["indices"].to(torch.int64).view(12, levels, 256)
     for level in range(levels):
         flat = stored[:, level].flatten()

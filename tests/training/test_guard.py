@@ -17,6 +17,7 @@ from ldm_ae.data import Batch
 from ldm_ae.errors import RunError
 from ldm_ae.files import sha256
 from ldm_ae.training import Trainer, checkpoint, newest_checkpoint
+from ldm_ae.training import state as state_module
 from ldm_ae.training.guard import Guard
 from tests.training.common import run
 
@@ -110,6 +111,12 @@ def test_the_run_stops_after_too_many_in_a_row(
     assert not damaged
 
 
+def skipped(folder: Path) -> list[int]:
+    """Of every train line from step 6 on."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["skipped_steps"] for line in lines if line["kind"] == "train" and line["step"] >= 6]
+
+
 def test_the_scaler_finds_its_scale_without_alarm(
     tiny_config: Path,
     tmp_path: Path,
@@ -131,6 +138,15 @@ def test_the_scaler_finds_its_scale_without_alarm(
     assert train[-1]["step"] == 6
     assert train[-1]["skipped_steps"] >= 1
     assert train[-1]["loss_scale"] < 2.0**126
+    more = ("--objective.adaptive_gan_weight", "false", "--training.max_steps")
+    run(tiny_config, out, *more, "7")
+    assert skipped(out) == [train[-1]["skipped_steps"]] * 2  # goes on from what the checkpoint says
+    load = state_module.load_state
+    monkeypatch.setattr(
+        state_module, "load_state", lambda path: {k: v for k, v in load(path).items() if k != state_module.SKIPPED}
+    )
+    run(tiny_config, out, *more, "8")
+    assert skipped(out)[-1] == 0  # an older checkpoint says nothing
     assert all(math.isfinite(value) for line in train for value in line.values() if isinstance(value, float))
 
 

@@ -145,12 +145,12 @@ SOUND: dict[str, Any] = {
     [
         {"step": -1}, {"step": 2.0}, {"step": True}, {"position": 10**30}, {"position": torch.ones(1)}, {"best": 3},
         {"best": {"step": "../..", "score": 1.0}}, {"identity": None}, {"identity": {"seed": [1]}},
-        {"optimizers": {}}, {"rng": [1]}, {"scaler": "x"},
+        {"optimizers": {}}, {"rng": [1]}, {"scaler": "x"}, {"skipped_steps": -1}, {"skipped_steps": None},
     ],
 )  # fmt: skip
 def test_a_strangers_state_is_not_trusted(change: dict[str, Any]) -> None:
     check_state(SOUND)
-    check_state(SOUND | {"best": {"step": 1, "score": -0.5}, "scaler": {}})
+    check_state(SOUND | {"best": {"step": 1, "score": -0.5}, "scaler": {}, "skipped_steps": 2})
     with pytest.raises(ValueError, match=next(iter(change))):
         check_state(SOUND | change)
     with pytest.raises(ValueError, match="no run's state"):

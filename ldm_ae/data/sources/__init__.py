@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from pathlib import Path
 
-from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, RawImage, Source
+from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, RawImage, Source, Wrapped
 from ldm_ae.errors import UserError
 
-__all__ = ["SOURCES", "RawImage", "Source", "open_source"]
+__all__ = ["SOURCES", "RawImage", "Source", "Wrapped", "open_source"]
 
 
 def _find_sources() -> dict[str, type[Source]]:
@@ -19,7 +20,7 @@ def _find_sources() -> dict[str, type[Source]]:
         module = importlib.import_module(f"{__name__}.{module_info.name}")
         for item in vars(module).values():
             defined_here = isinstance(item, type) and item.__module__ == module.__name__
-            if defined_here and issubclass(item, Source) and item is not Source:
+            if defined_here and issubclass(item, Source) and not inspect.isabstract(item):
                 assert item.name not in found, f"two sources are named {item.name}"
                 found[item.name] = item
     return found

@@ -62,6 +62,27 @@ class Source(abc.ABC):
         """
 
 
+class Wrapped(Source):
+    """Another source's images, with something done to each; made from that source, never from a location."""
+
+    accepts = "another source"
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    @classmethod
+    def open(cls, location: str) -> Source | None:  # noqa: ARG003
+        """None."""
+        return None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def key(self, index: int) -> str:
+        """The source's."""
+        return self._source.key(index)
+
+
 class StringTable(Sequence[str]):
     """A read-only list of strings in two flat buffers.
 

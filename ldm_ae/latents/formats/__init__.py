@@ -6,6 +6,7 @@ A new format is one new file with a `Format` class in it, whose name is the file
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 
 from ldm_ae.latents.formats.base import Foreign, Format, Options, Sample, Samples
@@ -20,7 +21,7 @@ def _find_formats() -> dict[str, type[Format]]:
         module = importlib.import_module(f"{__name__}.{module_info.name}")
         for item in vars(module).values():
             defined_here = isinstance(item, type) and item.__module__ == module.__name__
-            if defined_here and issubclass(item, Format) and item is not Format:
+            if defined_here and issubclass(item, Format) and not inspect.isabstract(item):
                 # The command line lists the formats by their files, without importing them.
                 assert item.name == module_info.name.replace("_", "-"), f"{item.name} is in {module_info.name}.py"
                 found[item.name] = item

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import IO, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -42,8 +42,9 @@ class Sample(NamedTuple):
     original_size: tuple[int, int] | None
     """(height, width) of the image before the transform, None if the store does not know it."""
     tensors: dict[str, Tensor]
-    """Float32 and folded: `latents` (C, h, w), `moments` (2C, h, w) mean and log-variance, and those of the mirror
-    image under the same names with `_flip`; what the format asks for, as far as the store has it."""
+    """Float32 and folded: `latents` (C, h, w), `moments` (2C, h, w) mean and log-variance; int64: `indices` (h, w) or
+    (Q, h, w); and those of the mirror image under the same names with `_flip`; what the format asks for, as far as the
+    store has it."""
     index_row: int
     """Of the store's index."""
 
@@ -54,7 +55,7 @@ class Samples:
     Args:
         store: Where they are.
         positions: Of the images among the store's good ones, in the order in which the trainer reads.
-        want: `latents`, `moments`, or either with `_flip`; what of it the store has not is left out.
+        want: `latents`, `moments`, `indices`, or any with `_flip`; what of it the store has not is left out.
         fold: From latents to the values in the file.
         progress: Called with the number of images read and their total.
     """
@@ -105,16 +106,18 @@ class Samples:
         found = self._stored.tensors(position, self._read)
         if self._draw is not None:
             found |= {name: self._draw.read(position, flipped=name.endswith(FLIP)) for name in self._drawn}
-        folded = {
-            name: self.fold.fold(value) if name.startswith("latents") else self.fold.fold_moments(value)
-            for name, value in found.items()
-        }
         height, width = (int(side) for side in row["bucket"].split("x"))
         return Sample(
             number=number, key=row["key"], label=row["label"], caption=row["caption"], size=(height, width),
             original_size=None if row["height"] is None else (row["height"], row["width"]),
-            tensors=folded, index_row=int(self.store.index_rows[position]),
+            tensors={name: self._folded(name, value) for name, value in found.items()},
+            index_row=int(self.store.index_rows[position]),
         )  # fmt: skip
+
+    def _folded(self, name: str, value: Tensor) -> Tensor:
+        if name.startswith("indices"):
+            return value.to(torch.int64)
+        return self.fold.fold(value) if name.startswith("latents") else self.fold.fold_moments(value)
 
     def size(self) -> tuple[int, int]:
         """(H, W) of the pixels of all images, in a format that takes one resolution."""
@@ -145,6 +148,10 @@ class Options:
     """The autoencoder's name, in the files' names."""
     images: Source | None = None
     """The images that were encoded."""
+    files: Literal["safetensors", "npy"] | None = None
+    """The kind of file."""
+    no_flips: bool | None = None
+    """Leave the mirror images out."""
 
 
 class Foreign(abc.ABC):
@@ -189,7 +196,7 @@ class Format(abc.ABC):
     trainer: ClassVar[str]
     """Whose reader it is, for messages."""
     tensors: ClassVar[tuple[str, ...]]
-    """Of each sample: `latents`, `moments`, and either with `_flip`."""
+    """Of each sample: `latents`, `moments`, `indices`, and any with `_flip`."""
     needs_flips: ClassVar[bool] = False
     """Whether the reader fails without mirror images; with flips in `tensors` and not needed, they are optional."""
     needs_labels: ClassVar[bool] = False
@@ -216,10 +223,16 @@ class Format(abc.ABC):
     def __init__(self, options: Options):
         for field in fields(options):
             if getattr(options, field.name) is not None and field.name not in self.takes:
-                raise UserError(f"--{field.name} says nothing to the format {self.name}; leave it out")
+                option = field.name.replace("_", "-")
+                raise UserError(f"--{option} says nothing to the format {self.name}; leave it out")
         if "images" in self.takes and options.images is None:
             raise UserError(f"{self.trainer} reads the images too; name them with --images IMAGES")
         self.options = options
+
+    @property
+    def reads_latents(self) -> bool:
+        """Whether the trainer wants latents, or moments that make some; otherwise it wants indices."""
+        return not any(tensor.startswith("indices") for tensor in self.tensors)
 
     def arrange(self, rows: pa.Table) -> NDArray[np.int64]:
         """(N,) int64: the order in which the reader will meet these rows of the store's index."""
@@ -255,6 +268,37 @@ class Format(abc.ABC):
             UserError: it is of this format, and damaged.
         """
         return None
+
+
+class ClassFolders(Format):
+    """A folder for each class, which torchvision's `DatasetFolder` numbers in their order from 0."""
+
+    needs_labels = True
+
+    @abc.abstractmethod
+    def write_sample(self, sample: Sample, path: Path) -> None:
+        """The file of a sample; `path` is without its extension."""
+
+    def check(self, samples: Samples) -> Iterator[str]:
+        """A warning where the numbers of the folders are not the labels."""
+        classes = np.unique(samples.labels)
+        if not np.array_equal(classes, np.arange(len(classes))):
+            yield (
+                f"the {len(classes)} labels are not 0 to {len(classes) - 1}; {self.trainer} numbers the class folders "
+                "from 0, so that its labels are others"
+            )
+
+    def metadata(self, samples: Samples) -> dict[str, Any]:
+        """The label of each folder."""
+        return {"labels": np.unique(samples.labels).tolist()}
+
+    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+        """See `Format.write`."""
+        digits = max(4, len(str(int(samples.labels.max()))))  # so that sorting by name sorts by number
+        for sample in samples:
+            folder = out / f"{sample.label:0{digits}d}"
+            folder.mkdir(exist_ok=True)
+            self.write_sample(sample, folder / f"{sample.number:08d}")
 
 
 def architecture(format_name: str, arch: str | None, known: Iterable[str]) -> str:
@@ -304,21 +348,6 @@ def write_labels(file: IO[bytes], samples: Samples, prefix: str, extension: str)
         start = '{"labels": [\n' if number == 0 else ",\n"
         file.write(f"{start}{json.dumps([numbered(number, prefix, extension), label])}".encode())
     file.write(b"\n]}\n")
-
-
-def class_digits(samples: Samples) -> int:
-    """How many digits a class folder's name has, so that sorting by name sorts by number."""
-    return max(4, len(str(int(samples.labels.max()))))
-
-
-def check_classes(samples: Samples, trainer: str) -> Iterator[str]:
-    """A warning where torchvision's `DatasetFolder`, which numbers folders in their order, changes the labels."""
-    classes = np.unique(samples.labels)
-    if not np.array_equal(classes, np.arange(len(classes))):
-        yield (
-            f"the {len(classes)} labels are not 0 to {len(classes) - 1}; {trainer} numbers the class folders from 0, "
-            "so that its labels are others"
-        )
 
 
 def stem(key: str) -> str:

@@ -5,8 +5,8 @@
         labels                  (N,) int64
     OUT/latents_stats.pt        {'mean', 'std'}, each (1, C, 1, 1) float32, which the reader normalizes with
 
-More tensors in a shard are ignored. A resolution's folder of a latent store is such a data set; converting one links
-its files (copies, where the file system cannot link), so that it costs no space.
+More tensors in a shard are ignored. A resolution's folder of a latent store is such a data set, unless it is in uint8;
+converting one links its files (copies, where the file system cannot link), so that it costs no space.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class LightningDiT(Format):
 
     def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
-        if samples.names.issuperset(_TENSORS):
+        if samples.names.issuperset(_TENSORS) and samples.store.request.dtype != "uint8":
             [bucket] = samples.rows["bucket"].unique().to_pylist()
             for name in [*samples.rows["shard"].unique().to_pylist(), LIGHTNINGDIT_STATISTICS]:
                 _link(samples.store.path / bucket / name, out / name)

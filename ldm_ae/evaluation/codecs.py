@@ -1,0 +1,46 @@
+"""What an image codec makes of the same images: the yardstick of rate and distortion.
+
+JPEG and WebP as Pillow writes them, whole files with their headers, at the quality numbers of their libraries.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm_ae.evaluation.image_quality import from_levels, to_levels
+
+Codec = Literal["jpeg", "webp"]
+CODECS: tuple[Codec, ...] = ("jpeg", "webp")
+
+
+class Coded(NamedTuple):
+    """Images after a codec."""
+
+    reconstructions: Tensor
+    """(B, 3, H, W) float32 in [-1, 1]."""
+    bits: Tensor
+    """(B,) float64: 8 times the bytes of each file."""
+
+
+def code_images(pixel_values: Tensor, codec: Codec, quality: int) -> Coded:
+    """Each image as a file of its own, and back.
+
+    Args:
+        pixel_values: (B, 3, H, W) in [-1, 1], rounded to 8 bits here.
+        codec: Its name.
+        quality: 1 to 95 for JPEG (with optimized Huffman tables, chroma at half resolution), 0 to 100 for WebP (lossy).
+    """
+    reconstructions, bits = [], []
+    for levels in to_levels(pixel_values).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy():
+        file = io.BytesIO()
+        Image.fromarray(levels).save(file, codec, quality=quality, **({"optimize": True} if codec == "jpeg" else {}))
+        bits.append(8 * file.tell())
+        with Image.open(file) as decoded:
+            reconstructions.append(torch.from_numpy(np.array(decoded.convert("RGB"))).permute(2, 0, 1))
+    return Coded(from_levels(torch.stack(reconstructions)), torch.tensor(bits, dtype=torch.float64))

@@ -1,0 +1,63 @@
+"""Latents and moments in eight bits: each channel of each image has 256 levels between its lowest and highest value.
+
+The range is the image's own and not the shard's or the data set's: a row can be read alone, an outlier costs its own
+image alone, and what an image becomes depends on no other. It takes eight bytes a channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+SCALE, ERROR = "_scale", "squared_error"
+"""What ends the name of a tensor's scale, and the name of the latents' error."""
+LEVELS = 255
+
+
+def to_eight_bits(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Floats (N, C, h, w) to uint8 of that shape and their scale (N, C, 2) float32: step and lowest value.
+
+    What is not finite, or spans more than float32 can, shows in the scale.
+    """
+    values = values.float()
+    lowest, highest = values.amin(dim=(2, 3)), values.amax(dim=(2, 3))
+    step = (highest - lowest) / LEVELS
+    places = (values - lowest[..., None, None]) / torch.where(step > 0, step, 1.0)[..., None, None]
+    return places.round().clamp(0, LEVELS).to(torch.uint8), torch.stack([step, lowest], dim=-1)
+
+
+def from_eight_bits(values: Tensor, scale: Tensor) -> Tensor:
+    """The inverse, float32: uint8 * step + lowest, at most half a step from what it was."""
+    return values.float() * scale[..., 0, None, None] + scale[..., 1, None, None]
+
+
+def pack(tensors: Mapping[str, Tensor], latents_of: Callable[[Mapping[str, Tensor]], Tensor]) -> dict[str, Tensor]:
+    """Tensors of some images with latents and moments in eight bits, their scales, and the error that it makes.
+
+    Args:
+        tensors: By name, floats; indices stay as they are.
+        latents_of: The latents (N, C, h, w) that a reader gets from such tensors.
+
+    Returns:
+        Also `squared_error` (N, C) float32, the mean over an image's places.
+    """
+    packed: dict[str, Tensor] = {}
+    for name, values in tensors.items():
+        if values.is_floating_point():
+            packed[name], packed[f"{name}{SCALE}"] = to_eight_bits(values)
+        else:
+            packed[name] = values
+    if any(name.endswith(SCALE) for name in packed):
+        packed[ERROR] = (latents_of(unpack(packed)) - latents_of(tensors)).square().mean(dim=(2, 3))
+    return packed
+
+
+def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without scales, those that have one as floats."""
+    return {
+        name: from_eight_bits(values, tensors[f"{name}{SCALE}"]) if f"{name}{SCALE}" in tensors else values
+        for name, values in tensors.items()
+        if not name.endswith(SCALE)
+    }

@@ -1,0 +1,88 @@
+"""A prior on the disk: config.json, and prior.safetensors with the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+from ldm_ae.errors import UserError, printable, reason
+from ldm_ae.files import read_json, sha256, write_json, writing
+from ldm_ae.priors.interface import CodePrior
+from ldm_ae.priors.pixelcnn import GatedPixelCNN
+from ldm_ae.priors.transformer import CausalTransformer
+from ldm_ae.tensor_files import read_tensors
+
+CONFIG, WEIGHTS = "config.json", "prior.safetensors"
+FORMAT = "ldm_ae code prior"
+PRIORS: dict[str, type[CodePrior]] = {"CausalTransformer": CausalTransformer, "GatedPixelCNN": GatedPixelCNN}
+"""Every prior by its name, which is the only way in which a file can ask for one."""
+
+
+class SavedPrior(NamedTuple):
+    """What a folder holds."""
+
+    prior: CodePrior
+    """In eval mode, without gradients."""
+    model_hash: str
+    """`models.model_hash` of the autoencoder whose codes it knows."""
+    name: str = ""
+    """Where it comes from, in words."""
+
+
+def save_prior(prior: CodePrior, folder: str | Path, *, model_hash: str) -> None:
+    """Write both files into `folder`, which is there."""
+    folder = Path(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in prior.state_dict().items()}
+    with writing(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary)
+    content = {
+        "format": FORMAT,
+        "class_name": type(prior).__name__,
+        "init_args": prior.init_args,
+        "model_hash": model_hash,
+        "weights_sha256": sha256(folder / WEIGHTS),
+    }
+    write_json(folder / CONFIG, content)
+
+
+def load_prior(folder: str | Path) -> SavedPrior:
+    """The prior that `save_prior` wrote, on the CPU.
+
+    Raises:
+        UserError: nothing there, or damaged files.
+    """
+    config, weights = Path(folder) / CONFIG, Path(folder) / WEIGHTS
+    try:
+        content = read_json(config)
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no prior: it has no {CONFIG}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config} cannot be read: {reason(error)}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{config} does not describe a prior over codes")
+    tensors = read_tensors(weights)
+    if sha256(weights) != content.get("weights_sha256"):
+        raise UserError(f"{weights} is damaged: its hash is not that of {CONFIG}")
+    try:
+        with torch.device("meta"):  # nothing is built whose weights are not there
+            shapes = {name: tensor.shape for name, tensor in _build(content).state_dict().items()}
+    except UserError as error:
+        raise UserError(f"{config} describes no prior: {error}") from error
+    if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
+        raise UserError(f"{weights} does not fit {CONFIG}")
+    prior = _build(content)
+    prior.load_state_dict(tensors)
+    return SavedPrior(prior.eval().requires_grad_(False), str(content.get("model_hash")), str(folder))
+
+
+def _build(content: dict[str, Any]) -> CodePrior:
+    name, arguments = str(content.get("class_name")), content.get("init_args")
+    if name not in PRIORS or not isinstance(arguments, dict):
+        raise UserError(f"no prior is named {printable(name)}; there are {', '.join(PRIORS)}")
+    try:
+        return PRIORS[name](**arguments)
+    except TypeError as error:
+        raise UserError(f"{name} does not take these arguments: {reason(error)}") from error

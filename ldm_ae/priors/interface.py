@@ -1,0 +1,171 @@
+"""What every prior over codes is: a distribution of an image's indices, one code given those before it.
+
+The codes of an image stand in one order everywhere, the sequence: raster order, from left to right and from top to
+bottom, and at each place the levels of a residual quantizer, the coarsest first. Its length is L.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm_ae.errors import UserError
+
+LARGEST_CODEBOOK = 2**18
+"""A prior has a logit for every code; of larger codebooks (LFQ, BSQ) nobody can afford that."""
+
+Steps = Generator[Tensor, Tensor, None]
+"""Yields logits (B, K) of the next code, and is sent the codes (B,) int64 that were chosen."""
+
+
+class CodePrior(nn.Module, abc.ABC):
+    """Base of all priors. A subclass has a docstring with its paper, and implements the hooks below.
+
+    Args:
+        codebook_size: K.
+        shape: Of one image's indices: (h, w), or (Q, h, w) with Q levels of residual quantization.
+        classes: How many there are to condition on; 0 for none. An image may always be without one.
+        width: Channels.
+        depth: Layers.
+        dropout: Share of activations left out in training.
+
+    Raises:
+        UserError: sizes that no prior has.
+    """
+
+    def __init__(
+        self, *, codebook_size: int, shape: Sequence[int], classes: int, width: int, depth: int, dropout: float
+    ):
+        super().__init__()
+        _check("codebook_size", codebook_size, 2, LARGEST_CODEBOOK)
+        if len(shape) not in (2, 3):
+            raise UserError(f"the indices of an image must be (h, w) or (Q, h, w), got {tuple(shape)}")
+        for side in shape:
+            _check("a side of shape", side, 1, 2**12)
+        _check("classes", classes, 0, 2**20)
+        _check("width", width, 1, 2**14)
+        _check("depth", depth, 1, 2**9)
+        if not 0.0 <= dropout < 1.0:
+            raise UserError(f"dropout is {dropout}; it must be at least 0 and below 1")
+        self.codebook_size = codebook_size
+        self.shape = tuple(shape)
+        self.classes = classes
+        self.levels = shape[0] if len(shape) == 3 else 1
+        self.init_args: dict[str, Any] = {
+            "codebook_size": codebook_size, "shape": list(shape), "classes": classes, "width": width, "depth": depth,
+            "dropout": dropout,
+        }  # fmt: skip
+        """Arguments that build this prior again, of types that JSON has."""
+
+    # ------------------------------------------------------------------------------------------------------- hooks
+
+    @abc.abstractmethod
+    def embed(self, sequence: Tensor) -> Tensor:
+        """Codes (B, L) int64 -> vectors (B, L, D), each of its own code and place alone."""
+
+    @abc.abstractmethod
+    def logits(self, embedded: Tensor, classes: Tensor) -> Tensor:
+        """Logits (B, L, K) of every code given those before it.
+
+        Args:
+            embedded: (B, L, D), what `embed` gives.
+            classes: (B,) int64 in [0, classes], the last one for none.
+        """
+
+    @abc.abstractmethod
+    def steps(self, classes: Tensor) -> Steps:
+        """The same logits one place after the other, L times, each as soon as the codes before it are known."""
+
+    # --------------------------------------------------------------------------------------------- what others call
+
+    def forward(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits (B, L, K) of every code given those before it in the sequence.
+
+        Args:
+            indices: (B, *shape) int64 in [0, K).
+            labels: (B,) int64 classes, -1 for none; None for none at all.
+
+        Raises:
+            UserError: indices of another shape, or a class that there is not.
+        """
+        return self.logits(self.embed(self.sequence(indices)), self._classes(labels, len(indices)))
+
+    @torch.no_grad()
+    def bits(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
+        """-log2 of the images' probability, (B,) float64, as many bits as they cost; arguments as of `forward`."""
+        logits = self(indices, labels).double().flatten(0, 1)
+        nats = F.cross_entropy(logits, self.sequence(indices).flatten(), reduction="none")
+        return nats.view(len(indices), -1).sum(dim=1) / math.log(2.0)
+
+    @torch.no_grad()
+    def walk(self, choose: Callable[[Tensor], Tensor], *, count: int = 1, labels: Tensor | None = None) -> Tensor:
+        """Fill images code by code, in the order of the sequence.
+
+        Args:
+            choose: Is given logits (B, K) of the next code, gives codes (B,) int64.
+            count: B.
+            labels: (B,) int64, as of `forward`.
+
+        Returns:
+            Indices (B, *shape) int64.
+        """
+        steps = self.steps(self._classes(labels, count))
+        chosen = [choose(next(steps))]
+        for _ in range(1, math.prod(self.shape)):
+            chosen.append(choose(steps.send(chosen[-1])))
+        steps.close()
+        return self.images(torch.stack(chosen, dim=1))
+
+    def sample(self, count: int, labels: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
+        """Indices (count, *shape) int64 of images drawn from the distribution.
+
+        Args:
+            count: Images.
+            labels: (count,) int64, as of `forward`.
+            generator: On the device of the prior; torch's global one by default.
+        """
+        return self.walk(
+            lambda logits: torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0],
+            count=count, labels=labels,
+        )  # fmt: skip
+
+    def sequence(self, indices: Tensor) -> Tensor:
+        """Indices (B, *shape) in the order of the sequence, (B, L); UserError if they have another shape."""
+        if tuple(indices.shape[1:]) != self.shape:
+            raise UserError(
+                f"the prior is of images with {self.shape} codes, and these have {tuple(indices.shape[1:])}; give "
+                "images of the size that it was trained at"
+            )
+        return indices.movedim(1, -1).flatten(1) if len(self.shape) == 3 else indices.flatten(1)
+
+    def images(self, sequence: Tensor) -> Tensor:
+        """(B, L, ...) -> (B, *shape, ...): the inverse of `sequence`."""
+        if len(self.shape) == 2:
+            return sequence.unflatten(1, self.shape)
+        return sequence.unflatten(1, (*self.shape[1:], self.levels)).movedim(3, 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def _classes(self, labels: Tensor | None, count: int) -> Tensor:
+        """(B,) int64 in [0, classes], the last one for none."""
+        if labels is None:
+            return torch.full((count,), self.classes, device=self.device)
+        if labels.shape != (count,):
+            raise UserError(f"labels must be ({count},), got {tuple(labels.shape)}")
+        if count and int(labels.max()) >= self.classes:
+            raise UserError(f"class {int(labels.max())} is unknown; the prior was trained with {self.classes} classes")
+        return torch.where(labels < 0, self.classes, labels).to(self.device)
+
+
+def _check(name: str, value: int, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise UserError(f"{name} is {value}; of a prior it must be a whole number from {low} to {high}")

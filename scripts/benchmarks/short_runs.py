@@ -1,0 +1,80 @@
+"""A configuration trained for so many steps, and its scores on images it has not seen."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+from ldm_ae.commands import perceptual_network
+from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
+from ldm_ae.evaluation import evaluate
+from ldm_ae.evaluation.codecs import Codec, code_images
+from ldm_ae.evaluation.image_quality import image_scores
+from ldm_ae.models import load_autoencoder
+
+RATES = ("kl_bits_per_pixel", "bits_per_pixel", "entropy_bits_per_pixel")
+
+
+class Protocol(NamedTuple):
+    """What is scored, and how."""
+
+    images: str
+    """IMAGES."""
+    size: int
+    """Side of the central crop; the shorter side is not resized."""
+    perceptual: str = "stlpips_alex"
+    limit: int | None = None
+
+    def loader(self) -> EvaluationLoader:
+        """One image at a time."""
+        source, transform = open_source(self.images), ImageTransform(size=self.size, resize="none")
+        return EvaluationLoader(
+            source, transform, batch_size=1, indices=range(min(self.limit or len(source), len(source)))
+        )
+
+    def __str__(self) -> str:
+        count = len(open_source(self.images))
+        return f"{min(self.limit or count, count)} images of {Path(self.images).name}, central {self.size}² crops"
+
+
+def protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that a Protocol is made of."""
+    parser.add_argument("--test", required=True, help="IMAGES to score on")
+    parser.add_argument("--size", type=int, default=256, help="side of the central crop (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="score the first LIMIT images only")
+    parser.add_argument("--perceptual", default="stlpips_alex", help="as of ldm-ae evaluate (default: %(default)s)")
+
+
+def train_and_score(folder: Path, arguments: list[str], protocol: Protocol) -> dict[str, float]:
+    """The scores of `ldm-ae train ARGUMENTS --out FOLDER`, in a process of its own; a run that is there goes on."""
+    subprocess.run(
+        [sys.executable, "-m", "ldm_ae.cli", "train", *arguments, "--out", str(folder)],
+        check=True, stdout=sys.stderr,
+    )  # fmt: skip
+    return score(folder, protocol)
+
+
+def score(model: Path, protocol: Protocol) -> dict[str, float]:
+    """Scores by their names, beside those of a bicubic thumbnail of as many numbers."""
+    evaluation = evaluate(
+        load_autoencoder(model), protocol.loader(), source=protocol.images, transform_description={},
+        model_name=str(model), perceptual=perceptual_network(protocol.perceptual), features=None,
+    )  # fmt: skip
+    return {name: float(value) for name, value in evaluation.scores.items()}
+
+
+def score_codec(codec: Codec, quality: int, protocol: Protocol) -> dict[str, float]:
+    """`bits_per_pixel` and the scores of JPEG or WebP on the same images."""
+    perceptual = perceptual_network(protocol.perceptual)
+    collected: dict[str, list[float]] = {}
+    for batch in protocol.loader():
+        coded = code_images(batch.pixel_values, codec, quality)
+        found = image_scores(coded.reconstructions, batch.pixel_values, perceptual)
+        found["bits_per_pixel"] = coded.bits / batch.pixel_values[0, 0].numel()
+        for name, values in found.items():
+            collected.setdefault(name, []).extend(values.tolist())
+    return {name: fmean(values) for name, values in collected.items()}

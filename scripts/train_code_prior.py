@@ -1,0 +1,251 @@
+"""Train a prior over the codes of a discrete autoencoder, and say what rate an entropy coder reaches with it.
+
+    ldm-ae encode MODEL IMAGES STORE
+    python scripts/train_code_prior.py --store STORE --model MODEL --out DIR --prior pixelcnn
+    accelerate launch scripts/train_code_prior.py ...
+    ldm-ae evaluate MODEL OTHER_IMAGES --prior DIR
+
+`pixelcnn` is a gated PixelCNN of ours (arXiv 1606.05328), `transformer` is GPT-2 of the library transformers over the
+codes in raster order, which also takes the levels of a residual quantizer. If the store has labels, the prior knows
+classes; one label in ten is left out in training, so that it can also do without.
+
+A share of the images is held out. DIR/metrics.json has the bits per code and per pixel of these, by each way of
+counting:
+
+    fixed_length       log2 of the codebook's size for every code
+    entropy            of the held-out codes' own frequencies, as if these could be known for nothing
+    frequencies        without context, by the frequencies of the training images' codes
+    prior              -log2 of the probability that the trained prior gives, no class told
+    prior_given_class  the same with the image's class told, whose own bits are not counted
+    range_coder        what a range coder spends on a few of them with the prior, class told; they are decoded again
+    prior_of_the_coded the prior's number for these few
+
+DIR/samples.png has held-out images as their own codes decode, and below each a sample of the prior, of the same class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from PIL import Image
+from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from ldm_ae.data import split_keys
+from ldm_ae.errors import RunError, UserError
+from ldm_ae.evaluation import comparison_grid
+from ldm_ae.evaluation.codebook import CodebookUsage
+from ldm_ae.files import write_json, writing_folder
+from ldm_ae.latents import LatentDataset, LatentStore
+from ldm_ae.models import Autoencoder, load_autoencoder
+from ldm_ae.priors import CausalTransformer, CodePrior, GatedPixelCNN, decode_indices, encode_indices, save_prior
+
+LABEL_DROPOUT = 0.1
+"""Share of labels replaced by none, so that the prior learns to do without."""
+PRIORS: dict[str, type[CodePrior]] = {"pixelcnn": GatedPixelCNN, "transformer": CausalTransformer}
+
+
+def check(args: argparse.Namespace) -> None:
+    """UserError for options that mean nothing."""
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already; name a new folder")
+    for name in ("steps", "batch_size", "log_every", "coded", "samples"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0.0 < args.held_out < 1.0:
+        raise UserError(f"--held-out is {args.held_out}; it must lie between 0 and 1")
+
+
+def image_pixels(store: LatentStore) -> int:
+    """Of every image; UserError where they differ."""
+    buckets = store.good()["bucket"].unique().to_pylist()
+    if len(buckets) > 1:
+        raise UserError(f"{store.path} has images of {', '.join(buckets)}; a prior is of one size")
+    height, width = (int(side) for side in buckets[0].split("x"))
+    return height * width
+
+
+def build_prior(args: argparse.Namespace, data: LatentDataset) -> CodePrior:
+    """The prior that was asked for, with the classes that the store has."""
+    sizes = {name: value for name in ("width", "depth") if (value := getattr(args, name)) is not None}
+    return PRIORS[args.prior](
+        codebook_size=data.store.spec.codebook_size, shape=tuple(data[0]["indices"].shape),
+        classes=int(data.labels.max()) + 1, dropout=args.dropout, **sizes,
+    )  # fmt: skip
+
+
+def batches(loader: DataLoader, data: LatentDataset) -> Iterator[dict]:
+    """Endless; other mirror images in every epoch."""
+    epoch = 0
+    while True:
+        data.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+@torch.no_grad()
+def bits_per_image(prior: CodePrior, loader: DataLoader, accelerator: Accelerator, *, told: bool) -> float:
+    """Mean over the images of all processes; `told` gives the prior their classes."""
+    prior.eval()
+    found = [
+        accelerator.gather_for_metrics(prior.bits(batch["indices"], batch["label"] if told else None))
+        for batch in loader
+    ]
+    prior.train()
+    return torch.cat(found).mean().item()
+
+
+def without_context(size: int, training: Dataset, held_out: Dataset) -> dict[str, float]:
+    """Bits of a held-out image in which every code costs the same wherever it stands."""
+    usage = {"entropy": CodebookUsage(size), "frequencies": CodebookUsage(size)}
+    for name, images in (("entropy", held_out), ("frequencies", training)):
+        for batch in DataLoader(images, batch_size=64):
+            usage[name].update(batch["indices"], 1)
+    own, others = (usage[name].summary() for name in ("entropy", "frequencies"))
+    costs = torch.cat([others.bits(image["indices"][None]) for image in held_out])
+    codes = held_out[0]["indices"].numel()
+    return {
+        "fixed_length": codes * math.log2(size),
+        "entropy": codes * own.entropies.mean().item(),
+        "frequencies": costs.mean().item(),
+    }
+
+
+def range_coded(prior: CodePrior, images: Sequence[dict]) -> dict[str, float]:
+    """Bits of an image as a range coder spends them and as the prior says; RunError if other codes come back."""
+    words, bits = 0, 0.0
+    for image in images:
+        indices, label = image["indices"].to(prior.device), image["label"] if prior.classes else -1
+        coded = encode_indices(prior, indices, label)
+        if not torch.equal(decode_indices(prior, coded, label), indices):
+            raise RunError("the range decoder gave other codes: the prior's numbers are not repeatable on this device")
+        words += len(coded)
+        bits += float(prior.bits(indices[None], torch.tensor([label])))
+    return {"range_coder": 32 * words / len(images), "prior_of_the_coded": bits / len(images)}
+
+
+def sample_grid(prior: CodePrior, autoencoder: Autoencoder, images: Sequence[dict], seed: int) -> Image.Image:
+    """Images decoded from their own codes, and below each a sample of its class."""
+    labels = torch.tensor([image["label"] if prior.classes else -1 for image in images])
+    generator = torch.Generator(prior.device).manual_seed(seed)
+    samples = prior.sample(len(images), labels, generator=generator).cpu()
+    own = torch.stack([image["indices"] for image in images])
+    decoded = [
+        torch.cat([autoencoder.decode(autoencoder.indices_to_latents(image[None])) for image in indices])
+        for indices in (own, samples)
+    ]
+    return comparison_grid(*decoded)
+
+
+def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Train, save everything to `args.out`, return the rates of a held-out image by each way of counting."""
+    check(args)
+    autoencoder = load_autoencoder(args.model)
+    store = LatentStore(args.store)
+    store.check_model(autoencoder)
+    pixels = image_pixels(store)
+    accelerator = Accelerator()
+    set_seed(args.seed)
+    flip = "half" if store.request.flips else "never"
+    data, plain = (LatentDataset(store, draw="indices", flip=f, seed=args.seed) for f in (flip, "never"))
+    for _ in store.indices():  # codes that there are not are an error now, and not in the middle of the training
+        pass
+    keys = store.good()["key"].to_pylist()
+    chosen, left_out = split_keys(keys, max(1, round(args.held_out * len(keys))), args.seed)
+    held_out = Subset(plain, left_out)
+    model = build_prior(args, data)
+    set_seed(args.seed, device_specific=True)  # the same weights, but other dropout in each process
+    batch_size = min(args.batch_size, len(chosen))
+    loader = DataLoader(Subset(data, chosen), batch_size=batch_size, shuffle=True, drop_last=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
+    schedule = OneCycleLR(optimizer, args.learning_rate, args.steps, pct_start=0.1, cycle_momentum=False)
+    model, optimizer, loader, measuring = accelerator.prepare(
+        model, optimizer, loader, DataLoader(held_out, batch_size=batch_size)
+    )
+    prior: CodePrior = accelerator.unwrap_model(model)
+    codes, classes = math.prod(prior.shape), prior.classes > 0
+    prior.train()
+    stream = batches(loader, data)
+    losses: list[Tensor] = []
+    for step in range(1, args.steps + 1):
+        batch = next(stream)
+        labels = batch["label"]
+        if classes:
+            labels = labels.masked_fill(torch.rand(labels.shape, device=labels.device) < LABEL_DROPOUT, -1)
+        with accelerator.autocast():
+            logits = model(batch["indices"], labels)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), prior.sequence(batch["indices"]).flatten())
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+        if len(losses) == args.log_every or step == args.steps:
+            learned = accelerator.reduce(torch.stack(losses).mean(), "mean").item() / math.log(2.0)
+            measured = bits_per_image(prior, measuring, accelerator, told=classes) / codes
+            accelerator.print(f"step {step}: {learned:.3f} bits a code, {measured:.3f} held out", flush=True)
+            losses.clear()
+
+    bits = without_context(prior.codebook_size, Subset(plain, chosen), held_out)
+    bits["prior"] = bits_per_image(prior, measuring, accelerator, told=False)
+    if classes:
+        bits["prior_given_class"] = bits_per_image(prior, measuring, accelerator, told=True)
+    if accelerator.is_main_process:
+        prior.eval()
+        coded, shown = ([held_out[i] for i in range(min(n, len(held_out)))] for n in (args.coded, args.samples))
+        bits |= range_coded(prior, coded)
+        images = {"training": len(chosen), "held_out": len(held_out), "coded": len(coded)}
+        rates = {name: {"bits_per_code": b / codes, "bits_per_pixel": b / pixels} for name, b in bits.items()}
+        with writing_folder(out := Path(args.out)) as folder:
+            save_prior(prior, folder, model_hash=store.request.model_hash)
+            sample_grid(prior, autoencoder, shown, args.seed).save(folder / "samples.png")
+            write_json(folder / "metrics.json", {"held_out": rates, "images": images, "options": vars(args)})
+        print(f"{len(held_out)} held-out images  bits per code  bits per pixel")
+        for name, rate in rates.items():
+            print(f"{name:<20}{rate['bits_per_code']:>13.3f}{rate['bits_per_pixel']:>16.4f}")
+        print(f"{len(coded)} of them came back from the range coder as they were")
+        print(f"saved {type(prior).__name__}, metrics.json and samples.png to {out}", flush=True)
+    accelerator.end_training()
+    return rates if accelerator.is_main_process else {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; 0, or 2 after one line that says what is wrong, or 1 if the machine failed."""
+    parser = argparse.ArgumentParser(description="Train a prior over the codes in a latent store.")
+    parser.add_argument("--store", required=True, help="folder that `ldm-ae encode` wrote with a discrete model")
+    parser.add_argument("--model", required=True, help="that model, to decode samples with")
+    parser.add_argument("--out", required=True, help="new folder for the prior, metrics.json and samples.png")
+    parser.add_argument("--prior", choices=tuple(PRIORS), default="pixelcnn")
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--batch-size", type=int, default=32, help="images a step and process")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="the highest; it rises for a tenth of the "
+                        "steps and falls to 0")  # fmt: skip
+    parser.add_argument("--width", type=int, help="channels (default: 64 of pixelcnn, 256 of transformer)")
+    parser.add_argument("--depth", type=int, help="layers (default: 10 of pixelcnn, 6 of transformer)")
+    parser.add_argument("--dropout", type=float, default=0.1, help="against learning few images by heart")
+    parser.add_argument("--held-out", type=float, default=0.1, help="share of the images to measure on, chosen by key")
+    parser.add_argument("--coded", type=int, default=2, help="held-out images to send through the range coder")
+    parser.add_argument("--samples", type=int, default=8, help="samples to draw into samples.png")
+    parser.add_argument("--log-every", type=int, default=200, help="steps between two lines with bits per code")
+    parser.add_argument("--seed", type=int, default=0)
+    try:
+        train(parser.parse_args(argv))
+    except (UserError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""What every prior over codes must hold; a new one gets these tests by being in `PRIORS`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm_ae.errors import UserError
+from ldm_ae.priors import GatedPixelCNN, load_prior, save_prior
+from tests.priors.common import VARIANTS, small, some_indices
+
+LABELS = torch.tensor([0, 2, -1])
+every_prior = pytest.mark.parametrize("name", VARIANTS)
+# Two float32 ways of adding the same numbers, of sizes around 1, in a handful of layers.
+ROUNDING = 1e-4
+
+
+@every_prior
+def test_a_code_depends_on_all_before_it_and_on_nothing_else(name: str) -> None:
+    """No blind spot: of the logits at each place, the gradient at the codes before is nowhere zero, and exactly zero at
+    the code itself and after it."""
+    prior = small(name)
+    embedded = prior.embed(prior.sequence(some_indices(prior, 1))).detach().requires_grad_()
+    logits = prior.logits(embedded, torch.tensor([1]))
+    length = math.prod(prior.shape)
+    assert logits.shape == (1, length, prior.codebook_size)
+    for place in range(length):
+        direction = torch.randn(prior.codebook_size)
+        (gradient,) = torch.autograd.grad(logits[0, place] @ direction, embedded, retain_graph=True)
+        sizes = gradient[0].abs().amax(dim=1)
+        assert (sizes[:place] > 0).all(), (place, sizes)
+        assert (sizes[place:] == 0).all(), (place, sizes)
+
+
+@every_prior
+def test_the_class_changes_every_logit(name: str) -> None:
+    prior = small(name)
+    indices = some_indices(prior, 1).expand(3, *prior.shape)
+    logits = prior(indices, LABELS)
+    for one, other in itertools.combinations(logits, 2):
+        assert (one - other).abs().amax(dim=1).min() > ROUNDING
+    assert torch.equal(prior(indices, None), logits[2:].expand_as(logits))
+
+
+@every_prior
+def test_bits_are_the_sum_of_log_probabilities(name: str) -> None:
+    prior = small(name)
+    indices = some_indices(prior)
+    bits = prior.bits(indices, LABELS)
+    assert bits.dtype == torch.float64
+    probabilities = prior(indices, LABELS).detach().double().softmax(dim=2)
+    for image, rows, found in zip(indices, probabilities, bits, strict=True):
+        codes = [int(code) for place in itertools.product(*map(range, prior.shape[-2:]))
+                 for code in image[(..., *place)].flatten()]  # fmt: skip
+        expected = -sum(math.log2(row[code]) for row, code in zip(rows, codes, strict=True))
+        assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("name", "shape"), [
+    ("GatedPixelCNN", (2, 3)), ("CausalTransformer", (2, 3)), ("CausalTransformer", (2, 1, 3)),
+])  # fmt: skip
+def test_it_is_a_distribution_and_samples_come_from_it(name: str, shape: tuple[int, ...]) -> None:
+    """Over all 64 images of two codes the probabilities add up to 1, and 4000 samples have their frequencies."""
+    prior = small(name, codebook_size=2, shape=shape)
+    images = torch.tensor(list(itertools.product((0, 1), repeat=6))).view(64, *shape)
+    labels = torch.full((64,), 1)
+    probabilities = prior.bits(images, labels).neg().exp2()
+    # float32 logits of sizes around 10 are right to 1e-6
+    assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-5)
+    assert probabilities.max() > 2 * probabilities.mean()
+    samples = prior.sample(4000, torch.full((4000,), 1), generator=torch.Generator().manual_seed(0))
+    numbers = samples.flatten(1) @ (2 ** torch.arange(5, -1, -1))
+    frequencies = numbers.bincount(minlength=64) / 4000
+    deviations = (frequencies - probabilities) / (probabilities * (1 - probabilities) / 4000).sqrt()
+    assert deviations.abs().max() < 4.5  # of 64, by chance once in two thousand seeds
+
+
+@every_prior
+def test_samples_are_those_of_the_seed_and_in_range(name: str) -> None:
+    prior = small(name)
+    first, again, other = (prior.sample(3, LABELS, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert first.shape == (3, *prior.shape)
+    assert first.dtype == torch.int64
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.min() >= 0
+    assert first.max() < prior.codebook_size
+
+
+@every_prior
+def test_one_code_after_the_other_gives_the_logits_of_all_at_once(name: str) -> None:
+    prior = small(name)
+    indices = some_indices(prior)
+    codes = iter(prior.sequence(indices).T)
+    found = []
+
+    def choose(logits: torch.Tensor) -> torch.Tensor:
+        found.append(logits)
+        return next(codes)
+
+    assert torch.equal(prior.walk(choose, count=3, labels=LABELS), indices)
+    assert torch.allclose(torch.stack(found, dim=1), prior(indices, LABELS), atol=ROUNDING, rtol=ROUNDING)
+
+
+@every_prior
+def test_save_and_load(name: str, tmp_path: Path) -> None:
+    prior = small(name, dropout=0.25)
+    indices = some_indices(prior)
+    save_prior(prior, tmp_path, model_hash="abc")
+    found = load_prior(tmp_path)
+    assert found.model_hash == "abc"
+    assert type(found.prior) is type(prior)
+    assert found.prior.init_args == prior.init_args
+    assert not found.prior.training
+    assert torch.equal(found.prior(indices, LABELS), prior(indices, LABELS))
+    assert found.prior.train()(indices).not_equal(prior(indices)).any()  # the dropout has come along
+
+
+@every_prior
+def test_two_images_are_learned_by_heart(name: str) -> None:
+    """By their classes at no bits; without classes at one, which says which of the two it is, and no less."""
+    torch.manual_seed(0)
+    named, nameless = (
+        type(prior)(**prior.init_args) for prior in (small(name, classes=2, depth=2), small(name, classes=0, depth=2))
+    )
+    images, labels = some_indices(named, 2), torch.tensor([0, 1])
+    for prior, given in ((named, labels), (nameless, None)):
+        optimizer = torch.optim.Adam(prior.parameters(), 1e-2)
+        for _ in range(50):
+            optimizer.zero_grad()
+            logits = prior(images, given)
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), prior.sequence(images).flatten()).backward()
+            optimizer.step()
+    before = math.log2(named.codebook_size) * math.prod(named.shape)
+    assert before > 25
+    assert float(named.bits(images, labels).max()) < 0.5
+    assert 2.0 <= float(nameless.bits(images).sum()) < 2.5
+
+
+@every_prior
+def test_what_does_not_fit_is_refused(name: str) -> None:
+    prior = small(name)
+    indices = some_indices(prior)
+    with pytest.raises(UserError, match="prior is of images with"):
+        prior(indices[:, :1])
+    with pytest.raises(UserError, match="class 3 is unknown; the prior was trained with 3 classes"):
+        prior(indices, torch.tensor([0, 1, 3]))
+    with pytest.raises(UserError, match=r"labels must be \(3,\)"):
+        prior(indices, torch.tensor([0]))
+    for wrong in ({"codebook_size": 1}, {"depth": 0}, {"width": True}, {"classes": -1}, {"dropout": 1.0}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))} is "):
+            type(prior)(**{**prior.init_args, **wrong})
+    with pytest.raises(UserError, match=r"must be \(h, w\) or \(Q, h, w\)"):
+        type(prior)(**{**prior.init_args, "shape": (4,)})
+
+
+def test_a_pixelcnn_takes_no_levels() -> None:
+    with pytest.raises(UserError, match="use the transformer"):
+        GatedPixelCNN(codebook_size=4, shape=(2, 4, 4))
