@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
 _log = logging.getLogger("ldm_ae")
 
@@ -42,9 +42,7 @@ class BackgroundWriter:
         try:
             if kind is None:
                 self.wait()
-            elif self._job is not None:
-                wait([self._job])
-                if (error := self._job.exception()) is not None:
-                    _log.warning("%s", error)
+            elif self._job is not None and (error := self._job.exception()) is not None:
+                _log.warning("%s", error)
         finally:
             self._pool.shutdown()

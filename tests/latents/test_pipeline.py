@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,29 @@ def test_a_full_disk_in_the_writer_stops_the_run(
     monkeypatch.undo()
     encode(tiny_model, image_folder, tmp_path / "again")
     assert contents(tmp_path / "again") == contents(store)
+
+
+def test_a_failed_writer_is_noticed_before_the_next_shard(
+    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def fail(self: units.Unit, *rest: Any) -> None:
+        failed.set()
+        raise RunError("no room")
+
+    seen: list[int] = []
+
+    def watch(done: int, total: int) -> None:
+        seen.append(done)
+        if done > 5:
+            assert failed.wait(30)
+            time.sleep(0.2)  # until the thread has told of it
+
+    monkeypatch.setattr(units.Unit, "write", fail)
+    with pytest.raises(RunError, match="no room"):
+        encode(tiny_model, image_folder, tmp_path / "store", progress=watch)
+    assert seen in ([3, 5], [3, 5, 8])
 
 
 def test_what_is_being_written_is_finished_when_the_run_is_stopped(
