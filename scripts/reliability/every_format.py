@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,13 +69,15 @@ def encode(trial: Trial, folder: Path, photos: str, images: int, kills: int, see
     VQAutoencoder(**MODEL, quantizer=VQ(512, 4)).save_pretrained(folder / "vq")
     options = ["--size", str(SIZE), "--shard-size", str(SHARD), "--batch-size", "8", "--device", "cpu"]
     log, store, codes = folder / "log", folder / "store", folder / "codes"
+    started = time.monotonic()
+    assert run(["encode", str(folder / "vq"), str(folder / "images"), str(codes), *options], log) == [0]
+    seconds = time.monotonic() - started
     command = ["encode", str(folder / "model"), str(folder / "images"), str(store), *options]
-    done, broken = kill_until_done(command, store, log, 1, kills, images / 100, random.Random(seed))
+    done, broken = kill_until_done(command, store, log, 1, kills, seconds, random.Random(seed))
     problems = verify_store(store)
     complete = len(LatentStore(store)) == images
     trial.count(not broken and not problems and complete, f"store: {broken[:3]}, {problems[:3]}, complete: {complete}")
     trial.figures["kills"] = len(done)
-    assert run(["encode", str(folder / "vq"), str(folder / "images"), str(codes), *options], log) == [0]
     return store, codes
 
 

@@ -5,7 +5,8 @@ are done and the last store is complete. After each kill every finished shard mu
 and no run may write again what was finished before it. Of each store every file must then be byte for byte that of an
 uninterrupted run: no image is lost, none is there twice.
 
-Of several processes every second kill hits one alone; the others must end by themselves within 60 seconds.
+Of several processes every second kill hits one alone, once they work on the store; the others must end by themselves
+within 60 seconds. Before, while they wait for each other, it is for the launcher to end them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from trials import Trial, arguments, make_images
 
 from ldm_ae.latents import LatentStore, inspect_store, verify_store
 from ldm_ae.latents.work import finished, recorded
-from ldm_ae.locks import LOCK
+from ldm_ae.locks import LOCK, holder
 from ldm_ae.models import KLAutoencoder
 from runs import POLL_SECONDS, Run, run
 
@@ -97,7 +98,8 @@ def kill_until_done(
         end = time.monotonic() + (randomness.uniform(0, seconds / 2) if len(kills) < most else 1e9)
         while started.running() and time.monotonic() < end:
             time.sleep(POLL_SECONDS)
-        victims = [randomness.randrange(processes)] if processes > 1 and len(kills) % 2 else None
+        alone = processes > 1 and len(kills) % 2 and holder(out) is not None
+        victims = [randomness.randrange(processes)] if alone else None
         started.send(signal.SIGKILL, ranks=victims)
         statuses = started.wait(SECONDS)
         killed = -signal.SIGKILL in statuses
