@@ -129,6 +129,7 @@ def run_decode(args: argparse.Namespace) -> None:
     from ldm_ae.latents import decode_store
     from ldm_ae.models import load_autoencoder
 
+    _keep_memory(args.device)
     model = load_autoencoder(args.model)
     with _bar("decoding", None) as progress:
         count = decode_store(
@@ -285,7 +286,17 @@ def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
 
     if args.batch_size < 1 or args.workers < 0:
         raise UserError("--batch-size must be at least 1 and --workers at least 0")
+    _keep_memory(args.device)
     return load_autoencoder(args.model), open_source(args.images)
+
+
+def _keep_memory(device: str) -> None:
+    """For networks that run on a CPU."""
+    from ldm_ae.allocator import keep_freed_memory
+    from ldm_ae.models import pick_device
+
+    if pick_device(device).type == "cpu":
+        keep_freed_memory()
 
 
 def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges]:

@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
+from ldm_ae.allocator import keep_freed_memory
 from ldm_ae.data.config import DataConfig
 from ldm_ae.discriminators import Discriminator
 from ldm_ae.errors import UserError, printable
@@ -180,6 +181,8 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
     folder = make_folder(config.out)
     run = build_config(config, parser)
     accelerator = make_accelerator(run.training, folder)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     with _only_run(folder, accelerator):
         accelerator.init_trackers("logs")
         if accelerator.is_main_process:

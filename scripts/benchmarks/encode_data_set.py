@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from training_step import KL_F8, Setting, make_autoencoder
 
+from ldm_ae.allocator import keep_freed_memory
 from ldm_ae.data import ImageTransform, open_source
 from ldm_ae.latents import encode_images
 from ldm_ae.models import KLAutoencoder, pick_device
@@ -134,6 +135,8 @@ def variants(work: Work) -> list[Variant]:
         return Emptied(work.out / name, script(work, one_file=one_file))
 
     def ours(precision: str) -> Emptied:
+        if work.setting.device.type == "cpu":
+            keep_freed_memory()  # as `ldm-ae encode` does
         model = make_autoencoder(work.setting)
         return Emptied(work.out / precision, own(work, model, precision, content="samples", flips=False))
 

@@ -51,6 +51,7 @@ def arguments(description: str | None, *, runs: int = 9) -> argparse.ArgumentPar
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=runs, help=f"timed rounds (default {runs})")
     parser.add_argument("--device", default="auto", help="auto (an accelerator if there is one), cpu, cuda, ...")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these alone: all that are measured are in memory")
     parser.add_argument(
         "--cpu-time",
         action="store_true",
@@ -71,6 +72,8 @@ def run(title: str, variants: Sequence[Variant], options: argparse.Namespace) ->
     if options.serve is not None:
         serve(next(v for v in variants if v.name == options.serve), device, clock)
         return
+    if options.only:
+        variants = [v for v in variants if v.name in options.only]
     times, memory = interleaved(variants, options.runs)
     unit = ", processor time of one thread" if options.cpu_time else ""
     print(f"### {title}{unit}\n\n{environment(device)}\n\n{table(variants, times, memory)}", flush=True)

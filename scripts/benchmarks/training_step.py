@@ -25,6 +25,7 @@ from measuring import Variant
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
+from ldm_ae.allocator import keep_freed_memory
 from ldm_ae.discriminators import BothSides, PatchDiscriminator
 from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
@@ -109,7 +110,9 @@ def own_step(parts: StepParts, optimizers: list[Optimizer], batch: MicroBatch) -
 
 
 def own(setting: Setting) -> tuple[StepParts, Callable[[], object]]:
-    """Our networks, and one step of them."""
+    """Our networks, and one step of them, with freed memory kept as `ldm-ae train` does on a CPU."""
+    if setting.device.type == "cpu":
+        keep_freed_memory()
     parts = make_parts(setting)
     networks = (parts.plain_autoencoder, parts.plain_discriminator)
     optimizers = [Adam(network.parameters(), fused=True, **ADAM) for network in networks]
