@@ -13,6 +13,7 @@ import torch
 from measuring import Variant
 from torch import Tensor, nn
 
+from ldm_ae.allocator import keep_freed_memory
 from ldm_ae.losses import LPIPS
 from ldm_ae.models import pick_device
 
@@ -49,6 +50,11 @@ def distance_and_gradient(loss: nn.Module, reconstructions: Tensor, pixel_values
 def variants(net: str, batch: int, size: int, device: torch.device) -> list[Variant]:
     """The package and ours on one batch."""
 
+    def build_ours(dtype: torch.dtype) -> Callable[[], object]:
+        if device.type == "cpu":
+            keep_freed_memory()  # as `ldm-ae train` does
+        return build(partial(ours, net, dtype, device))
+
     def build(make: Callable[[], nn.Module]) -> Callable[[], object]:
         return partial(distance_and_gradient, make(), *images(batch, size, device))
 
@@ -56,10 +62,10 @@ def variants(net: str, batch: int, size: int, device: torch.device) -> list[Vari
     base = f"package fp32 {shape}"
     found = [
         Variant(base, lambda: build(partial(package, net, device))),
-        Variant(f"ours fp32 {shape}", lambda: build(partial(ours, net, torch.float32, device)), base),
+        Variant(f"ours fp32 {shape}", partial(build_ours, torch.float32), base),
     ]
     if measuring.has_fast_bfloat16(device):
-        found.append(Variant(f"ours bf16 {shape}", lambda: build(partial(ours, net, torch.bfloat16, device)), base,
+        found.append(Variant(f"ours bf16 {shape}", partial(build_ours, torch.bfloat16), base,
                              target=2.2))  # fmt: skip
     return found
 
