@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from ldm_ae.models import KLAutoencoder
 from tests.pictures import smooth_picture
@@ -19,8 +21,11 @@ torch.set_num_threads(1)  # the models are so small that a second thread costs m
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _fresh() -> Iterator[None]:
+    """The same random numbers for each test, and an Accelerate that remembers no precision of another one."""
     torch.manual_seed(0)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

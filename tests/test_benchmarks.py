@@ -146,8 +146,9 @@ def test_a_variants_process_answers(
     warm, call, memory = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert warm == {}
     assert call["seconds"] > 0
-    # The process may have had free memory to reuse, and takes a little of its own.
-    assert memory["before"] <= memory["peak"] <= memory["before"] + 70
+    # The process may have had free memory to reuse, and takes a little of its own; where a test before has had it keep
+    # its memory, it takes 256 MiB at a time.
+    assert memory["before"] <= memory["peak"] <= memory["before"] + 70 + 256
 
 
 SCRIPT = """

@@ -61,7 +61,7 @@ def test_scaling_round_trip() -> None:
 def test_latent_size() -> None:
     spec = LatentSpec(channels=4, downsample_factor=8, scaling_factor=1.0)
     assert spec.latent_size(64, 32) == (8, 4)
-    with pytest.raises(UserError, match=r"100x64 is not divisible .* factor 8; use for example 96x64"):
+    with pytest.raises(UserError, match=r"64x100 is not divisible .* factor 8; use for example 64x96"):
         spec.latent_size(64, 100)
 
 

@@ -211,7 +211,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         model.encode(torch.zeros(3, 16, 16))
     with pytest.raises(UserError, match=r"latents must be \(B, 4, h, w\), got \(1, 3, 8, 8\)"):
         model.decode(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(UserError, match="17x16 is not divisible"):
+    with pytest.raises(UserError, match="16x17 is not divisible"):
         model.encode(torch.zeros(1, 3, 16, 17))
     with pytest.raises(UserError, match=r"indices must be in \[0, 8\), got 0 to 8"):
         model.decode_indices(torch.arange(9).view(1, 3, 3))
