@@ -126,10 +126,11 @@ def _engine(args: argparse.Namespace) -> Engine | None:
 
 def run_decode(args: argparse.Namespace) -> None:
     """`ldm-ae decode`."""
+    from ldm_ae.allocator import keep_freed_memory
     from ldm_ae.latents import decode_store
-    from ldm_ae.models import load_autoencoder
+    from ldm_ae.models import load_autoencoder, pick_device
 
-    _keep_memory(args.device)
+    keep_freed_memory(pick_device(args.device))
     model = load_autoencoder(args.model)
     with _bar("decoding", None) as progress:
         count = decode_store(
@@ -281,22 +282,14 @@ def _size(text: str, option: str) -> tuple[int, int]:
 
 
 def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
+    from ldm_ae.allocator import keep_freed_memory
     from ldm_ae.data import open_source
-    from ldm_ae.models import load_autoencoder
+    from ldm_ae.models import load_autoencoder, pick_device
 
     if args.batch_size < 1 or args.workers < 0:
         raise UserError("--batch-size must be at least 1 and --workers at least 0")
-    _keep_memory(args.device)
+    keep_freed_memory(pick_device(args.device))
     return load_autoencoder(args.model), open_source(args.images)
-
-
-def _keep_memory(device: str) -> None:
-    """For networks that run on a CPU."""
-    from ldm_ae.allocator import keep_freed_memory
-    from ldm_ae.models import pick_device
-
-    if pick_device(device).type == "cpu":
-        keep_freed_memory()
 
 
 def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges]:

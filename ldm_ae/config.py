@@ -181,8 +181,7 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
     folder = make_folder(config.out)
     run = build_config(config, parser)
     accelerator = make_accelerator(run.training, folder)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(accelerator.device)
     with _only_run(folder, accelerator):
         accelerator.init_trackers("logs")
         if accelerator.is_main_process:

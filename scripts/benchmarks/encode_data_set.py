@@ -135,8 +135,7 @@ def variants(work: Work) -> list[Variant]:
         return Emptied(work.out / name, script(work, one_file=one_file))
 
     def ours(precision: str) -> Emptied:
-        if work.setting.device.type == "cpu":
-            keep_freed_memory()  # as `ldm-ae encode` does
+        keep_freed_memory(work.setting.device)  # as `ldm-ae encode` does
         model = make_autoencoder(work.setting)
         return Emptied(work.out / precision, own(work, model, precision, content="samples", flips=False))
 

@@ -3,7 +3,7 @@
 Two commits, or two settings, are compared by running the same line for both. The order of the images, their crops and
 the initial weights are functions of the seed; what differs between two runs of one commit is rounding alone.
 
-    python scripts/benchmarks/fixed_budget.py --config configs/kl_f8_small.yaml --steps 300 \\
+    python scripts/benchmarks/fixed_budget.py --config configs/quickstart.yaml --steps 300 \\
         --train PHOTOS --test OTHER_PHOTOS [--KEY VALUE, as of ldm-ae train]
 """
 

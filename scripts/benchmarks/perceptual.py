@@ -51,8 +51,7 @@ def variants(net: str, batch: int, size: int, device: torch.device) -> list[Vari
     """The package and ours on one batch."""
 
     def build_ours(dtype: torch.dtype) -> Callable[[], object]:
-        if device.type == "cpu":
-            keep_freed_memory()  # as `ldm-ae train` does
+        keep_freed_memory(device)  # as `ldm-ae train` does
         return build(partial(ours, net, dtype, device))
 
     def build(make: Callable[[], nn.Module]) -> Callable[[], object]:

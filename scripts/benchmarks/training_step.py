@@ -111,8 +111,7 @@ def own_step(parts: StepParts, optimizers: list[Optimizer], batch: MicroBatch) -
 
 def own(setting: Setting) -> tuple[StepParts, Callable[[], object]]:
     """Our networks, and one step of them, with freed memory kept as `ldm-ae train` does on a CPU."""
-    if setting.device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(setting.device)
     parts = make_parts(setting)
     networks = (parts.plain_autoencoder, parts.plain_discriminator)
     optimizers = [Adam(network.parameters(), fused=True, **ADAM) for network in networks]
