@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,7 +45,7 @@ from ldm_ae.errors import RunError, UserError
 from ldm_ae.evaluation import comparison_grid
 from ldm_ae.evaluation.codebook import CodebookUsage
 from ldm_ae.files import write_json, writing_folder
-from ldm_ae.latents import LatentDataset, LatentStore
+from ldm_ae.latents import LatentDataset, LatentStore, endless
 from ldm_ae.models import Autoencoder, load_autoencoder
 from ldm_ae.priors import CausalTransformer, CodePrior, GatedPixelCNN, decode_indices, encode_indices, save_prior
 
@@ -82,15 +82,6 @@ def build_prior(args: argparse.Namespace, data: LatentDataset) -> CodePrior:
         codebook_size=data.store.spec.codebook_size, shape=tuple(data[0]["indices"].shape),
         classes=int(data.labels.max()) + 1, dropout=args.dropout, **sizes,
     )  # fmt: skip
-
-
-def batches(loader: DataLoader, data: LatentDataset) -> Iterator[dict]:
-    """Endless; other mirror images in every epoch."""
-    epoch = 0
-    while True:
-        data.set_epoch(epoch)
-        yield from loader
-        epoch += 1
 
 
 @torch.no_grad()
@@ -175,7 +166,7 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     prior: CodePrior = accelerator.unwrap_model(model)
     codes, classes = math.prod(prior.shape), prior.classes > 0
     prior.train()
-    stream = batches(loader, data)
+    stream = endless(loader, data)
     losses: list[Tensor] = []
     for step in range(1, args.steps + 1):
         batch = next(stream)

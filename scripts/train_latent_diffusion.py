@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -48,7 +48,7 @@ from torch.utils.data import DataLoader
 
 from ldm_ae.errors import UserError
 from ldm_ae.files import writing_folder
-from ldm_ae.latents import LatentDataset, LatentStore
+from ldm_ae.latents import LatentDataset, LatentStore, endless
 from ldm_ae.models import Autoencoder, LatentSpec, load_autoencoder
 
 NO_CLASS = 1000
@@ -150,15 +150,6 @@ def build_pipeline(kind: str, objective: str, model: nn.Module, autoencoder: nn.
     return DiTPipeline(transformer=model, vae=autoencoder, scheduler=scheduler)
 
 
-def batches(loader: DataLoader, data: LatentDataset) -> Iterator[dict]:
-    """Endless; other samples and mirror images in every epoch."""
-    epoch = 0
-    while True:
-        data.set_epoch(epoch)
-        yield from loader
-        epoch += 1
-
-
 def train(args: argparse.Namespace) -> list[float]:
     """Train, save the pipeline to `args.out`, return the mean loss of each log interval."""
     out = Path(args.out)
@@ -184,7 +175,7 @@ def train(args: argparse.Namespace) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     model.train()
-    stream = batches(loader, data)
+    stream = endless(loader, data)
     history: list[float] = []
     losses: list[Tensor] = []
     for step in range(1, args.steps + 1):

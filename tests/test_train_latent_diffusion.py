@@ -217,7 +217,7 @@ def test_every_epoch_has_other_samples_where_there_are_moments(
         found = LatentStore(tmp_path / name)
         data = trainer.open_latents(found, found.spec, 0)
         other = LatentDataset(found, draw="mode" if options.get("content") == "lean" else "stored", spec=found.spec)
-        stream = trainer.batches(DataLoader(data, batch_size=len(data)), data)
+        stream = trainer.endless(DataLoader(data, batch_size=len(data)), data)
         return next(stream)["latents"][0], next(stream)["latents"][0], other[0]["latents"]
 
     for name in ("full", "lean"):

@@ -1,6 +1,6 @@
 """The latent store: written once by an encoder, read by anyone's trainer. `store.py` describes the format."""
 
-from ldm_ae.latents.batches import BucketBatchSampler
+from ldm_ae.latents.batches import BucketBatchSampler, endless
 from ldm_ae.latents.decoder import decode_store, reconstruct_images
 from ldm_ae.latents.encoder import EncodeSummary, encode_images
 from ldm_ae.latents.processes import Processes
@@ -15,6 +15,7 @@ __all__ = [
     "Processes",
     "decode_store",
     "encode_images",
+    "endless",
     "inspect_store",
     "reconstruct_images",
     "verify_store",

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from ldm_ae.data import epoch_order
 from ldm_ae.errors import UserError
 from ldm_ae.latents.reader import LatentDataset
+
+
+def endless(loader: DataLoader[Any], data: LatentDataset) -> Iterator[Any]:
+    """The batches of a loader over `data`, epoch after epoch; each epoch has other samples and mirror images."""
+    for epoch in itertools.count():
+        data.set_epoch(epoch)
+        yield from loader
 
 
 class BucketBatchSampler(Sampler[list[int]]):
