@@ -31,14 +31,21 @@ class OptimizerConfig:
     """Learning rate after warm-up: constant, or a cosine down to `final_learning_rate_ratio` at the last step."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from 0."""
+    cooldown_steps: int = 0
+    """With the constant schedule: the last steps, over which the learning rate falls linearly (arXiv 2405.18392). A run
+    goes on from a checkpoint before them with a larger `max_steps` as if it had been planned so long."""
     final_learning_rate_ratio: float = 0.0
-    """Where the cosine ends, as a share of the learning rate."""
+    """Where the cosine or the cooldown ends, as a share of the learning rate."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise UserError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if self.warmup_steps < 0 or not 0 <= self.final_learning_rate_ratio <= 1:
-            raise UserError("warmup_steps must be at least 0 and final_learning_rate_ratio in [0, 1]")
+        if min(self.warmup_steps, self.cooldown_steps) < 0 or not 0 <= self.final_learning_rate_ratio <= 1:
+            raise UserError(
+                "warmup_steps and cooldown_steps must be at least 0 and final_learning_rate_ratio in [0, 1]"
+            )
+        if self.cooldown_steps and self.schedule != "constant":
+            raise UserError("cooldown_steps belongs to the constant schedule; the cosine falls by itself")
 
     def build(self, parameters: Iterable[nn.Parameter], global_batch: int, *, fused: bool = True) -> Optimizer:
         """The optimizer over `parameters`, in one group; UserError for a class that is none or wrong options."""
@@ -65,10 +72,11 @@ class OptimizerConfig:
         """Share of the learning rate at `step`, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
-        if self.schedule == "constant":
-            return 1.0
-        progress = min((step - self.warmup_steps) / max(max_steps - self.warmup_steps, 1), 1.0)
         floor = self.final_learning_rate_ratio
+        if self.schedule == "constant":
+            left = (max_steps - step) / (self.cooldown_steps + 1) if self.cooldown_steps else 1.0
+            return floor + (1 - floor) * min(max(left, 0.0), 1.0)
+        progress = min((step - self.warmup_steps) / max(max_steps - self.warmup_steps, 1), 1.0)
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -44,10 +44,17 @@ def test_ema_follows_its_formula(tiny_model: KLAutoencoder) -> None:
 def test_learning_rate_schedules() -> None:
     constant = OptimizerConfig(warmup_steps=3)
     assert [constant.factor(s, 10) for s in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    cooldown = OptimizerConfig(warmup_steps=1, cooldown_steps=3, final_learning_rate_ratio=0.2)
+    assert [cooldown.factor(s, 6) for s in range(6)] == pytest.approx([0.5, 1, 1, 0.8, 0.6, 0.4])
+    assert cooldown.factor(3, 60) == 1.0
     cosine = OptimizerConfig(schedule="cosine", warmup_steps=2, final_learning_rate_ratio=0.1)
     assert cosine.factor(2, 12) == pytest.approx(1.0)
     assert cosine.factor(7, 12) == pytest.approx(0.55)
     assert cosine.factor(12, 12) == pytest.approx(0.1)
+    with pytest.raises(UserError, match="cooldown_steps belongs to the constant schedule"):
+        OptimizerConfig(schedule="cosine", cooldown_steps=1)
+    with pytest.raises(UserError, match="cooldown_steps must be at least 0"):
+        OptimizerConfig(cooldown_steps=-1)
 
 
 def test_ldm_learning_rate_is_scaled_by_the_global_batch() -> None:
