@@ -29,7 +29,7 @@ from ldm_ae.errors import UserError, printable
 from ldm_ae.files import make_folder, writing
 from ldm_ae.locks import only_writer
 from ldm_ae.losses import Objective, ObjectiveConfig
-from ldm_ae.models import Autoencoder
+from ldm_ae.models import Autoencoder, pick_device
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.quantizers import Quantizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
@@ -208,6 +208,8 @@ def _only_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
     """Accelerate with this run's precision and trackers."""
     return Accelerator(
+        # Accelerate takes processes of torchrun for a GPU's each; without one they would not know of each other.
+        cpu=pick_device().type == "cpu",
         mixed_precision=training.precision,
         log_with=list(training.trackers) or None,
         project_dir=str(folder),

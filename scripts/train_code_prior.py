@@ -46,7 +46,7 @@ from ldm_ae.evaluation import comparison_grid
 from ldm_ae.evaluation.codebook import CodebookUsage
 from ldm_ae.files import write_json, writing_folder
 from ldm_ae.latents import LatentDataset, LatentStore, endless
-from ldm_ae.models import Autoencoder, load_autoencoder
+from ldm_ae.models import Autoencoder, load_autoencoder, pick_device
 from ldm_ae.priors import CausalTransformer, CodePrior, GatedPixelCNN, decode_indices, encode_indices, save_prior
 
 LABEL_DROPOUT = 0.1
@@ -145,7 +145,7 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     store = LatentStore(args.store)
     store.check_model(autoencoder)
     pixels = image_pixels(store)
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=pick_device().type == "cpu")
     set_seed(args.seed)
     flip = "half" if store.request.flips else "never"
     data, plain = (LatentDataset(store, draw="indices", flip=f, seed=args.seed) for f in (flip, "never"))

@@ -49,7 +49,7 @@ from torch.utils.data import DataLoader
 from ldm_ae.errors import UserError
 from ldm_ae.files import writing_folder
 from ldm_ae.latents import LatentDataset, LatentStore, endless
-from ldm_ae.models import Autoencoder, LatentSpec, load_autoencoder
+from ldm_ae.models import Autoencoder, LatentSpec, load_autoencoder, pick_device
 
 NO_CLASS = 1000
 """The class that DiTPipeline means by none; real ones lie below."""
@@ -163,7 +163,7 @@ def train(args: argparse.Namespace) -> list[float]:
     autoencoder = load_autoencoder(args.autoencoder)
     store = LatentStore(args.store)
     check(store, autoencoder, args.model)
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=pick_device().type == "cpu")
     set_seed(args.seed)
     autoencoder.set_scaling(scaling_factor=1 / store.statistics.pooled_std)
     decoder = as_diffusers(autoencoder.net)

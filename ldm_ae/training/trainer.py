@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,10 @@ class Trainer:
         if pair is not None:
             self.parameters.append(list(pair.parameters()))
             self.optimizers.append(discriminator_optimizer.build(pair.parameters(), loader.global_batch, fused=fused))
-        prepared = accelerator.prepare_model(autoencoder)
-        prepared_pair = None if pair is None else accelerator.prepare_model(pair)
+        with warnings.catch_warnings():  # torch 2.15's new name for it is unknown to the Accelerate that is there
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            prepared = accelerator.prepare_model(autoencoder)
+            prepared_pair = None if pair is None else accelerator.prepare_model(pair)
         self.parts = StepParts(accelerator, prepared, self.objective, prepared_pair)
         self.saver = Saver(
             folder, accelerator, training, identity, autoencoder=autoencoder,

@@ -39,7 +39,7 @@ class Run:
     ):
         self.started = time.monotonic()
         self.statuses: dict[int, int] = {}
-        environment = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+        environment = {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
         if processes > 1:
             environment |= {
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes),
