@@ -34,6 +34,8 @@ MANIFEST = "MANIFEST.json"
 FORMAT = "ldm_ae.checkpoint/1"
 STATE = "state"
 _ENTRY = {"bytes": int, "sha256": str}
+_THREADS = 4
+"""One that checks values, one that hashes, and others that wait for the disk."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -98,7 +100,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     """
     tree, tensors = split_tensors(snapshot.state)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with writing_folder(folder, size=snapshot.size()) as temporary, ThreadPoolExecutor(2) as pool:
+    with writing_folder(folder, size=snapshot.size()) as temporary, ThreadPoolExecutor(_THREADS) as pool:
         not_finite = pool.submit(snapshot.not_finite)
         sealing = _Sealing(temporary, pool)
         # The largest file first, so that least is left to hash when the last one is written.
@@ -121,28 +123,35 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
 
 
 class _Sealing:
-    """Flushes and hashes the files of a folder in the threads of a pool."""
+    """Hashes and flushes the files of a folder in the threads of a pool: a thread that waits for the disk costs none
+    of the time that another needs to hash."""
 
     def __init__(self, folder: Path, pool: ThreadPoolExecutor):
         self._folder, self._pool = folder, pool
-        self._sealed: dict[str, Future[dict[str, Any]]] = {}
+        self._hashes: dict[str, Future[str]] = {}
+        self._sizes: dict[str, Future[int]] = {}
 
     def add_new_files(self) -> None:
         """Start on the files that have come since the last call, which must be complete."""
         for path in sorted(self._folder.rglob("*")):
             name = path.relative_to(self._folder).as_posix()
-            if path.is_file() and name not in self._sealed:
-                self._sealed[name] = self._pool.submit(_seal, path)
+            if path.is_file() and name not in self._hashes:
+                apply_umask(path)
+                self._hashes[name] = self._pool.submit(sha256, path)
+                self._sizes[name] = self._pool.submit(_flush, path, self._hashes[name])
 
     def finish(self) -> dict[str, dict[str, Any]]:
         """Size and sha256 of each file, once all are on the disk."""
-        return {name: sealed.result() for name, sealed in sorted(self._sealed.items())}
+        return {
+            name: {"bytes": size.result(), "sha256": self._hashes[name].result()}
+            for name, size in sorted(self._sizes.items())
+        }
 
 
-def _seal(path: Path) -> dict[str, Any]:
-    apply_umask(path)
+def _flush(path: Path, hashing: Future[str]) -> int:
+    """The size of a file, once it is on the disk and `hashing` has read it."""
     sync(path)
-    entry = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    hashing.result()
     if hasattr(os, "posix_fadvise"):
         # Nobody reads a checkpoint soon: the memory is better kept for the images, and for the next file.
         descriptor = os.open(path, os.O_RDONLY)
@@ -150,7 +159,7 @@ def _seal(path: Path) -> dict[str, Any]:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
-    return entry
+    return path.stat().st_size
 
 
 def problems(folder: str | Path) -> list[str]:

@@ -21,6 +21,7 @@ from measuring import Variant
 from torch import nn
 from torch.optim import Adam, Optimizer
 
+from ldm_ae.allocator import keep_freed_memory
 from ldm_ae.discriminators import PatchDiscriminator
 from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
@@ -112,6 +113,7 @@ def variants(widths: tuple[int, ...], device: torch.device, folder: Path) -> lis
 def main() -> None:
     """Run it from the command line."""
     options = measuring.arguments(__doc__).parse_args()
+    keep_freed_memory(pick_device(options.device))  # as training does, for both sides
     with tempfile.TemporaryDirectory() as folder:
         measuring.run(
             "Saving a checkpoint: kl_f8 widths", variants(KL_F8, pick_device(options.device), Path(folder)), options
