@@ -1,8 +1,11 @@
-"""Recipes and scripts of the project, in a checkout and in an installed package alike."""
+"""Recipes, scripts and trained models of the project, in a checkout and in an installed package alike."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+DEFAULT_MODEL = "kl-f8c4-small"
+"""The shipped model that commands use where none is named."""
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -15,6 +18,14 @@ def recipe(name: str) -> Path:
 def script(name: str) -> Path:
     """A file of `scripts/`."""
     return _find("scripts", "scripts", name)
+
+
+def shipped_models() -> dict[str, Path]:
+    """The folders of the trained models that come with the package, by name."""
+    for folder in (_PACKAGE.parent / "checkpoints", _PACKAGE / "checkpoints"):
+        if folder.is_dir():
+            return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
+    return {}
 
 
 def _find(checkout: str, installed: str, name: str) -> Path:

@@ -4,7 +4,7 @@ from ldm_ae.models.identity import hash_json, model_config, model_hash, weights_
 from ldm_ae.models.inference import for_inference, pick_device
 from ldm_ae.models.interface import Autoencoder, AutoencoderOutput, LatentSpec, Posterior
 from ldm_ae.models.kl import GaussianPosterior, KLAutoencoder
-from ldm_ae.models.loading import load_autoencoder, resolve_model_folder
+from ldm_ae.models.loading import is_model_folder, load_autoencoder, resolve_model_folder
 from ldm_ae.models.overflow import OverflowGuard, finite_rows, redone_batches, require_finite
 from ldm_ae.models.statistics import ChannelStatistics
 from ldm_ae.models.vq import DiscretePosterior, VQAutoencoder
@@ -23,6 +23,7 @@ __all__ = [
     "finite_rows",
     "for_inference",
     "hash_json",
+    "is_model_folder",
     "load_autoencoder",
     "model_config",
     "model_hash",

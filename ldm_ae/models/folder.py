@@ -10,6 +10,7 @@ from diffusers.utils import logging as diffusers_logging
 
 from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.files import read_json
+from ldm_ae.resources import shipped_models
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _MOST_LAYERS, _MOST_ENTRIES, _LARGEST_SIZE = 64, 1024, 2**16
@@ -20,6 +21,12 @@ def is_hub_name(name: str) -> bool:
     """Whether `name` can only be `owner/model` on the hub: two plain parts, no such path here."""
     parts = name.split("/")
     return len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and not Path(name).exists()
+
+
+def find_folder(name: str | Path) -> Path:
+    """The path `name`, or the folder of the shipped model of that name where there is no such path."""
+    path = Path(name)
+    return path if path.exists() else shipped_models().get(str(name), path)
 
 
 def read_config(folder: Path) -> dict[str, object]:
@@ -60,13 +67,13 @@ def _as_list(value: object) -> list[object]:
 
 
 def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
-    """The model of class `cls` in a folder, or under that name on the hub, in float32.
+    """The model of class `cls` in a folder, shipped, or under that name on the hub, in float32.
 
     Raises:
         UserError: no such folder, no configuration, no safetensors weights, weights that do not fit, or a hub name
             that could not be had.
     """
-    folder, loader = Path(name), cast(Any, cls)
+    folder, loader = find_folder(name), cast(Any, cls)
     if not folder.exists() and is_hub_name(str(name)):
         return _read_from_hub(cls, str(name))
     config = read_config(folder)

@@ -1,4 +1,4 @@
-"""MODEL of the commands: a diffusers folder, a run directory, a checkpoint in it, or a name on the hub."""
+"""MODEL of the commands: a shipped model, a diffusers folder, a run, a checkpoint in it, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from ldm_ae.errors import UserError, printable
-from ldm_ae.models.folder import is_hub_name, read_config
+from ldm_ae.models.folder import find_folder, is_hub_name, read_config
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.kl import KLAutoencoder
 from ldm_ae.models.vq import VQAutoencoder
+from ldm_ae.resources import shipped_models
 
 AUTOENCODERS: dict[str, Callable[..., Autoencoder]] = {
     "AutoencoderKL": KLAutoencoder,
@@ -25,11 +26,11 @@ def resolve_model_folder(path: str | Path) -> Path:
     """The diffusers folder that MODEL stands for: averaged (EMA) weights before raw ones.
 
     A model folder is itself; a checkpoint's is its `ema/`, or `model/` without EMA; a run's is its newest exported
-    `model/`. UserError if there is none.
+    `model/`. What is no path here may be the name of a shipped model. UserError if there is none.
     """
-    folder = Path(path)
+    folder = find_folder(path)
     if not folder.exists():
-        raise UserError(f"no such model: {folder}")
+        raise UserError(f"no such model: {folder}; with ldm_ae come {' and '.join(shipped_models())}")
     for candidate in (folder, folder / "ema", folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
@@ -38,11 +39,21 @@ def resolve_model_folder(path: str | Path) -> Path:
     )
 
 
+def is_model_folder(path: str | Path) -> bool:
+    """Whether MODEL could be `path`."""
+    try:
+        resolve_model_folder(path)
+    except UserError:
+        return False
+    return True
+
+
 def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder:
     """The autoencoder that MODEL stands for, in float32, in eval mode, on `device`.
 
     Args:
-        path: A diffusers model folder, a run directory, a checkpoint, or `owner/name` on the Hugging Face hub.
+        path: A diffusers model folder, a run directory, a checkpoint, the name of a shipped model (`kl-f8c4-small`,
+            `vq-f8-small`), or `owner/name` on the Hugging Face hub.
         device: Where to put it.
 
     Raises:

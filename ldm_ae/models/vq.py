@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import diffusers
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from ldm_ae.errors import UserError
 from ldm_ae.models.blocks import block_types
 from ldm_ae.models.convolutional import ConvolutionalAutoencoder
-from ldm_ae.models.folder import read_config, read_model_folder
+from ldm_ae.models.folder import find_folder, read_config, read_model_folder
 from ldm_ae.models.interface import AutoencoderOutput, LatentSpec, Posterior
 from ldm_ae.models.quantized_autoencoder import QuantizedAutoencoder
 from ldm_ae.quantizers import EMAVQ, VQ, CaredTable, Quantized, Quantizer, describe_quantizer
@@ -73,8 +72,10 @@ class VQAutoencoder(ConvolutionalAutoencoder):
     `QuantizedAutoencoder`, whose keys are the same where VQModel has them.
 
     Args:
-        pretrained: A folder of either to start from, or a VQModel's name on the Hugging Face hub. The widths and blocks
-            below are then read from it and ignored here.
+        pretrained: A folder of either to start from, the name of a shipped model (`vq-f8-small`), or a VQModel's name
+            on the Hugging Face hub. The widths and blocks below are then read from it and ignored here. A folder (or
+            shipped name) of an AutoencoderKL gives its encoder's mean and its decoder, between which a quantizer of as
+            many dimensions as it has channels starts to learn.
         quantizer: Any of `ldm_ae.quantizers`. With `pretrained` the folder's own by default; one of its kind and size
             given there goes on from the folder's codes: to train a VQModel with EMAVQ, restarts or another beta.
         block_out_channels: Channels of each resolution level; there are `len - 1` downsamplings by 2.
@@ -119,14 +120,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
             "mid_block_add_attention": mid_block_add_attention,
             "scaling_factor": 1.0,  # nothing is measured yet
         }
-        if type(quantizer) in EUCLIDEAN:
-            self.net = VQModel(
-                **arguments, num_vq_embeddings=quantizer.codebook_size, vq_embed_dim=quantizer.codebook_dim
-            )
-            _record_beta(self.net, quantizer)
-        else:
-            self.net = QuantizedAutoencoder(**arguments, quantizer=describe_quantizer(quantizer))
-        self.net.quantize = quantizer
+        self.net = _build(arguments, quantizer)
 
     @property
     def quantizer(self) -> Quantizer:
@@ -207,10 +201,25 @@ class VQAutoencoder(ConvolutionalAutoencoder):
             raise UserError("diffusers.VQModel has one scaling_factor and no per-channel scale; leave it out")
 
 
+def _build(arguments: dict[str, Any], quantizer: Quantizer) -> nn.Module:
+    """A network of these arguments of VQModel with the quantizer in it."""
+    net: Any
+    if type(quantizer) in EUCLIDEAN:
+        net = VQModel(**arguments, num_vq_embeddings=quantizer.codebook_size, vq_embed_dim=quantizer.codebook_dim)
+        _record_beta(net, quantizer)
+    else:
+        net = QuantizedAutoencoder(**arguments, quantizer=describe_quantizer(quantizer))
+    net.quantize = quantizer
+    return net
+
+
 def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
     """The network of a folder or hub name with our quantizer in it, or with the one given and its codes."""
-    folder = Path(pretrained)
-    if folder.exists() and read_config(folder)["_class_name"] == "QuantizedAutoencoder":
+    folder = find_folder(pretrained)
+    kind = read_config(folder)["_class_name"] if folder.exists() else None
+    if kind == "AutoencoderKL":
+        return _from_kl(pretrained, quantizer)
+    if kind == "QuantizedAutoencoder":
         net: Any = read_model_folder(QuantizedAutoencoder, pretrained)
         kinds: tuple[type[Quantizer], ...] = (type(net.quantize),)
     else:
@@ -222,6 +231,34 @@ def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
     if quantizer is not None:
         _continue_with(pretrained, net, quantizer, kinds)
     return net
+
+
+def _from_kl(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
+    """An AutoencoderKL with `quantizer` in the place of its posterior: what is quantized first is the posterior's mean,
+    for which the encoder's last convolution takes in the 1x1 one after it."""
+    kl: Any = read_model_folder(diffusers.AutoencoderKL, pretrained)
+    channels = kl.config.latent_channels
+    if quantizer is None:
+        raise UserError(f"{pretrained} is an AutoencoderKL, which has no codes; name a quantizer")
+    if quantizer.codebook_dim != channels:
+        raise UserError(f"{pretrained} has {channels} latent channels, the quantizer codes of {quantizer.codebook_dim}")
+    names = (
+        "in_channels out_channels down_block_types up_block_types block_out_channels layers_per_block act_fn "
+        "latent_channels norm_num_groups sample_size mid_block_add_attention"
+    )
+    net: Any = _build({name: kl.config[name] for name in names.split()} | {"scaling_factor": 1.0}, quantizer)
+    weights = kl.state_dict()
+    weight, bias = weights.pop("encoder.conv_out.weight"), weights.pop("encoder.conv_out.bias")
+    identity = {"weight": torch.eye(channels)[:, :, None, None], "bias": torch.zeros(channels)}
+    mixing = torch.eye(2 * channels) if kl.quant_conv is None else weights["quant_conv.weight"][:, :, 0, 0]
+    added = torch.zeros(2 * channels) if kl.quant_conv is None else weights["quant_conv.bias"]
+    weights["encoder.conv_out.weight"] = torch.einsum("oi,ichw->ochw", mixing[:channels], weight)
+    weights["encoder.conv_out.bias"] = mixing[:channels] @ bias + added[:channels]
+    for name, value in identity.items():
+        weights[f"quant_conv.{name}"] = value
+        weights.setdefault(f"post_quant_conv.{name}", value)
+    net.load_state_dict(weights | {f"quantize.{name}": value for name, value in net.quantize.state_dict().items()})
+    return cast(nn.Module, net)
 
 
 def _continue_with(pretrained: str, net: Any, quantizer: Quantizer, kinds: tuple[type[Quantizer], ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
@@ -15,6 +16,7 @@ from torch import Tensor
 from ldm_ae.errors import UserError
 from ldm_ae.models import (
     DiscretePosterior,
+    KLAutoencoder,
     VQAutoencoder,
     for_inference,
     load_autoencoder,
@@ -203,6 +205,31 @@ def test_going_on_with_another_quantizer(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             VQAutoencoder(pretrained=str(tmp_path / folder), quantizer=quantizer)
+
+
+@pytest.mark.parametrize("made_by", [lambda: EMAVQ(8, 4), lambda: FSQ((8, 2, 2, 2))], ids=["EMAVQ", "FSQ"])
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_a_kl_autoencoder_with_a_quantizer_in_its_middle(
+    made_by: Callable[[], Quantizer], one_by_one: bool, tmp_path: Path
+) -> None:
+    quantizer = made_by()
+    kl = KLAutoencoder(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_levels=(1,)).eval()
+    if one_by_one:
+        torch.nn.init.normal_(kl.net.quant_conv.bias)
+    else:
+        kl.net.quant_conv = kl.net.post_quant_conv = None
+        kl.net.register_to_config(use_quant_conv=False, use_post_quant_conv=False)
+    kl.save_pretrained(tmp_path)
+    model = VQAutoencoder(pretrained=str(tmp_path), quantizer=quantizer).eval()
+    x = pictures()
+    latents = kl.encode(x).mode()
+    torch.testing.assert_close(model.net.quant_conv(model.encoder_output(x)), latents, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.decode(latents), kl.decode(latents), atol=1e-5, rtol=1e-5)
+    assert model.quantizer is quantizer
+    assert model.latent_spec.scaling_factor == 1.0  # the codes' own is not measured yet
+    for wrong, words in ((None, "has no codes; name a quantizer"), (VQ(8, 3), "4 latent channels, the .* codes of 3")):
+        with pytest.raises(UserError, match=words):
+            VQAutoencoder(pretrained=str(tmp_path), quantizer=wrong)
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
