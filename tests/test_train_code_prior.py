@@ -189,7 +189,7 @@ def test_mistakes_get_one_line(
         (store, out, dict(model=other.parent / "model"), "made by another model"),
         (store, out, dict(model=tmp_path / "nowhere"), "no such model"),
         (image_folder, out, dict(model=store.parent / "model"), "no latent store"),
-        (store, store, {}, "is there already"),
+        (store, store, {}, "is not empty"),
         (store, out, dict(steps=0), "--steps must be at least 1"),
         (store, out, dict(held_out=1.0), "--held-out is 1.0"),
         (store, out, dict(held_out=0.99), "at least one must be left to train on"),
