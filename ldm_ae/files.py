@@ -202,6 +202,15 @@ def _digest(file: object) -> str:  # Python 3.10 has no hashlib.file_digest
     return digest.hexdigest()
 
 
+def require_new_folder(path: str | Path, purpose: str) -> None:
+    """UserError if `path` is a file, or a folder with anything in it; `purpose` says what the folder is for."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder for {purpose}")
+    if folder.is_dir() and (found := next(folder.iterdir(), None)) is not None:
+        raise UserError(f"{folder} is not empty ({found.name}); name a new folder for {purpose}")
+
+
 def make_folder(path: str | Path) -> Path:
     """The folder, made if it is not there; UserError if it cannot be written to."""
     folder = Path(path)

@@ -44,7 +44,7 @@ from ldm_ae.data import split_keys
 from ldm_ae.errors import RunError, UserError
 from ldm_ae.evaluation import comparison_grid
 from ldm_ae.evaluation.codebook import CodebookUsage
-from ldm_ae.files import write_json, writing_folder
+from ldm_ae.files import require_new_folder, write_json, writing_folder
 from ldm_ae.latents import LatentDataset, LatentStore, endless
 from ldm_ae.models import Autoencoder, load_autoencoder, pick_device
 from ldm_ae.priors import CausalTransformer, CodePrior, GatedPixelCNN, decode_indices, encode_indices, save_prior
@@ -56,9 +56,7 @@ PRIORS: dict[str, type[CodePrior]] = {"pixelcnn": GatedPixelCNN, "transformer": 
 
 def check(args: argparse.Namespace) -> None:
     """UserError for options that mean nothing."""
-    out = Path(args.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already; name a new folder")
+    require_new_folder(args.out, "the prior")
     for name in ("steps", "batch_size", "log_every", "coded", "samples"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")

@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ldm_ae.errors import UserError
-from ldm_ae.files import writing_folder
+from ldm_ae.files import require_new_folder, writing_folder
 from ldm_ae.latents import LatentDataset, LatentStore, endless
 from ldm_ae.models import Autoencoder, LatentSpec, load_autoencoder, pick_device
 
@@ -153,8 +153,7 @@ def build_pipeline(kind: str, objective: str, model: nn.Module, autoencoder: nn.
 def train(args: argparse.Namespace) -> list[float]:
     """Train, save the pipeline to `args.out`, return the mean loss of each log interval."""
     out = Path(args.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already; name a new folder")
+    require_new_folder(out, "the pipeline")
     for name in ("steps", "batch_size", "log_every", "depth"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")

@@ -8,13 +8,11 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
 BENCHMARKS = Path(__file__).parents[1] / "scripts" / "benchmarks"
@@ -25,14 +23,12 @@ FLOAT32 = 1e-4
 
 
 @pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A setting of two narrow levels, 32 pixels, SqueezeNet features."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from training_step import Setting
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # one precision per process otherwise
-    yield Setting((32, 64), 32, 2, CPU, layers_per_block=1, net="squeeze")
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return Setting((32, 64), 32, 2, CPU, layers_per_block=1, net="squeeze")
 
 
 def gradients(module: nn.Module) -> list[torch.Tensor]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from accelerate.state import AcceleratorState
 
 from ldm_ae.config import build_config, parse_config, train
 from ldm_ae.errors import UserError
@@ -54,7 +53,6 @@ def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
 def test_recipe_builds_and_takes_a_step(
     recipe: Path, image_folder: Path, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
     out = tmp_path / "run"
     train(["--config", str(scaled_down(recipe, image_folder, tiny_model_folder, out))])
     spec = load_autoencoder(out).latent_spec

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ldm_ae.errors import UserError
-from ldm_ae.files import make_folder, read_json, sha256, write_json, writing, writing_folder
+from ldm_ae.files import make_folder, read_json, require_new_folder, sha256, write_json, writing, writing_folder
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -93,3 +93,14 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write to .*file/out"):
         make_folder(tmp_path / "file" / "out")
+
+
+def test_only_what_is_new_or_an_empty_folder_is_new(tmp_path: Path) -> None:
+    require_new_folder(tmp_path / "out", "the images")
+    assert not (tmp_path / "out").exists()
+    require_new_folder(tmp_path, "the images")
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match=r"is not empty \(out\); name a new folder for the images"):
+        require_new_folder(tmp_path, "the images")
+    with pytest.raises(UserError, match=r"out is a file; name a folder for the images"):
+        require_new_folder(tmp_path / "out", "the images")

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 from diffusers import AutoencoderKL, DiffusionPipeline
 
 from ldm_ae.inspection import inspect_path
@@ -16,7 +15,6 @@ from ldm_ae.quickstart import quickstart
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_quickstart_makes_everything_it_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
     quickstart(tmp_path, steps=2, diffusion_steps=1)
     words = capsys.readouterr().out
     for name in ("index.html", "evaluation", "run", "model", "latents", "reconstructed", "decoded", "pipeline"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -20,19 +19,14 @@ from ldm_ae.latents import LatentDataset, LatentStore, encode_images
 from ldm_ae.models import KLAutoencoder, VQAutoencoder
 from ldm_ae.priors import load_prior
 from ldm_ae.quantizers import VQ, ResidualVQ
+from tests.scripts import load_script
 
-SCRIPT = Path(__file__).parents[1] / "scripts/train_code_prior.py"
 SIZES = {"width": 32, "depth": 1}
 
 
 @pytest.fixture(scope="module")
 def trainer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_code_prior", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train_code_prior")
 
 
 def encode(model: Any, images: Path, folder: Path, **options: Any) -> Path:
@@ -189,7 +183,7 @@ def test_mistakes_get_one_line(
         (store, out, dict(model=other.parent / "model"), "made by another model"),
         (store, out, dict(model=tmp_path / "nowhere"), "no such model"),
         (image_folder, out, dict(model=store.parent / "model"), "no latent store"),
-        (store, store, {}, "is there already"),
+        (store, store, {}, "is not empty"),
         (store, out, dict(steps=0), "--steps must be at least 1"),
         (store, out, dict(held_out=1.0), "--held-out is 1.0"),
         (store, out, dict(held_out=0.99), "at least one must be left to train on"),

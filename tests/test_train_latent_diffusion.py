@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -19,23 +18,17 @@ from ldm_ae.interop import export_diffusers
 from ldm_ae.latents import LatentDataset, LatentStore, encode_images
 from ldm_ae.models import KLAutoencoder, VQAutoencoder, load_autoencoder
 from ldm_ae.quantizers import FSQ, VQ
+from tests.scripts import load_script
 
 # DPMSolverMultistepScheduler calls np.array on a tensor, which NumPy 2 deprecates and torch still answers correctly.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
 )
 
-SCRIPT = Path(__file__).parents[1] / "scripts/train_latent_diffusion.py"
-
 
 @pytest.fixture(scope="module")
 def trainer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_latent_diffusion", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train_latent_diffusion")
 
 
 @pytest.fixture
@@ -270,7 +263,7 @@ def test_mistakes_get_one_line(
         (store, out, dict(autoencoder=tmp_path / "nowhere"), "no such model"),
         (store, out, dict(steps=0), "--steps must be at least 1"),
         (store, out, dict(width=33), "multiple of 32"),
-        (store, store, {}, "is there already"),
+        (store, store, {}, "is not empty"),
         (image_folder, out, dict(autoencoder=ours), "no latent store"),
         (wide, out, dict(autoencoder=ours), "images of 32x40; the pipelines make squares"),
         (no_labels, out, dict(autoencoder=ours, model="dit"), "has no labels, which dit learns"),

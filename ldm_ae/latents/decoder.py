@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ldm_ae.data import EvaluationLoader, ImageTransform, Source
 from ldm_ae.errors import UserError
-from ldm_ae.files import make_folder
+from ldm_ae.files import make_folder, require_new_folder
 from ldm_ae.latents.batches import BucketBatchSampler
 from ldm_ae.latents.encoder import Progress
 from ldm_ae.latents.provenance import inference_copy
@@ -183,10 +183,7 @@ def _write_images(
 ) -> int:  # fmt: skip
     """PNG files, written while the next batch is computed."""
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder for the images")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; name a new folder for the images")
+    require_new_folder(folder, "the images")
     make_folder(folder)
     done = 0
     pending: list[Future[None]] = []

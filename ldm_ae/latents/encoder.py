@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -69,8 +69,14 @@ class Job:
     """Where the command was given, for images with a relative name."""
 
 
-Engine = Callable[[Job, range, Progress | None], None]
-"""Encodes units in other processes, and returns when all are done."""
+class Engine(Protocol):
+    """Encodes units in other processes."""
+
+    def check(self, device: str) -> None:
+        """UserError if it cannot encode on this device, as the user named it. Called before anything is written."""
+
+    def __call__(self, job: Job, units: range, progress: Progress | None) -> None:
+        """Encode the units; returns when all are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +188,12 @@ def encode_images(
     processes = processes or Processes()
     if engine is not None and processes.count > 1:
         raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
-    # First, because it may refuse.
-    runner = (
-        None if engine else
-        inference_copy(model, device=processes.device(device), precision=precision, compiled=compiled)
-    )  # fmt: skip
+    # First, because either may refuse.
+    runner = None
+    if engine is not None:
+        engine.check(str(device))
+    else:
+        runner = inference_copy(model, device=processes.device(device), precision=precision, compiled=compiled)
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the store")

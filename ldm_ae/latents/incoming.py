@@ -24,6 +24,7 @@ from ldm_ae.latents.writer import StoreWriter
 from ldm_ae.models import Autoencoder, GaussianPosterior, hash_json, model_config, model_hash
 
 _SHARD = 1024
+_NO_INDICES = "the indices of the codes do not come back from these files, only the latents that they stand for"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class ImportSummary:
     """The format that was found."""
     images: int
     warnings: list[str]
-    """What the files did not say, one line each."""
+    """What the files do not say or do not give back, one line each."""
 
 
 def import_latents(
@@ -48,8 +49,9 @@ def import_latents(
 ) -> ImportSummary:
     """Read LightningDiT's or EDM2's files into a new store. A shard is in memory at a time.
 
-    What `convert_store` wrote comes back with its keys, captions, sizes and request, unfolded. Of other people's files
-    the numbers are the keys. Where there are moments only, the latents are drawn from them as the encoder draws.
+    What `convert_store` wrote comes back with its keys, captions, sizes and request, unfolded, but without
+    indices. Of other people's files the numbers are the keys. Where there are moments only, the latents are drawn from
+    them as the encoder draws.
 
     Args:
         source: A folder of LightningDiT's safetensors, or EDM2's ZIP file, packed or not.
@@ -69,7 +71,7 @@ def import_latents(
         request, rows, fold = account
         if len(rows) != foreign.count:
             raise UserError(f"{source} holds {foreign.count} images, its account names {len(rows)}")
-        warnings: list[str] = []
+        warnings = [_NO_INDICES] if request.indices else []
     else:
         request, rows, fold, warnings = _unknown(foreign, model, seed)
     spec = read_scaling(request.scaling)

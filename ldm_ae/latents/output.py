@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldm_ae.errors import UserError
-from ldm_ae.files import make_folder, writing, writing_folder
+from ldm_ae.files import make_folder, require_new_folder, writing, writing_folder
 
 METADATA, INDEX_FILE = "ldm_ae.json", "ldm_ae.parquet"
 KIND, VERSION = "ldm_ae conversion", 1
@@ -46,10 +46,7 @@ def converting(out: str | Path, *, suffix: str) -> Iterator[Path]:
         with writing(out) as temporary:
             yield temporary
         return
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; name a folder for the conversion")
-    if out.is_dir() and (found := next(out.iterdir(), None)) is not None:
-        raise UserError(f"{out} is not empty ({found.name}); name a new folder for the conversion")
+    require_new_folder(out, "the conversion")
     make_folder(out.parent)
     with writing_folder(out, many_files=True) as temporary:
         yield temporary

@@ -21,6 +21,8 @@ from ldm_ae.errors import RunError, UserError
 from ldm_ae.models import pick_device
 
 _MEETING = timedelta(minutes=10)
+"""How long they wait at the start for one that has not come. One that has died before it could be reached looks the
+same, so that without a launcher to end them the others wait as long."""
 _WAITING = timedelta(hours=24)
 """How long a process that is done waits for the slowest. A machine that loses its network closes no connection."""
 

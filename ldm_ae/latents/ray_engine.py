@@ -60,6 +60,14 @@ class RayEngine:
     """Of a cluster, such as `auto` or `head:6379`. None for the one that this process is connected to, or that
     RAY_ADDRESS names, and if there is neither, for a Ray of its own."""
 
+    def check(self, device: str) -> None:
+        """UserError for what can be told without Ray, because starting it takes long."""
+        if self.actors is not None and self.actors < 1:
+            raise UserError(f"the number of Ray's actors is {self.actors}; it must be at least 1")
+        if device.startswith("cuda:"):
+            raise UserError(f"--device is {device}, but Ray deals out the GPUs; give --device cuda")
+        self._refuse_without_number(self._on_cpus(device))
+
     def __call__(self, job: Job, units: range, progress: Progress | None) -> None:
         """Encode the units.
 
@@ -67,21 +75,21 @@ class RayEngine:
             RunError: the cluster cannot be reached, or a unit ends its process again and again.
             UserError: as in `encode_images`, or the cluster does not have the devices.
         """
-        if self.actors is not None and self.actors < 1:
-            raise UserError(f"the number of Ray's actors is {self.actors}; it must be at least 1")
-        if job.device.startswith("cuda:"):
-            raise UserError(f"--device is {job.device}, but Ray deals out the GPUs; give --device cuda")
-        address = self.address or os.environ.get("RAY_ADDRESS", "local")
-        own = address == "local" and not ray.is_initialized()
-        # As soon as it can be told, because starting Ray takes long.
-        on_cpus = job.device == "cpu" or (own and pick_device(job.device).type == "cpu")
-        self._refuse_without_number(on_cpus)
-        with _connected(address, job):
+        on_cpus = self._on_cpus(job.device)
+        with _connected(self._address(), job):
             gpus = 0 if on_cpus else int(ray.cluster_resources().get("GPU", 0))
             if not gpus and job.device not in ("auto", "cpu"):
                 raise UserError(f"--device is {job.device}, and the Ray cluster has no GPU")
             self._refuse_without_number(not gpus)
             self._run(job, units, progress, on_gpus=gpus > 0, actors=self.actors or gpus)
+
+    def _address(self) -> str:
+        return self.address or os.environ.get("RAY_ADDRESS", "local")
+
+    def _on_cpus(self, device: str) -> bool:
+        """Whether it is certain before Ray has started that no GPU will encode."""
+        own = self._address() == "local" and not ray.is_initialized()
+        return device == "cpu" or (own and pick_device(device).type == "cpu")
 
     def _refuse_without_number(self, on_cpus: bool) -> None:
         if on_cpus and self.actors is None:

@@ -18,7 +18,7 @@ from ldm_ae.latents.files import write_safetensors
 from ldm_ae.latents.provenance import derive_seed, scaling_of
 from ldm_ae.latents.store import DTYPES, StoreRequest, row_of_tensor
 from ldm_ae.latents.writer import StoreWriter
-from ldm_ae.models import Autoencoder, GaussianPosterior, LatentSpec, hash_json
+from ldm_ae.models import Autoencoder, GaussianPosterior, KLAutoencoder, LatentSpec, hash_json
 
 
 def encode(model: Autoencoder, images: Path, store: Path, **changes: Any) -> EncodeSummary:
@@ -28,6 +28,16 @@ def encode(model: Autoencoder, images: Path, store: Path, **changes: Any) -> Enc
     )
     source = changes.pop("source", None) or open_source(images)
     return encode_images(model, source, store, **(options | changes))
+
+
+@torch.no_grad()
+def overflow_encoder(model: KLAutoencoder, *, by: float) -> None:
+    """Multiply two layers of the encoder: values grow by the square of `by`, until the normalization at its end.
+
+    By 1e3 they are beyond fp16, by 1e25 beyond float32 too.
+    """
+    model.net.encoder.conv_in.weight.mul_(by)
+    model.net.encoder.down_blocks[0].downsamplers[0].conv.weight.mul_(by)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

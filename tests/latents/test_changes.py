@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ldm_ae.data import BadImage, RawImage, Source
 from ldm_ae.latents import LatentDataset, LatentStore, verify_store
 from ldm_ae.latents.originals import HashingSource, Originals
 from ldm_ae.latents.writer import StoreWriter
 from ldm_ae.models import KLAutoencoder
-from tests.latents.helpers import contents, encode
+from tests.latents.helpers import contents, encode, overflow_encoder
 from tests.latents.test_processes import encode_together
 from tests.latents.test_resume import encode_until, encoded  # noqa: F401 - a fixture
 from tests.pictures import smooth_picture
@@ -138,9 +137,7 @@ def test_a_kill_while_it_is_opened_again_leaves_it_complete(
 def test_overflowed_batches_of_what_stays_are_still_counted(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
-    with torch.no_grad():  # beyond 65504, until the normalization at the end of the encoder
-        tiny_model.net.encoder.conv_in.weight.mul_(1e3)
-        tiny_model.net.encoder.down_blocks[0].downsamplers[0].conv.weight.mul_(1e3)
+    overflow_encoder(tiny_model, by=1e3)
     encode(tiny_model, image_folder, tmp_path / "store", precision="fp16")
     names = [f"latents_rank00_shard{number:03d}.safetensors" for number in range(3)]
     assert LatentStore(tmp_path / "store").redone_by_file == dict(zip(names, (4, 4, 2), strict=True))

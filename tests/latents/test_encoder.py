@@ -18,7 +18,7 @@ from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.errors import UserError
 from ldm_ae.latents import LatentDataset, LatentStore, inspect_store, verify_store
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, KLAutoencoder, model_hash
-from tests.latents.helpers import contents, encode
+from tests.latents.helpers import contents, encode, overflow_encoder
 from tests.pictures import smooth_picture
 
 
@@ -309,9 +309,7 @@ def test_batches_that_overflow_in_fp16_are_encoded_in_float32_and_counted(
         return torch.stack([LatentDataset(store).read(i) for i in range(12)])
 
     assert encode(tiny_model, image_folder, tmp_path / "safe", precision="fp16").redone_batches == 0
-    with torch.no_grad():  # beyond 65504, until the normalization at the end of the encoder
-        tiny_model.net.encoder.conv_in.weight.mul_(1e3)
-        tiny_model.net.encoder.down_blocks[0].downsamplers[0].conv.weight.mul_(1e3)
+    overflow_encoder(tiny_model, by=1e3)
     encode(tiny_model, image_folder, tmp_path / "fp32")
     assert not caplog.messages
     summary = encode(tiny_model, image_folder, tmp_path / "fp16", precision="fp16")
@@ -328,9 +326,7 @@ def test_batches_that_overflow_in_fp16_are_encoded_in_float32_and_counted(
 def test_an_encoder_that_is_not_finite_in_float32_either_is_refused(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
-    with torch.no_grad():
-        tiny_model.net.encoder.conv_in.weight.mul_(1e25)
-        tiny_model.net.encoder.down_blocks[0].downsamplers[0].conv.weight.mul_(1e25)
+    overflow_encoder(tiny_model, by=1e25)
     with pytest.raises(
         UserError, match=r"latents of cats/001\.png, .* is not finite in fp16, nor in fp32; the weights"
     ):

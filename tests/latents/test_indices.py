@@ -251,12 +251,19 @@ def test_other_codes_are_not_decoded(image_folder: Path, tmp_path: Path) -> None
 def test_latents_of_a_discrete_model_are_converted_and_come_back(image_folder: Path, tmp_path: Path) -> None:
     encode(discrete(), image_folder, tmp_path / "store")
     convert_store(tmp_path / "store", tmp_path / "converted", "lightningdit")
-    import_latents(tmp_path / "converted", tmp_path / "back")
+    [warning] = import_latents(tmp_path / "converted", tmp_path / "back").warnings
+    assert warning == "the indices of the codes do not come back from these files, only the latents that they stand for"
     assert verify_store(tmp_path / "back") == []
     ours, back = LatentDataset(tmp_path / "store"), LatentDataset(tmp_path / "back")
     of_key = {item["key"]: item["latents"] for item in map(back.__getitem__, range(12))}
     assert all(torch.equal(of_key[ours[i]["key"]], ours[i]["latents"]) for i in range(12))
     assert LatentStore(tmp_path / "back").request.indices is False
+    with pytest.raises(UserError, match="EDM2 draws from moments"):
+        convert_store(tmp_path / "store", tmp_path / "out.zip", "edm2-zip")
+    # Nothing is lost where there was nothing.
+    encode(discrete(), image_folder, tmp_path / "samples", content="samples")
+    convert_store(tmp_path / "samples", tmp_path / "of samples", "lightningdit")
+    assert import_latents(tmp_path / "of samples", tmp_path / "again").warnings == []
 
 
 @pytest.mark.parametrize(("kind", "levels"), [("uint16", 1), ("levels", 3)])

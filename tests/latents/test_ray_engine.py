@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,19 @@ def test_what_a_process_has_to_say_reaches_the_user(
         time.sleep(0.1)
 
 
+class FakeEngine:
+    """Calls a function with the job, in this process."""
+
+    def __init__(self, function: Callable[[Job], object]):
+        self._function = function
+
+    def check(self, device: str) -> None:
+        """Any will do."""
+
+    def __call__(self, job: Job, units: range, progress: object) -> None:
+        self._function(job)
+
+
 class FakeTally:
     """Answers at once, as `ray.get` is made to expect below."""
 
@@ -128,7 +141,7 @@ def actor(before: int, model: KLAutoencoder, images: Path, store: Path, monkeypa
     monkeypatch.setattr(writer, "_SECONDS_UNTIL_SEEN", 0)
     jobs: list[Job] = []
     with pytest.raises(RunError, match=r"holds 0 of 12"):
-        encode(model, images, store, engine=lambda job, units, progress: jobs.append(job))
+        encode(model, images, store, engine=FakeEngine(jobs.append))
     return ray_engine._Actor(jobs, FakeTally(before), "cpu")
 
 
@@ -138,12 +151,12 @@ def test_indices_alone_have_the_statistics_of_the_model_in_float32(
     monkeypatch.setattr(ray_engine.ray, "get", lambda value: value)
     model = discrete()
 
-    def engine(job: Job, units: range, progress: object) -> None:
+    def run(job: Job) -> None:
         ours = ray_engine._Actor([job], FakeTally(0), "cpu")  # type: ignore[arg-type, list-item]
-        assert [ours({"unit": [unit]})["error"] for unit in units] == [[""]] * 3
+        assert [ours({"unit": [unit]})["error"] for unit in range(3)] == [[""]] * 3
 
     options = {"content": "lean", "precision": "bf16"}
-    encode(model, image_folder, tmp_path / "store", engine=engine, **options)
+    encode(model, image_folder, tmp_path / "store", engine=FakeEngine(run), **options)
     encode(model, image_folder, tmp_path / "local", **options)
     assert contents(tmp_path / "store") == contents(tmp_path / "local")
 
@@ -192,6 +205,7 @@ def test_what_is_refused_before_ray_starts(
     monkeypatch.setattr(ray_engine.ray, "is_initialized", lambda: False)
     with pytest.raises(UserError, match=message):
         encode(tiny_model, image_folder, tmp_path / "store", engine=ray_engine.RayEngine(**engine), **changes)
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_cluster_that_does_not_answer(

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -61,7 +60,6 @@ def run_all(rank: int, count: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
     run_all(0, 1, str(tmp_path))
     run_processes(run_all, 2, 2, str(tmp_path))
     for name in VARIANTS:

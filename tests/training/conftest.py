@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,8 @@ from tests.training.common import TINY
 
 
 @pytest.fixture
-def make_accelerator() -> Iterator[Callable[[str], Accelerator]]:
-    """Accelerate on the CPU in a precision; its process-wide state is forgotten afterwards."""
+def make_accelerator() -> Callable[[str], Accelerator]:
+    """Accelerate on the CPU in a precision, which may be another one each time."""
 
     def make(precision: str = "no") -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -28,18 +28,12 @@ def make_accelerator() -> Iterator[Callable[[str], Accelerator]]:
         assert accelerator.mixed_precision == "fp16"
         return accelerator
 
-    yield make
-    AcceleratorState._reset_state(reset_partial_state=True)
+    return make
 
 
 @pytest.fixture
 def accelerator(make_accelerator: Callable[[str], Accelerator]) -> Accelerator:
     return make_accelerator("no")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -42,11 +42,6 @@ QUANTIZERS = {
 """Arguments of each, as a recipe has them, and weights of its terms."""
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def recipe(name: str, images: Path, path: Path) -> Path:
     arguments, weights = QUANTIZERS[name]
     config = {
