@@ -1,6 +1,6 @@
 """The first stage of latent diffusion: train, measure and use image autoencoders.
 
-model = ldm_ae.load("runs/mine")
+model = ldm_ae.load()  # the one that comes with ldm_ae; or ldm_ae.load("runs/mine")
 latents = model.encode(ldm_ae.load_image("photo.jpg", size=256)).mode()
 image = model.decode(latents)
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ldm_ae.resources import DEFAULT_MODEL
 from ldm_ae.version import __version__
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load", "load_image"]
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder:
-    """The autoencoder of a diffusers folder, a run directory, a checkpoint or a name on the Hub, in float32.
+def load(path: str | Path = DEFAULT_MODEL, *, device: str | torch.device = "cpu") -> Autoencoder:
+    """The autoencoder of a diffusers folder, a run directory, a checkpoint, a name on the Hub, or of a shipped model's
+    name (`kl-f8c4-small`, `vq-f8-small`), in float32.
 
     Raises:
         UserError: there is none, or it does not load.

@@ -9,13 +9,17 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ldm_ae.errors import RunError, UserError
 from ldm_ae.locks import refuse_if_held
+from ldm_ae.resources import DEFAULT_MODEL
 from ldm_ae.version import __version__
 
-MODEL = "a diffusers model folder, a run directory, a checkpoint in it, or OWNER/NAME on the Hugging Face hub"
+MODEL = (
+    "a diffusers model folder, a run directory, a checkpoint in it, OWNER/NAME on the Hugging Face hub, or the name of "
+    f"a model that comes with ldm_ae, such as vq-f8-small (default: {DEFAULT_MODEL})"
+)
 IMAGES = (
     "a folder of images or one image, WebDataset tars, a `datasets` source (a folder of it or hf:OWNER/NAME), "
     "or photos:train and photos:heldout, which come with the quickstart"
@@ -28,6 +32,21 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+class _Command(_Parser):
+    """Options may stand between the arguments, although the first of these, MODEL, may be missing."""
+
+    _parsing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._parsing:
+            return super().parse_known_args(args, namespace)
+        self._parsing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._parsing = False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="ldm-ae COMMAND --help tells more. Start with: ldm-ae quickstart",
     )
     parser.add_argument("--version", action="version", version=f"ldm_ae {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Command)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text[0].lower() + text[1:].rstrip("."), description=text)
@@ -154,6 +173,10 @@ def build_parser() -> argparse.ArgumentParser:
                         f"the first: {IMAGES}")  # fmt: skip
     export.add_argument("--per-channel", action="store_true", help="write latents_mean and latents_std too; the "
                         "pipelines of Stable Diffusion and DiT ignore them")  # fmt: skip
+    export.add_argument("--weights", choices=("fp32", "bf16", "fp16"), default="fp32", help="what the weights are "
+                        "written in (default: %(default)s)")  # fmt: skip
+    export.add_argument("--sample-size", type=int, metavar="SIZE", help="side in pixels that the configuration names "
+                        "and that commands take by default (default: that of the training crops)")  # fmt: skip
     _add_images_options(export)
     _add_compute_options(export)
 
@@ -178,7 +201,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _add(parser: argparse.ArgumentParser, *names: str) -> None:
     texts = {"model": MODEL, "images": IMAGES, "out": "a new folder for the results", "store": "the latent store"}
     for name in names:
-        parser.add_argument(name, metavar=name.upper(), help=texts[name])
+        if name == "model":
+            parser.add_argument(name, metavar="MODEL", nargs="?", default=DEFAULT_MODEL, help=texts[name])
+        else:
+            parser.add_argument(name, metavar=name.upper(), help=texts[name])
 
 
 def _add_images_options(parser: argparse.ArgumentParser) -> None:

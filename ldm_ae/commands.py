@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm_ae.errors import UserError
+from ldm_ae.resources import DEFAULT_MODEL
+from ldm_ae.terminal import lines_of, progress_bar
 
 if TYPE_CHECKING:
     from ldm_ae.data import BucketTransform, ImageTransform, Source
@@ -57,7 +58,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         source, transform, batch_size=args.batch_size, workers=args.workers, bad_share=args.bad_share,
         indices=range(count),
     )  # fmt: skip
-    with _bar("evaluating", count) as progress:
+    with progress_bar("evaluating", count) as progress:
         evaluation = evaluate(
             model, loader, source=args.images, transform_description=transform.describe(), model_name=str(args.model),
             perceptual=perceptual_network(args.perceptual), features=_feature_network(args.features),
@@ -73,7 +74,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     from ldm_ae.latents import reconstruct_images
 
     model, source, transform = _inputs(args)
-    with _bar("reconstructing", len(source)) as progress:
+    with progress_bar("reconstructing", len(source)) as progress:
         count = reconstruct_images(
             model, source, args.out, transform=transform, batch_size=args.batch_size, workers=args.workers,
             device=args.device, precision=args.precision, bad_share=args.bad_share, progress=progress,
@@ -91,7 +92,7 @@ def run_encode(args: argparse.Namespace) -> None:
     model, source, transform = _bucketed_inputs(args)
     if args.labels or args.captions:
         source = Annotated(source, labels=args.labels, captions=args.captions)
-    with _bar("encoding", len(source), shown=processes.rank == 0) as progress:
+    with progress_bar("encoding", len(source), shown=processes.rank == 0) as progress:
         summary = encode_images(
             model, source, args.store, transform=transform, source_name=args.images, batch_size=args.batch_size,
             workers=args.workers, device=args.device, precision=args.precision, dtype=args.dtype, latents=args.latents,
@@ -132,7 +133,7 @@ def run_decode(args: argparse.Namespace) -> None:
 
     keep_freed_memory(pick_device(args.device))
     model = load_autoencoder(args.model)
-    with _bar("decoding", None) as progress:
+    with progress_bar("decoding", None) as progress:
         count = decode_store(
             model, args.store, args.out, latents=args.latents, batch_size=args.batch_size, device=args.device,
             precision=args.precision, allow_other_model=args.other_model, progress=progress,
@@ -144,10 +145,11 @@ def run_export(args: argparse.Namespace) -> None:
     """`ldm-ae export`."""
     from ldm_ae.interop import export_diffusers, export_ldm
     from ldm_ae.models import load_autoencoder
+    from ldm_ae.models.inference import PRECISIONS
 
     if args.format == "ldm":
-        if args.images or args.per_channel:
-            raise UserError("--format ldm has no place for a scale; leave --images and --per-channel out")
+        if args.images or args.per_channel or args.sample_size or args.weights != "fp32":
+            raise UserError("--format ldm has no place for a scale or a size, and is float32; leave those options out")
         print(f"CompVis keys in {export_ldm(load_autoencoder(args.model), args.out)}")
         return
     if args.per_channel and not args.images:
@@ -159,8 +161,11 @@ def run_export(args: argparse.Namespace) -> None:
         print(activations.line())
     elif model.latent_spec.scaling_factor == 1.0:
         print("note: scaling_factor is 1, nobody has measured it; --images IMAGES measures it", file=sys.stderr)
-    print(f"{type(model.net).__name__}.from_pretrained opens "
-          f"{export_diffusers(model, args.out, scaling=statistics, per_channel=args.per_channel)}")  # fmt: skip
+    out = export_diffusers(
+        model, args.out, scaling=statistics, per_channel=args.per_channel, weights=PRECISIONS[args.weights],
+        sample_size=args.sample_size,
+    )  # fmt: skip
+    print(f"{type(model.net).__name__}.from_pretrained opens {out}")
 
 
 def run_inspect(args: argparse.Namespace) -> None:
@@ -171,7 +176,7 @@ def run_inspect(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found, indent=2))
     else:
-        print("\n".join(_lines(found)))
+        print("\n".join(lines_of(found)))
     if found["problems"]:
         raise UserError(f"{args.path} is not sound: {found['problems'][0]}")
 
@@ -191,7 +196,7 @@ def run_convert(args: argparse.Namespace) -> None:
     except ValueError:
         raise UserError(f"--fold is '{args.fold}'; give a number, or trainer") from None
     images = None if args.images is None else open_source(args.images)
-    with _bar("converting", None) as progress:
+    with progress_bar("converting", None) as progress:
         summary = convert_store(
             args.source, args.out, args.format, bucket=args.bucket, fold=fold, arch=args.arch, name=args.name,
             images=images, files=args.files, no_flips=args.no_flips, progress=progress,
@@ -208,7 +213,7 @@ def _read_into_store(args: argparse.Namespace) -> None:
         if getattr(args, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} says nothing to --format store; leave it out")
     model = None if args.model is None else load_autoencoder(args.model)
-    with _bar("reading", None) as progress:
+    with progress_bar("reading", None) as progress:
         summary = import_latents(args.source, args.out, model=model, progress=progress)
     _note(summary.warnings)
     print(f"{summary.images} images of {summary.format} in the store {summary.path}")
@@ -284,8 +289,10 @@ def _size(text: str, option: str) -> tuple[int, int]:
 def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
     from ldm_ae.allocator import keep_freed_memory
     from ldm_ae.data import open_source
-    from ldm_ae.models import load_autoencoder, pick_device
+    from ldm_ae.models import is_model_folder, load_autoencoder, pick_device
 
+    if args.model == DEFAULT_MODEL and is_model_folder(args.images):
+        raise UserError(f"{args.images} is a model; which images it is for, and what comes after them, is missing")
     if args.batch_size < 1 or args.workers < 0:
         raise UserError("--batch-size must be at least 1 and --workers at least 0")
     keep_freed_memory(pick_device(args.device))
@@ -303,7 +310,7 @@ def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRan
     loader = EvaluationLoader(
         source, transform, batch_size=args.batch_size, workers=args.workers, bad_share=args.bad_share
     )
-    with _bar("measuring", len(source)) as progress:
+    with progress_bar("measuring", len(source)) as progress:
         first, batches = first_batches(loader)
         if not first:
             raise UserError(f"there are no images to measure on in {args.images}")
@@ -331,46 +338,6 @@ def _feature_network(name: str) -> Any:
     if name == "inception" or (name == "auto" and InceptionFeatures.at_hand()):
         return InceptionFeatures()
     return EfficientNetLite0Features()
-
-
-@contextmanager
-def _bar(text: str, total: int | None, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with images per second and an estimate of the time left, on a terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Speed(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:.1f} images/s")
-
-    columns = [TextColumn(text), BarColumn(), MofNCompleteColumn(), Speed(), TimeElapsedColumn(), TextColumn("left")]
-    console = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task(text, total=total)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _lines(value: dict[str, Any], indent: str = "") -> Iterator[str]:
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            yield f"{indent}{key}:"
-            yield from _lines(item, indent + "  ")
-        elif isinstance(item, list) and key == "problems":
-            yield f"{indent}sound: {'no' if item else 'yes'}"
-            yield from (f"{indent}  {problem}" for problem in item)
-        else:
-            yield f"{indent}{key}: {item}"
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -11,6 +11,7 @@ from ldm_ae.evaluation.codebook import CodebookUsage
 from ldm_ae.latents import LatentStore, inspect_store
 from ldm_ae.locks import holder
 from ldm_ae.models import load_autoencoder
+from ldm_ae.models.folder import find_folder
 from ldm_ae.priors import load_prior
 from ldm_ae.priors.folder import WEIGHTS as PRIOR_WEIGHTS
 from ldm_ae.training import problems
@@ -24,7 +25,7 @@ def inspect_path(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: nothing there, or none of these.
     """
-    path = Path(path)
+    path = find_folder(path)
     if not path.exists():
         raise UserError(f"no such path: {path}")
     if (path / "checkpoints").is_dir() or (path / "environment.json").is_file():

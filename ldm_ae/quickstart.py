@@ -23,8 +23,8 @@ from ldm_ae.files import make_folder, writing
 from ldm_ae.interop import export_diffusers, measure_scaling
 from ldm_ae.latents import decode_store, encode_images, reconstruct_images
 from ldm_ae.losses import ShiftTolerantLPIPS
-from ldm_ae.models import load_autoencoder
-from ldm_ae.resources import recipe, script
+from ldm_ae.models import Autoencoder, load_autoencoder
+from ldm_ae.resources import DEFAULT_MODEL, recipe, script
 
 TRAIN, HELD_OUT = "photos:train", "photos:heldout"
 SIZE = 256
@@ -46,7 +46,7 @@ def quickstart(folder: Path, *, steps: int | None = None, diffusion_steps: int =
     started = time.monotonic()
     make_folder(folder)
     run, model_folder, store = folder / "run", folder / "model", folder / "latents"
-    for made_anew in ("latents", "decoded", "reconstructed", "pipeline", "model"):
+    for made_anew in ("latents", "decoded", "reconstructed", "shipped", "pipeline", "model"):
         shutil.rmtree(folder / made_anew, ignore_errors=True)
     transform = ImageTransform(size=SIZE)
     source = open_source(HELD_OUT)
@@ -71,8 +71,13 @@ def quickstart(folder: Path, *, steps: int | None = None, diffusion_steps: int =
         write_report(evaluation, folder / "evaluation")
         console.print("\n".join(summary_lines(evaluation)))
 
+    with _step(f"put the same photos through {DEFAULT_MODEL}, which comes with ldm_ae"):
+        shipped = load_autoencoder(DEFAULT_MODEL)
+        for network, name in ((model, "reconstructed"), (shipped, "shipped")):
+            reconstruct_images(network, source, folder / name, transform=transform, device="cpu")
+        console.print(f"{_numbers(shipped)} numbers a photo, where the one above has {_numbers(model)}")
+
     with _step("encode the photos into a latent store, and decode them again"):
-        reconstruct_images(model, source, folder / "reconstructed", transform=transform, device="cpu")
         encode_images(
             model, open_source(TRAIN), store, transform=transform, source_name=TRAIN, device="cpu", batch_size=2
         )
@@ -93,6 +98,7 @@ def quickstart(folder: Path, *, steps: int | None = None, diffusion_steps: int =
         soft_wrap=True,
     )
     console.print("  ldm-ae evaluate runs/mine FOLDER && ldm-ae encode runs/mine FOLDER latents", soft_wrap=True)
+    console.print("Without training, with the model that comes along:  ldm-ae encode FOLDER latents", soft_wrap=True)
 
 
 @contextmanager
@@ -123,6 +129,12 @@ def _diffusion(model_folder: Path, store: Path, pipeline_folder: Path, steps: in
     )
 
 
+def _numbers(model: Autoencoder) -> int:
+    """How many numbers the latents of one photo are."""
+    height, width = model.latent_spec.latent_size(SIZE, SIZE)
+    return model.latent_spec.channels * height * width
+
+
 def _contents(folder: Path) -> list[tuple[Path, str]]:
     found = [
         (folder / "index.html", "this list with pictures"),
@@ -131,6 +143,7 @@ def _contents(folder: Path) -> list[tuple[Path, str]]:
         (folder / "model", "the model for diffusers: AutoencoderKL.from_pretrained"),
         (folder / "latents", "the latent store: safetensors, index.parquet, stats.json"),
         (folder / "reconstructed", "held-out photos through the model"),
+        (folder / "shipped", f"the same through {DEFAULT_MODEL}, which comes with ldm_ae"),
         (folder / "decoded", "photos decoded from the store"),
         (folder / "pipeline", "a diffusers pipeline with the model inside"),
     ]
@@ -144,6 +157,9 @@ def _write_index(folder: Path, scores: dict[str, float]) -> None:
     """One page with the run's pictures; they are linked, for they lie beside it."""
     grids = sorted((folder / "run" / "samples").glob("*.png"))
     pictures = [(path, f"inputs and reconstructions after {int(path.stem.split('-')[1])} steps") for path in grids]
+    for name, text in (("reconstructed", "the model"), ("shipped", DEFAULT_MODEL)):
+        photos = sorted((folder / name).rglob("*.png"))
+        pictures += [(path, f"{path.stem}, which it has not seen, through {text}") for path in photos]
     pictures += [(path, "a sample of the pipeline") for path in sorted(folder.glob("sample-*.png"))]
     figures = "\n".join(
         f'<figure><img src="{path.relative_to(folder).as_posix()}" alt="">'
@@ -162,7 +178,8 @@ color-scheme:light dark}}
 img{{max-width:100%;image-rendering:pixelated}}figure{{margin:1.5rem 0}}td{{padding-right:2rem}}</style>
 <h1>ldm_ae quickstart</h1>
 <p>A small autoencoder, trained from nothing on a handful of photos. <a href="evaluation/report.html">The report</a>
-shows it on photos that it has not seen.</p>
+shows it on photos that it has not seen. {DEFAULT_MODEL} comes with ldm_ae and was trained longer on more photos; the
+same ones through it are below.</p>
 <ul>{contents}</ul>
 <h2>Scores on held-out photos</h2><table>{rows}</table>
 <h2>Pictures</h2>

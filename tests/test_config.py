@@ -34,7 +34,7 @@ def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
         "validation_images": 2,
     }  # fmt: skip
     config["objective"] |= {"discriminator_start": 0, "discriminator_warmup_steps": 0}
-    if config["objective"]["perceptual"]["class_path"].endswith(".LPIPS"):
+    if config["objective"].get("perceptual", {"class_path": ""})["class_path"].endswith(".LPIPS"):
         config["objective"]["perceptual"]["init_args"]["pretrained"] = False  # no download in tests
     if "discriminator" in config:
         config["discriminator"]["init_args"]["ndf"] = 8

@@ -17,9 +17,14 @@ from ldm_ae.quickstart import quickstart
 def test_quickstart_makes_everything_it_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quickstart(tmp_path, steps=2, diffusion_steps=1)
     words = capsys.readouterr().out
-    for name in ("index.html", "evaluation", "run", "model", "latents", "reconstructed", "decoded", "pipeline"):
+    for name in ("index.html", "evaluation", "run", "model", "latents", "decoded", "pipeline"):
         assert (tmp_path / name).exists()
-    assert len(list((tmp_path / "reconstructed").rglob("*.png"))) == 3
+    page = (tmp_path / "index.html").read_text()
+    for name in ("reconstructed", "shipped"):
+        photos = list((tmp_path / name).rglob("*.png"))
+        assert len(photos) == 3
+        for path in photos:
+            assert f'src="{path.relative_to(tmp_path).as_posix()}"' in page
     assert len(list((tmp_path / "decoded").rglob("*.png"))) == 8
     for name in ("run", "model", "latents"):
         assert inspect_path(tmp_path / name)["problems"] == []

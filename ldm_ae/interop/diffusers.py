@@ -47,22 +47,32 @@ def measure_scaling(
 
 
 def export_diffusers(
-    model: Autoencoder, out: str | Path, *, scaling: ChannelStatistics | None = None, per_channel: bool = False
+    model: Autoencoder,
+    out: str | Path,
+    *,
+    scaling: ChannelStatistics | None = None,
+    per_channel: bool = False,
+    weights: torch.dtype = torch.float32,
+    sample_size: int | None = None,
 ) -> Path:
     """Write the model as a diffusers folder; an earlier export at `out` is replaced in one rename.
 
     Args:
-        model: What to export; it is not changed. Weights are written in float32.
+        model: What to export; it is not changed.
         out: The folder.
         scaling: Measured statistics, which set `scaling_factor`; None keeps what the model's configuration says.
         per_channel: Write `latents_mean` and `latents_std` too, for trainers that read them. The pipelines of Stable
             Diffusion and DiT ignore them, so latents scaled by them must not be decoded by those.
+        weights: What the weights are written in. Rounded ones are another model, of another `model_hash`.
+        sample_size: Side in pixels that the configuration names and that commands take by default; None keeps the side
+            of the training crops.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: `out` holds other files or cannot be written, or the statistics give no scale.
+        UserError: `out` holds other files or cannot be written, the statistics give no scale, the size does not suit
+            the model, or a weight leaves the range of the type.
     """
     model = copy.deepcopy(model).float()
     if scaling is not None:
@@ -76,6 +86,14 @@ def export_diffusers(
             latents_mean=tuple(scaling.channel_mean.tolist()) if per_channel else None,
             latents_std=tuple(scaling.channel_std.tolist()) if per_channel else None,
         )
+    if sample_size is not None:
+        model.latent_spec.latent_size(sample_size, sample_size)
+        model.set_sample_size(sample_size)
+    model.to(weights)
+    if weights != torch.float32:
+        for name, tensor in model.net.state_dict().items():
+            if not tensor.isfinite().all():
+                raise UserError(f"{name} has values that {weights} cannot hold; write the weights in float32")
     size = sum(tensor.nbytes for tensor in model.net.state_dict().values())
     with exporting(out, own_files=DIFFUSERS_FILES, size=size) as folder:
         model.save_pretrained(folder)

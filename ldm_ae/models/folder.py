@@ -92,6 +92,7 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
         raise UserError(f"{folder} does not load as {cls.__name__}: {reason(error)}") from error
     finally:
         diffusers_logging.set_verbosity(verbosity)
+    model.register_to_config(_name_or_path="")  # a path of this machine says nothing where the model is saved next
     for words, keys in (("no", info["missing_keys"]), ("an unknown", info["unexpected_keys"])):
         if keys:
             raise UserError(f"{folder} has {words} weight {printable(min(keys))}; its configuration does not fit")

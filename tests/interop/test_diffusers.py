@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.errors import RunError, UserError
 from ldm_ae.interop import export_diffusers, measure_scaling
 from ldm_ae.models import ChannelStatistics, KLAutoencoder, load_autoencoder
+from ldm_ae.models.folder import WEIGHTS
 
 
 def loader(folder: Path, batch_size: int) -> EvaluationLoader:
@@ -50,6 +52,25 @@ def test_the_measured_scale_is_written_and_the_model_left_alone(tiny_model: KLAu
     torch.testing.assert_close(
         scaled.std(dim=(0, 2, 3), correction=0), torch.ones(4, dtype=torch.float64), atol=1e-6, rtol=0
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_the_bytes(tiny_model: KLAutoencoder, dtype: torch.dtype, tmp_path: Path) -> None:
+    export_diffusers(tiny_model, tmp_path / "out", weights=dtype, sample_size=64)
+    written = load_file(tmp_path / "out" / WEIGHTS)
+    for name, tensor in tiny_model.net.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(written[name], tensor.to(dtype)), name
+    again = load_autoencoder(tmp_path / "out")
+    assert again.last_layer.dtype == torch.float32
+    assert again.sample_size == 64 != tiny_model.sample_size
+    with pytest.raises(UserError, match="is not divisible"):
+        export_diffusers(tiny_model, tmp_path / "out", sample_size=63)
+    with torch.no_grad():
+        tiny_model.net.decoder.conv_out.bias[0] = 3.4e38 if dtype == torch.bfloat16 else 1e5
+    with pytest.raises(UserError, match=r"decoder\.conv_out\.bias has values that .* cannot hold"):
+        export_diffusers(tiny_model, tmp_path / "out", weights=dtype)
+    assert load_autoencoder(tmp_path / "out").sample_size == 64  # the earlier export stands
 
 
 def test_a_scale_is_not_made_up(tiny_model: KLAutoencoder, tmp_path: Path) -> None:

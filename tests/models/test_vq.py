@@ -93,7 +93,7 @@ def test_opens_what_diffusers_saved(tmp_path: Path, norm_type: str, width: int, 
     found = diffusers.VQModel.from_pretrained(again).state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert json.loads((again / "config.json").read_text()) == json.loads((tmp_path / "config.json").read_text()) | {
-        "_name_or_path": str(tmp_path)
+        "_name_or_path": ""  # no path of this machine
     }
 
 

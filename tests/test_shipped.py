@@ -1,0 +1,97 @@
+"""The trained models that come with the package: what their cards say, and the commands that take them by default."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+import ldm_ae
+from ldm_ae.cli import main
+from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
+from ldm_ae.evaluation import evaluate
+from ldm_ae.latents import LatentStore
+from ldm_ae.models import KLAutoencoder, VQAutoencoder, load_autoencoder
+from ldm_ae.models.folder import WEIGHTS
+from ldm_ae.quantizers import FSQ, VQ
+from ldm_ae.resources import DEFAULT_MODEL, shipped_models
+
+CLASSES = {"kl-f8c4-small": diffusers.AutoencoderKL, "vq-f8-small": diffusers.VQModel}
+PSNR_ON_HELD_OUT_PHOTOS = re.compile(r"photos:heldout\D*\| *([0-9.]+) dB")
+
+
+def test_these_are_all() -> None:
+    assert set(shipped_models()) == set(CLASSES)
+    assert DEFAULT_MODEL in CLASSES
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_small_diffusers_folder_with_its_scale(name: str) -> None:
+    folder = shipped_models()[name]
+    assert (folder / WEIGHTS).stat().st_size < 16e6
+    theirs = CLASSES[name].from_pretrained(folder)
+    ours = ldm_ae.load(name)
+    assert ours.latent_spec.downsample_factor == 8
+    assert ours.latent_spec.channels == 4
+    assert ours.sample_size == 256
+    assert ours.latent_spec.scaling_factor == theirs.config.scaling_factor != 1.0
+    pixels = ldm_ae.load_image(str(_photo()), size=64)
+    with torch.no_grad():
+        expected = theirs(pixels).sample
+        found = ours.decode(ours.encode(pixels).mode())
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_the_scale_of_each_channel() -> None:
+    spec = ldm_ae.load("kl-f8c4-small").latent_spec
+    assert spec.latents_mean is not None
+    assert spec.latents_std is not None
+    assert len(spec.latents_mean) == len(spec.latents_std) == 4
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_card_says_what_the_weights_reach(name: str) -> None:
+    card = (shipped_models()[name] / "README.md").read_text()
+    for heading in ("Data", "How it was trained", "Scores", "Intended use", "Where it fails", "Licence"):
+        assert f"\n## {heading}" in card
+    source = open_source("photos:heldout")
+    loader = EvaluationLoader(source, ImageTransform(size=256), batch_size=1)
+    found = evaluate(load_autoencoder(name), loader, source="", transform_description={}, model_name=name, device="cpu")
+    said = PSNR_ON_HELD_OUT_PHOTOS.search(card)
+    assert said is not None
+    assert found.scores["psnr"] == pytest.approx(float(said[1]), abs=0.05)
+
+
+def test_commands_without_a_model_take_the_shipped_one(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--size", "64", "--workers", "0", "--device", "cpu"]
+    images, store = str(image_folder), str(tmp_path / "store")
+    assert main(["reconstruct", images, str(tmp_path / "pictures"), *common]) == 0
+    assert main(["encode", *common, images, "--shard-size", "8", store]) == 0
+    assert main(["decode", store, "--device", "cpu", str(tmp_path / "decoded")]) == 0
+    assert len(list((tmp_path / "pictures").rglob("*.png"))) == len(list((tmp_path / "decoded").rglob("*.png"))) > 0
+    assert LatentStore(store).spec == ldm_ae.load().latent_spec
+    assert main(["inspect", DEFAULT_MODEL]) == 0
+    assert "AutoencoderKL" in capsys.readouterr().out
+    assert main(["decode", "vq-f8-small", store, str(tmp_path / "other")]) == 2  # another model wrote it
+
+
+def test_a_shipped_model_is_where_training_can_start() -> None:
+    assert isinstance(KLAutoencoder(pretrained="kl-f8c4-small").net, diffusers.AutoencoderKL)
+    assert isinstance(VQAutoencoder(pretrained="vq-f8-small").quantizer, VQ)
+    assert isinstance(VQAutoencoder(pretrained="kl-f8c4-small", quantizer=FSQ((8, 8, 8, 8))).quantizer, FSQ)
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    widths = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    KLAutoencoder(**widths).save_pretrained(DEFAULT_MODEL)  # type: ignore[arg-type]
+    assert ldm_ae.load(DEFAULT_MODEL).latent_spec.downsample_factor == 2
+
+
+def _photo() -> Path:
+    return next(Path(path) for path in open_source("photos:heldout")._paths)  # type: ignore[attr-defined]
