@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ldm_ae.cli import main
-from ldm_ae.commands import _bar
 from ldm_ae.latents import LatentStore
+from ldm_ae.terminal import progress_bar
 
 Captured = pytest.CaptureFixture[str]
 
@@ -67,7 +67,7 @@ def test_the_bar_says_images_per_second_and_time_left(monkeypatch: pytest.Monkey
     monkeypatch.setattr(rich.console.Console, "is_terminal", True)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm")
-    with _bar("encoding", None) as progress:
+    with progress_bar("encoding", None) as progress:
         for done in range(1, 5):
             progress(done, 8)
             time.sleep(0.02)
