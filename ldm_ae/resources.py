@@ -22,14 +22,19 @@ def script(name: str) -> Path:
 
 def shipped_models() -> dict[str, Path]:
     """The folders of the trained models that come with the package, by name."""
-    for folder in (_PACKAGE.parent / "checkpoints", _PACKAGE / "checkpoints"):
-        if folder.is_dir():
-            return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
+    for folder in _places("checkpoints", "checkpoints"):
+        if models := {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}:
+            return models
     return {}
 
 
 def _find(checkout: str, installed: str, name: str) -> Path:
-    for path in (_PACKAGE.parent / checkout / name, _PACKAGE / installed / name):
-        if path.is_file():
-            return path
+    for folder in _places(checkout, installed):
+        if (folder / name).is_file():
+            return folder / name
     raise AssertionError(f"{name} is missing from this installation of ldm_ae")
+
+
+def _places(checkout: str, installed: str) -> tuple[Path, Path]:
+    """Inside the package first: beside an installed one lie the folders of others."""
+    return _PACKAGE / installed, _PACKAGE.parent / checkout
