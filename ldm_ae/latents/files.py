@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
-from typing import NamedTuple
 
-from safetensors.torch import save
 from torch import Tensor
 
+from ldm_ae.direct_files import Written
 from ldm_ae.files import sha256, writing
-
-
-class Written(NamedTuple):
-    """What tells whether a file is still the one that was written."""
-
-    sha256: str
-    size: int
+from ldm_ae.tensor_files import safetensors_pieces
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> Written:
@@ -33,19 +25,7 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> Written:
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Written:
     """A safetensors file, atomically, whose bytes follow from its content alone."""
-    return write_bytes(path, *safetensors_parts(tensors, metadata))
-
-
-def safetensors_parts(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[bytes | memoryview, ...]:
-    """The bytes of a safetensors file, which follow from its content alone."""
-    raw = memoryview(save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=metadata))
-    length = int.from_bytes(raw[:8], "little")
-    # The library writes the metadata in an order that changes from process to process.
-    header = json.loads(bytes(raw[8 : 8 + length]))
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    return len(encoded).to_bytes(8, "little"), encoded, raw[8 + length :]
+    return write_bytes(path, *safetensors_pieces(tensors, metadata))
 
 
 def look_at(path: Path) -> Written:

@@ -41,6 +41,9 @@ class ConvolutionalAutoencoder(Autoencoder):
             raise UserError(f"latents must be (B, {channels}, h, w), got {tuple(latents.shape)}")
         return latents.to(self.last_layer.dtype)
 
+    def save_config(self, folder: str | Path) -> None:
+        self.net.save_config(folder)
+
     def save_pretrained(self, folder: str | Path) -> None:
         self.net.save_pretrained(folder)
 

@@ -157,6 +157,10 @@ class Autoencoder(nn.Module, abc.ABC):
         raise UserError("indices say nothing to this model: it has no codebook")
 
     @abc.abstractmethod
+    def save_config(self, folder: str | Path) -> None:
+        """Write the config.json of a model folder alone."""
+
+    @abc.abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a diffusers model folder (config.json, diffusion_pytorch_model.safetensors)."""
 

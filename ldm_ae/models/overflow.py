@@ -193,6 +193,9 @@ class OverflowGuard(Autoencoder):
     def sample_size(self) -> int:
         return self.model.sample_size
 
+    def save_config(self, folder: str | Path) -> None:
+        self.model.save_config(folder)
+
     def save_pretrained(self, folder: str | Path) -> None:
         self.model.save_pretrained(folder)
 

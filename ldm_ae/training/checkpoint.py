@@ -6,10 +6,10 @@
         state.safetensors  state.json  optimizers, schedules, scaler, random generators, data position, best score
         MANIFEST.json                  written last: size and sha256 of every other file
 
-Everything is written under a temporary name, flushed to the disk and renamed, and the folder it lies in is flushed. A
-folder without a manifest that is as `write_checkpoint` writes it, names every file (those whose names begin with a dot
-aside) and agrees with them does not count, and says why when asked. Older checkpoints go only after a new one counts.
-Nothing here is a pickle.
+Everything is written under a temporary name, past the page cache where that can be, flushed and renamed, and the
+folder it lies in is flushed. A folder without a manifest that is as `write_checkpoint` writes it, names every file
+(those whose names begin with a dot aside) and agrees with them does not count, and says why when asked. Older
+checkpoints go only after a new one counts. Nothing here is a pickle.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from ldm_ae.direct_files import Written, write_direct
 from ldm_ae.errors import RunError, UserError, printable, reason
-from ldm_ae.files import apply_umask, read_json, sha256, sync, write_json, writing_folder
+from ldm_ae.files import read_json, sha256, sync, write_json, writing_folder
 from ldm_ae.models.folder import WEIGHTS
-from ldm_ae.tensor_files import read_tensors
-from ldm_ae.training.snapshot import Snapshot
+from ldm_ae.tensor_files import read_tensors, safetensors_pieces
+from ldm_ae.training.snapshot import AVERAGED, Snapshot
 from ldm_ae.training.tree import join_tensors, split_tensors
 
 MANIFEST = "MANIFEST.json"
 FORMAT = "ldm_ae.checkpoint/1"
 STATE = "state"
 _ENTRY = {"bytes": int, "sha256": str}
-_THREADS = 4
-"""One that checks values, one that hashes, and others that wait for the disk."""
+_METADATA = {"format": "pt"}  # as diffusers writes it
+_THREADS = 3
+"""One that checks values, then helps the two that write."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -96,70 +97,39 @@ class Checkpoints:
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     """Write one checkpoint; afterwards it counts, or there was an exception and nothing has changed.
 
-    Values are checked, files flushed and hashed in threads while the next file is being written.
+    Values are checked in a thread while two others write, hash and flush a file each.
     """
     tree, tensors = split_tensors(snapshot.state)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with writing_folder(folder, size=snapshot.size()) as temporary, ThreadPoolExecutor(_THREADS) as pool:
         not_finite = pool.submit(snapshot.not_finite)
-        sealing = _Sealing(temporary, pool)
-        # The largest file first, so that least is left to hash when the last one is written.
+        files: dict[str, Future[Written]] = {}
+        # The largest file first, so that least is left to do when the others are written.
         for name, weights in ({STATE: tensors} | snapshot.networks).items():
             if weights:
-                rows = {key: tensor.contiguous() for key, tensor in weights.items()}
-                save_file(rows, temporary / f"{name}.safetensors")
-                sealing.add_new_files()
-        write_json(temporary / f"{STATE}.json", tree)
+                files[f"{name}.safetensors"] = pool.submit(_write_tensors, temporary, name, weights, None)
         for name, model in snapshot.models.items():
-            model.save_pretrained(temporary / name)
-            sealing.add_new_files()
+            model.save_config(temporary / name)
+            weights = model.net.state_dict()
+            name = f"{name}/{Path(WEIGHTS).stem}"
+            files[f"{name}.safetensors"] = pool.submit(_write_tensors, temporary, name, weights, _METADATA)
+        write_json(temporary / f"{STATE}.json", tree)
         if found := not_finite.result():
             raise RunError(
                 f"step {snapshot.step} is not saved, because it holds values that are not finite ({found}); "
                 "the checkpoints before it stand"
             )
+        entries = {name: file.result() for name, file in files.items()}
+        for path in temporary.rglob("*.json"):
+            sync(path)
+            entries[path.relative_to(temporary).as_posix()] = Written(sha256(path), path.stat().st_size)
         # The manifest must not reach the disk before what it vouches for.
-        write_json(temporary / MANIFEST, {"format": FORMAT, "files": sealing.finish()})
+        described = {name: {"bytes": size, "sha256": digest} for name, (digest, size) in sorted(entries.items())}
+        write_json(temporary / MANIFEST, {"format": FORMAT, "files": described})
 
 
-class _Sealing:
-    """Hashes and flushes the files of a folder in the threads of a pool: a thread that waits for the disk costs none
-    of the time that another needs to hash."""
-
-    def __init__(self, folder: Path, pool: ThreadPoolExecutor):
-        self._folder, self._pool = folder, pool
-        self._hashes: dict[str, Future[str]] = {}
-        self._sizes: dict[str, Future[int]] = {}
-
-    def add_new_files(self) -> None:
-        """Start on the files that have come since the last call, which must be complete."""
-        for path in sorted(self._folder.rglob("*")):
-            name = path.relative_to(self._folder).as_posix()
-            if path.is_file() and name not in self._hashes:
-                apply_umask(path)
-                self._hashes[name] = self._pool.submit(sha256, path)
-                self._sizes[name] = self._pool.submit(_flush, path, self._hashes[name])
-
-    def finish(self) -> dict[str, dict[str, Any]]:
-        """Size and sha256 of each file, once all are on the disk."""
-        return {
-            name: {"bytes": size.result(), "sha256": self._hashes[name].result()}
-            for name, size in sorted(self._sizes.items())
-        }
-
-
-def _flush(path: Path, hashing: Future[str]) -> int:
-    """The size of a file, once it is on the disk and `hashing` has read it."""
-    sync(path)
-    hashing.result()
-    if hasattr(os, "posix_fadvise"):
-        # Nobody reads a checkpoint soon: the memory is better kept for the images, and for the next file.
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
-    return path.stat().st_size
+def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> Written:
+    return write_direct(folder / f"{name}.safetensors", safetensors_pieces(tensors, metadata))
 
 
 def problems(folder: str | Path) -> list[str]:
@@ -256,7 +226,7 @@ def load_state(folder: Path) -> Any:
 
 def link_model(checkpoint: Path, temporary: Path) -> None:
     """A checkpoint's model, the averaged one if it has that, in another folder of the same disk, its bytes shared."""
-    source = checkpoint / ("ema" if (checkpoint / "ema").is_dir() else "model")
+    source = checkpoint / (AVERAGED if (checkpoint / AVERAGED).is_dir() else "model")
     for path in source.iterdir():
         # Weights are never changed in place; a configuration might be, by hand.
         if path.name == WEIGHTS:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +25,7 @@ from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.optimizers import load_optimizer
 from ldm_ae.training.rng import rng_state, set_rng_state
 from ldm_ae.training.run_log import RunLog
-from ldm_ae.training.snapshot import HostCopy, Snapshot
+from ldm_ae.training.snapshot import AVERAGED, HostCopy, Snapshot
 from ldm_ae.training.state import SKIPPED, read_state
 
 
@@ -69,7 +71,7 @@ class Saver:
         optimizers: list[Optimizer],
     ):
         self.folder, self._accelerator, self._identity = folder, accelerator, identity
-        self._models = {"model": autoencoder} | ({} if ema is None else {"ema": ema})
+        self._models = {"model": autoencoder} | ({} if ema is None else {AVERAGED: ema})
         self._networks: dict[str, nn.Module] = {"objective": _LearnedPart(objective)}
         if discriminator is not None:
             self._networks["discriminator"] = discriminator
@@ -77,12 +79,15 @@ class Saver:
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
         self._in_background = config.background_saves
         self._writer, self._host_copy = BackgroundWriter(), HostCopy()
+        self._copied = Event()
+        self._copied.set()
 
     def save(self, progress: Progress) -> None:
         """A checkpoint, the newest model beside it, and older checkpoints gone. Every process must call it.
 
-        In the background it comes back once the state is copied, and a thread of the main process does the rest; the
-        copy before it must have been written by then.
+        In the background it comes back once that is copied which the next forward pass may change, and a thread of the
+        main process does the rest, beginning with the copy of what only an update changes: `before_update`. The
+        checkpoint before it must have been written by then.
 
         Raises:
             RunError: this checkpoint, or the one before it in the background, could not be written.
@@ -102,9 +107,22 @@ class Saver:
         best_step = None if progress.best is None else int(progress.best["step"])
         if self._in_background:
             self._writer.wait()
-            self._writer.submit(partial(self._write, self._host_copy.take(snapshot), best_step))
+            finish_copy = self._host_copy.begin(snapshot)
+            self._copied.clear()
+            self._writer.submit(partial(self._copy_and_write, finish_copy, best_step))
         else:
             self._write(snapshot, best_step)
+
+    def before_update(self) -> None:
+        """Wait until a copy has been made of everything that an update is about to change."""
+        self._copied.wait()
+
+    def _copy_and_write(self, finish_copy: Callable[[], Snapshot], best_step: int | None) -> None:
+        try:
+            snapshot = finish_copy()
+        finally:
+            self._copied.set()
+        self._write(snapshot, best_step)
 
     def _write(self, snapshot: Snapshot, best_step: int | None) -> None:
         checkpoint = self._checkpoints.write(snapshot, best_step=best_step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch import Tensor
 from ldm_ae.models import Autoencoder
 from ldm_ae.training.tree import map_tensors, split_tensors
 
+AVERAGED = "ema"
+"""The name of the averaged model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
@@ -21,7 +24,7 @@ class Snapshot:
     step: int
     """Updates done."""
     models: dict[str, Autoencoder]
-    """Saved as a diffusers folder each: `model`, and `ema` if there is one."""
+    """Saved as a diffusers folder each: `model`, and `AVERAGED` if there is one."""
     networks: dict[str, dict[str, Tensor]]
     """State dicts by name, saved as one safetensors file each."""
     state: Any
@@ -51,31 +54,47 @@ class Snapshot:
 class HostCopy:
     """Copies snapshots into host memory that is taken once and filled again each time.
 
-    The copy given out is overwritten by the next `take`.
+    The copy given out is overwritten by the next one.
     """
 
     def __init__(self) -> None:
         self._models: dict[str, Autoencoder] = {}
+        self._weights: dict[str, dict[str, Tensor]] = {}
         self._tensors: list[Tensor] = []
+        self._devices: set[torch.device] = set()
 
-    @torch.no_grad()
-    def take(self, snapshot: Snapshot) -> Snapshot:
-        """A copy that shares no memory with the original."""
+    def begin(self, snapshot: Snapshot) -> Callable[[], Snapshot]:
+        """Copy what the next forward pass may change, such as running statistics: the networks that are trained.
+
+        Returns:
+            Copies the rest, which only an update changes: `state` and the averaged model. It may run in another thread
+            and must end before that update; it returns the copy, which shares no memory with the original.
+        """
         self._place = 0
-        models = {name: self._model(name, model) for name, model in snapshot.models.items()}
+        models = {name: self._model(name, model) for name, model in snapshot.models.items() if name != AVERAGED}
         networks = map_tensors(snapshot.networks, self._tensor)
-        copied = Snapshot(step=snapshot.step, models=models, networks=networks,
-                          state=map_tensors(snapshot.state, self._tensor))  # fmt: skip
-        if any(tensor.is_cuda for _, tensor in snapshot.tensors()):
-            torch.cuda.synchronize()  # copies to pinned memory come back before they are done
-        return copied
+        self._synchronize()
+
+        def finish() -> Snapshot:
+            if AVERAGED in snapshot.models:
+                models[AVERAGED] = self._model(AVERAGED, snapshot.models[AVERAGED])
+            state = map_tensors(snapshot.state, self._tensor)
+            self._synchronize()
+            return Snapshot(step=snapshot.step, models=models, networks=networks, state=state)
+
+        return finish
+
+    def _synchronize(self) -> None:
+        """Copies to pinned memory come back before they are done."""
+        for device in self._devices:
+            torch.cuda.synchronize(device)
 
     def _model(self, name: str, model: Autoencoder) -> Autoencoder:
         if name not in self._models:
             self._models[name] = copy.deepcopy(model).to("cpu")
-        mine, theirs = (m.net.state_dict() for m in (self._models[name], model))
-        for key, tensor in theirs.items():
-            mine[key].copy_(tensor, non_blocking=True)
+            self._weights[name] = self._models[name].net.state_dict()
+        for key, tensor in model.net.state_dict().items():
+            self._copy(self._weights[name][key], tensor)
         return self._models[name]
 
     def _tensor(self, tensor: Tensor) -> Tensor:
@@ -86,4 +105,10 @@ class HostCopy:
         if mine.shape != tensor.shape or mine.dtype != tensor.dtype or mine.stride() != tensor.stride():
             mine = self._tensors[self._place] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
         self._place += 1
-        return mine.copy_(tensor, non_blocking=True)
+        return self._copy(mine, tensor)
+
+    def _copy(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        if theirs.is_cuda:
+            self._devices.add(theirs.device)
+        with torch.no_grad():
+            return mine.copy_(theirs, non_blocking=True)

@@ -200,6 +200,7 @@ class Trainer:
 
     def _update(self, norms: dict[str, Tensor]) -> None:
         """Set the learning rates, clip, update, average."""
+        self.saver.before_update()
         scaler = self.accelerator.scaler
         for which, norm in enumerate(norms.values()):
             optimizer = self.optimizers[which]

@@ -2,8 +2,9 @@
 
 The state: autoencoder, its average, PatchGAN, both Adam optimizers with their moments, random generators. Accelerate
 writes it without flushing or hashing, and removes the old checkpoint first; ours flushes, hashes, renames and removes
-the old one last. `in the background` is how long the training loop stands still where the writer thread does the rest.
-After every call all data are flushed, untimed, so that nobody pays for another's.
+the old one last. `in the background` is how long the training loop stands still where the writer thread does the rest;
+its copies are made while the next batch is computed, and the last variant is how long they take where the next update
+would come at once. After every call all data are flushed, untimed, so that nobody pays for another's.
 """
 
 from __future__ import annotations
@@ -58,20 +59,24 @@ def make_parts(widths: tuple[int, ...], device: torch.device) -> Parts:
 
 
 class OwnSave:
-    """One checkpoint a call."""
+    """One checkpoint a call; with `update`, as far as the update of the next step may begin."""
 
-    def __init__(self, widths: tuple[int, ...], device: torch.device, folder: Path, *, background: bool):
+    def __init__(
+        self, widths: tuple[int, ...], device: torch.device, folder: Path, *, background: bool, update: bool = False
+    ):
         parts = make_parts(widths, device)
         config = TrainingConfig(keep_checkpoints=1, background_saves=background)
         self.saver = Saver(
             folder, Accelerator(cpu=device.type == "cpu"), config, {}, autoencoder=parts.autoencoder, ema=parts.average,
             objective=Objective(ObjectiveConfig()), discriminator=parts.discriminator, optimizers=parts.optimizers,
         )  # fmt: skip
-        self.step = 0
+        self.step, self.update = 0, update
 
     def __call__(self) -> None:
         self.step += 1
         self.saver.save(Progress(self.step, self.step, None, 0))
+        if self.update:
+            self.saver.before_update()
 
     def settle(self) -> None:
         """The background's work, and everything on the disk."""
@@ -98,16 +103,18 @@ class AcceleratesSave:
 
 
 def variants(widths: tuple[int, ...], device: torch.device, folder: Path) -> list[Variant]:
-    """Accelerate's, ours in the loop, ours in the background."""
+    """Accelerate's, ours in the loop, ours in the background, and that until all is copied."""
     base, own = "accelerate save_state", "ours"
+
+    def ours(name: str, *, background: bool, update: bool = False) -> OwnSave:
+        return OwnSave(widths, device, folder / name, background=background, update=update)
+
     return [
         Variant(base, lambda: AcceleratesSave(widths, device, folder / "accelerate")),
-        Variant(own, lambda: OwnSave(widths, device, folder / "own", background=False), base, cost=True, target=1.5),
-        Variant(
-            "ours, in the background", lambda: OwnSave(widths, device, folder / "background", background=True), own,
-            cost=True, target=0.1,
-        ),
-    ]  # fmt: skip
+        Variant(own, lambda: ours("own", background=False), base, cost=True, target=1.5),
+        Variant("ours, in the background", lambda: ours("background", background=True), own, cost=True, target=0.1),
+        Variant("ours, all copies", lambda: ours("copies", background=True, update=True), own, cost=True),
+    ]
 
 
 def main() -> None:

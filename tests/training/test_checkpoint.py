@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +175,7 @@ def test_nothing_is_pruned_for_a_checkpoint_that_was_not_written(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ldm_ae.training.checkpoint.save_file", fail)
+    monkeypatch.setattr("ldm_ae.training.checkpoint.write_direct", fail)
     with pytest.raises(RunError, match=r"cannot write .*step-00000002: the disk is full, [\d,]+ bytes are needed"):
         checkpoints.write(snapshot(tiny_model, 2), best_step=None)
     assert {p: sha256(p) for p in tmp_path.rglob("*") if p.is_file()} == expected
@@ -193,7 +195,7 @@ def test_host_copy_holds_that_moment_and_its_memory(tiny_model: KLAutoencoder) -
     tiny_model.to(memory_format=torch.channels_last)
     host = HostCopy()
     original = snapshot(tiny_model, 1)
-    copied = host.take(original)
+    copied = host.begin(original)()
     expected = {name: tensor.clone() for name, tensor in original.tensors()}
     places = {name: tensor.data_ptr() for name, tensor in copied.tensors()}
     assert not {tensor.data_ptr() for _, tensor in original.tensors()} & set(places.values())
@@ -201,9 +203,22 @@ def test_host_copy_holds_that_moment_and_its_memory(tiny_model: KLAutoencoder) -
         for parameter in tiny_model.parameters():
             parameter.zero_()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in copied.tensors())
-    again = host.take(snapshot(tiny_model, 2))
+    again = host.begin(snapshot(tiny_model, 2))()
     assert {name: tensor.data_ptr() for name, tensor in again.tensors()} == places
     assert not again.models["model"].last_layer.any()
+
+
+def test_a_forward_pass_may_come_before_the_copy_has_ended(tiny_model: KLAutoencoder) -> None:
+    ema = copy.deepcopy(tiny_model)
+    original = replace(snapshot(tiny_model, 1), models={"model": tiny_model, "ema": ema})
+    expected = {name: tensor.clone() for name, tensor in original.tensors()}
+    finish = HostCopy().begin(original)
+    with torch.no_grad():
+        for tensor in [*tiny_model.parameters(), *original.networks["part"].values()]:
+            tensor.zero_()  # as data-dependent initializations and running statistics are
+    copied = finish()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in copied.tensors())
+    assert len(expected) == len(dict(copied.tensors()))
 
 
 def test_linked_model_is_the_averaged_one(tmp_path: Path, tiny_model: KLAutoencoder) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ldm_ae.errors import UserError
 from ldm_ae.evaluation import psnr
 from ldm_ae.models import load_autoencoder
 from ldm_ae.training import Stopped, Trainer, newest_checkpoint
+from ldm_ae.training.snapshot import HostCopy, Snapshot
 from ldm_ae.training.steps import generator_step
 from tests.training.common import files, make_batches, make_parts, run, whole
 
@@ -74,6 +76,31 @@ def test_stop_and_go_on_equals_uninterrupted(
         newest_checkpoint(tmp_path / "parts" / "checkpoints")[0] == tmp_path / "parts" / "checkpoints" / "step-00000004"
     )
     assert files(run(tiny_config, tmp_path / "parts") / "checkpoints" / "step-00000006") == expected
+
+
+def test_the_next_update_waits_for_the_copy(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that takes longer than forward and backward passes gives the bytes of a save that is waited for."""
+    every = ("--training.checkpoint_every", "1", "--training.keep_checkpoints", "9")
+    expected = files(
+        run(tiny_config, tmp_path / "waits", *every, "--training.background_saves", "false") / "checkpoints"
+    )
+    begin = HostCopy.begin
+    late: list[int] = []
+
+    def slow_begin(self: HostCopy, snapshot: Snapshot) -> Callable[[], Snapshot]:
+        finish = begin(self, snapshot)
+
+        def slow_finish() -> Snapshot:
+            time.sleep(0.5)
+            late.append(snapshot.step)
+            return finish()
+
+        return slow_finish
+
+    monkeypatch.setattr(HostCopy, "begin", slow_begin)
+    found = files(run(tiny_config, tmp_path / "background", *every) / "checkpoints")
+    assert late == [1, 2, 3, 4, 5, 6]
+    assert found == expected
 
 
 def test_no_sample_is_repeated_or_skipped_over_a_resume(

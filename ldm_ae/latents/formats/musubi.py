@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldm_ae.latents.files import safetensors_parts
 from ldm_ae.latents.fold import Constants
 from ldm_ae.latents.formats.base import Format, Options, Pictures, Samples, architecture, stem, write_new
+from ldm_ae.tensor_files import safetensors_pieces
 
 _FULL_NAMES = {"hv": "hunyuan_video", "qi": "qwen_image", "wan": "wan", "zi": "z_image"}
 _CONSTANTS = {
@@ -55,6 +55,6 @@ class Musubi(Format):
                 "height": str(height),
                 "format_version": "1.0.1",
             }
-            content = b"".join(safetensors_parts({f"latents_1x{h}x{w}_float32": values}, header))
+            content = b"".join(safetensors_pieces({f"latents_1x{h}x{w}_float32": values}, header))
             name = stem(sample.key).rpartition("/")[2]
             write_new(out / f"{name}_{width:04d}x{height:04d}_{self._arch}.safetensors", content, sample.key)
