@@ -1,0 +1,57 @@
+"""Photos beside copies of themselves in other colours: for training sets that are small.
+
+A few hundred photos have few saturated colours, and an autoencoder that sees no others turns green eyes brown. A copy
+has the brightness of its photo (Y of JPEG's YCbCr), its colours turned around grey by a random angle and made paler or
+stronger by a random factor.
+
+    python scripts/recolour.py IMAGES OUT       # OUT/photos: the files as they are; OUT/recoloured: PNG
+
+Angle and factor follow from the seed and the image's key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ldm_ae.data import decode_image, open_source
+from ldm_ae.files import require_new_folder
+
+LEAST, MOST = 0.5, 1.8
+"""Range of the factor; 1 leaves the strength of the colours as it is."""
+
+
+def recolour(image: Image.Image, angle: float, factor: float) -> Image.Image:
+    """The image with its colours turned by `angle` radians around grey and `factor` times as strong."""
+    y, cb, cr = (np.asarray(plane).astype(np.float32) for plane in image.convert("YCbCr").split())
+    chroma = (cb - 128 + 1j * (cr - 128)) * factor * np.exp(1j * angle)
+    planes = (plane.round().clip(0, 255).astype(np.uint8) for plane in (y, chroma.real + 128, chroma.imag + 128))
+    return Image.merge("YCbCr", [Image.fromarray(plane) for plane in planes]).convert("RGB")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run it from the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("images", help="IMAGES, as ldm-ae train takes them")
+    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("--seed", type=int, default=0, help="of the colours (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    require_new_folder(options.out, "the photos")
+    source = open_source(options.images)
+    for index in range(len(source)):
+        key, data = source.key(index), source[index].data
+        draw = random.Random(f"{options.seed}:{key}")
+        image = recolour(decode_image(data), draw.uniform(-np.pi, np.pi), draw.uniform(LEAST, MOST))
+        plain, other = options.out / "photos" / key, (options.out / "recoloured" / key).with_suffix(".png")
+        for path in (plain, other):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        plain.write_bytes(data)
+        image.save(other)
+
+
+if __name__ == "__main__":
+    main()
