@@ -11,11 +11,13 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from ldm_ae.background import BackgroundWriter
 
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 _BLOCK = 4096  # what such a write is a multiple of, in memory and on the disk
@@ -40,7 +42,7 @@ def write_direct(path: str | Path, pieces: Iterable[bytes | memoryview]) -> Writ
         OSError: the disk is full, or fails.
     """
     digest, size = hashlib.sha256(), 0
-    with _DirectFile(path) as file:
+    with _DirectFile(path) as file, file.disk:
         for piece in pieces:
             size += len(piece)
             for start in range(0, len(piece), _PIECE):
@@ -65,8 +67,8 @@ class _DirectFile:
         # Shared, so that a process that forks meanwhile cannot move the pages from under the disk.
         self._buffer, self._other = mmap.mmap(-1, _BUFFER), mmap.mmap(-1, _BUFFER)
         self._filled = 0
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="disk")
-        self._on_its_way: Future[None] | None = None
+        self.disk = BackgroundWriter()
+        """One buffer at a time. It must have ended when the file does."""
 
     def write(self, piece: memoryview) -> None:
         """Take these bytes; an error may be that of bytes taken earlier."""
@@ -77,8 +79,7 @@ class _DirectFile:
             target[:] = source[done : done + count]
             done, self._filled = done + count, self._filled + count
             if self._filled == _BUFFER:
-                self._wait()
-                self._on_its_way = self._pool.submit(self._put, self._buffer, 0, _BUFFER)
+                self.disk.submit(partial(self._put, self._buffer, 0, _BUFFER))
                 self._buffer, self._other, self._filled = self._other, self._buffer, 0
 
     def __enter__(self) -> _DirectFile:
@@ -87,19 +88,13 @@ class _DirectFile:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                self._wait()
                 whole = self._filled - self._filled % _BLOCK
                 self._put(self._buffer, 0, whole)
                 self._use_cache()  # for what is no whole block
                 self._put(self._buffer, whole, self._filled)
                 os.fsync(self._file)
         finally:
-            self._pool.shutdown()
             os.close(self._file)
-
-    def _wait(self) -> None:
-        if self._on_its_way is not None:
-            self._on_its_way.result()
 
     def _put(self, buffer: mmap.mmap, start: int, end: int) -> None:
         view = memoryview(buffer)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from ldm_ae.data import decode_image, open_source
 from ldm_ae.files import require_new_folder
+from ldm_ae.latents.decoder import output_names
 
 LEAST, MOST = 0.5, 1.8
 """Range of the factor; 1 leaves the strength of the colours as it is."""
@@ -42,11 +43,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     require_new_folder(options.out, "the photos")
     source = open_source(options.images)
-    for index in range(len(source)):
-        key, data = source.key(index), source[index].data
+    names = output_names(source.key(index) for index in range(len(source)))
+    for index, (key, name) in enumerate(names.items()):
+        data = source[index].data
         draw = random.Random(f"{options.seed}:{key}")
         image = recolour(decode_image(data), draw.uniform(-np.pi, np.pi), draw.uniform(LEAST, MOST))
-        plain, other = options.out / "photos" / key, (options.out / "recoloured" / key).with_suffix(".png")
+        plain = (options.out / "photos" / name).with_suffix(Path(key).suffix)
+        other = options.out / "recoloured" / name
         for path in (plain, other):
             path.parent.mkdir(parents=True, exist_ok=True)
         plain.write_bytes(data)

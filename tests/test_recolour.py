@@ -50,3 +50,12 @@ def test_files_beside_their_copies(tmp_path: Path) -> None:
         assert ((tmp_path / "other" / name).read_bytes() == content) == name.startswith("photos/")
     with Image.open(tmp_path / "one" / "recoloured" / "more" / "a.png") as copy:
         assert copy.size == (24, 16)
+
+
+def test_names_that_come_out_alike(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("a.jpg", "a.png"):
+        photo().save(tmp_path / "images" / name)
+    script.main([str(tmp_path / "images"), str(tmp_path / "out")])
+    assert sorted(p.name for p in (tmp_path / "out" / "recoloured").iterdir()) == ["a-2.png", "a.png"]
+    assert sorted(p.suffix for p in (tmp_path / "out" / "photos").iterdir()) == [".jpg", ".png"]
