@@ -228,8 +228,9 @@ def _add_bucket_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_compute_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="such as cpu or cuda (default: %(default)s)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="what the model runs in "
-                        "(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32", help="what the model "
+                        "runs in; auto is bf16 on a device that is fast in it and fp32 on others (default: %(default)s)"
+                        )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
 
 

@@ -49,6 +49,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from ldm_ae.priors import load_prior
 
     folder = make_folder(args.out)
+    _choose_precision(args)
     prior = None if args.prior is None else load_prior(args.prior)
     model, source, transform = _inputs(args)
     if args.limit is not None and args.limit < 1:
@@ -73,6 +74,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     """`ldm-ae reconstruct`."""
     from ldm_ae.latents import reconstruct_images
 
+    _choose_precision(args)
     model, source, transform = _inputs(args)
     with progress_bar("reconstructing", len(source)) as progress:
         count = reconstruct_images(
@@ -104,7 +106,7 @@ def run_encode(args: argparse.Namespace) -> None:
         return
     done = "was complete already" if summary.already_complete else "written"
     redone = f", {summary.redone_batches} batches that overflowed encoded in fp32" if summary.redone_batches else ""
-    print(f"{args.store} {done}: {summary.images} images, {len(summary.bad)} unusable, "
+    print(f"{args.store} {done}: {summary.images} images, {len(summary.bad)} unusable, in {summary.precision}, "
           f"scaling_factor {1 / summary.statistics.pooled_std:.5f}{redone}")  # fmt: skip
     enlarged = f"; {summary.crops.enlarged} images are smaller than that and were enlarged"
     print(f"{', '.join(f'{size}: {images}' for size, images in summary.buckets.items())}; "
@@ -112,6 +114,18 @@ def run_encode(args: argparse.Namespace) -> None:
           f"{enlarged if summary.crops.enlarged else ''}")  # fmt: skip
     if (error := summary.statistics.relative_error) is not None:
         print(f"error of uint8: {error.square().mean().sqrt():.2%} of a channel's deviation, at most {error.max():.2%}")
+
+
+def _choose_precision(args: argparse.Namespace) -> None:
+    """Put what `--precision auto` means on this machine in its place, and print it."""
+    if args.precision != "auto":
+        return
+    from ldm_ae.core.precision import inference_numerics
+    from ldm_ae.models import pick_device
+
+    numerics = inference_numerics("auto", pick_device(args.device))
+    args.precision = numerics.precision
+    print(f"precision: {numerics.line()}", file=sys.stderr)
 
 
 def _engine(args: argparse.Namespace) -> Engine | None:
@@ -132,6 +146,7 @@ def run_decode(args: argparse.Namespace) -> None:
     from ldm_ae.models import load_autoencoder, pick_device
 
     keep_freed_memory(pick_device(args.device))
+    _choose_precision(args)
     model = load_autoencoder(args.model)
     with progress_bar("decoding", None) as progress:
         count = decode_store(
@@ -143,9 +158,9 @@ def run_decode(args: argparse.Namespace) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """`ldm-ae export`."""
+    from ldm_ae.core.precision import DTYPES
     from ldm_ae.interop import export_diffusers, export_ldm
     from ldm_ae.models import load_autoencoder
-    from ldm_ae.models.inference import PRECISIONS
 
     if args.format == "ldm":
         if args.images or args.per_channel or args.sample_size or args.weights != "fp32":
@@ -156,13 +171,14 @@ def run_export(args: argparse.Namespace) -> None:
         raise UserError("--per-channel needs --images to measure on")
     model, statistics = load_autoencoder(args.model), None
     if args.images:
+        _choose_precision(args)
         statistics, activations = _measure(args)
         print(f"scaling_factor {1 / statistics.pooled_std:.5f}, measured on {args.images}")
         print(activations.line())
     elif model.latent_spec.scaling_factor == 1.0:
         print("note: scaling_factor is 1, nobody has measured it; --images IMAGES measures it", file=sys.stderr)
     out = export_diffusers(
-        model, args.out, scaling=statistics, per_channel=args.per_channel, weights=PRECISIONS[args.weights],
+        model, args.out, scaling=statistics, per_channel=args.per_channel, weights=DTYPES[args.weights],
         sample_size=args.sample_size,
     )  # fmt: skip
     print(f"{type(model.net).__name__}.from_pretrained opens {out}")

@@ -16,15 +16,16 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, get_args, get_type_hints
 
-import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 from ldm_ae.allocator import keep_freed_memory
+from ldm_ae.core.precision import Numerics, agreed_numerics
 from ldm_ae.data.config import DataConfig
 from ldm_ae.discriminators import Discriminator
+from ldm_ae.environment import recorded_numerics
 from ldm_ae.errors import UserError, printable
 from ldm_ae.files import make_folder, writing
 from ldm_ae.locks import only_writer
@@ -164,8 +165,6 @@ def check(run: RunConfig) -> None:
                 f"objective.regularization_weights has no weight for '{term}', without which the codes do not learn; "
                 f"add {term}: 1.0, or freeze them with training.trainable"
             )
-    if run.training.precision == "fp16" and not torch.accelerator.is_available():
-        raise UserError("training.precision fp16 needs an accelerator; use bf16 or no on a CPU")
 
 
 def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Path:
@@ -180,13 +179,14 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
     config = parse_config(arguments, parser)
     folder = make_folder(config.out)
     run = build_config(config, parser)
-    accelerator = make_accelerator(run.training, folder)
+    numerics = agreed_numerics(run.training.precision, pick_device(), recorded_numerics(folder))
+    accelerator = make_accelerator(run.training, folder, numerics)
     keep_freed_memory(accelerator.device)
     with _only_run(folder, accelerator):
         accelerator.init_trackers("logs")
         if accelerator.is_main_process:
             save_config(parser, config, folder / "config.yaml")
-        make_trainer(run, folder, accelerator).fit()
+        make_trainer(run, folder, accelerator, numerics).fit()
     return folder
 
 
@@ -205,12 +205,12 @@ def _only_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         yield
 
 
-def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
+def make_accelerator(training: TrainingConfig, folder: Path, numerics: Numerics) -> Accelerator:
     """Accelerate with this run's precision and trackers."""
     return Accelerator(
         # Accelerate takes processes of torchrun for a GPU's each; without one they would not know of each other.
         cpu=pick_device().type == "cpu",
-        mixed_precision=training.precision,
+        mixed_precision=numerics.mixed_precision,
         log_with=list(training.trackers) or None,
         project_dir=str(folder),
         # Buffers are batch normalization's; synchronized ones are equal already, and writing them breaks the graph.
@@ -218,7 +218,7 @@ def make_accelerator(training: TrainingConfig, folder: Path) -> Accelerator:
     )
 
 
-def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator) -> Trainer:
+def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numerics: Numerics) -> Trainer:
     """The trainer of a built configuration."""
     loader, validation = run.data.loaders(
         batch_size=run.training.batch_size, accumulation=run.training.accumulation, seed=run.seed,
@@ -236,7 +236,8 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator) -> Trai
         "ema": run.training.ema_decay is not None,
     }
     return Trainer(
-        folder=folder, accelerator=accelerator, autoencoder=run.model, objective=Objective(run.objective),
+        folder=folder, accelerator=accelerator, numerics=numerics, autoencoder=run.model,
+        objective=Objective(run.objective),
         discriminator=run.discriminator, training=run.training, optimizer=run.optimizer,
         discriminator_optimizer=run.discriminator_optimizer, loader=loader, validation=validation, identity=identity,
     )  # fmt: skip

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+from ldm_ae.core.precision import DTYPES, LAYOUTS, machine_name
+from ldm_ae.errors import UserError, printable, reason
+from ldm_ae.files import read_json
 from ldm_ae.version import __version__
 
 PACKAGES = (
@@ -37,15 +40,34 @@ def git_commit(folder: str | Path = ".") -> str | None:
     return result.stdout.strip() or None if result.returncode == 0 else None
 
 
-def device_name(device: torch.device) -> str:
-    """For example `cuda: NVIDIA H200` or `cpu: x86_64, 2 threads`."""
-    if device.type == "cuda":
-        return f"cuda: {torch.cuda.get_device_name(device)}"
-    if device.type == "cpu":
-        return f"cpu: {platform.machine()}, {torch.get_num_threads()} threads"
-    return str(device)
+ENVIRONMENT = "environment.json"
+"""In a run directory: `describe_environment`, and `numerics` as `Numerics.describe` gives it."""
+_BEFORE_NUMERICS = {"precision": "bf16", "layout": "channels_last", "machine": "", "reason": ""}
+"""What `auto` stands for in a run that was started before precision was chosen: what every recipe had then."""
+
+
+def recorded_numerics(run: Path) -> dict[str, str] | None:
+    """The precision and layout that a run directory was started with; None for a run that is new.
+
+    Raises:
+        UserError: its environment.json is damaged.
+    """
+    path = run / ENVIRONMENT
+    if not path.is_file():
+        return None
+    try:
+        found = read_json(path).get("numerics", _BEFORE_NUMERICS)
+        recorded = {name: str(found[name]) for name in _BEFORE_NUMERICS}
+        for name, known in (("precision", DTYPES), ("layout", LAYOUTS)):
+            if recorded[name] not in known:
+                raise ValueError(f"{name} is {printable(recorded[name])}")
+        return recorded
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({reason(error)}); remove it and name --training.precision, or put it back from a copy"
+        ) from error
 
 
 def describe_environment(device: torch.device) -> dict[str, object]:
-    """All of it, as JSON values."""
-    return {"versions": package_versions(), "git_commit": git_commit(), "device": device_name(device)}
+    """Versions, commit and device, as JSON values."""
+    return {"versions": package_versions(), "git_commit": git_commit(), "device": machine_name(device)}

@@ -40,6 +40,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ldm_ae.core.precision import PRECISIONS, agreed_numerics
 from ldm_ae.data import split_keys
 from ldm_ae.errors import RunError, UserError
 from ldm_ae.evaluation import comparison_grid
@@ -143,7 +144,10 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     store = LatentStore(args.store)
     store.check_model(autoencoder)
     pixels = image_pixels(store)
-    accelerator = Accelerator(cpu=pick_device().type == "cpu")
+    device = pick_device()
+    numerics = agreed_numerics(args.precision, device)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=numerics.mixed_precision)
+    accelerator.print(f"precision: {numerics.line()}", flush=True)
     set_seed(args.seed)
     flip = "half" if store.request.flips else "never"
     data, plain = (LatentDataset(store, draw="indices", flip=f, seed=args.seed) for f in (flip, "never"))
@@ -227,6 +231,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--coded", type=int, default=2, help="held-out images to send through the range coder")
     parser.add_argument("--samples", type=int, default=8, help="samples to draw into samples.png")
     parser.add_argument("--log-every", type=int, default=200, help="steps between two lines with bits per code")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="autocast dtype; auto is bf16 on a "
+                        "device that is fast in it, fp32 on others (default: %(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     try:
         train(parser.parse_args(argv))

@@ -46,6 +46,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ldm_ae.core.precision import PRECISIONS, agreed_numerics
 from ldm_ae.errors import UserError
 from ldm_ae.files import require_new_folder, writing_folder
 from ldm_ae.latents import LatentDataset, LatentStore, endless
@@ -162,7 +163,10 @@ def train(args: argparse.Namespace) -> list[float]:
     autoencoder = load_autoencoder(args.autoencoder)
     store = LatentStore(args.store)
     check(store, autoencoder, args.model)
-    accelerator = Accelerator(cpu=pick_device().type == "cpu")
+    device = pick_device()
+    numerics = agreed_numerics(args.precision, device)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=numerics.mixed_precision)
+    accelerator.print(f"precision: {numerics.line()}", flush=True)
     set_seed(args.seed)
     autoencoder.set_scaling(scaling_factor=1 / store.statistics.pooled_std)
     decoder = as_diffusers(autoencoder.net)
@@ -218,6 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", type=int, default=128, help="channels of the widest-resolution level, or of a token")
     parser.add_argument("--depth", type=int, default=2, help="blocks per level, or transformer blocks")
     parser.add_argument("--log-every", type=int, default=50, help="steps between two lines with the loss")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="autocast dtype; auto is bf16 on a "
+                        "device that is fast in it, fp32 on others (default: %(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     try:
         train(parser.parse_args(argv))

@@ -11,7 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ldm_ae.environment import device_name, git_commit, package_versions
+from ldm_ae.core.precision import inference_numerics
+from ldm_ae.environment import git_commit, package_versions
 from ldm_ae.errors import UserError
 from ldm_ae.evaluation.activation_ranges import ActivationRanges, activation_ranges, first_batches
 from ldm_ae.evaluation.codebook import CodebookSummary, CodebookUsage
@@ -171,8 +172,8 @@ def evaluate(
         perceptual: Feature network of the perceptual distance; moved to the device if it is a module.
         features: Feature network of the Fréchet distance; likewise.
         prior: Over this model's codes, for their rate; in float32 whatever the precision.
-        precision: `fp32`, `bf16` or `fp16`, of the model alone. A batch that overflows in fp16 is computed again in
-            fp32; the protocol counts these.
+        precision: `auto`, `fp32`, `bf16` or `fp16`, of the model alone. A batch that overflows in fp16 is computed
+            again in fp32; the protocol counts these.
         device: Where to run; `auto` picks an accelerator if there is one.
         seed: Of the posterior samples that the latent statistics are taken over.
         pictures: How many images to keep of the first, of the worst and of the best.
@@ -183,6 +184,7 @@ def evaluate(
             prior over other codes.
     """
     device = pick_device(device) if isinstance(device, str) else device
+    numerics = inference_numerics(precision, device)
     first, batches = first_batches(loader)
     if not first:
         raise UserError(f"there are no images to evaluate in {source}")
@@ -190,7 +192,7 @@ def evaluate(
     kind, sha256 = type(model).__name__, weights_sha256(model)  # before the precision changes the weights
     rates = Rates(model, prior, device)
     activations = activation_ranges(model, first)
-    model = for_inference(model, device=device, precision=precision)
+    model = for_inference(model, device=device, precision=numerics.precision)
     for network in (perceptual, features):
         if isinstance(network, nn.Module):
             network.to(device)
@@ -199,7 +201,7 @@ def evaluate(
         for batch in batches:
             pixel_values = batch.pixel_values.to(device, non_blocking=True)
             posterior, latents, reconstructions = _reconstruct(model, pixel_values)
-            require_finite(reconstructions, batch.keys, precision)
+            require_finite(reconstructions, batch.keys, numerics.precision)
             thumbnails = collected.baseline(pixel_values, thumbnail_numbers(posterior, latents))
             scores = image_scores(reconstructions, pixel_values, perceptual)
             scores |= rates.of(posterior, pixel_values[0, 0].numel())
@@ -221,9 +223,10 @@ def evaluate(
             "latent_channels": model.latent_spec.channels,
         },
         "reconstruction": RECONSTRUCTION,
-        "precision": precision,
+        "precision": numerics.precision,
+        "memory_layout": numerics.layout,
         "redone_batches": {"count": redone, "precision": WIDE_PRECISION if redone else None},
-        "device": device_name(device),
+        "device": numerics.machine,
         "latent_statistics": f"of one posterior sample per image, seed {seed}",
         "codebook": collected.describe_codes(rates.describe()),
         "baseline": {"method": collected.baseline_method(), "thumbnail_size": _sizes(collected.thumbnail_sizes)},

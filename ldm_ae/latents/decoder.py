@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm_ae.core.precision import inference_numerics
 from ldm_ae.data import EvaluationLoader, ImageTransform, Source
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder, require_new_folder
@@ -20,7 +21,7 @@ from ldm_ae.latents.batches import BucketBatchSampler
 from ldm_ae.latents.encoder import Progress
 from ldm_ae.latents.provenance import inference_copy
 from ldm_ae.latents.reader import LatentDataset, LatentStore
-from ldm_ae.models import Autoencoder, require_finite
+from ldm_ae.models import Autoencoder, pick_device, require_finite
 
 _UNSAFE = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
 _WRITERS = 4  # PNG compression releases the interpreter's lock
@@ -80,7 +81,7 @@ def decode_store(
             indices alone, both are what the model looks up.
         batch_size: Images a forward pass.
         device: Where to decode; `auto` picks an accelerator if there is one.
-        precision: fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
+        precision: auto, fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
         allow_other_model: Decode with a model whose hash is not the store's, such as a fine-tuned decoder.
         progress: Called after every batch.
 
@@ -103,6 +104,8 @@ def decode_store(
     data = LatentDataset(opened, draw="indices" if looked_up else latents)
     keys = opened.good()["key"].to_pylist()
     sampler = BucketBatchSampler(data, batch_size, shuffle=False)
+    device = pick_device(device) if isinstance(device, str) else device
+    precision = inference_numerics(precision, device).precision
     runner = inference_copy(model, device=device, precision=precision)
 
     def batches() -> Iterator[tuple[list[str], Tensor]]:
@@ -139,7 +142,7 @@ def reconstruct_images(
         batch_size: Images a forward pass.
         workers: Processes that decode image files.
         device: Where to run; `auto` picks an accelerator if there is one.
-        precision: fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
+        precision: auto, fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
         bad_share: Share of unusable images past which this ends with an error, after all that is good.
         progress: Called after every batch.
 
@@ -152,6 +155,8 @@ def reconstruct_images(
     """
     model.latent_spec.latent_size(transform.height, transform.width)
     loader = EvaluationLoader(source, transform, batch_size=batch_size, workers=workers, bad_share=bad_share)
+    device = pick_device(device) if isinstance(device, str) else device
+    precision = inference_numerics(precision, device).precision
     runner = inference_copy(model, device=device, precision=precision)
 
     def batches() -> Iterator[tuple[list[str], Tensor]]:
@@ -171,7 +176,7 @@ def _decode(model: Autoencoder, values: Tensor, keys: list[str], precision: str,
     """Latents, or images to be encoded first, to uint8 (B, H, W, 3) on the CPU; UserError if not finite."""
     values = values.to(model.last_layer.device)
     if encode:
-        values = model.encode(values.contiguous(memory_format=torch.channels_last)).mode()
+        values = model.encode(values).mode()
     images = model.decode(values)
     require_finite(images, keys, precision)  # NaN would come out as black
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ldm_ae.background import BackgroundWriter
+from ldm_ae.core.precision import inference_numerics
 from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
@@ -26,7 +27,7 @@ from ldm_ae.latents.processes import Processes
 from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.reopening import reopen, still_holds
-from ldm_ae.latents.store import DTYPES, StoreRequest, index_dtype
+from ldm_ae.latents.store import DTYPES, StoreRequest, index_dtype, recorded_precision
 from ldm_ae.latents.transfers import Transfers
 from ldm_ae.latents.units import EncodedBatch, Unit
 from ldm_ae.latents.writer import StoreWriter, latents_of
@@ -96,6 +97,8 @@ class EncodeSummary:
     """What was cut off."""
     already_complete: bool
     """The store was there, made by the same command; nothing was encoded."""
+    precision: str
+    """fp32, bf16 or fp16: what the encoder ran in."""
     redone_batches: int
     """Batches that overflowed in fp16 and were encoded in float32 from the original weights; mirror images are batches
     of their own. 0 in other precisions."""
@@ -142,7 +145,8 @@ def encode_images(
         batch_size: Images a forward pass.
         workers: Processes that decode images.
         device: Where to encode; `auto` picks an accelerator if there is one.
-        precision: fp32, bf16 or fp16: what the encoder runs in. A batch that overflows in fp16 is encoded in fp32.
+        precision: auto, fp32, bf16 or fp16: what the encoder runs in. `auto` takes that of a store that is there, or
+            else what is fast on this machine. A batch that overflows in fp16 is encoded in fp32.
         dtype: fp32, bf16, fp16 or uint8: of the stored latents and moments. In uint8 each channel of each image has 256
             levels; the error is measured, and in the statistics.
         latents: Whether `latents` is one posterior sample or the mode.
@@ -178,6 +182,12 @@ def encode_images(
     spec = model.latent_spec
     for size in transform.sizes:
         spec.latent_size(*size)
+    processes = processes or Processes()
+    if engine is not None and processes.count > 1:
+        raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
+    precision = (precision == "auto" and recorded_precision(path)) or inference_numerics(
+        precision, processes.device(device)
+    ).precision
     request = StoreRequest(
         source=source_name, images=len(source), keys_hash=_hash_keys(source), model_hash=model_hash(model),
         model_config=model_config(model), scaling=scaling_of(spec), transform=transform.describe(),
@@ -185,9 +195,6 @@ def encode_images(
         seed=seed, batch_size=batch_size, shard_size=shard_size, content=content,
         indices=spec.codebook_size is not None and content != "samples", compiled=compiled,
     )  # fmt: skip
-    processes = processes or Processes()
-    if engine is not None and processes.count > 1:
-        raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
     # First, because either may refuse.
     runner = None
     if engine is not None:
@@ -199,6 +206,8 @@ def encode_images(
         raise UserError(f"{folder} is a file; name a folder for the store")
     leads = processes.rank == 0
     with processes.together() as channel, only_writer(make_folder(folder)) if leads else nullcontext():
+        if (first := channel.from_first(precision)) != precision:
+            raise UserError(f"the processes chose the precisions {first} and {precision}; name one with --precision")
         look_up = model.indices_to_latents
         writer = StoreWriter(path, request, processes=processes.count, look_up=look_up) if leads else None
         plan = channel.from_first(writer and writer.plan)
@@ -240,7 +249,8 @@ def encode_images(
         )
     return EncodeSummary(
         path=Path(path), images=len(store), bad=bad, statistics=store.statistics, buckets=store.buckets(),
-        crops=describe_crops(store.good()), already_complete=already_complete, redone_batches=store.redone_batches,
+        crops=describe_crops(store.good()), already_complete=already_complete, precision=store.request.precision,
+        redone_batches=store.redone_batches,
     )  # fmt: skip
 
 
@@ -331,7 +341,6 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, trans
     missing = request.batch_size - len(batch) if request.compiled else 0
     if missing:
         pixel_values = functional.pad(pixel_values, (0, 0, 0, 0, 0, 0, 0, missing))
-    pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
     dtype = torch.float32 if request.dtype == "uint8" else DTYPES[request.dtype]
     computed: dict[str, Tensor] = {}
     tensors: dict[str, Tensor] = {}

@@ -197,6 +197,16 @@ def row_of_tensor(name: str, bucket: str, spec: LatentSpec, dtype: torch.dtype) 
     return (spec.channels * (2 if name.startswith("moments") else 1), *size), dtype
 
 
+def recorded_precision(path: str | Path) -> str | None:
+    """What the encoder of the store there runs in, finished or not; None where there is no store.
+
+    Raises:
+        UserError: the store's description is damaged.
+    """
+    path = Path(path)
+    return read_description(path)["request"].get("precision") if (path / DESCRIPTION).is_file() else None
+
+
 def read_description(path: Path) -> dict[str, Any]:
     """The content of store.json, its outer shape checked.
 

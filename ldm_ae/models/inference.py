@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from ldm_ae.core.precision import inference_numerics
 from ldm_ae.errors import UserError
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.overflow import OverflowGuard
-
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""The dtype of weights and activations, by the name that commands take."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -28,26 +26,25 @@ def pick_device(name: str = "auto") -> torch.device:
 def for_inference(
     model: Autoencoder, *, device: str | torch.device = "auto", precision: str = "fp32", compiled: bool = False
 ) -> Autoencoder:
-    """The model, changed in place: eval mode, no gradients, channels-last weights of the precision's dtype.
+    """The model, changed in place: eval mode, no gradients, weights of the precision's dtype and memory layout.
 
     Args:
         model: Any autoencoder.
         device: Where to run; `auto` picks an accelerator if there is one.
-        precision: `fp32`, `bf16` or `fp16`. Posteriors and reconstructions are float32 whatever it is.
+        precision: `auto`, `fp32`, `bf16` or `fp16`. Posteriors and reconstructions are float32 whatever it is.
         compiled: Compile encoder and decoder with torch.compile.
 
     Returns:
         The model; for fp16 in an `OverflowGuard`, so that what overflows is computed again and no result is lost.
     """
-    if precision not in PRECISIONS:
-        raise UserError(f"precision '{precision}' is not one of {', '.join(PRECISIONS)}")
     device = pick_device(device) if isinstance(device, str) else device
+    numerics = inference_numerics(precision, device)
     if isinstance(model, OverflowGuard):
         model = model.unguarded()
-    if precision == "fp16":
+    if numerics.precision == "fp16":
         model = OverflowGuard(model)
-    model = model.eval().requires_grad_(False).to(device=device, dtype=PRECISIONS[precision])
-    model = model.to(memory_format=torch.channels_last)
+    model = model.eval().requires_grad_(False).to(device=device, dtype=numerics.dtype)
+    model = model.to(memory_format=numerics.memory_format)
     if compiled:
         model.compile_parts()
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ldm_ae.core.precision import Precision
 from ldm_ae.errors import UserError
 
 
@@ -18,8 +19,9 @@ class TrainingConfig:
     """Images of one forward pass of one process."""
     accumulation: int = 1
     """Forward passes per step."""
-    precision: Literal["no", "bf16", "fp16"] = "bf16"
-    """Autocast dtype; parameters stay float32. fp16 needs an accelerator."""
+    precision: Precision = "auto"
+    """Autocast dtype; parameters stay float32. auto is bf16 on a device that is fast in it and fp32 on others; fp16
+    needs an accelerator; no is fp32."""
     max_grad_norm: float | None = None
     """Clip each network's gradients to this norm."""
     trainable: list[str] = field(default_factory=lambda: ["*"])

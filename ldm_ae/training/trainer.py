@@ -17,9 +17,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ldm_ae.core.precision import Numerics, place
 from ldm_ae.data import Batch, EvaluationLoader, TrainingLoader, seeded_noise
 from ldm_ae.discriminators import BothSides, Discriminator
-from ldm_ae.environment import describe_environment
+from ldm_ae.environment import ENVIRONMENT, describe_environment
 from ldm_ae.errors import UserError
 from ldm_ae.evaluation import comparison_grid, validate
 from ldm_ae.files import write_json, writing_folder
@@ -46,6 +47,7 @@ class Trainer:
     Args:
         folder: The run directory; a run that is there is continued.
         accelerator: Devices, processes, mixed precision and trackers.
+        numerics: The precision that the accelerator was made with, and the memory layout.
         autoencoder: In float32.
         objective: The generator's losses.
         discriminator: None for none.
@@ -62,6 +64,7 @@ class Trainer:
         *,
         folder: Path,
         accelerator: Accelerator,
+        numerics: Numerics,
         autoencoder: Autoencoder,
         objective: Objective,
         discriminator: Discriminator | None,
@@ -73,7 +76,7 @@ class Trainer:
         identity: dict[str, Any],
     ):
         self.folder, self.accelerator, self.config, self.identity = folder, accelerator, training, identity
-        self.loader, self.validation = loader, validation
+        self.loader, self.validation, self.numerics = loader, validation, numerics
         self.step = 0
         self.position = 0  # samples of the global stream that have been used
         self.best: dict[str, float] | None = None
@@ -92,23 +95,23 @@ class Trainer:
         pair = None if self.discriminator is None else BothSides(self.discriminator)
         for module in (autoencoder, self.discriminator):
             if module is not None:
-                module.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                place(module, accelerator.device, numerics.layout)
         if self.ema is not None:
-            self.ema.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            place(self.ema.model, accelerator.device, numerics.layout)
         if training.compile:
             autoencoder.compile_parts(for_training=True)
             if self.discriminator is not None:
                 self.discriminator.compile()
         self.objective = objective.to(accelerator.device)
         if objective.perceptual is not None:
-            objective.perceptual.set_precision(_autocast_dtype(training.precision))
+            objective.perceptual.set_precision(numerics.dtype)
 
         # Optimizers.
         generator_parameters = [p for p in [*autoencoder.parameters(), *objective.parameters()] if p.requires_grad]
         self.parameters: list[list[nn.Parameter]] = [generator_parameters]
         self.optimizer_configs = [optimizer, discriminator_optimizer]
         # Under fp16 the scaler must be able to leave a step out, which a fused optimizer does inside, unseen.
-        fused = training.precision != "fp16"
+        fused = numerics.precision != "fp16"
         self.optimizers = [optimizer.build(generator_parameters, loader.global_batch, fused=fused)]
         if pair is not None:
             self.parameters.append(list(pair.parameters()))
@@ -140,7 +143,9 @@ class Trainer:
         config = self.config
         log = self.log = RunLog(self.folder, self.accelerator, config.max_steps)
         if self.accelerator.is_main_process:
-            write_json(self.folder / "environment.json", describe_environment(self.accelerator.device))
+            environment = describe_environment(self.accelerator.device) | {"numerics": self.numerics.describe()}
+            write_json(self.folder / ENVIRONMENT, environment)
+        log.say(f"precision: {self.numerics.line()}")
         self.resume()
         self.alarms, self.window = Alarms(), Window()
         stream = self.loader.steps(self.position)
@@ -254,7 +259,9 @@ class Trainer:
         spec = self.autoencoder.latent_spec
         height, width = spec.latent_size(*batch.pixel_values.shape[-2:])
         noise = seeded_noise(batch.seeds, (spec.channels, height, width))
-        pixel_values = batch.pixel_values.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        pixel_values = batch.pixel_values.to(device, non_blocking=True).contiguous(
+            memory_format=self.numerics.memory_format
+        )
         return MicroBatch(pixel_values, noise.to(device, non_blocking=True))
 
     # -------------------------------------------------------------------------------------- logging and validation
@@ -301,7 +308,7 @@ class Trainer:
             return False
         improved = torch.zeros((), device=self.accelerator.device)
         if self.accelerator.is_main_process:
-            dtype = None if self.config.precision == "no" else _autocast_dtype(self.config.precision)
+            dtype = None if self.numerics.precision == "fp32" else self.numerics.dtype
             scores = validate(self._result(), self.validation, self.objective.perceptual, autocast_dtype=dtype)
             self.log.metrics(self.step, scores, kind="validation")
             self.log.say(f"step {self.step}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
@@ -353,10 +360,6 @@ class Trainer:
             return received
         numbers = self.accelerator.gather(torch.tensor([received], device=self.accelerator.device))
         return int(numbers.max())
-
-
-def _autocast_dtype(precision: str) -> torch.dtype:
-    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _synchronized(discriminator: Discriminator | None, accelerator: Accelerator) -> Discriminator | None:

@@ -14,6 +14,7 @@ from measuring import Variant
 from torch import Tensor
 from training_step import KL_F8, Setting, make_autoencoder, make_batch
 
+from ldm_ae.core.precision import FAST, bfloat16_speed
 from ldm_ae.models import Autoencoder, for_inference, pick_device
 
 
@@ -74,7 +75,7 @@ def variants(setting: Setting) -> list[Variant]:
         base = f"{task}: diffusers fp32"
         found.append(Variant(base, build_theirs, images=setting.batch))
         found.append(Variant(f"{task}: ours fp32", lambda b=build_ours: b("fp32"), base, images=setting.batch))
-        if measuring.has_fast_bfloat16(setting.device):
+        if bfloat16_speed(setting.device) >= FAST:
             target = 2.2 if task == "encode" else None
             found.append(Variant(f"{task}: ours bf16", lambda b=build_ours: b("bf16"), base, target=target,
                                  images=setting.batch))  # fmt: skip

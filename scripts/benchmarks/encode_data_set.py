@@ -34,6 +34,7 @@ from torchvision.transforms import v2
 from training_step import KL_F8, Setting, make_autoencoder
 
 from ldm_ae.allocator import keep_freed_memory
+from ldm_ae.core.precision import FAST, bfloat16_speed
 from ldm_ae.data import ImageTransform, open_source
 from ldm_ae.latents import encode_images
 from ldm_ae.models import KLAutoencoder, pick_device
@@ -145,7 +146,7 @@ def variants(work: Work) -> list[Variant]:
         Variant("a .npy for each image, fp32", partial(theirs, "npy", one_file=False), base, images=images),
         Variant("ours fp32", partial(ours, "fp32"), base, target=1.3, images=images),
     ]
-    if measuring.has_fast_bfloat16(work.setting.device):
+    if bfloat16_speed(work.setting.device) >= FAST:
         found.append(Variant("ours bf16", partial(ours, "bf16"), base, target=2.2, images=images))
     return found
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ldm_ae.core.precision import bfloat16_speed, machine_name
 from ldm_ae.environment import git_commit, package_versions
 from ldm_ae.models import pick_device
 
@@ -137,14 +138,9 @@ def table(variants: Sequence[Variant], times: dict[str, list[float]], memory: di
 def environment(device: torch.device) -> str:
     """One line on what this was measured with."""
     versions = package_versions()
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
+    speed = f"bf16 at {bfloat16_speed(device):.2g} × fp32"
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "diffusers", "accelerate", "lpips"))
-    return f"{_processor()}, {where}; Python {platform.python_version()}, {packages}; commit {git_commit()}"
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is done in hardware; on other processors it is slower than float32."""
-    return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return f"{machine_name(device)}, {speed}; Python {platform.python_version()}, {packages}; commit {git_commit()}"
 
 
 def quiet_lpips(net: str) -> torch.nn.Module:
@@ -207,8 +203,3 @@ def _status_bytes(field: str) -> int:
     found = re.search(rf"{field}:\s+(\d+) kB", MEMORY_INFO.read_text())
     assert found is not None
     return int(found[1]) * 1024
-
-
-def _processor() -> str:
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
-    return found[1] if found else platform.processor()

@@ -14,6 +14,7 @@ from measuring import Variant
 from torch import Tensor, nn
 
 from ldm_ae.allocator import keep_freed_memory
+from ldm_ae.core.precision import FAST, bfloat16_speed
 from ldm_ae.losses import LPIPS
 from ldm_ae.models import pick_device
 
@@ -63,7 +64,7 @@ def variants(net: str, batch: int, size: int, device: torch.device) -> list[Vari
         Variant(base, lambda: build(partial(package, net, device))),
         Variant(f"ours fp32 {shape}", partial(build_ours, torch.float32), base),
     ]
-    if measuring.has_fast_bfloat16(device):
+    if bfloat16_speed(device) >= FAST:
         found.append(Variant(f"ours bf16 {shape}", partial(build_ours, torch.bfloat16), base,
                              target=2.2))  # fmt: skip
     return found

@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from ldm_ae.allocator import keep_freed_memory
+from ldm_ae.core.precision import FAST, LAYOUTS, Layout, bfloat16_speed, place, training_layout
 from ldm_ae.discriminators import BothSides, PatchDiscriminator
 from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
-from ldm_ae.models.inference import PRECISIONS
 from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
 
 KL_F8 = (128, 256, 512, 512)
@@ -49,6 +49,16 @@ class Setting(NamedTuple):
     layers_per_block: int = 2
     net: str = "vgg"
     compiled: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    @property
+    def layout(self) -> Layout:
+        """Of our networks in training."""
+        return training_layout(self.device, self.dtype)
 
 
 def make_autoencoder(setting: Setting) -> KLAutoencoder:
@@ -77,15 +87,15 @@ def make_batch(setting: Setting, seed: int) -> MicroBatch:
     pixel_values = F.interpolate(coarse, size=setting.size, mode="bicubic").clamp(-1, 1)
     latents = setting.size // 2 ** (len(setting.widths) - 1)
     noise = torch.randn(setting.batch, 4, latents, latents, generator=generator)
-    pixel_values = pixel_values.to(setting.device, memory_format=torch.channels_last)
-    return MicroBatch(pixel_values, noise.to(setting.device))
+    return MicroBatch(pixel_values.to(setting.device), noise.to(setting.device))
 
 
 def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
     """What our trainer makes of that recipe."""
     accelerator = Accelerator(mixed_precision=setting.precision, cpu=setting.device.type == "cpu")
-    autoencoder = make_autoencoder(setting).train().to(memory_format=torch.channels_last)
-    discriminator = make_discriminator(setting).to(memory_format=torch.channels_last)
+    autoencoder, discriminator = make_autoencoder(setting).train(), make_discriminator(setting)
+    for network in (autoencoder, discriminator):
+        place(network, setting.device, setting.layout)
     if setting.compiled:
         autoencoder.compile_parts(for_training=True)
         discriminator.compile()
@@ -94,7 +104,7 @@ def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
         gan_weight=GAN_WEIGHT, adaptive_gan_weight=adaptive,
     )  # fmt: skip
     assert config.perceptual is not None
-    config.perceptual.set_precision(PRECISIONS["bf16" if setting.precision == "bf16" else "fp32"])
+    config.perceptual.set_precision(setting.dtype)
     prepared, pair = accelerator.prepare_model(autoencoder), accelerator.prepare_model(BothSides(discriminator))
     return StepParts(accelerator, prepared, Objective(config), pair)
 
@@ -115,7 +125,9 @@ def own(setting: Setting) -> tuple[StepParts, Callable[[], object]]:
     parts = make_parts(setting)
     networks = (parts.plain_autoencoder, parts.plain_discriminator)
     optimizers = [Adam(network.parameters(), fused=True, **ADAM) for network in networks]
-    return parts, partial(own_step, parts, optimizers, make_batch(setting, 0))
+    batch = make_batch(setting, 0)
+    batch = batch._replace(pixel_values=batch.pixel_values.contiguous(memory_format=LAYOUTS[setting.layout]))
+    return parts, partial(own_step, parts, optimizers, batch)
 
 
 class Textbook:
@@ -177,12 +189,12 @@ def variants(setting: Setting, *, compiled: bool = False) -> list[Variant]:
     found = [
         Variant(base, lambda: Textbook(setting).step, images=setting.batch),
         Variant("CompVis's order fp32", lambda: original().step, base, images=setting.batch),
-        Variant("ours fp32", lambda: own(setting)[1], base, target=1.15, images=setting.batch),
+        Variant("ours fp32", lambda: own(setting)[1], base, target=1.3, images=setting.batch),
     ]
     if compiled:
         graphs = setting._replace(compiled=True)
-        found.append(Variant("ours fp32 compiled", lambda: own(graphs)[1], base, target=1.15, images=setting.batch))
-    if measuring.has_fast_bfloat16(setting.device):
+        found.append(Variant("ours fp32 compiled", lambda: own(graphs)[1], base, target=1.3, images=setting.batch))
+    if bfloat16_speed(setting.device) >= FAST:
         half = setting._replace(precision="bf16")
         found.append(Variant("ours bf16", lambda: own(half)[1], base, target=2.0, images=setting.batch))
     return found

@@ -100,7 +100,7 @@ def test_inference_precisions(tiny_model_folder: Path) -> None:
         found = model.decode(posterior.mode())
         assert posterior.moments.dtype == found.dtype == torch.float32
         assert (found - expected).abs().max() < tolerance * expected.abs().max()
-    with pytest.raises(UserError, match="precision 'int8' is not one of fp32, bf16, fp16"):
+    with pytest.raises(UserError, match="precision 'int8' is not one of auto, fp32, bf16, fp16"):
         for_inference(model, precision="int8")
     with pytest.raises(UserError, match="device 'cuda:77' cannot be used here"):
         pick_device("cuda:77")

@@ -1,0 +1,1 @@
+"""What every part may use and what knows no part: the numbers that a machine is fast in."""

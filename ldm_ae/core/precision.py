@@ -1,0 +1,309 @@
+"""The precision and the memory layout that fit a machine, decided here and nowhere else.
+
+Whether bfloat16 is fast cannot be read off a processor's name: with AVX512-bf16 or AMX it takes half the time of
+float32, with AVX2 alone fifty times as long. `auto` therefore times one small convolution both ways, forward and
+backward, once a process and in under half a second. On CUDA torch documents a capability, which is read instead.
+
+A memory layout changes the order of sums and with it the last bits of a result. For training it is measured too, and
+recorded with the run, so that a resumed run keeps it. For inference it follows from the device and the dtype alone:
+shards of a latent store must not depend on how busy the machine was when a command started.
+`docs/PERFORMANCE.md` has the measurements behind the rules.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ldm_ae.errors import UserError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16", "no"]
+"""What commands and configurations take. `no` is Accelerate's name of fp32; `auto` is bf16 where that is fast."""
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The dtype of activations, by the name of a precision."""
+PRECISIONS = ("auto", *DTYPES)
+"""The names that commands take."""
+Layout = Literal["channels_last", "contiguous"]
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+"""torch's name of each layout of 4D tensors."""
+
+FAST = 1.1
+"""`auto` takes bfloat16 from this speed-up on."""
+SLOW = 0.9
+"""Below this speed-up an explicit bf16 gets a warning."""
+CLEARLY = 1.4
+"""By how much two measurements in a row must contradict the usual layout, so that two runs of one machine agree even
+where it is busy."""
+SPEED_VARIABLE = "LDM_AE_BF16_SPEED"
+"""An environment variable: how many times as fast as float32 bfloat16 is. It takes the place of the measurement."""
+_log = logging.getLogger("ldm_ae")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """What networks compute in, and why."""
+
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Of activations; in training, parameters stay float32."""
+    layout: Layout
+    """Of 4D activations and weights."""
+    machine: str
+    """The kind of device, as `machine_name` gives it."""
+    reason: str
+    """Why this precision, for people."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of activations."""
+        return DTYPES[self.precision]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """torch's name of the layout."""
+        return LAYOUTS[self.layout]
+
+    @property
+    def mixed_precision(self) -> str:
+        """Accelerate's name of the precision."""
+        return "no" if self.precision == "fp32" else self.precision
+
+    def describe(self) -> dict[str, str]:
+        """As JSON values, from which `training_numerics` takes a recorded choice."""
+        return {
+            "precision": self.precision,
+            "layout": self.layout,
+            "machine": self.machine,
+            "reason": self.reason,
+        }
+
+    def line(self) -> str:
+        """One line for a terminal."""
+        return f"{self.precision}, {self.layout.replace('_', '-')} on {self.machine}: {self.reason}"
+
+
+def training_numerics(requested: str, device: torch.device, recorded: dict[str, Any] | None = None) -> Numerics:
+    """The numerics of a run.
+
+    Args:
+        requested: auto, fp32, bf16, fp16, or no (fp32).
+        device: Where the run computes.
+        recorded: `Numerics.describe` of the run when it was started before. `auto` keeps its precision on every
+            machine; its layout is kept on the same kind of machine.
+
+    Raises:
+        UserError: not a precision, or fp16 on a CPU.
+    """
+    check_precision(requested)
+    machine = machine_name(device)
+    if requested == "auto" and recorded is not None:
+        precision, reason = recorded["precision"], "as this run was started"
+        if recorded["machine"] != machine:
+            reason += f", on {recorded['machine'] or 'a machine that was not recorded'}"
+    else:
+        precision, reason = _resolve(requested, device)
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("training.precision fp16 needs an accelerator; use auto, bf16 or fp32 on a CPU")
+    _warn_if_slow(precision, device, "--training.precision fp32")
+    if recorded is not None and (recorded["machine"], recorded["precision"]) == (machine, precision):
+        layout = recorded["layout"]
+    else:
+        layout = training_layout(device, DTYPES[precision])
+    return Numerics(precision=cast(Any, precision), layout=layout, machine=machine, reason=reason)
+
+
+def agreed_numerics(requested: str, device: torch.device, recorded: dict[str, Any] | None = None) -> Numerics:
+    """`training_numerics` of the main process, in every process that Accelerate knows of."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    # Accelerate takes processes of torchrun for a GPU's each; without `cpu` they would not know of each other.
+    state = PartialState(cpu=device.type == "cpu")
+    found: list[Any] = [None]
+    if state.is_main_process:
+        try:
+            found = [training_numerics(requested, device, recorded)]
+        except UserError as error:
+            found = [error]
+    (result,) = broadcast_object_list(found)
+    if isinstance(result, UserError):
+        raise result
+    return cast(Numerics, result)
+
+
+def inference_numerics(requested: str, device: torch.device) -> Numerics:
+    """The numerics of encoding, decoding or scoring.
+
+    Args:
+        requested: auto, fp32, bf16, fp16, or no (fp32).
+        device: Where the model runs.
+
+    Raises:
+        UserError: not a precision.
+    """
+    check_precision(requested)
+    precision, reason = _resolve(requested, device)
+    _warn_if_slow(precision, device, "--precision fp32")
+    layout = inference_layout(device, DTYPES[precision])
+    return Numerics(precision=cast(Any, precision), layout=layout, machine=machine_name(device), reason=reason)
+
+
+def check_precision(requested: str) -> None:
+    """UserError for what is not a precision."""
+    if requested not in (*PRECISIONS, "no"):
+        raise UserError(f"precision '{requested}' is not one of {', '.join(PRECISIONS)}")
+
+
+def _resolve(requested: str, device: torch.device) -> tuple[str, str]:
+    if requested != "auto":
+        return "fp32" if requested == "no" else requested, "as asked"
+    speed = bfloat16_speed(device)
+    words = f"bfloat16 has {speed:.2g} times the speed of float32 here"
+    if device.type == "cuda":
+        words = f"this GPU computes {'in' if speed >= FAST else 'without'} bfloat16"
+    return ("bf16" if speed >= FAST else "fp32"), words
+
+
+@lru_cache(maxsize=16)
+def _warn_if_slow(precision: str, device: torch.device, remedy: str) -> None:
+    """Once a process."""
+    if precision == "bf16" and (speed := bfloat16_speed(device)) < SLOW:
+        _log.warning(
+            "bf16 is slow on %s: it has %.2g times the speed of fp32. Use %s, or auto to have it chosen",
+            machine_name(device), speed, remedy,
+        )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------------- bfloat16
+
+
+def bfloat16_speed(device: torch.device) -> float:
+    """How many times as fast as float32 bfloat16 is: of one convolution, forward and backward. Measured once."""
+    return _bfloat16_speed(device.type, device.index, os.environ.get(SPEED_VARIABLE))
+
+
+@lru_cache(maxsize=16)
+def _bfloat16_speed(kind: str, index: int | None, given: str | None) -> float:
+    if given is not None:
+        try:
+            return float(given)
+        except ValueError:
+            raise UserError(f"{SPEED_VARIABLE} is '{given}'; it must be a number, such as 2 or 0.1") from None
+    device = torch.device(kind, index)
+    if device.type == "cuda":
+        return 2.0 if torch.cuda.is_bf16_supported(including_emulation=False) else 0.5
+    try:
+        # Where bfloat16 is emulated, the convolution of the second line would take seconds.
+        first = _ratio([_convolution(device, dtype, 64, 32) for dtype in (torch.float32, torch.bfloat16)], 1)
+        if first < 1 / 3:
+            return first
+        return _ratio([_convolution(device, dtype, 128, 64) for dtype in (torch.float32, torch.bfloat16)], 3)
+    except (RuntimeError, TypeError):  # as torch raises for a dtype that a device does not have
+        return 0.0
+
+
+# ----------------------------------------------------------------------------------------------------------- layout
+
+
+def inference_layout(device: torch.device, dtype: torch.dtype) -> Layout:
+    """Channels-last: forward convolutions are equally fast or faster in it on every kind of machine measured."""
+    del device, dtype
+    return "channels_last"
+
+
+def training_layout(device: torch.device, dtype: torch.dtype) -> Layout:
+    """Channels-last on accelerators. On a CPU usually plain rows in float32, whose backward convolutions are slower
+    channels-last, and channels-last in bfloat16; the other one where a measurement says so clearly."""
+    if device.type != "cpu":
+        return "channels_last"
+    usual: Layout = "contiguous" if dtype == torch.float32 else "channels_last"
+    if SPEED_VARIABLE in os.environ:
+        return usual
+    return _measured_layout(dtype, usual)
+
+
+@lru_cache(maxsize=4)
+def _measured_layout(dtype: torch.dtype, usual: Layout) -> Layout:
+    """Of training on the CPU."""
+    other: Layout = "contiguous" if usual == "channels_last" else "channels_last"
+    calls = [_convolution(torch.device("cpu"), dtype, 128, 64, layout) for layout in (usual, other)]
+    return other if all(_ratio(calls, 3) > CLEARLY for _ in range(2)) else usual
+
+
+def place(module: nn.Module, device: torch.device, layout: Layout) -> None:
+    """Move a module to a device, in place, its 4D weights in a layout."""
+    module.to(device, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+
+
+# ------------------------------------------------------------------------------------------------------ measurement
+
+
+def _convolution(
+    device: torch.device, dtype: torch.dtype, channels: int, size: int, layout: Layout = "contiguous"
+) -> Callable[[], None]:
+    """A normalization, an activation and a convolution of one image as autoencoders have them, forward and backward.
+
+    Its numbers come from a generator of its own, so that a seeded run does not change.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        values = torch.randn(shape, generator=generator).to(device, dtype)
+        return values.contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+
+    inputs, weight = draw(1, channels, size, size), draw(channels, channels, 3, 3)
+
+    def call() -> None:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            hidden = functional.silu(functional.group_norm(inputs, 32))
+            torch.autograd.grad(functional.conv2d(hidden, weight, padding=1).float().sum(), (inputs, weight))
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+
+    return call
+
+
+def _ratio(calls: list[Callable[[], None]], rounds: int) -> float:
+    """Least time of the first call / least time of the second, which take turns after one call each to warm up."""
+    least = [float("inf")] * len(calls)
+    for attempt in range(rounds + 1):
+        for i, call in enumerate(calls):
+            started = time.perf_counter()
+            call()
+            if attempt > 0:
+                least[i] = min(least[i], time.perf_counter() - started)
+    return least[0] / least[1]
+
+
+# ---------------------------------------------------------------------------------------------------------- machine
+
+
+def machine_name(device: torch.device) -> str:
+    """For example `cpu: AMD EPYC, AVX512, 2 threads` or `cuda: NVIDIA H200`: what results and times depend on."""
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    if device.type == "cpu":
+        kernels = torch.backends.cpu.get_cpu_capability()
+        return f"cpu: {processor_name()}, {kernels}, {torch.get_num_threads()} threads"
+    return str(device)
+
+
+@lru_cache(maxsize=1)
+def processor_name() -> str:
+    """The CPU's name as its maker gives it, or its architecture."""
+    found = None
+    if sys.platform == "linux":
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+    return found[1].strip() if found else platform.processor() or platform.machine()
