@@ -26,6 +26,7 @@ FLOAT32 = 1e-4
 def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A setting of two narrow levels, 32 pixels, SqueezeNet features."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("LDM_AE_BF16_SPEED", "2")  # the bfloat16 variants are there on every machine
     from training_step import Setting
 
     return Setting((32, 64), 32, 2, CPU, layers_per_block=1, net="squeeze")
@@ -95,6 +96,26 @@ def test_encode_and_decode_variants_agree(toy: Any) -> None:
         assert torch.allclose(results[f"{task}: ours fp32"], expected, atol=FLOAT32)
         if (half := results.get(f"{task}: ours bf16")) is not None:
             assert (half - expected).norm() < 0.03 * expected.norm()  # bfloat16 keeps 8 bits, over a dozen layers
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layouts_compute_the_same(toy: Any, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import layouts
+
+    monkeypatch.setitem(layouts.NETWORKS, "toy", {"block_out_channels": (32, 32), "layers_per_block": 1})
+    names = [variant.name for variant in layouts.variants("toy", 16, 1, CPU)]
+    assert len(names) == 8
+    assert "train bf16 channels_last" in names
+    passes = [layouts.build("toy", 16, 1, CPU, "fp32", layout, training) for layout in ("contiguous", "channels_last")]
+    closures = [inspect.getclosurevars(call.__wrapped__ if not training else call).nonlocals for call in passes]
+    outputs = [found["model"].decode(found["model"].encode(found["images"]).mode()) for found in closures]
+    assert torch.allclose(*outputs, rtol=FLOAT32, atol=FLOAT32)
+    assert outputs[0].is_contiguous()
+    assert outputs[1].is_contiguous(memory_format=torch.channels_last)
+    for call in passes:
+        call()
+    if training:
+        assert all(parameter.grad is not None for parameter in closures[1]["model"].parameters())
 
 
 def test_gpu_variants_run(toy: Any) -> None:

@@ -1,0 +1,80 @@
+"""Memory layouts and precisions side by side: the measurements behind the rules of `ldm_ae/core/precision.py`.
+
+Each variant is one autoencoder in training (forward and backward, parameters in float32, autocast) or in inference. To
+see a CPU of the other kind on one with fast bfloat16, set ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import get_args
+
+import measuring
+import torch
+from measuring import Variant
+
+from ldm_ae.allocator import keep_freed_memory
+from ldm_ae.core.precision import DTYPES, FAST, LAYOUTS, Layout, bfloat16_speed, place
+from ldm_ae.models import KLAutoencoder, pick_device
+
+NETWORKS: dict[str, dict[str, object]] = {
+    "kl_f8": {"block_out_channels": (128, 256, 512, 512)},
+    "quickstart": {
+        "block_out_channels": (32, 64, 96), "layers_per_block": 1, "norm_num_groups": 8,
+        "mid_block_add_attention": False,
+    },
+}  # fmt: skip
+
+
+def build(
+    network: str, size: int, batch: int, device: torch.device, precision: str, layout: Layout, training: bool
+) -> Callable[[], object]:
+    """One pass of a network with seeded weights."""
+    keep_freed_memory(device)
+    torch.manual_seed(0)
+    model = KLAutoencoder(**NETWORKS[network])  # type: ignore[arg-type]
+    place(model, device, layout)
+    images = torch.randn(batch, 3, size, size).to(device).contiguous(memory_format=LAYOUTS[layout])
+    autocast = torch.autocast(device.type, DTYPES[precision], enabled=training and precision != "fp32")
+    if not training:
+        model.eval().requires_grad_(False).to(DTYPES[precision])
+
+    def train() -> None:
+        with autocast:
+            reconstructions = model(images).reconstructions
+        reconstructions.float().abs().mean().backward()
+
+    @torch.inference_mode()
+    def infer() -> None:
+        model.decode(model.encode(images).mode())
+
+    return train if training else infer
+
+
+def variants(network: str, size: int, batch: int, device: torch.device) -> list[Variant]:
+    """Both layouts of each precision that the device is fast in."""
+    found = []
+    for training in (True, False):
+        for precision in ("fp32", "bf16") if bfloat16_speed(device) >= FAST else ("fp32",):
+            names = {layout: f"{'train' if training else 'infer'} {precision} {layout}" for layout in get_args(Layout)}
+            for layout, name in names.items():
+                base = None if layout == "contiguous" else names["contiguous"]
+                make = partial(build, network, size, batch, device, precision, layout, training)
+                found.append(Variant(name, make, base, images=batch))
+    return found
+
+
+def main() -> None:
+    """Run it from the command line."""
+    parser = measuring.arguments(__doc__, runs=5)
+    parser.add_argument("--network", choices=tuple(NETWORKS), default="kl_f8")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=1)
+    options = parser.parse_args()
+    found = variants(options.network, options.size, options.batch, pick_device(options.device))
+    measuring.run(f"Layouts: {options.network}, {options.size}², batch {options.batch}", found, options)
+
+
+if __name__ == "__main__":
+    main()
