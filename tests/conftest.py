@@ -17,6 +17,9 @@ from accelerate.state import AcceleratorState
 
 from ldm_ae.models import KLAutoencoder
 from tests.pictures import smooth_picture
+from tests.warning_policy import pytest_addoption, pytest_configure
+
+__all__ = ["pytest_addoption", "pytest_configure"]  # pytest finds hooks here
 
 torch.set_num_threads(1)  # the models are so small that a second thread costs more than it gives
 

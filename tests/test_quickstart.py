@@ -13,7 +13,6 @@ from ldm_ae.quickstart import quickstart
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_quickstart_makes_everything_it_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quickstart(tmp_path, steps=2, diffusion_steps=1)
     words = capsys.readouterr().out

@@ -20,11 +20,6 @@ from ldm_ae.models import KLAutoencoder, VQAutoencoder, load_autoencoder
 from ldm_ae.quantizers import FSQ, VQ
 from tests.scripts import load_script
 
-# DPMSolverMultistepScheduler calls np.array on a tensor, which NumPy 2 deprecates and torch still answers correctly.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-)
-
 
 @pytest.fixture(scope="module")
 def trainer() -> ModuleType:

@@ -8,6 +8,7 @@ Generation, arXiv 2306.05284, "flattening pattern".
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -63,10 +64,11 @@ class CausalTransformer(CodePrior):
 
     def steps(self, classes: Tensor) -> Steps:
         """With the keys and values of the codes before kept."""
+        name = _cache_name(self.net)
         cache, last = None, self._start(classes)
         for position in range(math.prod(self.shape)):
-            found = self.net(inputs_embeds=last, past_key_values=cache, use_cache=True)
-            cache = found.past_key_values
+            found = self.net(inputs_embeds=last, use_cache=True, **{name: cache})
+            cache = found[name]
             first = position % self.levels * self.codebook_size
             codes = yield found.logits[:, 0, first : first + self.codebook_size]
             last = self._vectors(first + codes[:, None])
@@ -76,6 +78,11 @@ class CausalTransformer(CodePrior):
 
     def _vectors(self, tokens: Tensor) -> Tensor:
         return self.net.get_input_embeddings()(tokens)
+
+
+def _cache_name(net: torch.nn.Module) -> str:
+    """Return the name of the argument and output that hold keys and values; releases of transformers differ in it."""
+    return "cache" if "cache" in inspect.signature(net.forward).parameters else "past_key_values"
 
 
 def _gpt2(**arguments: Any) -> Any:

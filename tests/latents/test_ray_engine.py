@@ -33,9 +33,6 @@ try:
 except UserError:
     pytest.skip("the extra ray is not installed", allow_module_level=True)
 
-# Of Ray itself: its defaults name options of its own that it has given up.
-pytestmark = pytest.mark.filterwarnings("ignore:`use_.*` is deprecated:DeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Path]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ldm_ae.errors import UserError
 from ldm_ae.priors import GatedPixelCNN, load_prior, save_prior
+from ldm_ae.priors.transformer import _cache_name
 from tests.priors.common import VARIANTS, small, some_indices
 
 LABELS = torch.tensor([0, 2, -1])
@@ -104,6 +106,40 @@ def test_one_code_after_the_other_gives_the_logits_of_all_at_once(name: str) -> 
 
     assert torch.equal(prior.walk(choose, count=3, labels=LABELS), indices)
     assert torch.allclose(torch.stack(found, dim=1), prior(indices, LABELS), atol=ROUNDING, rtol=ROUNDING)
+
+
+class OldNames(torch.nn.Module):
+    """GPT-2 whose keys and values are an argument and an output named `past_key_values`."""
+
+    def __init__(self, net: torch.nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs_embeds: torch.Tensor, past_key_values: object, use_cache: bool) -> dict[str, object]:
+        return self._renamed("past_key_values", inputs_embeds, past_key_values)
+
+    def _renamed(self, name: str, inputs_embeds: torch.Tensor, cache: object) -> Any:
+        theirs = _cache_name(self.net)
+        found = self.net(inputs_embeds=inputs_embeds, use_cache=True, **{theirs: cache})
+        return type(found)({"logits": found.logits, name: found[theirs]})
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.net.get_input_embeddings()
+
+
+class NewNames(OldNames):
+    """The same by the name of `cache`."""
+
+    def forward(self, inputs_embeds: torch.Tensor, cache: object, use_cache: bool) -> dict[str, object]:
+        return self._renamed("cache", inputs_embeds, cache)
+
+
+@pytest.mark.parametrize("names", [OldNames, NewNames])
+def test_keys_and_values_are_kept_by_either_name_of_transformers(names: type[OldNames]) -> None:
+    prior = small("CausalTransformer")
+    expected = prior.sample(3, LABELS, generator=torch.Generator().manual_seed(0))
+    prior.net = names(prior.net)
+    assert torch.equal(prior.sample(3, LABELS, generator=torch.Generator().manual_seed(0)), expected)
 
 
 @every_prior
