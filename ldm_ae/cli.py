@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ldm_ae.errors import RunError, UserError
+from ldm_ae.errors import UserError, exit_status
 from ldm_ae.locks import refuse_if_held
 from ldm_ae.resources import DEFAULT_MODEL
 from ldm_ae.version import __version__
@@ -54,31 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed, 128 + n after signal n."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    try:
-        if arguments[:1] == ["train"]:
-            return _train(arguments[1:])
-        parsed = build_parser().parse_args(arguments)
-        if parsed.command == "encode" and os.environ.get("WORLD_SIZE", "1") == "1":
-            refuse_if_held(parsed.store)  # before imports that take seconds
-        from ldm_ae.commands import COMMANDS
+    return exit_status(lambda: _run(arguments))
 
-        COMMANDS[parsed.command](parsed)
-    except UserError as error:
-        print(f"ldm-ae: error: {error}", file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f"ldm-ae: error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except OSError as error:  # a full disk, a file that went away: the machine's fault, and no defect of ours
-        print(f"ldm-ae: error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("ldm-ae: interrupted", file=sys.stderr)
-        return 130
-    return 0
+
+def _run(arguments: list[str]) -> None:
+    if arguments[:1] == ["train"]:
+        _train(arguments[1:])
+        return
+    parsed = build_parser().parse_args(arguments)
+    if parsed.command == "encode" and os.environ.get("WORLD_SIZE", "1") == "1":
+        refuse_if_held(parsed.store)  # before imports that take seconds
+    from ldm_ae.commands import COMMANDS
+
+    COMMANDS[parsed.command](parsed)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -258,14 +246,14 @@ def _formats() -> list[str]:
     return sorted(path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in ("__init__", "base"))
 
 
-def _train(arguments: list[str]) -> int:
+def _train(arguments: list[str]) -> None:
     if not arguments:
         raise UserError("train needs a configuration: ldm-ae train --config configs/kl_f8.yaml --data.train IMAGES")
     if (folder := _run_folder(arguments)) is not None and os.environ.get("WORLD_SIZE", "1") == "1":
         refuse_if_held(folder)  # before imports that take seconds
     from ldm_ae.commands import run_train
 
-    return run_train(arguments)
+    run_train(arguments)
 
 
 def _run_folder(arguments: Sequence[str]) -> str | None:

@@ -20,17 +20,11 @@ if TYPE_CHECKING:
     from ldm_ae.models import Autoencoder, ChannelStatistics
 
 
-def run_train(arguments: list[str]) -> int:
-    """Exit status 0, or that of the signal which stopped it after saving."""
+def run_train(arguments: list[str]) -> None:
+    """`ldm-ae train`."""
     from ldm_ae.config import config_parser, train
-    from ldm_ae.training import Stopped
 
-    parser = config_parser(prog="ldm-ae train")
-    try:
-        train(arguments, parser)
-    except Stopped as stopped:
-        return stopped.status
-    return 0
+    train(arguments, config_parser(prog="ldm-ae train"))
 
 
 def run_quickstart(args: argparse.Namespace) -> None:

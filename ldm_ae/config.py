@@ -12,13 +12,15 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from pydoc import locate
 from typing import Any, get_args, get_type_hints
 
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast_object_list, set_seed
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
 from ldm_ae.allocator import keep_freed_memory
@@ -26,7 +28,7 @@ from ldm_ae.core.precision import Numerics, agreed_numerics
 from ldm_ae.data.config import DataConfig
 from ldm_ae.discriminators import Discriminator
 from ldm_ae.environment import recorded_numerics
-from ldm_ae.errors import UserError, printable
+from ldm_ae.errors import RunError, UserError, printable, reason, told
 from ldm_ae.files import make_folder, writing
 from ldm_ae.locks import only_writer
 from ldm_ae.losses import Objective, ObjectiveConfig
@@ -142,12 +144,37 @@ def save_config(parser: ArgumentParser, config: Namespace, path: Path) -> None:
 
 
 def build_config(config: Namespace, parser: ArgumentParser | None = None) -> RunConfig:
-    """Every class of the configuration built; the initial weights are a function of `seed`."""
+    """Every class of the configuration built; the initial weights are a function of `seed`.
+
+    Raises:
+        UserError: a class refuses its values, or a check over several of them does.
+    """
     set_seed(config.seed)
-    built = (parser or config_parser()).instantiate(config)
+    try:
+        built = (parser or config_parser()).instantiate(
+            config, instantiators=[(partial(_construct, config), object, True)]
+        )
+    except ValueError as error:  # jsonargparse's own, around what a class raised
+        raise told(error) or error from None
     run = RunConfig(**{name: built[name] for name in RunConfig.__dataclass_fields__})
     check(run)
     return run
+
+
+def _construct(config: Namespace, cls: type[Any], **values: Any) -> Any:
+    """An object of a configured class. What its constructor refuses becomes a UserError with the key and the values."""
+    try:
+        return cls(**values)
+    except (UserError, RunError):
+        raise
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = reason(error)
+        # Those that the message speaks of, or else all.
+        spoken_of = {name: v for name, v in values.items() if name in why or (isinstance(v, str) and v in why)}
+        given = ", ".join(f"{name}={value!r}" for name, value in (spoken_of or values).items())
+        paths = [key for key, value in config.items() if key.endswith("class_path") and locate(str(value)) is cls]
+        key = f"{paths[0].removesuffix('class_path')}init_args: " if paths else ""
+        raise UserError(f"{key}{cls.__name__} cannot be built from {printable(given, 300)}: {why}") from error
 
 
 def check(run: RunConfig) -> None:
@@ -165,6 +192,24 @@ def check(run: RunConfig) -> None:
                 f"objective.regularization_weights has no weight for '{term}', without which the codes do not learn; "
                 f"add {term}: 1.0, or freeze them with training.trainable"
             )
+    _check_trackers(run.training.trackers)
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """UserError for one that Accelerate does not know, or whose package is not installed; it ignores the latter."""
+    known = {*LOGGER_TYPE_TO_CLASS, "all"}
+    installed = sorted(str(name) for name in get_available_trackers())
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"training.trackers has '{name}', which Accelerate does not know; it knows {', '.join(sorted(known))}, "
+                f"of which {', '.join(installed) or 'none'} can be used here"
+            )
+        if name in LoggerType and name not in ("all", *installed):
+            raise UserError(
+                f"training.trackers has '{name}', which is not installed: pip install it, or use "
+                f"{', '.join(installed) or 'none'} (metrics.jsonl is always written)"
+            )
 
 
 def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Path:
@@ -177,9 +222,9 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
     """
     parser = parser or config_parser()
     config = parse_config(arguments, parser)
-    folder = make_folder(config.out)
     run = build_config(config, parser)
-    numerics = agreed_numerics(run.training.precision, pick_device(), recorded_numerics(folder))
+    numerics = agreed_numerics(run.training.precision, pick_device(), recorded_numerics(Path(config.out)))
+    folder = make_folder(config.out)
     accelerator = make_accelerator(run.training, folder, numerics)
     keep_freed_memory(accelerator.device)
     with _only_run(folder, accelerator):

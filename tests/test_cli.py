@@ -159,6 +159,9 @@ def test_bad_images_are_reported_and_the_share_holds(
     assert "12 images, 1 unusable" in out
 
 
+KL_F8 = str(Path(__file__).parent.parent / "configs" / "kl_f8.yaml")
+
+
 def no_weights(folder: Path) -> Path:
     (folder / "diffusion_pytorch_model.safetensors").unlink()
     return folder
@@ -210,6 +213,38 @@ def no_weights(folder: Path) -> Path:
         (["inspect", "{tmp}/empty"], "empty"),
         (["train"], "train needs a configuration"),
         (["train", "--config", "{tmp}/nowhere.yaml"], "no such configuration file"),
+        (
+            [
+                "train",
+                "--config",
+                KL_F8,
+                "--data.train",
+                "{images}",
+                "--out",
+                "{tmp}/run",
+                "--model.init_args.block_out_channels",
+                "[32, 32, 32, 32]",
+            ],
+            "the ImageNet weights of lpips 'vgg' are not here",
+        ),
+        (
+            [
+                "train",
+                "--config",
+                KL_F8,
+                "--data.train",
+                "{images}",
+                "--out",
+                "{tmp}/run",
+                "--objective.perceptual",
+                "null",
+                "--discriminator.init_args.n_layers",
+                "0",
+                "--model.init_args.block_out_channels",
+                "[32, 32, 32, 32]",
+            ],
+            "n_layers=0",
+        ),
         (["trian"], "invalid choice: 'trian'"),
     ],
 )
@@ -234,6 +269,7 @@ def test_every_mistake_gets_a_line_and_status_2(
     assert 1 <= len(err.strip().splitlines()) <= 2, err
     assert "Traceback" not in err
     assert (tmp_path / "full" / "precious.txt").read_text() == "mine"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

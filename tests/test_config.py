@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.utils import LoggerType
 
 from ldm_ae.config import build_config, parse_config, train
 from ldm_ae.errors import UserError
@@ -121,9 +122,21 @@ def test_command_line_overrides_the_file() -> None:
         (["--model", "ldm_ae.models.KLAutoencoderr"], "KLAutoencoderr"),
         (["--optimizer.learning_rate", "-1"], "learning_rate is -1.0; it must be above 0"),
         (["--data.crop", "middle"], "data.crop"),
+        (["--discriminator.init_args.n_layers", "0"], "^PatchDiscriminator: n_layers=0 and ndf=32 must be at least 1$"),
+        (
+            ["--model.init_args.norm_num_groups", "0"],
+            r"^model\.init_args: KLAutoencoder .*norm_num_groups=0.* by zero$",
+        ),
+        (
+            ["--model.init_args.act_fn", "relo"],
+            r"^model\.init_args: KLAutoencoder cannot be built from act_fn='relo': ",
+        ),
+        (["--training.trackers", "[tensorbord]"], "has 'tensorbord', which Accelerate does not know; it knows aim"),
+        (["--training.trackers", "[tensorboard, wandb]"], "has 'wandb', which is not installed: .* or use tensorboard"),
     ],
 )
-def test_wrong_options(arguments: list[str], words: str) -> None:
+def test_wrong_options(arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm_ae.config.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
     with pytest.raises(UserError, match=words) as error:
         build_config(parse_config([*QUICKSTART, *arguments]))
     assert len(str(error.value).splitlines()) <= 2

@@ -1,9 +1,9 @@
 """Training: the two optimization steps, and the loop around them."""
 
+from ldm_ae.errors import Stopped
 from ldm_ae.training.checkpoint import newest_checkpoint, problems
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.optimizers import OptimizerConfig
-from ldm_ae.training.signals import Stopped
 from ldm_ae.training.trainer import Trainer
 
 __all__ = ["OptimizerConfig", "Stopped", "Trainer", "TrainingConfig", "newest_checkpoint", "problems"]

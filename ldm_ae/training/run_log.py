@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ldm_ae.files import writing
+from ldm_ae.terminal import ProgressDisplay
 
 
 class Window:
@@ -55,25 +54,22 @@ class RunLog:
     Args:
         folder: The run directory.
         accelerator: Its trackers get the same numbers.
-        max_steps: For the progress bar.
+        max_steps: Steps of the whole run, for the time left.
+        global_batch: Images of a step over all processes, for the images per second.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, max_steps: int):
+    def __init__(self, folder: Path, accelerator: Accelerator, max_steps: int, global_batch: int):
         self.folder = folder
         self.accelerator = accelerator
         self.main = accelerator.is_main_process
-        self.console = Console(stderr=True, quiet=not self.main, highlight=False)
-        columns = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
-        self.progress = Progress(
-            *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console,
-            disable=not (self.main and sys.stderr.isatty()),
-        )  # fmt: skip
-        self.task = self.progress.add_task("training", total=max_steps, rate="")
+        self.progress = ProgressDisplay(
+            "training", max_steps, unit="steps", images_per_unit=global_batch, shown=self.main
+        )
         self.started = time.monotonic()
 
     def advance(self, step: int) -> None:
-        """Move the bar to `step`."""
-        self.progress.update(self.task, completed=step)
+        """Show that `step` steps are done."""
+        self.progress(step)
 
     def metrics(self, step: int, values: Mapping[str, float | str], *, kind: str) -> None:
         """One line of metrics.jsonl, and the same for the trackers under `kind/`."""
@@ -84,8 +80,6 @@ class RunLog:
             file.write(json.dumps(line) + "\n")
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
         self.accelerator.log(numbers, step=step)
-        if rate := values.get("images_per_second"):
-            self.progress.update(self.task, rate=f"{rate:.1f} images/s")
 
     def rewind(self, step: int) -> None:
         """Leave out the lines of metrics.jsonl after `step`, which a run that goes on from there writes again."""
@@ -97,9 +91,9 @@ class RunLog:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def say(self, text: str) -> None:
-        """A line on the terminal, above the bar."""
+        """Print a line, above the bar."""
         if self.main:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.progress.say(text)
 
     def warn(self, step: int, name: str, text: str) -> None:
         """A warning on the terminal and in metrics.jsonl."""

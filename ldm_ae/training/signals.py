@@ -6,16 +6,7 @@ import signal
 from contextlib import AbstractContextManager
 from types import FrameType
 
-EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
-"""After the run has been saved: the shell's convention, 128 + the signal's number."""
-
-
-class Stopped(Exception):  # noqa: N818 - it is no error: the run was asked to stop, and has been saved
-    """The run was saved and ended by a signal; `status` is the exit status."""
-
-    def __init__(self, number: int):
-        self.status = EXIT_STATUS[signal.Signals(number)]
-        super().__init__(f"saved and stopped (exit status {self.status})")
+_ASKED_TO_STOP = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals(AbstractContextManager["Signals"]):
@@ -24,7 +15,7 @@ class Signals(AbstractContextManager["Signals"]):
     received = 0
 
     def __enter__(self) -> Signals:
-        self._previous = {number: signal.signal(number, self._note) for number in EXIT_STATUS}
+        self._previous = {number: signal.signal(number, self._note) for number in _ASKED_TO_STOP}
         return self
 
     def _note(self, number: int, _frame: FrameType | None) -> None:

@@ -21,13 +21,14 @@ from ldm_ae.core.precision import Numerics, place
 from ldm_ae.data import Batch, EvaluationLoader, TrainingLoader, seeded_noise
 from ldm_ae.discriminators import BothSides, Discriminator
 from ldm_ae.environment import ENVIRONMENT, describe_environment
-from ldm_ae.errors import UserError
+from ldm_ae.errors import Stopped, UserError
 from ldm_ae.evaluation import comparison_grid, validate
 from ldm_ae.files import write_json, writing_folder
 from ldm_ae.interop import measure_scaling
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.trainable import set_trainable
+from ldm_ae.terminal import ProgressDisplay
 from ldm_ae.training.alarms import Alarms
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.ema import EMA
@@ -35,7 +36,7 @@ from ldm_ae.training.guard import Guard
 from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.run_log import RunLog, Window, peak_memory_bytes
 from ldm_ae.training.saver import Progress, Saver
-from ldm_ae.training.signals import Signals, Stopped
+from ldm_ae.training.signals import Signals
 from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
 
 SAMPLE_IMAGES = 8
@@ -141,7 +142,7 @@ class Trainer:
             RunError: too many steps in a row were not finite, or a checkpoint could not be written.
         """
         config = self.config
-        log = self.log = RunLog(self.folder, self.accelerator, config.max_steps)
+        log = self.log = RunLog(self.folder, self.accelerator, config.max_steps, self.loader.global_batch)
         if self.accelerator.is_main_process:
             environment = describe_environment(self.accelerator.device) | {"numerics": self.numerics.describe()}
             write_json(self.folder / ENVIRONMENT, environment)
@@ -150,6 +151,7 @@ class Trainer:
         self.alarms, self.window = Alarms(), Window()
         stream = self.loader.steps(self.position)
         with log.progress, Signals() as signals:
+            log.advance(self.step)
             while self.step < config.max_steps:
                 started = time.perf_counter()
                 batches = next(stream)
@@ -347,7 +349,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             result = self._result()
             if self.validation is not None:
-                statistics = measure_scaling(result, self.validation)
+                with ProgressDisplay("measuring the scale of the latents", None) as progress:
+                    statistics = measure_scaling(result, self.validation, progress=progress)
                 result.set_scaling(scaling_factor=1.0 / statistics.pooled_std)
             with writing_folder(self.folder / "model") as temporary:
                 result.save_pretrained(temporary)
