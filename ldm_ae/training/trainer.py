@@ -23,7 +23,7 @@ from ldm_ae.environment import describe_environment
 from ldm_ae.errors import UserError
 from ldm_ae.evaluation import comparison_grid, validate
 from ldm_ae.files import write_json, writing_folder
-from ldm_ae.interop import measure_scaling
+from ldm_ae.interop import settle_scaling
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.trainable import set_trainable
@@ -336,12 +336,14 @@ class Trainer:
             self.step, self.position, self.best, self.skipped_steps = found
 
     def export(self) -> None:
-        """The run's `model/`, with the scaling factor measured on the held-out images if there are any."""
+        """The run's `model/`; a changed encoder's scale is measured on the held-out images if there are any."""
         if self.accelerator.is_main_process:
             result = self._result()
-            if self.validation is not None:
-                statistics = measure_scaling(result, self.validation)
-                result.set_scaling(scaling_factor=1.0 / statistics.pooled_std)
+            words, scaled = settle_scaling(result, self.validation)
+            if scaled:
+                self.log.say(words)
+            else:
+                self.log.warn(self.step, "no_scale", words)
             with writing_folder(self.folder / "model") as temporary:
                 result.save_pretrained(temporary)
         self.accelerator.wait_for_everyone()
