@@ -159,8 +159,13 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("diffusers", "ldm"), default="diffusers", help="(default: %(default)s)")
     export.add_argument("--images", help="measure scaling_factor on these, and whether the model is safe in fp16 on "
                         f"the first: {IMAGES}")  # fmt: skip
-    export.add_argument("--per-channel", action="store_true", help="write latents_mean and latents_std too; the "
-                        "pipelines of Stable Diffusion and DiT ignore them")  # fmt: skip
+    export.add_argument("--scaling", choices=("auto", "keep", "measure"), default="auto", help="auto keeps the scale "
+                        "of an encoder that has one and measures on --images where there is none, or where the "
+                        "encoder was trained since (default: %(default)s)")  # fmt: skip
+    export.add_argument("--per-channel", action=argparse.BooleanOptionalAction, help="measure latents_mean and "
+                        "latents_std, for SDXL's pipelines and trainers that read them; those of Stable Diffusion, "
+                        "Kolors, DiT, SD3 and FLUX ignore them and decode wrongly (default: where the model has "
+                        "them)")  # fmt: skip
     export.add_argument("--weights", choices=("fp32", "bf16", "fp16"), default="fp32", help="what the weights are "
                         "written in (default: %(default)s)")  # fmt: skip
     export.add_argument("--sample-size", type=int, metavar="SIZE", help="side in pixels that the configuration names "

@@ -82,6 +82,7 @@ def run_encode(args: argparse.Namespace) -> None:
     """`ldm-ae encode`."""
     from ldm_ae.data import Annotated
     from ldm_ae.latents import Processes, encode_images
+    from ldm_ae.models.scaling import describe_constant
 
     processes = Processes.from_environment()
     engine = _engine(args)
@@ -100,8 +101,12 @@ def run_encode(args: argparse.Namespace) -> None:
         return
     done = "was complete already" if summary.already_complete else "written"
     redone = f", {summary.redone_batches} batches that overflowed encoded in fp32" if summary.redone_batches else ""
+    statistics = summary.statistics
+    factor = "no scaling_factor" if statistics.is_constant else f"scaling_factor {statistics.scaling_factor:.5f}"
     print(f"{args.store} {done}: {summary.images} images, {len(summary.bad)} unusable, in {summary.precision}, "
-          f"scaling_factor {1 / summary.statistics.pooled_std:.5f}{redone}")  # fmt: skip
+          f"{factor}{redone}")  # fmt: skip
+    if statistics.is_constant:
+        _note([describe_constant(statistics)])
     enlarged = f"; {summary.crops.enlarged} images are smaller than that and were enlarged"
     print(f"{', '.join(f'{size}: {images}' for size, images in summary.buckets.items())}; "
           f"{summary.crops.mean_share:.1%} of an image cropped off on average"
@@ -154,23 +159,28 @@ def run_export(args: argparse.Namespace) -> None:
     """`ldm-ae export`."""
     from ldm_ae.core.precision import DTYPES
     from ldm_ae.interop import export_diffusers, export_ldm
+    from ldm_ae.interop.ldm import scale_lines
+    from ldm_ae.interop.scaling import plan_scaling, scaling_line
     from ldm_ae.models import load_autoencoder
 
     if args.format == "ldm":
-        if args.images or args.per_channel or args.sample_size or args.weights != "fp32":
+        scaled = args.images or args.scaling != "auto" or args.per_channel is not None
+        if scaled or args.sample_size or args.weights != "fp32":
             raise UserError("--format ldm has no place for a scale or a size, and is float32; leave those options out")
-        print(f"CompVis keys in {export_ldm(load_autoencoder(args.model), args.out)}")
+        model = load_autoencoder(args.model)
+        print(f"CompVis keys in {export_ldm(model, args.out)}")
+        if model.latent_spec.shift_factor or model.latent_spec.latents_std is not None:
+            _note([" ".join(scale_lines(model.latent_spec))])
         return
-    if args.per_channel and not args.images:
-        raise UserError("--per-channel needs --images to measure on")
     model, statistics = load_autoencoder(args.model), None
+    plan = plan_scaling(model, args.scaling, per_channel=args.per_channel, images=args.images is not None)
+    _note(plan.notes)
     if args.images:
         _choose_precision(args)
-        statistics, activations = _measure(args)
-        print(f"scaling_factor {1 / statistics.pooled_std:.5f}, measured on {args.images}")
+        found, activations = _measure(args)
+        statistics = found if plan.measure else None
+        print(scaling_line(model.latent_spec, statistics, args.images, per_channel=args.per_channel))
         print(activations.line())
-    elif model.latent_spec.scaling_factor == 1.0:
-        print("note: scaling_factor is 1, nobody has measured it; --images IMAGES measures it", file=sys.stderr)
     out = export_diffusers(
         model, args.out, scaling=statistics, per_channel=args.per_channel, weights=DTYPES[args.weights],
         sample_size=args.sample_size,

@@ -85,7 +85,7 @@ def check(store: LatentStore, autoencoder: Autoencoder, kind: str) -> None:
     store.check_model(autoencoder)
     if store.request.indices_alone:
         raise UserError(f"{store.path} holds indices and no latents; encode without --store lean")
-    if not store.statistics.pooled_std > 0:
+    if store.statistics.is_constant:
         raise UserError(f"the latents of {store.path} are constant; is the autoencoder trained?")
     buckets = store.good()["bucket"].unique().to_pylist()
     if len(buckets) > 1 or len(set(buckets[0].split("x"))) > 1:

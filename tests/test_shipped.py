@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -13,9 +14,11 @@ import ldm_ae
 from ldm_ae.cli import main
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate
-from ldm_ae.latents import LatentStore
-from ldm_ae.models import KLAutoencoder, VQAutoencoder, load_autoencoder
+from ldm_ae.latents import LatentDataset, LatentStore, decode_store, encode_images, encoder
+from ldm_ae.latents.provenance import scaling_of
+from ldm_ae.models import KLAutoencoder, VQAutoencoder, load_autoencoder, model_hash
 from ldm_ae.models.folder import WEIGHTS
+from ldm_ae.models.identity import model_config
 from ldm_ae.quantizers import FSQ, VQ
 from ldm_ae.resources import DEFAULT_MODEL, shipped_models
 
@@ -45,11 +48,40 @@ def test_a_small_diffusers_folder_with_its_scale(name: str) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def test_the_scale_of_each_channel() -> None:
-    spec = ldm_ae.load("kl-f8c4-small").latent_spec
-    assert spec.latents_mean is not None
-    assert spec.latents_std is not None
-    assert len(spec.latents_mean) == len(spec.latents_std) == 4
+OLD_SCALE: dict[str, Any] = {
+    "scaling_factor": 0.1858355684146287,
+    "shift_factor": 0.0,
+    "latents_mean": [2.5446327454885447, -0.11507723355817075, -0.9403579498029582, 0.9957875116227785],
+    "latents_std": [7.041963166605435, 4.110333665099579, 4.71916770227239, 4.499987983887738],
+}
+"""What kl-f8c4-small's configuration had: a factor and vectors, each of which was meant alone."""
+
+
+def test_stores_of_the_old_scale_decode_and_go_on(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, source, transform = ldm_ae.load("kl-f8c4-small"), open_source(image_folder), ImageTransform(size=32)
+    assert model_hash(model) == "1bb251459a4b7e0c2965df4b942de111a73655610e31623b8634c168cb0be0bc"  # as stores have it
+    with monkeypatch.context() as old:
+        old.setattr(encoder, "scaling_of", lambda spec: scaling_of(spec) | OLD_SCALE)
+        old.setattr(encoder, "model_config", lambda model: model_config(model) | OLD_SCALE | {"shift_factor": None})
+        encode_images(model, source, tmp_path / "old", transform=transform, device="cpu", flips=False)
+    encode_images(model, source, tmp_path / "new", transform=transform, device="cpu", flips=False)
+    before = (tmp_path / "old/store.json").read_bytes()
+    assert b"4.719167" in before
+    summary = encode_images(model, source, tmp_path / "old", transform=transform, device="cpu", flips=False)
+    assert summary.already_complete
+    assert (tmp_path / "old/store.json").read_bytes() == before
+    assert decode_store(model, tmp_path / "old", tmp_path / "old pictures", device="cpu") == 12
+    assert decode_store(model, tmp_path / "new", tmp_path / "new pictures", device="cpu") == 12
+    for picture in (tmp_path / "new pictures").rglob("*.png"):
+        twin = tmp_path / "old pictures" / picture.relative_to(tmp_path / "new pictures")
+        assert picture.read_bytes() == twin.read_bytes()
+    # Read with the store's own scale they are whitened, as they were.
+    raw = LatentDataset(tmp_path / "old")[0]["latents"]
+    scaled = LatentDataset(tmp_path / "old", spec=LatentStore(tmp_path / "old").spec)[0]["latents"]
+    mean, std = (torch.tensor(OLD_SCALE[key]).view(4, 1, 1) for key in ("latents_mean", "latents_std"))
+    torch.testing.assert_close(scaled, (raw - mean) / std)
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -354,8 +354,8 @@ class _Collected:
             scores |= codebook.scores()
         scores["latent_mean"] = self.latents.statistics.pooled_mean
         scores["latent_std"] = self.latents.statistics.pooled_std
-        if scores["latent_std"] > 0.0:
-            scores["scaling_factor"] = 1.0 / scores["latent_std"]
+        if (factor := self.latents.statistics.scaling_factor) is not None:
+            scores["scaling_factor"] = factor
         scores["count"] = len(self.images)
         return Evaluation(
             scores=scores,

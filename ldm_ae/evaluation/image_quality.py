@@ -4,7 +4,8 @@ Both images are clamped to [-1, 1] and rounded to the 256 levels of an 8-bit ima
 
 Sources: SSIM is equation 13 of Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity,
 IEEE Transactions on Image Processing 13(4), 2004, with its 11x11 Gaussian window of sigma 1.5, K1 = 0.01 and
-K2 = 0.03, averaged over the three colour channels.
+K2 = 0.03, averaged over the positions at which the whole window lies in the image, and over the three colour channels.
+That is scikit-image's `structural_similarity` with gaussian_weights=True, sigma=1.5, use_sample_covariance=False.
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
+
+from ldm_ae.errors import UserError
 
 DATA_RANGE = 255.0
 """Largest level minus smallest of an 8-bit image."""
+
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+"""Side of SSIM's window in pixels, and the standard deviation of its Gaussian weights."""
+SSIM_CONSTANTS = (0.01 * DATA_RANGE) ** 2, (0.03 * DATA_RANGE) ** 2
+"""C1 and C2, which keep the quotients of luminance and of contrast away from 0 / 0."""
 
 PSNR_CEILING = 100.0
 """dB given to images that are equal, whose PSNR has no finite value; nothing scores higher."""
@@ -61,11 +68,14 @@ def ssim(reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
     """Structural similarity of each image, at most 1.
 
     Args:
-        reconstructions: (B, 3, H, W), clamped to [-1, 1] here; H and W at least 6, half the window.
+        reconstructions: (B, 3, H, W), clamped to [-1, 1] here; H and W at least 11, the window's side.
         pixel_values: (B, 3, H, W) in [-1, 1].
 
     Returns:
         (B,) float32, higher is better.
+
+    Raises:
+        UserError: the images are smaller than the window.
     """
     return _ssim(to_levels(reconstructions), to_levels(pixel_values))
 
@@ -112,8 +122,29 @@ def _psnr(levels: Tensor, reference: Tensor) -> Tensor:
 
 
 def _ssim(levels: Tensor, reference: Tensor) -> Tensor:
-    scores = structural_similarity_index_measure(
-        levels, reference, gaussian_kernel=True, sigma=1.5, kernel_size=11, data_range=DATA_RANGE, reduction="none"
-    )
-    assert isinstance(scores, Tensor)
-    return scores
+    height, width = levels.shape[-2:]
+    if min(height, width) < SSIM_WINDOW:
+        raise UserError(
+            f"SSIM needs images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {height}x{width}; use larger images"
+        )
+    # Variances are differences of large numbers. In float64 they are exact to 1e-11.
+    maps = torch.stack([levels, reference, levels.square(), reference.square(), levels * reference])
+    x, y, xx, yy, xy = _window_means(maps.double())
+    c1, c2 = SSIM_CONSTANTS
+    luminance = (2 * x * y + c1) / (x.square() + y.square() + c1)
+    structure = (2 * (xy - x * y) + c2) / (xx - x.square() + yy - y.square() + c2)
+    return (luminance * structure).mean(dim=(1, 2, 3)).float()
+
+
+def _window_means(maps: Tensor) -> Tensor:
+    """(..., H, W) -> (..., H - 10, W - 10): the mean of each whole window, with Gaussian weights."""
+    offsets = torch.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
+    weights = torch.exp(-offsets.double().square() / (2 * SSIM_SIGMA**2))
+    weights /= weights.sum()
+    for axis in (-2, -1):  # sums of shifted maps: in float64 on a CPU five times as fast as a convolution
+        length = maps.shape[axis] - SSIM_WINDOW + 1
+        total = torch.zeros_like(maps.narrow(axis, 0, length))
+        for shift, weight in enumerate(weights.tolist()):
+            total.add_(maps.narrow(axis, shift, length), alpha=weight)
+        maps = total
+    return maps

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ldm_ae.errors import UserError, printable
 from ldm_ae.interop.folder import exporting
-from ldm_ae.models import Autoencoder, KLAutoencoder, VQAutoencoder
+from ldm_ae.models import Autoencoder, KLAutoencoder, LatentSpec, VQAutoencoder
 from ldm_ae.models.vq import VQModel
 
 LDM_FILES = frozenset({"model.safetensors", "config.yaml"})
@@ -124,15 +124,32 @@ def export_ldm(model: Autoencoder, out: str | Path) -> Path:
     # Of a quantizer, the codes alone: how often each is used concerns our own training.
     own = {k: v for k, v in net.state_dict().items() if not k.startswith("quantize.") or k == CODES}
     state = {key: value.float().cpu().contiguous() for key, value in to_ldm_state_dict(own).items()}
-    note = (
-        f"# Latents times {model.latent_spec.scaling_factor!r} have unit variance, if measured: the latent diffusion\n"
-        "# model's scale_factor. Load: model.load_state_dict(safetensors.torch.load_file('model.safetensors'))\n"
-    )
+    note = "".join(f"# {line}\n" for line in (
+        *scale_lines(model.latent_spec),
+        "Load: model.load_state_dict(safetensors.torch.load_file('model.safetensors'))",
+    ))  # fmt: skip
     size = sum(tensor.nbytes for tensor in state.values())
     with exporting(out, own_files=LDM_FILES, size=size) as folder:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.yaml").write_text(note + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return Path(out)
+
+
+def scale_lines(spec: LatentSpec) -> list[str]:
+    """The scale in words for users of CompVis's code, whose latent diffusion models multiply by scale_factor alone."""
+    factor = spec.scaling_factor
+    if spec.latents_mean is not None and spec.latents_std is not None:
+        return [
+            f"The scale of these latents is (latents - mean) / std * {factor!r}, channel by channel, with mean",
+            f"{list(spec.latents_mean)} and std {list(spec.latents_std)}.",
+            "CompVis's latent diffusion model has one scale_factor and no place for them.",
+        ]
+    if spec.shift_factor:
+        return [
+            f"The scale of these latents is (latents - {spec.shift_factor!r}) * {factor!r}. CompVis's latent diffusion",
+            f"model has no place for a shift: with scale_factor {factor!r} alone its latents are off-centre.",
+        ]
+    return [f"Latents times {factor!r} have unit variance, if measured: the latent diffusion model's scale_factor."]
 
 
 def ldm_config(model: Autoencoder) -> dict[str, Any]:

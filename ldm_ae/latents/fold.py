@@ -41,7 +41,7 @@ class Fold:
     def of_model(cls, spec: LatentSpec) -> Fold:
         """The values are the model's `scaled_latents`."""
         if spec.latents_mean is not None and spec.latents_std is not None:
-            return cls(scale=spec.latents_std, bias=spec.latents_mean)
+            return cls(scale=tuple(std / spec.scaling_factor for std in spec.latents_std), bias=spec.latents_mean)
         return cls(scale=(1.0 / spec.scaling_factor,) * spec.channels, bias=(spec.shift_factor,) * spec.channels)
 
     @classmethod
@@ -53,9 +53,11 @@ class Fold:
         Raises:
             UserError: a channel is constant, or the constants are for another number of channels.
         """
+        if constant := statistics.constant_channels:
+            raise UserError(
+                f"channel {constant[0]} of the latents is constant, so that no scale gives it unit variance"
+            )
         mean, std = statistics.channel_mean.tolist(), statistics.channel_std.tolist()
-        if not min(std) > 0:
-            raise UserError("a channel of the latents is constant, so that no scale gives it unit variance")
         factor, shift = _spread(constants.factor, len(mean)), _spread(constants.shift, len(mean))
         return cls(
             scale=tuple(s * f for s, f in zip(std, factor, strict=True)),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ldm_ae.models import Autoencoder, LatentSpec, for_inference
+from ldm_ae.models.scaling import factor_beside_vectors
 
 
 def derive_seed(*parts: object) -> int:
@@ -37,6 +38,11 @@ def scaling_of(spec: LatentSpec) -> dict[str, Any]:
 
 
 def read_scaling(scaling: dict[str, Any]) -> LatentSpec:
-    """The inverse of `scaling_of`; TypeError or ValueError if it is none."""
+    """The inverse of `scaling_of`; TypeError or ValueError if it is none.
+
+    Beside vectors, the factor that earlier versions wrote counts as 1: `factor_beside_vectors`.
+    """
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in scaling.items()}
+    if isinstance(mean := values.get("latents_mean"), tuple) and isinstance(std := values.get("latents_std"), tuple):
+        values["scaling_factor"] = factor_beside_vectors(values.get("scaling_factor", 1.0), mean, std)
     return LatentSpec(**values)

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from ldm_ae.latents.store import (
 from ldm_ae.latents.work import WORK, Record, Shard, finished, read_record, read_run, recorded, write_record, write_run
 from ldm_ae.locks import LOCK
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, hash_json
+from ldm_ae.models.scaling import SCALE
 
 _SECONDS_UNTIL_SEEN = 90
 """NFS may show the names in a folder as they were a minute ago."""
@@ -121,6 +122,7 @@ class StoreWriter:
             self.mark_unfinished()
             return False
         found = read_description(self.path)
+        self.request = with_scale_of(found["request"], self.request)
         ours = asdict(self.request)
         if different := [key for key in ours if found["request"].get(key) != ours[key]]:
             name = different[0]
@@ -316,8 +318,7 @@ def describe_statistics(statistics: ChannelStatistics, *, images: int) -> dict[s
         "channel_std": statistics.channel_std.tolist(),
         "pooled_mean": statistics.pooled_mean,
         "pooled_std": statistics.pooled_std,
-        # A constant has no scale; it can only come from an untrained or broken encoder.
-        "scaling_factor": 1.0 / statistics.pooled_std if statistics.pooled_std > 0 else None,
+        "scaling_factor": statistics.scaling_factor,  # None of constant latents
         "state": statistics.state(),
     } | error
 
@@ -328,6 +329,19 @@ def lightningdit_statistics(statistics: ChannelStatistics) -> bytes:
     mean, std = (value.float().view(1, -1, 1, 1) for value in (statistics.channel_mean, statistics.channel_std))
     torch.save({"mean": mean, "std": std}, buffer)
     return buffer.getvalue()
+
+
+def with_scale_of(recorded: dict[str, Any], request: StoreRequest) -> StoreRequest:
+    """`request` with the scale that a store has recorded.
+
+    A scale says how latents are read and changes none of them, so that a store goes on with a model of other constants.
+    """
+    changed: dict[str, dict[str, Any]] = {}
+    for part in ("scaling", "model_config"):
+        theirs, ours = recorded.get(part), getattr(request, part)
+        if isinstance(theirs, dict):
+            changed[part] = ours | {key: theirs[key] for key in SCALE if key in ours and key in theirs}
+    return replace(request, **changed)  # type: ignore[arg-type]
 
 
 def _is_ours(name: str) -> bool:

@@ -11,10 +11,9 @@ from torch import nn
 
 from ldm_ae.errors import UserError
 from ldm_ae.models.interface import Autoencoder
+from ldm_ae.models.scaling import SCALE
 
-_NOT_THE_NETWORK = {
-    "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast", "sample_size", "legacy_beta",
-}  # fmt: skip
+_NOT_THE_NETWORK = {*SCALE, "force_upcast", "sample_size", "legacy_beta"}
 """Configuration that leaves the latents as they are, so that a model and its export have one hash."""
 
 

@@ -33,13 +33,13 @@ class LatentSpec:
     downsample_factor: int
     """H / h, a power of two."""
     scaling_factor: float
-    """Multiplies the shifted latents; used unless `latents_mean` and `latents_std` are set."""
+    """Multiplies the shifted latents, or with `latents_mean` and `latents_std` the whitened ones."""
     shift_factor: float = 0.0
-    """Subtracted before scaling."""
+    """Subtracted before scaling, unless `latents_mean` and `latents_std` are set."""
     latents_mean: tuple[float, ...] | None = None
-    """Per-channel mean; with `latents_std` it replaces `shift_factor` and `scaling_factor`."""
+    """Per-channel mean; with `latents_std` it replaces `shift_factor`."""
     latents_std: tuple[float, ...] | None = None
-    """Per-channel standard deviation."""
+    """Per-channel standard deviation; latents are divided by it before `scaling_factor` multiplies them."""
     codebook_size: int | None = None
     """Number of codes of a discrete model, None for a continuous one."""
     codebook_levels: int | None = None
@@ -79,15 +79,21 @@ class LatentSpec:
         return mean, std
 
     def scale(self, latents: Tensor) -> Tensor:
-        """latents -> scaled_latents, (B, C, h, w)."""
+        """latents -> scaled_latents, (B, C, h, w), as the pipelines that read this specification do.
+
+        Without vectors (latents - shift_factor) * scaling_factor: Stable Diffusion, SDXL, Kolors and DiT where the
+        shift is 0, SD3 and FLUX with any. With vectors (latents - latents_mean) / latents_std * scaling_factor: SDXL,
+        and the pipelines and trainers that read vectors without a factor where it is 1; the others ignore vectors and
+        decode wrongly.
+        """
         if (mean_std := self._mean_std(latents)) is not None:
-            return (latents - mean_std[0]) / mean_std[1]
+            return (latents - mean_std[0]) * self.scaling_factor / mean_std[1]
         return (latents - self.shift_factor) * self.scaling_factor
 
     def unscale(self, scaled_latents: Tensor) -> Tensor:
         """scaled_latents -> latents, (B, C, h, w): the inverse of `scale`."""
         if (mean_std := self._mean_std(scaled_latents)) is not None:
-            return scaled_latents * mean_std[1] + mean_std[0]
+            return scaled_latents * mean_std[1] / self.scaling_factor + mean_std[0]
         return scaled_latents / self.scaling_factor + self.shift_factor
 
 
@@ -189,13 +195,16 @@ class Autoencoder(nn.Module, abc.ABC):
         self,
         *,
         scaling_factor: float,
+        shift_factor: float = 0.0,
         latents_mean: tuple[float, ...] | None = None,
         latents_std: tuple[float, ...] | None = None,
     ) -> None:
-        """Record measured latent statistics in the configuration that `save_pretrained` writes.
+        """Record a scale, which `LatentSpec` defines, in the configuration that `save_pretrained` writes.
 
-        `scaling_factor` is 1 / (standard deviation over all channels). Pipelines of Stable Diffusion and DiT read that
-        one alone, so the per-channel values are for trainers that know them.
+        `ldm_ae.models.scaling.measured_scaling` gives a measured one in the form that the model's pipelines read.
+
+        Raises:
+            UserError: the model's class has no place for the shift or the vectors.
         """
 
     def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from ldm_ae.models.blocks import block_types
 from ldm_ae.models.convolutional import ConvolutionalAutoencoder
 from ldm_ae.models.folder import read_model_folder
 from ldm_ae.models.interface import LatentSpec, Posterior
+from ldm_ae.models.scaling import factor_beside_vectors, mark_scaled_encoder
 
 NATS_TO_BITS = 1.0 / math.log(2.0)
 
@@ -122,7 +123,7 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         return LatentSpec(
             channels=config.latent_channels,
             downsample_factor=self.downsample_factor,
-            scaling_factor=config.scaling_factor,
+            scaling_factor=factor_beside_vectors(config.scaling_factor, mean, std),
             shift_factor=config.shift_factor or 0.0,
             latents_mean=None if mean is None else tuple(mean),
             latents_std=None if std is None else tuple(std),
@@ -144,9 +145,12 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         self,
         *,
         scaling_factor: float,
+        shift_factor: float = 0.0,
         latents_mean: tuple[float, ...] | None = None,
         latents_std: tuple[float, ...] | None = None,
     ) -> None:
+        # A number where diffusers' default is null: pipelines of SD3 and FLUX add it, the others do not look.
         self.net.register_to_config(
-            scaling_factor=scaling_factor, shift_factor=None, latents_mean=latents_mean, latents_std=latents_std
+            scaling_factor=scaling_factor, shift_factor=shift_factor, latents_mean=latents_mean, latents_std=latents_std
         )
+        mark_scaled_encoder(self)

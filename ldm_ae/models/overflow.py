@@ -214,10 +214,13 @@ class OverflowGuard(Autoencoder):
         self,
         *,
         scaling_factor: float,
+        shift_factor: float = 0.0,
         latents_mean: tuple[float, ...] | None = None,
         latents_std: tuple[float, ...] | None = None,
     ) -> None:
-        self.model.set_scaling(scaling_factor=scaling_factor, latents_mean=latents_mean, latents_std=latents_std)
+        self.model.set_scaling(
+            scaling_factor=scaling_factor, shift_factor=shift_factor, latents_mean=latents_mean, latents_std=latents_std
+        )
 
 
 def redone_batches(model: Autoencoder) -> int:

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NEARLY_CONSTANT = 1e-5
+"""A standard deviation that is a rounding error: float32 latents around 1 that should be equal differ by some 1e-7."""
+
 
 class ChannelStatistics:
     """Running statistics over batches, the same whatever the split into batches and processes (to float64 rounding).
@@ -68,6 +71,22 @@ class ChannelStatistics:
         within = self._squares.mean() / max(self.count, 1)
         between = (self.channel_mean - self.channel_mean.mean()).square().mean()
         return float((within + between).sqrt())
+
+    @property
+    def scaling_factor(self) -> float | None:
+        """1 / `pooled_std`, or None where the latents are constant: rounding errors are not to be scaled up to 1."""
+        return None if self.is_constant else 1.0 / self.pooled_std
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the latents are the same everywhere, up to `NEARLY_CONSTANT`; True where there are none."""
+        return not self.pooled_std > NEARLY_CONSTANT * max(1.0, abs(self.pooled_mean))
+
+    @property
+    def constant_channels(self) -> list[int]:
+        """The channels that are the same everywhere, up to `NEARLY_CONSTANT`."""
+        threshold = NEARLY_CONSTANT * self.channel_mean.abs().clamp(min=1.0)
+        return [i for i, varies in enumerate((self.channel_std > threshold).tolist()) if not varies]
 
     @property
     def relative_error(self) -> Tensor | None:

@@ -7,10 +7,13 @@ from fnmatch import fnmatchcase
 
 from ldm_ae.errors import UserError
 from ldm_ae.models.interface import Autoencoder
+from ldm_ae.models.scaling import NOT_THE_ENCODER, remember_scaled_encoder
 
 
 def set_trainable(model: Autoencoder, patterns: Sequence[str]) -> int:
     """Let exactly the parameters learn whose diffusers names match a pattern; the number of their elements.
+
+    Where the encoder is to learn, its configuration remembers which encoder its scale was measured for.
 
     Args:
         model: Its `net`'s parameter names count, such as `decoder.conv_in.weight`.
@@ -26,4 +29,6 @@ def set_trainable(model: Autoencoder, patterns: Sequence[str]) -> int:
             raise UserError(f"trainable: '{pattern}' matches no parameter; the model's parts are {', '.join(parts)}")
     for name, parameter in parameters.items():
         parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+    if any(parameter.requires_grad and not name.startswith(NOT_THE_ENCODER) for name, parameter in parameters.items()):
+        remember_scaled_encoder(model)
     return sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)

@@ -19,6 +19,7 @@ from ldm_ae.models.convolutional import ConvolutionalAutoencoder
 from ldm_ae.models.folder import find_folder, read_config, read_model_folder
 from ldm_ae.models.interface import AutoencoderOutput, LatentSpec, Posterior
 from ldm_ae.models.quantized_autoencoder import QuantizedAutoencoder
+from ldm_ae.models.scaling import factor_beside_vectors, mark_scaled_encoder
 from ldm_ae.quantizers import EMAVQ, VQ, CaredTable, Quantized, Quantizer, describe_quantizer
 
 EUCLIDEAN: tuple[type[Quantizer], ...] = (VQ, EMAVQ)
@@ -134,7 +135,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         return LatentSpec(
             channels=self.quantizer.codebook_dim,
             downsample_factor=self.downsample_factor,
-            scaling_factor=config.scaling_factor,
+            scaling_factor=factor_beside_vectors(config.scaling_factor, mean, std),
             latents_mean=None if mean is None else tuple(mean),
             latents_std=None if std is None else tuple(std),
             codebook_size=self.quantizer.codebook_size,
@@ -191,14 +192,18 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         self,
         *,
         scaling_factor: float,
+        shift_factor: float = 0.0,
         latents_mean: tuple[float, ...] | None = None,
         latents_std: tuple[float, ...] | None = None,
     ) -> None:
-        self.net.register_to_config(scaling_factor=scaling_factor)
+        if shift_factor:
+            raise UserError(f"a discrete model has no place for shift_factor {shift_factor}; scale without a shift")
         if isinstance(self.net, QuantizedAutoencoder):
             self.net.register_to_config(latents_mean=latents_mean, latents_std=latents_std)
         elif latents_mean is not None or latents_std is not None:
             raise UserError("diffusers.VQModel has one scaling_factor and no per-channel scale; leave it out")
+        self.net.register_to_config(scaling_factor=scaling_factor)
+        mark_scaled_encoder(self)
 
 
 def _build(arguments: dict[str, Any], quantizer: Quantizer) -> nn.Module:

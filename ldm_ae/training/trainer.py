@@ -24,7 +24,7 @@ from ldm_ae.environment import ENVIRONMENT, describe_environment
 from ldm_ae.errors import Stopped, UserError
 from ldm_ae.evaluation import comparison_grid, validate
 from ldm_ae.files import write_json, writing_folder
-from ldm_ae.interop import measure_scaling
+from ldm_ae.interop import settle_scaling
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.trainable import set_trainable
@@ -345,13 +345,15 @@ class Trainer:
             self.step, self.position, self.best, self.skipped_steps = found
 
     def export(self) -> None:
-        """The run's `model/`, with the scaling factor measured on the held-out images if there are any."""
+        """The run's `model/`; a changed encoder's scale is measured on the held-out images if there are any."""
         if self.accelerator.is_main_process:
             result = self._result()
-            if self.validation is not None:
-                with ProgressDisplay("measuring the scale of the latents", None) as progress:
-                    statistics = measure_scaling(result, self.validation, progress=progress)
-                result.set_scaling(scaling_factor=1.0 / statistics.pooled_std)
+            with ProgressDisplay("measuring the scale of the latents", None) as progress:
+                words, scaled = settle_scaling(result, self.validation, progress=progress)
+            if scaled:
+                self.log.say(words)
+            else:
+                self.log.warn(self.step, "no_scale", words)
             with writing_folder(self.folder / "model") as temporary:
                 result.save_pretrained(temporary)
         self.accelerator.wait_for_everyone()

@@ -52,7 +52,7 @@ def test_scaling_round_trip() -> None:
     pooled = LatentSpec(channels=2, downsample_factor=8, scaling_factor=0.5, shift_factor=1.0)
     assert torch.allclose(pooled.scale(latents), (latents - 1) * 0.5)
     each = LatentSpec(channels=2, downsample_factor=8, scaling_factor=9.0, latents_mean=(1, 2), latents_std=(2, 4))
-    expected = torch.stack([(latents[:, 0] - 1) / 2, (latents[:, 1] - 2) / 4], dim=1)
+    expected = 9.0 * torch.stack([(latents[:, 0] - 1) / 2, (latents[:, 1] - 2) / 4], dim=1)  # as SDXL's pipelines
     assert torch.allclose(each.scale(latents), expected)
     for spec in (pooled, each):
         assert torch.allclose(spec.unscale(spec.scale(latents)), latents, atol=1e-6)

@@ -1,0 +1,131 @@
+"""Measuring the scale of a model's latents, and when the one that it has is replaced.
+
+An encoder that has a scale keeps it: diffusion models were trained with it, and a decoder that was trained further
+changes no latent. An encoder that was trained since, or that nobody has measured, is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+
+from ldm_ae.data import Batch, seeded_noise
+from ldm_ae.errors import UserError
+from ldm_ae.models import Autoencoder, ChannelStatistics, LatentSpec
+from ldm_ae.models.scaling import (
+    check_form,
+    describe_scaling,
+    is_unscaled,
+    measured_scaling,
+    scale_is_known,
+    set_scaling_of,
+)
+
+
+@torch.inference_mode()
+def measure_scaling(
+    model: Autoencoder, loader: Iterable[Batch], *, progress: Callable[[int], None] | None = None
+) -> ChannelStatistics:
+    """Per-channel statistics of one posterior sample per image, with each sample's own noise.
+
+    Args:
+        model: In eval mode, on the device to run on.
+        loader: Batches of images, usually an `EvaluationLoader`.
+        progress: Called with the number of images done after every batch.
+    """
+    statistics = ChannelStatistics(model.latent_spec.channels)
+    device = model.last_layer.device
+    done = 0
+    for batch in loader:
+        posterior = model.encode(batch.pixel_values.to(device))
+        shape = posterior.mode().shape[1:]
+        statistics.update(posterior.sample(noise=seeded_noise(batch.seeds, tuple(shape)).to(device)))
+        done += len(batch.keys)
+        if progress is not None:
+            progress(done)
+    return statistics
+
+
+def settle_scaling(
+    model: Autoencoder, loader: Iterable[Batch] | None, *, progress: Callable[[int], None] | None = None
+) -> tuple[str, bool]:
+    """Give a trained model the scale of its latents: keep it where the encoder is unchanged, else measure it.
+
+    Args:
+        model: What to export; it is put in eval mode, and its configuration changed.
+        loader: Images to measure on, or None for none.
+        progress: As of `measure_scaling`.
+
+    Returns:
+        What has been done, and whether the model has a scale of its own now.
+    """
+    model.eval()
+    before = model.latent_spec
+    if scale_is_known(model):
+        return f"the encoder is unchanged and keeps its {describe_scaling(before)}", True
+    old = (
+        "no scale"
+        if is_unscaled(before)
+        else f"the {describe_scaling(before)} of the encoder that training started from"
+    )
+    advice = "`ldm-ae export RUN OUT --images IMAGES` measures it"
+    if loader is None:
+        return f"without validation images the model has {old}; {advice}", False
+    try:
+        after = measured_scaling(before, measure_scaling(model, loader, progress=progress))
+    except UserError as error:
+        return f"the model keeps {old}: {error}", False
+    set_scaling_of(model, after)
+    return f"{describe_scaling(after)}, measured on the validation images in place of {old}", True
+
+
+class ScalingPlan(NamedTuple):
+    """What `export` does about a model's scale."""
+
+    measure: bool
+    """Whether it replaces the scale by a measured one."""
+    notes: list[str]
+    """What is to be said of the scale that stays."""
+
+
+def plan_scaling(model: Autoencoder, choice: str, *, per_channel: bool | None, images: bool) -> ScalingPlan:
+    """Decide by the options of `export`, before anything is computed.
+
+    Args:
+        model: What is exported.
+        choice: `keep`, `measure`, or `auto`: measure where the model has no scale of its own.
+        per_channel: The form that is asked for, or None; one that is asked for is measured.
+        images: Whether there are images to measure on.
+
+    Raises:
+        UserError: options that exclude each other, no images for what has to be measured, or vectors for a model whose
+            pipelines read a shift.
+    """
+    form = None if per_channel is None else "--per-channel" if per_channel else "--no-per-channel"
+    if choice == "keep" and form is not None:
+        raise UserError(f"--scaling keep excludes {form}, which is measured; leave one of them out")
+    asked = choice == "measure" or form is not None
+    if asked and not images:
+        raise UserError(f"{form or '--scaling measure'} needs --images to measure on")
+    spec = model.latent_spec
+    check_form(spec, per_channel)
+    known = scale_is_known(model)
+    measure = asked or (choice == "auto" and images and not known)
+    if known or measure:
+        return ScalingPlan(measure, [])
+    if is_unscaled(spec):
+        return ScalingPlan(False, ["scaling_factor is 1, nobody has measured it; --images IMAGES measures it"])
+    words = f"the encoder was trained further since its {describe_scaling(spec)} was measured"
+    return ScalingPlan(False, [f"{words}; --images IMAGES measures it"])
+
+
+def scaling_line(
+    before: LatentSpec, statistics: ChannelStatistics | None, images: str, *, per_channel: bool | None
+) -> str:
+    """What `export --images` prints of the scale: the change, or what is kept without `statistics`."""
+    if statistics is None:
+        return f"{describe_scaling(before)} is kept; --scaling measure measures it on {images}"
+    after = measured_scaling(before, statistics, per_channel=per_channel)
+    return f"{describe_scaling(before)} -> {describe_scaling(after)}, measured on {images}"

@@ -1,0 +1,173 @@
+"""The scale in a model's configuration: in which form it is written, and whether it is its encoder's.
+
+The reference is what the pipelines of diffusers 0.42 make of scaled latents s before they decode:
+
+| pipelines | latents |
+|---|---|
+| Stable Diffusion, DiT, Kolors, LDM | s / scaling_factor |
+| SDXL without vectors | s / scaling_factor |
+| SDXL with `latents_mean` and `latents_std` | s * latents_std / scaling_factor + latents_mean |
+| GLM-Image | s * latents_std + latents_mean |
+| SD3, FLUX, Z-Image, Lumina 2 | s / scaling_factor + shift_factor, which fails where the shift is null |
+
+Without vectors and with a shift of 0 all but the third and fourth agree with `LatentSpec`. With vectors SDXL does, and
+with a factor of 1 all that read vectors; with another shift than 0 those of the last row do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ldm_ae.errors import UserError
+from ldm_ae.models.interface import Autoencoder, LatentSpec
+from ldm_ae.models.statistics import ChannelStatistics
+
+SCALE = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+"""The keys of a scale, in a configuration and in `LatentSpec`."""
+SCALED_ENCODER = "_scaled_encoder"
+"""Key of the configuration: sha256 of the encoder's weights that the scale was measured for. Keys with an underscore
+are not a network's arguments; diffusers passes over them."""
+NOT_THE_ENCODER = ("decoder.", "post_quant_conv.")
+
+
+def factor_beside_vectors(scaling_factor: float, mean: Sequence[float] | None, std: Sequence[float] | None) -> float:
+    """The factor that multiplies latents whitened by these vectors, from what a configuration says.
+
+    Earlier versions wrote 1 / (standard deviation over all channels) beside vectors and meant the vectors alone; that
+    very number is read as 1.
+    """
+    numbers = [scaling_factor, *(mean or ()), *(std or ())]
+    if not mean or not std or not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        return scaling_factor  # where something is wrong, LatentSpec refuses it
+    center = sum(mean) / len(mean)
+    pooled = math.sqrt(sum(s * s + (m - center) ** 2 for m, s in zip(mean, std, strict=False)) / len(std))
+    return 1.0 if math.isclose(scaling_factor * pooled, 1.0, rel_tol=1e-6) else scaling_factor
+
+
+def measured_scaling(spec: LatentSpec, statistics: ChannelStatistics, *, per_channel: bool | None = None) -> LatentSpec:
+    """`spec` with a measured scale, in the form in which the model has one.
+
+    Vectors stay vectors beside the same factor; a shift other than 0 becomes the mean over all channels, for the
+    pipelines that add one; otherwise the factor alone is measured, and the shift is 0.
+
+    Args:
+        spec: The model's.
+        statistics: Of its latents.
+        per_channel: True for vectors, beside a factor of 1 if they are new; False for none; None for what the model
+            has.
+
+    Raises:
+        UserError: the latents, or with vectors a channel of them, are constant or not finite; or vectors are asked for
+            beside a shift.
+    """
+    if statistics.count == 0:
+        raise UserError("no scale can be measured: there are no latents; give more images")
+    if not math.isfinite(statistics.pooled_std):
+        raise UserError("no scale can be measured: the latents are not finite")
+    if statistics.scaling_factor is None:
+        raise UserError(describe_constant(statistics))
+    check_form(spec, per_channel)
+    has_vectors = spec.latents_std is not None and spec.latents_mean is not None
+    if has_vectors if per_channel is None else per_channel:
+        if constant := statistics.constant_channels:
+            raise UserError(
+                f"channel {constant[0]} of the latents is constant, so that latents_std cannot divide by it; scale "
+                "without --per-channel"
+            )
+        return replace(
+            spec,
+            scaling_factor=spec.scaling_factor if has_vectors else 1.0,
+            shift_factor=0.0,
+            latents_mean=tuple(statistics.channel_mean.tolist()),
+            latents_std=tuple(statistics.channel_std.tolist()),
+        )
+    return replace(
+        spec,
+        scaling_factor=statistics.scaling_factor,
+        shift_factor=statistics.pooled_mean if spec.shift_factor else 0.0,
+        latents_mean=None,
+        latents_std=None,
+    )
+
+
+def describe_constant(statistics: ChannelStatistics) -> str:
+    """What to say of latents that are constant."""
+    return (
+        f"the latents are constant (standard deviation {statistics.pooled_std:.3g} around "
+        f"{statistics.pooled_mean:.3g}), so that no scale can be measured; the encoder gives the same for every image: "
+        "its codebook or its latents have collapsed, or it is not trained"
+    )
+
+
+def check_form(spec: LatentSpec, per_channel: bool | None) -> None:
+    """UserError where vectors are asked for and the model's pipelines read a shift."""
+    if per_channel and spec.shift_factor and spec.latents_std is None:
+        raise UserError(
+            f"the model has shift_factor {spec.shift_factor:.5g}: pipelines that read it (SD3, FLUX) ignore "
+            "latents_mean and latents_std and would decode wrongly; leave --per-channel out"
+        )
+
+
+def set_scaling_of(model: Autoencoder, spec: LatentSpec) -> None:
+    """Write the scale of `spec` into the model's configuration."""
+    model.set_scaling(
+        scaling_factor=spec.scaling_factor, shift_factor=spec.shift_factor, latents_mean=spec.latents_mean,
+        latents_std=spec.latents_std,
+    )  # fmt: skip
+
+
+def describe_scaling(spec: LatentSpec) -> str:
+    """The scale in words, such as `scaling_factor 0.36110, shift_factor 0.11590`."""
+    words = f"scaling_factor {spec.scaling_factor:.5f}"
+    if spec.latents_mean is not None and spec.latents_std is not None:
+        mean, std = (", ".join(f"{value:.4g}" for value in v) for v in (spec.latents_mean, spec.latents_std))
+        return f"{words}, latents_mean [{mean}], latents_std [{std}]"
+    return f"{words}, shift_factor {spec.shift_factor:.5f}" if spec.shift_factor else words
+
+
+def is_unscaled(spec: LatentSpec) -> bool:
+    """Whether nobody has measured a scale: a factor of 1 and nothing else."""
+    return spec.scaling_factor == 1.0 and not spec.shift_factor and spec.latents_std is None
+
+
+def encoder_sha256(model: Autoencoder) -> str:
+    """Hex digest of the float32 values of every parameter that latents follow from: all but the decoder's."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.net.named_parameters()):
+        if name.startswith(NOT_THE_ENCODER):
+            continue
+        values = parameter.detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} {tuple(values.shape)}\n".encode())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def mark_scaled_encoder(model: Autoencoder) -> None:
+    """Record in the configuration that its scale is that of the encoder as it is now."""
+    net: Any = model.net
+    net.register_to_config(**{SCALED_ENCODER: encoder_sha256(model)})
+
+
+def remember_scaled_encoder(model: Autoencoder) -> None:
+    """`mark_scaled_encoder`, before an encoder with a scale is trained, where nothing is recorded yet."""
+    net: Any = model.net
+    if net.config.get(SCALED_ENCODER) is None and not is_unscaled(model.latent_spec):
+        mark_scaled_encoder(model)
+
+
+def scale_is_known(model: Autoencoder) -> bool:
+    """Whether the configuration has a scale, and the encoder is the one that it was measured for.
+
+    A scale without a record of its encoder is taken for that of a published model.
+    """
+    if is_unscaled(model.latent_spec):
+        return False
+    net: Any = model.net
+    marked = net.config.get(SCALED_ENCODER)
+    return marked is None or marked == encoder_sha256(model)
