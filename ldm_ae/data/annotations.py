@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ldm_ae.data.account import Account, Group
 from ldm_ae.data.sources.base import RawImage, Source, Wrapped
-from ldm_ae.errors import UserError
+from ldm_ae.data.tables import read_table
+from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, BadText, named, read_caption, read_label
+from ldm_ae.errors import UserError, printable
 
-_NAMES = ("key", "file_name")
 _Value = TypeVar("_Value", int, str)
 
 
 class Annotated(Wrapped):
     """A source whose labels, or captions, are those of a file; an image that the file does not name has none.
 
-    The file is `.json`, an object `{"cats/1.png": 3, ...}` or a list of objects, or `.csv` with a first line of column
-    names. Objects and lines have `key` or `file_name`, and `label` (a class number) or `caption`. An image is looked
-    up by its key, then by its file name.
+    `read_table` says what the file may be. Entries have `key` or `file_name`, and `label` (a class number) or
+    `caption`. An entry belongs to the image with that key, or else to the one image with that file name that no other
+    entry names by its key. Entries that belong to no image, and captions that are not valid, are in the account.
 
     Args:
         source: The images.
@@ -28,83 +28,90 @@ class Annotated(Wrapped):
         captions: The same for captions.
 
     Raises:
-        UserError: a file cannot be read, has something else in it, or names none of the images.
+        UserError: a file cannot be read, has something else in it, names none of the images, or has the name of several
+            images.
     """
 
     name = "annotated"
 
     def __init__(self, source: Source, *, labels: str | Path | None = None, captions: str | Path | None = None):
         super().__init__(source)
-        self._labels = None if labels is None else _read(Path(labels), "label", _label)
-        self._captions = None if captions is None else _read(Path(captions), "caption", _caption)
-        if self._labels is not None:
-            self._check(labels, self._labels)
-        if self._captions is not None:
-            self._check(captions, self._captions)
+        self._account = source.account()
+        self._labels: dict[str, int] | None = None
+        self._captions: dict[str, str] | None = None
+        if labels is not None:
+            self._labels = self._match(Path(labels), _read(Path(labels), LABEL_NAMES, _label))
+            self._account.labels = {str(labels): len(self._labels)}
+            self._account.classes = []
+        if captions is not None:
+            unusable: dict[str, Group] = {}
+            values = _read(Path(captions), CAPTION_NAMES, read_caption, unusable)
+            self._captions = self._match(Path(captions), values)
+            self._account.captions = {str(captions): len(self._captions)}
+            self._account.unusable |= unusable
 
-    def _check(self, path: object, values: dict[str, _Value]) -> None:
-        if not any(_find(values, self.key(i)) is not None for i in range(len(self))):
+    def _match(self, path: Path, values: dict[str, _Value]) -> dict[str, _Value]:
+        """The values by the images' keys."""
+        keys = [self.key(i) for i in range(len(self))]
+        found = {key: values[key] for key in keys if key in values}
+        candidates: dict[str, list[str]] = {}
+        for key in keys:
+            if key not in found and (name := key.rpartition("/")[2]) in values and name not in found:
+                candidates.setdefault(name, []).append(key)
+        for name, same in candidates.items():
+            if len(same) > 1:
+                shown = ", ".join(same[:3]) + (f" and {len(same) - 3} more" if len(same) > 3 else "")
+                raise UserError(
+                    f"{path}: {len(same)} images are called {printable(name)}: {shown}; "
+                    f"name each by its key, such as {same[0]}"
+                )
+            found[same[0]] = values[name]
+        matched = found.keys() | candidates.keys()
+        if not found:
             raise UserError(f"{path} names none of the images; it has {next(iter(values), 'nothing')}, the first image "
-                            f"is {self.key(0)}")  # fmt: skip
+                            f"is {keys[0]}")  # fmt: skip
+        self._account.add_unmatched(str(path), (name for name in values if name not in matched))
+        return found
+
+    def account(self) -> Account:
+        """The source's, with what the files say."""
+        return self._account
 
     def __getitem__(self, index: int) -> RawImage:
         raw = self._source[index]
         if self._labels is not None:
-            raw = raw._replace(label=_find(self._labels, raw.key))
+            raw = raw._replace(label=self._labels.get(raw.key))
         if self._captions is not None:
-            raw = raw._replace(caption=_find(self._captions, raw.key))
+            raw = raw._replace(caption=self._captions.get(raw.key))
         return raw
 
 
-def _find(values: dict[str, _Value], key: str) -> _Value | None:
-    return values[key] if key in values else values.get(key.rpartition("/")[2])
-
-
-def _read(path: Path, column: str, check: Callable[[Any], _Value]) -> dict[str, _Value]:
+def _read(
+    path: Path,
+    columns: tuple[str, ...],
+    check: Callable[[Any], _Value | None],
+    unusable: dict[str, Group] | None = None,
+) -> dict[str, _Value]:
+    """Value by name; those that `check` refuses go into `unusable` if it is there."""
     values: dict[str, _Value] = {}
-    try:
-        if path.suffix.lower() not in (".json", ".csv"):
-            raise ValueError("it must end in .json or .csv")
-        for key, value in _entries(path, column):
-            if key in values and values[key] != check(value):
-                raise ValueError(f"it has two values for {key}")
-            values[key] = check(value)
-    except RecursionError:
-        raise UserError(f"{path}: it is nested too deeply") from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    for name, entry in read_table(path, columns):
+        column, value = named(entry, columns)
+        try:
+            checked = check(value)
+        except BadText as error:
+            if unusable is None:
+                raise UserError(f"{path}: {error}") from error
+            unusable.setdefault(f"values of {path}", Group()).add(f"{name}: {column}: {error}")
+            continue
+        if checked is None:
+            continue
+        if values.setdefault(name, checked) != checked:
+            raise UserError(f"{path}: it has two values for {printable(name)}")
     return values
 
 
-def _entries(path: Path, column: str) -> list[tuple[str, Any]]:
-    """(key, value) as they stand in the file."""
-    if path.suffix.lower() == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            found: Any = list(csv.DictReader(file))
-    else:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(found, dict):
-        return list(found.items())
-    if not isinstance(found, list):
-        raise ValueError("it holds neither an object nor a list")
-    entries = []
-    for number, entry in enumerate(found, start=1):
-        name = next((name for name in _NAMES if isinstance(entry, dict) and isinstance(entry.get(name), str)), None)
-        if name is None or column not in entry:
-            raise ValueError(f"entry {number} has no {' or '.join(_NAMES)}, or no {column}")
-        entries.append((entry[name], entry[column]))
-    return entries
-
-
-def _label(value: Any) -> int:
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f"{str(value)[:40]!r} is no class number")
-    return value
-
-
-def _caption(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:40]!r} is no caption")
-    return value
+def _label(value: Any) -> int | None:
+    label = None if value == "" else read_label(value)
+    if label is None and value not in (None, ""):
+        raise BadText(f"'{value}' is not a class number")
+    return label

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -15,12 +17,29 @@ from ldm_ae.data.buckets import BucketTransform
 from ldm_ae.data.decoding import BadImage, decode_image
 from ldm_ae.data.randomness import NOISE, REPLACEMENT, TRANSFORM, derived_seed
 from ldm_ae.data.sources.base import RawImage, Source
+from ldm_ae.data.texts import LABEL_LIMIT
 from ldm_ae.data.transforms import ImageTransform, TransformedImage
-from ldm_ae.errors import UserError
+from ldm_ae.errors import RunError, UserError, printable, reason
 
 _Item = tuple[int, int, RawImage, TransformedImage]
 """Index, noise seed, the image as it lies in the source, and transformed."""
+_log = logging.getLogger("ldm_ae")
 _MAX_ATTEMPTS = 32  # replacements tried for one image; with a tenth of a data set bad, 1e-32 is the chance to fail
+
+
+class Failure(NamedTuple):
+    """Why a worker cannot go on; `error` makes an exception of it in the main process."""
+
+    message: str
+    trace: str = ""
+    """Of an error that is not the user's mistake."""
+
+    def error(self) -> Exception:
+        """What the main process raises."""
+        if not self.trace:
+            return UserError(self.message)
+        _log.error("%s", self.trace.rstrip())
+        return RunError(self.message)
 
 
 @dataclass(kw_only=True)
@@ -43,6 +62,8 @@ class Batch:
     """(B, 2) int64, height and width after the EXIF rotation."""
     crops_ltrb: Tensor
     """(B, 4) int64, left, top, right, bottom of what is seen, in pixels of the original."""
+    notes: list[tuple[str, ...]]
+    """Why a caption or label that an image has is not used."""
     rejected: dict[str, str] = field(default_factory=dict)
     """Reasons by key of the unusable images that were met while this batch was made."""
 
@@ -108,27 +129,29 @@ class BatchBuilder(Dataset[Batch]):
         self.replace_bad = replace_bad
         self._cache: dict[int, tuple[RawImage, Image.Image]] = {}
         self._cache_room = cache_bytes
+        self._at = 0
+        """The image that is being read, for the message of an unexpected error."""
 
-    def __getitems__(self, samples: list[tuple[int, int]]) -> Batch | str:
+    def __getitems__(self, samples: list[tuple[int, int]]) -> Batch | Failure:
         """One batch, fewer images than asked for if some are bad and not replaced.
 
         Returns:
-            The batch, or the message of a UserError: raised here, torch would wrap it with a worker's traceback, and
+            The batch, or why there is none: raised here, torch would wrap an error with a worker's traceback, and
             as an object it would form a cycle with the frame that raises it and keep the workers alive.
         """
         found = self._load_all(samples)
-        if isinstance(found, str):
+        if isinstance(found, Failure):
             return found
         assert isinstance(self.transform, ImageTransform), "images of several sizes are no batch"
         return _collate(*found, (self.transform.height, self.transform.width))
 
-    def by_size(self, samples: list[tuple[int, int]]) -> list[Batch] | str:
+    def by_size(self, samples: list[tuple[int, int]]) -> list[Batch] | Failure:
         """A batch for each size that the images have after the transform, in the order in which they are met.
 
         The first has all that are rejected; if no image is good, it is empty. Errors as above.
         """
         found = self._load_all(samples)
-        if isinstance(found, str):
+        if isinstance(found, Failure):
             return found
         items, rejected = found
         sizes: dict[tuple[int, int], list[_Item]] = {}
@@ -139,16 +162,22 @@ class BatchBuilder(Dataset[Batch]):
         batches[0].rejected = rejected
         return batches
 
-    def _load_all(self, samples: list[tuple[int, int]]) -> tuple[list[_Item], dict[str, str]] | str:
-        """The good images, and the reasons of the others; or the message of a UserError."""
+    def _load_all(self, samples: list[tuple[int, int]]) -> tuple[list[_Item], dict[str, str]] | Failure:
+        """The good images, and the reasons of the others; or why this cannot go on."""
         rejected: dict[str, str] = {}
-        try:
-            items = [self._load(epoch, index, rejected) for epoch, index in samples]
-        except UserError as error:
-            return str(error)
+        items = []
+        for epoch, index in samples:
+            try:
+                items.append(self._load(epoch, index, rejected))
+            except UserError as error:
+                return Failure(str(error))
+            except Exception as error:  # noqa: BLE001 - raised again in the main process, with the image's name
+                key = self.source.key(self._at)
+                text = f"{key}: unexpected {type(error).__name__} while this image is read: {reason(error)}"
+                return Failure(text, traceback.format_exc())
         return [item for item in items if item is not None], rejected
 
-    def __getitem__(self, sample: tuple[int, int]) -> Batch | str:  # type: ignore[override]
+    def __getitem__(self, sample: tuple[int, int]) -> Batch | Failure:  # type: ignore[override]
         """A batch of one, for debugging."""
         return self.__getitems__([sample])
 
@@ -158,6 +187,7 @@ class BatchBuilder(Dataset[Batch]):
         noise_seed = derived_seed(self.seed, NOISE, epoch, index)
         candidate = index
         for attempt in range(_MAX_ATTEMPTS):
+            self._at = candidate
             try:
                 raw, image = self._decoded(candidate)
                 return candidate, noise_seed, raw, self.transform(image, generator)
@@ -177,6 +207,8 @@ class BatchBuilder(Dataset[Batch]):
         if index in self._cache:
             return self._cache[index]
         raw = self.source[index]
+        if raw.label is not None and not 0 <= raw.label < LABEL_LIMIT:
+            raise BadImage(f"its label {printable(raw.label, 40)} is not a class number from 0 to 2^63 - 1")
         image = decode_image(raw.data, background=self.transform.background)
         size = 3 * image.width * image.height
         if size <= self._cache_room:
@@ -196,5 +228,6 @@ def _collate(items: list[_Item], rejected: dict[str, str], size: tuple[int, int]
         captions=[raw.caption for _, _, raw, _ in items],
         original_sizes=torch.tensor([item.original_size for *_, item in items], dtype=torch.int64).reshape(-1, 2),
         crops_ltrb=torch.tensor([item.crop_ltrb for *_, item in items], dtype=torch.int64).reshape(-1, 4),
+        notes=[raw.notes for _, _, raw, _ in items],
         rejected=rejected,
     )

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ldm_ae.data.batches import Batch, BatchBuilder
+from ldm_ae.data.batches import Batch, BatchBuilder, Failure
 from ldm_ae.data.randomness import chosen_indices, epoch_order
 from ldm_ae.data.sources.base import Source
 from ldm_ae.data.transforms import ImageTransform
@@ -174,8 +174,8 @@ class TrainingLoader:
             while True:
                 step = list(islice(batches, self._accumulation))
                 for batch in step:
-                    if isinstance(batch, str):
-                        raise UserError(batch)
+                    if isinstance(batch, Failure):
+                        raise batch.error()
                     self._rejects.add(batch.rejected)
                     self._rejects.check()
                 yield step
@@ -239,8 +239,8 @@ class EvaluationLoader:
         with signals_held_back():
             batches = iter(self._loader)
         for batch in batches:
-            if isinstance(batch, str):
-                raise UserError(batch)
+            if isinstance(batch, Failure):
+                raise batch.error()
             self._rejects.add(batch.rejected)
             if len(batch):
                 yield batch

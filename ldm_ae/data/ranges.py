@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from ldm_ae.data.batches import Batch, BatchBuilder, concatenate
+from ldm_ae.data.batches import Batch, BatchBuilder, Failure, concatenate
 from ldm_ae.data.buckets import BucketTransform
 from ldm_ae.data.loader import Rejects, check_counts, data_loader, signals_held_back
 from ldm_ae.data.sources.base import Source
 from ldm_ae.data.transforms import ImageTransform
-from ldm_ae.errors import UserError
 
 _WAITING = 8
 """Batches that may wait for more images of their size; memory would grow with the number of sizes otherwise."""
@@ -68,8 +67,8 @@ class RangeLoader:
                 waiting = _Waiting(self._sizes or [], self._batch_size)
                 for _ in range(0, len(indices), self._batch_size):
                     batches = next(chunks)
-                    if isinstance(batches, str):
-                        raise UserError(batches)
+                    if isinstance(batches, Failure):
+                        raise batches.error()
                     for batch in batches:
                         self._rejects.add(batch.rejected)
                         whole = [batch] if len(batch) else []
@@ -98,8 +97,8 @@ class _BySize(Dataset[list[Batch]]):
     def __init__(self, builder: BatchBuilder):
         self._builder = builder
 
-    def __getitems__(self, samples: list[tuple[int, int]]) -> list[Batch] | str:
-        """Or the message of a UserError, see `BatchBuilder`."""
+    def __getitems__(self, samples: list[tuple[int, int]]) -> list[Batch] | Failure:
+        """Or why there is none, see `BatchBuilder`."""
         return self._builder.by_size(samples)
 
 

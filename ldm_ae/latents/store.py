@@ -85,7 +85,7 @@ SCHEMA = pa.schema(
         pa.field("label", pa.int64(), nullable=False),  # -1: none
         pa.field("caption", pa.string()),
         pa.field("status", pa.string(), nullable=False),  # ok, or bad with its error and nulls for what is not known
-        pa.field("error", pa.string()),
+        pa.field("error", pa.string()),  # of a good image: why a caption or label that it has is not used
     ]
 )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm_ae.data import Batch
+from ldm_ae.errors import printable
 from ldm_ae.latents.originals import HashingSource
 from ldm_ae.latents.writer import StoreWriter
 
@@ -83,6 +84,7 @@ class Unit:
                     "label": labels[i],
                     "caption": caption,
                     "status": "ok",
+                    "error": "; ".join(batch.notes[i]) or None,
                 }
             )
         return rows
@@ -95,7 +97,7 @@ class Unit:
         key, source_hash = self._source.key(index), self._source.look_at(index).source_hash
         return {
             "key": key, "source": self._source_name, "source_hash": source_hash, "label": -1, "status": "bad",
-            "error": rejected[key],
+            "error": printable(rejected[key], 1000),
         }  # fmt: skip
 
     def write(self, writer: StoreWriter, rows: list[dict[str, Any]]) -> None:

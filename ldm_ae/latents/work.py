@@ -13,6 +13,7 @@ record says. The folder goes when the store is complete. A range without a good 
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ def read_record(store: Path, shard: str) -> Record | None:
             bucket: Shard(Written(**part["written"]), part["statistics"])
             for bucket, part in content.pop("shards").items()
         }
+        # An earlier version recorded captions that are not valid Unicode, which the index cannot hold.
+        json.dumps(content["rows"], ensure_ascii=False).encode()
         return Record(shards=shards, **content)
     except FileNotFoundError:
         return None

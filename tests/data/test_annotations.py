@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm_ae.data import Annotated, BadImage, open_source
+from ldm_ae.data import Annotated, open_source
 from ldm_ae.errors import UserError
 from tests.pictures import smooth_picture
 
@@ -40,13 +40,119 @@ def test_texts_beside_the_images(images: Path) -> None:
     assert [open_source(images).key(i) for i in range(3)] == KEYS
 
 
-@pytest.mark.parametrize(("name", "content"), [("cats/1.txt", b"\xff\xfe\xff"), ("cats/1.json", b"{"),
-                                               ("cats/1.json", b"[" * 100_000)])  # fmt: skip
-def test_an_unreadable_text_makes_a_bad_image(name: str, content: bytes, images: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "note"),
+    [
+        ("cats/1.txt", b"caf\xe9", "1.txt: it is not UTF-8 (byte 0xe9 at 3); save it as UTF-8"),
+        ("cats/1.txt", "a cat".encode("utf-16"), "1.txt: it is UTF-16, not UTF-8; save it as UTF-8"),
+        ("cats/1.txt", "a cat".encode("utf-32"), "1.txt: it is UTF-32, not UTF-8; save it as UTF-8"),
+        ("cats/1.json", b"{", "1.json: it is not JSON: Expecting property name"),
+        ("cats/1.json", b"[" * 100_000, "1.json: it is nested too deeply"),
+        ("cats/1.json", b'{"caption": "\\ud83d!"}', "1.json caption: it holds half of a character"),
+        ("cats/1.json", b'{"caption": 3}', "1.json caption: '3' is not a caption"),
+        ("cats/1.json", b'{"label": 9223372036854775808}', "1.json label: '9223372036854775808' is not a class number"),
+        ("cats/1.json", b'{"label": "cat"}', "1.json label: 'cat' is not a class number"),
+    ],
+)  # fmt: skip
+def test_an_unusable_text_costs_itself_alone(name: str, content: bytes, note: str, images: Path) -> None:
     (images / name).write_bytes(content)
-    with pytest.raises(BadImage, match="the text beside it cannot be read"):
-        open_source(images)[0]
-    assert open_source(images)[1].label == 0
+    raw = open_source(images)[0]
+    assert raw.data == (images / "cats/1.png").read_bytes()
+    assert (raw.label, raw.caption) == (0, None)
+    assert len(raw.notes) == 1
+    assert raw.notes[0].startswith(note)
+    assert open_source(images)[1].notes == ()
+
+
+def test_a_byte_order_mark_is_not_text(images: Path, tmp_path: Path) -> None:
+    (images / "cats/1.txt").write_text("\ufeffein Kätzchen", encoding="utf-8")
+    (images / "cats/2.json").write_text('\ufeff{"caption": "a cat", "label": 4}', encoding="utf-8")
+    assert found(images) == [(0, "ein Kätzchen"), (4, "a cat"), (1, None)]
+    (tmp_path / "a.json").write_text('\ufeff{"cats/1.png": "one"}', encoding="utf-8")
+    assert found(Annotated(open_source(images), captions=tmp_path / "a.json"))[0] == (0, "one")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "caption"),
+    [
+        ("1.TXT", "large letters", "large letters"),
+        ("1.caption", " kohya's\n", "kohya's"),
+        ("1.png.txt", "after the whole name", "after the whole name"),
+        ("1.json", '{"text": "as text"}', "as text"),
+        ("1.json", '{"prompt": "a prompt", "label": "2"}', "a prompt"),
+        ("1.json", '{"caption": ["the first", "the second"]}', "the first"),
+        ("1.json", '{"caption": null, "txt": "the next"}', "the next"),
+        ("metadata.jsonl", '{"file_name": "1.png", "text": "imagefolder"}\n\n', "imagefolder"),
+        ("metadata.csv", "file_name;text\r\n1.png;by; a semicolon\r\n", "by"),
+        ("../metadata.csv", "file_name,caption\ncats/1.png,from above\n", "from above"),
+        ("metadata.tsv", "path\tprompt\n./1.png\ta tab\n", "a tab"),
+    ],
+)
+def test_conventions_of_captions(name: str, content: str, caption: str, images: Path) -> None:
+    (images / "cats" / name).write_text(content)
+    source = open_source(images)
+    assert source[0].caption == caption
+    assert [source[i].caption for i in (1, 2)] == [None, None]
+    assert sum(source.account().captions.values()) == 1
+
+
+def test_what_lies_beside_an_image_goes_before_the_table(images: Path) -> None:
+    (images / "metadata.jsonl").write_text(
+        '{"file_name": "cats/1.png", "label": 0, "caption": "table"}\n'
+        '{"file_name": "dogs/1.png", "label": 5, "caption": "table"}\n'
+        '{"file_name": "cats/2.png", "label": "cat"}\n{"file_name": "gone.png", "label": 1}\n'
+    )
+    (images / "cats/1.json").write_text('{"caption": "beside", "label": 8}')
+    (images / "dogs/1.caption").write_text("beside too")
+    (images / "lost.txt").write_text("of no image")
+    assert found(images) == [(8, "beside"), (0, None), (5, "beside too")]
+    account = open_source(images).account()
+    assert account.labels == {"metadata tables": 2, "class folders": 3}
+    assert account.captions == {".caption beside the image": 1, ".json beside the image": 1, "metadata tables": 2}
+    assert "\n".join(account.lines()[3:]) == (
+        "classes: 0 cats, 1 dogs\n"
+        "metadata.jsonl: 1 belongs to no image: gone.png\n"
+        ".txt files: 1 belongs to no image: lost.txt\n"
+        "not usable: 1 values of metadata.jsonl: cats/2.png: metadata.jsonl label: "
+        "'cat' is not a class number from 0 to 2^63 - 1"
+    )
+
+
+def test_a_name_of_several_images_is_refused(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"1.png": 7}')
+    with pytest.raises(UserError, match=r"2 images are called 1.png: cats/1.png, dogs/1.png; name each by its key"):
+        Annotated(open_source(images), labels=tmp_path / "a.json")
+    smooth_picture(9, 8, 8).save(images / "1.png")
+    # Named exactly, it belongs to that image, and to no other of the name.
+    assert [label for label, _ in found(Annotated(open_source(images), labels=tmp_path / "a.json"))] == [
+        7,
+        None,
+        None,
+        None,
+    ]
+
+
+def test_entries_that_match_nothing_are_in_the_account(images: Path, tmp_path: Path) -> None:
+    rows = "".join(f"gone{i}.png|{i}\n" for i in range(5))
+    (tmp_path / "a.csv").write_text(f"filename|label\ncats/1.png|3\n{rows}dogs/1.png|\n")
+    source = Annotated(open_source(images), labels=tmp_path / "a.csv")
+    assert [label for label, _ in found(source)] == [3, None, None]
+    account = source.account()
+    assert account.labels == {str(tmp_path / "a.csv"): 1}
+    group = account.unmatched[str(tmp_path / "a.csv")]
+    assert (group.count, group.examples) == (5, ["gone0.png", "gone1.png", "gone2.png"])
+    assert account.lines()[-1].endswith("a.csv: 5 belong to no image: gone0.png, gone1.png, gone2.png, ...")
+
+
+def test_a_caption_of_a_file_that_is_not_valid_costs_itself_alone(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"key": "cats/1.png", "caption": "\\udc00"}\n{"key": "cats/2.png", "caption": ["good", "second"]}'
+    )
+    source = Annotated(open_source(images), captions=tmp_path / "a.jsonl")
+    assert found(source) == [(0, None), (0, "good"), (1, None)]
+    [group] = source.account().unusable.values()
+    assert group.count == 1
+    assert group.examples[0].startswith("cats/1.png: caption: it holds half of a character, the lone surrogate U+DC00")
 
 
 @pytest.mark.parametrize(
@@ -76,17 +182,20 @@ def test_captions_from_a_file(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "", "must end in .json or .csv"),
+        ("a.txt", "", "must end in .json, .jsonl, .csv, .tsv"),
         ("a.json", "{", "Expecting property name"),
         ("a.json", "[" * 100_000, "nested too deeply"),
         ("a.json", "3", "neither an object nor a list"),
-        ("a.json", '{"cats/1.png": -1}', "'-1' is no class number"),
-        ("a.json", '{"cats/1.png": true}', "'True' is no class number"),
-        ("a.json", '{"cats/1.png": "cat"}', "'cat' is no class number"),
+        ("a.json", '{"cats/1.png": -1}', "'-1' is not a class number"),
+        ("a.json", '{"cats/1.png": true}', "'True' is not a class number"),
+        ("a.json", '{"cats/1.png": "cat"}', "'cat' is not a class number"),
         ("a.json", '[{"label": 3}]', "entry 1 has no key or file_name, or no label"),
         ("a.csv", "file_name,caption\n1.png,3\n", "entry 1 has no key or file_name, or no label"),
         ("a.csv", "key,label\n1.png,3\n1.png,4\n", "it has two values for 1.png"),
         ("a.json", '{"birds/9.png": 1}', "names none of the images; it has birds/9.png, the first image is cats/1.png"),
+        ("a.json", '{"cats/1.png": 9223372036854775808}', "'9223372036854775808' is not a class number"),
+        ("a.csv", "name,label\n1.png,3\n", "no column is called key or file_name; its first line is 'name,label'"),
+        ("a.csv", b"key,label\ncaf\xe9,1\n".decode("latin-1"), "names none"),
         ("a.json", "{}", "names none of the images"),
         ("a.json", None, "No such file"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from ldm_ae.data import (
     EvaluationLoader,
     ImageTransform,
+    RangeLoader,
     RawImage,
     Source,
     TrainingLoader,
@@ -22,9 +24,10 @@ from ldm_ae.data import (
     split_holdout,
 )
 from ldm_ae.data.sources.folder import FolderSource
-from ldm_ae.errors import UserError
+from ldm_ae.errors import RunError, UserError
 
 RANDOM = ImageTransform(size=16, crop="random", flip=True)
+RANDOM_FREE = ImageTransform(size=16)
 
 
 @pytest.fixture
@@ -227,11 +230,35 @@ def test_a_users_error_comes_out_of_a_worker_as_it_is(image_folder: Path, worker
         list(EvaluationLoader(source, RANDOM, batch_size=1, workers=workers))
 
 
-def test_a_defect_is_not_taken_for_a_bad_image(image_folder: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unexpected_error_ends_at_once_with_the_key(
+    image_folder: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
     source = Complaining(image_folder, ["cats/001.png"])
     source.error = KeyError("a defect")
-    with pytest.raises(KeyError):
-        list(EvaluationLoader(source, RANDOM, batch_size=1))
+    message = r"^cats/001.png: unexpected KeyError while this image is read: 'a defect'$"
+    with pytest.raises(RunError, match=message):
+        next(TrainingLoader(source, RANDOM, batch_size=1, seed=0, workers=workers).steps())
+    with pytest.raises(RunError, match=message):
+        next(iter(RangeLoader(source, RANDOM_FREE, ranges=[range(1)], batch_size=1, workers=workers)))
+    assert multiprocessing.active_children() == []
+    assert "raise self.error" in caplog.text
+
+
+class Labelled(FolderSource):
+    """Gives a label that int64 does not hold."""
+
+    def __getitem__(self, index: int) -> RawImage:
+        return super().__getitem__(index)._replace(label=2**63 if index == 1 else 2**63 - 1)
+
+
+def test_a_label_beyond_int64_makes_a_bad_image(image_folder: Path) -> None:
+    source = Labelled(image_folder, ["cats/001.png", "cats/003.png"])
+    loader = EvaluationLoader(source, RANDOM, batch_size=2, bad_share=1)
+    assert [batch.labels.tolist() for batch in loader] == [[2**63 - 1]]
+    assert loader.rejected == {
+        "cats/003.png": "its label 9223372036854775808 is not a class number from 0 to 2^63 - 1"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -7,7 +7,10 @@ import inspect
 import pkgutil
 from pathlib import Path
 
+from ldm_ae.data.account import Account
 from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, RawImage, Source, Wrapped
+from ldm_ae.data.sources.parquet import ParquetSource
+from ldm_ae.data.sources.tree import Tree
 from ldm_ae.errors import UserError
 
 __all__ = ["SOURCES", "RawImage", "Source", "Wrapped", "open_source"]
@@ -35,25 +38,41 @@ def open_source(location: str | Path) -> Source:
     `location` is a folder of images (or one image file); one `.tar`, a folder of them, or a pattern such as
     `shards/{000..009}.tar` or `shards/*.tar`; a Parquet file, a folder of them, or a folder that `datasets` saved;
     `hf:owner/name[:split]`; `photos:train` or `photos:heldout`, real photos that come with the `offline` extra.
+    Before a folder that can be read in several ways, `folder:`, `tars:`, `parquet:` or `saved:` chooses one.
 
     Raises:
-        UserError: there is nothing of these kinds, or it cannot be read.
+        UserError: there is nothing of these kinds, it cannot be read, or it can be read in several ways.
     """
     location = str(location)
-    opened = [source for kind in SOURCES.values() if (source := kind.open(location)) is not None]
+    scheme, _, rest = location.partition(":")
+    chosen = [kind for kind in SOURCES.values() if kind.scheme and kind.scheme == scheme]
+    if chosen and not Path(location).exists():
+        location = rest
+    kinds = chosen if location == rest else list(SOURCES.values())
+    tree = Tree(Path(location)) if Path(location).is_dir() else None
+    opened = [source for kind in kinds if (source := kind.open(location, tree)) is not None]
     if len(opened) == 1:
         return opened[0]
     if opened:
-        kinds = " and ".join(type(source).accepts for source in opened)
-        raise UserError(f"{location} is both {kinds}; name the tars ('{location}/*.tar') or move one of them elsewhere")
-    extensions = " ".join(IMAGE_EXTENSIONS)
-    if Path(location).is_dir():
-        raise UserError(
-            f"no images in {location}: no file in it or below ends in one of {extensions},\n"
-            "and there are no .tar or .parquet files and no saved data set"
-        )
+        readings = "\n".join(f"  {source.scheme}:{location}   {len(source)} images" for source in opened)
+        raise UserError(f"{location} can be read in {len(opened)} ways; choose one by its first word:\n{readings}")
+    if tree is not None:
+        if tables := tree.files("parquet"):
+            ParquetSource([tree.root / tables[0]], "", location)  # which says why it is not one
+        raise UserError(_nothing(location, tree, chosen))
     if Path(location).exists():
-        raise UserError(f"{location} is no image file ({extensions}), no .tar and no .parquet")
+        extensions = " ".join(IMAGE_EXTENSIONS)
+        raise UserError(f"{location} is not an image file ({extensions}), a .tar or a .parquet")
     raise UserError(
         f"no such folder or file: {location}\nimages may be " + ", ".join(kind.accepts for kind in SOURCES.values())
     )
+
+
+def _nothing(location: str, tree: Tree, chosen: list[type[Source]]) -> str:
+    """Why a folder is not a source, and what lies in it."""
+    account = Account(kind="", images=0)
+    tree.describe(account, used=())
+    found = "; ".join(f"{group.count} {reason}: {group}" for reason, group in account.passed_over.items())
+    what = f"{location} is not {chosen[0].accepts}" if chosen else f"no images in {location}"
+    expected = f"expected files that end in one of {' '.join(IMAGE_EXTENSIONS)}, .tar, .parquet or a saved data set"
+    return f"{what}: {expected}\n" + (f"it has {found}" if found else "it has none of them, nor has any folder in it")

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import abc
+import errno
+import os
+import stat
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, NamedTuple, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, overload
 
 import numpy as np
+
+from ldm_ae.data.account import Account
+from ldm_ae.errors import UserError
+
+if TYPE_CHECKING:
+    from ldm_ae.data.sources.tree import Tree
 
 IMAGE_EXTENSIONS = ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
 """Lower case, without the dot. What a file really is, its content says; these only choose which files are looked at."""
@@ -23,6 +33,8 @@ class RawImage(NamedTuple):
     """Class, from 0."""
     caption: str | None = None
     """Text that belongs to the image."""
+    notes: tuple[str, ...] = ()
+    """Why a caption or label that is there is not used; the image itself is."""
 
 
 class Source(abc.ABC):
@@ -35,15 +47,34 @@ class Source(abc.ABC):
     """Short name of the kind, for messages and for the contract test."""
     accepts: ClassVar[str]
     """What a location of this kind looks like, for error messages."""
+    scheme: ClassVar[str] = ""
+    """`SCHEME:PATH` reads a path as this kind where it could be several; "" if only this kind reads such locations."""
 
     @classmethod
     @abc.abstractmethod
-    def open(cls, location: str) -> Source | None:
+    def open(cls, location: str, tree: Tree | None = None) -> Source | None:
         """The source at `location`, or None if that is no location of this kind.
+
+        Args:
+            location: As the user names it, without a scheme.
+            tree: What lies in `location`, if that is a folder and somebody has walked it already.
 
         Raises:
             UserError: it is one of this kind, and cannot be read.
         """
+
+    def account(self) -> Account:
+        """What it takes and passes over, and where captions and labels come from."""
+        return Account(kind=self.name, images=len(self))
+
+    def with_classes(self, classes: Sequence[str], origin: str) -> Source:
+        """The same images, whose class names have the numbers that they have in `classes`.
+
+        Raises:
+            UserError: labels have no names here, or some are not in `classes`, which are those of `origin`.
+        """
+        del classes
+        raise UserError(f"the labels of a source of the kind {self.name} have no names, so that {origin} has no effect")
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -71,7 +102,7 @@ class Wrapped(Source):
         self._source = source
 
     @classmethod
-    def open(cls, location: str) -> Source | None:  # noqa: ARG003
+    def open(cls, location: str, tree: Tree | None = None) -> Source | None:  # noqa: ARG003
         """None."""
         return None
 
@@ -81,6 +112,10 @@ class Wrapped(Source):
     def key(self, index: int) -> str:
         """The source's."""
         return self._source.key(index)
+
+    def account(self) -> Account:
+        """The source's."""
+        return self._source.account()
 
 
 class StringTable(Sequence[str]):
@@ -109,6 +144,30 @@ class StringTable(Sequence[str]):
             raise IndexError(index)
         start = int(self._ends[index - 1]) if index else 0
         return self._bytes[start : int(self._ends[index])].decode("utf-8", "surrogateescape")
+
+
+def numbered(names: Sequence[str], classes: Sequence[str], origin: str) -> list[int]:
+    """The number in `classes`, those of `origin`, of each of these names; UserError for one that is not there."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    if missing := [name for name in names if name not in numbers]:
+        raise UserError(
+            f"{origin} has no class {', '.join(missing[:3])}; add {'it' if len(missing) == 1 else 'them'} at its end, "
+            "so that the other classes keep their numbers"
+        )
+    return [numbers[name] for name in names]
+
+
+def read_regular(path: str | Path) -> bytes:
+    """The content of a regular file. A pipe or a device of that name would wait for a writer, or never end.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
 
 
 def printable(name: str) -> str:

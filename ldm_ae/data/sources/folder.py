@@ -2,56 +2,121 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Collection, Iterator
+import copy
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ldm_ae.data.decoding import BadImage
-from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, RawImage, Source, StringTable, extension, printable
-from ldm_ae.errors import UserError
+from ldm_ae.data.account import Account, Group
+from ldm_ae.data.sources.base import (
+    IMAGE_EXTENSIONS,
+    RawImage,
+    Source,
+    StringTable,
+    extension,
+    numbered,
+    printable,
+    read_regular,
+)
+from ldm_ae.data.sources.tree import TABLES, TEXTS, Tree
+from ldm_ae.data.tables import read_table
+from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, Annotations
 
-_TEXTS = ("txt", "json")
+_METADATA = tuple(f"metadata.{ending}" for ending in TABLES)
 
 
 class FolderSource(Source):
     """All image files below a folder, sorted by their path relative to it, which is also the key.
 
-    The label is the position of the first-level folder among all such folders that hold images, sorted by name; no
-    image has a label if one lies directly in the root. Beside `photo.jpg`, `photo.txt` holds its caption, or
-    `photo.json` an object with `caption` and `label`, a class number that goes before the folder's. Links are followed;
-    names that start with a dot are not looked at (`.thumbnails`, and the `._photo.jpg` that macOS leaves).
+    The label is the position of the first-level folder among all such folders that hold images, sorted by name; an
+    image that lies directly in the root has none. Beside `photo.jpg`, `photo.txt` or `photo.caption` holds its caption,
+    and `photo.json` an object with a caption and a label, a class number that goes before the folder's. A table
+    `metadata.jsonl`, `metadata.csv` or `metadata.tsv` in any folder, as `datasets` has it, names images relative to
+    that folder, and counts where nothing lies beside the image. Links are followed; names that start with a dot are not
+    looked at.
     """
 
     name = "folder"
     accepts = "a folder of images"
+    scheme = "folder"
 
-    def __init__(self, root: Path, paths: list[str], beside: Collection[str] = ()) -> None:
-        """Args: root, the images' POSIX paths relative to it in their final order, and those of texts beside them."""
+    def __init__(self, root: Path, paths: list[str], beside: Collection[str] = (), tree: Tree | None = None) -> None:
+        """Args: root, the images' POSIX paths relative to it in their final order, those of texts beside them, and what
+        else lies there.
+        """
         self._root = root
         self._paths = StringTable(paths)
-        classes = {path.partition("/")[0] for path in paths} if all("/" in path for path in paths) else set()
-        found = set(beside)  # looked up once here: asking the file system for each image costs two calls in each epoch
-        texts = [[_beside(path, ending) in found for ending in _TEXTS] for path in paths]
-        self._texts = np.array(texts, dtype=bool).reshape(-1, len(_TEXTS))
-        self._labels = {name: label for label, name in enumerate(sorted(classes))}
+        self._beside = StringTable(sorted(beside))
+        # Looked up once here: asking the file system for each image costs several calls in each epoch.
+        texts, unused = _find_texts(paths, self._beside[:])
+        self._texts = np.array(texts, dtype=np.int32).reshape(-1, len(TEXTS))
+        self.classes: list[str] = sorted({path.partition("/")[0] for path in paths if "/" in path})
+        self._labels = {name: label for label, name in enumerate(self.classes)}
+        self._account = Account(kind=self.name, images=len(paths), classes=[printable(name) for name in self.classes])
+        self._rows: dict[str, tuple[int | None, str | None]] = {}
+        if tree is not None:
+            tree.describe(self._account, used=IMAGE_EXTENSIONS)
+            self._read_tables(
+                [name for name in tree.files(*TABLES) if name.rpartition("/")[2] in _METADATA], set(paths)
+            )
+        for name in unused:
+            self._account.add_unmatched(f".{extension(name)} files", [name])
+        self._describe(paths)
 
     @classmethod
-    def open(cls, location: str) -> FolderSource | None:
+    def open(cls, location: str, tree: Tree | None = None) -> FolderSource | None:
         """See `Source.open`."""
         path = Path(location)
         if path.is_file() and extension(path.name) in IMAGE_EXTENSIONS:
-            beside = [name for ending in _TEXTS if (path.parent / (name := _beside(path.name, ending))).is_file()]
-            return cls(path.parent, [path.name], beside)
+            stems = (path.stem, path.name)
+            names = (f"{stem}.{ending}" for stem in stems for text in TEXTS for ending in (text.upper(), text))
+            return cls(path.parent, [path.name], [name for name in names if (path.parent / name).is_file()])
         if not path.is_dir():
             return None
-        if not os.access(path, os.R_OK | os.X_OK):
-            raise UserError(f"cannot read the folder {location}: permission denied")
-        files = sorted(_files(path, (*IMAGE_EXTENSIONS, *_TEXTS)))
-        paths = [file for file in files if extension(file) not in _TEXTS]
-        return cls(path, paths, [file for file in files if extension(file) in _TEXTS]) if paths else None
+        tree = tree or Tree(path)
+        paths = tree.files(*IMAGE_EXTENSIONS)
+        return cls(path, paths, tree.files(*TEXTS), tree) if paths else None
+
+    def _read_tables(self, tables: list[str], paths: set[str]) -> None:
+        """The rows of metadata tables by the image's path."""
+        for table in tables:
+            folder = table.rpartition("/")[0]
+            for name, row in read_table(self._root / table, (*CAPTION_NAMES, *LABEL_NAMES)):
+                path = f"{folder}/{name}" if folder else name
+                if path not in paths:
+                    self._account.add_unmatched(table, [name])
+                    continue
+                found = Annotations()
+                found.add_values(table, row)
+                self._rows[path] = found.label, found.caption
+                for note in found.notes:
+                    self._account.unusable.setdefault(f"values of {table}", Group()).add(f"{name}: {note}")
+
+    def _describe(self, paths: list[str]) -> None:
+        """Count where captions and labels come from."""
+        for number, ending in enumerate(TEXTS):
+            if count := int((self._texts[:, number] >= 0).sum()):
+                self._account.captions[f".{ending} beside the image"] = count
+        for number, where in enumerate((self._account.labels, self._account.captions)):
+            if count := sum(row[number] is not None for row in self._rows.values()):
+                where["metadata tables"] = count
+        if self.classes:
+            self._account.labels["class folders"] = sum("/" in path for path in paths)
+
+    def account(self) -> Account:
+        """See `Source.account`."""
+        return copy.deepcopy(self._account)
+
+    def with_classes(self, classes: Sequence[str], origin: str) -> FolderSource:
+        """See `Source.with_classes`."""
+        found = copy.copy(self)
+        numbers = numbered([printable(name) for name in self.classes], classes, origin)
+        found._labels = dict(zip(self.classes, numbers, strict=True))
+        found._account = self.account()
+        found._account.classes = list(classes)
+        return found
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -62,42 +127,29 @@ class FolderSource(Source):
 
     def __getitem__(self, index: int) -> RawImage:
         path = self._paths[index]
-        data = (self._root / path).read_bytes()
-        label, caption = self._labels.get(path.partition("/")[0]), None
-        has_text, has_json = self._texts[index].tolist()
-        try:
-            if has_json:
-                content = json.loads((self._root / _beside(path, "json")).read_text(encoding="utf-8"))
-                content = content if isinstance(content, dict) else {}
-                caption = content["caption"] if isinstance(content.get("caption"), str) else None
-                label = content["label"] if type(content.get("label")) is int and content["label"] >= 0 else label
-            if has_text:
-                caption = (self._root / _beside(path, "txt")).read_text(encoding="utf-8").strip()
-        except (ValueError, RecursionError) as error:  # JSON's and UTF-8's decoding errors are ValueErrors
-            raise BadImage(f"the text beside it cannot be read: {error}") from error
-        return RawImage(printable(path), data, label, caption)
+        data = read_regular(self._root / path)
+        label, caption = self._rows.get(path, (None, None))
+        if label is None and "/" in path:
+            label = self._labels[path.partition("/")[0]]
+        found = Annotations(label, caption)
+        for ending, text in zip(reversed(TEXTS), reversed(self._texts[index].tolist()), strict=True):
+            if text >= 0:
+                name = self._beside[text]
+                add = found.add_object if ending == "json" else found.add_text
+                add(printable(name.rpartition("/")[2]), partial(read_regular, self._root / name))
+        return RawImage(printable(path), data, found.label, found.caption, found.notes)
 
 
-def _beside(path: str, ending: str) -> str:
-    """`folder/photo.jpg` -> `folder/photo.txt`."""
-    return f"{path.rpartition('.')[0]}.{ending}"
-
-
-def image_paths(root: Path) -> Iterator[str]:
-    """POSIX paths relative to `root` of the files whose extension is an image's, in no particular order."""
-    return _files(root, IMAGE_EXTENSIONS)
-
-
-def _files(root: Path, extensions: Collection[str]) -> Iterator[str]:
-    seen: set[tuple[int, int]] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above itself
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        prefix = Path(folder).relative_to(root).as_posix()
-        for name in files:
-            if not name.startswith(".") and extension(name) in extensions:
-                yield name if prefix == "." else f"{prefix}/{name}"
+def _find_texts(paths: list[str], beside: list[str]) -> tuple[list[list[int]], list[str]]:
+    """For each image the positions of its texts in `beside`, -1 for none; and the texts that no image has."""
+    places: dict[str, dict[str, int]] = {ending: {} for ending in TEXTS}
+    for number, name in enumerate(beside):
+        stem, _, ending = name.rpartition(".")
+        places[ending.lower()][stem] = number
+    texts = []
+    used: set[int] = set()
+    for path in paths:
+        stem = path.rpartition(".")[0]
+        texts.append([places[ending].get(stem, places[ending].get(path, -1)) for ending in TEXTS])
+        used.update(texts[-1])
+    return texts, [name for number, name in enumerate(beside) if number not in used]

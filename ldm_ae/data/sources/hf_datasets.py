@@ -1,63 +1,77 @@
-"""Data sets of the `datasets` library: saved folders, Parquet files, names on the hub."""
+"""Data sets of the `datasets` library: saved folders, and names on the hub."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm_ae.data.account import Account
 from ldm_ae.data.decoding import BadImage
-from ldm_ae.data.sources.base import RawImage, Source
-from ldm_ae.data.sources.folder import image_paths
+from ldm_ae.data.sources.base import RawImage, Source, numbered, printable, read_regular
+from ldm_ae.data.sources.parquet import class_names, features_of, find_columns
+from ldm_ae.data.sources.tree import Tree, is_saved
+from ldm_ae.data.texts import Annotations
 from ldm_ae.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
 
-_IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
-_LABEL_NAMES = ("label", "labels", "cls")
-_CAPTION_NAMES = ("caption", "text")
-
 
 class HFDatasetsSource(Source):
     """Rows of one split, images as the encoded bytes that the data set holds.
 
-    The image is the one column of the type Image (the one called "image" if there are several), or else a column of
-    bytes called image, img, jpg, jpeg, png or webp; the label a ClassLabel or integer column called label, labels or
-    cls, where a negative number means none; the caption a text column called caption or text. The key is the split and
-    the row number.
+    Columns are chosen as in Parquet files, and the key is the split and the row number. What `datasets` downloads and
+    converts lies in its cache, which the account names.
     """
 
     name = "hf_datasets"
-    accepts = "a .parquet, a folder of them, a folder saved by `datasets` or hf:owner/name[:split]"
+    accepts = "a folder saved by `datasets` or hf:owner/name[:split]"
+    scheme = "saved"
 
-    def __init__(self, data: datasets.Dataset, location: str) -> None:
-        """Args: one split, and what to call it in messages."""
+    def __init__(self, data: datasets.Dataset, location: str, tree: Tree | None = None) -> None:
+        """Args: one split, what to call it in messages, and what lies in its folder, if it is one."""
         import datasets
 
-        features = data.features
-        self._image = _image_column(features, location)
-        self._label = next((name for name in _LABEL_NAMES if _is_integer(features.get(name))), None)
-        self._caption = next(
-            (name for name in _CAPTION_NAMES if getattr(features.get(name), "dtype", "") == "string"), None
-        )
-        used = [name for name in (self._image, self._label, self._caption) if name is not None]
+        schema = data.features.arrow_schema
+        self._columns = find_columns(schema, features_of(schema), location)
+        self.classes = class_names(features_of(schema), self._columns.label)
         if len(data) == 0:
             raise UserError(f"{location} has no rows")
-        self._data = data.select_columns(used).cast_column(self._image, datasets.Image(decode=False))
+        skipped = [name for name in schema.names if name not in self._columns.used]
+        self._account = _describe(data, self._columns.label, self._columns.caption, skipped, self.classes)
+        if tree is not None:
+            tree.describe(self._account, used=())
+        self._data = data.select_columns(self._columns.used).cast_column(
+            self._columns.image, datasets.Image(decode=False)
+        )
         self._split = "" if data.split is None else f"{data.split}/"
+        self._numbers: list[int] | None = None
 
     @classmethod
-    def open(cls, location: str) -> HFDatasetsSource | None:
+    def open(cls, location: str, tree: Tree | None = None) -> HFDatasetsSource | None:
         """See `Source.open`."""
-        if location.startswith("hf:"):
-            name, _, split = location.removeprefix("hf:").partition(":")
+        name, _, split = location.removeprefix("hf:").partition(":")
+        if location.startswith("hf:") and (is_saved(Path(name)) or not Path(name).exists()):
             return cls(_one_split(_load(name, location), split, location, name), location)
-        path = Path(location)
-        if _is_saved(path) or (path.suffix == ".parquet" and path.is_file()) or _holds_only_parquet(path):
-            return cls(_one_split(_load(location, location), "", location, location), location)
-        if path.suffix == ".parquet":
-            raise UserError(f"no such Parquet file: {location}")
+        if is_saved(Path(location)):
+            return cls(_one_split(_load(location, location), "", location, location), location, tree)
         return None
+
+    def account(self) -> Account:
+        """See `Source.account`."""
+        return copy.deepcopy(self._account)
+
+    def with_classes(self, classes: Sequence[str], origin: str) -> Source:
+        """See `Source.with_classes`."""
+        if not self.classes:
+            return super().with_classes(classes, origin)
+        found = copy.copy(self)
+        found._numbers = numbered(self.classes, classes, origin)
+        found._account = self.account()
+        found._account.classes = list(classes)
+        return found
 
     def __len__(self) -> int:
         return len(self._data)
@@ -68,32 +82,38 @@ class HFDatasetsSource(Source):
 
     def __getitem__(self, index: int) -> RawImage:
         row = self._data[index]
-        image = row[self._image] or {}
+        image = row[self._columns.image] or {}
         data, path = image.get("bytes"), image.get("path")
         if data is None:
             if path is None:
                 raise BadImage("there is no image in this row")
-            data = Path(path).read_bytes()
-        label = row[self._label] if self._label else None
-        return RawImage(
-            self.key(index),
-            data,
-            None if label is None or label < 0 else label,
-            row[self._caption] if self._caption else None,
-        )
+            data = read_regular(path)
+        found = Annotations()
+        for kind, column in (("caption", self._columns.caption), ("label", self._columns.label)):
+            if column is not None:
+                found.add_value(kind, f"column {column}", lambda column=column: row[column])
+        label = found.label
+        if label is not None and self._numbers is not None:
+            if label >= len(self._numbers):
+                raise BadImage(f"its label {label} has no name; there are {len(self._numbers)}")
+            label = self._numbers[label]
+        return RawImage(self.key(index), data, label, found.caption, found.notes)
 
 
-def _is_saved(path: Path) -> bool:
-    return (path / "dataset_dict.json").is_file() or (
-        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
-    )
-
-
-def _holds_only_parquet(path: Path) -> bool:
-    """Tables beside tars or images are their metadata, and not a data set of their own."""
-    if not path.is_dir() or next(path.rglob("*.parquet"), None) is None:
-        return False
-    return next(path.glob("*.tar"), None) is None and next(image_paths(path), None) is None
+def _describe(
+    data: datasets.Dataset, label: str | None, caption: str | None, skipped: list[str], classes: list[str]
+) -> Account:
+    account = Account(kind=HFDatasetsSource.name, images=len(data), classes=list(classes))
+    if label:
+        account.labels = {f"column {label}": len(data)}
+    if caption:
+        account.captions = {f"column {caption}": len(data)}
+    if skipped:
+        account.notes.append(f"columns that are not used: {printable(', '.join(skipped))}")
+    if data.cache_files:
+        folder = Path(data.cache_files[0]["filename"]).parent
+        account.notes.append(f"read from {printable(str(folder))}, a copy that the library datasets keeps")
+    return account
 
 
 def _load(name: str, location: str) -> Any:
@@ -108,13 +128,7 @@ def _load(name: str, location: str) -> Any:
     if not path.exists() and name.count("/") > 1:
         raise UserError(f"no such folder or file: {name}, and a data set on the hub is hf:owner/name[:split]")
     try:
-        if _is_saved(path):
-            return datasets.load_from_disk(name)
-        if path.is_dir():
-            return datasets.load_dataset("parquet", data_dir=name)
-        if path.is_file():
-            return datasets.load_dataset("parquet", data_files=name)
-        return datasets.load_dataset(name)
+        return datasets.load_from_disk(name) if is_saved(path) else datasets.load_dataset(name)
     except Exception as error:  # many kinds come out of it; each means that there is no data set
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         if path.exists():
@@ -136,24 +150,3 @@ def _one_split(loaded: Any, split: str, location: str, name: str) -> datasets.Da
         wanted = f"has no split '{split}'" if split else "has several splits"
         raise UserError(f"{location} {wanted}; name one: " + ", ".join(f"hf:{name}:{known}" for known in loaded))
     return loaded[split]
-
-
-def _image_column(features: Any, location: str) -> str:
-    import datasets
-
-    typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    if "image" in typed or len(typed) == 1:
-        return "image" if "image" in typed else typed[0]
-    if typed:
-        raise UserError(f"{location} has the image columns {', '.join(typed)}; call the one to use 'image'")
-    for name in _IMAGE_NAMES:
-        feature = features.get(name)
-        if getattr(feature, "dtype", "") in ("binary", "large_binary") or (
-            isinstance(feature, dict) and "bytes" in feature
-        ):
-            return name
-    raise UserError(f"{location} has no image column; its columns are {', '.join(features)}")
-
-
-def _is_integer(feature: Any) -> bool:
-    return getattr(feature, "dtype", "").startswith(("int", "uint"))  # a ClassLabel's dtype is int64

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from ldm_ae.data.sources.base import RawImage, Source
+from ldm_ae.data.sources.tree import Tree
 from ldm_ae.errors import UserError
 
 _FOLDERS = {"scikit-image": ("skimage", "data"), "scikit-learn": ("sklearn", "datasets/images")}
@@ -41,7 +42,7 @@ class PhotosSource(Source):
             raise UserError(f"this installation has no {missing[0]}; pip install --force-reinstall 'ldm_ae[offline]'")
 
     @classmethod
-    def open(cls, location: str) -> PhotosSource | None:
+    def open(cls, location: str, tree: Tree | None = None) -> PhotosSource | None:  # noqa: ARG003
         """See `Source.open`."""
         scheme, _, split = location.partition(":")
         if scheme != "photos":

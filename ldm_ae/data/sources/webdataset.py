@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
+import copy
 import glob
-import json
 import re
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ldm_ae.data.account import Account
 from ldm_ae.data.decoding import BadImage
-from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, RawImage, Source, StringTable, printable
+from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, RawImage, Source, StringTable, extension, printable
+from ldm_ae.data.sources.tree import IMAGE_LIKE, TEXTS, Tree
+from ldm_ae.data.texts import LABEL_LIMIT, Annotations
 from ldm_ae.errors import UserError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
-_PARTS = ("image", "cls", "json", "txt")
+_PARTS = ("image", "cls", "json", "txt", "caption")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class WebDatasetSource(Source):
     """Samples of uncompressed tars: members of one tar that share the name up to the first dot of its last part.
 
-    The image is the member with an image's extension, the label the number in `.cls`, the caption the text of `.txt`,
-    or else "caption" in `.json`. The tars are scanned once, headers only; after that every sample is a read at an
+    The image is the member with an image's extension, the label the number in `.cls`, the caption the text of `.txt` or
+    `.caption`; an object in `.json` may have a caption and a label too. A hard link is the member that it links to. The
+    tars are scanned once, headers only; after that every sample is a read at an
     offset, so that, unlike a stream of tars, the order is free and a run can resume anywhere. The key is the tar's
     path below the folder that holds all the tars, a slash, and the sample's name.
     """
 
     name = "webdataset"
     accepts = "a .tar, a folder of them or a pattern like shards/{000..009}.tar"
+    scheme = "tars"
 
-    def __init__(self, tars: list[Path]) -> None:
-        """Args: tars in their final order, at least one.
+    def __init__(self, tars: list[Path], tree: Tree | None = None) -> None:
+        """Args: tars in their final order, at least one, and what else lies in their folder.
 
         Raises:
             UserError: a tar is compressed, damaged or missing, two samples share a name, or there are no images.
@@ -44,24 +50,47 @@ class WebDatasetSource(Source):
         names: list[str] = []
         places: list[list[tuple[int, int]]] = []
         self._tar_of: list[int] | np.ndarray = []
+        account = Account(kind=self.name, images=0)
         for number, tar in enumerate(tars):
-            for sample, parts in sorted(_scan(tar).items(), key=lambda item: item[1]["image"][0]):
-                names.append(f"{tar.relative_to(root).as_posix()}/{sample}")
+            place = tar.relative_to(root).as_posix()
+            for sample, parts in sorted(_scan(tar, place, account).items(), key=lambda item: item[1]["image"][0]):
+                names.append(f"{place}/{sample}")
                 places.append([parts.get(part, (0, -1)) for part in _PARTS])
                 self._tar_of.append(number)
         if not names:
-            raise UserError(f"no images in {tars[0]}" + (f" and {len(tars) - 1} more tars" if tars[1:] else ""))
+            more = f" and {len(tars) - 1} more tars" if tars[1:] else ""
+            found = "".join(f"; {group.count} {reason}: {group}" for reason, group in account.passed_over.items())
+            raise UserError(f"no images in {tars[0]}{more}{found}")
         self._keys = StringTable(names)
         self._tar_of = np.asarray(self._tar_of, np.int32)
         self._places = np.asarray(places, np.int64)  # (samples, parts, 2): offset and size, size -1 if there is none
+        self._account = self._describe(account, tree)
+
+    def _describe(self, account: Account, tree: Tree | None) -> Account:
+        account.images = len(self)
+        for part, where in (
+            ("cls", account.labels),
+            ("json", account.labels),
+            *((text, account.captions) for text in TEXTS),
+        ):
+            if count := int((self._places[:, _PARTS.index(part), 1] >= 0).sum()):
+                where[f".{part} of the sample"] = count
+        if tree is not None:
+            tree.describe(account, used=("tar",))
+        return account
+
+    def account(self) -> Account:
+        """See `Source.account`."""
+        return copy.deepcopy(self._account)
 
     @classmethod
-    def open(cls, location: str) -> WebDatasetSource | None:
+    def open(cls, location: str, tree: Tree | None = None) -> WebDatasetSource | None:
         """See `Source.open`."""
         path = Path(location)
         if path.is_dir():
-            tars = sorted(path.glob("*.tar"))
-            return cls(tars) if tars else None
+            tree = tree or Tree(path)
+            tars = [path / name for name in tree.files("tar")]
+            return cls(tars, tree) if tars else None
         if path.name.endswith(_COMPRESSED):
             raise UserError(
                 f"{location} is compressed, so that samples cannot be read out of order; unpack it to a .tar"
@@ -88,35 +117,30 @@ class WebDatasetSource(Source):
                 if size >= 0:
                     file.seek(offset)
                     parts[part] = file.read(size)
-        return RawImage(self.key(index), parts["image"], _label(parts), _caption(parts))
+        found = Annotations(_label(parts))
+        for part in reversed(TEXTS):
+            if part in parts:
+                add = found.add_object if part == "json" else found.add_text
+                add(f".{part}", partial(parts.__getitem__, part))
+        return RawImage(self.key(index), parts["image"], found.label, found.caption, found.notes)
 
 
 def _label(parts: dict[str, bytes]) -> int | None:
     if "cls" not in parts:
         return None
-    text = parts["cls"].decode("ascii", "replace").strip()
-    if not text.isdecimal():
+    text = parts["cls"].decode("utf-8-sig", "replace").strip()
+    if not text.isdecimal() or len(text) > 19 or int(text) >= LABEL_LIMIT:
         raise BadImage(f"its .cls holds {text[:40]!r}, not a class number")
     return int(text)
 
 
-def _caption(parts: dict[str, bytes]) -> str | None:
-    try:
-        if "txt" in parts:
-            return parts["txt"].decode("utf-8").strip()
-        if "json" in parts:
-            content = json.loads(parts["json"])
-            caption = content.get("caption") if isinstance(content, dict) else None
-            return caption if isinstance(caption, str) else None
-    except ValueError as error:  # JSON's and UTF-8's decoding errors are ValueErrors
-        raise BadImage(f"its caption cannot be read: {error}") from error
-    return None
-
-
-def _scan(tar: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Offset and size of each part of each sample that has an image."""
+def _scan(tar: Path, place: str, account: Account) -> dict[str, dict[str, tuple[int, int]]]:
+    """Offset and size of each part of each sample that has an image; members that are not used go into the account."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
+    whole: dict[str, tuple[int, int]] = {}
     try:
+        if not tar.is_file():
+            raise UserError(f"{tar} is not a regular file")
         with tar.open("rb") as file:
             start = file.read(2)
         if start in _MAGIC:
@@ -130,17 +154,37 @@ def _scan(tar: Path) -> dict[str, dict[str, tuple[int, int]]]:
                 folder, slash, file_name = member.name.rpartition("/")
                 stem, _, ending = file_name.partition(".")
                 part = "image" if ending.lower() in IMAGE_EXTENSIONS else ending.lower()
-                if not member.isreg() or not stem or part not in _PARTS:
+                if member.isreg():
+                    whole[member.name] = member.offset_data, member.size
+                content = whole.get(member.linkname if member.islnk() else member.name)
+                if not stem or part not in _PARTS or content is None:
+                    if file_name and not file_name.startswith(".") and (why := _not_used(file_name, ending, member)):
+                        account.pass_over(why, f"{place}/{member.name}")
                     continue
                 parts = samples.setdefault(f"{folder}{slash}{stem}", {})
                 if part in parts:
                     raise UserError(f"{tar}: two members are the {part} of the sample {folder}{slash}{stem}")
-                parts[part] = (member.offset_data, member.size)
+                parts[part] = content
     except tarfile.TarError as error:
         raise UserError(f"{tar} is not a sound tar file: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {tar}: {error.strerror}") from error
+    account.add_unmatched(f"members of {place}", (name for name, parts in samples.items() if "image" not in parts))
     return {name: parts for name, parts in samples.items() if "image" in parts}
+
+
+def _not_used(file_name: str, ending: str, member: tarfile.TarInfo) -> str | None:
+    """Why a member that may be an image is not used, None for anything else."""
+    last = extension(file_name)
+    if last not in IMAGE_LIKE and last not in IMAGE_EXTENSIONS:
+        return None
+    if last in IMAGE_LIKE:
+        return f"images of formats that are not opened (.{last})"
+    if "." in ending:
+        return f"images with a dot in their names, which makes them parts of samples (.{printable(ending.lower())})"
+    return (
+        "links to members that are not there, or symbolic links" if member.islnk() or member.issym() else "empty names"
+    )
 
 
 def _expand(pattern: str) -> list[Path]:

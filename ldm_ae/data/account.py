@@ -1,0 +1,89 @@
+"""The account of a source: what it takes, what it passes over and why, and where captions and labels come from.
+
+Nothing that looks like an image, a caption or a label is passed over silently: whatever is not used is counted here,
+with its reason and the first names. Commands print `lines`, and a store keeps `to_json` in its index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ldm_ae.errors import printable
+
+_EXAMPLES = 3
+_CLASSES_SHOWN = 8
+
+
+@dataclass
+class Group:
+    """Things of one kind: how many, and the first of them."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(printable(name))
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.examples)}{', ...' if self.count > len(self.examples) else ''}"
+
+
+@dataclass(kw_only=True)
+class Account:
+    """What is known of a source once it is open; no image has been decoded."""
+
+    kind: str
+    """Such as `folder`."""
+    images: int
+    passed_over: dict[str, Group] = field(default_factory=dict)
+    """Files that are not used, by the reason."""
+    captions: dict[str, int] = field(default_factory=dict)
+    """How many images may have a caption, by where it comes from."""
+    labels: dict[str, int] = field(default_factory=dict)
+    """How many images may have a label, by where it comes from."""
+    classes: list[str] = field(default_factory=list)
+    """The names of labels 0, 1, ..., where they have names."""
+    unmatched: dict[str, Group] = field(default_factory=dict)
+    """Captions and labels that belong to no image, by where they are."""
+    unusable: dict[str, Group] = field(default_factory=dict)
+    """Captions and labels of tables that cannot be used, by the reason."""
+    notes: list[str] = field(default_factory=list)
+    """Anything else that a user has to know."""
+
+    def pass_over(self, reason: str, name: str) -> None:
+        """Count a file that is not used."""
+        self.passed_over.setdefault(reason, Group()).add(name)
+
+    def add_unmatched(self, place: str, names: Iterable[str]) -> None:
+        """Count what belongs to no image."""
+        for name in names:
+            self.unmatched.setdefault(place, Group()).add(name)
+
+    def lines(self) -> list[str]:
+        """A line for each thing that a user has to know."""
+        found = [f"source: {self.images} images ({self.kind})"]
+        for what, places in (("captions", self.captions), ("labels", self.labels)):
+            if places:
+                found.append(f"{what} from " + ", ".join(f"{place}: {count}" for place, count in places.items()))
+        if self.classes:
+            shown = ", ".join(
+                f"{number} {printable(name)}" for number, name in enumerate(self.classes[:_CLASSES_SHOWN])
+            )
+            more = f", ... ({len(self.classes)} classes)" if len(self.classes) > _CLASSES_SHOWN else ""
+            found.append(f"classes: {shown}{more}")
+        found += [f"passed over: {group.count} {reason}: {group}" for reason, group in self.passed_over.items()]
+        found += [
+            f"{place}: {group.count} {'belongs' if group.count == 1 else 'belong'} to no image: {group}"
+            for place, group in self.unmatched.items()
+        ]
+        found += [f"not usable: {group.count} {reason}: {group}" for reason, group in self.unusable.items()]
+        return found + [f"note: {note}" for note in self.notes]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, without what is empty."""
+        return {name: value for name, value in asdict(self).items() if value not in ({}, [])}

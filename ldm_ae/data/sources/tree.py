@@ -1,0 +1,117 @@
+"""What lies in a folder, walked once for every kind of source."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from ldm_ae.data.account import Account
+from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, extension
+from ldm_ae.errors import UserError
+
+TEXTS = ("txt", "caption", "json")
+"""Extensions of files that may lie beside an image, in the order in which their captions count."""
+TABLES = ("csv", "jsonl", "tsv")
+"""Of tables that name images."""
+ARCHIVES = ("7z", "bz2", "gz", "rar", "tgz", "xz", "zip", "zst")
+_IMAGE_LIKE = (
+    "apng", "arw", "avif", "avifs", "bmp", "cr2", "cr3", "dds", "dib", "dng", "eps", "exr", "gif", "hdr", "heic",
+    "heif", "icns", "ico", "j2c", "j2k", "jfif", "jif", "jp2", "jpe", "jpeg", "jpf", "jpg", "jpm", "jpx", "jxl", "jxr",
+    "mpo", "nef", "orf", "pbm", "pcx", "pfm", "pgm", "png", "pnm", "ppm", "psd", "qoi", "raf", "rw2", "svg", "svgz",
+    "tga", "tif", "tiff", "webp", "xcf",
+)  # fmt: skip
+IMAGE_LIKE = frozenset(_IMAGE_LIKE) - frozenset(IMAGE_EXTENSIONS)
+"""Extensions of images that are not opened; files of these names are in the account."""
+_KNOWN = IMAGE_LIKE | {*IMAGE_EXTENSIONS, *TEXTS, *TABLES, *ARCHIVES, "tar", "parquet"}
+
+
+class Tree:
+    """The regular files below a folder whose extension says something, and what cannot be read.
+
+    Links are followed, but not to a folder that the link lies in. Names that start with a dot are not looked at
+    (`.thumbnails`, and the `._photo.jpg` that macOS leaves).
+
+    Args:
+        root: The folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._files: dict[str, list[str]] = {}
+        self._left_out: list[tuple[str, str]] = []
+        self._twice: list[tuple[str, str]] = []
+        if not os.access(root, os.R_OK | os.X_OK):
+            raise UserError(f"cannot read the folder {root}: permission denied")
+        self._walk()
+
+    def _walk(self) -> None:
+        first_names: dict[tuple[int, int], str] = {}
+        waiting = deque([("", frozenset[tuple[int, int]]())])
+        while waiting:
+            prefix, above = waiting.popleft()
+            try:
+                status = os.stat(self.root / prefix)
+                entries = sorted(os.scandir(self.root / prefix), key=lambda entry: entry.name)
+            except OSError as error:
+                self._left_out.append((f"folders cannot be read ({error.strerror})", prefix))
+                continue
+            place = status.st_dev, status.st_ino
+            if place in above:
+                continue
+            if first_names.setdefault(place, prefix) != prefix:
+                self._twice.append((prefix, first_names[place]))
+            for entry in entries:
+                name = f"{prefix}{entry.name}"
+                ending = extension(entry.name)
+                if entry.name.startswith("."):
+                    continue
+                if _is(entry.is_dir):
+                    waiting.append((f"{name}/", above | {place}))
+                elif ending in _KNOWN and _is(entry.is_file):
+                    self._files.setdefault(ending, []).append(name)
+                elif ending in _KNOWN:
+                    kind = "broken links" if entry.is_symlink() else "pipes, sockets or devices and not regular files"
+                    self._left_out.append((kind, name))
+
+    def files(self, *extensions: str) -> list[str]:
+        """Paths relative to the root, with forward slashes, in the order of their names."""
+        return sorted(name for ending in extensions for name in self._files.get(ending, ()))
+
+    def describe(self, account: Account, *, used: Iterable[str]) -> None:
+        """Count in the account what is not used.
+
+        Args:
+            account: Of the source that was chosen.
+            used: The extensions that the source has decided on; what it does not take of them it counts itself.
+        """
+        for reason, name in self._left_out:
+            account.pass_over(reason, name.rstrip("/") or str(self.root))
+        reasons = dict.fromkeys(IMAGE_EXTENSIONS, "images outside of what is read here")
+        reasons |= dict.fromkeys(IMAGE_LIKE, "images of formats that are not opened")
+        reasons |= dict.fromkeys(ARCHIVES, "compressed archives; unpack them")
+        reasons |= {"tar": "tars", "parquet": "Parquet files"}
+        for ending in sorted(self._files.keys() & reasons.keys() - set(used)):
+            for name in self.files(ending):
+                account.pass_over(f"{reasons[ending]} (.{ending})", name)
+        for name, first in self._twice:
+            account.notes.append(f"{name.rstrip('/')} is the same folder as {first.rstrip('/') or '.'}; both are taken")
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `datasets` has saved a data set, or several splits of one, in this folder."""
+    return (path / "dataset_dict.json").is_file() or (
+        (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+    )
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """Whether a directory entry's method says yes; for a link that leads to itself none does."""
+    try:
+        return question()
+    except OSError:
+        return False

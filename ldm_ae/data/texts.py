@@ -1,0 +1,163 @@
+"""Captions and labels as other people's files hold them: valid values, or the reason why one cannot be used.
+
+A value is checked where it is read. A caption with half of a surrogate pair, as JSON's escapes allow, can be neither
+printed nor written to the index, and would be noticed only after everything has been encoded.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ldm_ae.errors import printable
+
+CAPTION_NAMES = ("caption", "text", "txt", "prompt")
+"""Keys and columns that hold captions, the first that is there."""
+LABEL_NAMES = ("label", "labels", "cls")
+"""Keys and columns that hold class numbers, the first that is there."""
+LABEL_LIMIT = 2**63
+"""Labels are below it: they are stored as int64."""
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
+
+
+class BadText(ValueError):  # noqa: N818 - a fact about the data that is recorded, as BadImage is
+    """A caption or label that cannot be used; the text is the reason, in a few words."""
+
+
+def decode_text(data: bytes) -> str:
+    """Decode UTF-8 with or without a byte order mark.
+
+    Raises:
+        BadText: it is another encoding.
+    """
+    name = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
+    if name is not None:
+        raise BadText(f"it is {name}, not UTF-8; save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadText(f"it is not UTF-8 (byte 0x{data[error.start]:02x} at {error.start}); save it as UTF-8") from None
+
+
+def decode_json(data: bytes) -> Any:
+    """Decode a JSON value in UTF-8.
+
+    Raises:
+        BadText: it is not JSON, or another encoding.
+    """
+    try:
+        return json.loads(decode_text(data))
+    except BadText:
+        raise
+    except ValueError as error:
+        raise BadText(f"it is not JSON: {printable(error)}") from None
+    except RecursionError:
+        raise BadText("it is nested too deeply") from None
+
+
+def read_caption(value: Any) -> str | None:
+    """Return a caption, of a list of captions the first, or None for null.
+
+    Raises:
+        BadText: it is not text, or text that is not valid Unicode.
+    """
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise BadText(f"{printable(value, 40)!r} is not a caption")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ord(value[error.start])
+        raise BadText(f"it holds half of a character, the lone surrogate U+{code:04X} at {error.start}") from None
+    return value
+
+
+def read_label(value: Any) -> int | None:
+    """Return a class number, or None for null and for numbers below zero, which mean that there is none.
+
+    Raises:
+        BadText: it is not an integer below 2^63.
+    """
+    if isinstance(value, str) and len(value) < 20 and value.strip().isdecimal():
+        value = int(value)
+    if value is None or (type(value) is int and value < 0):
+        return None
+    if type(value) is not int or value >= LABEL_LIMIT:
+        raise BadText(f"{printable(value, 40)!r} is not a class number from 0 to 2^63 - 1")
+    return value
+
+
+def named(values: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
+    """The first of these keys that has a value, and that value; the first key and None if none has one."""
+    return next(((name, values[name]) for name in names if values.get(name) not in (None, "")), (names[0], None))
+
+
+class Annotations:
+    """The label and caption of one image, from what lies beside it.
+
+    What cannot be used costs itself alone: the reason is in `notes`, and the image stays. What is added later goes
+    before what is there.
+
+    Args:
+        label: The image's, unless something that is added has another.
+        caption: The same.
+    """
+
+    def __init__(self, label: int | None = None, caption: str | None = None) -> None:
+        self.label = label
+        self.caption = caption
+        self._notes: list[str] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why a caption or label that is there is not used."""
+        return tuple(self._notes)
+
+    def add_text(self, name: str, read: Callable[[], bytes]) -> None:
+        """Add the caption in a text file called `name`."""
+        with self._noting(name):
+            self._add_caption(decode_text(read()).strip())
+
+    def add_object(self, name: str, read: Callable[[], bytes]) -> None:
+        """Add what a JSON object in a file called `name` says."""
+        with self._noting(name):
+            content = decode_json(read())
+            if isinstance(content, dict):
+                self.add_values(name, content)
+
+    def add_values(self, name: str, values: Mapping[str, Any]) -> None:
+        """Add what the keys `CAPTION_NAMES` and `LABEL_NAMES` say."""
+        for kind, names in (("caption", CAPTION_NAMES), ("label", LABEL_NAMES)):
+            key, value = named(values, names)
+            self.add_value(kind, f"{name} {key}", lambda value=value: value)
+
+    def add_value(self, kind: str, name: str, read: Callable[[], Any]) -> None:
+        """Add a `caption` or a `label` that is called `name` in messages."""
+        with self._noting(name):
+            if kind == "caption":
+                self._add_caption(read_caption(read()))
+            elif (label := read_label(read())) is not None:
+                self.label = label
+
+    def _add_caption(self, caption: str | None) -> None:
+        self.caption = self.caption if caption is None else caption
+
+    @contextmanager
+    def _noting(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except BadText as error:
+            self._notes.append(f"{name}: {error}")
+        except UnicodeDecodeError as error:  # pyarrow's, of a string that is not UTF-8
+            self._notes.append(f"{name}: it is not UTF-8: {error.reason}")
+        except OSError as error:
+            self._notes.append(f"{name}: it cannot be read: {error.strerror or error}")

@@ -1,0 +1,56 @@
+"""Data sets of the library `datasets`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ldm_ae.data import RawImage, open_source
+from ldm_ae.data.sources import hf_datasets as hf_datasets_module
+from ldm_ae.errors import UserError
+from tests.data.source_files import dataset, image, write_hf_datasets
+
+
+def test_saved_data_set_has_bytes_labels_and_captions(tmp_path: Path) -> None:
+    source = open_source(write_hf_datasets(tmp_path))
+    assert [source[i] for i in range(3)] == [RawImage(f"{i:08d}", image(i), i % 2, f"picture {i}") for i in range(3)]
+
+
+def test_several_splits_must_be_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / "splits"
+    datasets.DatasetDict({"train": dataset(3), "test": dataset(2)}).save_to_disk(str(path))
+    with pytest.raises(UserError, match=f"several splits; name one: hf:{path}:train, hf:{path}:test"):
+        open_source(path)
+    with pytest.raises(UserError, match="no split 'val'"):
+        open_source(f"hf:{path}:val")
+    assert len(open_source(f"hf:{path}:test")) == 2
+
+
+def test_label_below_zero_is_none(tmp_path: Path) -> None:
+    dataset(2, label=[-1, 1]).save_to_disk(str(tmp_path / "saved"))
+    source = open_source(tmp_path / "saved")
+    assert [source[i].label for i in range(2)] == [None, 1]
+
+
+def test_one_image_column_of_any_name(tmp_path: Path) -> None:
+    dataset(2, name="pixels").save_to_disk(str(tmp_path / "saved"))
+    assert open_source(tmp_path / "saved")[1].data == image(1)
+
+
+def test_hub_name_that_cannot_be_had() -> None:
+    with pytest.raises(
+        UserError, match=r"'nobody/nothing' could not be had from the Hugging Face hub: .*folder"
+    ) as caught:
+        open_source("hf:nobody/nothing")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="no such folder or file: /no/such/data"):
+        open_source("hf:/no/such/data")
+
+
+def test_datasets_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'ldm_ae\[datasets\]'"):
+        hf_datasets_module.HFDatasetsSource.open("hf:owner/name")
