@@ -17,8 +17,8 @@ from ldm_ae.resources import DEFAULT_MODEL
 from ldm_ae.version import __version__
 
 MODEL = (
-    "a diffusers model folder, a run directory, a checkpoint in it, OWNER/NAME on the Hugging Face hub, or the name of "
-    f"a model that comes with ldm_ae, such as vq-f8-small (default: {DEFAULT_MODEL})"
+    "a diffusers model folder, a run directory, a checkpoint in it, OWNER/NAME on the Hugging Face hub (a model, or a "
+    f"pipeline with one), or the name of a model that comes with ldm_ae, such as vq-f8-small (default: {DEFAULT_MODEL})"
 )
 IMAGES = (
     "a folder of images or one image, WebDataset tars, a `datasets` source (a folder of it or hf:OWNER/NAME), "
