@@ -17,8 +17,8 @@ from ldm_ae.resources import DEFAULT_MODEL
 from ldm_ae.version import __version__
 
 MODEL = (
-    "a diffusers model folder, a run directory, a checkpoint in it, OWNER/NAME on the Hugging Face hub, or the name of "
-    f"a model that comes with ldm_ae, such as vq-f8-small (default: {DEFAULT_MODEL})"
+    "a diffusers model folder, a run directory, a checkpoint in it, OWNER/NAME on the Hugging Face hub (a model, or a "
+    f"pipeline with one), or the name of a model that comes with ldm_ae, such as vq-f8-small (default: {DEFAULT_MODEL})"
 )
 IMAGES = (
     "a folder of images or one image, WebDataset tars, a `datasets` source (a folder of it or hf:OWNER/NAME), "
@@ -182,12 +182,16 @@ def build_parser() -> argparse.ArgumentParser:
     to_convert = command("convert", "Write a latent store in a trainer's format, or read one into a store.")
     _add_convert_options(to_convert)
 
-    to_import = command("import", "Read a checkpoint of CompVis's latent-diffusion or taming into a diffusers folder.")
-    to_import.add_argument("checkpoint", metavar="CKPT", help="a .ckpt, .pth or .safetensors of a KL or VQ "
-                           "autoencoder, or of a latent diffusion model that has one")  # fmt: skip
+    to_import = command("import", "Read a single file of a KL or VQ autoencoder into a diffusers folder.")
+    to_import.add_argument("checkpoint", metavar="CKPT", help="a .ckpt, .pth or .safetensors with keys of CompVis's "
+                           "latent-diffusion, taming or diffusers, or of a latent diffusion model that has an "
+                           "autoencoder")  # fmt: skip
     _add(to_import, "out")
     to_import.add_argument("--config", metavar="YAML", help="CompVis's configuration of it, for the image size and a "
-                           "scale_factor; the network itself is known from its weights")  # fmt: skip
+                           "scale_factor; the network itself is inferred from its weights")  # fmt: skip
+    to_import.add_argument("--family", choices=("sd", "sdxl", "sd3", "flux"), help="write the scaling_factor (and "
+                           "shift_factor) that is published for these models, where the file does not say "
+                           "it")  # fmt: skip
     return parser
 
 

@@ -248,13 +248,12 @@ def run_import(args: argparse.Namespace) -> None:
     """`ldm-ae import`."""
     from ldm_ae.interop import import_ldm
 
-    found = import_ldm(args.checkpoint, args.out, config=args.config)
-    net = found.network
-    if found.assumed_resolution:
-        _note(["sample_size is taken to be 256; the configuration, --config FILE, has it as resolution"])
-    codes = "KL autoencoder" if net.n_embed is None else f"VQ autoencoder of {net.n_embed} codes"
-    print(f"{codes}, downsample factor {2 ** (len(net.ch_mult) - 1)}, {net.embed_dim} latent channels, in "
-          f"{found.path}; {found.left_out} tensors that are not the network's left out")  # fmt: skip
+    found = import_ldm(args.checkpoint, args.out, config=args.config, family=args.family)
+    print("\n".join(found.file.lines()))
+    shift = "" if found.scale.shift is None else f", shift_factor {found.scale.shift:g}"
+    print(f"scaling_factor {found.scale.factor:.6g}{shift}: {found.scale.source}")
+    _note(list(found.notes))
+    print(f"written to {found.path}; {found.left_out} tensors that are not the network's left out")
 
 
 # ------------------------------------------------------------------------------------------------------ what they share

@@ -6,8 +6,12 @@ Everything else that is raised is a defect of ours and keeps its traceback.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
+
+_TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+"""Colours and bold type, which torch puts into some of its messages."""
 
 
 class UserError(ValueError):
@@ -86,6 +90,6 @@ def printable(text: object, limit: int = 160) -> str:
 
 
 def reason(error: BaseException, limit: int = 160) -> str:
-    """The first line of another library's exception, or its class if it says nothing."""
-    lines = str(error).strip().splitlines()
+    """The first line of another library's exception without terminal codes, or its class if it says nothing."""
+    lines = _TERMINAL_CODE.sub("", str(error)).strip().splitlines()
     return printable(lines[0] if lines else type(error).__name__, limit)

@@ -1,9 +1,10 @@
 """Models in the files that other people's code reads: one file a format."""
 
 from ldm_ae.interop.diffusers import export_diffusers
-from ldm_ae.interop.ldm import export_ldm, from_ldm_state_dict, to_ldm_state_dict
+from ldm_ae.interop.ldm import export_ldm, to_ldm_state_dict
 from ldm_ae.interop.ldm_import import Imported, import_ldm
 from ldm_ae.interop.scaling import measure_scaling, settle_scaling
+from ldm_ae.models.ldm_keys import from_ldm_state_dict
 
 __all__ = [
     "Imported",

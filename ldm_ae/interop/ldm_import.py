@@ -1,53 +1,28 @@
-"""Checkpoints of CompVis's latent-diffusion and taming-transformers, KL and VQ, into diffusers folders.
+"""Single files of KL and VQ autoencoders, CompVis's and taming's among them, into diffusers folders.
 
-The shapes of the weights say what the network is: its widths, blocks, levels with attention, channels and codes. The
-side in pixels that it was trained at is not in them; CompVis's YAML has it as `resolution`. That file is optional, and
-what it says of the network must agree with the weights.
+The shapes of the weights say what the network is (`ldm_ae.models.single_file`). The side in pixels that it was trained
+at is not in them; CompVis's YAML has it as `resolution`. That file is optional, and what it says of the network must
+agree with the weights.
 """
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor
 
 from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.interop.diffusers import export_diffusers
-from ldm_ae.interop.ldm import CODES, from_ldm_state_dict, rename_keys
-from ldm_ae.legacy import read_legacy_weights
-from ldm_ae.models import Autoencoder, KLAutoencoder, VQAutoencoder
-from ldm_ae.quantizers import VQ
-from ldm_ae.tensor_files import read_tensors
+from ldm_ae.models.scales import Scale, scale_of_family
+from ldm_ae.models.shapes import LDMNetwork
+from ldm_ae.models.single_file import SingleFile, build_autoencoder, open_single_file
 
-PICKLED = (".ckpt", ".pth", ".pt", ".bin")
-FIRST_STAGE = "first_stage_model."
-"""What the autoencoder's keys begin with in the checkpoint of a whole latent diffusion model."""
-NOT_THE_NETWORK = ("loss.", "model_ema.")
-"""The discriminator, LPIPS and log-variance; averages of the weights, under names of their own."""
 RESOLUTION = 256
 """Side in pixels of every first stage that LDM and taming published, where no configuration says it."""
-_LONGEST_KEY, _LARGEST_RESOLUTION = 200, 2**16
-
-
-@dataclass(frozen=True, kw_only=True)
-class LDMNetwork:
-    """What the shapes of the weights say, in the words of CompVis's `ddconfig`."""
-
-    ch: int
-    ch_mult: tuple[int, ...]
-    num_res_blocks: int
-    attention_levels: tuple[int, ...]
-    """Levels, 0 the full resolution, that have self-attention; `attn_resolutions` are their sides."""
-    z_channels: int
-    embed_dim: int
-    double_z: bool
-    n_embed: int | None
-    """Codes of a VQ, None for KL."""
+_LARGEST_RESOLUTION = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +30,10 @@ class LDMConfig:
     """What CompVis's YAML says beside the network."""
 
     resolution: int = RESOLUTION
-    scale_factor: float = 1.0
-    """Of the latent diffusion model; 1 where the file is a first stage's."""
+    scale_factor: float | None = None
+    """Of the latent diffusion model; None where the file is a first stage's."""
+    scale_by_std: bool = False
+    """The scale was measured in training and is a tensor of the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,100 +41,83 @@ class Imported:
     """What became of a checkpoint."""
 
     path: Path
-    network: LDMNetwork
-    left_out: int
-    """Tensors of the checkpoint that belong to the loss, to averages, or to other parts of a latent diffusion model."""
-    assumed_resolution: bool
-    """No configuration said the side in pixels, so that `sample_size` is `RESOLUTION`."""
+    file: SingleFile
+    """What was found in it; `file.network` is what the shapes say."""
+    scale: Scale
+    """Written as `scaling_factor`, and `shift_factor` where there is one."""
+    notes: tuple[str, ...]
+    """What was assumed, or taken against what else was said."""
+
+    @property
+    def network(self) -> LDMNetwork:
+        """What the shapes of the weights say."""
+        return self.file.network
+
+    @property
+    def left_out(self) -> int:
+        """Tensors that belong to the loss, to averages, or to other parts of a latent diffusion model."""
+        return self.file.left_out
 
 
-def import_ldm(checkpoint: str | Path, out: str | Path, *, config: str | Path | None = None) -> Imported:
-    """Read a checkpoint into a diffusers folder with equal outputs, in float32.
+def import_ldm(
+    checkpoint: str | Path, out: str | Path, *, config: str | Path | None = None, family: str | None = None
+) -> Imported:
+    """Read a file of weights into a diffusers folder with equal outputs, in float32.
 
     A VQ becomes a `diffusers.VQModel`. CompVis and taming weighted the codebook term with beta where the paper weights
-    the commitment; its config.json records that as `legacy_beta`, and training goes on from it as it was.
+    the commitment; its config.json records that as `legacy_beta`, and training goes on from it as it was. taming's
+    Gumbel quantizer becomes a `QuantizedAutoencoder` that takes the likeliest code where taming draws one.
 
     Args:
-        checkpoint: `.ckpt`, `.pth`, `.pt` or `.bin`, of which tensors alone are unpickled, or `.safetensors`; of a
-            first stage or of a whole latent diffusion model, whose first stage is taken.
+        checkpoint: A safetensors file, or a checkpoint of PyTorch of which tensors alone are unpickled; of a first
+            stage or of a whole latent diffusion model, whose first stage is taken.
         out: The folder.
         config: CompVis's YAML of either.
+        family: `sd`, `sdxl`, `sd3` or `flux`: whose published scale the latents have, where the file does not say it.
 
     Raises:
         UserError: no such file, weights that are not such a network's, a configuration that does not agree with them,
-            or `out` holds other files or cannot be written.
+            a family against what the file says, or `out` holds other files or cannot be written.
     """
-    state, left_out = read_first_stage(checkpoint)
-    network = network_of(state, str(checkpoint))
-    said = LDMConfig() if config is None else read_ldm_config(config, network)
-    model = _build(state, network, str(checkpoint))
+    file = open_single_file(checkpoint)
+    said = LDMConfig() if config is None else read_ldm_config(config, file.network)
+    scale, notes = _scale(file, said, None if config is None else str(config), family)
+    file = dataclasses.replace(file, scale=scale)
+    model = build_autoencoder(file)
+    if config is None:
+        notes.append(f"sample_size is taken to be {RESOLUTION}; the configuration, --config FILE, has it as resolution")
+        notes.append("whether the decoder ends in tanh (tanh_out) is in the configuration alone, and taken to be false")
+    if file.network.quantization == "gumbel":
+        notes.append("codes are the likeliest ones; taming's GumbelVQ draws them with noise, also in evaluation")
     model.set_sample_size(said.resolution)
-    model.set_scaling(scaling_factor=said.scale_factor)
-    path = export_diffusers(model, out)
-    return Imported(path=path, network=network, left_out=left_out, assumed_resolution=config is None)
+    return Imported(path=export_diffusers(model, out), file=file, scale=scale, notes=tuple(notes))
 
 
-def read_first_stage(checkpoint: str | Path) -> tuple[dict[str, Tensor], int]:
-    """The autoencoder's tensors under CompVis's keys, and how many others were left out."""
-    path = Path(checkpoint)
-    if path.suffix == ".safetensors":
-        everything = read_tensors(path)
-    elif path.suffix in PICKLED:
-        everything = read_legacy_weights(path)
-    else:
-        raise UserError(f"{path} is no checkpoint by its name; known are .safetensors, {', '.join(PICKLED)}")
-    whole = any(key.startswith(FIRST_STAGE) for key in everything)
-    state = {key.removeprefix(FIRST_STAGE): value for key, value in everything.items()
-             if key.startswith(FIRST_STAGE) or not whole}  # fmt: skip
-    state = {key: value for key, value in state.items() if not key.startswith(NOT_THE_NETWORK)}
-    for key, value in state.items():
-        if len(key) > _LONGEST_KEY or value.layout != torch.strided or not value.is_floating_point():
-            raise UserError(f"{path}: '{printable(key)}' is no weight of an autoencoder")
-        if value.untyped_storage().nbytes() < value.nbytes:
-            raise UserError(f"{path}: '{printable(key)}' claims more numbers than the file holds")
-    return state, len(everything) - len(state)
-
-
-def network_of(state: dict[str, Tensor], name: str) -> LDMNetwork:
-    """The network that these weights are of; `name` is the file's, for messages."""
-
-    def weight(key: str, axes: int = 4) -> Tensor:
-        if key not in state or state[key].ndim != axes or state[key].numel() == 0:
-            raise UserError(f"{name} is no KL or VQ autoencoder of CompVis's: it has no {key} of {axes} axes")
-        return state[key]
-
-    def count(pattern: str) -> int:
-        found = {int(match[1]) for key in state if (match := re.match(pattern, key))}
-        if not found or found != set(range(len(found))):
-            raise UserError(f"{name} is no autoencoder of CompVis's: the numbers in its keys have gaps")
-        return len(found)
-
-    if any(key.startswith("encoder.down_blocks.") for key in state):
-        raise UserError(f"{name} has diffusers' keys, not CompVis's; give its folder, with config.json, as MODEL")
-    ch = weight("encoder.conv_in.weight").shape[0]
-    levels = count(r"encoder\.down\.(\d+)\.")
-    blocks = count(r"encoder\.down\.0\.block\.(\d+)\.")
-    widths = [weight(f"encoder.down.{i}.block.0.conv1.weight").shape[0] for i in range(levels)]
-    if any(width % ch for width in widths) or widths[0] != ch:
-        raise UserError(f"{name}: widths {widths} after a first convolution of {ch} have no equal in diffusers")
-    z_channels = weight("decoder.conv_in.weight").shape[1]
-    embed_dim = weight("post_quant_conv.weight").shape[1]
-    codes = weight(CODES, axes=2).shape[0] if CODES in state else None
-    double_z = weight("encoder.conv_out.weight").shape[0] == 2 * z_channels
-    if codes is None and not double_z:
-        raise UserError(f"{name} has neither codes ({CODES}) nor an encoder of means and log-variances")
-    if codes is None and embed_dim != z_channels:
-        raise UserError(f"{name}: embed_dim {embed_dim} beside {z_channels} channels has no equal in AutoencoderKL")
-    return LDMNetwork(
-        ch=ch,
-        ch_mult=tuple(width // ch for width in widths),
-        num_res_blocks=blocks,
-        attention_levels=tuple(i for i in range(levels) if f"encoder.down.{i}.attn.0.norm.weight" in state),
-        z_channels=z_channels,
-        embed_dim=embed_dim,
-        double_z=double_z and codes is None,
-        n_embed=codes,
-    )
+def _scale(file: SingleFile, said: LDMConfig, config: str | None, family: str | None) -> tuple[Scale, list[str]]:
+    """What scales the latents: a tensor of the file before the configuration, the family, and the convention."""
+    scale, notes = file.scale, list[str]()
+    if scale.in_file:
+        if said.scale_factor not in (None, 1.0, scale.factor) and not said.scale_by_std:
+            notes.append(f"scaling_factor is the checkpoint's {scale.factor:.6g}, not the configuration's "
+                         f"{said.scale_factor:.6g}")  # fmt: skip
+    elif said.scale_by_std:
+        notes.append("scale_by_std: the factor was measured in training, and the checkpoint does not have it")
+    elif said.scale_factor is not None:
+        scale = Scale(factor=said.scale_factor, shift=None, source=f"scale_factor of {config}")
+    if family is not None:
+        wanted = scale_of_family(family)
+        firm = scale.in_file or said.scale_factor is not None
+        if firm and abs(wanted.factor - scale.factor) > 1e-4 * scale.factor:
+            raise UserError(
+                f"--family {family} has the scale {wanted.factor}, but {scale.source} is {scale.factor:.6g}; "
+                "remove one of them"
+            )
+        if wanted.shift is not None and file.network.n_embed is not None:
+            raise UserError(f"--family {family} has a shift, which a VQ has no place for")
+        scale = wanted
+    if not scale.known:
+        notes.append(f"scaling_factor is 1: {scale.source}, or --family names the model that it belongs to")
+    return scale, notes
 
 
 def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
@@ -169,57 +129,39 @@ def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         params = content["model"]["params"]
-        scale_factor = params.get("scale_factor", 1.0)
+        scale_factor, scale_by_std = None, False
         if "first_stage_config" in params:
+            scale_factor, scale_by_std = params.get("scale_factor", 1.0), params.get("scale_by_std", False) is True
             params = params["first_stage_config"]["params"]
         ddconfig = params["ddconfig"]
         resolution, sides = ddconfig["resolution"], list(ddconfig["attn_resolutions"])
-        said: dict[str, Any] = {key: ddconfig[key] for key in ("ch", "num_res_blocks", "z_channels", "double_z")}
-        said |= {"ch_mult": tuple(ddconfig["ch_mult"]), "embed_dim": params["embed_dim"]}
-        said["n_embed"] = params.get("n_embed")
+        said: dict[str, Any] = {key: ddconfig[key] for key in ("ch", "num_res_blocks", "z_channels")}
+        said |= {"double_z": ddconfig.get("double_z", True), "ch_mult": tuple(ddconfig["ch_mult"])}
+        said |= {"embed_dim": params["embed_dim"], "n_embed": params.get("n_embed")}
+        attends = ddconfig.get("attn_type") != "none"  # there is no self-attention anywhere, whatever else it says
         unlike = [key for key in ("tanh_out", "give_pre_end") if ddconfig.get(key)]
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # numbers and dates can be wrong, too
         raise UserError(f"{path} cannot be read as YAML: {reason(error)}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no configuration of CompVis's form (model: params: ddconfig): {error}") from error
     if unlike:
-        raise UserError(f"{path}: diffusers' decoder has no {unlike[0]}")
+        raise UserError(
+            f"{path} has {unlike[0]}: true, which diffusers' decoder does not have; its reconstructions would be wrong"
+        )
     if type(resolution) is not int or not 1 <= resolution <= _LARGEST_RESOLUTION:
         raise UserError(f"{path}: resolution must be a whole number from 1 to {_LARGEST_RESOLUTION}")
-    if type(scale_factor) not in (int, float) or not 0 < scale_factor < float("inf"):
+    if scale_factor is not None and (type(scale_factor) not in (int, float) or not 0 < scale_factor < float("inf")):
         raise UserError(f"{path}: scale_factor must be a number above 0")
     for key, value in said.items():  # before any of them is shown: a few lines of YAML can stand for gigabytes
         if not all(isinstance(item, int | None) for item in (value if isinstance(value, tuple) else [value])):
             raise UserError(f"{path}: {key} must be whole numbers")
-    said["attention_levels"] = tuple(i for i in range(len(network.ch_mult)) if resolution // 2**i in sides)
+    levels = range(len(network.ch_mult))
+    said["attention_levels"] = tuple(i for i in levels if attends and resolution // 2**i in sides)
+    said["mid_attention"] = attends
     for key, value in said.items():
         if value != (found := getattr(network, key)):
             raise UserError(f"{path} says {key} {printable(value)}, the weights {found}; is it another model's?")
-    return LDMConfig(resolution=resolution, scale_factor=float(scale_factor))
-
-
-def _build(state: dict[str, Tensor], network: LDMNetwork, name: str) -> Autoencoder:
-    """The model with these weights in it; nothing is allocated before they are known to fit."""
-    shape: dict[str, Any] = {
-        "block_out_channels": tuple(network.ch * mult for mult in network.ch_mult),
-        "layers_per_block": network.num_res_blocks,
-        "latent_channels": network.z_channels,
-        "attention_levels": network.attention_levels,
-    }
-    model: Autoencoder
-    with torch.device("meta"):
-        if network.n_embed is None:
-            model = KLAutoencoder(**shape)
-        else:
-            model = VQAutoencoder(quantizer=VQ(network.n_embed, network.embed_dim, legacy=True), **shape)
-    converted = {key: value.float() for key, value in from_ldm_state_dict(state).items()}
-    expected = model.net.state_dict()
-    names = rename_keys([*expected, *converted], source=0)
-    for key in sorted(expected.keys() | converted.keys()):
-        if key not in converted or key not in expected:
-            raise UserError(f"{name} has {'no' if key in expected else 'an unknown'} {names[key]}")
-        if converted[key].shape != expected[key].shape:
-            found, wanted = tuple(converted[key].shape), tuple(expected[key].shape)
-            raise UserError(f"{name}: {names[key]} is {found} where the rest of the network wants {wanted}")
-    model.net.load_state_dict(converted, assign=True)
-    return model
+    return LDMConfig(
+        resolution=resolution, scale_factor=None if scale_factor is None else float(scale_factor),
+        scale_by_std=scale_by_std,
+    )  # fmt: skip

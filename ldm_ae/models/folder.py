@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -10,17 +12,12 @@ from diffusers.utils import logging as diffusers_logging
 
 from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.files import read_json
+from ldm_ae.models.hub import hub_folder, is_hub_name
 from ldm_ae.resources import shipped_models
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _MOST_LAYERS, _MOST_ENTRIES, _LARGEST_SIZE = 64, 1024, 2**16
 ModelT = TypeVar("ModelT")
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether `name` can only be `owner/model` on the hub: two plain parts, no such path here."""
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and not Path(name).exists()
 
 
 def find_folder(name: str | Path) -> Path:
@@ -29,11 +26,34 @@ def find_folder(name: str | Path) -> Path:
     return path if path.exists() else shipped_models().get(str(name), path)
 
 
+def suggestion(path: Path) -> str:
+    """The nearest name that is there, and the shipped ones."""
+    shipped = list(shipped_models())
+    beside = sorted(item.name for item in path.parent.iterdir()) if os.access(path.parent, os.R_OK | os.X_OK) else []
+    if near := difflib.get_close_matches(path.name, beside, n=1):
+        return f"; did you mean {path.parent / near[0]}?"
+    if near := difflib.get_close_matches(str(path), shipped, n=1):
+        return f"; did you mean {near[0]}?"
+    owner = path.parts[0] if len(path.parts) == 2 else ""
+    hub = f"; on the Hugging Face hub it would be hf:{path}" if owner and Path(owner).is_dir() else ""
+    return f"; with ldm_ae come {' and '.join(shipped)}{hub}"
+
+
+def local_folder(name: str | Path) -> Path:
+    """`find_folder`, and for a name on the hub the folder of it in the cache, which is filled if need be.
+
+    Raises:
+        UserError: there is no such name on the hub, or it could not be looked up.
+    """
+    folder = find_folder(name)
+    return hub_folder(str(name)) if not folder.exists() and is_hub_name(str(name)) else folder
+
+
 def read_config(folder: Path) -> dict[str, object]:
     """The config.json of a model folder; UserError if it is missing or not a diffusers model's."""
     path = folder / "config.json"
     if not folder.is_dir():
-        raise UserError(f"no such model folder: {folder}")
+        raise UserError(f"no such model folder: {folder}{suggestion(folder)}")
     if not path.is_file():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
     try:
@@ -70,12 +90,10 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
     """The model of class `cls` in a folder, shipped, or under that name on the hub, in float32.
 
     Raises:
-        UserError: no such folder, no configuration, no safetensors weights, weights that do not fit, or a hub name
-            that could not be had.
+        UserError: no such folder, no configuration, no safetensors weights, weights that do not fit, or a name on
+            the hub that could not be downloaded.
     """
-    folder, loader = find_folder(name), cast(Any, cls)
-    if not folder.exists() and is_hub_name(str(name)):
-        return _read_from_hub(cls, str(name))
+    folder, loader = local_folder(name), cast(Any, cls)
     config = read_config(folder)
     if not (folder / WEIGHTS).is_file() and not list(folder.glob("diffusion_pytorch_model*.safetensors*")):
         raise UserError(f"{folder} has a config.json but no weights ({WEIGHTS}); pickled weights are not read")
@@ -97,14 +115,3 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
         if keys:
             raise UserError(f"{folder} has {words} weight {printable(min(keys))}; its configuration does not fit")
     return model
-
-
-def _read_from_hub(cls: type[ModelT], name: str) -> ModelT:
-    loader = cast(Any, cls)
-    try:
-        return loader.from_pretrained(name, use_safetensors=True, torch_dtype=torch.float32)
-    except Exception as error:
-        raise UserError(
-            f"'{name}' is no folder here and could not be had from the Hugging Face hub ({type(error).__name__}); "
-            "download it where there is a network and give its folder"
-        ) from error

@@ -73,6 +73,7 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         latent_channels: C.
         attention_levels: Levels (0 is the full resolution) whose blocks also have self-attention, beside the middle.
         mid_block_add_attention: Self-attention in the middle block.
+        use_quant_conv: 1x1 convolutions beside the latents; the autoencoders of SD3 and FLUX have none.
         norm_num_groups: Groups of every GroupNorm; divides every entry of `block_out_channels`.
         act_fn: Activation, by diffusers' name.
         initial_log_variance: Where the posterior's log-variance starts, through the bias of the layer that gives it.
@@ -88,6 +89,7 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         latent_channels: int = 4,
         attention_levels: tuple[int, ...] = (),
         mid_block_add_attention: bool = True,
+        use_quant_conv: bool = True,
         norm_num_groups: int = 32,
         act_fn: str = "silu",
         initial_log_variance: float | None = None,
@@ -111,10 +113,13 @@ class KLAutoencoder(ConvolutionalAutoencoder):
             norm_num_groups=norm_num_groups,
             sample_size=256,
             mid_block_add_attention=mid_block_add_attention,
+            use_quant_conv=use_quant_conv,
+            use_post_quant_conv=use_quant_conv,
             scaling_factor=1.0,  # nothing is measured yet; diffusers' default is Stable Diffusion's
         )
         if initial_log_variance is not None:
-            nn.init.constant_(self.net.quant_conv.bias[latent_channels:], initial_log_variance)
+            last = self.net.quant_conv if use_quant_conv else self.net.encoder.conv_out
+            nn.init.constant_(last.bias[latent_channels:], initial_log_variance)
 
     @property
     def latent_spec(self) -> LatentSpec:

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from ldm_ae.errors import UserError, printable
-from ldm_ae.models.folder import find_folder, is_hub_name, read_config
+from ldm_ae.models.folder import find_folder, read_config, suggestion
+from ldm_ae.models.hub import hub_folder, is_hub_name
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.kl import KLAutoencoder
 from ldm_ae.models.vq import VQAutoencoder
-from ldm_ae.resources import shipped_models
 
 AUTOENCODERS: dict[str, Callable[..., Autoencoder]] = {
     "AutoencoderKL": KLAutoencoder,
@@ -30,7 +30,9 @@ def resolve_model_folder(path: str | Path) -> Path:
     """
     folder = find_folder(path)
     if not folder.exists():
-        raise UserError(f"no such model: {folder}; with ldm_ae come {' and '.join(shipped_models())}")
+        raise UserError(f"no such model: {folder}{suggestion(folder)}")
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, not a model folder; make one of it: ldm-ae import {folder} OUT")
     for candidate in (folder, folder / "ema", folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
@@ -53,18 +55,17 @@ def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") ->
 
     Args:
         path: A diffusers model folder, a run directory, a checkpoint, the name of a shipped model (`kl-f8c4-small`,
-            `vq-f8-small`), or `owner/name` on the Hugging Face hub.
+            `vq-f8-small`), or `owner/name` on the Hugging Face hub: a model, or a pipeline with one.
         device: Where to put it.
 
     Raises:
         UserError: nothing there, a model class that is not known, or weights missing.
     """
-    if is_hub_name(str(path)):
-        model: Autoencoder = KLAutoencoder(pretrained=str(path))
-    else:
-        folder = resolve_model_folder(path)
-        name = str(read_config(folder)["_class_name"])
-        if name not in AUTOENCODERS:
-            raise UserError(f"{folder} holds a {printable(name)}; known are {', '.join(sorted(AUTOENCODERS))}")
-        model = AUTOENCODERS[name](pretrained=str(folder))
+    on_hub = not find_folder(path).exists() and is_hub_name(str(path))
+    folder = hub_folder(str(path)) if on_hub else resolve_model_folder(path)
+    name = str(read_config(folder)["_class_name"])
+    if name not in AUTOENCODERS:
+        said = path if on_hub else folder
+        raise UserError(f"{said} holds a {printable(name)}; known are {', '.join(sorted(AUTOENCODERS))}")
+    model = AUTOENCODERS[name](pretrained=str(folder))
     return model.eval().requires_grad_(False).to(device)

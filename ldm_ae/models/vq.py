@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import diffusers
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ldm_ae.errors import UserError
 from ldm_ae.models.blocks import block_types
 from ldm_ae.models.convolutional import ConvolutionalAutoencoder
-from ldm_ae.models.folder import find_folder, read_config, read_model_folder
+from ldm_ae.models.folder import local_folder, read_config, read_model_folder
 from ldm_ae.models.interface import AutoencoderOutput, LatentSpec, Posterior
 from ldm_ae.models.quantized_autoencoder import QuantizedAutoencoder
 from ldm_ae.models.scaling import factor_beside_vectors, mark_scaled_encoder
@@ -220,15 +221,15 @@ def _build(arguments: dict[str, Any], quantizer: Quantizer) -> nn.Module:
 
 def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
     """The network of a folder or hub name with our quantizer in it, or with the one given and its codes."""
-    folder = find_folder(pretrained)
-    kind = read_config(folder)["_class_name"] if folder.exists() else None
+    folder = local_folder(pretrained)
+    kind = read_config(folder)["_class_name"]
     if kind == "AutoencoderKL":
-        return _from_kl(pretrained, quantizer)
+        return _from_kl(pretrained, folder, quantizer)
     if kind == "QuantizedAutoencoder":
-        net: Any = read_model_folder(QuantizedAutoencoder, pretrained)
+        net: Any = read_model_folder(QuantizedAutoencoder, folder)
         kinds: tuple[type[Quantizer], ...] = (type(net.quantize),)
     else:
-        net = read_model_folder(VQModel, pretrained)
+        net = read_model_folder(VQModel, folder)
         codes = net.quantize.embedding.weight.detach()
         net.quantize = VQ(*codes.shape, legacy=net.config.get("legacy_beta") is True)
         net.quantize.load_state_dict({"embedding.weight": codes})
@@ -238,10 +239,10 @@ def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
     return net
 
 
-def _from_kl(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
+def _from_kl(pretrained: str, folder: Path, quantizer: Quantizer | None) -> nn.Module:
     """An AutoencoderKL with `quantizer` in the place of its posterior: what is quantized first is the posterior's mean,
     for which the encoder's last convolution takes in the 1x1 one after it."""
-    kl: Any = read_model_folder(diffusers.AutoencoderKL, pretrained)
+    kl: Any = read_model_folder(diffusers.AutoencoderKL, folder)
     channels = kl.config.latent_channels
     if quantizer is None:
         raise UserError(f"{pretrained} is an AutoencoderKL, which has no codes; name a quantizer")

@@ -43,21 +43,23 @@ class AttnBlock(nn.Module):
 
 
 class Resample(nn.Module):
-    def __init__(self, channels: int, *, down: bool):
+    def __init__(self, channels: int, *, down: bool, with_conv: bool = True):
         super().__init__()
         self.down = down
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2 if down else 1, padding=0 if down else 1)
+        if with_conv:
+            self.conv = nn.Conv2d(channels, channels, 3, stride=2 if down else 1, padding=0 if down else 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.down:
-            return self.conv(F.pad(x, (0, 1, 0, 1)))
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+            return self.conv(F.pad(x, (0, 1, 0, 1))) if hasattr(self, "conv") else F.avg_pool2d(x, 2)
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.conv(x) if hasattr(self, "conv") else x
 
 
-def middle(channels: int, groups: int) -> nn.Module:
+def middle(channels: int, groups: int, config: dict) -> nn.Module:
     mid = nn.Module()
     mid.block_1, mid.block_2 = ResnetBlock(channels, channels, groups), ResnetBlock(channels, channels, groups)
-    mid.attn_1 = AttnBlock(channels, groups)
+    mid.attn_1 = nn.Identity() if config.get("attn_type") == "none" else AttnBlock(channels, groups)
     return mid
 
 
@@ -84,14 +86,14 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         resolution, width = config["resolution"], config["ch"]
         for i, outputs in enumerate(widths):
-            attention = resolution in config["attn_resolutions"]
+            attention = resolution in config["attn_resolutions"] and config.get("attn_type") != "none"
             down = level(width, outputs, config["num_res_blocks"], groups, attention=attention)
             width = outputs
             if i < len(widths) - 1:
-                down.downsample = Resample(width, down=True)
+                down.downsample = Resample(width, down=True, with_conv=config.get("resamp_with_conv", True))
                 resolution //= 2
             self.down.append(down)
-        self.mid = middle(width, groups)
+        self.mid = middle(width, groups, config)
         self.norm_out = norm(width, groups)
         self.conv_out = nn.Conv2d(width, (1 + config["double_z"]) * config["z_channels"], 3, padding=1)
 
@@ -110,15 +112,15 @@ class Decoder(nn.Module):
         widths = [config["ch"] * mult for mult in config["ch_mult"]]
         width = widths[-1]
         self.conv_in = nn.Conv2d(config["z_channels"], width, 3, padding=1)
-        self.mid = middle(width, groups)
+        self.mid = middle(width, groups, config)
         resolution = config["resolution"] // 2 ** (len(widths) - 1)
         ups = []
         for i in reversed(range(len(widths))):
-            attention = resolution in config["attn_resolutions"]
+            attention = resolution in config["attn_resolutions"] and config.get("attn_type") != "none"
             up = level(width, widths[i], config["num_res_blocks"] + 1, groups, attention=attention)
             width = widths[i]
             if i > 0:
-                up.upsample = Resample(width, down=False)
+                up.upsample = Resample(width, down=False, with_conv=config.get("resamp_with_conv", True))
                 resolution *= 2
             ups.insert(0, up)  # up.0 is the highest resolution
         self.up = nn.ModuleList(ups)
@@ -135,13 +137,15 @@ class Decoder(nn.Module):
 
 
 class CompVisAutoencoder(nn.Module):
-    """Built from the `ddconfig` of an exported config.yaml."""
+    """Built from the `ddconfig` of an exported config.yaml; without `embed_dim` as FLUX's and SD3's."""
 
-    def __init__(self, config: dict, embed_dim: int, groups: int):
+    def __init__(self, config: dict, embed_dim: int | None, groups: int):
         super().__init__()
         self.encoder, self.decoder = Encoder(config, groups), Decoder(config, groups)
-        self.quant_conv = nn.Conv2d(2 * config["z_channels"], 2 * embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(embed_dim, config["z_channels"], 1)
+        self.quant_conv = self.post_quant_conv = nn.Identity()
+        if embed_dim is not None:
+            self.quant_conv = nn.Conv2d(2 * config["z_channels"], 2 * embed_dim, 1)
+            self.post_quant_conv = nn.Conv2d(embed_dim, config["z_channels"], 1)
 
     def moments(self, x: Tensor) -> Tensor:
         return self.quant_conv(self.encoder(x))
@@ -180,3 +184,21 @@ class CompVisVQ(nn.Module):
 
     def decode(self, quantized: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(quantized))
+
+
+class GumbelCodebook(nn.Module):
+    """taming's Gumbel quantizer without its noise: the code of the largest logit."""
+
+    def __init__(self, codes: int, width: int):
+        super().__init__()
+        self.proj, self.embed = nn.Conv2d(width, codes, 1), nn.Embedding(codes, width)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        indices = self.proj(z).argmax(dim=1)
+        return self.embed(indices).permute(0, 3, 1, 2), indices
+
+
+class CompVisGumbelVQ(CompVisVQ):
+    def __init__(self, params: dict, groups: int):
+        super().__init__(params, groups)
+        self.quantize = GumbelCodebook(params["n_embed"], params["embed_dim"])
