@@ -68,6 +68,7 @@ class Unit:
     def _rows(self, batch: Batch, bucket: str) -> list[dict[str, Any]]:
         """A manifest row for each image of a batch."""
         sizes, crops, labels = batch.original_sizes.tolist(), batch.crops_ltrb.tolist(), batch.labels.tolist()
+        orientations = batch.orientations.tolist()
         rows = []
         for i, key in enumerate(batch.keys):
             source_hash, caption = HashingSource.split(batch.captions[i])
@@ -83,6 +84,8 @@ class Unit:
                     "label": labels[i],
                     "caption": caption,
                     "status": "ok",
+                    "orientation": orientations[i],
+                    "colour_profile": batch.colour_profiles[i],
                 }
             )
         return rows
