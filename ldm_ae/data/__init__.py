@@ -3,19 +3,23 @@
 from ldm_ae.data.annotations import Annotated
 from ldm_ae.data.batches import Batch
 from ldm_ae.data.buckets import BucketTransform, sizes_of_area
-from ldm_ae.data.decoding import BadImage, decode_image
+from ldm_ae.data.decoding import MAX_PIXELS, BadImage, ColourProfiles, Decoded, Decoding, decode_image
 from ldm_ae.data.holdout import split_holdout, split_keys
 from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
 from ldm_ae.data.randomness import epoch_order, seeded_noise
 from ldm_ae.data.ranges import RangeLoader
 from ldm_ae.data.sources import RawImage, Source, Wrapped, open_source
-from ldm_ae.data.transforms import ImageTransform, TransformedImage
+from ldm_ae.data.transforms import ImageTransform, TransformedImage, described_options
 
 __all__ = [
+    "MAX_PIXELS",
     "Annotated",
     "BadImage",
     "Batch",
     "BucketTransform",
+    "ColourProfiles",
+    "Decoded",
+    "Decoding",
     "EvaluationLoader",
     "ImageTransform",
     "RangeLoader",
@@ -25,6 +29,7 @@ __all__ = [
     "TransformedImage",
     "Wrapped",
     "decode_image",
+    "described_options",
     "epoch_order",
     "open_source",
     "seeded_noise",

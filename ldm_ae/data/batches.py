@@ -9,22 +9,28 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_ae.data.buckets import BucketTransform
-from ldm_ae.data.decoding import BadImage, decode_image
+from ldm_ae.data.decoding import BadImage, Decoded
 from ldm_ae.data.randomness import NOISE, REPLACEMENT, TRANSFORM, derived_seed
 from ldm_ae.data.sources.base import RawImage, Source
 from ldm_ae.data.texts import LABEL_LIMIT
 from ldm_ae.data.transforms import ImageTransform, TransformedImage
 from ldm_ae.errors import RunError, UserError, printable, reason
 
-_Item = tuple[int, int, RawImage, TransformedImage]
-"""Index, noise seed, the image as it lies in the source, and transformed."""
 _log = logging.getLogger("ldm_ae")
 _MAX_ATTEMPTS = 32  # replacements tried for one image; with a tenth of a data set bad, 1e-32 is the chance to fail
+
+
+class _Item(NamedTuple):
+    index: int
+    noise_seed: int
+    raw: RawImage
+    """As it lies in the source; without its bytes where it was cached."""
+    decoded: Decoded
+    transformed: TransformedImage
 
 
 class Failure(NamedTuple):
@@ -64,6 +70,10 @@ class Batch:
     """(B, 4) int64, left, top, right, bottom of what is seen, in pixels of the original."""
     notes: list[tuple[str, ...]]
     """Why a caption or label that an image has is not used."""
+    orientations: Tensor
+    """(B,) int64, the EXIF orientation that was undone, 1 to 8."""
+    colour_profiles: list[str | None]
+    """What was done about each file's colours, see `Decoded`."""
     rejected: dict[str, str] = field(default_factory=dict)
     """Reasons by key of the unusable images that were met while this batch was made."""
 
@@ -127,7 +137,7 @@ class BatchBuilder(Dataset[Batch]):
         self.seed = seed
         self.pool = pool
         self.replace_bad = replace_bad
-        self._cache: dict[int, tuple[RawImage, Image.Image]] = {}
+        self._cache: dict[int, tuple[RawImage, Decoded]] = {}
         self._cache_room = cache_bytes
         self._at = 0
         """The image that is being read, for the message of an unexpected error."""
@@ -156,7 +166,7 @@ class BatchBuilder(Dataset[Batch]):
         items, rejected = found
         sizes: dict[tuple[int, int], list[_Item]] = {}
         for item in items:
-            height, width = item[3].pixel_values.shape[1:]
+            height, width = item.transformed.pixel_values.shape[1:]
             sizes.setdefault((height, width), []).append(item)
         batches = [_collate(same, {}, size) for size, same in sizes.items()] or [_collate([], {}, (0, 0))]
         batches[0].rejected = rejected
@@ -182,15 +192,15 @@ class BatchBuilder(Dataset[Batch]):
         return self.__getitems__([sample])
 
     def _load(self, epoch: int, index: int, rejected: dict[str, str]) -> _Item | None:
-        """(index, noise seed, raw, transformed) of a sample or its replacement; None if it is bad and left out."""
+        """A sample or its replacement; None if it is bad and left out."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, TRANSFORM, epoch, index))
         noise_seed = derived_seed(self.seed, NOISE, epoch, index)
         candidate = index
         for attempt in range(_MAX_ATTEMPTS):
             self._at = candidate
             try:
-                raw, image = self._decoded(candidate)
-                return candidate, noise_seed, raw, self.transform(image, generator)
+                raw, decoded = self._decoded(candidate)
+                return _Item(candidate, noise_seed, raw, decoded, self.transform(decoded.image, generator))
             except BadImage as error:
                 rejected[self.source.key(candidate)] = str(error)
             except OSError as error:
@@ -203,31 +213,36 @@ class BatchBuilder(Dataset[Batch]):
             f"{len(rejected)} images in a row cannot be used: " + "; ".join(f"{k}: {r}" for k, r in rejected.items())
         )
 
-    def _decoded(self, index: int) -> tuple[RawImage, Image.Image]:
+    def _decoded(self, index: int) -> tuple[RawImage, Decoded]:
         if index in self._cache:
             return self._cache[index]
         raw = self.source[index]
         if raw.label is not None and not 0 <= raw.label < LABEL_LIMIT:
             raise BadImage(f"its label {printable(raw.label, 40)} is not a class number from 0 to 2^63 - 1")
-        image = decode_image(raw.data, background=self.transform.background)
-        size = 3 * image.width * image.height
+        decoded = self.transform.decode(raw.data)
+        size = 3 * decoded.image.width * decoded.image.height
         if size <= self._cache_room:
             self._cache_room -= size
-            self._cache[index] = raw._replace(data=b""), image
-        return raw, image
+            self._cache[index] = raw._replace(data=b""), decoded
+        return raw, decoded
 
 
 def _collate(items: list[_Item], rejected: dict[str, str], size: tuple[int, int]) -> Batch:
-    pixels = [item.pixel_values for *_, item in items]
+    pixels = [item.transformed.pixel_values for item in items]
+    labels = [-1 if item.raw.label is None else item.raw.label for item in items]
+    sizes = [item.transformed.original_size for item in items]
+    crops = [item.transformed.crop_ltrb for item in items]
     return Batch(
         pixel_values=torch.stack(pixels) if pixels else torch.empty(0, 3, *size),
-        indices=torch.tensor([index for index, *_ in items], dtype=torch.int64),
-        keys=[raw.key for _, _, raw, _ in items],
-        seeds=torch.tensor([seed for _, seed, _, _ in items], dtype=torch.int64),
-        labels=torch.tensor([-1 if raw.label is None else raw.label for _, _, raw, _ in items], dtype=torch.int64),
-        captions=[raw.caption for _, _, raw, _ in items],
-        original_sizes=torch.tensor([item.original_size for *_, item in items], dtype=torch.int64).reshape(-1, 2),
-        crops_ltrb=torch.tensor([item.crop_ltrb for *_, item in items], dtype=torch.int64).reshape(-1, 4),
-        notes=[raw.notes for _, _, raw, _ in items],
+        indices=torch.tensor([item.index for item in items], dtype=torch.int64),
+        keys=[item.raw.key for item in items],
+        seeds=torch.tensor([item.noise_seed for item in items], dtype=torch.int64),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        captions=[item.raw.caption for item in items],
+        original_sizes=torch.tensor(sizes, dtype=torch.int64).reshape(-1, 2),
+        crops_ltrb=torch.tensor(crops, dtype=torch.int64).reshape(-1, 4),
+        notes=[item.raw.notes for item in items],
+        orientations=torch.tensor([item.decoded.orientation for item in items], dtype=torch.int64),
+        colour_profiles=[item.decoded.colour_profile for item in items],
         rejected=rejected,
     )

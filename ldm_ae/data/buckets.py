@@ -9,6 +9,7 @@ from fractions import Fraction
 import torch
 from PIL import Image
 
+from ldm_ae.data.decoding import MAX_PIXELS, Colour, ColourProfiles
 from ldm_ae.data.transforms import ImageTransform, TransformedImage
 from ldm_ae.errors import UserError
 
@@ -26,6 +27,8 @@ class BucketTransform:
     Args:
         sizes: (height, width) of the results, in any order.
         background: RGB, 0..255, shown through transparent pixels when the loader decodes.
+        colour_profiles: "convert" or "ignore" colour profiles when the loader decodes, see `Decoding`.
+        max_pixels: of a file; larger ones are bad images.
 
     Raises:
         UserError: no size, or one that is not positive.
@@ -33,12 +36,25 @@ class BucketTransform:
 
     is_random = False
 
-    def __init__(self, sizes: Iterable[Size], *, background: tuple[int, int, int] = (255, 255, 255)):
+    def __init__(
+        self,
+        sizes: Iterable[Size],
+        *,
+        background: Colour = (255, 255, 255),
+        colour_profiles: ColourProfiles = "convert",
+        max_pixels: int = MAX_PIXELS,
+    ):
         self.sizes: list[Size] = sorted(set(sizes), key=lambda size: (size[0] * size[1], size))
         if not self.sizes:
             raise UserError("there must be at least one size to crop images to")
-        self._transforms = {size: ImageTransform(size=size, background=background) for size in self.sizes}
-        self.background = self._transforms[self.sizes[0]].background
+        self._transforms = {
+            size: ImageTransform(
+                size=size, background=background, colour_profiles=colour_profiles, max_pixels=max_pixels
+            )
+            for size in self.sizes
+        }
+        self.decode = self._transforms[self.sizes[0]].decode
+        """From a file's bytes to the image that this transform takes."""
 
     def describe(self) -> dict[str, object]:
         """Everything that changes the pixels, as JSON values."""

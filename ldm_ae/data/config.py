@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ldm_ae.data.decoding import MAX_PIXELS, ColourProfiles
 from ldm_ae.data.holdout import split_holdout
 from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
 from ldm_ae.data.sources import Source, open_source
@@ -26,10 +27,14 @@ class DataConfig:
     """Side of the square crops in pixels."""
     resize: int | Literal["none"] | None = None
     """Shorter side after resizing, before the crop; None resizes it to the resolution, none leaves pixels alone."""
-    crop: Literal["random", "center"] = "random"
-    """Where training crops lie; validation crops are central."""
+    crop: Literal["random", "center", "adm"] = "random"
+    """Where training crops lie; validation crops are central. `adm` resizes both as ADM does, by box halving first."""
     flip: bool = True
     """Mirror half of the training crops."""
+    colour_profiles: ColourProfiles = "convert"
+    """Convert colours to sRGB by each image's colour profile, or ignore profiles."""
+    max_pixels: int = MAX_PIXELS
+    """Larger images are skipped."""
     workers: int = 2
     """Processes that decode images, for each training process."""
     cache_megabytes: int = 0
@@ -44,10 +49,16 @@ class DataConfig:
             raise UserError(f"data.bad_share is {self.bad_share}; it must be in [0, 1]")
 
     def training_transform(self) -> ImageTransform:
-        return ImageTransform(size=self.resolution, resize=self.resize, crop=self.crop, flip=self.flip)
+        return self._transform(crop=self.crop, flip=self.flip)
 
     def validation_transform(self) -> ImageTransform:
-        return ImageTransform(size=self.resolution, resize=self.resize, crop="center")
+        return self._transform(crop="adm" if self.crop == "adm" else "center", flip=False)
+
+    def _transform(self, *, crop: Literal["random", "center", "adm"], flip: bool) -> ImageTransform:
+        return ImageTransform(
+            size=self.resolution, resize=self.resize, crop=crop, flip=flip, colour_profiles=self.colour_profiles,
+            max_pixels=self.max_pixels,
+        )  # fmt: skip
 
     def loaders(
         self, *, batch_size: int, accumulation: int, seed: int, rank: int, world_size: int

@@ -1,75 +1,157 @@
 """Bytes to an 8-bit RGB image, with the pixels that the file means, or a reason why not.
 
-Pillow's own `.convert("RGB")` saturates 16-bit grey, turns float TIFF black, ignores EXIF rotation, shows the hidden
-colour under transparency, and expands a file of kilobytes into gigabytes with a mere warning. Here: rotation applied,
-alpha composited, 16 bits scaled, the first frame of an animation, and sizes checked in the header.
+Pillow's own `.convert("RGB")` saturates 16-bit grey, turns float TIFF black, ignores colour profiles and EXIF rotation,
+shows the hidden colour under transparency, and expands a file of kilobytes into gigabytes with a mere warning. Here:
+rotation applied, colours converted to sRGB, alpha composited, 16 bits scaled, the first frame of an animation, and
+sizes checked in the header.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
 import warnings
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""What is opened, by content. The rest of Pillow's forty readers are rarely needed and rarely tested."""
+from ldm_ae.data import png
+from ldm_ae.data.colour import to_srgb
+from ldm_ae.data.other_formats import optional_format, other_name
+
+_AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()  # since Pillow 11.3
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP", "JPEG2000", *_AVIF)
+"""What is opened, by content: JPEG includes MPO. The rest of Pillow's forty readers are rarely needed and rarely
+tested. HEIC and JPEG XL are opened where their packages are installed."""
 MAX_PIXELS = 89_478_485
 """Pillow's own threshold: 256 MiB of RGB."""
+Colour = tuple[int, int, int]
+ColourProfiles = Literal["convert", "ignore"]
 
 
 class BadImage(Exception):  # noqa: N818 - a fact about the data that is recorded, seldom an error of the program
     """An image that cannot be used; the text is the reason, in a few words."""
 
 
-def decode_image(
-    data: bytes, *, background: tuple[int, int, int] = (255, 255, 255), max_pixels: int = MAX_PIXELS
-) -> Image.Image:
-    """Decodes one image file.
+class Decoded(NamedTuple):
+    """What a file holds."""
 
-    Peak memory is about 10 bytes a pixel, 20 for WebP, whose reader keeps several copies. Colour profiles are not
-    applied: sRGB is assumed, as in the data sets that published models were trained on.
+    image: Image.Image
+    """Mode RGB, 8 bits, upright."""
+    orientation: int
+    """The EXIF orientation, 1 to 8, that was undone; from 5 on the file has width and height the other way round."""
+    colour_profile: str | None
+    """The name of the profile from which colours were converted to sRGB; "not applied: " and the reason where the file
+    has one that cannot be used; None if it has none, or sRGB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How files become images.
+
+    Peak memory is about 10 bytes a pixel, 20 for WebP, whose reader keeps several copies.
 
     Args:
-        data: the whole file, of any of `FORMATS` whatever its name.
         background: RGB, 0..255, shown through transparent pixels.
-        max_pixels: larger images are refused before their pixels are expanded; Pillow itself refuses those over
-            twice `MAX_PIXELS`.
-
-    Returns:
-        Mode RGB, 8 bits, upright.
-
-    Raises:
-        BadImage: not an image of these formats, damaged, too large, or of samples that have no defined range.
+        colour_profiles: `convert` converts colours to sRGB by ICC profiles, PNG's gAMA and cHRM, and the EXIF mark of
+            Adobe RGB; `ignore` takes all samples for sRGB, as the data sets did that published models were trained on.
+            Samples of 16 bits are reduced to 8 before they are converted.
+        max_pixels: larger images are refused before their pixels are expanded. Above `MAX_PIXELS` this also raises
+            Pillow's limit, for the whole process.
     """
-    if not data:
-        raise BadImage("empty file")
-    with warnings.catch_warnings():
-        # What Pillow warns of (odd EXIF, sizes near its limit, trailing bytes) is either decided here or harmless.
-        warnings.simplefilter("ignore")
-        with _read(data, max_pixels) as image:
-            return _upright(_flatten(image, background), image)
+
+    background: Colour = (255, 255, 255)
+    colour_profiles: ColourProfiles = "convert"
+    max_pixels: int = MAX_PIXELS
+
+    def __call__(self, data: bytes) -> Decoded:
+        """Decode one image file: the whole file, of any of `FORMATS` whatever its name.
+
+        Raises:
+            BadImage: not an image of these formats, damaged, too large, or of samples that have no defined range.
+        """
+        if not data:
+            raise BadImage("empty file")
+        with warnings.catch_warnings():
+            # What Pillow warns of (odd EXIF, sizes near its limit, trailing bytes) is either decided here or harmless.
+            warnings.simplefilter("ignore")
+            file, orientation = _read(data, self.max_pixels)
+            with file:
+                samples, profile = _eight_bits(file), None
+                if self.colour_profiles == "convert":
+                    samples, profile = to_srgb(samples, file)
+                elif samples.mode == "LAB":
+                    raise BadImage("colour mode LAB has no meaning as sRGB; set colour_profiles to convert")
+                flat = _flatten(samples, self.background)
+                method = None if file.format == "TIFF" else _TRANSPOSE.get(orientation)  # Pillow itself turns TIFF
+                return Decoded(flat if method is None else flat.transpose(method), orientation, profile)
 
 
-def _read(data: bytes, max_pixels: int) -> Image.Image:
-    """The first frame as Pillow reads it, pixels included."""
+def decode_image(
+    data: bytes,
+    *,
+    background: Colour = (255, 255, 255),
+    max_pixels: int = MAX_PIXELS,
+    colour_profiles: ColourProfiles = "convert",
+) -> Image.Image:
+    """Decode one image file to mode RGB, 8 bits, upright; arguments and errors are those of `Decoding`."""
+    return Decoding(background=background, max_pixels=max_pixels, colour_profiles=colour_profiles)(data).image
+
+
+def _read(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
+    """The first frame as Pillow reads it, pixels included, and its EXIF orientation."""
+    if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        if width * height > max_pixels:
-            raise BadImage(f"{width}x{height} is {width * height:,} pixels, more than {max_pixels:,}")
-        image.load()
+        try:
+            return _load(data, max_pixels)
+        except ValueError as error:
+            if not (data.startswith(png.SIGNATURE) and "MAX_TEXT" in str(error)):
+                raise
+            smaller, profile = png.without_large_chunks(data)
+            image, orientation = _load(smaller, max_pixels)
+            image.info["icc_profile"] = profile
+            return image, orientation
     except BadImage:
         raise
-    except UnidentifiedImageError:
-        raise BadImage(f"not an image of a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError as error:
-        raise BadImage(f"far too many pixels: {error}") from None
+        raise BadImage(f"far too many pixels: {error}; max_pixels sets the limit") from None
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error and more for damaged files
         raise BadImage(f"damaged: {error or type(error).__name__}") from error
-    return image
+
+
+def _load(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
+    image = _open(data)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadImage(
+            f"{width}x{height} is {width * height:,} pixels, more than {max_pixels:,}; max_pixels sets the limit"
+        )
+    orientation = _orientation(image) if image.format == "TIFF" else 1  # loading takes the tag away
+    image.load()
+    if image.format != "TIFF":  # of PNG, reading the tag loads the pixels
+        orientation = _orientation(image)
+    if image.format == "PNG" and isinstance(value := image.info.get("transparency"), int | tuple) and image.mode != "P":
+        image.info["transparency"] = png.transparent_samples(data, value)
+    return image, orientation
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        try:
+            optional = optional_format(data)
+        except ImportError as error:
+            raise BadImage(str(error)) from None
+        if optional is not None:
+            return Image.open(io.BytesIO(data), formats=[optional])
+        name = other_name(data)
+        looks = "" if name is None else f"; it is {name}"
+        raise BadImage(f"not an image of a known format ({', '.join(FORMATS)}){looks}") from None
 
 
 _TRANSPOSE = {
@@ -82,38 +164,48 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
-_CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 _BAND_ROWS = 256  # rows turned into NumPy arrays at a time, which bounds the memory of wide samples
+# What each of Pillow's modes is converted to before colours are. The first of two is for files with transparency.
+_PLAIN = {
+    "1": ("LA", "L"), "L": ("LA", "L"), "LA": ("LA", "LA"), "P": ("RGBA", "RGB"), "PA": ("RGBA", "RGBA"),
+    "RGB": ("RGBA", "RGB"), "RGBA": ("RGBA", "RGBA"), "RGBa": ("RGBA", "RGBA"), "RGBX": ("RGB", "RGB"),
+    "CMYK": ("CMYK", "CMYK"), "YCbCr": ("RGB", "RGB"), "LAB": ("LAB", "LAB"),
+}  # fmt: skip
 
 
-def _upright(pixels: Image.Image, file: Image.Image) -> Image.Image:
-    """`pixels` by the EXIF (or XMP) orientation of `file`. Pillow itself turns TIFF, and takes the tag away."""
+def _orientation(image: Image.Image) -> int:
+    """The EXIF (or XMP) orientation, 1 to 8."""
     try:
-        orientation = file.getexif().get(_ORIENTATION, 1)
+        orientation = image.getexif().get(_ORIENTATION, 1)
     except (SyntaxError, ValueError, struct.error, OSError):
-        orientation = 1  # unreadable metadata says nothing about the pixels; browsers show such photos as they are
-    method = _TRANSPOSE.get(orientation)
-    return pixels if method is None else pixels.transpose(method)
+        return 1  # unreadable metadata says nothing about the pixels; browsers show such photos as they are
+    return orientation if orientation in _TRANSPOSE else 1
 
 
-def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Any mode to RGB."""
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Any mode to L, LA, RGB, RGBA, CMYK or LAB."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N"):
-        return _scaled_grey(image, background, _full_scale(image))
+        return _scaled_grey(image, _full_scale(image))
     if image.mode == "I":
         if image.format != "PNG":  # Pillow before 11.1 opens 16-bit grey PNG so
             raise BadImage("signed or 32-bit integer samples have no defined white")
-        return _scaled_grey(image, background, 65535)
+        return _scaled_grey(image, 65535)
     if image.mode == "F":
-        return _scaled_grey(image, background, 1.0)
+        return _scaled_grey(image, 1.0)
     if image.mode == "La":  # premultiplied; Pillow converts it to this one mode only
-        image = image.convert("LA")
-    if image.mode not in _CONVERTIBLE:
+        return image.convert("LA")
+    if image.mode not in _PLAIN:
         raise BadImage(f"colour mode {image.mode} is not supported")
-    if image.has_transparency_data:
-        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-        flat = Image.new("RGB", rgba.size, background)
-        flat.paste(rgba, mask=rgba.getchannel("A"))
+    with_alpha, without = _PLAIN[image.mode]
+    mode = with_alpha if image.has_transparency_data else without
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _flatten(image: Image.Image, background: Colour) -> Image.Image:
+    """L, LA, RGB, RGBA or CMYK to RGB."""
+    if image.mode in ("LA", "RGBA"):
+        flat = Image.new("RGB", image.size, background)
+        flat.paste(image.convert("RGB"), mask=image.getchannel("A"))
         return flat
     return image if image.mode == "RGB" else image.convert("RGB")
 
@@ -125,7 +217,7 @@ def _full_scale(image: Image.Image) -> int:
     return (1 << int(bits)) - 1
 
 
-def _scaled_grey(image: Image.Image, background: tuple[int, int, int], full_scale: float) -> Image.Image:
+def _scaled_grey(image: Image.Image, full_scale: float) -> Image.Image:
     """One channel of 16 bits or floats in [0, full_scale] to 8 bits, rounded to the nearest.
 
     Pillow reads these samples raw, so that WhiteIsZero (TIFF photometric 0) and the one transparent grey value that a
@@ -134,7 +226,7 @@ def _scaled_grey(image: Image.Image, background: tuple[int, int, int], full_scal
     white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
     transparent = image.info.get("transparency")
     width, height = image.size
-    result = Image.new("RGB", image.size)
+    result = Image.new("LA" if isinstance(transparent, int) else "L", image.size)
     for top in range(0, height, _BAND_ROWS):
         band = np.asarray(image.crop((0, top, width, min(top + _BAND_ROWS, height))))
         samples = band.astype(np.float32)
@@ -144,8 +236,8 @@ def _scaled_grey(image: Image.Image, background: tuple[int, int, int], full_scal
         if low < 0 or high > full_scale:
             raise BadImage(f"samples from {low:g} to {high:g}, outside of [0, {full_scale:g}], have no defined white")
         grey = np.rint(samples * (255.0 / full_scale)).astype(np.uint8)
-        rgb = np.repeat((255 - grey if white_is_zero else grey)[:, :, None], 3, axis=2)
+        part = Image.fromarray(255 - grey if white_is_zero else grey)
         if isinstance(transparent, int):
-            rgb[band == transparent] = background
-        result.paste(Image.fromarray(rgb), (0, top))
+            part.putalpha(Image.fromarray(np.where(band == transparent, 0, 255).astype(np.uint8)))
+        result.paste(part, (0, top))
     return result

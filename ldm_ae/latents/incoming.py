@@ -19,7 +19,7 @@ from ldm_ae.latents.formats import FORMATS, Foreign
 from ldm_ae.latents.formats.base import FLIP
 from ldm_ae.latents.output import read_account
 from ldm_ae.latents.provenance import derive_seed, read_scaling, scaling_of
-from ldm_ae.latents.store import DTYPES, SCHEMA, StoreRequest, read_request
+from ldm_ae.latents.store import DTYPES, SCHEMA, StoreRequest, complete_columns, read_request
 from ldm_ae.latents.writer import StoreWriter
 from ldm_ae.models import Autoencoder, GaussianPosterior, hash_json, model_config, model_hash
 
@@ -126,8 +126,7 @@ def _read_account(foreign: Foreign) -> tuple[StoreRequest, pa.Table, Fold] | Non
     content, rows = read_account(metadata, index, foreign.path)
     try:
         request, fold = read_request(content["request"]), Fold.from_json(content["values"])
-        if not rows.schema.equals(SCHEMA):
-            raise ValueError("the columns of the index are not those of a latent store")
+        rows = complete_columns(rows)
         if rows["status"].unique().to_pylist() != ["ok"]:
             raise ValueError("the index has rows of bad images")
         read_scaling(request.scaling)  # as it will be read below

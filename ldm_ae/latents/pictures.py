@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from ldm_ae.data import BadImage, ImageTransform, Source, decode_image
+from ldm_ae.data import BadImage, ImageTransform, Source, described_options
 from ldm_ae.errors import UserError
 from ldm_ae.latents.formats.base import Pictures, Sample
 from ldm_ae.latents.reader import LatentStore
@@ -30,10 +30,9 @@ class EncodedPictures(Pictures):
         self._source = source
         self._places: dict[str, int] | None = None
         described = store.request.transform
-        if not {"resize", "background"} <= described.keys():
+        if not {"resize", "crop", "flip", "background"} <= described.keys():
             raise UserError(f"{store.path} does not say how its images were cropped; they cannot be put beside it")
-        self._resize = described["resize"]
-        self._background = tuple(described["background"])
+        self._options = described_options(described)
 
     def png(self, sample: Sample) -> bytes:
         """See `Pictures.png`."""
@@ -42,8 +41,8 @@ class EncodedPictures(Pictures):
             encoded = self._store.index["source_hash"][sample.index_row].as_py()
             if encoded is not None and hashlib.sha256(raw.data).hexdigest() != encoded:
                 raise UserError(f"{sample.key} in the images is not the one that was encoded; encode it again")
-            transform = ImageTransform(size=sample.size, resize=self._resize, background=self._background)
-            pixels = transform(decode_image(raw.data, background=self._background)).pixel_values
+            transform = ImageTransform(size=sample.size, **self._options)
+            pixels = transform(transform.decode(raw.data).image).pixel_values
         except (BadImage, OSError) as error:
             raise UserError(f"{sample.key} in the images cannot be read: {error}") from error
         buffer = io.BytesIO()

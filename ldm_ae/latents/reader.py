@@ -29,10 +29,10 @@ from ldm_ae.latents.store import (
     DESCRIPTION,
     DTYPES,
     INDEX,
-    SCHEMA,
     SHARD_NAME,
     STATISTICS,
     StoreRequest,
+    complete_columns,
     read_description,
     read_request,
     row_of_tensor,
@@ -75,10 +75,8 @@ class LatentStore:
             self.statistics = ChannelStatistics.from_state(read_json(self.path / STATISTICS)["state"])
             if len(self.statistics.channel_mean) != self.spec.channels:
                 raise ValueError(f"{STATISTICS} has another number of channels than {DESCRIPTION}")
-            self.index: pa.Table = pq.read_table(self.path / INDEX)
+            self.index: pa.Table = complete_columns(pq.read_table(self.path / INDEX))
             self.index.validate(full=True)
-            if not self.index.schema.equals(SCHEMA):
-                raise ValueError("the columns of the index are not those of a latent store")
             good = pc.equal(self.index["status"], "ok")
             self._rows = self.index.filter(good)
             _check_rows(self._rows)
@@ -105,6 +103,10 @@ class LatentStore:
         """Reason by key of the images that could not be used."""
         bad = self.index.filter(pc.equal(self.index["status"], "bad"))
         return dict(zip(bad["key"].to_pylist(), bad["error"].to_pylist(), strict=True))
+
+    def colour_profiles(self) -> dict[str, int]:
+        """How many good images were converted to sRGB from each colour profile, or have one that was not applied."""
+        return dict(Counter(self._rows["colour_profile"].drop_null().to_pylist()).most_common())
 
     def indices(self) -> Iterator[Tensor]:
         """Indices of the good images, (N, h, w) or (N, Q, h, w) int64, a shard at a time; of a store that has them.

@@ -86,8 +86,11 @@ SCHEMA = pa.schema(
         pa.field("caption", pa.string()),
         pa.field("status", pa.string(), nullable=False),  # ok, or bad with its error and nulls for what is not known
         pa.field("error", pa.string()),  # of a good image: why a caption or label that it has is not used
+        pa.field("orientation", pa.int8()),  # EXIF's, which was undone; null in stores that are older than the column
+        pa.field("colour_profile", pa.string()),  # from which colours were converted, or "not applied: ..."; else null
     ]
 )
+_ADDED_COLUMNS = ("orientation", "colour_profile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +174,21 @@ def read_request(found: dict[str, Any]) -> StoreRequest:
     if found["dtype"] not in DTYPES:
         raise ValueError(f"request.dtype is {short(found['dtype'])}")
     return StoreRequest(**{entry.name: found[entry.name] for entry in fields(StoreRequest)})
+
+
+def complete_columns(rows: pa.Table) -> pa.Table:
+    """Add the columns that an index of an older version lacks, null throughout.
+
+    Raises:
+        ValueError: The columns are not those of a latent store.
+    """
+    for name in _ADDED_COLUMNS:
+        if name not in rows.column_names:
+            field = SCHEMA.field(name)
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    if not rows.schema.equals(SCHEMA):
+        raise ValueError("the columns of the index are not those of a latent store")
+    return rows
 
 
 def index_dtype(codebook_size: int) -> torch.dtype:

@@ -69,6 +69,7 @@ class Unit:
     def _rows(self, batch: Batch, bucket: str) -> list[dict[str, Any]]:
         """A manifest row for each image of a batch."""
         sizes, crops, labels = batch.original_sizes.tolist(), batch.crops_ltrb.tolist(), batch.labels.tolist()
+        orientations = batch.orientations.tolist()
         rows = []
         for i, key in enumerate(batch.keys):
             source_hash, caption = HashingSource.split(batch.captions[i])
@@ -85,6 +86,8 @@ class Unit:
                     "caption": caption,
                     "status": "ok",
                     "error": "; ".join(batch.notes[i]) or None,
+                    "orientation": orientations[i],
+                    "colour_profile": batch.colour_profiles[i],
                 }
             )
         return rows

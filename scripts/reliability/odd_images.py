@@ -25,18 +25,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from odd_colours import coloured, tolerance
 from odd_pictures import BAD, STORED, chunk, encoded, odd, png_header_only, turned
 from PIL import Image
 from samples import Samples, make_samples
 from trials import Trial, arguments, make_images, make_recipe
 
+from ldm_ae.data.decoding import FORMATS
 from ldm_ae.latents import LatentDataset, LatentStore, verify_store
 from ldm_ae.training import newest_checkpoint, problems
 
 ROOM = 256 * 10**6
 WHITE = (255, 255, 255)
-LOSSY = ("JPEG", "half", "hidden")
-"""In the names of images that may be one level off, by JPEG's transform or the rounding of alpha."""
+LOSSY = ("JPEG", "half", "hidden", "AVIF")
+"""In the names of images that may be some levels off, by JPEG's or AVIF's transform or the rounding of alpha."""
 BOMBS = {"bomb of 169 megapixels": 13_000, "bomb of 196 megapixels": 14_000}
 
 
@@ -53,10 +55,13 @@ class Folders(NamedTuple):
 def write_images(folder: Path, *, real_bombs: bool) -> Folders:
     """Every odd picture under the extension .jpg, whatever it is; the twins and some others beside them."""
     mixed = make_images(folder, 60)
-    pictures = dict(odd(WHITE))
+    pictures = odd(WHITE) | coloured(WHITE)
     upright = Image.open(mixed / "00000.png").convert("RGB").resize((16, 16))
     for orientation in STORED:
         pictures[f"EXIF orientation {orientation}"] = turned(upright, orientation, "PNG"), upright
+    if "AVIF" in FORMATS:
+        lossless = {"quality": 100, "subsampling": "4:4:4"}  # but for the rounding of its colour transform
+        pictures["AVIF, EXIF orientation 6"] = turned(upright, 6, "AVIF", **lossless), upright
     found = Folders(mixed, {}, {})
     for number, (name, (data, expected)) in enumerate(pictures.items()):
         key = f"odd-{number:02d}.jpg"
@@ -166,7 +171,8 @@ def check_store(trial: Trial, found: Folders, run: Run, path: Path) -> None:
         error = float((data.read(position[key]) - data.read(position[twin_of(key)])).abs().max())
         # One level is 1/127.5 of the pixels' range, and this encoder's latents change less than ten times as much.
         # The last bits of a convolution depend on the place in the batch.
-        allowed = 10 / 127.5 if any(word in name for word in LOSSY) else 1e-5
+        levels = max(tolerance(name), any(word in name for word in LOSSY))
+        allowed = 10 * levels / 127.5 or 1e-5
         trial.count(error <= allowed, f"encode: {name}: its latents differ by {error:.3g} from its twin's")
 
 

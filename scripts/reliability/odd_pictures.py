@@ -182,7 +182,7 @@ _JPEG, _PNG = encoded(photo(), "JPEG", quality=95), encoded(photo(), "PNG")
 
 BAD: dict[str, tuple[bytes, str]] = {
     "no bytes": (b"", "empty file"),
-    "text": (b"<html>404 not found</html>" * 20, "not an image of a known format"),
+    "text": (b"<html>404 not found</html>" * 20, "not an image of a known format.*a web page"),
     "zeros": (b"\x00" * 1000, "not an image of a known format"),
     "truncated JPEG": (_JPEG[: len(_JPEG) // 2], "truncated"),
     "JPEG without EOI": (_JPEG[:-2], "truncated"),
@@ -199,7 +199,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
     "float TIFF with NaN": (encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "NaN"),
     "32-bit integers": (encoded(Image.fromarray(np.full((4, 4), 70000, np.int32)), "TIFF"), "no defined white"),
-    "LAB TIFF": (encoded(Image.new("LAB", (4, 4)), "TIFF"), "colour mode LAB"),
-    "no format of ours": (encoded(photo(), "PPM"), "not an image of a known format"),
+    "PPM": (encoded(photo(), "PPM"), "not an image of a known format.*it is PNM"),
+    "PSD": (b"8BPS\0\1" + bytes(100), "not an image of a known format.*a Photoshop file"),
+    "SVG": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image of a known format.*SVG"),
+    "video": (b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(100), "not an image of a known format.*a video"),
+    "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
 }
 """Name -> (file, pattern of the reason)."""

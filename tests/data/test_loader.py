@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from ldm_ae.data import (
+    Decoding,
     EvaluationLoader,
     ImageTransform,
     RangeLoader,
     RawImage,
     Source,
     TrainingLoader,
-    batches,
     open_source,
     seeded_noise,
     split_holdout,
@@ -375,8 +375,8 @@ def test_holding_out_everything_is_refused(source: Source) -> None:
 def test_cached_images_change_nothing_and_are_decoded_once(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     def stream(cache_bytes: int) -> tuple[torch.Tensor, int]:
         calls = []
-        plain = batches.decode_image
-        monkeypatch.setattr(batches, "decode_image", lambda *a, **k: calls.append(1) or plain(*a, **k))
+        plain = Decoding.__call__
+        monkeypatch.setattr(Decoding, "__call__", lambda *a: calls.append(1) or plain(*a))
         loader = TrainingLoader(
             source, ImageTransform(size=16, crop="random", flip=True), batch_size=4, seed=3, cache_bytes=cache_bytes
         )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_ae.data import BadImage, ImageTransform
+from ldm_ae.data import BadImage, BucketTransform, ImageTransform, described_options
 from ldm_ae.errors import UserError
 
 
@@ -101,6 +101,55 @@ def test_resizing_is_antialiased() -> None:
     assert seen.pixel_values[:, :, 1:-1].abs().max() < 0.05  # the kernel is cut at the sides
 
 
+def center_crop_arr(image: Image.Image, size: int) -> np.ndarray:
+    """ADM's published steps (guided_diffusion/image_datasets.py), written down again with PIL and NumPy alone."""
+    width, height = image.size
+    while min(width, height) >= 2 * size:
+        width, height = width // 2, height // 2
+        image = image.resize((width, height), resample=Image.BOX)
+    scale = size / min(width, height)
+    array = np.array(image.resize((round(width * scale), round(height * scale)), resample=Image.BICUBIC))
+    top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
+    return array[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize(
+    "image_size",
+    [(500, 375), (375, 500), (64, 64), (63, 200), (65, 64), (127, 128), (128, 128), (129, 300), (40, 50), (1023, 517)],
+)
+def test_adm_crop_is_center_crop_arr_bit_for_bit(image_size: tuple[int, int]) -> None:
+    width, height = image_size
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    for size in (64, 32, 37):
+        seen = ImageTransform(size=size, crop="adm")(noise)
+        assert np.array_equal(levels(seen.pixel_values), center_crop_arr(noise, size))
+        assert seen.original_size == (height, width)
+    assert not np.array_equal(levels(ImageTransform(size=64)(noise).pixel_values), center_crop_arr(noise, 64)) or (
+        min(image_size) < 128  # without a box filter both are the same
+    )
+
+
+def test_adm_crop_says_where_it_lies() -> None:
+    seen = ImageTransform(size=16, crop="adm")(coordinates(160, 80))  # halved twice, then 40x20 to 32x16
+    assert seen.crop_ltrb == (40, 0, 120, 80)
+    found = levels(seen.pixel_values).astype(int)
+    assert abs(found[8, 0, 0] - 42) <= 2  # the first sample's centre is 2.5 pixels inside
+    assert abs(found[8, -1, 0] - 117) <= 2
+
+
+def test_adm_crop_of_a_thin_image_is_a_bad_image() -> None:
+    with pytest.raises(BadImage, match="60000x1 is too thin"):
+        ImageTransform(size=256, crop="adm")(Image.new("RGB", (60000, 1)))
+
+
+def test_panoramas_within_max_pixels_are_taken() -> None:
+    """The guard against thin images that resizing would blow up does not refuse what the user asked for."""
+    transform = ImageTransform(size=16, resize="none", max_pixels=100_000_000)
+    assert transform(Image.new("RGB", (30_000, 3_000))).original_size == (3_000, 30_000)
+    with pytest.raises(BadImage, match="30000x3000 is too thin"):
+        ImageTransform(size=16, resize="none")(Image.new("RGB", (30_000, 3_000)))
+
+
 def test_just_covering_a_crop_of_another_aspect() -> None:
     for image_size in ((33, 100), (100, 33), (7, 7), (1, 1)):
         assert ImageTransform(size=(24, 16))(coordinates(*image_size)).pixel_values.shape == (3, 24, 16)
@@ -124,6 +173,10 @@ def test_very_thin_image_is_a_bad_image_and_not_gigapixels() -> None:
         ({"size": 64, "resize": "off"}, 'resize is "off"'),
         ({"size": 64, "crop": "left"}, 'crop is "left"'),
         ({"size": 64, "background": (0, 0, 300)}, "not three numbers from 0 to 255"),
+        ({"size": (64, 32), "crop": "adm"}, "crop adm resizes to a square of the size and does not take 32x64"),
+        ({"size": 64, "crop": "adm", "resize": 80}, "crop adm resizes .* does not take resize 80; use crop center"),
+        ({"size": 64, "colour_profiles": "srgb"}, 'colour_profiles is "srgb"; it must be "convert" or "ignore"'),
+        ({"size": 64, "max_pixels": 0}, "max_pixels is 0; it must be at least 1"),
     ],
 )
 def test_wrong_options_are_named(arguments: dict, message: str) -> None:
@@ -140,8 +193,35 @@ def test_description_tells_transforms_apart_and_is_json() -> None:
         ImageTransform(size=16, crop="random"),
         ImageTransform(size=16, flip=True),
         ImageTransform(size=16, background=(0, 0, 0)),
+        ImageTransform(size=16, crop="adm"),
+        ImageTransform(size=16, colour_profiles="ignore"),
+        ImageTransform(size=16, max_pixels=100),
+        BucketTransform([(16, 16)]),
+        BucketTransform([(16, 16)], colour_profiles="ignore", max_pixels=100),
     ]
     texts = [json.dumps(transform.describe(), sort_keys=True) for transform in variants]
     assert len(set(texts)) == len(variants)
     assert texts[0] == json.dumps(ImageTransform(size=(16, 16)).describe(), sort_keys=True)
     assert all(json.loads(text) == variant.describe() for text, variant in zip(texts, variants, strict=True))
+
+
+OLD = {
+    "version": 1, "size": [16, 16], "resize": None, "filter": "bicubic-antialiased", "crop": "center", "flip": False,
+    "background": [255, 255, 255],
+}  # fmt: skip
+"""What a store of a version without colour profiles says."""
+
+
+def test_description_of_an_older_version_means_that_profiles_are_ignored() -> None:
+    assert ImageTransform(size=16, colour_profiles="ignore").describe() == OLD
+    assert described_options(OLD)["colour_profiles"] == "ignore"
+
+
+def test_described_options_are_the_inverse_of_describe() -> None:
+    for options in (
+        {},
+        {"crop": "adm", "colour_profiles": "ignore"},
+        {"resize": 20, "crop": "random", "flip": True, "background": (1, 2, 3), "max_pixels": 100},
+    ):
+        described = json.loads(json.dumps(ImageTransform(size=16, **options).describe()))  # type: ignore[arg-type]
+        assert ImageTransform(size=16, **described_options(described)).describe() == described

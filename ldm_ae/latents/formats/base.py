@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -47,6 +47,8 @@ class Sample(NamedTuple):
     store has it."""
     index_row: int
     """Of the store's index."""
+    orientation: int | None = None
+    """EXIF's, 1 to 8, which was undone before `original_size`; None if the store does not hold it."""
 
 
 class Samples:
@@ -111,7 +113,7 @@ class Samples:
             number=number, key=row["key"], label=row["label"], caption=row["caption"], size=(height, width),
             original_size=None if row["height"] is None else (row["height"], row["width"]),
             tensors={name: self._folded(name, value) for name, value in found.items()},
-            index_row=int(self.store.index_rows[position]),
+            index_row=int(self.store.index_rows[position]), orientation=row["orientation"],
         )  # fmt: skip
 
     def _folded(self, name: str, value: Tensor) -> Tensor:
@@ -235,7 +237,7 @@ class Format(abc.ABC):
         return not any(tensor.startswith("indices") for tensor in self.tensors)
 
     def arrange(self, rows: pa.Table) -> NDArray[np.int64]:
-        """(N,) int64: the order in which the reader will meet these rows of the store's index."""
+        """(N,) int64: the order in which the reader will meet these rows of the store's index; some may be left out."""
         return np.arange(len(rows), dtype=np.int64)
 
     def check(self, samples: Samples) -> Iterator[str]:  # noqa: ARG002 - most formats have nothing to add
@@ -348,18 +350,6 @@ def write_labels(file: IO[bytes], samples: Samples, prefix: str, extension: str)
         start = '{"labels": [\n' if number == 0 else ",\n"
         file.write(f"{start}{json.dumps([numbered(number, prefix, extension), label])}".encode())
     file.write(b"\n]}\n")
-
-
-def stem(key: str) -> str:
-    """A key as a relative path without the extension.
-
-    Raises:
-        UserError: it would lead outside the folder.
-    """
-    path = PurePosixPath(key)
-    if path.is_absolute() or ".." in path.parts or "\\" in key or not path.name:
-        raise UserError(f"the key '{key}' is no path inside a folder, so that no file can be named by it")
-    return path.with_suffix("").as_posix()
 
 
 def file_name(name: str) -> str:

@@ -1,25 +1,35 @@
 """sd-scripts (kohya-ss/sd-scripts, `--cache_latents_to_disk`).
 
-    OUT/{key without extension}_{W:04d}x{H:04d}_{arch}.npz      W, H: the image's original size
+    OUT/{key without extension}_{W:04d}x{H:04d}_{arch}.npz      W, H: the size in the image file's header
         latents             (C, h, w) float32, unscaled
         latents_flipped     the mirror image's, if the store has them; needed for `--flip_aug`
-        original_size       (2,) int64 width, height
+        original_size       (2,) int64 width, height, upright
         crop_ltrb           (4,) float64, as sd-scripts computes it from the original and the encoded size
 
 For the architectures flux and sd3 each key ends in _{h}x{w}. The files belong beside the images: copy OUT over the
 folder that was encoded. sd-scripts takes them where its bucket for the image has the size that was encoded.
+
+sd-scripts does not turn photos by their EXIF orientation, and looks for a cache file under the size in the header. The
+latents are of the upright image. Where both have the same bucket, a square, sd-scripts gets the upright one; other
+photos that EXIF turns by a quarter are left out, because their latents do not have the shape of sd-scripts' bucket.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ldm_ae.errors import UserError
+from ldm_ae.latents.file_names import file_stem
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.base import Format, Options, Pictures, Samples, architecture, stem, write_new
+from ldm_ae.latents.formats.base import Format, Options, Pictures, Samples, architecture, write_new
 
 _CONSTANTS = {
     "sd": Constants(factor=(0.18215,)),
@@ -27,6 +37,9 @@ _CONSTANTS = {
     "sd3": Constants(factor=(1.5305,), shift=(0.0609,)),
     "flux": Constants(factor=(0.3611,), shift=(0.1159,)),
 }
+_FIRST_QUARTER_TURN = 5
+"""EXIF orientations from here on change width and height."""
+_REMEDY = "turn the files themselves, such as with `exiftran -ai`, and encode them again"
 
 
 class Kohya(Format):
@@ -45,6 +58,29 @@ class Kohya(Format):
         self.channels = 4 if self._arch in ("sd", "sdxl") else 16
         self.constants = _CONSTANTS[self._arch]
 
+    def arrange(self, rows: pa.Table) -> NDArray[np.int64]:
+        """See `Format.arrange`."""
+        quarter_turn = pc.fill_null(pc.greater_equal(rows["orientation"], _FIRST_QUARTER_TURN), False).to_numpy()
+        sizes = [bucket.split("x") for bucket in rows["bucket"].to_pylist()]
+        square = np.array([height == width for height, width in sizes], bool)
+        fits = square | ~quarter_turn
+        if not fits.any():
+            raise UserError(f"all {len(rows)} images are turned by EXIF, which sd-scripts does not do; {_REMEDY}")
+        self._left_out = rows["key"].filter(pa.array(~fits)).to_pylist()
+        return np.flatnonzero(fits)
+
+    def check(self, samples: Samples) -> Iterator[str]:  # noqa: ARG002
+        """See `Format.check`."""
+        if self._left_out:
+            yield (
+                f"{len(self._left_out)} images are left out, the first is {self._left_out[0]}: they are not square and "
+                f"EXIF turns them, which sd-scripts does not do; {_REMEDY}"
+            )
+
+    def metadata(self, samples: Samples) -> dict[str, Any]:  # noqa: ARG002
+        """See `Format.metadata`."""
+        return {"left_out": self._left_out}
+
     def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
         for sample in samples:
@@ -62,7 +98,9 @@ class Kohya(Format):
                 values = {f"{name}_{h}x{w}": value for name, value in values.items()}
             buffer = io.BytesIO()
             np.savez(buffer, **values)  # type: ignore[arg-type]
-            path = out / f"{stem(sample.key)}_{width:04d}x{height:04d}_{self._arch}.npz"
+            turned = (sample.orientation or 1) >= _FIRST_QUARTER_TURN
+            size = f"{height:04d}x{width:04d}" if turned else f"{width:04d}x{height:04d}"
+            path = out / f"{file_stem(sample.key)}_{size}_{self._arch}.npz"
             write_new(path, buffer.getvalue(), sample.key)
 
 

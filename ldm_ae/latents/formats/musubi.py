@@ -1,6 +1,7 @@
 """musubi-tuner (kohya-ss/musubi-tuner, the cache of `*_cache_latents.py`).
 
-    OUT/{name}_{W:04d}x{H:04d}_{arch}.safetensors       W, H: the image's original size; name: the key's last part
+    OUT/{name}_{W:04d}x{H:04d}_{arch}.safetensors       W, H: the image's original size, upright, from which
+                                                        musubi-tuner chooses the bucket; name: the key's last part
         latents_1x{h}x{w}_float32       (C, 1, h, w), or (C, h, w) for zi
         header                          architecture, width, height, format_version "1.0.1"
 
@@ -12,8 +13,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ldm_ae.latents.file_names import file_stem
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.base import Format, Options, Pictures, Samples, architecture, stem, write_new
+from ldm_ae.latents.formats.base import Format, Options, Pictures, Samples, architecture, write_new
 from ldm_ae.tensor_files import safetensors_pieces
 
 _FULL_NAMES = {"hv": "hunyuan_video", "qi": "qwen_image", "wan": "wan", "zi": "z_image"}
@@ -56,5 +58,5 @@ class Musubi(Format):
                 "format_version": "1.0.1",
             }
             content = b"".join(safetensors_pieces({f"latents_1x{h}x{w}_float32": values}, header))
-            name = stem(sample.key).rpartition("/")[2]
+            name = file_stem(sample.key).rpartition("/")[2]
             write_new(out / f"{name}_{width:04d}x{height:04d}_{self._arch}.safetensors", content, sample.key)

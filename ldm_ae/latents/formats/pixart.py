@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ldm_ae.errors import UserError
-from ldm_ae.latents.formats.base import Format, Pictures, Samples, mean_and_std, npy, stem, write_new
+from ldm_ae.latents.file_names import stem
+from ldm_ae.latents.formats.base import Format, Pictures, Samples, mean_and_std, npy, write_new
 
 
 class PixArt(Format):
