@@ -54,6 +54,7 @@ def test_another_exception_and_many_lines_are_failures(
         ('"\\x1b[2J": 1', "\\x1b[2J"),
         ("out: !!python/object/apply:os.mkdir ['canary']", "os.mkdir"),
     ],
+    ids=["deep", "token", "escape", "tag"],
 )
 def test_recipes_that_are_none(line: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
