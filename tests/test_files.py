@@ -64,7 +64,7 @@ def test_json_and_hash(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_text() == '{\n  "a": 1\n}\n'
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "b.json", float("nan"))
 
 
@@ -73,11 +73,11 @@ def test_json_and_hash(tmp_path: Path) -> None:
     [
         (b"[" * 100_000, "nested too deeply"),
         (b"\xff\xfe", "utf-8"),
-        (b'{"a":', "Expecting value"),
+        (b'{"a":', r"char 5\b"),
         (b'{\n  "a": 1\n} \n', "not as this program writes it"),
         (b'{\n  "a": 2,\n  "a": 1\n}\n', "not as this program writes it"),
-        (b"NaN\n", "not JSON compliant"),
-        (b"1e999\n", "not JSON compliant"),
+        (b"NaN\n", "JSON"),
+        (b"1e999\n", "JSON"),
     ],
 )
 def test_json_of_others_is_refused_in_one_line(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts" / "reliability"
+from tests.processes import run_script
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts" / "reliability"
+CLI = ROOT / "ldm_ae" / "cli.py"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,9 +26,24 @@ def _scripts() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A tiny run and store by the real commands, made once; tests leave them as they found them."""
-    from samples import make_samples
+    import samples
 
-    return make_samples(tmp_path_factory.mktemp("samples"))
+    folder = tmp_path_factory.mktemp("samples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "ldm_ae", command(folder / "log"))
+        return samples.make_samples(folder / "samples")
+
+
+def command(log: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return what stands in for `samples.ldm_ae`: a fork with both outputs in `log`."""
+
+    def ldm_ae(*arguments: object) -> subprocess.CompletedProcess[str]:
+        words = [str(argument) for argument in arguments]
+        log.unlink(missing_ok=True)
+        status = run_script(CLI, words, log)
+        return subprocess.CompletedProcess(words, status, "", log.read_text())
+
+    return ldm_ae
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.reliability.conftest import command
+
 
 def test_mutations_are_detected(samples: Any, trial: Any) -> None:
     import mutations
@@ -20,9 +22,12 @@ def test_mutations_are_detected(samples: Any, trial: Any) -> None:
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_the_previous_checkpoint(samples: Any, trial: Any, tmp_path: Path) -> None:
+def test_training_goes_on_from_the_previous_checkpoint(
+    samples: Any, trial: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mutations
 
+    monkeypatch.setattr(mutations, "ldm_ae", command(tmp_path / "log"))
     mutations.train_on(trial, samples, tmp_path, 1, seed=3)
     assert trial.failures == []
 

@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import run_script
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts" / "reliability"
@@ -51,11 +52,9 @@ def test_trial_holds(name: str, tmp_path: Path) -> None:
     if reason := impossible(script):
         pytest.skip(reason)
     result = tmp_path / "result.json"
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / script), *arguments, "--json", str(result)],
-        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    log = tmp_path / "log"
+    status = run_script(SCRIPTS / script, [*arguments, "--json", str(result)], log)
+    assert status == 0, log.read_text()
     found = json.loads(result.read_text())
     assert found["row"] == row
     assert found["trials"] == found["passed"] > 0

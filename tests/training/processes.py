@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import multiprocessing
 
+from tests.processes import CONTEXT
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -18,7 +20,9 @@ def free_port() -> int:
 
 def run_processes(function: Callable[..., None], count: int, *arguments: object) -> None:
     """`function(rank, *arguments)` in `count` processes; raises what any of them raises."""
-    multiprocessing.spawn(_entry, args=(function, count, free_port(), arguments), nprocs=count, join=True)
+    multiprocessing.start_processes(
+        _entry, args=(function, count, free_port(), arguments), nprocs=count, start_method=CONTEXT.get_start_method()
+    )
 
 
 def _entry(rank: int, function: Callable[..., None], count: int, port: int, arguments: tuple[object, ...]) -> None:

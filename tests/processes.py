@@ -1,0 +1,33 @@
+"""Processes that are forks of one that has imported the package, which takes seconds each time it is done anew."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["ldm_ae.config", "ldm_ae.latents", "ldm_ae.evaluation", "ldm_ae.interop"])
+
+
+def run_script(script: Path, arguments: Sequence[str], log: Path) -> int:
+    """Run a script as `python SCRIPT ARGUMENTS` does, with its output in `log`; return its exit status."""
+    process = CONTEXT.Process(target=_script, args=(str(script), list(arguments), str(log), dict(os.environ)))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _script(script: str, arguments: Sequence[str], log: str, environment: dict[str, str]) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path.insert(0, os.path.dirname(script))
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
