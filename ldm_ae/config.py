@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,10 +33,11 @@ from ldm_ae.errors import RunError, UserError, printable, reason, told
 from ldm_ae.files import make_folder, writing
 from ldm_ae.locks import only_writer
 from ldm_ae.losses import Objective, ObjectiveConfig
-from ldm_ae.models import Autoencoder, pick_device
+from ldm_ae.models import Autoencoder, network_config, pick_device
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.quantizers import Quantizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
+from ldm_ae.training.changes import CONFIG, changed_settings, hash_images, saved_config
 
 NOT_GIVEN = "???"
 """What a recipe holds where only the user knows."""
@@ -223,16 +225,40 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
     parser = parser or config_parser()
     config = parse_config(arguments, parser)
     run = build_config(config, parser)
-    numerics = agreed_numerics(run.training.precision, pick_device(), recorded_numerics(Path(config.out)))
-    folder = make_folder(config.out)
-    accelerator = make_accelerator(run.training, folder, numerics)
-    keep_freed_memory(accelerator.device)
-    with _only_run(folder, accelerator):
-        accelerator.init_trackers("logs")
-        if accelerator.is_main_process:
-            save_config(parser, config, folder / "config.yaml")
-        make_trainer(run, folder, accelerator, numerics).fit()
+    folder = Path(config.out)
+    numerics = agreed_numerics(run.training.precision, pick_device(), recorded_numerics(folder))
+    with _nothing_left(folder) as begun:
+        make_folder(folder)
+        accelerator = make_accelerator(run.training, folder, numerics)
+        keep_freed_memory(accelerator.device)
+        with _only_run(folder, accelerator):
+            trainer = make_trainer(run, folder, accelerator, numerics)
+            before = saved_config(folder)
+            trainer.resume()
+            # All is checked; from here on the run directory changes.
+            begun()
+            accelerator.init_trackers("logs")
+            if accelerator.is_main_process:
+                save_config(parser, config, folder / CONFIG)
+                if before is not None and trainer.step:
+                    trainer.log.changes(trainer.step, changed_settings(before, saved_config(folder) or {}))
+            trainer.fit()
     return folder
+
+
+@contextmanager
+def _nothing_left(folder: Path) -> Iterator[Callable[[], None]]:
+    """Within it a folder that was not there goes again where an exception comes before the given function is called."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    kept: list[bool] = []
+    try:
+        yield lambda: kept.append(True)
+    except BaseException:
+        if not kept:
+            with suppress(OSError):  # it is not empty: another process has it
+                for path in missing:
+                    path.rmdir()
+        raise
 
 
 @contextmanager
@@ -274,10 +300,15 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
     identity = {
         "seed": run.seed,
         "resolution": run.data.resolution,
-        "images": run.data.train,
+        "data": hash_images(loader.source),
         "global_batch": loader.global_batch,
         "latents": f"{spec.channels} channels, downsample factor {spec.downsample_factor}{codes}",
+        "network": json.dumps(network_config(run.model), sort_keys=True),
         "discriminator": None if run.discriminator is None else type(run.discriminator).__name__,
+        "optimizer": run.optimizer.class_path,
+        "discriminator_optimizer": None if run.discriminator is None else run.discriminator_optimizer.class_path,
+        "trainable": json.dumps(run.training.trainable),
+        "learned_log_variance": run.objective.learned_log_variance,
         "ema": run.training.ema_decay is not None,
     }
     return Trainer(

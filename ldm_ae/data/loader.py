@@ -122,6 +122,7 @@ class TrainingLoader:
     ) -> None:
         check_counts(batch_size=batch_size, accumulation=accumulation)
         _check_common(rank=rank, world_size=world_size, workers=workers, bad_share=bad_share, seed=seed)
+        self.source = source
         self._indices = chosen_indices(source, indices)
         self._builder = BatchBuilder(
             source,

@@ -1,6 +1,6 @@
 """The autoencoders: diffusers' networks behind one small interface."""
 
-from ldm_ae.models.identity import hash_json, model_config, model_hash, weights_sha256
+from ldm_ae.models.identity import hash_json, model_config, model_hash, network_config, weights_sha256
 from ldm_ae.models.inference import for_inference, pick_device
 from ldm_ae.models.interface import Autoencoder, AutoencoderOutput, LatentSpec, Posterior
 from ldm_ae.models.kl import GaussianPosterior, KLAutoencoder
@@ -27,6 +27,7 @@ __all__ = [
     "load_autoencoder",
     "model_config",
     "model_hash",
+    "network_config",
     "pick_device",
     "redone_batches",
     "require_finite",

@@ -29,6 +29,11 @@ def model_config(model: Autoencoder) -> dict[str, Any]:
     return json.loads(json.dumps(config))
 
 
+def network_config(model: Autoencoder) -> dict[str, Any]:
+    """`model_config` without what leaves the latents as they are, such as scaling constants."""
+    return {key: value for key, value in model_config(model).items() if key not in _NOT_THE_NETWORK}
+
+
 def weights_sha256(module: nn.Module) -> str:
     """Hex digest of a state dict: names, dtypes, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
@@ -50,5 +55,4 @@ def model_hash(model: Autoencoder) -> str:
     for parameter in model.net.parameters():
         if parameter.dtype != torch.float32:
             raise UserError(f"the model's weights are {parameter.dtype}; give it in float32 and name the precision")
-    config = {key: value for key, value in model_config(model).items() if key not in _NOT_THE_NETWORK}
-    return hash_json({"config": config, "weights": weights_sha256(model.net)})
+    return hash_json({"config": network_config(model), "weights": weights_sha256(model.net)})

@@ -81,19 +81,19 @@ class OptimizerConfig:
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict`, with every moment in its parameter's memory layout.
+    """`load_state_dict` of the moments, each in its parameter's memory layout.
+
+    The options stay the optimizer's own, so that a learning rate which the user has changed takes effect.
 
     Files hold plain rows, parameters may be channels-last, and a fused optimizer walks both in the order of memory.
 
     Raises:
         KeyError, TypeError, ValueError: the state is not this optimizer's.
     """
-    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
-        # Switches such as `fused` may be null; other versions of torch may know more options or fewer.
-        numbers = {name: value for name, value in group.items() if type(value) in (int, float, tuple)}
-        if other := [name for name, value in numbers.items() if type(saved.get(name, value)) is not type(value)]:
-            raise ValueError(f"its option {other[0]} is of another type")
+    configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, configured, strict=True):
+        group.update(options)
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.ndim == parameter.ndim and value.shape != parameter.shape:

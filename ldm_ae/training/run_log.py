@@ -95,6 +95,12 @@ class RunLog:
         if self.main:
             self.progress.say(text)
 
+    def changes(self, step: int, changed: Mapping[str, tuple[str, str]]) -> None:
+        """The settings that a continued run has from `step` on, on the terminal and in metrics.jsonl."""
+        for key, (before, after) in changed.items():
+            self.say(f"from step {step} on: {key} {before} -> {after}")
+            self.metrics(step, {"setting": key, "from": before, "to": after}, kind="change")
+
     def warn(self, step: int, name: str, text: str) -> None:
         """A warning on the terminal and in metrics.jsonl."""
         self.say(f"warning at step {step}: {text}")

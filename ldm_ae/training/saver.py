@@ -15,11 +15,12 @@ from torch.optim import Optimizer
 
 from ldm_ae.background import BackgroundWriter
 from ldm_ae.discriminators import Discriminator
-from ldm_ae.errors import UserError, printable, reason
+from ldm_ae.errors import UserError, reason
 from ldm_ae.files import clear_leftovers, writing_folder
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.folder import WEIGHTS
+from ldm_ae.training.changes import check_identity
 from ldm_ae.training.checkpoint import Checkpoints, link_model, load_networks
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.optimizers import load_optimizer
@@ -160,7 +161,7 @@ class Saver:
                 )
             return None
         state = read_state(newest)
-        self._check_identity(state["identity"])
+        check_identity(self.folder, state["identity"], self._identity)
         models: dict[str, nn.Module] = {
             f"{name}/{Path(WEIGHTS).stem}": model.net for name, model in self._models.items()
         }
@@ -180,14 +181,6 @@ class Saver:
         if before != now:
             log.say(f"{now} processes now, {before} before: images keep their order, crops and noise")
         return Progress(state["step"], state["position"], state["best"], state.get(SKIPPED, 0))
-
-    def _check_identity(self, saved: dict[str, Any]) -> None:
-        for key, value in self._identity.items():
-            if saved.get(key) != value:
-                raise UserError(
-                    f"{self.folder} holds a run with another {key} ({printable(saved.get(key))}, now {value}); "
-                    "give another --out, or the configuration it was started with"
-                )
 
 
 class _LearnedPart(nn.Module):

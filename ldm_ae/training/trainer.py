@@ -82,6 +82,8 @@ class Trainer:
         self.position = 0  # samples of the global stream that have been used
         self.best: dict[str, float] | None = None
         self.skipped_steps = 0
+        self.log = RunLog(folder, accelerator, training.max_steps, loader.global_batch)
+        self._resumed = False
 
         # Networks: which parameters learn, layouts, compilation, then Accelerate's wrappers.
         set_trainable(autoencoder, training.trainable)
@@ -141,13 +143,21 @@ class Trainer:
             UserError: the run directory holds another run, or too many images are bad.
             RunError: too many steps in a row were not finite, or a checkpoint could not be written.
         """
-        config = self.config
-        log = self.log = RunLog(self.folder, self.accelerator, config.max_steps, self.loader.global_batch)
+        if not self._resumed:
+            self.resume()
+        config, log = self.config, self.log
         if self.accelerator.is_main_process:
             environment = describe_environment(self.accelerator.device) | {"numerics": self.numerics.describe()}
             write_json(self.folder / ENVIRONMENT, environment)
         log.say(f"precision: {self.numerics.line()}")
-        self.resume()
+        if self.step == config.max_steps:
+            log.say(f"the run is finished at step {self.step}; a larger training.max_steps continues it")
+        if self.discriminator is not None and self.objective.config.discriminator_start >= config.max_steps:
+            start = self.objective.config.discriminator_start
+            log.warn(
+                self.step, "no_discriminator",
+                f"the discriminator starts at step {start}, after the last one ({config.max_steps}); it is not trained",
+            )  # fmt: skip
         self.alarms, self.window = Alarms(), Window()
         stream = self.loader.steps(self.position)
         with log.progress, Signals() as signals:
@@ -339,10 +349,25 @@ class Trainer:
         self.saver.save(Progress(self.step, self.position, self.best, self.skipped_steps))
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that counts; nothing to do if there is none at all."""
+        """Go on from the newest checkpoint that counts, or begin; checks all of it before `fit` writes anything.
+
+        Raises:
+            UserError: the run directory holds another run, a model without a checkpoint, or more steps than asked for.
+        """
         found = self.saver.restore(self.log)
         if found is not None:
             self.step, self.position, self.best, self.skipped_steps = found
+        elif (self.folder / "model").exists():
+            raise UserError(
+                f"{self.folder} has a model and no checkpoint to continue from, and starting anew would replace the "
+                "model; give another --out, or move it away"
+            )
+        if self.step > self.config.max_steps:
+            raise UserError(
+                f"{self.folder} is at step {self.step}, past training.max_steps {self.config.max_steps}; raise that, "
+                "or give another --out"
+            )
+        self._resumed = True
 
     def export(self) -> None:
         """The run's `model/`; a changed encoder's scale is measured on the held-out images if there are any."""

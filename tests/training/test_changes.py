@@ -1,0 +1,159 @@
+"""What a continued run may change, what is refused by name, and that a refused command changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ldm_ae.errors import UserError
+from ldm_ae.training.changes import changed_settings
+from ldm_ae.training.optimizers import OptimizerConfig, load_optimizer
+from tests.pictures import smooth_picture
+from tests.training.common import TINY, files, run
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(8):
+        smooth_picture(i, 24, 20).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, images: Path) -> Path:
+    config = TINY | {"data": TINY["data"] | {"train": str(images)}, "training": TINY["training"] | {"max_steps": 3}}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture
+def begun(recipe: Path, tmp_path: Path) -> Path:
+    """A run of three steps."""
+    return run(recipe, tmp_path / "run")
+
+
+def lines(out: Path, kind: str) -> list[dict]:
+    found = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in found if line["kind"] == kind]
+
+
+def test_changed_settings_take_effect_and_are_logged_at_that_step(
+    begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(
+        recipe, begun, "--optimizer.learning_rate", "1e-8", "--optimizer.schedule", "constant",
+        "--objective.regularization_weights", "{kl: 0.5}", "--training.max_steps", "6",
+    )  # fmt: skip
+    changed = {line["setting"]: (line["step"], line["from"], line["to"]) for line in lines(begun, "change")}
+    assert changed == {
+        "optimizer.learning_rate": (3, "0.0001", "1e-08"),
+        "optimizer.schedule": (3, '"cosine"', '"constant"'),
+        "objective.regularization_weights.kl": (3, "1e-06", "0.5"),
+        "training.max_steps": (3, "3", "6"),
+    }
+    assert "from step 3 on: optimizer.learning_rate 0.0001 -> 1e-08" in capsys.readouterr().err
+    assert lines(begun, "train")[-1]["learning_rate"] == pytest.approx(1e-8)
+    assert yaml.safe_load((begun / "config.yaml").read_text())["optimizer"]["learning_rate"] == 1e-8
+
+
+def test_loading_an_optimizers_state_keeps_its_own_options() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+
+    def made(**options: object):
+        return OptimizerConfig(**options).build([weight], 1)  # type: ignore[arg-type]
+
+    before = made(learning_rate=1e-3)
+    weight.grad = torch.ones(3)
+    before.step()
+    after = made(learning_rate=1e-5, options={"betas": [0.9, 0.95], "weight_decay": 0.1})
+    load_optimizer(after, before.state_dict())
+    group = after.param_groups[0]
+    assert (group["lr"], group["initial_lr"], group["betas"]) == (1e-5, 1e-5, (0.9, 0.95))
+    assert group["weight_decay"] == 0.1
+    assert torch.equal(after.state[weight]["exp_avg"], before.state[weight]["exp_avg"])
+    assert float(after.state[weight]["step"]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--seed", "7"], "another seed (0, now 7)"),
+        (["--model.init_args.norm_num_groups", "8"], "another network (norm_num_groups=4, now norm_num_groups=8)"),
+        (["--optimizer.class_path", "torch.optim.SGD", "--optimizer.options", "{}"],
+         "another optimizer (torch.optim.Adam, now torch.optim.SGD)"),
+        (["--discriminator_optimizer.class_path", "torch.optim.AdamW"], "another discriminator_optimizer"),
+        (["--training.batch_size", "3"], "another global_batch (4, now 6)"),
+        (["--training.trainable", "[decoder.*]"], "another trainable"),
+        (["--objective.learned_log_variance", "false"], "another learned_log_variance"),
+        (["--training.max_steps", "2"], "is at step 3, past training.max_steps 2"),
+    ],
+)  # fmt: skip
+def test_what_may_not_change_is_refused_by_name_and_leaves_the_run_as_it_was(
+    change: list[str], words: str, begun: Path, recipe: Path
+) -> None:
+    before = files(begun)
+    with pytest.raises(UserError) as refused:
+        run(recipe, begun, *change)
+    assert words in str(refused.value)
+    assert files(begun) == before
+
+
+def test_other_images_under_the_same_path_are_refused_and_another_spelling_is_not(
+    begun: Path, recipe: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(images.parent)
+    run(recipe, begun, "--data.train", "./images/", "--training.max_steps", "4")
+    assert lines(begun, "train")[-1]["step"] == 4
+    smooth_picture(9, 24, 20).save(images / "another.png")
+    with pytest.raises(UserError, match=r"another data .8 images, keys .*, now 9 images"):
+        run(recipe, begun, "--training.max_steps", "5")
+
+
+def test_a_refused_fresh_run_leaves_no_folder(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such"):
+        run(recipe, tmp_path / "new" / "run", "--data.train", str(tmp_path / "nowhere"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_model_without_a_checkpoint_is_not_written_over(begun: Path, recipe: Path) -> None:
+    shutil.rmtree(begun / "checkpoints")
+    before = files(begun)
+    with pytest.raises(UserError, match="has a model and no checkpoint to continue from"):
+        run(recipe, begun)
+    assert files(begun) == before
+
+
+def test_a_finished_run_says_so(begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    run(recipe, begun)
+    said = capsys.readouterr().err
+    assert "the run is finished at step 3; a larger training.max_steps continues it" in said
+    assert lines(begun, "train")[-1]["step"] == 3
+
+
+def test_a_discriminator_that_never_starts_is_warned_of(recipe: Path, tmp_path: Path) -> None:
+    out = run(recipe, tmp_path / "late", "--objective.discriminator_start", "3")
+    (alarm,) = [line for line in lines(out, "alarm") if line["alarm"] == "no_discriminator"]
+    assert "starts at step 3, after the last one (3)" in alarm["message"]
+
+
+def test_a_checkpoint_of_an_older_version_is_compared_in_what_it_records(begun: Path, recipe: Path) -> None:
+    from ldm_ae.training.changes import check_identity
+
+    check_identity(begun, {"seed": 0, "images": "./images"}, {"seed": 0, "data": "8 images"})
+    with pytest.raises(UserError, match="another seed"):
+        check_identity(begun, {"seed": 1}, {"seed": 0, "data": "8 images"})
+
+
+def test_keys_of_a_newer_version_are_no_change() -> None:
+    old = {"a": 1, "b": {"class_path": "X"}, "out": "here"}
+    new = {"a": 1, "b": None, "c": 3, "out": "there"}
+    assert changed_settings(old, new) == {"b.class_path": ('"X"', "(not set)"), "b": ("(not set)", "null")}
