@@ -96,7 +96,7 @@ def test_photos_models_scores_and_links(contestants: list[Contestant], tmp_path:
         assert f"{contestant.evaluation.scores['ssim']:.3f}" in words
     assert "32 × 32 × 3 numbers" in words
     assert "After 1,500 steps" in words
-    assert "It gives more ." in words
+    assert "It gives  more ." in words
     assert "ldm-ae encode A B && x" in words
     assert "prefers-color-scheme:dark" in text
     assert "http" not in text

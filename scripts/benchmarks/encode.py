@@ -5,6 +5,7 @@ The same random weights on both sides. diffusers' runs under `torch.no_grad()`, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import measuring
@@ -14,6 +15,7 @@ from measuring import Variant
 from torch import Tensor
 from training_step import KL_F8, Setting, make_autoencoder, make_batch
 
+from ldm_ae.errors import exit_status
 from ldm_ae.models import Autoencoder, for_inference, pick_device
 
 
@@ -93,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "encode"))

@@ -12,6 +12,7 @@ discriminator's step runs the autoencoder once more. It is measured beside.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from torch.optim import Adam, Optimizer
 
 from ldm_ae.allocator import keep_freed_memory
 from ldm_ae.discriminators import BothSides, PatchDiscriminator
+from ldm_ae.errors import exit_status
 from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
 from ldm_ae.models.inference import PRECISIONS
@@ -201,4 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "training_step"))
