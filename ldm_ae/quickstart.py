@@ -170,7 +170,10 @@ def _lesson(shipped: Contestant, trained: Contestant) -> str:
 
     def reached(contestant: Contestant) -> str:
         scores = contestant.evaluation.scores
-        return ", ".join(f"{score_label(name)} {score_text(name, scores[name])}" for name in names)
+        parts = [f"{score_label(name)} of {score_text(name, scores[name])}" for name in names]
+        return (
+            ", ".join(parts).replace("Perceptual", "a perceptual").replace("PSNR", "a PSNR").replace("SSIM", "an SSIM")
+        )
 
     share = trained.numbers / shipped.numbers
     size = "as many numbers" if share == 1 else f"{share:g} times as many numbers"
