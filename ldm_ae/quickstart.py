@@ -166,13 +166,13 @@ def _table(contestants: list[Contestant]) -> list[str]:
 
 def _lesson(shipped: Contestant, trained: Contestant) -> str:
     """What longer training gives, in HTML, from the scores of this run."""
-    names = score_names(shipped.evaluation)
 
     def reached(contestant: Contestant) -> str:
         scores = contestant.evaluation.scores
-        parts = [f"{score_label(name)} of {score_text(name, scores[name])}" for name in names]
-        return (
-            ", ".join(parts).replace("Perceptual", "a perceptual").replace("PSNR", "a PSNR").replace("SSIM", "an SSIM")
+        labels = {name: score_label(name) for name in score_names(shipped.evaluation)}
+        return ", ".join(
+            f"{label if label.isupper() else label.lower()} {score_text(name, scores[name])}"
+            for name, label in labels.items()
         )
 
     share = trained.numbers / shipped.numbers
