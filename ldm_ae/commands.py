@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm_ae.errors import UserError
 from ldm_ae.resources import DEFAULT_MODEL
-from ldm_ae.terminal import lines_of, progress_bar
+from ldm_ae.terminal import ProgressDisplay, lines_of, progress_bar
 
 if TYPE_CHECKING:
     from ldm_ae.data import BucketTransform, ImageTransform, Source
@@ -192,7 +192,8 @@ def run_inspect(args: argparse.Namespace) -> None:
     """`ldm-ae inspect`: UserError for what is not sound, so that the exit status tells."""
     from ldm_ae.inspection import inspect_path
 
-    found = inspect_path(args.path)
+    with ProgressDisplay("checking", None, unit="checks", images_per_unit=None) as progress:
+        found = inspect_path(args.path, progress=progress)
     if args.json:
         print(json.dumps(found, indent=2))
     else:

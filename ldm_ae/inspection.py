@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ from ldm_ae.training.checkpoint import MANIFEST
 from ldm_ae.training.state import read_state
 
 
-def inspect_path(path: str | Path) -> dict[str, Any]:
+def inspect_path(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """A description as JSON values; `kind` says what it is, `problems` why it is not sound, a line each.
+
+    Args:
+        path: What to describe.
+        progress: Called with the checks of a store's files that are done, and their total.
 
     Raises:
         UserError: nothing there, or none of these.
@@ -36,7 +41,7 @@ def inspect_path(path: str | Path) -> dict[str, Any]:
         return inspect_prior(path)
     if (path / "config.json").is_file():
         return inspect_model(path)
-    found = inspect_store(path)
+    found = inspect_store(path, progress=progress)
     if found.get("indices") and not found["problems"]:
         found |= {"codebook": inspect_codes(LatentStore(path)), "problems": found.pop("problems")}
     return found

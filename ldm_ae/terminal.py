@@ -37,7 +37,7 @@ class ProgressLines(AbstractContextManager["ProgressLines"]):
         text: The name of the work.
         total: How many units there are, None where it is not known yet.
         unit: What is counted, in the plural.
-        images_per_unit: Images of one unit, for the images per second.
+        images_per_unit: Images of one unit, for the images per second; None for work that is not on images.
         seconds: Between two lines. Work that takes less prints none.
         clock: Seconds that only grow.
     """
@@ -48,7 +48,7 @@ class ProgressLines(AbstractContextManager["ProgressLines"]):
         total: int | None,
         *,
         unit: str = "images",
-        images_per_unit: float = 1.0,
+        images_per_unit: float | None = 1.0,
         seconds: float = LINE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -96,7 +96,7 @@ class ProgressLines(AbstractContextManager["ProgressLines"]):
             )
         parts = [f"{self.text}: {done}{'' if total is None else f'/{total}'} {self.unit}"]
         speed = (after - before) / (last - first) if last > first else 0.0
-        if speed > 0:
+        if speed > 0 and self.images_per_unit is not None:
             parts.append(f"{_digits(speed * self.images_per_unit)} images/s")
         parts.append(f"{_duration(self._clock() - self._started)} elapsed")
         if speed > 0 and total is not None:
@@ -122,17 +122,25 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         text: The name of the work.
         total: How many units there are, None where it is not known yet.
         unit: What is counted, in the plural.
-        images_per_unit: Images of one unit, for the images per second.
+        images_per_unit: Images of one unit, for the images per second; None for work that is not on images.
         shown: False for a process that shows nothing.
     """
 
     def __init__(
-        self, text: str, total: int | None, *, unit: str = "images", images_per_unit: float = 1.0, shown: bool = True
+        self,
+        text: str,
+        total: int | None,
+        *,
+        unit: str = "images",
+        images_per_unit: float | None = 1.0,
+        shown: bool = True,
     ):
         class Speed(ProgressColumn):
             def render(self, task: Task) -> Text:
                 speed = task.finished_speed or task.speed
-                return Text("" if speed is None else f"{_digits(speed * images_per_unit)} images/s")
+                return Text(
+                    "" if speed is None or images_per_unit is None else f"{_digits(speed * images_per_unit)} images/s"
+                )
 
         self.console = Console(stderr=True, quiet=not shown, highlight=False)
         columns = [TextColumn(text), BarColumn(), MofNCompleteColumn(), Speed(), TimeElapsedColumn()]

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ldm_ae.data import decode_image, open_source
+from ldm_ae.errors import exit_status
 from ldm_ae.files import require_new_folder
 from ldm_ae.latents.decoder import output_names
+from ldm_ae.terminal import ProgressDisplay
 
 LEAST, MOST = 0.5, 1.8
 """Range of the factor; 1 leaves the strength of the colours as it is."""
@@ -34,27 +37,34 @@ def recolour(image: Image.Image, angle: float, factor: float) -> Image.Image:
     return Image.merge("YCbCr", [Image.fromarray(plane) for plane in planes]).convert("RGB")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run it from the command line."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit status, as of `ldm-ae`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("images", help="IMAGES, as ldm-ae train takes them")
     parser.add_argument("out", type=Path, help="a new folder")
     parser.add_argument("--seed", type=int, default=0, help="of the colours (default: %(default)s)")
     options = parser.parse_args(arguments)
-    require_new_folder(options.out, "the photos")
-    source = open_source(options.images)
+    return exit_status(lambda: write_photos(options.images, options.out, options.seed), "recolour")
+
+
+def write_photos(images: str, out: Path, seed: int) -> None:
+    """Write `photos` and `recoloured` into the new folder `out`."""
+    require_new_folder(out, "the photos")
+    source = open_source(images)
     names = output_names(source.key(index) for index in range(len(source)))
-    for index, (key, name) in enumerate(names.items()):
-        data = source[index].data
-        draw = random.Random(f"{options.seed}:{key}")
-        image = recolour(decode_image(data), draw.uniform(-np.pi, np.pi), draw.uniform(LEAST, MOST))
-        plain = (options.out / "photos" / name).with_suffix(Path(key).suffix)
-        other = options.out / "recoloured" / name
-        for path in (plain, other):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        plain.write_bytes(data)
-        image.save(other)
+    with ProgressDisplay("recolouring", len(source)) as progress:
+        for index, (key, name) in enumerate(names.items()):
+            data = source[index].data
+            draw = random.Random(f"{seed}:{key}")
+            image = recolour(decode_image(data), draw.uniform(-np.pi, np.pi), draw.uniform(LEAST, MOST))
+            plain = (out / "photos" / name).with_suffix(Path(key).suffix)
+            other = out / "recoloured" / name
+            for path in (plain, other):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            plain.write_bytes(data)
+            image.save(other)
+            progress(index + 1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

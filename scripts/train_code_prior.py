@@ -42,13 +42,14 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ldm_ae.core.precision import PRECISIONS, agreed_numerics
 from ldm_ae.data import split_keys
-from ldm_ae.errors import RunError, UserError
+from ldm_ae.errors import RunError, UserError, exit_status
 from ldm_ae.evaluation import comparison_grid
 from ldm_ae.evaluation.codebook import CodebookUsage
 from ldm_ae.files import require_new_folder, write_json, writing_folder
 from ldm_ae.latents import LatentDataset, LatentStore, endless
 from ldm_ae.models import Autoencoder, load_autoencoder, pick_device
 from ldm_ae.priors import CausalTransformer, CodePrior, GatedPixelCNN, decode_indices, encode_indices, save_prior
+from ldm_ae.terminal import ProgressDisplay
 
 LABEL_DROPOUT = 0.1
 """Share of labels replaced by none, so that the prior learns to do without."""
@@ -87,10 +88,9 @@ def build_prior(args: argparse.Namespace, data: LatentDataset) -> CodePrior:
 def bits_per_image(prior: CodePrior, loader: DataLoader, accelerator: Accelerator, *, told: bool) -> float:
     """Mean over the images of all processes; `told` gives the prior their classes."""
     prior.eval()
-    found = [
-        accelerator.gather_for_metrics(prior.bits(batch["indices"], batch["label"] if told else None))
-        for batch in loader
-    ]
+    found: list[Tensor] = []
+    for batch in loader:
+        found.append(accelerator.gather_for_metrics(prior.bits(batch["indices"], batch["label"] if told else None)))
     prior.train()
     return torch.cat(found).mean().item()
 
@@ -114,13 +114,17 @@ def without_context(size: int, training: Dataset, held_out: Dataset) -> dict[str
 def range_coded(prior: CodePrior, images: Sequence[dict]) -> dict[str, float]:
     """Bits of an image as a range coder spends them and as the prior says; RunError if other codes come back."""
     words, bits = 0, 0.0
-    for image in images:
-        indices, label = image["indices"].to(prior.device), image["label"] if prior.classes else -1
-        coded = encode_indices(prior, indices, label)
-        if not torch.equal(decode_indices(prior, coded, label), indices):
-            raise RunError("the range decoder gave other codes: the prior's numbers are not repeatable on this device")
-        words += len(coded)
-        bits += float(prior.bits(indices[None], torch.tensor([label])))
+    with ProgressDisplay("range coding", len(images)) as progress:
+        for number, image in enumerate(images):
+            indices, label = image["indices"].to(prior.device), image["label"] if prior.classes else -1
+            coded = encode_indices(prior, indices, label)
+            if not torch.equal(decode_indices(prior, coded, label), indices):
+                raise RunError(
+                    "the range decoder gave other codes: the prior's numbers are not repeatable on this device"
+                )
+            words += len(coded)
+            bits += float(prior.bits(indices[None], torch.tensor([label])))
+            progress(number + 1)
     return {"range_coder": 32 * words / len(images), "prior_of_the_coded": bits / len(images)}
 
 
@@ -128,7 +132,8 @@ def sample_grid(prior: CodePrior, autoencoder: Autoencoder, images: Sequence[dic
     """Images decoded from their own codes, and below each a sample of its class."""
     labels = torch.tensor([image["label"] if prior.classes else -1 for image in images])
     generator = torch.Generator(prior.device).manual_seed(seed)
-    samples = prior.sample(len(images), labels, generator=generator).cpu()
+    with ProgressDisplay("sampling", None):
+        samples = prior.sample(len(images), labels, generator=generator).cpu()
     own = torch.stack([image["indices"] for image in images])
     decoded = [
         torch.cat([autoencoder.decode(autoencoder.indices_to_latents(image[None])) for image in indices])
@@ -170,30 +175,37 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     prior.train()
     stream = endless(loader, data)
     losses: list[Tensor] = []
-    for step in range(1, args.steps + 1):
-        batch = next(stream)
-        labels = batch["label"]
-        if classes:
-            labels = labels.masked_fill(torch.rand(labels.shape, device=labels.device) < LABEL_DROPOUT, -1)
-        with accelerator.autocast():
-            logits = model(batch["indices"], labels)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), prior.sequence(batch["indices"]).flatten())
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        if len(losses) == args.log_every or step == args.steps:
-            learned = accelerator.reduce(torch.stack(losses).mean(), "mean").item() / math.log(2.0)
-            measured = bits_per_image(prior, measuring, accelerator, told=classes) / codes
-            accelerator.print(f"step {step}: {learned:.3f} bits a code, {measured:.3f} held out", flush=True)
-            losses.clear()
+    display = ProgressDisplay(
+        "training the prior", args.steps, unit="steps", images_per_unit=batch_size * accelerator.num_processes,
+        shown=accelerator.is_main_process,
+    )  # fmt: skip
+    with display as progress:
+        for step in range(1, args.steps + 1):
+            batch = next(stream)
+            labels = batch["label"]
+            if classes:
+                labels = labels.masked_fill(torch.rand(labels.shape, device=labels.device) < LABEL_DROPOUT, -1)
+            with accelerator.autocast():
+                logits = model(batch["indices"], labels)
+            loss = F.cross_entropy(logits.float().flatten(0, 1), prior.sequence(batch["indices"]).flatten())
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+            progress(step)
+            if len(losses) == args.log_every or step == args.steps:
+                learned = accelerator.reduce(torch.stack(losses).mean(), "mean").item() / math.log(2.0)
+                measured = bits_per_image(prior, measuring, accelerator, told=classes) / codes
+                accelerator.print(f"step {step}: {learned:.3f} bits a code, {measured:.3f} held out", flush=True)
+                losses.clear()
 
-    bits = without_context(prior.codebook_size, Subset(plain, chosen), held_out)
-    bits["prior"] = bits_per_image(prior, measuring, accelerator, told=False)
-    if classes:
-        bits["prior_given_class"] = bits_per_image(prior, measuring, accelerator, told=True)
+    with ProgressDisplay("measuring", len(left_out), shown=accelerator.is_main_process):
+        bits = without_context(prior.codebook_size, Subset(plain, chosen), held_out)
+        bits["prior"] = bits_per_image(prior, measuring, accelerator, told=False)
+        if classes:
+            bits["prior_given_class"] = bits_per_image(prior, measuring, accelerator, told=True)
     if accelerator.is_main_process:
         prior.eval()
         coded, shown = ([held_out[i] for i in range(min(n, len(held_out)))] for n in (args.coded, args.samples))
@@ -213,8 +225,8 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     return rates if accelerator.is_main_process else {}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0, or 2 after one line that says what is wrong, or 1 if the machine failed."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description="Train a prior over the codes in a latent store.")
     parser.add_argument("--store", required=True, help="folder that `ldm-ae encode` wrote with a discrete model")
     parser.add_argument("--model", required=True, help="that model, to decode samples with")
@@ -234,12 +246,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="autocast dtype; auto is bf16 on a "
                         "device that is fast in it, fp32 on others (default: %(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
-    try:
-        train(parser.parse_args(argv))
-    except (UserError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
-    return 0
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status, as of `ldm-ae`."""
+
+    def command() -> None:
+        train(build_parser().parse_args(argv))
+
+    return exit_status(command, "train_code_prior")
 
 
 if __name__ == "__main__":

@@ -47,10 +47,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ldm_ae.core.precision import PRECISIONS, agreed_numerics
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, exit_status
 from ldm_ae.files import require_new_folder, writing_folder
 from ldm_ae.latents import LatentDataset, LatentStore, endless
 from ldm_ae.models import Autoencoder, LatentSpec, load_autoencoder, pick_device
+from ldm_ae.terminal import ProgressDisplay
 
 NO_CLASS = 1000
 """The class that DiTPipeline means by none; real ones lie below."""
@@ -181,24 +182,30 @@ def train(args: argparse.Namespace) -> list[float]:
     stream = endless(loader, data)
     history: list[float] = []
     losses: list[Tensor] = []
-    for step in range(1, args.steps + 1):
-        batch = next(stream)
-        labels = None
-        if args.model == "dit":
-            label = batch["label"]
-            dropped = (torch.rand(label.shape, device=label.device) < LABEL_DROPOUT) | (label < 0)
-            labels = label.masked_fill(dropped, NO_CLASS)
-        with accelerator.autocast():
-            loss = training_loss(model, batch["latents"], labels, args.objective)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.detach())
-        if len(losses) == args.log_every or step == args.steps:
-            history.append(accelerator.reduce(torch.stack(losses).mean(), "mean").item())
-            losses.clear()
-            accelerator.print(f"step {step}: loss {history[-1]:.4f}", flush=True)
+    display = ProgressDisplay(
+        "training the diffusion model", args.steps, unit="steps",
+        images_per_unit=loader.total_batch_size, shown=accelerator.is_main_process,
+    )  # fmt: skip
+    with display as progress:
+        for step in range(1, args.steps + 1):
+            batch = next(stream)
+            labels = None
+            if args.model == "dit":
+                label = batch["label"]
+                dropped = (torch.rand(label.shape, device=label.device) < LABEL_DROPOUT) | (label < 0)
+                labels = label.masked_fill(dropped, NO_CLASS)
+            with accelerator.autocast():
+                loss = training_loss(model, batch["latents"], labels, args.objective)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+            progress(step)
+            if len(losses) == args.log_every or step == args.steps:
+                history.append(accelerator.reduce(torch.stack(losses).mean(), "mean").item())
+                losses.clear()
+                accelerator.print(f"step {step}: loss {history[-1]:.4f}", flush=True)
     if accelerator.is_main_process:
         pipeline = build_pipeline(args.model, args.objective, accelerator.unwrap_model(model).eval(), decoder)
         with writing_folder(out) as folder:
@@ -208,8 +215,8 @@ def train(args: argparse.Namespace) -> list[float]:
     return history
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0, or 2 after one line that says what is wrong."""
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description="Train a latent diffusion model on a latent store.")
     parser.add_argument("--store", required=True, help="folder that `ldm-ae encode` wrote")
     parser.add_argument("--autoencoder", required=True, help="the model it was encoded with: a run or diffusers folder")
@@ -225,12 +232,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="autocast dtype; auto is bf16 on a "
                         "device that is fast in it, fp32 on others (default: %(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
-    try:
-        train(parser.parse_args(argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status, as of `ldm-ae`."""
+
+    def command() -> None:
+        train(build_parser().parse_args(argv))
+
+    return exit_status(command, "train_latent_diffusion")
 
 
 if __name__ == "__main__":

@@ -125,11 +125,11 @@ def test_command_line_overrides_the_file() -> None:
         (["--discriminator.init_args.n_layers", "0"], "^PatchDiscriminator: n_layers=0 and ndf=32 must be at least 1$"),
         (
             ["--model.init_args.norm_num_groups", "0"],
-            r"^model\.init_args: KLAutoencoder .*norm_num_groups=0.* by zero$",
+            r"^model\.init_args: KLAutoencoder .*norm_num_groups=0.* zero$",
         ),
         (
             ["--model.init_args.act_fn", "relo"],
-            r"^model\.init_args: KLAutoencoder cannot be built from act_fn='relo': ",
+            r"^model\.init_args: KLAutoencoder .* from act_fn='relo': ",
         ),
         (["--training.trackers", "[tensorbord]"], "has 'tensorbord', which Accelerate does not know; it knows aim"),
         (["--training.trackers", "[tensorboard, wandb]"], "has 'wandb', which is not installed: .* or use tensorboard"),

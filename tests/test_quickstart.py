@@ -3,33 +3,82 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 from diffusers import AutoencoderKL, DiffusionPipeline
 
+from ldm_ae.cli import main
+from ldm_ae.errors import Stopped
 from ldm_ae.inspection import inspect_path
-from ldm_ae.quickstart import quickstart
+from ldm_ae.quickstart import _training_words, quickstart
 
 
 @pytest.mark.slow
 def test_quickstart_makes_everything_it_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quickstart(tmp_path, steps=2, diffusion_steps=1)
     words = capsys.readouterr().out
-    for name in ("index.html", "evaluation", "run", "model", "latents", "decoded", "pipeline"):
+    assert words.index("put photos that it has not seen through kl-f8c4-small") < words.index("train a KL autoencoder")
+    for name in ("index.html", "evaluation", "evaluation-shipped", "run", "model", "latents", "decoded", "pipeline"):
         assert (tmp_path / name).exists()
     page = (tmp_path / "index.html").read_text()
-    for name in ("reconstructed", "shipped"):
+    for name in ("originals", "shipped", "reconstructed"):
         photos = list((tmp_path / name).rglob("*.png"))
         assert len(photos) == 3
         for path in photos:
             assert f'src="{path.relative_to(tmp_path).as_posix()}"' in page
+    assert page.count("sample-0.png") == page.count("sample-1.png") == 2  # the picture, and the link to it
+    assert "trained from scratch, 2 steps in " in page
     assert len(list((tmp_path / "decoded").rglob("*.png"))) == 8
     for name in ("run", "model", "latents"):
         assert inspect_path(tmp_path / name)["problems"] == []
-    scores = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["scores"]
-    assert scores["bicubic_psnr"] > 20  # the thumbnail is no straw man
+    for report in ("evaluation", "evaluation-shipped"):
+        scores = json.loads((tmp_path / report / "metrics.json").read_text())["scores"]
+        assert scores["bicubic_psnr"] > 20  # the thumbnail is no straw man
+        assert f"{scores['psnr']:.1f} dB" in page
+        assert f"{scores['psnr']:.1f} dB" in words
+    assert scores["psnr"] > 25  # of the shipped model, which was scored last
     model = AutoencoderKL.from_pretrained(tmp_path / "model")
     assert model.config.scaling_factor != 1.0
     assert type(DiffusionPipeline.from_pretrained(tmp_path / "pipeline")).__name__ == "LDMPipeline"
     assert "ldm-ae train --config" in words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        ([1.0, 20.0], "4 steps in 20 s"),
+        ([1.0, 100.0, 2.0, 50.0], "4 steps in 2.5 min"),  # interrupted once: each start counts from 0
+    ],
+)
+def test_the_time_of_a_run_counts_all_its_starts(seconds: list[float], words: str, tmp_path: Path) -> None:
+    lines = [json.dumps({"step": 4, "seconds": value}) for value in seconds]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert _training_words(tmp_path) == words
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_with_its_status_and_one_line(
+    number: signal.Signals, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("ldm_ae.quickstart.open_source", lambda _: signal.raise_signal(number))
+    assert main(["quickstart", "--out", str(tmp_path / "out")]) == status
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_in_the_training_ends_it_with_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(_: list[str]) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("ldm_ae.quickstart.train", train)
+    monkeypatch.setattr("ldm_ae.quickstart._contestant", lambda *_: None)
+    monkeypatch.setattr("ldm_ae.quickstart.write_page", lambda *_, **__: None)
+    monkeypatch.setattr("ldm_ae.quickstart._table", lambda _: [])
+    assert main(["quickstart", "--out", str(tmp_path / "out")]) == 143
+    assert capsys.readouterr().err == ""  # the trainer has told

@@ -51,6 +51,15 @@ def test_steps_longer_than_the_window_have_a_speed() -> None:
     assert lines.line() == "training: 3/10 steps, 0.01 images/s, 0:05:00 elapsed, 0:11:40 left"
 
 
+def test_work_that_is_not_on_images_has_no_images_per_second() -> None:
+    clock = Clock()
+    lines = ProgressLines("checking", None, unit="files", images_per_unit=None, clock=clock)
+    for second in range(3):
+        clock.now = float(second)
+        lines.update(2 * second, 10)
+    assert lines.line() == "checking: 4/10 files, 0:00:02 elapsed, 0:00:03 left"
+
+
 def test_many_updates_take_no_memory() -> None:
     clock = Clock()
     lines = ProgressLines("reading", 10**6, clock=clock)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,23 @@ _SAFETENSORS_DTYPES = {
 }  # fmt: skip
 
 
-def verify_store(path: str | Path) -> list[str]:
+def verify_store(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[str]:
     """What is wrong with a store, one line each; empty if it is sound. Every byte of it is read.
 
     Each file is there with its size and sha256 and no shard is there beside them; each shard has the header, tensors,
     shapes and dtypes that the request asks for, finite latents, and the rows that the index names; the statistics
     count what is there. An unfinished store is not sound.
+
+    Args:
+        path: The store's folder.
+        progress: Called after every check of a file with their number and total.
     """
     try:
         store = LatentStore(path)
     except UserError as error:
         return [str(error)]
-    problems = _check_files(store)
+    checks = _Checks(len(store.files) + len(_shards(store)), progress)
+    problems = _check_files(store, checks)
     # A file whose hash is wrong may be anything; what else is wrong with it tells nothing.
     sound = {
         name: rows for name, rows in _shards(store).items() if not any(problem.startswith(name) for problem in problems)
@@ -56,15 +62,32 @@ def verify_store(path: str | Path) -> list[str]:
     moments = any(_holds_moments(store.path / name) for name in sound)
     for name, rows in sound.items():
         problems += [f"{name} {problem}" for problem in _check_shard(store, name, rows, moments=moments)]
+        checks.count()
     return problems or _check_count(store)
 
 
-def inspect_store(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
+@dataclass
+class _Checks:
+    total: int
+    progress: Callable[[int, int], None] | None
+    done: int = 0
+
+    def count(self) -> None:
+        """One more is done."""
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def inspect_store(
+    path: str | Path, *, verify: bool = True, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
     """What a store is, as JSON values; `problems` is empty if it is sound.
 
     Args:
         path: The store's folder, finished or not.
         verify: Read every byte, as `verify_store`; otherwise `problems` holds only what opening it shows.
+        progress: As of `verify_store`.
 
     Raises:
         UserError: it is no latent store at all.
@@ -113,7 +136,7 @@ def inspect_store(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
             "pooled_std": statistics.pooled_std,
         }
         | ({} if statistics.relative_error is None else {"relative_error": statistics.relative_error.tolist()}),
-        "problems": verify_store(path) if verify else [],
+        "problems": verify_store(path, progress=progress) if verify else [],
     }
 
 
@@ -124,7 +147,7 @@ def _shards(store: LatentStore) -> dict[str, pa.Table]:
     return {name: rows.filter(pc.equal(names, name)) for name in names.unique().to_pylist()}
 
 
-def _check_files(store: LatentStore) -> list[str]:
+def _check_files(store: LatentStore, checks: _Checks) -> list[str]:
     problems = []
     shards = _shards(store)
     expected = {INDEX, STATISTICS, *shards}
@@ -138,6 +161,7 @@ def _check_files(store: LatentStore) -> list[str]:
             problems.append(f"{name} is missing")
         elif look_at(file)._asdict() != written:
             problems.append(f"{name} is damaged: it is not what was written")
+        checks.count()
     found = {file.relative_to(store.path).as_posix() for file in store.path.glob("*/*.safetensors")}
     return problems + [f"{name} does not belong to the store" for name in sorted(found - expected)]
 

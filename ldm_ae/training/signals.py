@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
+
+from ldm_ae.errors import Terminated
 
 _ASKED_TO_STOP = (signal.SIGINT, signal.SIGTERM)
 
@@ -25,3 +28,17 @@ class Signals(AbstractContextManager["Signals"]):
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt."""
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

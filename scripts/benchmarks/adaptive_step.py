@@ -10,6 +10,7 @@ costs a forward pass of each without a graph.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -19,6 +20,7 @@ from measuring import Variant
 from torch import Tensor
 from training_step import KL_F8, Setting, make_batch, make_parts
 
+from ldm_ae.errors import exit_status
 from ldm_ae.models import pick_device
 from ldm_ae.training.steps import ADAPTIVE_EPS, ADAPTIVE_MAX, MicroBatch, StepParts, generator_step
 
@@ -81,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "adaptive_step"))

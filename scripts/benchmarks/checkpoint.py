@@ -10,6 +10,7 @@ would come at once. After every call all data are flushed, untimed, so that nobo
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from torch.optim import Adam, Optimizer
 from ldm_ae.allocator import keep_freed_memory
 from ldm_ae.core.precision import place, training_layout
 from ldm_ae.discriminators import PatchDiscriminator
+from ldm_ae.errors import exit_status
 from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
 from ldm_ae.training import TrainingConfig
@@ -130,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "checkpoint"))

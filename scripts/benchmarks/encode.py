@@ -5,6 +5,7 @@ The same random weights on both sides. diffusers' runs under `torch.no_grad()`, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import measuring
@@ -15,6 +16,7 @@ from torch import Tensor
 from training_step import KL_F8, Setting, make_autoencoder, make_batch
 
 from ldm_ae.core.precision import FAST, bfloat16_speed
+from ldm_ae.errors import exit_status
 from ldm_ae.models import Autoencoder, for_inference, pick_device
 
 
@@ -94,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "encode"))

@@ -36,6 +36,7 @@ from training_step import KL_F8, Setting, make_autoencoder
 from ldm_ae.allocator import keep_freed_memory
 from ldm_ae.core.precision import FAST, bfloat16_speed
 from ldm_ae.data import ImageTransform, open_source
+from ldm_ae.errors import exit_status
 from ldm_ae.latents import encode_images
 from ldm_ae.models import KLAutoencoder, pick_device
 
@@ -251,4 +252,4 @@ def measure(options: argparse.Namespace, folder: Path, device: torch.device) -> 
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "encode_data_set"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 from short_runs import Protocol, protocol_arguments, train_and_score
 
 from ldm_ae.environment import git_commit
+from ldm_ae.errors import exit_status
 
 
 def main() -> None:
@@ -43,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "fixed_budget"))

@@ -6,6 +6,7 @@ and `encode` and `decode` of a bfloat16 AutoencoderKL. Ours is measured eager, a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import encode
@@ -15,6 +16,7 @@ from measuring import Variant
 from training_step import KL_F8, Setting, Textbook
 from training_step import own as own_training
 
+from ldm_ae.errors import exit_status
 from ldm_ae.models import pick_device
 
 TARGET = 1.5
@@ -64,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "gpu"))

@@ -8,6 +8,7 @@ here from their formulas.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from measuring import Variant
 from torch import Tensor
 
+from ldm_ae.errors import exit_status
 from ldm_ae.models import pick_device
 from ldm_ae.quantizers import nearest_codes
 
@@ -98,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "nearest_code"))

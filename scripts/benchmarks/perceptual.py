@@ -5,6 +5,7 @@ The trunk's weights are random: speed does not depend on them, and both compute 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ldm_ae.allocator import keep_freed_memory
 from ldm_ae.core.precision import FAST, bfloat16_speed
+from ldm_ae.errors import exit_status
 from ldm_ae.losses import LPIPS
 from ldm_ae.models import pick_device
 
@@ -94,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "perceptual"))

@@ -9,6 +9,7 @@ configs/vq_quickstart.yaml. OUT keeps the runs; one that is there goes on.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from short_runs import Protocol, protocol_arguments, train_and_score
 
 from ldm_ae.environment import git_commit
+from ldm_ae.errors import exit_status
 from ldm_ae.files import make_folder, write_json, writing
 from ldm_ae.resources import recipe
 
@@ -95,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "quantizers"))

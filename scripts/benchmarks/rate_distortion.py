@@ -11,6 +11,7 @@ OUT/rate_distortion.json has the numbers, OUT/rate_distortion.png the plot.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ import matplotlib as mpl
 from short_runs import RATES, Protocol, protocol_arguments, score, score_codec, train_and_score
 
 from ldm_ae.environment import git_commit
-from ldm_ae.errors import UserError
+from ldm_ae.errors import UserError, exit_status
 from ldm_ae.evaluation.codecs import CODECS
 from ldm_ae.files import make_folder, write_json, writing
 
@@ -102,15 +103,12 @@ def main() -> None:
     protocol_arguments(parser)
     options, overrides = parser.parse_known_args()
     protocol = Protocol(options.test, options.size, options.perceptual, options.limit)
-    try:
-        make_folder(options.out)
-        found = []
-        for point in points(options, overrides, protocol):
-            found.append(point)
-            rates = ", ".join(f"{point.scores[rate]:.3f} {rate}" for rate in RATES if rate in point.scores)
-            print(f"{point.curve} {point.name}: {rates}, {point.scores['psnr']:.2f} dB", flush=True)
-    except UserError as error:
-        parser.error(str(error))
+    make_folder(options.out)
+    found = []
+    for point in points(options, overrides, protocol):
+        found.append(point)
+        rates = ", ".join(f"{point.scores[rate]:.3f} {rate}" for rate in RATES if rate in point.scores)
+        print(f"{point.curve} {point.name}: {rates}, {point.scores['psnr']:.2f} dB", flush=True)
     report = {"protocol": str(protocol), "commit": git_commit(), "points": [point._asdict() for point in found]}
     write_json(options.out / "rate_distortion.json", report)
     draw(found, options.perceptual, options.out / "rate_distortion.png")
@@ -118,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "rate_distortion"))

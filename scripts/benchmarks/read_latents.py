@@ -20,6 +20,7 @@ from measuring import Variant
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ldm_ae.errors import exit_status
 from ldm_ae.latents import LatentDataset
 from ldm_ae.latents.provenance import scaling_of
 from ldm_ae.latents.store import StoreRequest
@@ -131,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "read_latents"))

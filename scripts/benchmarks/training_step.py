@@ -12,6 +12,7 @@ discriminator's step runs the autoencoder once more. It is measured beside.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -28,6 +29,7 @@ from torch.optim import Adam, Optimizer
 from ldm_ae.allocator import keep_freed_memory
 from ldm_ae.core.precision import FAST, LAYOUTS, Layout, bfloat16_speed, place, training_layout
 from ldm_ae.discriminators import BothSides, PatchDiscriminator
+from ldm_ae.errors import exit_status
 from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
 from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
@@ -213,4 +215,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "training_step"))

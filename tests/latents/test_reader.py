@@ -121,7 +121,11 @@ def test_another_model_is_noticed(tiny_model: KLAutoencoder, store: Path) -> Non
 
 
 def test_a_sound_store(store: Path) -> None:
-    assert verify_store(store) == []
+    seen: list[tuple[int, int]] = []
+    assert verify_store(store, progress=lambda done, total: seen.append((done, total))) == []
+    total = seen[0][1]
+    assert total > len(list(store.glob("*/*.safetensors")))
+    assert seen == [(done, total) for done in range(1, total + 1)]
     summary = inspect_store(store)
     assert summary["problems"] == []
     assert summary["complete"] is True
