@@ -2,6 +2,9 @@
 
 Source: Zhu et al., Addressing Representation Collapse in Vector Quantized Models with One Linear Layer (SimVQ), arXiv
 2411.02038, equation 6.
+
+The authors' code has the published weights' form: its default (`legacy`) weights the codebook term with beta and the
+commitment with 1, where the paper and this class weight the commitment.
 """
 
 from __future__ import annotations
