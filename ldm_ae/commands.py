@@ -240,7 +240,8 @@ def run_import(args: argparse.Namespace) -> None:
     found = import_ldm(args.checkpoint, args.out, config=args.config)
     net = found.network
     if found.assumed_resolution:
-        _note(["sample_size is taken to be 256; the configuration, --config FILE, has it as resolution"])
+        _note(["sample_size is taken to be 256, and no tanh to follow the decoder; the configuration, --config FILE, "
+               "has these as resolution and tanh_out"])  # fmt: skip
     codes = "KL autoencoder" if net.n_embed is None else f"VQ autoencoder of {net.n_embed} codes"
     print(f"{codes}, downsample factor {2 ** (len(net.ch_mult) - 1)}, {net.embed_dim} latent channels, in "
           f"{found.path}; {found.left_out} tensors that are not the network's left out")  # fmt: skip

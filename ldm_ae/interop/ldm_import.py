@@ -1,8 +1,9 @@
 """Checkpoints of CompVis's latent-diffusion and taming-transformers, KL and VQ, into diffusers folders.
 
 The shapes of the weights say what the network is: its widths, blocks, levels with attention, channels and codes. The
-side in pixels that it was trained at is not in them; CompVis's YAML has it as `resolution`. That file is optional, and
-what it says of the network must agree with the weights.
+side in pixels that it was trained at is not in them; CompVis's YAML has it as `resolution`. Nor is a tanh after the
+decoder (`tanh_out`), which diffusers' decoders do not have: a YAML that names one is refused. That file is optional,
+and what it says of the network must agree with the weights.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class LDMNetwork:
     num_res_blocks: int
     attention_levels: tuple[int, ...]
     """Levels, 0 the full resolution, that have self-attention; `attn_resolutions` are their sides."""
+    middle_attention: bool
+    """Self-attention in the middle blocks; none with `attn_type: none`, as in vq-f4-noattn."""
     z_channels: int
     embed_dim: int
     double_z: bool
@@ -68,7 +71,8 @@ class Imported:
     left_out: int
     """Tensors of the checkpoint that belong to the loss, to averages, or to other parts of a latent diffusion model."""
     assumed_resolution: bool
-    """No configuration said the side in pixels, so that `sample_size` is `RESOLUTION`."""
+    """No configuration said the side in pixels, so that `sample_size` is `RESOLUTION`, nor whether a tanh follows the
+    decoder, of which there is taken to be none."""
 
 
 def import_ldm(checkpoint: str | Path, out: str | Path, *, config: str | Path | None = None) -> Imported:
@@ -142,6 +146,9 @@ def network_of(state: dict[str, Tensor], name: str) -> LDMNetwork:
         raise UserError(f"{name}: widths {widths} after a first convolution of {ch} have no equal in diffusers")
     z_channels = weight("decoder.conv_in.weight").shape[1]
     embed_dim = weight("post_quant_conv.weight").shape[1]
+    middles = [f"{half}.mid.attn_1.norm.weight" in state for half in ("encoder", "decoder")]
+    if middles[0] != middles[1]:
+        raise UserError(f"{name}: the middle of encoder and decoder must both have attention or none; these differ")
     codes = weight(CODES, axes=2).shape[0] if CODES in state else None
     double_z = weight("encoder.conv_out.weight").shape[0] == 2 * z_channels
     if codes is None and not double_z:
@@ -153,6 +160,7 @@ def network_of(state: dict[str, Tensor], name: str) -> LDMNetwork:
         ch_mult=tuple(width // ch for width in widths),
         num_res_blocks=blocks,
         attention_levels=tuple(i for i in range(levels) if f"encoder.down.{i}.attn.0.norm.weight" in state),
+        middle_attention=middles[0],
         z_channels=z_channels,
         embed_dim=embed_dim,
         double_z=double_z and codes is None,
@@ -173,6 +181,7 @@ def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
         if "first_stage_config" in params:
             params = params["first_stage_config"]["params"]
         ddconfig = params["ddconfig"]
+        attention = "linear" if ddconfig.get("use_linear_attn") else ddconfig.get("attn_type", "vanilla")
         resolution, sides = ddconfig["resolution"], list(ddconfig["attn_resolutions"])
         said: dict[str, Any] = {key: ddconfig[key] for key in ("ch", "num_res_blocks", "z_channels", "double_z")}
         said |= {"ch_mult": tuple(ddconfig["ch_mult"]), "embed_dim": params["embed_dim"]}
@@ -184,6 +193,10 @@ def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
         raise UserError(f"{path} is no configuration of CompVis's form (model: params: ddconfig): {error}") from error
     if unlike:
         raise UserError(f"{path}: diffusers' decoder has no {unlike[0]}")
+    if attention not in ("vanilla", "vanilla-xformers", "none"):
+        raise UserError(
+            f"{path}: attn_type is {printable(attention)}; diffusers' blocks have vanilla attention or none"
+        )
     if type(resolution) is not int or not 1 <= resolution <= _LARGEST_RESOLUTION:
         raise UserError(f"{path}: resolution must be a whole number from 1 to {_LARGEST_RESOLUTION}")
     if type(scale_factor) not in (int, float) or not 0 < scale_factor < float("inf"):
@@ -191,7 +204,9 @@ def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
     for key, value in said.items():  # before any of them is shown: a few lines of YAML can stand for gigabytes
         if not all(isinstance(item, int | None) for item in (value if isinstance(value, tuple) else [value])):
             raise UserError(f"{path}: {key} must be whole numbers")
-    said["attention_levels"] = tuple(i for i in range(len(network.ch_mult)) if resolution // 2**i in sides)
+    levels = range(len(network.ch_mult)) if attention != "none" else ()
+    said["attention_levels"] = tuple(i for i in levels if resolution // 2**i in sides)
+    said["middle_attention"] = attention != "none"
     for key, value in said.items():
         if value != (found := getattr(network, key)):
             raise UserError(f"{path} says {key} {printable(value)}, the weights {found}; is it another model's?")
@@ -205,6 +220,7 @@ def _build(state: dict[str, Tensor], network: LDMNetwork, name: str) -> Autoenco
         "layers_per_block": network.num_res_blocks,
         "latent_channels": network.z_channels,
         "attention_levels": network.attention_levels,
+        "mid_block_add_attention": network.middle_attention,
     }
     model: Autoencoder
     with torch.device("meta"):
