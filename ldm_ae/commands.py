@@ -105,8 +105,9 @@ def run_encode(args: argparse.Namespace) -> None:
     factor = "no scaling_factor" if statistics.is_constant else f"scaling_factor {statistics.scaling_factor:.5f}"
     print(f"{args.store} {done}: {summary.images} images, {len(summary.bad)} unusable, in {summary.precision}, "
           f"{factor}{redone}")  # fmt: skip
-    if statistics.is_constant:
-        _note([describe_constant(statistics)])
+    if constant := statistics.constant_channels:
+        some = f"channels {', '.join(map(str, constant))} of the latents are constant; no scale whitens them"
+        _note([describe_constant(statistics) if statistics.is_constant else some])
     enlarged = f"; {summary.crops.enlarged} images are smaller than that and were enlarged"
     print(f"{', '.join(f'{size}: {images}' for size, images in summary.buckets.items())}; "
           f"{summary.crops.mean_share:.1%} of an image cropped off on average"

@@ -13,6 +13,7 @@ from ldm_ae.latents import LatentStore, inspect_store
 from ldm_ae.locks import holder
 from ldm_ae.models import load_autoencoder
 from ldm_ae.models.folder import find_folder
+from ldm_ae.models.scaling import describe_state
 from ldm_ae.priors import load_prior
 from ldm_ae.priors.folder import WEIGHTS as PRIOR_WEIGHTS
 from ldm_ae.training import problems
@@ -85,6 +86,9 @@ def inspect_model(path: Path) -> dict[str, Any]:
         "latent_channels": spec.channels,
         "downsample_factor": spec.downsample_factor,
         "scaling_factor": spec.scaling_factor,
+        **({"shift_factor": spec.shift_factor} if spec.shift_factor else {}),
+        **({} if spec.latents_std is None else {"latents_mean": spec.latents_mean, "latents_std": spec.latents_std}),
+        "scale": describe_state(model),
         "sample_size": model.sample_size,
         "problems": [f"{name} has values that are not finite" for name in bad],
     }

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,34 @@ def test_encode_decode_reconstruct(run: Run, tiny_model_folder: Path, image_fold
     assert json.loads(out)["problems"] == []
 
 
+def test_export_measures_a_known_scale_only_when_asked(
+    run: Run, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
+    tiny_model.set_scaling(scaling_factor=0.18215)
+    tiny_model.save_pretrained(tmp_path / "model")
+
+    def export(*options: str) -> tuple[str, dict[str, Any]]:
+        out = tmp_path / "out"
+        status, words, err = run("export", tmp_path / "model", out, "--images", image_folder, *SMALL, *options)
+        assert (status, err) == (0, "")
+        return words.splitlines()[0], json.loads((out / "config.json").read_text())
+
+    kept = f"scaling_factor 0.18215 is kept; --scaling measure measures it on {image_folder}"
+    for options in ((), ("--scaling", "keep")):
+        line, config = export(*options)
+        assert (line, config["scaling_factor"]) == (kept, 0.18215)
+    line, measured = export("--scaling", "measure")
+    assert measured["scaling_factor"] != 0.18215
+    assert line.startswith(f"scaling_factor 0.18215 -> scaling_factor {measured['scaling_factor']:.5f}, measured on")
+    line, config = export("--per-channel")
+    assert line.startswith("scaling_factor 0.18215 -> scaling_factor 1.00000, latents_mean [")
+    assert (config["scaling_factor"], len(config["latents_std"])) == (1.0, 4)
+    tiny_model.set_scaling(scaling_factor=1.0, latents_mean=config["latents_mean"], latents_std=config["latents_std"])
+    tiny_model.save_pretrained(tmp_path / "model")
+    line, config = export("--no-per-channel")
+    assert config == measured
+
+
 def test_export_opens_in_diffusers_with_equal_outputs(
     run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -195,6 +224,13 @@ def no_weights(folder: Path) -> Path:
         (["reconstruct", "{model}", "{images}", "{tmp}/full", "--size", "32"], "is not empty"),
         (["export", "{model}", "{tmp}/full"], "holds other files"),
         (["export", "{model}", "{tmp}/o", "--per-channel"], "--per-channel needs --images"),
+        (["export", "{model}", "{tmp}/o", "--no-per-channel"], "--no-per-channel needs --images"),
+        (["export", "{model}", "{tmp}/o", "--scaling", "measure"], "--scaling measure needs --images"),
+        (
+            ["export", "{model}", "{tmp}/o", "--scaling", "keep", "--per-channel"],
+            "--scaling keep excludes --per-channel",
+        ),
+        (["export", "{model}", "{tmp}/o", "--format", "ldm", "--scaling", "keep"], "leave those options out"),
         (["export", "{model}", "{tmp}/o", "--format", "onnx"], "onnx"),
         (["evaluate", "{model}", "{images}", "--out", "{tmp}/file"], "cannot write to"),
         (["evaluate", "{model}", "{images}", "--limit", "0", "--out", "{tmp}/o"], "--limit is 0"),

@@ -23,7 +23,7 @@ from ldm_ae.quantizers import FSQ, VQ
 from ldm_ae.resources import DEFAULT_MODEL, shipped_models
 
 CLASSES = {"kl-f8c4-small": diffusers.AutoencoderKL, "vq-f8-small": diffusers.VQModel}
-PSNR_ON_HELD_OUT_PHOTOS = re.compile(r"photos:heldout\D*\| *([0-9.]+) dB")
+ON_HELD_OUT_PHOTOS = re.compile(r"photos:heldout\D*\| *([0-9.]+) dB *\| *([0-9.]+)")
 
 
 def test_these_are_all() -> None:
@@ -92,9 +92,10 @@ def test_the_card_says_what_the_weights_reach(name: str) -> None:
     source = open_source("photos:heldout")
     loader = EvaluationLoader(source, ImageTransform(size=256), batch_size=1)
     found = evaluate(load_autoencoder(name), loader, source="", transform_description={}, model_name=name, device="cpu")
-    said = PSNR_ON_HELD_OUT_PHOTOS.search(card)
+    said = ON_HELD_OUT_PHOTOS.search(card)
     assert said is not None
     assert found.scores["psnr"] == pytest.approx(float(said[1]), abs=0.05)
+    assert found.scores["ssim"] == pytest.approx(float(said[2]), abs=0.001)
 
 
 def test_commands_without_a_model_take_the_shipped_one(

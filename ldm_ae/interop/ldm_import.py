@@ -134,16 +134,21 @@ def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
             scale_factor, scale_by_std = params.get("scale_factor", 1.0), params.get("scale_by_std", False) is True
             params = params["first_stage_config"]["params"]
         ddconfig = params["ddconfig"]
+        attention = "linear" if ddconfig.get("use_linear_attn") else ddconfig.get("attn_type", "vanilla")
         resolution, sides = ddconfig["resolution"], list(ddconfig["attn_resolutions"])
         said: dict[str, Any] = {key: ddconfig[key] for key in ("ch", "num_res_blocks", "z_channels")}
         said |= {"double_z": ddconfig.get("double_z", True), "ch_mult": tuple(ddconfig["ch_mult"])}
         said |= {"embed_dim": params["embed_dim"], "n_embed": params.get("n_embed")}
-        attends = ddconfig.get("attn_type") != "none"  # there is no self-attention anywhere, whatever else it says
+        attends = attention != "none"  # there is no self-attention anywhere, whatever else it says
         unlike = [key for key in ("tanh_out", "give_pre_end") if ddconfig.get(key)]
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # numbers and dates can be wrong, too
         raise UserError(f"{path} cannot be read as YAML: {reason(error)}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no configuration of CompVis's form (model: params: ddconfig): {error}") from error
+    if attention not in ("vanilla", "vanilla-xformers", "none"):
+        raise UserError(
+            f"{path}: attn_type is {printable(attention)}; diffusers' blocks have vanilla attention or none"
+        )
     if unlike:
         raise UserError(
             f"{path} has {unlike[0]}: true, which diffusers' decoder does not have; its reconstructions would be wrong"

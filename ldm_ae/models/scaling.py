@@ -161,6 +161,13 @@ def remember_scaled_encoder(model: Autoencoder) -> None:
         mark_scaled_encoder(model)
 
 
+def describe_state(model: Autoencoder) -> str:
+    """Whose the scale is, in a word or two: `measured` also stands for that of a published model."""
+    if is_unscaled(model.latent_spec):
+        return "not measured"
+    return "measured" if scale_is_known(model) else "of the encoder before it was trained further"
+
+
 def scale_is_known(model: Autoencoder) -> bool:
     """Whether the configuration has a scale, and the encoder is the one that it was measured for.
 

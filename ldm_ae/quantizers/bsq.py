@@ -1,6 +1,7 @@
 """Binary spherical quantization: signs of latents on the unit sphere, codes at the corners of a cube inside it.
 
-Source: Zhao et al., Image and Video Tokenization with Binary Spherical Quantization, arXiv 2406.07548, section 3.2.
+Source: Zhao et al., Image and Video Tokenization with Binary Spherical Quantization, arXiv 2406.07548, section 3.2, and
+the authors' code (bsq-vit, `quantizer/bsq.py` with `l2_norm`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from ldm_ae.quantizers.lfq import LFQ
 class BSQ(LFQ):
     """Latents are scaled to length 1 and channel d becomes +-1 / sqrt(D); bit d of the index says which. K = 2^D.
 
-    The gradient goes straight through to the normalized latents, and from there through the normalization. The term
-    is `entropy`, as for `LFQ`; the distance to a code is bounded, so there is no commitment.
+    The gradient goes straight through to the normalized latents, times 1 / sqrt(D), and from there through the
+    normalization: in the authors' code the step is from +-1, and the scale comes after it. The term is `entropy`, as
+    for `LFQ`; the distance to a code is bounded, so there is no commitment.
+
+    What differs from the authors' code: bit 0 of an index is the first channel's, there the last one's; the groups of
+    `group_bits` follow the channels, and the last may be smaller; the entropies' sum is not divided by the inverse
+    temperature (1 in every published configuration), and the mean distribution is of all processes.
 
     Args:
         codebook_dim: D, the bits of an index, at most 62.
-        temperature: Of softmax(-|u - c|^2 / temperature).
+        temperature: Of softmax(-|u - c|^2 / temperature), the inverse of the authors' `inv_temperature`.
         diversity_weight: Weight of the mean distribution's entropy inside its term.
         group_bits: Bits whose joint distribution the diversity looks at.
     """
@@ -32,7 +38,7 @@ class BSQ(LFQ):
         self,
         codebook_dim: int = 18,
         *,
-        temperature: float = 0.01,
+        temperature: float = 1.0,
         diversity_weight: float = 1.0,
         group_bits: int = 9,
     ):

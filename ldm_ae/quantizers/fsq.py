@@ -26,16 +26,20 @@ class FSQ(Quantizer):
     is learned, and codes that are equally far apart need no regularization.
 
     Args:
-        levels: Levels of each channel, all at least 2. The paper advises (8, 6, 5) for 2^8 codes, (8, 5, 5, 5) for
-            2^10, (7, 5, 5, 5, 5) for 2^12, (8, 8, 8, 6, 5) for 2^14, (8, 8, 8, 5, 5, 5) for 2^16.
+        levels: Levels of each channel, all at least 3: of two, the lower is reached by latents below -3.8 alone. The
+            paper advises (8, 6, 5) for 2^8 codes, (8, 5, 5, 5) for 2^10, (7, 5, 5, 5, 5) for 2^12, (8, 8, 8, 6, 5) for
+            2^14, (8, 8, 8, 5, 5, 5) for 2^16.
     """
 
     straight_through: ClassVar[bool] = False
 
     def __init__(self, levels: Sequence[int] = (8, 5, 5, 5)):
         super().__init__()
-        if not levels or min(levels) < 2:
-            raise UserError(f"FSQ: levels={tuple(levels)} must be one number of at least 2 for each channel")
+        if not levels or min(levels) < 3:
+            raise UserError(
+                f"FSQ: levels={tuple(levels)} must be one number of at least 3 for each channel; for two values of a "
+                "channel take LFQ or BSQ"
+            )
         self.levels = tuple(levels)
         self.codebook_size, self.codebook_dim = math.prod(levels), len(levels)
         if self.codebook_size >= 2**63:

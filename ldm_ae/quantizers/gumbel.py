@@ -23,6 +23,9 @@ from ldm_ae.quantizers.interface import Choice, Quantized, Quantizer, soft_choic
 class GumbelVQ(Quantizer):
     """A 1x1 convolution gives logits of K codes; training draws a code, evaluation takes the likeliest.
 
+    taming-transformers' GumbelQuantize adds the noise at evaluation too, where DALL-E's encoder takes the likeliest.
+    In training the codes are hard with the gradient of the soft ones, which is taming's `straight_through`.
+
     The gradient is that of softmax((logits + Gumbel noise) / temperature) E, to encoder and codes. The temperature
     falls geometrically from `temperature` to `final_temperature` over `temperature_steps` steps, then stays. Holds
     N x K numbers for the backward pass. In training the noise comes from the samples' own.

@@ -22,6 +22,9 @@ from ldm_ae.quantizers.regularizers import diversity
 class LFQ(Quantizer):
     """Channel d becomes -1 or 1; bit d of the index says which. K = 2^D.
 
+    The order of the bits is ours: bit 0 is the first channel's. In public code of this method (Open-MAGVIT2,
+    vector-quantize-pytorch) the first channel is the highest bit, so that its indices are ours with the bits reversed.
+
     With p(c|z) = softmax over all codes of -|z - c|^2 / temperature, the terms are, summed over an image's positions,
     `entropy` H(p) - diversity_weight H(mean p) in nats, the mean being over the batch of all processes, and
     `commitment` beta |z - sg(c)|^2. A published weight of the entropy counts positions; under `mean` reduction, which
@@ -76,7 +79,7 @@ class LFQ(Quantizer):
         losses = {"entropy": self._entropy(features)}
         if self.beta:
             losses["commitment"] = self.beta * squared_error(features, codes, len(latents))
-        return Choice(straight_through(features, codes), indices, losses)
+        return Choice(straight_through(self.magnitude * features, codes), indices, losses)
 
     def _lookup(self, indices: Tensor) -> Tensor:
         bits = indices[..., None].bitwise_and(self._powers(indices)) > 0

@@ -2,6 +2,10 @@
 
 Source: Zhu et al., Addressing Representation Collapse in Vector Quantized Models with One Linear Layer (SimVQ), arXiv
 2411.02038, equation 6.
+
+What differs from the authors' code: its flag `legacy`, on by default there and off in the ImageNet configuration,
+weights the codebook term with beta and the commitment with 1; here beta always weights the commitment. Its weights have
+`embedding_proj` where ours have `projection`. It trains the generator with a non-saturating loss of fixed weight 0.1.
 """
 
 from __future__ import annotations

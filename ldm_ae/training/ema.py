@@ -1,6 +1,7 @@
 """An exponential moving average of the autoencoder's weights: what is evaluated and exported.
 
-Source: Polyak and Juditsky, SIAM J. Control Optim. 30(4), 1992; the warm-up min(decay, (1 + n) / (10 + n)) is LDM's.
+Source: Polyak and Juditsky, SIAM J. Control Optim. 30(4), 1992. The warm-up min(decay, (1 + n) / (10 + n)) is LDM's,
+but n counts from 1 there: its first decay is 2/11, ours 1/10.
 """
 
 from __future__ import annotations

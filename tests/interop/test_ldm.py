@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ldm_ae.cli import main
 from ldm_ae.errors import UserError
 from ldm_ae.interop import export_ldm, from_ldm_state_dict, to_ldm_state_dict
 from ldm_ae.models import KLAutoencoder
@@ -175,3 +177,31 @@ def test_what_compvis_cannot_build_is_refused(tiny_model: KLAutoencoder, tmp_pat
     other_activation = KLAutoencoder(block_out_channels=(32, 32), layers_per_block=1, act_fn="gelu")
     with pytest.raises(UserError, match="gelu"):
         export_ldm(other_activation, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("scale", "words"),
+    [
+        ({"scaling_factor": 0.25}, "# Latents times 0.25 have unit variance, if measured"),
+        (
+            {"scaling_factor": 0.3611, "shift_factor": 0.1159},
+            "# The scale of these latents is (latents - 0.1159) * 0.3611.",
+        ),
+        (
+            {"scaling_factor": 0.5, "latents_mean": (1.0, 2.0, 3.0, 4.0), "latents_std": (5.0, 6.0, 7.0, 8.0)},
+            "# The scale of these latents is (latents - mean) / std * 0.5, channel by channel, with mean\n"
+            "# [1.0, 2.0, 3.0, 4.0] and std [5.0, 6.0, 7.0, 8.0].\n",
+        ),
+    ],
+)
+def test_the_whole_scale_is_said(
+    scale: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = KLAutoencoder(block_out_channels=(32,), layers_per_block=1)
+    model.set_scaling(**scale)
+    model.save_pretrained(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "out"), "--format", "ldm"]) == 0
+    text = (tmp_path / "out/config.yaml").read_text()
+    assert words in text
+    assert yaml.safe_load(text)["model"]["params"]["embed_dim"] == 4
+    assert ("note: The scale of these latents is" in capsys.readouterr().err) == (len(scale) > 1)

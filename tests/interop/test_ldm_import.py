@@ -155,6 +155,35 @@ def test_an_exported_vq_loads_in_an_independent_network(make: Any, tmp_path: Pat
         assert torch.equal(back.encode(x).indices, indices)
 
 
+@pytest.mark.parametrize("sides", [[], [16]])  # with `none`, the sides of vq-f4-noattn's relatives count for nothing
+def test_a_checkpoint_without_attention(sides: list[int], tmp_path: Path) -> None:
+    content = params(16, 3)
+    other: Any = CompVisVQ({**content, "ddconfig": {**content["ddconfig"], "attn_resolutions": []}}, groups=32)
+    other.encoder.mid.attn_1 = other.decoder.mid.attn_1 = nn.Identity()  # as CompVis's make_attn does
+    shaken(other)
+    state = {f"first_stage_model.{key}": value for key, value in other.state_dict().items()}  # inpainting_big's
+    torch.save({"state_dict": state | {"betas": torch.zeros(4)}}, tmp_path / "last.ckpt")
+    content["ddconfig"] |= {"attn_type": "none", "attn_resolutions": sides}
+    config = write_yaml(tmp_path / "config.yaml", content, scale_factor=1.0)
+    found = import_ldm(tmp_path / "last.ckpt", tmp_path / "out", config=config)
+    assert (found.network.mid_attention, found.network.attention_levels, found.left_out) == (False, (), 1)
+    theirs = diffusers.VQModel.from_pretrained(tmp_path / "out").eval()
+    assert not any("attentions" in key for key in theirs.state_dict())
+    x = pixels()
+    with torch.no_grad():
+        quantized, indices = other.encode(x)
+        assert len(indices.unique()) > 3
+        # 1e-5 of values up to 5, which no attention evens out
+        close = {"atol": 5e-5, "rtol": 1e-5}
+        torch.testing.assert_close(theirs.decode(theirs.encode(x).latents).sample, other.decode(quantized), **close)
+    # In CompVis's code again, whose networks have attention in the middle: of zeros.
+    export_ldm(load_autoencoder(tmp_path / "out"), tmp_path / "again")
+    again: Any = CompVisVQ(yaml.safe_load((tmp_path / "again/config.yaml").read_text())["model"]["params"], groups=32)
+    again.load_state_dict(load_file(tmp_path / "again/model.safetensors"), strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval().decode(quantized), other.decode(quantized), **close)
+
+
 def test_other_quantizers_are_refused(tmp_path: Path) -> None:
     model = VQAutoencoder(quantizer=FSQ((5, 5)), block_out_channels=(32,))
     with pytest.raises(UserError, match="VQ ones with a table of codes, not a FSQ"):
@@ -245,6 +274,12 @@ def test_weights_of_something_else(vq: Any, change: Any, words: str, tmp_path: P
         ({"ddconfig": {"ch_mult": [1, 2]}}, r"says ch_mult \(1, 2\), the weights \(1, 2, 2\)"),
         ({"ddconfig": {"attn_resolutions": [8]}}, r"says attention_levels \(2,\), the weights \(1,\)"),
         ({"ddconfig": {"tanh_out": True}}, "has tanh_out: true, which"),
+        (
+            {"ddconfig": {"attn_type": "linear"}},
+            "attn_type is linear; diffusers' blocks have vanilla attention or none",
+        ),
+        ({"ddconfig": {"use_linear_attn": True}}, "attn_type is linear"),
+        ({"ddconfig": {"attn_type": "none"}}, r"says attention_levels \(\), the weights \(1,\)"),
         ({"ddconfig": {"resolution": "many"}}, "resolution must be a whole number"),
         ({"ddconfig": {"resolution": 2**20}}, "resolution must be a whole number from 1 to 65536"),
         ({"ddconfig": {"z_channels": [[0] * 9] * 9}}, "z_channels must be whole numbers"),

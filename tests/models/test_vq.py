@@ -198,7 +198,7 @@ def test_going_on_with_another_quantizer(tmp_path: Path) -> None:
     VQAutoencoder(pretrained=str(tmp_path / "fsq"), quantizer=FSQ((5, 3)))
     tiny(ResidualVQ(VQ(8, 4), 2)).save_pretrained(tmp_path / "residual")
     for folder, quantizer, words in (
-        ("vq", FSQ((8, 2, 2, 2)), "can go on with a VQ or EMAVQ, not with a FSQ"),
+        ("vq", FSQ((8, 3, 3, 3)), "can go on with a VQ or EMAVQ, not with a FSQ"),
         ("vq", VQ(9, 4), "has 8 codes of 4 dimensions, the quantizer given 9 of 4"),
         ("fsq", FSQ((3, 7)), "has 15 codes of 2 dimensions, the quantizer given 21 of 2"),
         ("residual", ResidualVQ(VQ(8, 4), 3), "has a ResidualVQ of other arguments"),
@@ -207,7 +207,7 @@ def test_going_on_with_another_quantizer(tmp_path: Path) -> None:
             VQAutoencoder(pretrained=str(tmp_path / folder), quantizer=quantizer)
 
 
-@pytest.mark.parametrize("made_by", [lambda: EMAVQ(8, 4), lambda: FSQ((8, 2, 2, 2))], ids=["EMAVQ", "FSQ"])
+@pytest.mark.parametrize("made_by", [lambda: EMAVQ(8, 4), lambda: FSQ((8, 3, 3, 3))], ids=["EMAVQ", "FSQ"])
 @pytest.mark.parametrize("one_by_one", [True, False])
 def test_a_kl_autoencoder_with_a_quantizer_in_its_middle(
     made_by: Callable[[], Quantizer], one_by_one: bool, tmp_path: Path

@@ -13,7 +13,7 @@ from ldm_ae.quantizers import FSQ, QUANTIZERS, VQ, CodebookCare, CosineVQ, Quant
 SMALL = {
     "codebook_size": 8,
     "codebook_dim": 8,
-    "levels": (4, 3, 2),
+    "levels": (4, 3, 3),
     "group_bits": 3,
     # Every piece of state that a quantizer may have.
     "care": CodebookCare(kmeans_iterations=2, restart_below=0.5, usage_decay=0.5),

@@ -159,24 +159,30 @@ def test_ibq() -> None:
 
 
 def test_fsq_is_the_papers_listing() -> None:
-    levels = torch.tensor([8.0, 5.0, 4.0, 2.0])
-    quantizer = FSQ((8, 5, 4, 2))
-    assert (quantizer.codebook_size, quantizer.codebook_dim) == (320, 4)
+    levels = torch.tensor([8.0, 5.0, 4.0, 3.0])
+    quantizer = FSQ((8, 5, 4, 3))
+    assert (quantizer.codebook_size, quantizer.codebook_dim) == (480, 4)
     latents, found = run(quantizer)
     latents = latents.detach() * 3
     found = quantizer.quantize(latents)
     z = rows_of(latents)
     half_l = (levels - 1) * (1 + 1e-3) / 2
-    offset = torch.tensor([0.5, 0.0, 0.5, 0.5])
+    offset = torch.tensor([0.5, 0.0, 0.5, 0.0])
     bounded = torch.tanh(z + torch.atanh(offset / half_l)) * half_l - offset
     codes = bounded.round() / (levels // 2)
     assert torch.equal(rows_of(found.quantized), codes)
     basis = torch.tensor([1, 8, 40, 160])
     assert torch.equal(found.indices.flatten(), ((bounded.round() + levels // 2).long() * basis).sum(dim=1))
     assert found.losses == {}
-    everything = quantizer.codes(torch.arange(320).view(-1, 1, 1))
+    everything = quantizer.codes(torch.arange(480).view(-1, 1, 1))
     assert everything.amin() == -1.0
     assert everything[:, 1].unique().tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
+
+
+def test_every_level_of_fsq_is_reached_by_standard_normal_latents() -> None:
+    for count in range(3, 17):
+        found = FSQ((count,)).quantize(torch.randn(64, 1, 16, 16))
+        assert len(found.indices.unique()) == count
 
 
 def brute_force_entropy(logits_of_codes: Tensor, positions: int, groups: list[list[int]], bits: Tensor) -> Tensor:
@@ -214,6 +220,33 @@ def test_lfq_and_bsq(spherical: bool, group_bits: int) -> None:
     if not spherical:
         expected = 0.25 * (z - z.sign()).square().sum(dim=1).view(4, 6).sum(dim=1)
         assert torch.allclose(found.losses["commitment"], expected)
+
+
+def test_the_gradient_of_bsq_is_the_authors() -> None:
+    """In their code the straight-through step goes to +-1, and 1 / sqrt(D) multiplies what comes of it."""
+    quantizer = BSQ(6)
+    latents, weights = torch.randn(2, 6, 3, 3, requires_grad=True), torch.randn(2, 6, 3, 3)
+    (found,) = torch.autograd.grad((quantizer.quantize(latents).quantized * weights).sum(), latents)
+    unit = F.normalize(latents, dim=1)
+    theirs = (unit + (unit.sign() - unit).detach()) / 6**0.5
+    (expected,) = torch.autograd.grad((theirs * weights).sum(), latents)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(quantizer.quantize(latents).quantized, theirs)
+
+
+def test_the_entropy_of_bsq_is_the_authors_at_its_default_temperature() -> None:
+    """Their soft_entropy_loss with inv_temperature 1: softmax(2 u c) over groups, and its analytical form of a bit."""
+    quantizer = BSQ(6, group_bits=3)
+    latents = torch.randn(2, 6, 4, 4)
+    u = F.normalize(latents, dim=1).permute(0, 2, 3, 1).reshape(-1, 6)
+    corners = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=3))) / 6**0.5
+    p = (2 * torch.einsum("ngc,kc->ngk", u.view(-1, 2, 3), corners)).softmax(dim=-1)
+    mean = p.mean(dim=0)
+    bits = torch.sigmoid(-4 * u / 6**0.5)
+    each = -(bits * bits.log() + (1 - bits) * (1 - bits).log()).sum(dim=1).mean()
+    expected = each + (mean * mean.log()).sum()
+    found = quantizer.quantize(latents).losses["entropy"].mean() / 16  # a sum over an image's positions
+    torch.testing.assert_close(found, expected)
 
 
 def test_many_bits() -> None:
@@ -316,8 +349,8 @@ def test_gumbel_noise() -> None:
     [
         (lambda: VQ(1, 4), "codebook_size=1 must be at least 2"),
         (lambda: VQ(2**20 + 1, 4), "a table has at most 1048576 codes"),
-        (lambda: FSQ((8, 1)), r"FSQ: levels=\(8, 1\)"),
-        (lambda: FSQ((2,) * 63), "an index has room for"),
+        (lambda: FSQ((8, 2)), r"FSQ: levels=\(8, 2\) must be one number of at least 3 .* take LFQ or BSQ"),
+        (lambda: FSQ((3,) * 40), "an index has room for"),
         (lambda: LFQ(63), "LFQ: codebook_dim=63 must be from 1 to 62"),
         (lambda: BSQ(4, temperature=0.0), "BSQ: temperature=0.0 must be above 0"),
         (lambda: EMAVQ(8, 4, decay=1.0), "decay=1.0"),

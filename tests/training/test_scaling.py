@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from ldm_ae.cli import main
 from ldm_ae.config import train
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
+from ldm_ae.inspection import inspect_model
 from ldm_ae.interop import measure_scaling, settle_scaling
 from ldm_ae.models import ChannelStatistics, KLAutoencoder, load_autoencoder
 from ldm_ae.models.scaling import SCALE, SCALED_ENCODER, encoder_sha256, scale_is_known
@@ -144,6 +145,8 @@ def test_a_checkpoint_of_a_changed_encoder_is_measured_by_export(
     checkpoint = out / "checkpoints/step-00000002"
     assert config_of(checkpoint / "ema")["scaling_factor"] == 0.18215  # of the encoder that it started from
     assert not scale_is_known(load_autoencoder(checkpoint))
+    states = [inspect_model(folder)["scale"] for folder in (model, checkpoint / "ema", out / "model")]
+    assert states == ["measured", "of the encoder before it was trained further", "measured"]
     capsys.readouterr()
     assert main(["export", str(checkpoint), str(tmp_path / "as it is")]) == 0
     err = capsys.readouterr().err
@@ -230,6 +233,12 @@ def test_one_constant_channel_has_no_vector(
     assert main([*command, "--per-channel"]) == 2
     assert "channel 2 of the latents is constant" in capsys.readouterr().err
     assert main(command) == 0
+    encode = ["encode", str(tmp_path / "model"), str(image_folder), str(tmp_path / "store"), *command[5:]]
+    assert main(encode) == 0
+    assert "note: channels 2 of the latents are constant; no scale whitens them" in capsys.readouterr().err
+    assert main(["convert", str(tmp_path / "store"), str(tmp_path / "h5"), "--format", "repa-e",
+                 "--images", str(image_folder)]) == 2  # fmt: skip
+    assert "channel 2 of the latents is constant, and REPA-E divides" in capsys.readouterr().err
 
 
 def test_the_encoder_s_hash_is_of_all_that_latents_follow_from(tmp_path: Path) -> None:

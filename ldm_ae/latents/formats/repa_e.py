@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from ldm_ae.errors import UserError
 from ldm_ae.latents.files import write_bytes
 from ldm_ae.latents.formats.base import (
     Format,
@@ -55,6 +56,12 @@ class REPAE(Format):
     def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:
         """See `Format.write`."""
         assert pictures is not None, "the format takes images"
+        statistics = samples.store.statistics
+        if constant := statistics.constant_channels:
+            raise UserError(
+                f"channel {constant[0]} of the latents is constant, and REPA-E divides by its standard deviation; "
+                "train the autoencoder further, or convert to another format"
+            )
         with (
             self._h5py.File(out / f"{self._name}.h5", "w") as latents,
             self._h5py.File(out / "images.h5", "w") as images,
@@ -70,7 +77,6 @@ class REPAE(Format):
                     names.write(f"{',' if sample.number else '['}\n{json.dumps(name)}")
             for file, names, prefix, extension in files:
                 _finish(file, names, samples, prefix, extension)
-        statistics = samples.store.statistics
         buffer = io.BytesIO()  # torch.save puts a path's name into the bytes
         scale, bias = (v.float().view(1, -1, 1, 1) for v in (1 / statistics.channel_std, statistics.channel_mean))
         torch.save({"latents_scale": scale, "latents_bias": bias}, buffer)
