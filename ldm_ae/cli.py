@@ -145,6 +145,12 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--labels", metavar="FILE", help=".json or .csv: the class number of each image by its key or "
                         "file name (default: the images' folders, or what lies beside them)")  # fmt: skip
     encode.add_argument("--captions", metavar="FILE", help="the same for captions")
+    encode.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="the names of the classes 0, 1, ...: the classes.json of a "
+        "store, or a text with a name a line (default: those that STORE has, new ones after them)",
+    )
     encode.add_argument("--no-flips", action="store_true", help="leave the mirrored images' latents out")
     encode.add_argument("--seed", type=int, default=0, help="of the posterior samples")
     encode.add_argument("--no-check", action="store_true", help="when it goes on or is there already: do not read the "

@@ -1,5 +1,6 @@
 """Images from where they lie to batches: sources, decoding, transforms, and the resumable loader."""
 
+from ldm_ae.data.account import Account
 from ldm_ae.data.annotations import Annotated
 from ldm_ae.data.batches import Batch
 from ldm_ae.data.buckets import BucketTransform, sizes_of_area
@@ -12,6 +13,7 @@ from ldm_ae.data.sources import RawImage, Source, Wrapped, open_source
 from ldm_ae.data.transforms import ImageTransform, TransformedImage
 
 __all__ = [
+    "Account",
     "Annotated",
     "BadImage",
     "Batch",

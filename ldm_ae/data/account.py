@@ -76,7 +76,11 @@ class Account:
             )
             more = f", ... ({len(self.classes)} classes)" if len(self.classes) > _CLASSES_SHOWN else ""
             found.append(f"classes: {shown}{more}")
-        found += [f"passed over: {group.count} {reason}: {group}" for reason, group in self.passed_over.items()]
+        return found + self.concerns()
+
+    def concerns(self) -> list[str]:
+        """The lines about what is not used."""
+        found = [f"passed over: {group.count} {reason}: {group}" for reason, group in self.passed_over.items()]
         found += [
             f"{place}: {group.count} {'belongs' if group.count == 1 else 'belong'} to no image: {group}"
             for place, group in self.unmatched.items()
