@@ -21,7 +21,8 @@ MODEL = (
     f"a model that comes with ldm_ae, such as vq-f8-small (default: {DEFAULT_MODEL})"
 )
 IMAGES = (
-    "a folder of images or one image, WebDataset tars, a `datasets` source (a folder of it or hf:OWNER/NAME), "
+    "a folder of images or one image, WebDataset tars, Parquet files, a `datasets` source (a folder that it saved or "
+    "hf:OWNER/NAME), where a folder can be several of these with folder:, tars:, parquet: or saved: before its path, "
     "or photos:train and photos:heldout, which come with the quickstart"
 )
 PERCEPTUAL = ("stlpips_vgg", "stlpips_alex", "lpips_vgg", "lpips_alex", "lpips_squeeze", "none")

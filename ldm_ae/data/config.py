@@ -20,7 +20,7 @@ class DataConfig:
     """Images for training and for validation."""
 
     train: str
-    """IMAGES: a folder, WebDataset tars, a `datasets` source (hf:NAME or a folder of it), or photos:train."""
+    """IMAGES: a folder, WebDataset tars, Parquet, a `datasets` source (hf:NAME or a folder of it), or photos:train."""
     validation: str | None = None
     """IMAGES to validate on; None holds some of the training images out instead."""
     validation_images: int = 64
