@@ -36,7 +36,7 @@ class Annotated(Wrapped):
 
     def __init__(self, source: Source, *, labels: str | Path | None = None, captions: str | Path | None = None):
         super().__init__(source)
-        self._files = {"labels": str(labels), "captions": str(captions)}
+        self._files = {"labels": printable(labels), "captions": printable(captions)}
         self._unmatched: dict[str, Group] = {}
         self._unusable: dict[str, Group] = {}
         self._labels: dict[str, int] | None = None
@@ -69,7 +69,7 @@ class Annotated(Wrapped):
                             f"is {keys[0]}")  # fmt: skip
         for name in values:
             if name not in matched:
-                self._unmatched.setdefault(str(path), Group()).add(name)
+                self._unmatched.setdefault(printable(path), Group()).add(name)
         return found
 
     def account(self) -> Account:
@@ -113,7 +113,7 @@ def _read(
         except BadText as error:
             if unusable is None:
                 raise UserError(f"{path}: {error}") from error
-            unusable.setdefault(f"values of {path}", Group()).add(f"{name}: {column}: {error}")
+            unusable.setdefault(f"values of {printable(path)}", Group()).add(f"{name}: {column}: {error}")
             continue
         if checked is None:
             continue

@@ -168,9 +168,10 @@ class StoreWriter:
                 f"{short(ours[name])}; name another folder for the store"
             )
         before, now = found["request"]["images"], self.request.images
-        if before > now or (before == now and found["request"]["keys_hash"] != self.request.keys_hash):
+        grown = now > before and self._keys is not None
+        if (before != now and not grown) or (before == now and found["request"]["keys_hash"] != self.request.keys_hash):
             raise UserError(f"{self.path} is a store of {before} other images; name another folder for the store")
-        self.adds = now > before
+        self.adds = grown
         self.request = replace(self.request, source=found["request"]["source"])
         self._additions = found.get("additions", []) + ([[before, self.processes]] if self.adds else [])
         self.processes = found.get("processes", 1)
