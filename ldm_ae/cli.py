@@ -21,7 +21,8 @@ MODEL = (
     f"pipeline with one), or the name of a model that comes with ldm_ae, such as vq-f8-small (default: {DEFAULT_MODEL})"
 )
 IMAGES = (
-    "a folder of images or one image, WebDataset tars, a `datasets` source (a folder of it or hf:OWNER/NAME), "
+    "a folder of images or one image, WebDataset tars, Parquet files, a `datasets` source (a folder that it saved or "
+    "hf:OWNER/NAME), where a folder can be several of these with folder:, tars:, parquet: or saved: before its path, "
     "or photos:train and photos:heldout, which come with the quickstart"
 )
 PERCEPTUAL = ("stlpips_vgg", "stlpips_alex", "lpips_vgg", "lpips_alex", "lpips_squeeze", "none")
@@ -133,6 +134,12 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--labels", metavar="FILE", help=".json or .csv: the class number of each image by its key or "
                         "file name (default: the images' folders, or what lies beside them)")  # fmt: skip
     encode.add_argument("--captions", metavar="FILE", help="the same for captions")
+    encode.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="the names of the classes 0, 1, ...: the classes.json of a "
+        "store, or a text with a name a line (default: those that STORE has, new ones after them)",
+    )
     encode.add_argument("--no-flips", action="store_true", help="leave the mirrored images' latents out")
     encode.add_argument("--seed", type=int, default=0, help="of the posterior samples")
     encode.add_argument("--no-check", action="store_true", help="when it goes on or is there already: do not read the "

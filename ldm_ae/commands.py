@@ -14,7 +14,7 @@ from ldm_ae.resources import DEFAULT_MODEL
 from ldm_ae.terminal import ProgressDisplay, lines_of, progress_bar
 
 if TYPE_CHECKING:
-    from ldm_ae.data import BucketTransform, ImageTransform, Source
+    from ldm_ae.data import Account, BucketTransform, ImageTransform, Source
     from ldm_ae.evaluation import ActivationRanges
     from ldm_ae.latents.encoder import Engine
     from ldm_ae.models import Autoencoder, ChannelStatistics
@@ -60,7 +60,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
             prior=prior, precision=args.precision, device=args.device, progress=lambda done: progress(done, count),
         )  # fmt: skip
     write_report(evaluation, folder)
-    print("\n".join(summary_lines(evaluation)))
+    print("\n".join([*summary_lines(evaluation), *source.account().lines()]))
     print(f"pictures and tables: {folder / 'report.html'}")
 
 
@@ -75,13 +75,14 @@ def run_reconstruct(args: argparse.Namespace) -> None:
             model, source, args.out, transform=transform, batch_size=args.batch_size, workers=args.workers,
             device=args.device, precision=args.precision, bad_share=args.bad_share, progress=progress,
         )  # fmt: skip
-    print(f"{count} reconstructions in {args.out}")
+    print("\n".join([*source.account().lines(), f"{count} reconstructions in {args.out}"]))
 
 
 def run_encode(args: argparse.Namespace) -> None:
     """`ldm-ae encode`."""
     from ldm_ae.data import Annotated
     from ldm_ae.latents import Processes, encode_images
+    from ldm_ae.latents.annotated import read_classes
     from ldm_ae.models.scaling import describe_constant
 
     processes = Processes.from_environment()
@@ -89,13 +90,14 @@ def run_encode(args: argparse.Namespace) -> None:
     model, source, transform = _bucketed_inputs(args)
     if args.labels or args.captions:
         source = Annotated(source, labels=args.labels, captions=args.captions)
+    classes = None if args.classes is None else read_classes(args.classes)
     with progress_bar("encoding", len(source), shown=processes.rank == 0) as progress:
         summary = encode_images(
-            model, source, args.store, transform=transform, source_name=args.images, batch_size=args.batch_size,
-            workers=args.workers, device=args.device, precision=args.precision, dtype=args.dtype, latents=args.latents,
-            content=args.content, flips=not args.no_flips, seed=args.seed, shard_size=args.shard_size,
-            bad_share=args.bad_share, compiled=args.compile, check=not args.no_check, processes=processes,
-            engine=engine, progress=progress,
+            model, source, args.store, transform=transform, source_name=args.images, classes=classes,
+            batch_size=args.batch_size, workers=args.workers, device=args.device, precision=args.precision,
+            dtype=args.dtype, latents=args.latents, content=args.content, flips=not args.no_flips, seed=args.seed,
+            shard_size=args.shard_size, bad_share=args.bad_share, compiled=args.compile, check=not args.no_check,
+            processes=processes, engine=engine, progress=progress,
         )  # fmt: skip
     if processes.rank:
         return
@@ -114,6 +116,8 @@ def run_encode(args: argparse.Namespace) -> None:
           f"{enlarged if summary.crops.enlarged else ''}")  # fmt: skip
     if (error := summary.statistics.relative_error) is not None:
         print(f"error of uint8: {error.square().mean().sqrt():.2%} of a channel's deviation, at most {error.max():.2%}")
+    print("\n".join([*summary.account.lines(), *summary.annotations.lines()]))
+    _note(summary.warnings)
 
 
 def _choose_precision(args: argparse.Namespace) -> None:
@@ -178,8 +182,9 @@ def run_export(args: argparse.Namespace) -> None:
     _note(plan.notes)
     if args.images:
         _choose_precision(args)
-        found, activations = _measure(args)
+        found, activations, account = _measure(args)
         statistics = found if plan.measure else None
+        print("\n".join(account.lines()))
         print(scaling_line(model.latent_spec, statistics, args.images, per_channel=args.per_channel))
         print(activations.line())
     out = export_diffusers(
@@ -320,8 +325,8 @@ def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
     return load_autoencoder(args.model), open_source(args.images)
 
 
-def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges]:
-    """The scale of the latents over all images, and the range of activations over the first."""
+def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges, Account]:
+    """The scale of the latents over all images, the range of activations over the first, and what was read."""
     from ldm_ae.data import EvaluationLoader
     from ldm_ae.evaluation import activation_ranges, first_batches
     from ldm_ae.interop import measure_scaling
@@ -338,7 +343,7 @@ def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRan
         activations = activation_ranges(for_inference(model, device=args.device), first)
         runner = for_inference(model, device=args.device, precision=args.precision)
         scaling = measure_scaling(runner, batches, progress=lambda done: progress(done, len(source)))
-    return scaling, activations
+    return scaling, activations, source.account()
 
 
 def perceptual_network(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Images from where they lie to batches: sources, decoding, transforms, and the resumable loader."""
 
+from ldm_ae.data.account import Account
 from ldm_ae.data.annotations import Annotated
 from ldm_ae.data.batches import Batch
 from ldm_ae.data.buckets import BucketTransform, sizes_of_area
@@ -13,6 +14,7 @@ from ldm_ae.data.transforms import ImageTransform, TransformedImage, described_o
 
 __all__ = [
     "MAX_PIXELS",
+    "Account",
     "Annotated",
     "BadImage",
     "Batch",

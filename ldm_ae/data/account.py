@@ -14,6 +14,8 @@ from ldm_ae.errors import printable
 
 _EXAMPLES = 3
 _CLASSES_SHOWN = 8
+_LONGEST = 2000
+"""Characters of a line."""
 
 
 @dataclass
@@ -57,12 +59,12 @@ class Account:
 
     def pass_over(self, reason: str, name: str) -> None:
         """Count a file that is not used."""
-        self.passed_over.setdefault(reason, Group()).add(name)
+        self.passed_over.setdefault(printable(reason), Group()).add(name)
 
     def add_unmatched(self, place: str, names: Iterable[str]) -> None:
         """Count what belongs to no image."""
         for name in names:
-            self.unmatched.setdefault(place, Group()).add(name)
+            self.unmatched.setdefault(printable(place), Group()).add(name)
 
     def lines(self) -> list[str]:
         """A line for each thing that a user has to know."""
@@ -76,13 +78,18 @@ class Account:
             )
             more = f", ... ({len(self.classes)} classes)" if len(self.classes) > _CLASSES_SHOWN else ""
             found.append(f"classes: {shown}{more}")
-        found += [f"passed over: {group.count} {reason}: {group}" for reason, group in self.passed_over.items()]
+        return [printable(line, _LONGEST) for line in found] + self.concerns()
+
+    def concerns(self) -> list[str]:
+        """The lines about what is not used."""
+        found = [f"passed over: {group.count} {reason}: {group}" for reason, group in self.passed_over.items()]
         found += [
             f"{place}: {group.count} {'belongs' if group.count == 1 else 'belong'} to no image: {group}"
             for place, group in self.unmatched.items()
         ]
         found += [f"not usable: {group.count} {reason}: {group}" for reason, group in self.unusable.items()]
-        return found + [f"note: {note}" for note in self.notes]
+        found += [f"note: {note}" for note in self.notes]
+        return [printable(line, _LONGEST) for line in found]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, without what is empty."""

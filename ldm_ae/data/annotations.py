@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,19 +36,16 @@ class Annotated(Wrapped):
 
     def __init__(self, source: Source, *, labels: str | Path | None = None, captions: str | Path | None = None):
         super().__init__(source)
-        self._account = source.account()
+        self._files = {"labels": printable(labels), "captions": printable(captions)}
+        self._unmatched: dict[str, Group] = {}
+        self._unusable: dict[str, Group] = {}
         self._labels: dict[str, int] | None = None
         self._captions: dict[str, str] | None = None
         if labels is not None:
             self._labels = self._match(Path(labels), _read(Path(labels), LABEL_NAMES, _label))
-            self._account.labels = {str(labels): len(self._labels)}
-            self._account.classes = []
         if captions is not None:
-            unusable: dict[str, Group] = {}
-            values = _read(Path(captions), CAPTION_NAMES, read_caption, unusable)
+            values = _read(Path(captions), CAPTION_NAMES, read_caption, self._unusable)
             self._captions = self._match(Path(captions), values)
-            self._account.captions = {str(captions): len(self._captions)}
-            self._account.unusable |= unusable
 
     def _match(self, path: Path, values: dict[str, _Value]) -> dict[str, _Value]:
         """The values by the images' keys."""
@@ -70,12 +67,27 @@ class Annotated(Wrapped):
         if not found:
             raise UserError(f"{path} names none of the images; it has {next(iter(values), 'nothing')}, the first image "
                             f"is {keys[0]}")  # fmt: skip
-        self._account.add_unmatched(str(path), (name for name in values if name not in matched))
+        for name in values:
+            if name not in matched:
+                self._unmatched.setdefault(printable(path), Group()).add(name)
         return found
 
     def account(self) -> Account:
         """The source's, with what the files say."""
-        return self._account
+        account = self._source.account()
+        if self._labels is not None:
+            account.labels, account.classes = {self._files["labels"]: len(self._labels)}, []
+        if self._captions is not None:
+            account.captions = {self._files["captions"]: len(self._captions)}
+        account.unmatched |= self._unmatched
+        account.unusable |= self._unusable
+        return account
+
+    def with_classes(self, classes: Sequence[str], origin: str) -> Source:
+        """See `Source.with_classes`; labels of a file are numbers, and have no names."""
+        if self._labels is not None:
+            raise UserError(f"{self._files['labels']} has the numbers of the classes, so that {origin} has no effect")
+        return super().with_classes(classes, origin)
 
     def __getitem__(self, index: int) -> RawImage:
         raw = self._source[index]
@@ -101,7 +113,7 @@ def _read(
         except BadText as error:
             if unusable is None:
                 raise UserError(f"{path}: {error}") from error
-            unusable.setdefault(f"values of {path}", Group()).add(f"{name}: {column}: {error}")
+            unusable.setdefault(f"values of {printable(path)}", Group()).add(f"{name}: {column}: {error}")
             continue
         if checked is None:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,13 +13,15 @@ from ldm_ae.data.sources import Source, open_source
 from ldm_ae.data.transforms import ImageTransform
 from ldm_ae.errors import UserError
 
+_log = logging.getLogger("ldm_ae")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Images for training and for validation."""
 
     train: str
-    """IMAGES: a folder, WebDataset tars, a `datasets` source (hf:NAME or a folder of it), or photos:train."""
+    """IMAGES: a folder, WebDataset tars, Parquet, a `datasets` source (hf:NAME or a folder of it), or photos:train."""
     validation: str | None = None
     """IMAGES to validate on; None holds some of the training images out instead."""
     validation_images: int = 64
@@ -69,6 +72,9 @@ class DataConfig:
             UserError: no such images, or too few to hold some out.
         """
         source = open_source(self.train)
+        if rank == 0:
+            for line in source.account().concerns():
+                _log.warning("data.train: %s", line)
         indices: list[int] | None = None
         validation: tuple[Source, list[int] | None] | None = None
         if self.validation is not None and self.validation_images:

@@ -96,6 +96,19 @@ def read_label(value: Any) -> int | None:
     return value
 
 
+def check_names(value: Any) -> list[str]:
+    """Return a list of distinct names that are text.
+
+    Raises:
+        BadText: it is something else.
+    """
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) and name for name in value):
+        raise BadText("it is not a list of names")
+    if len(set(value)) < len(value):
+        raise BadText("a name is there twice")
+    return [str(read_caption(name)) for name in value]
+
+
 def named(values: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
     """The first of these keys that has a value, and that value; the first key and None if none has one."""
     return next(((name, values[name]) for name in names if values.get(name) not in (None, "")), (names[0], None))

@@ -94,8 +94,9 @@ def convert_store(
             "warnings": warnings,
             "version_of_ldm_ae": __version__,
             "request": asdict(store.request),
+            "classes": store.classes,
         }
-        write_account(place, metadata | target.metadata(samples), samples.rows)
+        write_account(place, metadata | target.metadata(samples), samples.rows, store.classes)
     return ConvertSummary(path=Path(out), images=len(samples), warnings=warnings)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +16,12 @@ from torch.nn import functional
 
 from ldm_ae.background import BackgroundWriter
 from ldm_ae.core.precision import inference_numerics
-from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
+from ldm_ae.data import Account, Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
+from ldm_ae.data.sources.base import printable as printable_name
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
+from ldm_ae.latents.additions import join
+from ldm_ae.latents.annotated import AnnotationCount, numbering_warnings
 from ldm_ae.latents.crops import Crops, describe_crops
 from ldm_ae.latents.eight_bits import SCALE, pack
 from ldm_ae.latents.originals import HashingSource, Originals
@@ -102,6 +104,12 @@ class EncodeSummary:
     redone_batches: int
     """Batches that overflowed in fp16 and were encoded in float32 from the original weights; mirror images are batches
     of their own. 0 in other precisions."""
+    account: Account
+    """What the source took and passed over."""
+    annotations: AnnotationCount
+    """Captions and labels of the good images."""
+    warnings: list[str]
+    """What else a user has to know, a line each."""
 
 
 def encode_images(
@@ -111,6 +119,7 @@ def encode_images(
     *,
     transform: ImageTransform | BucketTransform,
     source_name: str = "",
+    classes: Sequence[str] | None = None,
     batch_size: int = 16,
     workers: int = 0,
     device: str | torch.device = "auto",
@@ -130,10 +139,11 @@ def encode_images(
 ) -> EncodeSummary:
     """Encode every image of a source into a store.
 
-    The same command goes on where it was stopped, by whatever: a shard that is finished and has the hash of what was
-    written stays if its images are still those that were encoded, and the store becomes byte for byte what it would
-    have been. On its own complete store it does the same: where nothing has changed nothing is encoded, but every image
-    is read once, unless `check` is off.
+    The same command goes on where it was stopped, by whatever, also with another spelling of the source or another
+    batch size; where the source has got new images it encodes those, and puts them after the others. A shard that
+    is finished and has the hash of what was written stays if its images are still those that were encoded, and the
+    store becomes byte for byte what it would have been. On its own complete store it does the same: where nothing
+    has changed nothing is encoded, but every image is read once, unless `check` is off.
 
     Args:
         model: In float32; a copy of it runs, so that it keeps its weights.
@@ -142,6 +152,8 @@ def encode_images(
         transform: To one size or, with a `BucketTransform`, to several, without randomness; mirror images are stored
             beside, not drawn.
         source_name: Where the images come from, for the index.
+        classes: The names of the labels 0, 1, ...; None for those of the store that is there, new ones last, or else
+            those of the source in its order.
         batch_size: Images a forward pass.
         workers: Processes that decode images.
         device: Where to encode; `auto` picks an accelerator if there is one.
@@ -189,7 +201,7 @@ def encode_images(
         precision, processes.device(device)
     ).precision
     request = StoreRequest(
-        source=source_name, images=len(source), keys_hash=_hash_keys(source), model_hash=model_hash(model),
+        source=printable_name(source_name), images=len(source), keys_hash="", model_hash=model_hash(model),
         model_config=model_config(model), scaling=scaling_of(spec), transform=transform.describe(),
         transform_hash=hash_json(transform.describe()), dtype=dtype, precision=precision, latents=latents, flips=flips,
         seed=seed, batch_size=batch_size, shard_size=shard_size, content=content,
@@ -209,14 +221,23 @@ def encode_images(
         if (first := channel.from_first(precision)) != precision:
             raise UserError(f"the processes chose the precisions {first} and {precision}; name one with --precision")
         look_up = model.indices_to_latents
-        writer = StoreWriter(path, request, processes=processes.count, look_up=look_up) if leads else None
+        writer = None
+        if leads:
+            source, request, keys = join(folder, source, request, classes)
+            writer = StoreWriter(
+                path, request, processes=processes.count, look_up=look_up, keys=keys, classes=source.account().classes
+            )
         plan = channel.from_first(writer and writer.plan)
-        writer = writer or StoreWriter(path, request, plan=plan, look_up=look_up)
+        if writer is None:
+            source, request, _ = join(folder, source, request, classes)
+            writer = StoreWriter(path, request, plan=plan, look_up=look_up)
         units = writer.share(processes.rank, processes.count)
         hashing = HashingSource(source)
         originals = Originals(hashing, workers=workers, check=check)
-        already_complete = writer.complete and channel.all_agree(
-            not check or still_holds(writer, units, originals, progress)
+        already_complete = (
+            writer.complete
+            and not writer.adds
+            and channel.all_agree(not check or still_holds(writer, units, originals, progress))
         )
         if already_complete:
             if progress is not None:
@@ -231,13 +252,13 @@ def encode_images(
                 encode_units(writer, runner, hashing, originals, transform, workers, units, progress)
             elif engine is not None:
                 job = Job(
-                    path=writer.path.resolve(), request=request, plan=writer.plan, model=model, source=source,
+                    path=writer.path.resolve(), request=writer.request, plan=writer.plan, model=model, source=source,
                     transform=transform, workers=workers, device=str(device), check=check, working_folder=Path.cwd(),
                 )  # fmt: skip
                 engine(job, units, progress)
             channel.wait_for_all()
             if leads:
-                writer.finish()
+                writer.finish(source.account().to_json())
         channel.wait_for_all()
     store = LatentStore(path)
     bad = store.bad()
@@ -250,15 +271,9 @@ def encode_images(
     return EncodeSummary(
         path=Path(path), images=len(store), bad=bad, statistics=store.statistics, buckets=store.buckets(),
         crops=describe_crops(store.good()), already_complete=already_complete, precision=store.request.precision,
-        redone_batches=store.redone_batches,
+        redone_batches=store.redone_batches, account=source.account(), annotations=store.annotations(),
+        warnings=numbering_warnings(folder, store.classes),
     )  # fmt: skip
-
-
-def _hash_keys(source: Source) -> str:
-    digest = hashlib.sha256()
-    for index in range(len(source)):
-        digest.update(source.key(index).encode() + b"\0")
-    return digest.hexdigest()
 
 
 def _one_graph_a_size(transform: ImageTransform | BucketTransform) -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm_ae.data import seeded_noise
+from ldm_ae.data.texts import check_names
 from ldm_ae.errors import UserError
 from ldm_ae.latents.fold import Fold
 from ldm_ae.latents.formats import FORMATS, Foreign
@@ -68,12 +69,13 @@ def import_latents(
     name, foreign = _open(source)
     account = _read_account(foreign)
     if account is not None:
-        request, rows, fold = account
+        request, rows, fold, classes = account
         if len(rows) != foreign.count:
             raise UserError(f"{source} holds {foreign.count} images, its account names {len(rows)}")
         warnings = [_NO_INDICES] if request.indices else []
     else:
         request, rows, fold, warnings = _unknown(foreign, model, seed)
+        classes = []
     spec = read_scaling(request.scaling)
     if model is not None and model_hash(model) != request.model_hash:
         raise UserError(f"{source} says that another model made it; leave --model out")
@@ -86,7 +88,7 @@ def import_latents(
         shard_size=_SHARD,
     )  # fmt: skip
     bucket = f"{foreign.latent_size[0] * spec.downsample_factor}x{foreign.latent_size[1] * spec.downsample_factor}"
-    writer = StoreWriter(store, request)
+    writer = StoreWriter(store, request, classes=classes)
     if not writer.complete:
         done = 0
         for unit, chunk in enumerate(foreign.chunks(_SHARD)):
@@ -118,7 +120,7 @@ def _open(source: Path) -> tuple[str, Foreign]:
     return found[0]
 
 
-def _read_account(foreign: Foreign) -> tuple[StoreRequest, pa.Table, Fold] | None:
+def _read_account(foreign: Foreign) -> tuple[StoreRequest, pa.Table, Fold, list[str]] | None:
     """What `convert_store` wrote beside the latents, None if it did not write them."""
     metadata, index = foreign.described()
     if metadata is None or index is None:
@@ -126,6 +128,7 @@ def _read_account(foreign: Foreign) -> tuple[StoreRequest, pa.Table, Fold] | Non
     content, rows = read_account(metadata, index, foreign.path)
     try:
         request, fold = read_request(content["request"]), Fold.from_json(content["values"])
+        classes = check_names(content["classes"]) if content.get("classes") else []
         rows = complete_columns(rows)
         if rows["status"].unique().to_pylist() != ["ok"]:
             raise ValueError("the index has rows of bad images")
@@ -134,7 +137,7 @@ def _read_account(foreign: Foreign) -> tuple[StoreRequest, pa.Table, Fold] | Non
             raise ValueError(f"a scale for {len(fold.scale)} channels, not {foreign.channels}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{foreign.path}: what ldm_ae wrote about it is damaged: {error}") from error
-    return request, rows, fold
+    return request, rows, fold, classes
 
 
 def _unknown(foreign: Foreign, model: Autoencoder | None, seed: int) -> tuple[StoreRequest, pa.Table, Fold, list[str]]:

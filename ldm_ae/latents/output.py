@@ -2,8 +2,9 @@
 
     ldm_ae.json         what was converted and how: the format, the fold and its inverse, the store's request
     ldm_ae.parquet      the store's index rows of the images, in the order of their numbers
+    classes.json        the names of the labels 0, 1, ..., where the store has them
 
-Both lie in the folder, or in the ZIP file, where no trainer's reader looks at them.
+They lie in the folder, or in the ZIP file, where no trainer's reader looks at them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder, require_new_folder, writing, writing_folder
+from ldm_ae.latents.store import CLASSES
 
 METADATA, INDEX_FILE = "ldm_ae.json", "ldm_ae.parquet"
 KIND, VERSION = "ldm_ae conversion", 1
@@ -52,12 +54,14 @@ def converting(out: str | Path, *, suffix: str) -> Iterator[Path]:
         yield temporary
 
 
-def write_account(place: Path, metadata: dict[str, Any], rows: pa.Table) -> None:
-    """The two files, into a folder or a ZIP file that is otherwise finished."""
+def write_account(place: Path, metadata: dict[str, Any], rows: pa.Table, classes: Sequence[str] = ()) -> None:
+    """The files, into a folder or a ZIP file that is otherwise finished."""
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd")
     content = json.dumps({"kind": KIND, "version": VERSION} | metadata, indent=2, allow_nan=False) + "\n"
     files = {METADATA: content.encode(), INDEX_FILE: sink.getvalue().to_pybytes()}
+    if classes:
+        files[CLASSES] = (json.dumps(list(classes), indent=2) + "\n").encode()
     if place.is_dir():
         for name, value in files.items():
             (place / name).write_bytes(value)
@@ -68,7 +72,7 @@ def write_account(place: Path, metadata: dict[str, Any], rows: pa.Table) -> None
 
 
 def read_account(metadata: bytes, index: bytes, path: Path) -> tuple[dict[str, Any], pa.Table]:
-    """The inverse of `write_account`.
+    """The inverse of `write_account`, without the classes, which the metadata has too.
 
     Raises:
         UserError: the two are damaged, or of another version.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
@@ -21,11 +22,14 @@ from torch.utils.data import Dataset
 from ldm_ae.data import seeded_noise
 from ldm_ae.errors import UserError, reason
 from ldm_ae.files import read_json
+from ldm_ae.latents.annotated import AnnotationCount, count_annotations, read_classes
 from ldm_ae.latents.eight_bits import SCALE, from_eight_bits
 from ldm_ae.latents.files import look_at
 from ldm_ae.latents.provenance import derive_seed, read_scaling
 from ldm_ae.latents.store import (
+    ACCOUNT,
     BUCKET_NAME,
+    CLASSES,
     DESCRIPTION,
     DTYPES,
     INDEX,
@@ -64,6 +68,8 @@ class LatentStore:
         """Batches that overflowed in `request.precision` and were encoded in float32."""
         self.redone_by_file: dict[str, int] = description.get("redone_by_file", {})
         """The same by shard, where there are any."""
+        self.classes: list[str] = read_classes(self.path) if CLASSES in self.files else []
+        """The names of the labels 0, 1, ..., where they have names."""
         try:
             self.request: StoreRequest = read_request(description["request"])
             self.spec: LatentSpec = read_scaling(self.request.scaling)
@@ -98,6 +104,15 @@ class LatentStore:
         """Good images by HxW of the pixels, in the order of their areas."""
         found = Counter(self._rows["bucket"].to_pylist())
         return {bucket: found[bucket] for bucket in sorted(found, key=lambda name: (_area(name), name))}
+
+    def account(self) -> dict[str, Any] | None:
+        """What the source took and passed over when the index was written, None if that is not known."""
+        account = (self.index.schema.metadata or {}).get(ACCOUNT)
+        return None if account is None else json.loads(account)
+
+    def annotations(self) -> AnnotationCount:
+        """Captions and labels of the good images."""
+        return count_annotations(self._rows)
 
     def bad(self) -> dict[str, str]:
         """Reason by key of the images that could not be used."""

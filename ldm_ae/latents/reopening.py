@@ -54,7 +54,7 @@ def reopen(writer: StoreWriter) -> None:
     """
     store = LatentStore(writer.path)
     writer.begin_records()
-    for unit in range(writer.units):
+    for unit in range(writer.stored_units):
         rows = _rows(store, writer.indices(unit))
         name = writer.shard_name(unit)
         shards = {bucket: _read_shard(writer, store, bucket, rows) for bucket in _buckets(rows)}

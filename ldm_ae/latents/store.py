@@ -5,6 +5,7 @@
                                   also by shard
     STORE/index.parquet           one row a sample of the source, in its order, the bad ones too
     STORE/stats.json              statistics of `latents` over the whole data set
+    STORE/classes.json            the names of the labels 0, 1, ..., where they have names
     STORE/256x256/                HxW of the pixels; a LightningDiT data set of its own, but in uint8
         latents_rank00_shard000.safetensors, ...
         latents_stats.pt          {'mean', 'std'}, (1, C, 1, 1) float32, over the whole data set
@@ -37,9 +38,11 @@ not applied), value_range of the pixels, seed, transform_hash, rows.
 
 store.json is written first without `files` and last with them: a store without is not complete, and has a folder .work
 that says which shards are (`work.py`). `processes` are those that encoded, as they are in the shards' names; a range of
-the source without a good image of a resolution has a number and no file there. The `checksum` is the sha256 of its
-other content as canonical JSON, and its text is what `write_json` writes, so that no change goes unseen. Every file
-appears by a rename, so none is ever half there.
+the source without a good image of a resolution has a number and no file there. A store whose data set has grown has
+`additions`, (first image, processes) each, whose ranges and ranks follow those before, and `classes`, the names of the
+labels 0, 1, ..., keep the numbers that they have. The `checksum` is the sha256 of its other content as canonical JSON,
+and its text is what `write_json` writes, so that no change goes unseen. Every file appears by a rename, so none is ever
+half there.
 """
 
 from __future__ import annotations
@@ -60,7 +63,9 @@ from ldm_ae.models import LatentSpec, hash_json
 
 FORMAT = "ldm_ae latent store"
 FORMAT_VERSION = 1
-DESCRIPTION, INDEX, STATISTICS = "store.json", "index.parquet", "stats.json"
+DESCRIPTION, INDEX, STATISTICS, CLASSES = "store.json", "index.parquet", "stats.json", "classes.json"
+ACCOUNT = b"ldm_ae.account"
+"""Of the index's metadata: what the source took and passed over, as JSON (`ldm_ae.data.account`)."""
 LIGHTNINGDIT_STATISTICS = "latents_stats.pt"
 BUCKET_NAME = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,5}")
 SHARD_NAME = re.compile(r"latents_rank\d{2,6}_shard\d{3,9}\.safetensors")
@@ -95,13 +100,13 @@ _ADDED_COLUMNS = ("orientation", "colour_profile")
 
 @dataclass(frozen=True, kw_only=True)
 class StoreRequest:
-    """Everything that the bytes of a store follow from, as JSON values. Two equal requests are the same command."""
+    """Everything that the bytes of a store follow from, as JSON values."""
 
     source: str
-    """Where the images come from, as the user named it."""
+    """Where the images come from, as the user named it when the store was begun."""
     images: int
     keys_hash: str
-    """sha256 over the source's keys."""
+    """sha256 over the keys of the images in the order of the store."""
     model_hash: str
     model_config: dict[str, Any]
     scaling: dict[str, Any]
@@ -116,7 +121,7 @@ class StoreRequest:
     flips: bool
     seed: int
     batch_size: int
-    """The last bits of a convolution may depend on it."""
+    """Of the last run that encoded. The last bits of a convolution may depend on it."""
     shard_size: int
     content: Literal["full", "samples", "lean"] = "full"
     """Latents with moments or indices; latents alone; or moments or indices alone."""

@@ -21,6 +21,7 @@ from ldm_ae.latents.files import look_at
 from ldm_ae.latents.reader import LatentStore
 from ldm_ae.latents.store import (
     BOOKKEEPING,
+    CLASSES,
     DESCRIPTION,
     DTYPES,
     INDEX,
@@ -118,7 +119,7 @@ def inspect_store(
         store = LatentStore(path)
     except UserError as error:
         return summary | {"problems": [str(error)]}
-    statistics = store.statistics
+    statistics, annotations = store.statistics, store.annotations()
     buckets = {
         bucket: {"images": images, "shards": sum(name.startswith(f"{bucket}/") for name in _shards(store))}
         for bucket, images in store.buckets().items()
@@ -127,6 +128,11 @@ def inspect_store(
         "redone_batches": store.redone_batches,
         "images": len(store),
         "bad_images": store.bad(),
+        "captions": annotations.captions,
+        "labels": annotations.labels,
+        "captions_or_labels_not_usable": annotations.unusable,
+        "classes": store.classes,
+        "account": store.account(),
         "buckets": buckets,
         "cropped": asdict(describe_crops(store.good())),
         "bytes": sum(file["size"] for file in store.files.values()),
@@ -150,7 +156,7 @@ def _shards(store: LatentStore) -> dict[str, pa.Table]:
 def _check_files(store: LatentStore, checks: _Checks) -> list[str]:
     problems = []
     shards = _shards(store)
-    expected = {INDEX, STATISTICS, *shards}
+    expected = {INDEX, STATISTICS, *shards, *(store.files.keys() & {CLASSES})}
     if store.request.dtype != "uint8":
         expected |= {f"{name.partition('/')[0]}/{LIGHTNINGDIT_STATISTICS}" for name in shards}
     if different := expected ^ store.files.keys():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import json
 import secrets
 import shutil
 import time
@@ -20,11 +20,15 @@ from torch import Tensor
 from ldm_ae.data import seeded_noise
 from ldm_ae.errors import RunError, UserError
 from ldm_ae.files import make_folder, write_json
+from ldm_ae.latents.additions import Segment, segments, share, write_keys
 from ldm_ae.latents.eight_bits import ERROR, unpack
 from ldm_ae.latents.files import Written, look_at, write_bytes, write_safetensors
 from ldm_ae.latents.provenance import derive_seed
+from ldm_ae.latents.statistics_files import describe_statistics, lightningdit_statistics
 from ldm_ae.latents.store import (
+    ACCOUNT,
     BUCKET_NAME,
+    CLASSES,
     DESCRIPTION,
     FORMAT,
     FORMAT_VERSION,
@@ -42,6 +46,9 @@ from ldm_ae.locks import LOCK
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, hash_json
 from ldm_ae.models.scaling import SCALE
 
+_FREE = ("source", "batch_size", "images", "keys_hash")
+"""Of a request, what may differ from the store's: the spelling of a path, what changes at most the last bits of a
+latent, and images, which are compared by themselves."""
 _SECONDS_UNTIL_SEEN = 90
 """NFS may show the names in a folder as they were a minute ago."""
 
@@ -49,12 +56,17 @@ _SECONDS_UNTIL_SEEN = 90
 class StoreWriter:
     """Writes one store: `add_unit` for each unit of work, a range of the source, then `finish`.
 
+    A store of the same request may name its images' place in another way, have been encoded with another batch size,
+    and have fewer images, the first of this request: the others are an addition.
+
     Args:
-        path: The store's folder: new, empty, or an unfinished store of the same request, whose finished shards stay.
+        path: The store's folder: new, empty, or a store of the same request, whose finished shards stay.
         request: What is being encoded.
         processes: Among how many the units are dealt out; it is in the shards' names.
         plan: The `plan` of the writer in the process that has the folder's lock; None in that process itself.
         look_up: The model's indices to latents, for the statistics of a store that holds indices alone.
+        keys: The images' keys, so that an unfinished store says which images it is of.
+        classes: The names of the labels 0, 1, ..., if they have names.
 
     Raises:
         UserError: the folder holds something else, or a store of another request.
@@ -68,12 +80,20 @@ class StoreWriter:
         processes: int = 1,
         plan: dict[str, Any] | None = None,
         look_up: Callable[[Tensor], Tensor] | None = None,
+        keys: Sequence[str] | None = None,
+        classes: Sequence[str] = (),
     ):
         self.path = Path(path)
         self.request = request
+        """With the name of the source that the store has, if there is one."""
         self.look_up = look_up
+        self._keys = keys
+        self._classes = list(classes)
         self.processes = processes
-        """Those of the unfinished store if there is one, whoever goes on with it, so that its names stay."""
+        """Those of the store if there is one, whoever goes on with it, so that its names stay."""
+        self._additions: list[list[int]] = []
+        self.adds = False
+        """Whether there are images that the store that was found did not know."""
         self._run = secrets.token_hex(8)
         self.complete = False
         """Whether this very store is there already; nothing may be added then."""
@@ -81,30 +101,49 @@ class StoreWriter:
             self.complete = self._claim()
         else:
             self.processes, self._run, self.complete = plan["processes"], plan["run"], plan["complete"]
+            self._additions, self.adds = plan["additions"], plan["adds"]
+            self.request = replace(request, source=plan["source"])
+        self._segments = segments(self._additions, self.processes, request.images, request.shard_size)
 
     @property
     def plan(self) -> dict[str, Any]:
         """What the other processes of this run have to know, as JSON values."""
-        return {"processes": self.processes, "run": self._run, "complete": self.complete}
+        return {
+            "processes": self.processes, "run": self._run, "complete": self.complete, "additions": self._additions,
+            "adds": self.adds, "source": self.request.source,
+        }  # fmt: skip
 
     @property
     def units(self) -> int:
-        """Ranges of `shard_size` images, one file for each bucket that they hold."""
-        return -(-self.request.images // self.request.shard_size)
+        """Ranges of at most `shard_size` images, one file for each bucket that they hold."""
+        return sum(segment.units for segment in self._segments)
+
+    @property
+    def stored_units(self) -> int:
+        """Those that the store which was found knew."""
+        return self.units - (self._segments[-1].units if self.adds else 0)
 
     def share(self, rank: int, processes: int) -> range:
-        """The units of one process: every unit is in one share, the shares follow each other."""
-        return range(self.units * rank // processes, self.units * (rank + 1) // processes)
+        """The units of one process."""
+        return share(self.units, rank, processes)
 
     def indices(self, unit: int) -> range:
         """The images of a unit, by their position in the source."""
-        size = self.request.shard_size
-        return range(unit * size, min((unit + 1) * size, self.request.images))
+        segment, number = self._find(unit)
+        return segment.indices(number)
 
     def shard_name(self, unit: int) -> str:
         """The file of a unit, in the folder of each of its buckets."""
-        rank = next((r for r in range(self.processes) if unit in self.share(r, self.processes)), 0)
-        return f"latents_rank{rank:02d}_shard{unit - self.share(rank, self.processes).start:03d}.safetensors"
+        segment, number = self._find(unit)
+        return segment.shard_name(number)
+
+    def _find(self, unit: int) -> tuple[Segment, int]:
+        """The segment of a unit, and its number there."""
+        for segment in self._segments:
+            if unit < segment.units:
+                return segment, unit
+            unit -= segment.units
+        raise AssertionError("there is no such unit")
 
     def finished(self, unit: int) -> Record | None:
         """What is known of a unit that is done, its shards read and compared; None if it must be done."""
@@ -124,12 +163,19 @@ class StoreWriter:
         found = read_description(self.path)
         self.request = with_scale_of(found["request"], self.request)
         ours = asdict(self.request)
-        if different := [key for key in ours if found["request"].get(key) != ours[key]]:
+        if different := [key for key in ours if key not in _FREE and found["request"].get(key) != ours[key]]:
             name = different[0]
             raise UserError(
                 f"{self.path} is a store made with {name} {short(found['request'].get(name))}, not "
-                f"{short(ours[name])}; name another folder, or delete it"
+                f"{short(ours[name])}; name another folder for the store"
             )
+        before, now = found["request"]["images"], self.request.images
+        grown = now > before and self._keys is not None
+        if (before != now and not grown) or (before == now and found["request"]["keys_hash"] != self.request.keys_hash):
+            raise UserError(f"{self.path} is a store of {before} other images; name another folder for the store")
+        self.adds = grown
+        self.request = replace(self.request, source=found["request"]["source"])
+        self._additions = found.get("additions", []) + ([[before, self.processes]] if self.adds else [])
         self.processes = found.get("processes", 1)
         for file in (*self.path.glob("*"), *self.path.glob("*x*/*"), *self.path.glob(f"{WORK}/*")):
             if _is_temporary(file.name):
@@ -138,6 +184,8 @@ class StoreWriter:
             self._remove_records()
             return True
         self.begin_records()
+        if self.adds:
+            self.mark_unfinished()
         names = set(recorded(self.path))
         self._remove_shards(lambda file: file.name not in names)
         return False
@@ -146,6 +194,8 @@ class StoreWriter:
         """Make the place for records, of this run."""
         make_folder(self.path / WORK)
         write_run(self.path, self._run)
+        if self._keys is not None:
+            write_keys(self.path, self._keys)
 
     def mark_unfinished(self) -> None:
         """The description without files, which makes the records count."""
@@ -183,6 +233,10 @@ class StoreWriter:
     ) -> dict[str, Any]:
         content: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "request": asdict(self.request)}
         content["processes"] = self.processes
+        if self._additions:
+            content["additions"] = self._additions
+        if self._classes:
+            content["classes"] = self._classes
         if files is not None:
             content["files"] = {name: written._asdict() for name, written in sorted(files.items())}
             content["redone_batches"] = sum((redone_by_file or {}).values())
@@ -241,8 +295,11 @@ class StoreWriter:
         statistics.update(latents, squared_error=tensors.get(ERROR))
         return statistics
 
-    def finish(self) -> None:
+    def finish(self, account: dict[str, Any] | None = None) -> None:
         """Write index and statistics from the records of all units, then mark the store complete.
+
+        Args:
+            account: Of the source, as JSON values.
 
         Raises:
             RunError: a unit has no record.
@@ -280,10 +337,16 @@ class StoreWriter:
             )
         self._remove_shards(lambda file: f"{file.parent.name}/{file.name}" not in files)
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
+        table = pa.concat_tables(tables)
+        if account is not None:
+            table = table.replace_schema_metadata({ACCOUNT: json.dumps(account).encode()})
+        pq.write_table(table, sink, compression="zstd")
         files[INDEX] = write_bytes(self.path / INDEX, memoryview(sink.getvalue()))
         write_json(self.path / STATISTICS, describe_statistics(statistics, images=good))
         files[STATISTICS] = look_at(self.path / STATISTICS)
+        if self._classes:
+            write_json(self.path / CLASSES, self._classes)
+            files[CLASSES] = look_at(self.path / CLASSES)
         lightningdit = lightningdit_statistics(statistics)
         buckets = sorted({name.partition("/")[0] for name in files if "/" in name})
         for bucket in buckets if self.request.dtype != "uint8" else ():
@@ -303,32 +366,6 @@ def latents_of(tensors: Mapping[str, Tensor], keys: Sequence[str], request: Stor
         return posterior.mode()
     seeds = torch.tensor([derive_seed(request.seed, key, "") for key in keys])
     return posterior.sample(noise=seeded_noise(seeds, tuple(posterior.mean.shape[1:])))
-
-
-def describe_statistics(statistics: ChannelStatistics, *, images: int) -> dict[str, Any]:
-    """The content of stats.json: population statistics of the stored `latents` in float64, mirror images not counted.
-
-    `state` is what `ChannelStatistics.from_state` takes, to merge with others exactly. `relative_error` is there for
-    uint8: the root of the mean squared error as a part of the channel's deviation.
-    """
-    error = {} if statistics.relative_error is None else {"relative_error": statistics.relative_error.tolist()}
-    return {
-        "images": images,
-        "channel_mean": statistics.channel_mean.tolist(),
-        "channel_std": statistics.channel_std.tolist(),
-        "pooled_mean": statistics.pooled_mean,
-        "pooled_std": statistics.pooled_std,
-        "scaling_factor": statistics.scaling_factor,  # None of constant latents
-        "state": statistics.state(),
-    } | error
-
-
-def lightningdit_statistics(statistics: ChannelStatistics) -> bytes:
-    """LightningDiT's file. Written through memory, because torch.save puts a path's name into the bytes."""
-    buffer = io.BytesIO()
-    mean, std = (value.float().view(1, -1, 1, 1) for value in (statistics.channel_mean, statistics.channel_std))
-    torch.save({"mean": mean, "std": std}, buffer)
-    return buffer.getvalue()
 
 
 def with_scale_of(recorded: dict[str, Any], request: StoreRequest) -> StoreRequest:

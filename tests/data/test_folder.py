@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -116,6 +117,19 @@ def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "images/class0/0.png")
     with pytest.raises(OSError, match="not a regular file"):
         source[0]
+
+
+def test_names_that_are_not_utf8_can_be_printed(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    for name, content in ((b"1.png", image(0)), (b"2.heic", b""), (b"metadata.csv", b"file_name,text\ngone.png,x\n")):
+        with open(folder + b"/" + name, "wb") as file:
+            file.write(content)
+    account = open_source(tmp_path).account()
+    "\n".join(account.lines()).encode()
+    json.dumps(account.to_json(), ensure_ascii=False).encode()
+    assert account.classes == ["caf\\xe9"]
+    assert account.lines()[-1] == "caf\\udce9/metadata.csv: 1 belongs to no image: gone.png"
 
 
 def test_class_numbers_of_elsewhere(tmp_path: Path) -> None:

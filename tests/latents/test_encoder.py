@@ -19,7 +19,6 @@ from ldm_ae.errors import UserError
 from ldm_ae.latents import LatentDataset, LatentStore, inspect_store, verify_store
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, KLAutoencoder, model_hash
 from tests.latents.helpers import contents, encode, overflow_encoder
-from tests.pictures import smooth_picture
 
 
 def all_rows(store: Path) -> dict[str, Tensor]:
@@ -40,6 +39,7 @@ def test_the_layout(store: Path) -> None:
         "32x32/latents_rank00_shard001.safetensors",
         "32x32/latents_rank00_shard002.safetensors",
         "32x32/latents_stats.pt",
+        "classes.json",
         "index.parquet",
         "stats.json",
         "store.json",
@@ -233,8 +233,8 @@ def test_a_complete_store_is_not_made_twice(tiny_model: KLAutoencoder, image_fol
         encode(tiny_model, image_folder, store, seed=1)
     with pytest.raises(UserError, match="made with dtype"):
         encode(tiny_model, image_folder, store, dtype="bf16")
-    smooth_picture(99, 40, 40).save(image_folder / "cats/new.png")
-    with pytest.raises(UserError, match="made with images 12, not 13"):
+    (image_folder / "cats/001.png").rename(image_folder / "cats/renamed.png")
+    with pytest.raises(UserError, match="holds 12 images, of which 1 are not among these"):
         encode(tiny_model, image_folder, store)
     assert contents(store) == before
 

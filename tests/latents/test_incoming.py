@@ -78,6 +78,9 @@ def test_encoded_images_come_back(tiny_model: KLAutoencoder, image_folder: Path,
     encode(tiny_model, image_folder, tmp_path / "store", flips=False)
     convert_store(tmp_path / "store", tmp_path / "out.zip", "edm2-zip", fold="trainer")
     import_latents(tmp_path / "out.zip", tmp_path / "back", model=tiny_model)
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        assert json.loads(archive.read("classes.json")) == ["cats", "dogs"]
+    assert LatentStore(tmp_path / "back").classes == ["cats", "dogs"]
     compare(tmp_path / "store", tmp_path / "back", TENSORS, atol=1e-5, rtol=1e-5)
     # It is as good as the first: it decodes, and it can be put beside its images.
     assert decode_store(tiny_model, tmp_path / "back", tmp_path / "pictures", device="cpu") == 12

@@ -144,7 +144,7 @@ def is_complete(path: Path) -> bool:
 def test_every_unit_is_in_one_share(tmp_path: Path, tiny_model: KLAutoencoder, image_folder: Path) -> None:
     encode_until(12, tiny_model, image_folder, tmp_path / "store", shard_size=1)
     assert len(recorded(tmp_path / "store")) == 11
-    plan = {"processes": 5, "run": "", "complete": False}
+    plan = {"processes": 5, "run": "", "complete": False, "additions": [], "adds": False, "source": "images"}
     request = request_of(tmp_path / "store")
     five = writer.StoreWriter(tmp_path / "store", request, plan=plan)
     for count in (1, 2, 5, 12, 40):

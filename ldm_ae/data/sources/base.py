@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import errno
 import os
 import stat
@@ -116,6 +117,12 @@ class Wrapped(Source):
     def account(self) -> Account:
         """The source's."""
         return self._source.account()
+
+    def with_classes(self, classes: Sequence[str], origin: str) -> Source:
+        """See `Source.with_classes`."""
+        found = copy.copy(self)
+        found._source = self._source.with_classes(classes, origin)
+        return found
 
 
 class StringTable(Sequence[str]):

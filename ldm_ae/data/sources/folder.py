@@ -92,7 +92,7 @@ class FolderSource(Source):
                 found.add_values(table, row)
                 self._rows[path] = found.label, found.caption
                 for note in found.notes:
-                    self._account.unusable.setdefault(f"values of {table}", Group()).add(f"{name}: {note}")
+                    self._account.unusable.setdefault(f"values of {printable(table)}", Group()).add(f"{name}: {note}")
 
     def _describe(self, paths: list[str]) -> None:
         """Count where captions and labels come from."""
