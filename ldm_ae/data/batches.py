@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm_ae.data.buckets import BucketTransform
+from ldm_ae.data.buckets import BucketTransform, WholeTransform
 from ldm_ae.data.decoding import BadImage, Decoded
 from ldm_ae.data.randomness import NOISE, REPLACEMENT, TRANSFORM, derived_seed
 from ldm_ae.data.sources.base import RawImage, Source
@@ -101,7 +101,7 @@ class BatchBuilder(Dataset[Batch]):
     def __init__(
         self,
         source: Source,
-        transform: ImageTransform | BucketTransform,
+        transform: ImageTransform | BucketTransform | WholeTransform,
         *,
         seed: int,
         pool: Tensor,

@@ -8,6 +8,7 @@ names, and the samples stay as they are.
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from ldm_ae.data.profiles import ADOBE_RGB_GAMMA, ADOBE_RGB_PRIMARIES, D65, SRGB
 NOT_APPLIED = "not applied: "
 """The start of the account of a profile that cannot be used."""
 _SAME = 2  # levels; published variants of the sRGB profile differ by one, the nearest other spaces by six or more
+_NAMED = 3  # profiles in a message
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # Pillow's mode of the samples that a profile is for
 _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
@@ -64,6 +66,24 @@ def to_srgb(image: Image.Image, file: Image.Image) -> tuple[Image.Image, str | N
     if image.mode in ("LA", "RGBA"):
         converted.putalpha(image.getchannel("A"))
     return converted, conversion.account
+
+
+def conversion_lines(counts: Mapping[str, int]) -> list[str]:
+    """Say how many images were converted, and how many state a profile in vain; `counts` is images by account."""
+    converted = {name: count for name, count in counts.items() if not name.startswith(NOT_APPLIED)}
+    others = {name: count for name, count in counts.items() if name not in converted}
+    lines = []
+    if converted:
+        lines.append(f"{sum(converted.values())} images converted to sRGB, from {_listed(converted)}")
+    if others:
+        lines.append(f"{sum(others.values())} images have a colour profile that was {_listed(others)}")
+    return lines
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    frequent = sorted(counts, key=lambda name: -counts[name])[:_NAMED]
+    more = f" and {len(counts) - _NAMED} more" if len(counts) > _NAMED else ""
+    return ", ".join(f"{name} ({counts[name]})" for name in frequent) + more
 
 
 @lru_cache(maxsize=1)

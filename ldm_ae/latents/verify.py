@@ -106,6 +106,7 @@ def inspect_store(path: str | Path, *, verify: bool = True) -> dict[str, Any]:
         "bad_images": store.bad(),
         "buckets": buckets,
         "cropped": asdict(describe_crops(store.good())),
+        "colour_profiles": store.colour_profiles(),
         "bytes": sum(file["size"] for file in store.files.values()),
         "statistics": {
             "channel_mean": statistics.channel_mean.tolist(),
