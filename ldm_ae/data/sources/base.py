@@ -8,7 +8,10 @@ from typing import ClassVar, NamedTuple, overload
 
 import numpy as np
 
-IMAGE_EXTENSIONS = ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
+IMAGE_EXTENSIONS = (
+    "avif", "bmp", "gif", "heic", "heif", "hif", "j2c", "j2k", "jfif", "jp2", "jpc", "jpe", "jpeg", "jpf", "jpg", "jpx",
+    "jxl", "mpo", "png", "tif", "tiff", "webp",
+)  # fmt: skip
 """Lower case, without the dot. What a file really is, its content says; these only choose which files are looked at."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_ae.data.decoding import BadImage
+from ldm_ae.data.regular_files import read_regular_file, read_regular_text
 from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, RawImage, Source, StringTable, extension, printable
 from ldm_ae.errors import UserError
 
@@ -62,17 +63,17 @@ class FolderSource(Source):
 
     def __getitem__(self, index: int) -> RawImage:
         path = self._paths[index]
-        data = (self._root / path).read_bytes()
+        data = read_regular_file(self._root / path)
         label, caption = self._labels.get(path.partition("/")[0]), None
         has_text, has_json = self._texts[index].tolist()
         try:
             if has_json:
-                content = json.loads((self._root / _beside(path, "json")).read_text(encoding="utf-8"))
+                content = json.loads(read_regular_text(self._root / _beside(path, "json")))
                 content = content if isinstance(content, dict) else {}
                 caption = content["caption"] if isinstance(content.get("caption"), str) else None
                 label = content["label"] if type(content.get("label")) is int and content["label"] >= 0 else label
             if has_text:
-                caption = (self._root / _beside(path, "txt")).read_text(encoding="utf-8").strip()
+                caption = read_regular_text(self._root / _beside(path, "txt")).strip()
         except (ValueError, RecursionError) as error:  # JSON's and UTF-8's decoding errors are ValueErrors
             raise BadImage(f"the text beside it cannot be read: {error}") from error
         return RawImage(printable(path), data, label, caption)

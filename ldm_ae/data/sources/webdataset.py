@@ -117,6 +117,8 @@ def _scan(tar: Path) -> dict[str, dict[str, tuple[int, int]]]:
     """Offset and size of each part of each sample that has an image."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
+        if tar.exists() and not tar.is_file():  # opening a named pipe would wait for ever
+            raise UserError(f"{tar} is not a regular file")
         with tar.open("rb") as file:
             start = file.read(2)
         if start in _MAGIC:
