@@ -51,7 +51,7 @@ def to_srgb(image: Image.Image, file: Image.Image) -> tuple[Image.Image, str | N
         states nothing, the name of its profile, or `NOT_APPLIED` and why.
     """
     if image.mode == "LAB":
-        return ImageCms.applyTransform(image, _lab_transform()), "CIE L*a*b*"
+        return _applied(_lab_transform(), image), "CIE L*a*b*"
     try:
         profile = file.info.get("icc_profile") or _stated(file, grey=image.mode in ("L", "LA"))
         if not profile:
@@ -62,10 +62,16 @@ def to_srgb(image: Image.Image, file: Image.Image) -> tuple[Image.Image, str | N
     if conversion.transform is None:
         return image, conversion.account
     samples = image if image.mode == conversion.mode else image.convert(conversion.mode)
-    converted = ImageCms.applyTransform(samples, conversion.transform)
+    converted = _applied(conversion.transform, samples)
     if image.mode in ("LA", "RGBA"):
         converted.putalpha(image.getchannel("A"))
     return converted, conversion.account
+
+
+def _applied(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None, "only what is converted in place is not returned"
+    return converted
 
 
 def conversion_lines(counts: Mapping[str, int]) -> list[str]:
@@ -129,7 +135,7 @@ def _moves(transform: ImageCms.ImageCmsTransform, mode: str) -> int:
         greys if mode == "L" else np.concatenate([greys, np.array(np.meshgrid(steps, steps, steps)).reshape(3, -1).T])
     )
     probe = Image.fromarray(np.ascontiguousarray(colours[None])).convert(mode)
-    moved = np.asarray(ImageCms.applyTransform(probe, transform)).astype(int)
+    moved = np.asarray(_applied(transform, probe)).astype(int)
     return int(np.abs(moved[0] - colours.astype(int)).max())
 
 

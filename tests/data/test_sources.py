@@ -373,9 +373,9 @@ def test_wrong_locations_say_what_would_do(tmp_path: Path) -> None:
         (tmp_path / "nowhere", "no such folder or file: .*nowhere\nimages may be a folder of images, "),
         (
             tmp_path / "empty",
-            r"no images in .*empty: no file in it or below ends in one of bmp gif jpeg jpg png tif tiff webp",
+            r"no images in .*empty: no file in it or below ends in one of avif bmp gif .* tif tiff webp,",
         ),
-        (tmp_path / "notes.txt", r"notes.txt is no image file \(bmp gif"),
+        (tmp_path / "notes.txt", r"notes.txt is no image file \(avif bmp gif"),
         (tmp_path / "no.tar", "no such tar"),
         (tmp_path / "no.parquet", "no such Parquet file"),
     ):
