@@ -109,6 +109,10 @@ def build_parser() -> argparse.ArgumentParser:
     reconstruct = command("reconstruct", "Encode and decode images, to PNG files.")
     _add(reconstruct, "model", "images", "out")
     _add_images_options(reconstruct)
+    _add_bucket_options(reconstruct)
+    reconstruct.add_argument("--whole", action="store_true", help="keep each image whole, its shorter side resized to "
+                             "the size, or with --resize none not at all; its sides are rounded to multiples of the "
+                             "model's downsample factor")  # fmt: skip
     _add_compute_options(reconstruct)
 
     encode = command(
@@ -215,6 +219,13 @@ def _add_images_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, help="side of the central square crop in pixels (default: the size the "
                         "model was trained at)")  # fmt: skip
     parser.add_argument("--resize", help="shorter side before the crop, or none for no resizing (default: the size)")
+    parser.add_argument("--crop", choices=("center", "adm"), default="center", help="adm resizes as center_crop_arr of "
+                        "ADM does, by which scores on ImageNet are published (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--colour-profiles", choices=("convert", "ignore"), help="convert colours to sRGB by the "
+                        "images' colour profiles, or ignore these, as published data sets did (default: convert, or "
+                        "what the store to be resumed was begun with)")  # fmt: skip
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="skip larger images; decoding takes about 10 bytes "
+                        "a pixel (default: 89 million)")  # fmt: skip
     parser.add_argument("--workers", type=int, default=2, help="decoding processes (default: %(default)s)")
     parser.add_argument("--bad-share", type=float, default=0.01, help="share of unreadable images past which the "
                         "command fails (default: %(default)s)")  # fmt: skip

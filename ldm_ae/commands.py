@@ -14,7 +14,7 @@ from ldm_ae.resources import DEFAULT_MODEL
 from ldm_ae.terminal import ProgressDisplay, lines_of, progress_bar
 
 if TYPE_CHECKING:
-    from ldm_ae.data import Account, BucketTransform, ImageTransform, Source
+    from ldm_ae.data import Account, BucketTransform, ImageTransform, Source, WholeTransform
     from ldm_ae.evaluation import ActivationRanges
     from ldm_ae.latents.encoder import Engine
     from ldm_ae.models import Autoencoder, ChannelStatistics
@@ -69,24 +69,35 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     from ldm_ae.latents import reconstruct_images
 
     _choose_precision(args)
-    model, source, transform = _inputs(args)
+    if args.whole:
+        model, source, transform = _whole_inputs(args)
+    else:
+        model, source, transform = _bucketed_inputs(args)
     with progress_bar("reconstructing", len(source)) as progress:
-        count = reconstruct_images(
+        written = reconstruct_images(
             model, source, args.out, transform=transform, batch_size=args.batch_size, workers=args.workers,
             device=args.device, precision=args.precision, bad_share=args.bad_share, progress=progress,
         )  # fmt: skip
-    print("\n".join([*source.account().lines(), f"{count} reconstructions in {args.out}"]))
+    print("\n".join([*source.account().lines(), f"{written.images} reconstructions in {args.out}"]))
+    if not args.whole:
+        sizes = ", ".join(f"{height}x{width}" for height, width in transform.sizes)
+        print(f"of {sizes} pixels: {written.crops.line()}; --whole keeps all of an image")
 
 
 def run_encode(args: argparse.Namespace) -> None:
     """`ldm-ae encode`."""
-    from ldm_ae.data import Annotated
+    from ldm_ae.data import Annotated, conversion_lines
     from ldm_ae.latents import Processes, encode_images
     from ldm_ae.latents.annotated import read_classes
+    from ldm_ae.latents.store import colour_profiles_of
     from ldm_ae.models.scaling import describe_constant
 
     processes = Processes.from_environment()
     engine = _engine(args)
+    if args.colour_profiles is None and (earlier := colour_profiles_of(Path(args.store))) is not None:
+        args.colour_profiles = earlier  # goes on as it was begun, by a version that ignored them
+        if earlier == "ignore" and processes.rank == 0:
+            _note([f"colour profiles are ignored, as {args.store} was made; to convert them, encode into a new store"])
     model, source, transform = _bucketed_inputs(args)
     if args.labels or args.captions:
         source = Annotated(source, labels=args.labels, captions=args.captions)
@@ -110,10 +121,10 @@ def run_encode(args: argparse.Namespace) -> None:
     if constant := statistics.constant_channels:
         some = f"channels {', '.join(map(str, constant))} of the latents are constant; no scale whitens them"
         _note([describe_constant(statistics) if statistics.is_constant else some])
-    enlarged = f"; {summary.crops.enlarged} images are smaller than that and were enlarged"
-    print(f"{', '.join(f'{size}: {images}' for size, images in summary.buckets.items())}; "
-          f"{summary.crops.mean_share:.1%} of an image cropped off on average"
-          f"{enlarged if summary.crops.enlarged else ''}")  # fmt: skip
+    buckets = ", ".join(f"{size}: {images}" for size, images in summary.buckets.items())
+    print(f"{buckets}; {summary.crops.line()}")
+    for line in conversion_lines(summary.colour_profiles):
+        print(line)
     if (error := summary.statistics.relative_error) is not None:
         print(f"error of uint8: {error.square().mean().sqrt():.2%} of a channel's deviation, at most {error.max():.2%}")
     print("\n".join([*summary.account.lines(), *summary.annotations.lines()]))
@@ -278,7 +289,29 @@ def _inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransfo
         if not resize.isdigit():
             raise UserError(f"--resize is '{resize}'; give a number of pixels, or none")
         resize = int(resize)
-    return model, source, ImageTransform(size=size, resize=resize)
+    return model, source, ImageTransform(size=size, resize=resize, crop=args.crop, **_decoding(args))
+
+
+def _decoding(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a transform that say how files are decoded."""
+    options = {"colour_profiles": args.colour_profiles, "max_pixels": args.max_pixels}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _whole_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, WholeTransform]:
+    """The same where images are kept whole."""
+    from ldm_ae.data import WholeTransform
+
+    others = [name for name in ("sizes", "area", "multiple", "max_ratio") if getattr(args, name) is not None]
+    others += ["crop"] * (args.crop != "center") + ["resize"] * (args.resize not in (None, "none"))
+    others += ["size"] * (args.resize == "none" and args.size is not None)
+    if others:
+        raise UserError(f"--whole does not go with --{others[0].replace('_', '-')}; leave one of them out")
+    model, source = _model_and_images(args)
+    shorter = None if args.resize == "none" else args.size or model.sample_size
+    if shorter is not None:
+        model.latent_spec.latent_size(shorter, shorter)
+    return model, source, WholeTransform(shorter, multiple=model.latent_spec.downsample_factor, **_decoding(args))
 
 
 def _bucketed_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform | BucketTransform]:
@@ -290,7 +323,8 @@ def _bucketed_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, Ima
         raise UserError("--multiple and --max-ratio belong to --area; leave them out")
     if not given:
         return _inputs(args)
-    if others := [name for name in (*given[1:], "size", "resize") if getattr(args, name) is not None]:
+    others = [name for name in (*given[1:], "size", "resize") if getattr(args, name) is not None]
+    if others := [*others, *["crop"] * (args.crop != "center")]:
         raise UserError(f"--{others[0]} does not go with --{given[0]}; leave one of them out")
     if args.sizes is not None:
         sizes = [_size(text, "sizes") for text in args.sizes.split(",")]
@@ -301,7 +335,10 @@ def _bucketed_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, Ima
     model, source = _model_and_images(args)
     for size in sizes:
         model.latent_spec.latent_size(*size)
-    return model, source, ImageTransform(size=sizes[0]) if len(set(sizes)) == 1 else BucketTransform(sizes)
+    options = _decoding(args)
+    if len(set(sizes)) == 1:
+        return model, source, ImageTransform(size=sizes[0], **options)
+    return model, source, BucketTransform(sizes, **options)
 
 
 def _size(text: str, option: str) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 from ldm_ae.data.account import Account
 from ldm_ae.data.annotations import Annotated
 from ldm_ae.data.batches import Batch
-from ldm_ae.data.buckets import BucketTransform, sizes_of_area
+from ldm_ae.data.buckets import BucketTransform, WholeTransform, sizes_of_area
+from ldm_ae.data.colour import conversion_lines
 from ldm_ae.data.decoding import MAX_PIXELS, BadImage, ColourProfiles, Decoded, Decoding, decode_image
 from ldm_ae.data.holdout import split_holdout, split_keys
 from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
@@ -29,7 +30,9 @@ __all__ = [
     "Source",
     "TrainingLoader",
     "TransformedImage",
+    "WholeTransform",
     "Wrapped",
+    "conversion_lines",
     "decode_image",
     "described_options",
     "epoch_order",

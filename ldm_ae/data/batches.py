@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm_ae.data.buckets import BucketTransform
+from ldm_ae.data.buckets import BucketTransform, WholeTransform
 from ldm_ae.data.decoding import BadImage, Decoded
 from ldm_ae.data.randomness import NOISE, REPLACEMENT, TRANSFORM, derived_seed
 from ldm_ae.data.sources.base import RawImage, Source
@@ -25,7 +25,8 @@ _MAX_ATTEMPTS = 32  # replacements tried for one image; with a tenth of a data s
 
 
 class _Item(NamedTuple):
-    index: int
+    number: int
+    """Index into the source."""
     noise_seed: int
     raw: RawImage
     """As it lies in the source; without its bytes where it was cached."""
@@ -122,7 +123,7 @@ class BatchBuilder(Dataset[Batch]):
     def __init__(
         self,
         source: Source,
-        transform: ImageTransform | BucketTransform,
+        transform: ImageTransform | BucketTransform | WholeTransform,
         *,
         seed: int,
         pool: Tensor,
@@ -234,7 +235,7 @@ def _collate(items: list[_Item], rejected: dict[str, str], size: tuple[int, int]
     crops = [item.transformed.crop_ltrb for item in items]
     return Batch(
         pixel_values=torch.stack(pixels) if pixels else torch.empty(0, 3, *size),
-        indices=torch.tensor([item.index for item in items], dtype=torch.int64),
+        indices=torch.tensor([item.number for item in items], dtype=torch.int64),
         keys=[item.raw.key for item in items],
         seeds=torch.tensor([item.noise_seed for item in items], dtype=torch.int64),
         labels=torch.tensor(labels, dtype=torch.int64),

@@ -1,10 +1,11 @@
-"""Images of several aspect ratios, each cropped to the size that is nearest to its own."""
+"""Images of several aspect ratios, each cropped to the size that is nearest to its own, or kept whole."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from fractions import Fraction
+from typing import Any
 
 import torch
 from PIL import Image
@@ -76,6 +77,46 @@ class BucketTransform:
     def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> TransformedImage:
         """One image of mode RGB to (3, H, W) of one of `sizes`; BadImage as `ImageTransform`."""
         return self._transforms[self.choose(image.height, image.width)](image, generator)
+
+
+class WholeTransform:
+    """Any RGB image whole: its shorter side resized to a length, its sides rounded to multiples.
+
+    Rounding cuts off less than a multiple, or half of one where the image is resized; an image that is smaller than a
+    multiple without resizing is a bad image.
+
+    Args:
+        shorter: Length of the shorter side in pixels, a multiple of `multiple`; None for no resizing.
+        multiple: What divides the sides of the results.
+        colour_profiles: "convert" or "ignore" colour profiles when the loader decodes, see `Decoding`.
+        max_pixels: of a file; larger ones are bad images.
+    """
+
+    is_random = False
+
+    def __init__(
+        self,
+        shorter: int | None,
+        *,
+        multiple: int,
+        colour_profiles: ColourProfiles = "convert",
+        max_pixels: int = MAX_PIXELS,
+    ):
+        assert shorter is None or (shorter > 0 and shorter % multiple == 0), (shorter, multiple)
+        self._shorter = shorter
+        self._multiple = multiple
+        self._options: dict[str, Any] = {"colour_profiles": colour_profiles, "max_pixels": max_pixels}
+        self.decode = ImageTransform(size=multiple, **self._options).decode
+        """From a file's bytes to the image that this transform takes."""
+
+    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> TransformedImage:
+        """One image of mode RGB to (3, H, W) of its own size; BadImage as `ImageTransform`."""
+        if self._shorter is None:
+            height, width = (max(side // self._multiple, 1) * self._multiple for side in (image.height, image.width))
+            return ImageTransform(size=(height, width), resize="none", **self._options)(image, generator)
+        scale = self._shorter / min(image.size) / self._multiple
+        height, width = (max(round(side * scale), 1) * self._multiple for side in (image.height, image.width))
+        return ImageTransform(size=(height, width), **self._options)(image, generator)
 
 
 def sizes_of_area(height: int, width: int, *, multiple: int = 64, max_ratio: float = 4.0) -> list[Size]:

@@ -8,6 +8,7 @@ names, and the samples stay as they are.
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from ldm_ae.data.profiles import ADOBE_RGB_GAMMA, ADOBE_RGB_PRIMARIES, D65, SRGB
 NOT_APPLIED = "not applied: "
 """The start of the account of a profile that cannot be used."""
 _SAME = 2  # levels; published variants of the sRGB profile differ by one, the nearest other spaces by six or more
+_NAMED = 3  # profiles in a message
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # Pillow's mode of the samples that a profile is for
 _INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
@@ -49,7 +51,7 @@ def to_srgb(image: Image.Image, file: Image.Image) -> tuple[Image.Image, str | N
         states nothing, the name of its profile, or `NOT_APPLIED` and why.
     """
     if image.mode == "LAB":
-        return ImageCms.applyTransform(image, _lab_transform()), "CIE L*a*b*"
+        return _applied(_lab_transform(), image), "CIE L*a*b*"
     try:
         profile = file.info.get("icc_profile") or _stated(file, grey=image.mode in ("L", "LA"))
         if not profile:
@@ -60,10 +62,34 @@ def to_srgb(image: Image.Image, file: Image.Image) -> tuple[Image.Image, str | N
     if conversion.transform is None:
         return image, conversion.account
     samples = image if image.mode == conversion.mode else image.convert(conversion.mode)
-    converted = ImageCms.applyTransform(samples, conversion.transform)
+    converted = _applied(conversion.transform, samples)
     if image.mode in ("LA", "RGBA"):
         converted.putalpha(image.getchannel("A"))
     return converted, conversion.account
+
+
+def _applied(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None, "only what is converted in place is not returned"
+    return converted
+
+
+def conversion_lines(counts: Mapping[str, int]) -> list[str]:
+    """Say how many images were converted, and how many state a profile in vain; `counts` is images by account."""
+    converted = {name: count for name, count in counts.items() if not name.startswith(NOT_APPLIED)}
+    others = {name: count for name, count in counts.items() if name not in converted}
+    lines = []
+    if converted:
+        lines.append(f"{sum(converted.values())} images converted to sRGB, from {_listed(converted)}")
+    if others:
+        lines.append(f"{sum(others.values())} images have a colour profile that was {_listed(others)}")
+    return lines
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    frequent = sorted(counts, key=lambda name: -counts[name])[:_NAMED]
+    more = f" and {len(counts) - _NAMED} more" if len(counts) > _NAMED else ""
+    return ", ".join(f"{name} ({counts[name]})" for name in frequent) + more
 
 
 @lru_cache(maxsize=1)
@@ -109,7 +135,7 @@ def _moves(transform: ImageCms.ImageCmsTransform, mode: str) -> int:
         greys if mode == "L" else np.concatenate([greys, np.array(np.meshgrid(steps, steps, steps)).reshape(3, -1).T])
     )
     probe = Image.fromarray(np.ascontiguousarray(colours[None])).convert(mode)
-    moved = np.asarray(ImageCms.applyTransform(probe, transform)).astype(int)
+    moved = np.asarray(_applied(transform, probe)).astype(int)
     return int(np.abs(moved[0] - colours.astype(int)).max())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ldm_ae.data.batches import Batch, BatchBuilder, Failure, concatenate
-from ldm_ae.data.buckets import BucketTransform
+from ldm_ae.data.buckets import BucketTransform, WholeTransform
 from ldm_ae.data.loader import Rejects, check_counts, data_loader, signals_held_back
 from ldm_ae.data.sources.base import Source
 from ldm_ae.data.transforms import ImageTransform
@@ -22,8 +22,9 @@ class RangeLoader:
 
     What the batches of a range are follows from its images and `batch_size` alone. With an `ImageTransform` a batch is
     `batch_size` consecutive images, shorter by the bad ones. With a `BucketTransform` images wait for others of their
-    size; within a size they keep the order of the source. The workers go on from range to range. Bad images are left
-    out and collected in `rejected`.
+    size; within a size they keep the order of the source. With a `WholeTransform`, whose sizes have no end, a batch is
+    those of `batch_size` consecutive images that have one size. The workers go on from range to range. Bad images are
+    left out and collected in `rejected`.
 
     Args:
         source: The images.
@@ -31,16 +32,18 @@ class RangeLoader:
         ranges: Of the source, none of them empty, none overlapping.
         batch_size: Images of one batch.
         workers: Decoding processes; 0 decodes in this one.
+        bad_share: Share of bad images, from 0 to 1, past which a UserError follows the last batch.
     """
 
     def __init__(
         self,
         source: Source,
-        transform: ImageTransform | BucketTransform,
+        transform: ImageTransform | BucketTransform | WholeTransform,
         *,
         ranges: Sequence[range],
         batch_size: int,
         workers: int = 0,
+        bad_share: float = 1.0,
     ):
         check_counts(batch_size=batch_size)
         assert not transform.is_random, "what is drawn would depend on the loader"
@@ -49,7 +52,7 @@ class RangeLoader:
         self._sizes = transform.sizes if isinstance(transform, BucketTransform) else None
         builder = BatchBuilder(source, transform, seed=0, pool=torch.empty(0), replace_bad=False)
         self._loader = data_loader(_BySize(builder), _Chunks(ranges, batch_size), workers, persistent=False)
-        self._rejects = Rejects(1.0, sum(map(len, ranges)))
+        self._rejects = Rejects(bad_share, sum(map(len, ranges)))
 
     @property
     def rejected(self) -> dict[str, str]:
@@ -74,6 +77,7 @@ class RangeLoader:
                         whole = [batch] if len(batch) else []
                         yield from ((number, one) for one in (waiting.add(batch) if self._sizes else whole))
                 yield from ((number, one) for one in waiting.rest())
+            self._rejects.check()
         finally:
             del chunks  # as in TrainingLoader.steps
 

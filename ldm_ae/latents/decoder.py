@@ -7,17 +7,19 @@ import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ldm_ae.core.precision import inference_numerics
-from ldm_ae.data import EvaluationLoader, ImageTransform, Source
+from ldm_ae.data import BucketTransform, ImageTransform, RangeLoader, Source, WholeTransform
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder, require_new_folder
 from ldm_ae.latents.batches import BucketBatchSampler
+from ldm_ae.latents.crops import Crops, measure_crops
 from ldm_ae.latents.encoder import Progress
 from ldm_ae.latents.provenance import inference_copy
 from ldm_ae.latents.reader import LatentDataset, LatentStore
@@ -119,26 +121,34 @@ def decode_store(
     return _write_images(batches(), output_names(keys), out, total=len(keys), progress=progress)
 
 
+class Reconstructions(NamedTuple):
+    """What `reconstruct_images` wrote."""
+
+    images: int
+    crops: Crops
+    """What was cut off."""
+
+
 def reconstruct_images(
     model: Autoencoder,
     source: Source,
     out: str | Path,
     *,
-    transform: ImageTransform,
+    transform: ImageTransform | BucketTransform | WholeTransform,
     batch_size: int = 16,
     workers: int = 0,
     device: str | torch.device = "auto",
     precision: str = "fp32",
     bad_share: float = 0.01,
     progress: Progress | None = None,
-) -> int:
+) -> Reconstructions:
     """Encode and decode every image, by the posterior's mode, to a PNG file named by its key.
 
     Args:
         model: In float32; a copy of it runs.
         source: The images.
         out: A new or empty folder.
-        transform: To one size, which the model's downsample factor divides.
+        transform: To one size, several, or each image's own; the model's downsample factor must divide them.
         batch_size: Images a forward pass.
         workers: Processes that decode image files.
         device: Where to run; `auto` picks an accelerator if there is one.
@@ -146,25 +156,30 @@ def reconstruct_images(
         bad_share: Share of unusable images past which this ends with an error, after all that is good.
         progress: Called after every batch.
 
-    Returns:
-        The number of images written.
-
     Raises:
         UserError: the size does not fit the model, too many images are bad, a reconstruction is not finite, or `out`
             is not empty or cannot be written.
     """
-    model.latent_spec.latent_size(transform.height, transform.width)
-    loader = EvaluationLoader(source, transform, batch_size=batch_size, workers=workers, bad_share=bad_share)
+    for size in () if isinstance(transform, WholeTransform) else transform.sizes:
+        model.latent_spec.latent_size(*size)
+    loader = RangeLoader(
+        source, transform, ranges=[range(len(source))], batch_size=batch_size, workers=workers, bad_share=bad_share
+    )
     device = pick_device(device) if isinstance(device, str) else device
     precision = inference_numerics(precision, device).precision
     runner = inference_copy(model, device=device, precision=precision)
+    crops, originals, sizes = ([np.empty((0, columns), np.int64)] for columns in (4, 2, 2))
 
     def batches() -> Iterator[tuple[list[str], Tensor]]:
-        for batch in loader:
+        for _, batch in loader:
+            crops.append(batch.crops_ltrb.numpy())
+            originals.append(batch.original_sizes.numpy())
+            sizes.append(np.broadcast_to(batch.pixel_values.shape[-2:], (len(batch), 2)))
             yield batch.keys, _decode(runner, batch.pixel_values, batch.keys, precision, encode=True)
 
     names = output_names(source.key(index) for index in range(len(source)))
-    return _write_images(batches(), names, out, total=len(source), progress=progress)
+    images = _write_images(batches(), names, out, total=len(source), progress=progress)
+    return Reconstructions(images, measure_crops(*map(np.concatenate, (crops, originals, sizes))))
 
 
 def _codes(size: int | None, levels: int | None) -> str:

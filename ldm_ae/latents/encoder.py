@@ -97,6 +97,8 @@ class EncodeSummary:
     """Good images by HxW of the pixels, in the order of their areas."""
     crops: Crops
     """What was cut off."""
+    colour_profiles: dict[str, int]
+    """Good images by the profile from which they were converted to sRGB, or that was not applied."""
     already_complete: bool
     """The store was there, made by the same command; nothing was encoded."""
     precision: str
@@ -270,9 +272,9 @@ def encode_images(
         )
     return EncodeSummary(
         path=Path(path), images=len(store), bad=bad, statistics=store.statistics, buckets=store.buckets(),
-        crops=describe_crops(store.good()), already_complete=already_complete, precision=store.request.precision,
-        redone_batches=store.redone_batches, account=source.account(), annotations=store.annotations(),
-        warnings=numbering_warnings(folder, store.classes),
+        crops=describe_crops(store.good()), colour_profiles=store.colour_profiles(), already_complete=already_complete,
+        precision=store.request.precision, redone_batches=store.redone_batches, account=source.account(),
+        annotations=store.annotations(), warnings=numbering_warnings(folder, store.classes),
     )  # fmt: skip
 
 

@@ -56,6 +56,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import torch
 
+from ldm_ae.data import ColourProfiles
 from ldm_ae.errors import UserError, reason
 from ldm_ae.files import read_json
 from ldm_ae.latents.eight_bits import ERROR, SCALE
@@ -257,6 +258,18 @@ def read_description(path: Path) -> dict[str, Any]:
         raise UserError(f"{file} is damaged")
     content["request"] = _ADDED | content["request"]
     return content
+
+
+def colour_profiles_of(path: Path) -> ColourProfiles | None:
+    """How the store at `path`, finished or not, was made with regard to colour profiles; None if there is no store.
+
+    Raises:
+        UserError: as `read_description`.
+    """
+    if not (path / DESCRIPTION).is_file():
+        return None
+    transform = read_description(path)["request"].get("transform")
+    return "convert" if isinstance(transform, dict) and transform.get("colour_profiles") == "convert" else "ignore"
 
 
 def _names_files(files: object) -> bool:

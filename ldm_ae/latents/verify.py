@@ -135,6 +135,7 @@ def inspect_store(
         "account": store.account(),
         "buckets": buckets,
         "cropped": asdict(describe_crops(store.good())),
+        "colour_profiles": store.colour_profiles(),
         "bytes": sum(file["size"] for file in store.files.values()),
         "statistics": {
             "channel_mean": statistics.channel_mean.tolist(),

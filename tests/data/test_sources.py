@@ -141,9 +141,9 @@ def test_wrong_locations_say_what_would_do(tmp_path: Path) -> None:
         (tmp_path / "nowhere", "no such folder or file: .*nowhere\nimages may be a folder of images, "),
         (
             tmp_path / "empty",
-            r"no images in .*empty: expected files that end in one of bmp .* or a saved data set\nit has none",
+            r"no images in .*empty: expected files that end in one of avif bmp .* or a saved data set\nit has none",
         ),
-        (tmp_path / "notes.txt", r"notes.txt is not an image file \(bmp gif"),
+        (tmp_path / "notes.txt", r"notes.txt is not an image file \(avif bmp gif"),
         (tmp_path / "no.tar", "no such tar"),
         (tmp_path / "no.parquet", "no such Parquet file"),
     ):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ldm_ae.data import BadImage, BucketTransform, ImageTransform, described_options
+from ldm_ae.data.config import DataConfig
 from ldm_ae.errors import UserError
 
 
@@ -225,3 +226,14 @@ def test_described_options_are_the_inverse_of_describe() -> None:
     ):
         described = json.loads(json.dumps(ImageTransform(size=16, **options).describe()))  # type: ignore[arg-type]
         assert ImageTransform(size=16, **described_options(described)).describe() == described
+
+
+def test_a_training_run_hands_its_options_to_both_transforms() -> None:
+    config = DataConfig(train="x", resolution=16, crop="adm", colour_profiles="ignore", max_pixels=100)
+    training, validation = config.training_transform().describe(), config.validation_transform().describe()
+    assert (training["crop"], training["flip"], validation["crop"], validation["flip"]) == ("adm", True, "adm", False)
+    assert training["max_pixels"] == validation["max_pixels"] == 100
+    assert "colour_profiles" not in training.keys() | validation.keys()
+    config = DataConfig(train="x", resolution=16)
+    assert (config.training_transform().crop, config.validation_transform().crop) == ("random", "center")
+    assert config.training_transform().describe()["colour_profiles"] == "convert"

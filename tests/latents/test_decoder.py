@@ -46,9 +46,8 @@ def test_decoding_a_store(latents: str, tiny_model: KLAutoencoder, store: Path, 
 
 def test_reconstructing_images(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     source, transform = open_source(image_folder), ImageTransform(size=32)
-    assert (
-        reconstruct_images(tiny_model, source, tmp_path / "out", transform=transform, batch_size=5, device="cpu") == 12
-    )
+    written = reconstruct_images(tiny_model, source, tmp_path / "out", transform=transform, batch_size=5, device="cpu")
+    assert written.images == 12
     batch = next(iter(EvaluationLoader(source, transform, batch_size=12)))
     with torch.no_grad():
         mode = tiny_model.encode(batch.pixel_values).mode()

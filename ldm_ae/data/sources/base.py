@@ -19,7 +19,10 @@ from ldm_ae.errors import UserError
 if TYPE_CHECKING:
     from ldm_ae.data.sources.tree import Tree
 
-IMAGE_EXTENSIONS = ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
+IMAGE_EXTENSIONS = (
+    "avif", "bmp", "gif", "heic", "heif", "hif", "j2c", "j2k", "jfif", "jp2", "jpc", "jpe", "jpeg", "jpf", "jpg", "jpx",
+    "jxl", "mpo", "png", "tif", "tiff", "webp",
+)  # fmt: skip
 """Lower case, without the dot. What a file really is, its content says; these only choose which files are looked at."""
 
 
