@@ -33,6 +33,7 @@ from ldm_ae.models import Autoencoder, pick_device
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.quantizers import Quantizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
+from ldm_ae.training.sizes import check_sizes
 
 NOT_GIVEN = "???"
 """What a recipe holds where only the user knows."""
@@ -164,6 +165,10 @@ def check(run: RunConfig) -> None:
                 f"objective.regularization_weights has no weight for '{term}', without which the codes do not learn; "
                 f"add {term}: 1.0, or freeze them with training.trainable"
             )
+    check_sizes(
+        run.model, run.objective, run.discriminator, run.training,
+        resolution=run.data.resolution, validation=run.data.validation_images > 0,
+    )  # fmt: skip
     if run.training.precision == "fp16" and not torch.accelerator.is_available():
         raise UserError("training.precision fp16 needs an accelerator; use bf16 or no on a CPU")
 

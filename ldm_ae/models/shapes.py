@@ -52,12 +52,12 @@ class LDMNetwork:
 
     def describe(self) -> str:
         """One line of what was inferred."""
-        codes = "KL" if self.n_embed is None else f"VQ of {self.n_embed} codes"
-        kind = " (Gumbel)" if self.quantization == "gumbel" else ""
+        gumbel = "Gumbel " if self.quantization == "gumbel" else ""
+        kind = "KL autoencoder" if self.n_embed is None else f"{gumbel}VQ autoencoder of {self.n_embed} codes"
         levels = ", ".join(map(str, self.attention_levels))
         where = [*(["the middle"] if self.mid_attention else []), *([f"levels {levels}"] if levels else [])]
         return (
-            f"{codes}{kind} autoencoder, downsample factor {self.downsample_factor}, {self.embed_dim} latent channels, "
+            f"{kind}, downsample factor {self.downsample_factor}, {self.embed_dim} latent channels, "
             f"widths {', '.join(str(self.ch * mult) for mult in self.ch_mult)}, {self.num_res_blocks} blocks a level, "
             f"attention in {' and '.join(where) or 'no level'}, "
             f"{'with' if self.quant_conv else 'without'} quant convolutions"

@@ -327,7 +327,7 @@ def test_what_was_inferred_is_printed(tmp_path: Path, capsys: pytest.CaptureFixt
     path = save(below("vae.")(source("vq").state_dict()), tmp_path / "model.safetensors")
     assert main(["import", str(path), str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
-    for words in ("CompVis's keys under vae: VQ of 16 codes autoencoder, downsample factor 2, 3 latent channels",
+    for words in ("CompVis's keys under vae: VQ autoencoder of 16 codes, downsample factor 2, 3 latent channels",
                   "widths 32, 64, 1 blocks a level, attention in the middle, with quant convolutions",
                   "32 groups in each normalization, SiLU, and no tanh",
                   "scaling_factor 1: unknown, not measured"):  # fmt: skip
