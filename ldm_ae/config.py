@@ -38,6 +38,7 @@ from ldm_ae.models.trainable import set_trainable
 from ldm_ae.quantizers import Quantizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
 from ldm_ae.training.changes import CONFIG, changed_settings, hash_images, saved_config
+from ldm_ae.training.sizes import check_sizes
 
 NOT_GIVEN = "???"
 """What a recipe holds where only the user knows."""
@@ -194,6 +195,10 @@ def check(run: RunConfig) -> None:
                 f"objective.regularization_weights has no weight for '{term}', without which the codes do not learn; "
                 f"add {term}: 1.0, or freeze them with training.trainable"
             )
+    check_sizes(
+        run.model, run.objective, run.discriminator, run.training,
+        resolution=run.data.resolution, validation=run.data.validation_images > 0,
+    )  # fmt: skip
     _check_trackers(run.training.trackers)
 
 

@@ -97,8 +97,8 @@ def _seems(head: bytes) -> str:
         if head.startswith(beginning):
             return words
     text = head.removeprefix(b"\xef\xbb\xbf").decode("latin-1").lstrip().lower()
-    for beginning, words in _TEXTS:
-        if text.startswith(beginning):
+    for tag, words in _TEXTS:
+        if text.startswith(tag):
             return words
     if not head.strip(b"\0"):
         return "nothing but zeros; the download may have been cut off"

@@ -21,6 +21,7 @@ from ldm_ae.evaluation.frechet import FeatureStatistics, frechet_distance
 from ldm_ae.evaluation.image_quality import PerceptualDistance, bicubic_thumbnail, image_scores, to_levels
 from ldm_ae.evaluation.latent_summary import ChannelSummary, LatentSummary
 from ldm_ae.evaluation.rate import Rates, thumbnail_numbers
+from ldm_ae.evaluation.skipped import usable
 from ldm_ae.models import (
     Autoencoder,
     Posterior,
@@ -98,6 +99,8 @@ class Evaluation:
     """In float32, over the first images."""
     codebook: CodebookSummary | None
     """Of a discrete model whose codes can be counted."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Why scores are missing that were asked for, by their names."""
 
 
 def validate(
@@ -160,7 +163,8 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Reconstruct every image from its posterior's mode and measure. Memory does not grow with the number of images,
-    the table of scores apart.
+    the table of scores apart. A score that these images do not allow, such as a Fréchet distance of one image, is
+    skipped; the protocol says why.
 
     Args:
         model: In float32; put in eval mode, on the device and in the precision, and left there
@@ -180,14 +184,14 @@ def evaluate(
         progress: Called after every batch with the number of images done.
 
     Raises:
-        UserError: no images; a reconstruction that is not finite; only one image where a Fréchet distance is wanted; a
-            prior over other codes.
+        UserError: no images; a reconstruction that is not finite; a prior over other codes.
     """
     device = pick_device(device) if isinstance(device, str) else device
     numerics = inference_numerics(precision, device)
     first, batches = first_batches(loader)
     if not first:
         raise UserError(f"there are no images to evaluate in {source}")
+    perceptual, features, skipped = usable(perceptual, features, first[0].pixel_values.shape)
     model = for_inference(model, device=device)
     kind, sha256 = type(model).__name__, weights_sha256(model)  # before the precision changes the weights
     rates = Rates(model, prior, device)
@@ -233,10 +237,11 @@ def evaluate(
         "frechet_features": None
         if features is None
         else {"network": features.name, "dim": features.dim, "preprocessing": features.preprocessing},
+        "skipped": skipped,
         "git_commit": git_commit(),
         "versions": package_versions(),
     }
-    return collected.evaluation(protocol, activations)
+    return collected.evaluation(protocol, activations, skipped)
 
 
 @dataclass
@@ -338,15 +343,21 @@ class _Collected:
         counted = "none: the codebook is too large" if found is None else found.counted
         return {"size": self.model.latent_spec.codebook_size, "counted": counted, "rate": RATE_OF_CODES, "prior": prior}
 
-    def evaluation(self, protocol: dict[str, object], activations: ActivationRanges) -> Evaluation:
+    def evaluation(
+        self, protocol: dict[str, object], activations: ActivationRanges, skipped: dict[str, str]
+    ) -> Evaluation:
+        """What was collected; scores that too few images allow are added to `skipped`, which the protocol has."""
         names = self.images[0].scores
         scores = {name: sum(row.scores[name] for row in self.images) / len(self.images) for name in names}
         channels = self.latents.channels()
         if self.features is not None:
             name = frechet_score_name(self.features)
             original = self.statistics["original"]
-            scores[name] = frechet_distance(original, self.statistics["reconstruction"])
-            scores[f"bicubic_{name}"] = frechet_distance(original, self.statistics["thumbnail"])
+            if original.count < 2:
+                skipped[name] = f"a Fréchet distance needs at least 2 images, there is {original.count}"
+            else:
+                scores[name] = frechet_distance(original, self.statistics["reconstruction"])
+                scores[f"bicubic_{name}"] = frechet_distance(original, self.statistics["thumbnail"])
         if all(channel.active is not None for channel in channels):
             scores["active_latent_channels"] = sum(bool(channel.active) for channel in channels)
         codebook = None if self.codes is None else self.codes.summary()
@@ -367,6 +378,7 @@ class _Collected:
             best=[picture for _, _, picture in sorted(self.best, key=lambda entry: entry[:2], reverse=True)],
             activations=activations,
             codebook=codebook,
+            skipped=skipped,
         )
 
 

@@ -8,8 +8,8 @@ BASELINE_PREFIX = "bicubic_"
 
 
 def summary_lines(evaluation: Evaluation) -> list[str]:
-    """A table: score, model, baseline where there is one; then a line on the codes in use if there are any, and one on
-    whether the model is safe in fp16."""
+    """A table: score, model, baseline where there is one; then a line on each score that was skipped, one on the codes
+    in use if there are any, and one on whether the model is safe in fp16."""
     scores = evaluation.scores
     names = [name for name in scores if not name.startswith(BASELINE_PREFIX)]
     width = max(len(name) for name in names)
@@ -18,4 +18,5 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
         baseline = scores.get(BASELINE_PREFIX + name)
         lines.append(f"{name:{width}}  {scores[name]:10.4g}" + ("" if baseline is None else f"  {baseline:9.4g}"))
     codebook = [] if evaluation.codebook is None else [evaluation.codebook.line()]
-    return [*(line.rstrip() for line in lines), *codebook, evaluation.activations.line()]
+    skipped = [f"{name} is skipped: {why}" for name, why in evaluation.skipped.items()]
+    return [*(line.rstrip() for line in lines), *skipped, *codebook, evaluation.activations.line()]

@@ -162,7 +162,7 @@ def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
             raise UserError(f"{path}: {key} must be whole numbers")
     levels = range(len(network.ch_mult))
     said["attention_levels"] = tuple(i for i in levels if attends and resolution // 2**i in sides)
-    said["mid_attention"] = attends
+    said["middle_attention"] = attends
     for key, value in said.items():
         if value != (found := getattr(network, key)):
             raise UserError(f"{path} says {key} {printable(value)}, the weights {found}; is it another model's?")

@@ -79,6 +79,20 @@ class PerceptualLoss(nn.Module):
         return total
 
 
+def try_size(network: PerceptualLoss, images: Sequence[Tensor]) -> None:
+    """Compute what depends on the images' size, the features: it raises what PyTorch says of images that are too small.
+
+    Args:
+        network: Its weights say the dtype.
+        images: One tensor, (B, 3, H, W).
+    """
+    if type(network).forward is PerceptualLoss.forward:
+        for _ in network.features(images[0][:1]):
+            pass
+    else:
+        network(images[0][:1], images[0][:1])
+
+
 class _LayerDistance(torch.autograd.Function):
     """Mean over positions of sum_c w_c (f_c/|f| - g_c/|g|)² and its gradient at f, with few passes over the features.
 

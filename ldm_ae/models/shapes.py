@@ -34,7 +34,7 @@ class LDMNetwork:
     num_res_blocks: int
     attention_levels: tuple[int, ...]
     """Levels, 0 the full resolution, that have self-attention; `attn_resolutions` are their sides."""
-    mid_attention: bool
+    middle_attention: bool
     """Self-attention in the middle; CompVis's `attn_type: none` has none anywhere."""
     z_channels: int
     embed_dim: int
@@ -52,12 +52,12 @@ class LDMNetwork:
 
     def describe(self) -> str:
         """One line of what was inferred."""
-        codes = "KL" if self.n_embed is None else f"VQ of {self.n_embed} codes"
-        kind = " (Gumbel)" if self.quantization == "gumbel" else ""
+        gumbel = "Gumbel " if self.quantization == "gumbel" else ""
+        kind = "KL autoencoder" if self.n_embed is None else f"{gumbel}VQ autoencoder of {self.n_embed} codes"
         levels = ", ".join(map(str, self.attention_levels))
-        where = [*(["the middle"] if self.mid_attention else []), *([f"levels {levels}"] if levels else [])]
+        where = [*(["the middle"] if self.middle_attention else []), *([f"levels {levels}"] if levels else [])]
         return (
-            f"{codes}{kind} autoencoder, downsample factor {self.downsample_factor}, {self.embed_dim} latent channels, "
+            f"{kind}, downsample factor {self.downsample_factor}, {self.embed_dim} latent channels, "
             f"widths {', '.join(str(self.ch * mult) for mult in self.ch_mult)}, {self.num_res_blocks} blocks a level, "
             f"attention in {' and '.join(where) or 'no level'}, "
             f"{'with' if self.quant_conv else 'without'} quant convolutions"
@@ -115,7 +115,7 @@ def network_of(state: Mapping[str, Tensor], name: str) -> LDMNetwork:
         ch_mult=tuple(width // ch for width in widths),
         num_res_blocks=blocks,
         attention_levels=tuple(i for i in range(levels) if f"encoder.down.{i}.attn.0.norm.weight" in state),
-        mid_attention=any(f"{half}.mid.attn_1.norm.weight" in state for half in ("encoder", "decoder")),
+        middle_attention=any(f"{half}.mid.attn_1.norm.weight" in state for half in ("encoder", "decoder")),
         z_channels=z_channels,
         embed_dim=embed_dim,
         double_z=double_z and codes is None,
@@ -133,7 +133,7 @@ def completed(state: Mapping[str, Tensor], network: LDMNetwork) -> dict[str, Ten
       the enlargement, as convolutions.
     """
     whole = dict(state)
-    if network.mid_attention:
+    if network.middle_attention:
         for half in ("encoder", "decoder"):
             like = state.get(f"{half}.mid.block_1.norm1.weight")
             if like is not None and f"{half}.mid.attn_1.norm.weight" not in state:

@@ -117,7 +117,7 @@ def build_autoencoder(file: SingleFile) -> Autoencoder:
         "layers_per_block": network.num_res_blocks,
         "latent_channels": network.z_channels,
         "attention_levels": network.attention_levels,
-        "mid_block_add_attention": network.mid_attention,
+        "mid_block_add_attention": network.middle_attention,
     }
     model: Autoencoder
     with torch.device("meta"):

@@ -15,6 +15,8 @@ from ldm_ae.evaluation import FeatureStatistics, evaluate, frechet_distance, psn
 from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.evaluation.image_quality import PSNR_CEILING, from_levels
 from ldm_ae.evaluation.latent_summary import ACTIVE_NATS, LatentSummary
+from ldm_ae.evaluation.summary import summary_lines
+from ldm_ae.losses import LPIPS
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, KLAutoencoder, weights_sha256
 from tests.evaluation.stubs import IdentityAutoencoder, Loader, MeanDistance, PixelFeatures, loader, pictures
 
@@ -313,3 +315,23 @@ def test_the_evaluation_cannot_be_changed_by_accident(tiny_model: KLAutoencoder)
     result = run(tiny_model)
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.scores = {}  # type: ignore[misc]
+
+
+def test_one_image_loses_the_frechet_distance_alone(tiny_model: KLAutoencoder) -> None:
+    many = run(tiny_model, loader(6, 1), perceptual=MeanDistance(), features=PixelFeatures())
+    result = run(tiny_model, loader(1), perceptual=MeanDistance(), features=PixelFeatures())
+    assert many.scores.keys() - result.scores.keys() == {"frechet_colour", "bicubic_frechet_colour"}
+    assert result.images[0].scores == pytest.approx(many.images[0].scores, rel=1e-5)
+    assert many.skipped == {}
+    assert result.skipped == {"frechet_colour": "a Fréchet distance needs at least 2 images, there is 1"}
+    assert result.protocol["skipped"] == result.skipped
+    assert f"frechet_colour is skipped: {result.skipped['frechet_colour']}" in summary_lines(result)
+
+
+def test_images_too_small_for_a_network_lose_its_score_alone(tiny_model: KLAutoencoder) -> None:
+    small = LPIPS(net="alex", pretrained=False)
+    result = run(tiny_model, loader(2, size=16), perceptual=small, features=PixelFeatures())
+    assert {"psnr", "ssim", "frechet_colour"} <= result.scores.keys()
+    assert not any("lpips" in name for name in result.scores)
+    assert result.skipped["lpips_alex"].startswith("the network cannot take images of 16x16, height x width: ")
+    assert run(tiny_model, loader(2, size=32), perceptual=small).skipped == {}

@@ -76,7 +76,7 @@ def save(state: State, path: Path) -> Path:
 def test_each_network_of_compvis_gives_equal_outputs(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
     net = source(kind, **changes)
     found = import_ldm(save(net.state_dict(), tmp_path / "model.safetensors"), tmp_path / "out")
-    assert found.network.mid_attention is (changes.get("attn_type") != "none")
+    assert found.network.middle_attention is (changes.get("attn_type") != "none")
     assert found.network.quant_conv is (kind != "kl16")
     check_equal(net, tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
@@ -271,7 +271,7 @@ def test_the_scale_of_a_published_model(family: str, tmp_path: Path) -> None:
 
 def test_stable_diffusions_network_alone_has_its_convention() -> None:
     network = LDMNetwork(
-        ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2, attention_levels=(), mid_attention=True, z_channels=4,
+        ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2, attention_levels=(), middle_attention=True, z_channels=4,
         embed_dim=4, double_z=True, quant_conv=True, n_embed=None, quantization="none",
     )  # fmt: skip
     scale = scale_of({"encoder.conv_in.weight": torch.zeros(1)}, "", network)
@@ -303,7 +303,7 @@ def test_no_attention_must_be_what_the_weights_say(tmp_path: Path) -> None:
     found = import_ldm(path, tmp_path / "out", config=write_yaml(tmp_path / "a.yaml", content))
     assert found.network.attention_levels == ()
     content["ddconfig"] |= {"attn_type": "vanilla", "attn_resolutions": []}
-    with pytest.raises(UserError, match="says mid_attention True, the weights False"):
+    with pytest.raises(UserError, match="says middle_attention True, the weights False"):
         import_ldm(path, tmp_path / "out", config=write_yaml(tmp_path / "a.yaml", content))
 
 
@@ -327,7 +327,7 @@ def test_what_was_inferred_is_printed(tmp_path: Path, capsys: pytest.CaptureFixt
     path = save(below("vae.")(source("vq").state_dict()), tmp_path / "model.safetensors")
     assert main(["import", str(path), str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
-    for words in ("CompVis's keys under vae: VQ of 16 codes autoencoder, downsample factor 2, 3 latent channels",
+    for words in ("CompVis's keys under vae: VQ autoencoder of 16 codes, downsample factor 2, 3 latent channels",
                   "widths 32, 64, 1 blocks a level, attention in the middle, with quant convolutions",
                   "32 groups in each normalization, SiLU, and no tanh",
                   "scaling_factor 1: unknown, not measured"):  # fmt: skip

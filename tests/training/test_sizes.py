@@ -1,0 +1,87 @@
+"""Networks that cannot take the images are refused before the first step, whenever they would have started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm_ae.config import build_config, parse_config, train
+from ldm_ae.discriminators import PatchDiscriminator
+from ldm_ae.errors import UserError
+from ldm_ae.losses import L1, LPIPS, ObjectiveConfig
+from ldm_ae.models import Autoencoder, KLAutoencoder, VQAutoencoder
+from ldm_ae.quantizers import EMAVQ, FSQ, LFQ, VQ, CodebookCare, ResidualVQ
+from ldm_ae.training import TrainingConfig
+from ldm_ae.training.sizes import check_sizes
+from tests.pictures import smooth_picture
+
+SMALL = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+
+
+def check(model: Autoencoder, resolution: int, *, validation: bool = False, batch_size: int = 2, weights=None, **parts):
+    objective = ObjectiveConfig(
+        reconstruction=L1(), perceptual=parts.get("perceptual"), regularization_weights=weights or {},
+        discriminator_start=parts.get("start", 0),
+    )  # fmt: skip
+    training = TrainingConfig(batch_size=batch_size, max_steps=100)
+    check_sizes(
+        model, objective, parts.get("discriminator"), training, resolution=resolution, validation=validation
+    )  # fmt: skip
+
+
+def test_the_discriminator_of_a_later_phase_is_tried(tiny_model: KLAutoencoder) -> None:
+    parts = {"discriminator": PatchDiscriminator(ndf=8), "start": 99}
+    check(tiny_model, 24, **parts)
+    with pytest.raises(UserError, match=r"discriminator \(PatchDiscriminator\) cannot take images of 16x16 in batches"):
+        check(tiny_model, 16, **parts)
+    # Batch normalization needs more than one number for a channel, which batches of one may not have.
+    with pytest.raises(UserError, match="in batches of 1: Expected more than 1 value per channel"):
+        check(tiny_model, 16, batch_size=1, **parts)
+    check(tiny_model, 8, **parts | {"start": 100})  # which never starts
+    check(tiny_model, 8, discriminator=PatchDiscriminator(ndf=8, n_layers=1, norm="none"))
+
+
+def test_perceptual_network_and_scores_are_tried(tiny_model: KLAutoencoder) -> None:
+    perceptual = LPIPS(net="alex", pretrained=False)
+    check(tiny_model, 32, perceptual=perceptual)
+    with pytest.raises(UserError, match=r"objective\.perceptual \(lpips_alex\) cannot take images of 16x16"):
+        check(tiny_model, 16, perceptual=perceptual)
+    check(tiny_model, 64, validation=True)
+    with pytest.raises(UserError, match=r"validation cannot score images of 4x4: .*set data\.validation_images to 0"):
+        check(tiny_model, 4, validation=True)
+    check(tiny_model, 4)
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [VQ(8, 4), EMAVQ(8, 4, care=CodebookCare(kmeans_iterations=2)), FSQ((5, 5)), LFQ(4), ResidualVQ(VQ(8, 4), 2)],
+    ids=lambda quantizer: type(quantizer).__name__,
+)
+def test_discrete_models_are_left_as_they_are(quantizer) -> None:
+    model = VQAutoencoder(quantizer=quantizer, **SMALL)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    check(model, 16)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+    with pytest.raises(UserError, match="no term 'kl'; this model has"):
+        check(model, 16, weights={"kl": 1.0})
+
+
+def test_eight_pixels_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for i in range(4):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        smooth_picture(i, 8, 8).save(tmp_path / f"images/{i}.png")
+    arguments = [
+        "--out", str(tmp_path / "run"), "--data.train", str(tmp_path / "images"), "--data.resolution", "8",
+        "--data.validation_images", "0", "--data.workers", "0", "--model", "ldm_ae.models.KLAutoencoder",
+        "--model.init_args.block_out_channels", "[8,8]", "--model.init_args.norm_num_groups", "4",
+        "--model.init_args.layers_per_block", "1", "--training.precision", "no", "--training.batch_size", "2",
+        "--training.max_steps", "2", "--objective.discriminator_start", "1", "--training.trackers", "[]",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"the discriminator .* cannot take images of 8x8"):
+        train([*arguments, "--discriminator", "ldm_ae.discriminators.PatchDiscriminator"])
+    assert not list((tmp_path / "run").rglob("*"))
+    build_config(parse_config(arguments))  # without one it is a run
