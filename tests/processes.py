@@ -26,6 +26,7 @@ def _script(script: str, arguments: Sequence[str], log: str, environment: dict[s
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    multiprocessing.set_start_method(None, force=True)  # the script's own processes start as they would without this
     os.environ.clear()
     os.environ.update(environment)
     sys.path.insert(0, os.path.dirname(script))
