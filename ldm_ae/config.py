@@ -37,7 +37,7 @@ from ldm_ae.models import Autoencoder, network_config, pick_device
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.quantizers import Quantizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
-from ldm_ae.training.changes import CONFIG, changed_settings, hash_images, saved_config
+from ldm_ae.training.changes import CONFIG, changed_settings, check_place, hash_images, saved_config
 from ldm_ae.training.sizes import check_sizes
 
 NOT_GIVEN = "???"
@@ -232,6 +232,7 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
     run = build_config(config, parser)
     folder = Path(config.out)
     numerics = agreed_numerics(run.training.precision, pick_device(), recorded_numerics(folder))
+    check_place(folder, [run.data.train, run.data.validation])
     with _nothing_left(folder) as begun:
         make_folder(folder)
         accelerator = make_accelerator(run.training, folder, numerics)

@@ -152,8 +152,6 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     device = pick_device()
     numerics = agreed_numerics(args.precision, device)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=numerics.mixed_precision)
-    if accelerator.is_main_process:
-        print(f"precision: {numerics.line()}", file=sys.stderr, flush=True)
     set_seed(args.seed)
     flip = "half" if store.request.flips else "never"
     data, plain = (LatentDataset(store, draw="indices", flip=f, seed=args.seed) for f in (flip, "never"))
@@ -180,6 +178,8 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         "training the prior", args.steps, unit="steps", images_per_unit=batch_size * accelerator.num_processes,
         shown=accelerator.is_main_process,
     )  # fmt: skip
+    if accelerator.is_main_process:
+        print(f"precision: {numerics.line()}", file=sys.stderr, flush=True)
     with display as progress:
         for step in range(1, args.steps + 1):
             batch = next(stream)

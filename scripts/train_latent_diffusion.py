@@ -167,8 +167,6 @@ def train(args: argparse.Namespace) -> list[float]:
     device = pick_device()
     numerics = agreed_numerics(args.precision, device)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=numerics.mixed_precision)
-    if accelerator.is_main_process:
-        print(f"precision: {numerics.line()}", file=sys.stderr, flush=True)
     set_seed(args.seed)
     autoencoder.set_scaling(scaling_factor=1 / store.statistics.pooled_std)
     decoder = as_diffusers(autoencoder.net)
@@ -187,6 +185,8 @@ def train(args: argparse.Namespace) -> list[float]:
         "training the diffusion model", args.steps, unit="steps",
         images_per_unit=loader.total_batch_size, shown=accelerator.is_main_process,
     )  # fmt: skip
+    if accelerator.is_main_process:
+        print(f"precision: {numerics.line()}", file=sys.stderr, flush=True)
     with display as progress:
         for step in range(1, args.steps + 1):
             batch = next(stream)

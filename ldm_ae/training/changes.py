@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,23 @@ from ldm_ae.errors import UserError, printable
 CONFIG = "config.yaml"
 """In a run directory: the resolved configuration."""
 _OF_THE_COMMAND = ("out", "config")
+_OF_A_RUN = (CONFIG, "checkpoints", "metrics.jsonl", "environment.json", "model")
+_LOGS = (".log", ".txt", ".out", ".err")
+"""What a shell or a scheduler writes, maybe into the run directory."""
 _ABSENT = "(not set)"
 _BEFORE = {"data.colour_profiles": '"ignore"'}
 """What runs did that were begun before these keys were there, where that is not the key's default."""
 
 
 def hash_images(source: Source) -> str:
-    """Their number and a hash of their keys: other images, or the same in another order, are another data set."""
+    """Their number and a hash of their keys, and of their sizes where these are cheap to know.
+
+    Other images, or the same in another order, are another data set.
+    """
     digest = hashlib.sha256()
     for index in range(len(source)):
-        digest.update(source.key(index).encode("utf-8", "surrogateescape") + b"\0")
-    return f"{len(source)} images, keys {digest.hexdigest()[:16]}"
+        digest.update(source.key(index).encode("utf-8", "surrogateescape") + b"\0%d\0" % (source.bytes_of(index) or 0))
+    return f"{len(source)} images, names and sizes {digest.hexdigest()[:16]}"
 
 
 def check_identity(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -55,6 +61,23 @@ def _difference(value: Any, other: Any) -> str:
     except (TypeError, ValueError):
         pass
     return str(value)
+
+
+def check_place(folder: Path, images: Sequence[str | None]) -> None:
+    """UserError for a run directory that holds something other than a run, or that lies among the run's images."""
+    for location in images:
+        if location and Path(location).is_dir() and folder.resolve().is_relative_to(Path(location).resolve()):
+            raise UserError(
+                f"--out {folder} lies in the images of {location}, and the run's pictures would become images; give "
+                "another --out"
+            )
+    if not folder.is_dir() or any((folder / name).exists() for name in _OF_A_RUN):
+        return
+    found = [
+        path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.suffix not in _LOGS
+    ]
+    if found:
+        raise UserError(f"{folder} holds other files ({printable(found[0])}); give a new folder or a run as --out")
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
@@ -81,10 +104,19 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
     for key in dict.fromkeys([*old, *new]):
         if key.split(".")[0] in _OF_THE_COMMAND or old.get(key, _ABSENT) == new.get(key, _ABSENT):
             continue
-        if key not in old and not any(key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in old):
-            continue
+        if key not in old and not _is_users(key) and not _replaces(key, old):
+            continue  # a setting that the version which began the run did not have
         changed[key] = old.get(key, _ABSENT), new.get(key, _ABSENT)
     return changed
+
+
+def _is_users(key: str) -> bool:
+    """Whether a key stands in a dictionary whose keys the user chooses."""
+    return any(f".{name}." in f".{key}" for name in ("options", "regularization_weights"))
+
+
+def _replaces(key: str, old: Mapping[str, str]) -> bool:
+    return any(key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in old)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

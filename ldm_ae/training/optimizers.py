@@ -80,6 +80,10 @@ class OptimizerConfig:
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+_SHAPE_OF_STATE = ("amsgrad", "centered")
+"""Options that decide what an optimizer's state consists of."""
+
+
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """`load_state_dict` of the moments, each in its parameter's memory layout.
 
@@ -90,6 +94,10 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     Raises:
         KeyError, TypeError, ValueError: the state is not this optimizer's.
     """
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for name in _SHAPE_OF_STATE:
+            if name in group and name in saved and bool(group[name]) != bool(saved[name]):
+                raise ValueError(f"its optimizer had {name} {bool(saved[name])}, now {bool(group[name])}")
     configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, options in zip(optimizer.param_groups, configured, strict=True):

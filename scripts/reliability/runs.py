@@ -103,6 +103,8 @@ def _fork(
         return pid
     status = 1
     try:
+        # Before there are other threads: torch makes its pool anew in a fork, and two threads at once break it.
+        torch.set_num_threads(1)
         os.setpgid(0, 0)
         with log.open("a", buffering=1) as file:
             os.dup2(file.fileno(), 1)

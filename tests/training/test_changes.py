@@ -113,7 +113,7 @@ def test_other_images_under_the_same_path_are_refused_and_another_spelling_is_no
     run(recipe, begun, "--data.train", "./images/", "--training.max_steps", "4")
     assert lines(begun, "train")[-1]["step"] == 4
     smooth_picture(9, 24, 20).save(images / "another.png")
-    with pytest.raises(UserError, match=r"another data .8 images, keys .*, now 9 images"):
+    with pytest.raises(UserError, match=r"another data .8 images, names and sizes .*, now 9 images"):
         run(recipe, begun, "--training.max_steps", "5")
 
 
@@ -163,3 +163,44 @@ def test_a_run_from_before_colours_were_converted_reports_that_they_are_now() ->
     now = {"data": {"train": "x", "colour_profiles": "convert"}}
     assert changed_settings({"data": {"train": "x"}}, now) == {"data.colour_profiles": ('"ignore"', '"convert"')}
     assert changed_settings({"data": {"train": "x"}}, {"data": {"train": "x", "colour_profiles": "ignore"}}) == {}
+
+
+def test_other_images_of_the_same_names_are_refused(begun: Path, recipe: Path, images: Path) -> None:
+    before = files(begun)
+    smooth_picture(77, 60, 64).save(images / "3.png")
+    with pytest.raises(UserError, match="another data"):
+        run(recipe, begun, "--training.max_steps", "5")
+    assert files(begun) == before
+
+
+def test_an_option_that_needs_other_state_is_refused_by_name(begun: Path, recipe: Path) -> None:
+    before = files(begun)
+    with pytest.raises(UserError, match="its optimizer had amsgrad False, now True"):
+        run(recipe, begun, "--training.max_steps", "5", "--optimizer.options.amsgrad", "true")
+    assert files(begun) == before
+
+
+def test_a_new_option_is_logged(begun: Path, recipe: Path) -> None:
+    run(recipe, begun, "--training.max_steps", "4", "--optimizer.options.weight_decay", "0.1")
+    changed = {line["setting"]: (line["from"], line["to"]) for line in lines(begun, "change")}
+    assert changed["optimizer.options.weight_decay"] == ("(not set)", "0.1")
+
+
+def test_a_run_begins_neither_among_other_files_nor_among_its_images(
+    recipe: Path, images: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "store.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds other files .store\.json.; give a new folder"):
+        run(recipe, other)
+    assert [path.name for path in other.iterdir()] == ["store.json"]
+    for out in (images, images / "run"):
+        with pytest.raises(UserError, match="lies in the images of"):
+            run(recipe, out)
+    assert not (images / "run").exists()
+    logged = tmp_path / "logged"
+    logged.mkdir()
+    (logged / "train.log").write_text("")
+    run(recipe, logged)
+    assert (logged / "model").is_dir()

@@ -71,6 +71,11 @@ class Source(abc.ABC):
         """What it takes and passes over, and where captions and labels come from."""
         return Account(kind=self.name, images=len(self))
 
+    def bytes_of(self, index: int) -> int | None:
+        """How large an encoded image is, where that is known without reading it."""
+        del index
+        return None
+
     def with_classes(self, classes: Sequence[str], origin: str) -> Source:
         """The same images, whose class names have the numbers that they have in `classes`.
 

@@ -125,6 +125,13 @@ class FolderSource(Source):
         """Path relative to the root, with forward slashes."""
         return printable(self._paths[index])
 
+    def bytes_of(self, index: int) -> int | None:
+        """As the file system has it; None where it says nothing."""
+        try:
+            return (self._root / self._paths[index]).stat().st_size
+        except OSError:
+            return None
+
     def __getitem__(self, index: int) -> RawImage:
         path = self._paths[index]
         data = read_regular(self._root / path)
