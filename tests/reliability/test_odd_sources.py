@@ -36,7 +36,7 @@ def run_trial(samples: Any, trial: Any, tmp_path: Path) -> Callable[[list[str]],
 def test_odd_data_sets_are_right_or_refused(run_trial: Callable[[list[str]], Any]) -> None:
     trial = run_trial(IN_SHORT)
     assert trial.failures == []
-    assert trial.passed > 10 * len(IN_SHORT) - 20
+    assert trial.passed > 40
     assert trial.figures == {"data sets": len(IN_SHORT)}
 
 
@@ -63,12 +63,10 @@ def test_a_wrong_store_account_or_status_is_a_failure(
     for name, changed in wrong.items():
         monkeypatch.setitem(odd_sources.CASES, name, changed)
     failures = run_trial(list(wrong)).failures
-    assert {"labels: last line", "labels: labels", "labels: inspect", "account: account", "status: message"} >= {
-        ":".join(failure.split(":")[:2]) for failure in failures if "status, with" not in failure
-    } - {"status: leaves a store"}
-    assert [failure.split(":")[0] for failure in failures].count("labels") == 3
-    assert any(failure.startswith("status: encode: status, with ") for failure in failures)
-    assert any(failure.startswith("account: account: ") for failure in failures)
+    assert {":".join(failure.split(":")[:2]) for failure in failures} == {
+        "labels: last line", "labels: labels", "labels: inspect", "account: account", "status: encode",
+        "status: leaves a store",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
