@@ -58,22 +58,23 @@ def hash_keys(keys: Iterable[str]) -> str:
 
 
 def join(
-    folder: Path, source: Source, request: StoreRequest, classes: Sequence[str] | None
+    folder: Path, source: Source, request: StoreRequest, *, keep_classes: bool
 ) -> tuple[Source, StoreRequest, list[str]]:
-    """The source in the order and with the classes of the store that is there, its request, and its keys."""
-    source = _arrange(folder, _keep_classes(folder, source, classes))
+    """The source in the order of the store that is there, its request, and its keys.
+
+    Args:
+        folder: The store's.
+        source: The images.
+        request: Without the hash of the keys.
+        keep_classes: Give the source's classes the numbers that they have in the store.
+    """
+    source = _arrange(folder, _keep_classes(folder, source) if keep_classes else source)
     keys = keys_of(source)
     return source, replace(request, keys_hash=hash_keys(keys)), keys
 
 
-def _keep_classes(path: Path, source: Source, classes: Sequence[str] | None) -> Source:
-    """The source with the classes' numbers that are given, or else those of the store at `path`, new classes last.
-
-    Raises:
-        UserError: `classes` lacks one of the source, or the source's labels have no names.
-    """
-    if classes is not None:
-        return source.with_classes(classes, "the list of classes")
+def _keep_classes(path: Path, source: Source) -> Source:
+    """The source with the classes' numbers of the store at `path`, new classes last."""
     names = source.account().classes
     stored: list[str] = read_description(path).get("classes", []) if (path / DESCRIPTION).is_file() else []
     if not names or not stored or names == stored:

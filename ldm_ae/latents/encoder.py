@@ -145,7 +145,9 @@ def encode_images(
         seed=seed, batch_size=batch_size, shard_size=shard_size, content=content,
         indices=spec.codebook_size is not None and content != "samples", compiled=compiled,
     )  # fmt: skip
-    # First, because either may refuse.
+    # First, because each may refuse, and nothing is to be written then.
+    if classes is not None:
+        source = source.with_classes(classes, "the list of classes")
     runner = None
     if engine is not None:
         engine.check(str(device))
@@ -161,13 +163,13 @@ def encode_images(
         look_up = model.indices_to_latents
         writer = None
         if leads:
-            source, request, keys = join(folder, source, request, classes)
+            source, request, keys = join(folder, source, request, keep_classes=classes is None)
             writer = StoreWriter(
                 path, request, processes=processes.count, look_up=look_up, keys=keys, classes=source.account().classes
             )
         plan = channel.from_first(writer and writer.plan)
         if writer is None:
-            source, request, _ = join(folder, source, request, classes)
+            source, request, _ = join(folder, source, request, keep_classes=classes is None)
             writer = StoreWriter(path, request, plan=plan, look_up=look_up)
         units = writer.share(processes.rank, processes.count)
         hashing = HashingSource(source)

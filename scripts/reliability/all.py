@@ -36,6 +36,7 @@ COMMANDS = (
     "mutations.py",
     "malicious.py",
     "odd_images.py",
+    "odd_sources.py",
     "fuzz.py",
     "not_finite.py",
     "two_writers.py",

@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +29,9 @@ class Samples(NamedTuple):
         return self.run / "checkpoints"
 
 
-def ldm_ae(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, without a network."""
-    command = [sys.executable, "-m", "ldm_ae.cli", *map(str, arguments)]
+def ldm_ae(*arguments: object, timeout: float = 300, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, without a network; `prefix` is the command that starts it."""
+    command = [*prefix, sys.executable, "-m", "ldm_ae.cli", *map(str, arguments)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env=environment, errors="backslashreplace"

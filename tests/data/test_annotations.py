@@ -96,6 +96,26 @@ def test_conventions_of_captions(name: str, content: str, caption: str, images: 
     assert sum(source.account().captions.values()) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        (
+            "cats/metadata.csv",
+            b"file_name,caption\n1.png,caf\xe9\n",
+            "it is not UTF-8 (byte 0xe9 at 27); save it as UTF-8",
+        ),
+        ("metadata.csv", b"id,url\n1,x\n", "no column is called key or file_name; its first line is 'id,url'"),
+        ("metadata.jsonl", b"{", "it is not JSON: Expecting property name"),
+    ],
+)
+def test_an_unusable_metadata_table_costs_itself_alone(name: str, content: bytes, why: str, images: Path) -> None:
+    (images / name).write_bytes(content)
+    (images / "cats/2.txt").write_text("beside")
+    assert found(images) == [(0, None), (0, "beside"), (1, None)]
+    line = open_source(images).account().concerns()[-1]
+    assert line.startswith(f"not usable: 1 metadata tables: {name}: {why}")
+
+
 def test_what_lies_beside_an_image_goes_before_the_table(images: Path) -> None:
     (images / "metadata.jsonl").write_text(
         '{"file_name": "cats/1.png", "label": 0, "caption": "table"}\n'
@@ -107,7 +127,7 @@ def test_what_lies_beside_an_image_goes_before_the_table(images: Path) -> None:
     (images / "lost.txt").write_text("of no image")
     assert found(images) == [(8, "beside"), (0, None), (5, "beside too")]
     account = open_source(images).account()
-    assert account.labels == {"metadata tables": 2, "class folders": 3}
+    assert account.labels == {".json beside the image": 1, "metadata tables": 2, "class folders": 3}
     assert account.captions == {".caption beside the image": 1, ".json beside the image": 1, "metadata tables": 2}
     assert "\n".join(account.lines()[3:]) == (
         "classes: 0 cats, 1 dogs\n"

@@ -111,7 +111,8 @@ def test_a_data_set_that_lacks_a_class_takes_the_numbers_of_another(
     assert (store.classes, store.index["label"].to_pylist()) == (["cats", "dogs"], [1])
     assert numbering_warnings(tmp_path / "stores/alone", store.classes) == []
     with pytest.raises(UserError, match="the list of classes has no class dogs"):
-        encode(tiny_model, validation, tmp_path / "stores/other", classes=["cats"])
+        encode(tiny_model, validation, tmp_path / "stores/refused", classes=["cats"])
+    assert not (tmp_path / "stores/refused").exists()
     (tmp_path / "a.json").write_text('{"dogs/1.png": 3}')
     with pytest.raises(UserError, match=r"a\.json has the numbers of the classes"):
         labelled = Annotated(open_source(validation), labels=tmp_path / "a.json")

@@ -23,6 +23,7 @@ from ldm_ae.data.sources.base import (
 from ldm_ae.data.sources.tree import TABLES, TEXTS, Tree
 from ldm_ae.data.tables import read_table
 from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, Annotations
+from ldm_ae.errors import UserError
 
 _METADATA = tuple(f"metadata.{ending}" for ending in TABLES)
 
@@ -34,7 +35,8 @@ class FolderSource(Source):
     image that lies directly in the root has none. Beside `photo.jpg`, `photo.txt` or `photo.caption` holds its caption,
     and `photo.json` an object with a caption and a label, a class number that goes before the folder's. A table
     `metadata.jsonl`, `metadata.csv` or `metadata.tsv` in any folder, as `datasets` has it, names images relative to
-    that folder, and counts where nothing lies beside the image. Links are followed; names that start with a dot are not
+    that folder, and counts where nothing lies beside the image; one that cannot be used is in the account. Links are
+    followed; names that start with a dot are not
     looked at.
     """
 
@@ -83,7 +85,13 @@ class FolderSource(Source):
         """The rows of metadata tables by the image's path."""
         for table in tables:
             folder = table.rpartition("/")[0]
-            for name, row in read_table(self._root / table, (*CAPTION_NAMES, *LABEL_NAMES)):
+            try:
+                rows = read_table(self._root / table, (*CAPTION_NAMES, *LABEL_NAMES))
+            except UserError as error:
+                why = str(error).removeprefix(f"{self._root}/")
+                self._account.unusable.setdefault("metadata tables", Group()).add(why)
+                continue
+            for name, row in rows:
                 path = f"{folder}/{name}" if folder else name
                 if path not in paths:
                     self._account.add_unmatched(table, [name])
@@ -99,6 +107,8 @@ class FolderSource(Source):
         for number, ending in enumerate(TEXTS):
             if count := int((self._texts[:, number] >= 0).sum()):
                 self._account.captions[f".{ending} beside the image"] = count
+                if ending == "json":
+                    self._account.labels[".json beside the image"] = count
         for number, where in enumerate((self._account.labels, self._account.captions)):
             if count := sum(row[number] is not None for row in self._rows.values()):
                 where["metadata tables"] = count

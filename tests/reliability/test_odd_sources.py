@@ -1,0 +1,79 @@
+"""The odd data sets of row 7 in short, and that the trial can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import run_script
+from tests.reliability.conftest import CLI
+
+IN_SHORT = [
+    "captions with lone surrogates",
+    "a snapshot of the hub",
+    "a snapshot of the hub, its tables",
+    "pipes and broken links",
+    "a name of two images",
+]
+"""One of each kind: texts, tables, links and refusals. The other kinds have tests of their own in tests/data."""
+
+
+@pytest.fixture
+def run_trial(samples: Any, trial: Any, tmp_path: Path) -> Callable[[list[str]], Any]:
+    import odd_sources
+
+    def run(names: list[str]) -> Any:
+        odd_sources.run_trial(trial, samples.run, tmp_path / "sets", names, partial(run_script, CLI))
+        return trial
+
+    return run
+
+
+def test_odd_data_sets_are_right_or_refused(run_trial: Callable[[list[str]], Any]) -> None:
+    trial = run_trial(IN_SHORT)
+    assert trial.failures == []
+    assert trial.passed > 40
+    assert trial.figures == {"data sets": len(IN_SHORT)}
+
+
+@pytest.mark.slow
+def test_every_odd_data_set_and_sequence(run_trial: Callable[[list[str]], Any]) -> None:
+    import odd_sources
+
+    others = [name for name in (*odd_sources.CASES, *odd_sources.SEQUENCES) if name not in IN_SHORT]
+    trial = run_trial([name for name in others if name != "a folder that cannot be read"])
+    assert trial.failures == []
+
+
+def test_a_wrong_store_account_or_status_is_a_failure(
+    run_trial: Callable[[list[str]], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import odd_sources
+
+    case = odd_sources.CASES["captions in metadata.csv"]
+    wrong = {
+        "labels": case._replace(labels={"0.png": 3}),
+        "account": case._replace(account=(*case.account, "passed over: 1 *: 3.png")),
+        "status": case._replace(error=("*",)),
+    }
+    for name, changed in wrong.items():
+        monkeypatch.setitem(odd_sources.CASES, name, changed)
+    failures = run_trial(list(wrong)).failures
+    assert {":".join(failure.split(":")[:2]) for failure in failures} == {
+        "labels: last line", "labels: labels", "labels: inspect", "account: account", "status: encode",
+        "status: leaves a store",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "held"),
+    [("a (b) [c]?", "a *[c]?", True), ("a [c]x", "a [c]?", False), ("abc", "ab", False), ("abc", "*b*", True)],
+)
+def test_patterns_have_stars_alone(text: str, pattern: str, held: bool) -> None:
+    import odd_sources
+
+    assert odd_sources.matches(text, pattern) is held
