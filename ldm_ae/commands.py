@@ -66,20 +66,18 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_reconstruct(args: argparse.Namespace) -> None:
     """`ldm-ae reconstruct`."""
+    from ldm_ae.data import WholeTransform
     from ldm_ae.latents import reconstruct_images
 
     _choose_precision(args)
-    if args.whole:
-        model, source, transform = _whole_inputs(args)
-    else:
-        model, source, transform = _bucketed_inputs(args)
+    model, source, transform = _whole_inputs(args) if args.whole else _bucketed_inputs(args)
     with progress_bar("reconstructing", len(source)) as progress:
         written = reconstruct_images(
             model, source, args.out, transform=transform, batch_size=args.batch_size, workers=args.workers,
             device=args.device, precision=args.precision, bad_share=args.bad_share, progress=progress,
         )  # fmt: skip
     print("\n".join([*source.account().lines(), f"{written.images} reconstructions in {args.out}"]))
-    if not args.whole:
+    if not isinstance(transform, WholeTransform):
         sizes = ", ".join(f"{height}x{width}" for height, width in transform.sizes)
         print(f"of {sizes} pixels: {written.crops.line()}; --whole keeps all of an image")
 

@@ -96,7 +96,7 @@ def test_encode_decode_reconstruct(run: Run, tiny_model_folder: Path, image_fold
     store, decoded, rebuilt = tmp_path / "store", tmp_path / "decoded", tmp_path / "rebuilt"
     status, out, err = run("encode", tiny_model_folder, image_folder, store, *SMALL, "--latents", "mode")
     assert (status, err) == (0, "")
-    assert "12 images, 0 unusable, scaling_factor" in out
+    assert "12 images, 0 unusable, in fp32, scaling_factor" in out
     assert run("decode", tiny_model_folder, store, decoded, "--device", "cpu")[0] == 0
     assert run("reconstruct", tiny_model_folder, image_folder, rebuilt, *SMALL)[0] == 0
     names = {p.relative_to(decoded).as_posix() for p in decoded.rglob("*.png")}
@@ -118,7 +118,9 @@ def test_export_measures_a_known_scale_only_when_asked(
         out = tmp_path / "out"
         status, words, err = run("export", tmp_path / "model", out, "--images", image_folder, *SMALL, *options)
         assert (status, err) == (0, "")
-        return words.splitlines()[0], json.loads((out / "config.json").read_text())
+        account, *_, line = [text for text in words.splitlines() if text.startswith(("source:", "scaling_factor"))]
+        assert account == "source: 12 images (folder)"
+        return line, json.loads((out / "config.json").read_text())
 
     kept = f"scaling_factor 0.18215 is kept; --scaling measure measures it on {image_folder}"
     for options in ((), ("--scaling", "keep")):

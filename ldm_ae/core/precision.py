@@ -201,7 +201,7 @@ def _bfloat16_speed(kind: str, index: int | None, given: str | None) -> float:
             return float(given)
         except ValueError:
             raise UserError(f"{SPEED_VARIABLE} is '{given}'; it must be a number, such as 2 or 0.1") from None
-    device = torch.device(kind, index)
+    device = torch.device(kind) if index is None else torch.device(kind, index)
     if device.type == "cuda":
         return 2.0 if torch.cuda.is_bf16_supported(including_emulation=False) else 0.5
     try:

@@ -10,6 +10,7 @@ import codecs
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from ldm_ae.errors import printable
@@ -151,7 +152,8 @@ class Annotations:
         """Add what the keys `CAPTION_NAMES` and `LABEL_NAMES` say."""
         for kind, names in (("caption", CAPTION_NAMES), ("label", LABEL_NAMES)):
             key, value = named(values, names)
-            self.add_value(kind, f"{name} {key}", lambda value=value: value)
+            if value is not None:
+                self.add_value(kind, f"{name} {key}", partial(values.get, key))
 
     def add_value(self, kind: str, name: str, read: Callable[[], Any]) -> None:
         """Add a `caption` or a `label` that is called `name` in messages."""

@@ -155,7 +155,7 @@ class Segment:
     def shard_name(self, unit: int) -> str:
         """The file of one of its units."""
         shares = (share(self.units, rank, self.processes) for rank in range(self.processes))
-        rank, first = next((rank, found.start) for rank, found in enumerate(shares) if unit in found)
+        rank, first = next(((rank, found.start) for rank, found in enumerate(shares) if unit in found), (0, 0))
         return f"latents_rank{self.first_rank + rank:02d}_shard{unit - first:03d}.safetensors"
 
 

@@ -22,6 +22,8 @@ CONFIG = "config.yaml"
 """In a run directory: the resolved configuration."""
 _OF_THE_COMMAND = ("out", "config")
 _ABSENT = "(not set)"
+_BEFORE = {"data.colour_profiles": '"ignore"'}
+"""What runs did that were begun before these keys were there, where that is not the key's default."""
 
 
 def hash_images(source: Source) -> str:
@@ -74,6 +76,7 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """From and to of each key whose value is another one, as JSON. New keys of a newer version are no change."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
+    old = {key: value for key, value in _BEFORE.items() if key in new} | old
     changed = {}
     for key in dict.fromkeys([*old, *new]):
         if key.split(".")[0] in _OF_THE_COMMAND or old.get(key, _ABSENT) == new.get(key, _ABSENT):

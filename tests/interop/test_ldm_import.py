@@ -166,7 +166,7 @@ def test_a_checkpoint_without_attention(sides: list[int], tmp_path: Path) -> Non
     content["ddconfig"] |= {"attn_type": "none", "attn_resolutions": sides}
     config = write_yaml(tmp_path / "config.yaml", content, scale_factor=1.0)
     found = import_ldm(tmp_path / "last.ckpt", tmp_path / "out", config=config)
-    assert (found.network.mid_attention, found.network.attention_levels, found.left_out) == (False, (), 1)
+    assert (found.network.middle_attention, found.network.attention_levels, found.left_out) == (False, (), 1)
     theirs = diffusers.VQModel.from_pretrained(tmp_path / "out").eval()
     assert not any("attentions" in key for key in theirs.state_dict())
     x = pixels()

@@ -57,13 +57,13 @@ def test_a_record_of_an_earlier_version_with_such_a_caption_is_made_again(
 def test_the_account_is_in_the_index_and_in_inspect(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
-    (image_folder / "cats/x.heic").write_bytes(b"x")
+    (image_folder / "cats/x.dng").write_bytes(b"x")
     (image_folder / "cats/y.txt").write_text("of no image")
     summary = encode(tiny_model, image_folder, tmp_path / "store")
     account = {
         "kind": "folder",
         "images": 12,
-        "passed_over": {"images of formats that are not opened (.heic)": {"count": 1, "examples": ["cats/x.heic"]}},
+        "passed_over": {"images of formats that are not opened (.dng)": {"count": 1, "examples": ["cats/x.dng"]}},
         "labels": {"class folders": 12},
         "classes": ["cats", "dogs"],
         "unmatched": {".txt files": {"count": 1, "examples": ["cats/y.txt"]}},
@@ -77,7 +77,7 @@ def test_the_account_is_in_the_index_and_in_inspect(
 def test_the_command_prints_the_account(
     tiny_model_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (image_folder / "x.jxl").write_bytes(b"x")
+    (image_folder / "x.psd").write_bytes(b"x")
     (tmp_path / "captions.csv").write_text("file_name,caption\ncats/001.png,a cat\ngone.png,nothing\n")
     arguments = [str(tiny_model_folder), str(image_folder), str(tmp_path / "store"), "--size", "32", "--workers", "0"]
     assert main(["encode", *arguments, "--device", "cpu", "--captions", str(tmp_path / "captions.csv")]) == 0
@@ -86,7 +86,7 @@ def test_the_command_prints_the_account(
         f"captions from {tmp_path}/captions.csv: 1",
         "labels from class folders: 12",
         "classes: 0 cats, 1 dogs",
-        "passed over: 1 images of formats that are not opened (.jxl): x.jxl",
+        "passed over: 1 images of formats that are not opened (.psd): x.psd",
         f"{tmp_path}/captions.csv: 1 belongs to no image: gone.png",
         "1 of 12 images have a caption, 12 a label",
     ]

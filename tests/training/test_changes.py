@@ -157,3 +157,9 @@ def test_keys_of_a_newer_version_are_no_change() -> None:
     old = {"a": 1, "b": {"class_path": "X"}, "out": "here"}
     new = {"a": 1, "b": None, "c": 3, "out": "there"}
     assert changed_settings(old, new) == {"b.class_path": ('"X"', "(not set)"), "b": ("(not set)", "null")}
+
+
+def test_a_run_from_before_colours_were_converted_reports_that_they_are_now() -> None:
+    now = {"data": {"train": "x", "colour_profiles": "convert"}}
+    assert changed_settings({"data": {"train": "x"}}, now) == {"data.colour_profiles": ('"ignore"', '"convert"')}
+    assert changed_settings({"data": {"train": "x"}}, {"data": {"train": "x", "colour_profiles": "ignore"}}) == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ class HFDatasetsSource(Source):
         found = Annotations()
         for kind, column in (("caption", self._columns.caption), ("label", self._columns.label)):
             if column is not None:
-                found.add_value(kind, f"column {column}", lambda column=column: row[column])
+                found.add_value(kind, f"column {column}", partial(row.__getitem__, column))
         label = found.label
         if label is not None and self._numbers is not None:
             if label >= len(self._numbers):

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,7 +181,7 @@ class ParquetSource(Source):
         found = Annotations()
         for kind, column in (("caption", columns.caption), ("label", columns.label)):
             if column is not None:
-                found.add_value(kind, f"column {column}", lambda column=column: table[column][place].as_py())
+                found.add_value(kind, f"column {column}", partial(_value, table[column], place))
         label = found.label if self._numbers is None or found.label is None else self._number(found.label)
         return RawImage(self.key(index), _image_bytes(table[columns.image], place), label, found.caption, found.notes)
 
@@ -302,6 +303,10 @@ def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         kind = kind.value_type
     return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _value(column: pa.ChunkedArray, place: int) -> Any:
+    return column[place].as_py()
 
 
 def _image_bytes(column: pa.ChunkedArray, place: int) -> bytes:
