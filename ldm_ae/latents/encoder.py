@@ -197,8 +197,10 @@ def encode_images(
     for size in transform.sizes:
         spec.latent_size(*size)
     processes = processes or Processes()
-    if engine is not None and processes.count > 1:
-        raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
+    if engine is not None:
+        if processes.count > 1:
+            raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
+        engine.check(str(device))
     precision = (precision == "auto" and recorded_precision(path)) or inference_numerics(
         precision, processes.device(device)
     ).precision
@@ -209,11 +211,8 @@ def encode_images(
         seed=seed, batch_size=batch_size, shard_size=shard_size, content=content,
         indices=spec.codebook_size is not None and content != "samples", compiled=compiled,
     )  # fmt: skip
-    # First, because either may refuse.
     runner = None
-    if engine is not None:
-        engine.check(str(device))
-    else:
+    if engine is None:  # first, because it may refuse
         runner = inference_copy(model, device=processes.device(device), precision=precision, compiled=compiled)
     folder = Path(path)
     if folder.exists() and not folder.is_dir():

@@ -166,7 +166,8 @@ class OverflowGuard(Autoencoder):
                 is_parameter = isinstance(tensor, nn.Parameter)
                 copies[id(tensor)] = nn.Parameter(wide, requires_grad=False) if is_parameter else wide
             model, watch = copy.deepcopy((watched.model, watched.watch), copies)
-            layout = inference_layout(model.last_layer.device, torch.float32)
+            device = next((tensor.device for _, tensor in _tensors(model)), torch.device("cpu"))
+            layout = inference_layout(device, torch.float32)
             return _Watched(model.to(memory_format=LAYOUTS[layout]), watch)
 
     def unguarded(self) -> Autoencoder:
