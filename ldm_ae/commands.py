@@ -16,7 +16,7 @@ from ldm_ae.terminal import ProgressDisplay, lines_of, progress_bar
 if TYPE_CHECKING:
     from ldm_ae.data import Account, BucketTransform, ImageTransform, Source, WholeTransform
     from ldm_ae.evaluation import ActivationRanges
-    from ldm_ae.latents.encoder import Engine
+    from ldm_ae.latents.jobs import Engine
     from ldm_ae.models import Autoencoder, ChannelStatistics
 
 
@@ -38,6 +38,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     """`ldm-ae evaluate`."""
     from ldm_ae.data import EvaluationLoader
     from ldm_ae.evaluation import evaluate, write_report
+    from ldm_ae.evaluation.networks import feature_network, perceptual_network
     from ldm_ae.evaluation.summary import summary_lines
     from ldm_ae.files import make_folder
     from ldm_ae.priors import load_prior
@@ -56,7 +57,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     with progress_bar("evaluating", count) as progress:
         evaluation = evaluate(
             model, loader, source=args.images, transform_description=transform.describe(), model_name=str(args.model),
-            perceptual=perceptual_network(args.perceptual), features=_feature_network(args.features),
+            perceptual=perceptual_network(args.perceptual), features=feature_network(args.features),
             prior=prior, precision=args.precision, device=args.device, progress=lambda done: progress(done, count),
         )  # fmt: skip
     write_report(evaluation, folder)
@@ -379,26 +380,6 @@ def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRan
         runner = for_inference(model, device=args.device, precision=args.precision)
         scaling = measure_scaling(runner, batches, progress=lambda done: progress(done, len(source)))
     return scaling, activations, source.account()
-
-
-def perceptual_network(name: str) -> Any:
-    """The network of a perceptual distance by its score's name, None for `none`."""
-    from ldm_ae.losses import LPIPS, ShiftTolerantLPIPS
-
-    if name == "none":
-        return None
-    family, _, net = name.partition("_")
-    return ShiftTolerantLPIPS(net=net) if family == "stlpips" else LPIPS(net=net)  # type: ignore[arg-type]
-
-
-def _feature_network(name: str) -> Any:
-    from ldm_ae.evaluation import EfficientNetLite0Features, InceptionFeatures
-
-    if name == "none":
-        return None
-    if name == "inception" or (name == "auto" and InceptionFeatures.at_hand()):
-        return InceptionFeatures()
-    return EfficientNetLite0Features()
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -152,7 +152,8 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     device = pick_device()
     numerics = agreed_numerics(args.precision, device)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=numerics.mixed_precision)
-    accelerator.print(f"precision: {numerics.line()}", flush=True)
+    if accelerator.is_main_process:
+        print(f"precision: {numerics.line()}", file=sys.stderr, flush=True)
     set_seed(args.seed)
     flip = "half" if store.request.flips else "never"
     data, plain = (LatentDataset(store, draw="indices", flip=f, seed=args.seed) for f in (flip, "never"))

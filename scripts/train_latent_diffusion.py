@@ -167,7 +167,8 @@ def train(args: argparse.Namespace) -> list[float]:
     device = pick_device()
     numerics = agreed_numerics(args.precision, device)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=numerics.mixed_precision)
-    accelerator.print(f"precision: {numerics.line()}", flush=True)
+    if accelerator.is_main_process:
+        print(f"precision: {numerics.line()}", file=sys.stderr, flush=True)
     set_seed(args.seed)
     autoencoder.set_scaling(scaling_factor=1 / store.statistics.pooled_std)
     decoder = as_diffusers(autoencoder.net)

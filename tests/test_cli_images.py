@@ -63,7 +63,7 @@ def test_colours_are_converted_and_the_store_says_which(
 ) -> None:
     assert encode(tiny_model_folder, photos, tmp_path / "store") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2:] == [
+    assert lines[2:4] == [
         "2 images converted to sRGB, from Display P3 (2)",
         "1 images have a colour profile that was not applied: a profile for CMYK samples, the image has RGB (1)",
     ]
@@ -159,12 +159,12 @@ def test_reconstruct_says_what_it_crops(
     tiny_model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "square", *SMALL, "--size", 32) == 0
-    assert capsys.readouterr().out.splitlines()[1] == (
+    assert capsys.readouterr().out.splitlines()[-1] == (
         "of 32x32 pixels: 33.3% of an image cropped off on average; --whole keeps all of an image"
     )
     sizes = ("--sizes", "32x32,32x48")
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "sizes", *SMALL, *sizes) == 0
-    assert capsys.readouterr().out.splitlines()[1].startswith("of 32x32, 32x48 pixels: 0.0% of an image cropped off")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("of 32x32, 32x48 pixels: 0.0% of an image cropped off")
     assert image(tmp_path / "sizes" / "0.png").size == (48, 32)
 
 
@@ -182,7 +182,7 @@ def test_reconstruct_whole_images(
         config = json.loads((tiny_model_folder / "config.json").read_text())
         (tiny_model_folder / "config.json").write_text(json.dumps(config | {"sample_size": 64}))
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "out", *SMALL, "--whole", *options) == 0
-    assert capsys.readouterr().out == f"6 reconstructions in {tmp_path / 'out'}\n"
+    assert capsys.readouterr().out.splitlines()[-1] == f"6 reconstructions in {tmp_path / 'out'}"
     assert {image(tmp_path / "out" / f"{number}.png").size for number in range(5)} == {size}
     assert image(tmp_path / "out" / "portrait.png").size == size[::-1]
 

@@ -2,7 +2,8 @@
 
 from ldm_ae.latents.batches import BucketBatchSampler, endless
 from ldm_ae.latents.decoder import decode_store, reconstruct_images
-from ldm_ae.latents.encoder import EncodeSummary, encode_images
+from ldm_ae.latents.encoder import encode_images
+from ldm_ae.latents.jobs import EncodeSummary
 from ldm_ae.latents.processes import Processes
 from ldm_ae.latents.reader import LatentDataset, LatentStore
 from ldm_ae.latents.verify import inspect_store, verify_store

@@ -20,7 +20,7 @@ from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder, require_new_folder
 from ldm_ae.latents.batches import BucketBatchSampler
 from ldm_ae.latents.crops import Crops, measure_crops
-from ldm_ae.latents.encoder import Progress
+from ldm_ae.latents.jobs import Progress
 from ldm_ae.latents.provenance import inference_copy
 from ldm_ae.latents.reader import LatentDataset, LatentStore
 from ldm_ae.models import Autoencoder, pick_device, require_finite

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,14 +15,15 @@ from torch.nn import functional
 
 from ldm_ae.background import BackgroundWriter
 from ldm_ae.core.precision import inference_numerics
-from ldm_ae.data import Account, Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
+from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
 from ldm_ae.data.sources.base import printable as printable_name
 from ldm_ae.errors import UserError
 from ldm_ae.files import make_folder
 from ldm_ae.latents.additions import join
-from ldm_ae.latents.annotated import AnnotationCount, numbering_warnings
-from ldm_ae.latents.crops import Crops, describe_crops
+from ldm_ae.latents.annotated import numbering_warnings
+from ldm_ae.latents.crops import describe_crops
 from ldm_ae.latents.eight_bits import SCALE, pack
+from ldm_ae.latents.jobs import EncodeSummary, Engine, Job, Progress
 from ldm_ae.latents.originals import HashingSource, Originals
 from ldm_ae.latents.processes import Processes
 from ldm_ae.latents.provenance import derive_seed, inference_copy, scaling_of
@@ -36,7 +36,6 @@ from ldm_ae.latents.writer import StoreWriter, latents_of
 from ldm_ae.locks import only_writer
 from ldm_ae.models import (
     Autoencoder,
-    ChannelStatistics,
     finite_rows,
     hash_json,
     model_config,
@@ -45,73 +44,8 @@ from ldm_ae.models import (
     require_finite,
 )
 
-Progress = Callable[[int, int], None]
-"""Called with the number of images done and their total."""
 _FINITE = "finite "
 """Begins the name of what `_flags` says of a tensor before it is rounded, or of the latents that indices stand for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """All that another process needs in order to encode units of a store; it can be pickled."""
-
-    path: Path
-    """The store's, absolute."""
-    request: StoreRequest
-    plan: dict[str, Any]
-    """Of the `StoreWriter` in the process that has the store's lock."""
-    model: Autoencoder
-    """In float32."""
-    source: Source
-    transform: ImageTransform | BucketTransform
-    workers: int
-    device: str
-    """As the user named it."""
-    check: bool
-    working_folder: Path
-    """Where the command was given, for images with a relative name."""
-
-
-class Engine(Protocol):
-    """Encodes units in other processes."""
-
-    def check(self, device: str) -> None:
-        """UserError if it cannot encode on this device, as the user named it. Called before anything is written."""
-
-    def __call__(self, job: Job, units: range, progress: Progress | None) -> None:
-        """Encode the units; returns when all are done."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeSummary:
-    """What `encode_images` did."""
-
-    path: Path
-    images: int
-    """Good images, each in the store once."""
-    bad: dict[str, str]
-    """Reason by key of the images that could not be used."""
-    statistics: ChannelStatistics
-    """Of the stored latents, mirror images not counted."""
-    buckets: dict[str, int]
-    """Good images by HxW of the pixels, in the order of their areas."""
-    crops: Crops
-    """What was cut off."""
-    colour_profiles: dict[str, int]
-    """Good images by the profile from which they were converted to sRGB, or that was not applied."""
-    already_complete: bool
-    """The store was there, made by the same command; nothing was encoded."""
-    precision: str
-    """fp32, bf16 or fp16: what the encoder ran in."""
-    redone_batches: int
-    """Batches that overflowed in fp16 and were encoded in float32 from the original weights; mirror images are batches
-    of their own. 0 in other precisions."""
-    account: Account
-    """What the source took and passed over."""
-    annotations: AnnotationCount
-    """Captions and labels of the good images."""
-    warnings: list[str]
-    """What else a user has to know, a line each."""
 
 
 def encode_images(
@@ -197,13 +131,13 @@ def encode_images(
     for size in transform.sizes:
         spec.latent_size(*size)
     processes = processes or Processes()
-    if engine is not None:
-        if processes.count > 1:
-            raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
-        engine.check(str(device))
-    precision = (precision == "auto" and recorded_precision(path)) or inference_numerics(
-        precision, processes.device(device)
-    ).precision
+    if engine is not None and processes.count > 1:
+        raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
+    precision = (precision == "auto" and recorded_precision(path)) or precision
+    if engine is None:
+        precision = inference_numerics(precision, processes.device(device)).precision
+    elif precision == "auto":
+        raise UserError("precision auto is measured on this machine; with an engine name fp32, bf16 or fp16")
     request = StoreRequest(
         source=printable_name(source_name), images=len(source), keys_hash="", model_hash=model_hash(model),
         model_config=model_config(model), scaling=scaling_of(spec), transform=transform.describe(),
@@ -211,8 +145,11 @@ def encode_images(
         seed=seed, batch_size=batch_size, shard_size=shard_size, content=content,
         indices=spec.codebook_size is not None and content != "samples", compiled=compiled,
     )  # fmt: skip
+    # First, because either may refuse.
     runner = None
-    if engine is None:  # first, because it may refuse
+    if engine is not None:
+        engine.check(str(device))
+    else:
         runner = inference_copy(model, device=processes.device(device), precision=precision, compiled=compiled)
     folder = Path(path)
     if folder.exists() and not folder.is_dir():

@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm_ae.errors import RunError, UserError, reason
-from ldm_ae.latents.encoder import Job, Progress, encode_units
+from ldm_ae.latents.encoder import encode_units
+from ldm_ae.latents.jobs import Job, Progress
 from ldm_ae.latents.originals import HashingSource, Originals
 from ldm_ae.latents.provenance import inference_copy
 from ldm_ae.latents.writer import StoreWriter

@@ -7,7 +7,7 @@ equation 10 of Kingma and Welling, arXiv 1312.6114, with a standard normal prior
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from diffusers import AutoencoderKL
@@ -17,6 +17,7 @@ from ldm_ae.errors import UserError
 from ldm_ae.models.blocks import block_types
 from ldm_ae.models.convolutional import ConvolutionalAutoencoder
 from ldm_ae.models.folder import read_model_folder
+from ldm_ae.models.initialization import start_as_thumbnail
 from ldm_ae.models.interface import LatentSpec, Posterior
 from ldm_ae.models.scaling import factor_beside_vectors, mark_scaled_encoder
 
@@ -78,6 +79,8 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         act_fn: Activation, by diffusers' name.
         initial_log_variance: Where the posterior's log-variance starts, through the bias of the layer that gives it.
             None keeps diffusers' start near 0, where an untrained encoder's latents drown in noise of their own size.
+        initialization: `default` is diffusers'; `thumbnail` begins as a linear autoencoder that encodes to a thumbnail
+            and enlarges it (`ldm_ae.models.initialization`), for short trainings.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         norm_num_groups: int = 32,
         act_fn: str = "silu",
         initial_log_variance: float | None = None,
+        initialization: Literal["default", "thumbnail"] = "default",
     ):
         super().__init__()
         if pretrained is not None:
@@ -117,6 +121,8 @@ class KLAutoencoder(ConvolutionalAutoencoder):
             use_post_quant_conv=use_quant_conv,
             scaling_factor=1.0,  # nothing is measured yet; diffusers' default is Stable Diffusion's
         )
+        if initialization == "thumbnail":
+            start_as_thumbnail(self.net)
         if initial_log_variance is not None:
             last = self.net.quant_conv if use_quant_conv else self.net.encoder.conv_out
             nn.init.constant_(last.bias[latent_channels:], initial_log_variance)

@@ -21,7 +21,7 @@ from ldm_ae.cli import main
 from ldm_ae.data import RawImage, Wrapped, open_source
 from ldm_ae.errors import RunError, UserError
 from ldm_ae.latents import Processes, writer
-from ldm_ae.latents.encoder import Job
+from ldm_ae.latents.jobs import Job
 from ldm_ae.latents.work import recorded
 from ldm_ae.models import KLAutoencoder
 from tests.latents.helpers import contents, encode

@@ -207,7 +207,7 @@ def test_nearly_constant_latents_cost_no_work(
     images = str(image_folder)
     assert main(["encode", str(out), images, str(tmp_path / "store"), *small]) == 0
     captured = capsys.readouterr()
-    assert "12 images, 0 unusable, no scaling_factor" in captured.out
+    assert "12 images, 0 unusable, in fp32, no scaling_factor" in captured.out
     assert "note: the latents are constant" in captured.err
     assert json.loads((tmp_path / "store/stats.json").read_text())["scaling_factor"] is None
     assert main(["evaluate", str(out), images, *small, "--perceptual", "none", "--features", "none",

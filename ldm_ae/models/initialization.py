@@ -1,0 +1,151 @@
+"""A network that begins as a linear autoencoder: a thumbnail by averages, enlarged again bilinearly.
+
+Residual branches begin at zero (as in Zhang et al., Fixup Initialization, arXiv 1901.09321), so that what is left of
+diffusers' encoder and decoder is a path of convolutions. Three of its channels carry red, green and blue: downsampling
+convolutions average 2x2 pixels, upsampling ones interpolate. It does for `AutoencoderKL` what DC-AE's shortcuts between
+space and channels do by architecture (Chen et al., arXiv 2410.10733): training starts with learning what a thumbnail
+lacks, and not with colours and brightness, which cost a network with group normalization its first hundreds of steps.
+
+The path is linear in spite of the normalization and activation before each last convolution. A group holds a colour x
+beside -x, and constants ±c beside them: its mean is 0, and its deviation nearly that of the constants, whatever the
+image. And silu(a x) - silu(-a x) = a x.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from ldm_ae.errors import UserError
+
+COLOURS = 3
+GAIN = 4.0
+"""Latents per pixel value, whose deviation in photos is about a quarter: the latents' is about 1."""
+CONSTANT = 3.0
+"""c, against pixel values in [-1, 1]: a group's deviation changes by a few per cent from image to image."""
+_POWER = 0.25
+"""Mean square of a pixel value, about."""
+
+
+@torch.no_grad()
+def start_as_thumbnail(net: Any) -> None:
+    """Change the weights of a `diffusers.AutoencoderKL` in place, so that it encodes to a thumbnail and enlarges it.
+
+    Args:
+        net: RGB, at least three latent channels, SiLU.
+
+    Raises:
+        UserError: the network is of another kind, or its groups have fewer than four channels.
+    """
+    config = net.config
+    if config.act_fn not in ("silu", "swish") or config.latent_channels < COLOURS:
+        raise UserError(
+            f"initialization: thumbnail needs act_fn silu and at least {COLOURS} latent channels, got {config.act_fn} "
+            f"and {config.latent_channels}; use initialization: default"
+        )
+    for module in net.modules():
+        if isinstance(module, ResnetBlock2D):
+            _zero(module.conv2)
+        elif isinstance(module, Attention):
+            _zero(module.to_out[0])
+    encoder, decoder = net.encoder, net.decoder
+    down = [encoder.conv_in]
+    for block in encoder.down_blocks:
+        down += _path(block.resnets[0], block.downsamplers)
+    up = [decoder.conv_in]
+    for block in decoder.up_blocks:
+        up += _path(block.resnets[0], block.upsamplers)
+    interpolation = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
+    average = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]) / 4
+    _carry(down, encoder.conv_norm_out, encoder.conv_out, scale=GAIN, kernel=average)
+    _carry(up, decoder.conv_norm_out, decoder.conv_out, scale=1.0, kernel=interpolation)
+    decoder.conv_in.weight[:COLOURS] /= GAIN
+    for projection in (net.quant_conv, net.post_quant_conv):
+        if projection is not None:
+            nn.init.dirac_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+
+def _path(resnet: ResnetBlock2D, samplers: Any) -> list[nn.Conv2d]:
+    """The convolutions of one block that no residual branch goes around."""
+    found = [] if resnet.conv_shortcut is None else [resnet.conv_shortcut]
+    return found + ([] if samplers is None else [samplers[0].conv])
+
+
+def _carry(path: list[nn.Conv2d], norm: nn.GroupNorm, last: nn.Conv2d, *, scale: float, kernel: Tensor) -> None:
+    """Lead the first three channels along a path and through its last normalization, and out times `scale`.
+
+    Args:
+        path: Convolutions; the last one's output is what `norm` sees.
+        norm: Before the activation.
+        last: After it.
+        scale: Of the first three output channels.
+        kernel: (3, 3), of the convolutions that change the resolution: those after the first that are not 1x1.
+    """
+    for i, convolution in enumerate(path):
+        size = convolution.kernel_size[0]
+        taps = kernel if i and size == 3 else _centre(size)
+        colours = range(COLOURS)
+        signs: list[tuple[int, int, float]] = [(colour, colour, 1.0) for colour in colours]
+        if convolution is path[-1]:
+            signs = _expand(convolution, norm)
+        for row, colour, sign in signs:
+            convolution.weight[row] = 0.0
+            convolution.weight[row, colour] = sign * taps
+            convolution.bias[row] = 0.0
+    members = norm.num_channels // norm.num_groups
+    pairs = _pairs(members)
+    deviation = math.sqrt((2 * pairs * _POWER + 2 * (members // 2 - pairs) * CONSTANT**2) / members)
+    last.weight[:COLOURS] = 0.0
+    last.bias[:COLOURS] = 0.0
+    for colour in range(COLOURS):
+        places = [(row, sign) for row, found, sign in signs if found == colour]
+        for row, sign in places:
+            last.weight[colour, row] = sign * _centre(last.kernel_size[0]) * deviation * scale * 2 / len(places)
+
+
+def _expand(convolution: nn.Conv2d, norm: nn.GroupNorm) -> list[tuple[int, int, float]]:
+    """(output channel, colour, sign) of each colour and its negative in each group; constants fill the group."""
+    members = norm.num_channels // norm.num_groups
+    pairs = _pairs(members)
+    if pairs < 1 or pairs * norm.num_groups < COLOURS:
+        raise UserError(
+            f"initialization: thumbnail needs groups of at least 4 channels, got {norm.num_channels} channels in "
+            f"{norm.num_groups} groups; lower norm_num_groups or use initialization: default"
+        )
+    signs = []
+    for group in range(norm.num_groups):
+        first = group * members
+        for pair in range(pairs):
+            colour = (group * pairs + pair) % COLOURS
+            signs += [(first + 2 * pair, colour, 1.0), (first + 2 * pair + 1, colour, -1.0)]
+        for pair in range(members // 2 - pairs):
+            rows = slice(first + 2 * (pairs + pair), first + 2 * (pairs + pair) + 2)
+            convolution.weight[rows] = 0.0
+            convolution.bias[rows] = torch.tensor([CONSTANT, -CONSTANT])
+        if members % 2:
+            convolution.weight[first + members - 1] = convolution.bias[first + members - 1] = 0.0
+    return signs
+
+
+def _pairs(members: int) -> int:
+    """How many colours a group of so many channels holds, each with its negative, beside at least two constants."""
+    return min(COLOURS, (members - 2) // 2)
+
+
+def _centre(size: int) -> Tensor:
+    """(size, size), 1 in the middle."""
+    taps = torch.zeros(size, size)
+    taps[size // 2, size // 2] = 1.0
+    return taps
+
+
+def _zero(layer: nn.Conv2d | nn.Linear) -> None:
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,94 @@
+"""A network that begins as a thumbnail, enlarged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ldm_ae.errors import UserError
+from ldm_ae.models import KLAutoencoder, load_autoencoder
+
+SHAPES = [
+    {"block_out_channels": (32, 64, 96), "norm_num_groups": 8},  # groups of 4, 8 and 12
+    {"block_out_channels": (16, 16, 16), "norm_num_groups": 4},  # no change of width on the path
+    {"block_out_channels": (20, 35), "norm_num_groups": 5, "attention_levels": (1,)},  # groups of 4 and 7
+    {"block_out_channels": (32, 32), "norm_num_groups": 1, "mid_block_add_attention": True, "latent_channels": 8},
+]
+
+
+def smooth(batch: int = 3, size: int = 64) -> Tensor:
+    coarse = torch.rand(batch, 3, 6, 6) * 1.6 - 0.8
+    return functional.interpolate(coarse, size=size, mode="bicubic").clamp(-1, 1)
+
+
+def thumbnail_and_back(pixel_values: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """By averages of 2x2 pixels, and bilinearly twice as large, level by level."""
+    small = pixel_values
+    for _ in range(levels):
+        small = functional.avg_pool2d(small, 2)
+    large = small
+    for _ in range(levels):
+        large = functional.interpolate(large, scale_factor=2, mode="bilinear", align_corners=False)
+    return small, large
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_begins_as_a_thumbnail_enlarged_again(shape: dict[str, object]) -> None:
+    arguments = {"layers_per_block": 1, "mid_block_add_attention": False, "initialization": "thumbnail"} | shape
+    model = KLAutoencoder(**arguments).eval()  # type: ignore[arg-type]
+    x = smooth()
+    with torch.no_grad():
+        latents = model.encode(x).mode()
+        found = model.decode(latents)
+    small, large = thumbnail_and_back(x, len(shape["block_out_channels"]) - 1)  # type: ignore[arg-type]
+    for channel in range(3):
+        pair = torch.stack([latents[:, channel].flatten(), small[:, channel].flatten()])
+        assert torch.corrcoef(pair)[0, 1] > 0.999
+    # Group normalization's deviation follows the image by some per cent; the outermost pixels meet padding of zeros.
+    inside = (..., slice(8, -8), slice(8, -8))
+    assert (found - large)[inside].abs().mean() < 0.06 * large[inside].abs().mean()
+
+
+def test_every_part_learns_from_there() -> None:
+    model = KLAutoencoder(
+        block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False,
+        initialization="thumbnail",
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x = smooth(4, 32)
+    losses = []
+    for _ in range(30):
+        loss = (model(x, torch.randn(4, 4, 16, 16)).reconstructions - x).abs().mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert min(losses[-3:]) < 0.75 * losses[0]
+    unmoved = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert unmoved == []
+
+
+def test_the_start_is_of_the_weights_alone_and_is_saved_with_them(tmp_path) -> None:
+    model = KLAutoencoder(
+        block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False,
+        initialization="thumbnail",
+    ).eval()  # fmt: skip
+    model.save_pretrained(tmp_path)
+    x = smooth(1, 32)
+    assert torch.equal(load_autoencoder(tmp_path).encode(x).mode(), model.encode(x).mode())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"norm_num_groups": 8}, "groups of at least 4 channels, got 16 channels in 8 groups"),
+        ({"latent_channels": 2}, "at least 3 latent channels, got silu and 2"),
+        ({"act_fn": "relu"}, "needs act_fn silu"),
+    ],
+)
+def test_networks_that_cannot_begin_so_are_refused(arguments: dict[str, object], words: str) -> None:
+    base = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4}
+    with pytest.raises(UserError, match=words):
+        KLAutoencoder(initialization="thumbnail", **(base | arguments))  # type: ignore[arg-type]
