@@ -144,7 +144,7 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
 
         self.console = Console(stderr=True, quiet=not shown, highlight=False)
         columns = [TextColumn(text), BarColumn(), MofNCompleteColumn(), Speed(), TimeElapsedColumn()]
-        live = shown and _is_terminal(self.console)
+        self._live = live = shown and _is_terminal(self.console)
         self._bar = Progress(
             *columns, TextColumn("left"), TimeRemainingColumn(), console=self.console, disable=not live
         )
@@ -154,13 +154,15 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         )
 
     def __enter__(self) -> ProgressDisplay:
-        self._bar.start()
+        if self._live:  # rich 13.0 prints an empty line at the end of a bar that is disabled
+            self._bar.start()
         if self._lines is not None:
             self._lines.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        self._bar.stop()
+        if self._live:
+            self._bar.stop()
         if self._lines is not None:
             self._lines.__exit__(kind, *details)
 

@@ -5,6 +5,7 @@ that `pyproject.toml` allows by uv's resolution `lowest-direct`. Only the standa
 
     python scripts/compatibility.py            # both; about half an hour on two cores
     python scripts/compatibility.py oldest --python 3.10
+    python scripts/compatibility.py newest --environment .venv/bin/python    # what is installed there already
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ DOCUMENT, RESULTS = ROOT / "docs" / "COMPATIBILITY.md", ROOT / "docs" / "compati
 BEGIN, END = "<!-- results: written by scripts/compatibility.py -->", "<!-- end of results -->"
 KINDS = ("newest", "oldest")
 TESTS = ("-n", "logical", "--dist", "worksteal")
+# This checkout is tested, whichever one an environment was made for.
+SETTINGS = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 # Run inside an environment: what it holds, and which kind of CPU runs it.
 FACTS = """
 import importlib.metadata, json, platform, re, sys, torch
@@ -52,18 +55,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pytest", nargs="+", default=[], metavar="ARGUMENT", help="more arguments of pytest, after --"
     )
+    parser.add_argument(
+        "--environment", metavar="PYTHON", type=Path, help="test this environment as the one kind of versions named"
+    )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the warnings of libraries to this file")
     options = parser.parse_args(arguments)
     more = [*([f"--warnings-report={options.report.absolute()}"] if options.report else []), *options.pytest]
     kinds = options.kinds or KINDS
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         parser.error(f"unknown versions {', '.join(unknown)}: expected newest or oldest")
-    if shutil.which("uv") is None:
+    if options.environment is not None and len(kinds) != 1:
+        parser.error("--environment is of one kind: name newest or oldest")
+    if options.environment is None and shutil.which("uv") is None:
         parser.error("the command uv is missing; install it with: pip install uv")
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for kind in kinds:
         with tempfile.TemporaryDirectory(prefix="ldm-ae-compatibility-") as folder:
-            python = install(kind, options.python, Path(folder))
+            # Not resolved: a virtual environment's interpreter is a link.
+            python = options.environment and options.environment.absolute()
+            python = python or install(kind, options.python, Path(folder))
             results[kind] = run_tests(python, Path(folder), more)
         RESULTS.write_text(json.dumps({name: results[name] for name in KINDS if name in results}, indent=2) + "\n")
         write_tables(results)
@@ -91,8 +101,10 @@ def run_tests(python: Path, folder: Path, more: Sequence[str]) -> dict[str, Any]
     """Run the tests in an environment and return their counts, the names of failed ones, versions and kind of CPU."""
     report = folder / "report.xml"
     command = [python, "-m", "pytest", *TESTS, f"--junitxml={report}", *more]
-    subprocess.run(command, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False)
-    facts = subprocess.run([python, "-c", FACTS, ROOT], check=True, capture_output=True, text=True).stdout
+    subprocess.run(command, cwd=ROOT, env=os.environ | SETTINGS, check=False)
+    facts = subprocess.run(
+        [python, "-c", FACTS, ROOT], env=os.environ | SETTINGS, check=True, capture_output=True, text=True
+    ).stdout
     day = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     return {"date": day, "cpu": cpu_name(), **json.loads(facts), **counts(report)}
 

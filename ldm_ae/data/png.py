@@ -16,7 +16,8 @@ _TEXT = (b"tEXt", b"zTXt", b"iTXt")
 def transparent_samples(data: bytes, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
     """Bring what a tRNS chunk holds to the scale of the samples as Pillow gives them.
 
-    Pillow scales grey of 2 and 4 bits to 8, takes the upper byte of colours of 16 bits, and leaves tRNS as it is.
+    Pillow scales grey of 1, 2 and 4 bits to 8, takes the upper byte of colours of 16 bits, and leaves tRNS as it is,
+    but for grey of 1 bit in its later releases.
     Colours of 16 bits that share the upper bytes with the transparent one become transparent with it.
 
     Args:
@@ -26,7 +27,7 @@ def transparent_samples(data: bytes, value: int | tuple[int, ...]) -> int | tupl
     depth, colour_type = data[24], data[25]
     if isinstance(value, tuple):
         return tuple(sample >> 8 if depth == 16 else sample & 255 for sample in value)
-    if colour_type != 0 or depth not in (2, 4, 8):
+    if colour_type != 0 or depth not in (1, 2, 4, 8):
         return value
     return (value & ((1 << depth) - 1)) * 255 // ((1 << depth) - 1)
 

@@ -54,6 +54,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from ldm_ae.data import ColourProfiles
@@ -84,7 +85,8 @@ SCHEMA = pa.schema(
         pa.field("source_hash", pa.string()),  # sha256 of the encoded image, hex
         pa.field("width", pa.int32()),  # of the original, in pixels
         pa.field("height", pa.int32()),
-        pa.field("crop", pa.list_(pa.int32(), 4)),  # left, top, right, bottom in original pixels
+        # Left, top, right, bottom in original pixels. Not a list of fixed size, of which pyarrow reads nulls since 26.
+        pa.field("crop", pa.list_(pa.int32())),
         pa.field("bucket", pa.string()),
         pa.field("shard", pa.string()),  # file name in the bucket's folder
         pa.field("row", pa.int32()),
@@ -97,6 +99,7 @@ SCHEMA = pa.schema(
     ]
 )
 _ADDED_COLUMNS = ("orientation", "colour_profile")
+_FIXED_CROP = pa.field("crop", pa.list_(pa.int32(), 4))  # in stores of older versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +186,7 @@ def read_request(found: dict[str, Any]) -> StoreRequest:
 
 
 def complete_columns(rows: pa.Table) -> pa.Table:
-    """Add the columns that an index of an older version lacks, null throughout.
+    """Add the columns that an index of an older version lacks, null throughout, and give `crop` its type of today.
 
     Raises:
         ValueError: The columns are not those of a latent store.
@@ -192,8 +195,14 @@ def complete_columns(rows: pa.Table) -> pa.Table:
         if name not in rows.column_names:
             field = SCHEMA.field(name)
             rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    place = rows.schema.get_field_index("crop")
+    if place >= 0 and rows.schema.field(place).equals(_FIXED_CROP):
+        field = SCHEMA.field("crop")
+        rows = rows.set_column(place, field, rows["crop"].cast(field.type))
     if not rows.schema.equals(SCHEMA):
         raise ValueError("the columns of the index are not those of a latent store")
+    if not pc.all(pc.equal(pc.list_value_length(rows["crop"]), 4), min_count=0).as_py():
+        raise ValueError("a crop of the index has not four numbers")
     return rows
 
 

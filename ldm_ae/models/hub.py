@@ -76,9 +76,7 @@ def _download(repository: str, patterns: list[str]) -> Path:
         raise UserError(
             f"{place} there is no such repository, or it is private; check the spelling, or run `hf auth login`"
         ) from error
-    except HfHubHTTPError as error:
-        raise UserError(f"{place} the request failed: {reason(error)}") from error
-    except LocalEntryNotFoundError as error:
+    except LocalEntryNotFoundError as error:  # is an HfHubHTTPError, too, before huggingface-hub 1.0
         if isinstance(error.__cause__, OfflineModeIsEnabled):
             raise UserError(
                 f"{place} nothing is looked up, because HF_HUB_OFFLINE is set, nor is it in the cache; check the "
@@ -89,6 +87,8 @@ def _download(repository: str, patterns: list[str]) -> Path:
             f"{place} nothing can be looked up, because it was not reached ({why}); check the spelling of the path, or "
             "download the repository where there is a network and give its folder"
         ) from error
+    except HfHubHTTPError as error:
+        raise UserError(f"{place} the request failed: {reason(error)}") from error
     except ValueError as error:  # the library's, of names that no repository can have
         raise UserError(f"{place} there can be no such name: {reason(error)}") from error
     except OSError as error:

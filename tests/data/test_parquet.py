@@ -120,7 +120,11 @@ def test_parquet_captions_of_every_type(column: str, kind: str, tmp_path: Path) 
     values = values.dictionary_encode() if kind == "dictionary" else values
     values = pa.array([["one", "two"], [], ["three"]]) if kind == "list" else values
     table = pa.table({"image": pa.array([b"0", b"1", b"2"], pa.large_binary()), column: values, "more": [1, 2, 3]})
-    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    try:
+        pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    except pa.ArrowNotImplementedError:
+        assert kind == "string_view"
+        pytest.skip("this pyarrow writes no string_view")
     source = open_source(tmp_path / "t.parquet")
     assert [source[i].caption for i in range(3)] == texts
     assert source.account().captions == {f"column {column}": 3}

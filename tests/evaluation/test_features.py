@@ -169,7 +169,7 @@ def test_inception_with_weights_in_the_cache(no_download: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(module, "load_state_dict_from_url", lambda *args, **kwargs: {})
         patch.setattr(extractor, "load_state_dict", lambda self, state: None)
-        network = extractor("inception", ["2048"])
+        network = extractor("inception", ["2048"]).eval()  # as torch-fidelity 0.4 makes it
     no_download.mkdir(parents=True)
     path = no_download / features.INCEPTION_FILES[1]
     torch.save(network.state_dict(), path)

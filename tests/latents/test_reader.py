@@ -315,6 +315,26 @@ def resign(store: Path, **scaling: object) -> None:
     write_json(store / "store.json", content | {"checksum": hash_json(content)})
 
 
+def replace_crop(store: Path, crop: pa.Array) -> None:
+    table = pq.read_table(store / "index.parquet")
+    place = table.schema.get_field_index("crop")
+    pq.write_table(table.set_column(place, pa.field("crop", crop.type), crop), store / "index.parquet")
+    resign(store)
+
+
+def test_crops_of_a_store_of_an_older_version(store: Path) -> None:
+    before = LatentStore(store).good()
+    replace_crop(store, pa.array(before["crop"].to_pylist(), pa.list_(pa.int32(), 4)))
+    assert LatentStore(store).good().equals(before)
+
+
+def test_a_crop_has_four_numbers(store: Path) -> None:
+    crops = LatentStore(store).good()["crop"].to_pylist()
+    replace_crop(store, pa.array([*crops[:5], crops[5][:3], *crops[6:]], pa.list_(pa.int32())))
+    with pytest.raises(UserError, match="a crop of the index has not four numbers"):
+        LatentStore(store)
+
+
 def test_keys_that_are_no_text_are_refused(store: Path) -> None:
     table = pq.read_table(store / "index.parquet")
     keys = pa.array([b"\xff" + str(i).encode() for i in range(len(table))]).view(pa.string())
