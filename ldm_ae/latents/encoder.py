@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ldm_ae.background import BackgroundWriter
-from ldm_ae.core.precision import inference_numerics
+from ldm_ae.core.precision import check_precision, inference_numerics
 from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
 from ldm_ae.data.sources.base import printable as printable_name
 from ldm_ae.errors import UserError
@@ -134,10 +134,12 @@ def encode_images(
     if engine is not None and processes.count > 1:
         raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
     precision = (precision == "auto" and recorded_precision(path)) or precision
+    check_precision(precision)
     if engine is None:
         precision = inference_numerics(precision, processes.device(device)).precision
     elif precision == "auto":
         raise UserError("precision auto is measured on this machine; with an engine name fp32, bf16 or fp16")
+    precision = "fp32" if precision == "no" else precision
     request = StoreRequest(
         source=printable_name(source_name), images=len(source), keys_hash="", model_hash=model_hash(model),
         model_config=model_config(model), scaling=scaling_of(spec), transform=transform.describe(),
