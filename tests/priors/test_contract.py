@@ -166,7 +166,7 @@ def test_two_images_are_learned_by_heart(name: str) -> None:
     images, labels = some_indices(named, 2), torch.tensor([0, 1])
     for prior, given in ((named, labels), (nameless, None)):
         optimizer = torch.optim.Adam(prior.parameters(), 1e-2)
-        for _ in range(50):
+        for _ in range(120):
             optimizer.zero_grad()
             logits = prior(images, given)
             torch.nn.functional.cross_entropy(logits.flatten(0, 1), prior.sequence(images).flatten()).backward()
