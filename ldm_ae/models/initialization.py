@@ -14,7 +14,7 @@ image. And silu(a x) - silu(-a x) = a x.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -52,7 +52,7 @@ def start_as_thumbnail(net: Any) -> None:
         if isinstance(module, ResnetBlock2D):
             _zero(module.conv2)
         elif isinstance(module, Attention):
-            _zero(module.to_out[0])
+            _zero(cast(nn.Linear, module.to_out[0]))
     encoder, decoder = net.encoder, net.decoder
     down = [encoder.conv_in]
     for block in encoder.down_blocks:
@@ -94,6 +94,7 @@ def _carry(path: list[nn.Conv2d], norm: nn.GroupNorm, last: nn.Conv2d, *, scale:
         signs: list[tuple[int, int, float]] = [(colour, colour, 1.0) for colour in colours]
         if convolution is path[-1]:
             signs = _expand(convolution, norm)
+        assert convolution.bias is not None
         for row, colour, sign in signs:
             convolution.weight[row] = 0.0
             convolution.weight[row, colour] = sign * taps
@@ -101,6 +102,7 @@ def _carry(path: list[nn.Conv2d], norm: nn.GroupNorm, last: nn.Conv2d, *, scale:
     members = norm.num_channels // norm.num_groups
     pairs = _pairs(members)
     deviation = math.sqrt((2 * pairs * _POWER + 2 * (members // 2 - pairs) * CONSTANT**2) / members)
+    assert last.bias is not None
     last.weight[:COLOURS] = 0.0
     last.bias[:COLOURS] = 0.0
     for colour in range(COLOURS):
@@ -118,6 +120,7 @@ def _expand(convolution: nn.Conv2d, norm: nn.GroupNorm) -> list[tuple[int, int, 
             f"initialization: thumbnail needs groups of at least 4 channels, got {norm.num_channels} channels in "
             f"{norm.num_groups} groups; lower norm_num_groups or use initialization: default"
         )
+    assert convolution.bias is not None
     signs = []
     for group in range(norm.num_groups):
         first = group * members
