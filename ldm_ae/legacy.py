@@ -50,6 +50,9 @@ class LegacyWeights:
     """The names of the dictionaries that were opened, the outermost first."""
     beside: tuple[str, ...]
     """Other dictionaries of weights beside the one that was opened."""
+    scale_factor: Tensor | None = None
+    """A latent diffusion model's, where it is no tensor among the others: the innermost beside the dictionaries that
+    were opened, or a plain number."""
 
 
 def read_legacy_weights(path: str | Path) -> dict[str, Tensor]:
@@ -75,12 +78,14 @@ def open_legacy_weights(path: str | Path) -> LegacyWeights:
         raise UserError(f"{path} holds a single tensor of shape {tuple(content.shape)}, not the weights of a network")
     container: list[str] = []
     beside: tuple[str, ...] = ()
+    scale_factor: Tensor | None = None
     while isinstance(content, dict) and len(container) < _DEEPEST:
         found = [name for name in CONTAINERS if _has_tensors(content.get(name))]
         if not found:
             break
         container.append(found[0])
         beside = tuple(found[1:])
+        scale_factor = _scale_factor(content, scale_factor)
         content = content[found[0]]
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state dict of tensors")
@@ -88,7 +93,18 @@ def open_legacy_weights(path: str | Path) -> LegacyWeights:
     if not tensors:
         keys = ", ".join(printable(key, 30) for key in list(content)[:5])
         raise UserError(f"{path} holds no state dict of tensors; it has {keys or 'nothing'}")
-    return LegacyWeights(tensors=tensors, container=tuple(container), beside=beside)
+    if "scale_factor" not in tensors:
+        scale_factor = _scale_factor(content, scale_factor)
+    return LegacyWeights(tensors=tensors, container=tuple(container), beside=beside, scale_factor=scale_factor)
+
+
+def _scale_factor(content: dict[Any, Any], outer: Tensor | None) -> Tensor | None:
+    """This dictionary's own, a tensor or a plain number; else `outer`."""
+    value = content.get("scale_factor")
+    if isinstance(value, Tensor):
+        return value
+    is_number = type(value) is float or (type(value) is int and abs(value) < 2**63)
+    return torch.tensor(value, dtype=torch.float64) if is_number else outer
 
 
 def _has_tensors(value: object, depth: int = _DEEPEST) -> bool:

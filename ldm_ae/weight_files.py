@@ -48,6 +48,8 @@ class WeightFile:
     """The dictionaries of a pickled checkpoint that were opened to get at them, the outermost first."""
     beside: tuple[str, ...] = ()
     """Other dictionaries of weights, which were not opened."""
+    scale_factor: Tensor | None = None
+    """A latent diffusion model's that is none of `tensors`: beside the dictionary of them, or a plain number."""
 
 
 def read_weight_file(path: str | Path) -> WeightFile:
@@ -70,7 +72,9 @@ def read_weight_file(path: str | Path) -> WeightFile:
         return WeightFile(tensors=read_tensors(path))
     if head[:1] == b"\x80" or (head[:4] == b"PK\x03\x04" and _is_torch_archive(path)):
         found = open_legacy_weights(path)
-        return WeightFile(tensors=found.tensors, container=found.container, beside=found.beside)
+        return WeightFile(
+            tensors=found.tensors, container=found.container, beside=found.beside, scale_factor=found.scale_factor
+        )  # fmt: skip
     raise UserError(f"{path} was not opened: it is {_seems(head)}")
 
 

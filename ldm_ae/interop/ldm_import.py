@@ -16,7 +16,7 @@ import yaml
 
 from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.interop.diffusers import export_diffusers
-from ldm_ae.models.scales import Scale, scale_of_family
+from ldm_ae.models.scales import Scale, check_family, scale_of_family
 from ldm_ae.models.shapes import LDMNetwork
 from ldm_ae.models.single_file import SingleFile, build_autoencoder, open_single_file
 
@@ -77,7 +77,8 @@ def import_ldm(
 
     Raises:
         UserError: no such file, weights that are not such a network's, a configuration that does not agree with them,
-            a family against what the file says, or `out` holds other files or cannot be written.
+            a family against what the file says or of another number of channels, or `out` holds other files or cannot
+            be written.
     """
     file = open_single_file(checkpoint)
     said = LDMConfig() if config is None else read_ldm_config(config, file.network)
@@ -114,6 +115,7 @@ def _scale(file: SingleFile, said: LDMConfig, config: str | None, family: str | 
             )
         if wanted.shift is not None and file.network.n_embed is not None:
             raise UserError(f"--family {family} has a shift, which a VQ has no place for")
+        notes += check_family(family, file.network)
         scale = wanted
     if not scale.known:
         notes.append(f"scaling_factor is 1: {scale.source}, or --family names the model that it belongs to")

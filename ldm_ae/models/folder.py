@@ -13,6 +13,7 @@ from diffusers.utils import logging as diffusers_logging
 from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.files import read_json
 from ldm_ae.models.hub import hub_folder, is_hub_name
+from ldm_ae.models.scaling import settle_factor
 from ldm_ae.resources import shipped_models
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -89,6 +90,8 @@ def _as_list(value: object) -> list[object]:
 def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
     """The model of class `cls` in a folder, shipped, or under that name on the hub, in float32.
 
+    The factor that earlier versions wrote beside vectors becomes the 1 that it meant (`settle_factor`).
+
     Raises:
         UserError: no such folder, no configuration, no safetensors weights, weights that do not fit, or a name on
             the hub that could not be downloaded.
@@ -111,6 +114,7 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
     finally:
         diffusers_logging.set_verbosity(verbosity)
     model.register_to_config(_name_or_path="")  # a path of this machine says nothing where the model is saved next
+    settle_factor(model)
     for words, keys in (("no", info["missing_keys"]), ("an unknown", info["unexpected_keys"])):
         if keys:
             raise UserError(f"{folder} has {words} weight {printable(min(keys))}; its configuration does not fit")

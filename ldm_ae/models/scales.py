@@ -14,6 +14,8 @@ FAMILIES: dict[str, tuple[float, float | None]] = {
     "sd": (0.18215, None), "sdxl": (0.13025, None), "sd3": (1.5305, 0.0609), "flux": (0.3611, 0.1159),
 }  # fmt: skip
 """`scaling_factor` and `shift_factor` of Stable Diffusion 1 and 2, SDXL, SD3 and FLUX.1, as their diffusers folders."""
+NETWORKS = {"sd": (4, True), "sdxl": (4, True), "sd3": (16, False), "flux": (16, False)}
+"""Latent channels of each family's autoencoder, and whether it has quant convolutions."""
 NAMES = {"sd": "Stable Diffusion 1 and 2", "sdxl": "SDXL", "sd3": "Stable Diffusion 3", "flux": "FLUX.1"}
 
 
@@ -45,21 +47,49 @@ def scale_of_family(family: str) -> Scale:
     return Scale(factor=factor, shift=shift, source=f"published for {NAMES[family]}")
 
 
-def scale_of(everything: Mapping[str, Tensor], prefix: str, network: LDMNetwork) -> Scale:
+def check_family(family: str, network: LDMNetwork) -> list[str]:
+    """What to note of a network that can be the named family's but is not quite like it.
+
+    Raises:
+        UserError: it has another number of latent channels.
+    """
+    channels, convolutions = NETWORKS[family]
+    like = [name for name, (number, _) in NETWORKS.items() if number == network.embed_dim]
+    if network.embed_dim != channels:
+        fix = f"name {' or '.join(like)}, or leave --family out" if like else "leave --family out"
+        raise UserError(
+            f"--family {family} does not fit the file: expected {channels} latent channels, which the autoencoder of "
+            f"{NAMES[family]} has, got {network.embed_dim}; {fix}"
+        )
+    if network.n_embed is None and network.quant_conv != convolutions:
+        words = ("without", "with")
+        return [
+            f"--family {family}: the autoencoder of {NAMES[family]} is {words[convolutions]} quant convolutions, this "
+            f"one {words[network.quant_conv]}; it may be another model's"
+        ]
+    return []
+
+
+def scale_of(
+    everything: Mapping[str, Tensor], prefix: str, network: LDMNetwork, *, beside: Tensor | None = None
+) -> Scale:
     """The scale of the latents, from a tensor of the file or by the convention of the models that are laid out so.
 
     Args:
         everything: All tensors of the file.
         prefix: What stands before the autoencoder's keys.
         network: The autoencoder's.
+        beside: A `scale_factor` of the file that is none of these tensors.
 
     Raises:
         UserError: a `scale_factor` that is not a number above 0.
     """
-    root = prefix.removesuffix("first_stage_model.")
-    if (tensor := everything.get(f"{root}scale_factor")) is not None:
+    parts = prefix.removesuffix("first_stage_model.").split(".")[:-1]
+    levels = [".".join([*parts[:depth], "scale_factor"]) for depth in range(len(parts), -1, -1)]  # the nearest first
+    if (tensor := next((everything[key] for key in levels if key in everything), beside)) is not None:
         if tensor.numel() != 1 or not 0.0 < (factor := float(tensor)) < float("inf"):
-            raise UserError(f"the file's scale_factor must be one number above 0, got a tensor {tuple(tensor.shape)}")
+            got = f"{float(tensor):g}" if tensor.numel() == 1 else f"a tensor {tuple(tensor.shape)}"
+            raise UserError(f"the file's scale_factor must be one number above 0, got {got}")
         return Scale(factor=factor, shift=None, source="the file's scale_factor, measured in training", in_file=True)
     if network.n_embed is not None or network.downsample_factor != 8:
         return UNKNOWN

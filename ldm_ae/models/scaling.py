@@ -50,6 +50,16 @@ def factor_beside_vectors(scaling_factor: float, mean: Sequence[float] | None, s
     return 1.0 if math.isclose(scaling_factor * pooled, 1.0, rel_tol=1e-6) else scaling_factor
 
 
+def settle_factor(net: Any) -> None:
+    """Have a configuration that was read say the factor that is meant, so that whatever is written from it does, too:
+    pipelines read the number as it stands."""
+    config = net.config
+    written = config.get("scaling_factor")
+    meant = factor_beside_vectors(written, config.get("latents_mean"), config.get("latents_std"))
+    if meant != written:
+        net.register_to_config(scaling_factor=meant)
+
+
 def measured_scaling(spec: LatentSpec, statistics: ChannelStatistics, *, per_channel: bool | None = None) -> LatentSpec:
     """`spec` with a measured scale, in the form in which the model has one.
 

@@ -29,9 +29,10 @@ from ldm_ae.weight_files import read_weight_file
 Layout = Literal["CompVis", "diffusers"]
 BESIDE = (
     "loss.", "model_ema.", "ema.", "discriminator.", "disc.", "perceptual_loss.", "perceptual.", "lpips.", "logvar",
-    "quantize.embedding.cluster_size", "quantize.embedding.embed_avg", "quantize.used",
+    "quantize.embedding.cluster_size", "quantize.embedding.embed_avg", "quantize.used", "scale_factor",
 )  # fmt: skip
-"""What training keeps beside the network, at its own prefix: losses, averages of weights, counts of codes."""
+"""What training keeps beside the network, at its own prefix: losses, averages of weights, counts of codes,
+the scale of the latents."""
 _MARKS = ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
 _LONGEST_KEY = 200
 _LOGITS = "quantize.proj."
@@ -105,7 +106,8 @@ def open_single_file(path: str | Path) -> SingleFile:
     place = ".".join([*file.container, *([prefix.rstrip(".")] if prefix else [])])
     return SingleFile(
         path=path, state=completed(state, network), network=network, layout=layout, place=place, beside=file.beside,
-        left_out=len(file.tensors) - len(own), scale=scale_of(everything, prefix, network),
+        left_out=len(file.tensors) - len(own),
+        scale=scale_of(everything, prefix, network, beside=file.scale_factor),
     )  # fmt: skip
 
 

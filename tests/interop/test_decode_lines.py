@@ -6,6 +6,7 @@ The denoising networks are tiny and untrained: what counts is what a pipeline ma
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,17 @@ from torch import Tensor
 import ldm_ae
 from ldm_ae.errors import UserError
 from ldm_ae.interop import export_diffusers
-from ldm_ae.models import Autoencoder, ChannelStatistics, KLAutoencoder, LatentSpec, load_autoencoder
+from ldm_ae.models import (
+    Autoencoder,
+    ChannelStatistics,
+    KLAutoencoder,
+    LatentSpec,
+    VQAutoencoder,
+    load_autoencoder,
+    model_hash,
+)
 from ldm_ae.models.scaling import factor_beside_vectors, measured_scaling, set_scaling_of
+from ldm_ae.quantizers import FSQ
 
 WIDTH, POOLED, TOKENS, SIDE = 32, 16, 4, 8
 Run = Callable[[AutoencoderKL, str], Any]
@@ -213,7 +223,9 @@ def test_no_shift_is_ever_null(tiny_model: KLAutoencoder) -> None:
         assert tiny_model.net.config.shift_factor == 0.0
 
 
-def test_the_factor_that_was_once_written_beside_vectors_counts_as_one(tiny_model: KLAutoencoder) -> None:
+def test_the_factor_that_was_once_written_beside_vectors_counts_as_one(
+    tiny_model: KLAutoencoder, tmp_path: Path
+) -> None:
     statistics = measured()
     mean, std = tuple(statistics.channel_mean.tolist()), tuple(statistics.channel_std.tolist())
     once = 1.0 / statistics.pooled_std
@@ -225,3 +237,24 @@ def test_the_factor_that_was_once_written_beside_vectors_counts_as_one(tiny_mode
     latents = 3.0 * torch.randn(2, 4, 8, 8) + CHANNELS
     expected = (latents - torch.tensor(mean).view(1, 4, 1, 1)) / torch.tensor(std).view(1, 4, 1, 1)
     torch.testing.assert_close(tiny_model.latent_spec.scale(latents), expected)
+    tiny_model.save_pretrained(tmp_path / "old")
+    written = json.loads((tmp_path / "old/config.json").read_text())
+    assert written["scaling_factor"] == once
+    read = load_autoencoder(tmp_path / "old")
+    assert model_hash(read) == model_hash(tiny_model)
+    out = export_diffusers(read, tmp_path / "out")
+    assert json.loads((out / "config.json").read_text()) == written | {"scaling_factor": 1.0, "_name_or_path": ""}
+    assert_decodes_as_the_specification_says(read, out, sdxl)
+
+
+def test_a_discrete_model_is_written_with_the_factor_that_is_meant(tmp_path: Path) -> None:
+    statistics = measured()
+    model = VQAutoencoder(
+        quantizer=FSQ((8, 5, 5, 5)), block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4
+    )  # fmt: skip
+    mean, std = tuple(statistics.channel_mean.tolist()), tuple(statistics.channel_std.tolist())
+    model.set_scaling(scaling_factor=1.0 / statistics.pooled_std, latents_mean=mean, latents_std=std)
+    model.save_pretrained(tmp_path / "old")
+    out = export_diffusers(load_autoencoder(tmp_path / "old"), tmp_path / "out")
+    config = json.loads((out / "config.json").read_text())
+    assert (config["scaling_factor"], tuple(config["latents_std"])) == (1.0, std)

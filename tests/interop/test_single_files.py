@@ -235,6 +235,38 @@ def test_a_scale_factor_in_the_file_is_used(tmp_path: Path, capsys: pytest.Captu
             import_ldm(tmp_path / "model.ckpt", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("wrap", "factor"),
+    [
+        (lambda s: {"model": s, "scale_factor": torch.tensor(0.3)}, 0.3),
+        (lambda s: {"model": s, "scale_factor": 0.3}, 0.3),
+        (lambda s: {"model": {"state_dict": s}, "scale_factor": torch.tensor([0.3])}, 0.3),
+        (lambda s: {"model": {"state_dict": s, "scale_factor": 0.3}, "scale_factor": 0.5}, 0.3),
+        (lambda s: {"state_dict": {**s, "scale_factor": 0.3}}, 0.3),
+        (lambda s: {"state_dict": {**s, "scale_factor": torch.tensor(0.3)}, "scale_factor": 0.5}, 0.3),
+        (lambda s: below("vae.")(s) | {"scale_factor": torch.tensor(0.3)}, 0.3),
+        (lambda s: below("vae.")(s) | {"vae.scale_factor": torch.tensor(0.3)}, 0.3),
+        (lambda s: below("module.first_stage_model.")(s) | {"module.scale_factor": torch.tensor(0.3)}, 0.3),
+        (lambda s: {"model": s, "scale_factor": None}, 1.0),
+    ],
+)
+def test_a_scale_factor_beside_the_weights_is_used(wrap: Callable[[State], Any], factor: float, tmp_path: Path) -> None:
+    torch.save(wrap(source("kl").state_dict()), tmp_path / "model.pt")
+    import_ldm(tmp_path / "model.pt", tmp_path / "out")
+    assert factor_of(tmp_path / "out")[0] == pytest.approx(factor)
+
+
+def test_a_scale_factor_beside_the_weights_must_be_one(tmp_path: Path) -> None:
+    state = source("kl").state_dict()
+    for wrong, words in ((0.0, "got 0"), (float("nan"), "got nan"), (torch.ones(2), r"got a tensor \(2,\)")):
+        torch.save({"model": state, "scale_factor": wrong}, tmp_path / "model.pt")
+        with pytest.raises(UserError, match=f"scale_factor must be one number above 0, {words}"):
+            import_ldm(tmp_path / "model.pt", tmp_path / "out")
+    torch.save({"model": state, "scale_factor": 0.3}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"--family sd has the scale 0.18215, but the file's scale_factor.* is 0.3"):
+        import_ldm(tmp_path / "model.pt", tmp_path / "out", family="sd")
+
+
 DEEP = {"ch_mult": [1, 1, 1, 1]}  # downsample factor 8
 UNETS: dict[str, tuple[str, State]] = {
     "sd": (
@@ -246,6 +278,26 @@ UNETS: dict[str, tuple[str, State]] = {
     "flux": ("kl16", {"model.diffusion_model.double_blocks.0.weight": torch.zeros(3)}),
 }
 PUBLISHED = {"sd": (0.18215, None), "sdxl": (0.13025, None), "sd3": (1.5305, 0.0609), "flux": (0.3611, 0.1159)}
+
+
+@pytest.mark.parametrize("family", UNETS)
+def test_a_family_of_other_channels_is_refused(family: str, tmp_path: Path) -> None:
+    kind, channels, wanted, fix = {
+        "kl": ("kl16", 16, 4, "name sd3 or flux"), "kl16": ("kl", 4, 16, "name sd or sdxl"),
+    }[UNETS[family][0]]  # fmt: skip
+    path = save(source(kind).state_dict(), tmp_path / "model.safetensors")
+    said = rf"--family {family} does not fit the file: expected {wanted} latent channels, .*, got {channels}; {fix}"
+    with pytest.raises(UserError, match=said):
+        import_ldm(path, tmp_path / "out", family=family)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_family_of_other_convolutions_is_noted(tmp_path: Path) -> None:
+    config = {**DDCONFIG, **ALONE, "double_z": True}
+    path = save(shaken(CompVisAutoencoder(config, None, groups=32)).state_dict(), tmp_path / "model.safetensors")
+    found = import_ldm(path, tmp_path / "out", family="sdxl")
+    assert factor_of(tmp_path / "out") == PUBLISHED["sdxl"]
+    assert "of SDXL is with quant convolutions, this one without" in found.notes[0]
 
 
 @pytest.mark.parametrize("family", UNETS)

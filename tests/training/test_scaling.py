@@ -91,6 +91,31 @@ def test_training_the_decoder_alone_keeps_the_scale(
     assert "is kept; --scaling measure measures it" in capsys.readouterr().out
 
 
+def test_the_factor_of_earlier_versions_is_written_as_it_was_meant(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By training the decoder and by the export of that: SDXL's line of the written configuration undoes the scale."""
+    mean, std = (torch.tensor(vector, dtype=torch.float64) for vector in VECTORS.values())
+    pooled = float((std.square() + (mean - mean.mean()).square()).mean().sqrt())
+    old = small_model()
+    old.net.register_to_config(scaling_factor=1.0 / pooled, shift_factor=0.0, **VECTORS)
+    old.save_pretrained(tmp_path / "old")
+    assert config_of(tmp_path / "old")["scaling_factor"] == 1.0 / pooled
+    run = train_from(tmp_path / "old", image_folder, tmp_path / "run", trainable=DECODER)
+    assert "the encoder is unchanged and keeps its scaling_factor 1.00000" in capsys.readouterr().err
+    kept = ["--images", str(image_folder), "--size", "16", "--workers", "0", "--device", "cpu"]
+    assert main(["export", str(run), str(tmp_path / "exported"), *kept]) == 0
+    assert "is kept; --scaling measure measures it" in capsys.readouterr().out
+    assert main(["export", str(tmp_path / "old"), str(tmp_path / "directly")]) == 0
+    latents = torch.randn(2, 4, 3, 3)
+    whitened = (latents - mean.view(1, 4, 1, 1).float()) / std.view(1, 4, 1, 1).float()
+    for folder in (run / "model", tmp_path / "exported", tmp_path / "directly"):
+        config = config_of(folder)
+        torch.testing.assert_close(load_autoencoder(folder).latent_spec.scale(latents), whitened)
+        mean_of, std_of = (torch.tensor(config[key]).view(1, 4, 1, 1) for key in ("latents_mean", "latents_std"))
+        torch.testing.assert_close(whitened * std_of / config["scaling_factor"] + mean_of, latents)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_changed_encoder_is_measured_in_the_form_that_its_pipelines_read(
     form: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
