@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -161,6 +161,15 @@ class Annotations:
             key, value = named(values, names)
             if value is not None:
                 self.add_value(kind, f"{name} {key}", partial(values.get, key))
+
+    def add_columns(self, captions: Sequence[str], label: str | None, read: Callable[[str], Any]) -> None:
+        """Add what `read` returns for the first of the columns `captions` that has a value, and for `label`."""
+        for column in captions:
+            self.add_value("caption", f"column {column}", partial(read, column))
+            if self.caption or self._notes:
+                break
+        if label is not None:
+            self.add_value("label", f"column {label}", partial(read, label))
 
     def add_value(self, kind: str, name: str, read: Callable[[], Any]) -> None:
         """Add a `caption` or a `label` that is called `name` in messages."""
