@@ -19,8 +19,9 @@ class Annotated(Wrapped):
     """A source whose labels, or captions, are those of a file; an image that the file does not name has none.
 
     `read_table` says what the file may be. Entries have `key` or `file_name`, and `label` (a class number) or
-    `caption`. An entry belongs to the image with that key, or else to the one image with that file name that no other
-    entry names by its key. Entries that belong to no image, and captions that are not valid, are in the account.
+    `caption`, which may be null or missing in some of them. An entry belongs to the image with that key, or else to the
+    one image with that file name that no other entry names by its key. Entries that belong to no image, and captions
+    that are not valid, are in the account.
 
     Args:
         source: The images.
@@ -28,7 +29,7 @@ class Annotated(Wrapped):
         captions: The same for captions.
 
     Raises:
-        UserError: a file cannot be read, has something else in it, names none of the images, or has the name of several
+        UserError: a file or a line of it cannot be used, or it names none of the images, or has the name of several
             images.
     """
 
@@ -104,9 +105,16 @@ def _read(
     check: Callable[[Any], _Value | None],
     unusable: dict[str, Group] | None = None,
 ) -> dict[str, _Value]:
-    """Value by name; those that `check` refuses go into `unusable` if it is there."""
+    """Value by name, of the entries that have one; those that `check` refuses go into `unusable` if it is there."""
     values: dict[str, _Value] = {}
-    for name, entry in read_table(path, columns):
+    try:
+        table = read_table(path, columns[0])
+        if found := next(iter(table.problems), table.lacks(columns)):
+            more = f" (and {len(table.problems) - 1} more)" if len(table.problems) > 1 else ""
+            raise BadText(found + more)
+    except BadText as error:
+        raise UserError(f"{path}: {error}") from error
+    for name, entry in table.entries:
         column, value = named(entry, columns)
         try:
             checked = check(value)

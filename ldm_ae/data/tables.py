@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ldm_ae.data.texts import BadText, decode_json, decode_text
-from ldm_ae.errors import UserError, printable
+from ldm_ae.data.texts import BadText, decode_json, decode_text, named
+from ldm_ae.errors import printable
 
 NAMES = ("key", "file_name", "filename", "file", "image", "path", "image_path", "img")
 """Columns that name the image, the first that is there."""
@@ -17,42 +18,121 @@ SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 _DELIMITERS = ",;\t|"
 
 
-def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str, Any]]]:
-    """(name of the image, its values by column) of each entry, in the order of the file.
+class Entry(NamedTuple):
+    """What a table says of one image."""
+
+    name: str
+    """Of the image."""
+    values: dict[str, Any]
+    """By column."""
+
+
+class Table(NamedTuple):
+    """What a file of captions or labels holds."""
+
+    entries: list[Entry]
+    """In the order of the file."""
+    problems: list[str]
+    """Lines, or entries of a list, that cannot be used, each with the reason."""
+
+    def lacks(self, columns: tuple[str, ...]) -> str | None:
+        """The reason why no entry says anything, if none has a value in any of these columns; None for no entries."""
+        if not self.entries or any(named(entry.values, columns)[1] is not None for entry in self.entries):
+            return None
+        found = dict.fromkeys(str(column) for entry in self.entries for column in entry.values)
+        return f"no entry has a {columns[0]}; its columns are {printable(', '.join(found), 80)}"
+
+
+def read_table(path: Path, column: str) -> Table:
+    """The entries of a file.
+
+    A line that cannot be used costs itself alone. A row with more cells than the header has is one: its text has a
+    delimiter and no quotes, and would be cut.
 
     Args:
         path: `.json`, an object from names to values, or a list of objects; `.jsonl`, an object a line; `.csv` or
             `.tsv` with a first line of column names, whatever the delimiter (comma, semicolon, tab or `|`).
-        columns: Of these each entry must have one; an object's plain value gets the name of the first.
+        column: What an object's plain values are called.
 
     Raises:
-        UserError: the file cannot be read, or an entry has no name or none of the columns.
+        BadText: the file cannot be read, or has something else in it.
     """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise BadText("it must end in " + ", ".join(SUFFIXES))
     try:
-        if path.suffix.lower() not in SUFFIXES:
-            raise BadText("it must end in " + ", ".join(SUFFIXES))
-        entries = _entries(path.suffix.lower(), path.read_bytes(), columns[0])
-        return [_named(number, entry, columns) for number, entry in enumerate(entries, start=1)]
+        data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    except (BadText, csv.Error) as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _entries(suffix: str, data: bytes, column: str) -> list[Any]:
-    if suffix == ".jsonl":
-        return [decode_json(line) for line in decode_text(data).encode().splitlines() if line.strip()]
+        raise BadText(error.strerror or str(error)) from error
     if suffix == ".json":
-        found = decode_json(data)
-        if isinstance(found, dict):
-            return [{NAMES[0]: name, column: value} for name, value in found.items()]
-        if not isinstance(found, list):
-            raise BadText("it holds neither an object nor a list")
-        return found
-    text = decode_text(data)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=_delimiter(text.partition("\n")[0]))
-    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
-    return list(rows)
+        found = _entries(decode_json(data), column)
+    else:
+        found = _lines(decode_text(data)) if suffix == ".jsonl" else _rows(decode_text(data))
+    table = Table([], [])
+    for place, item in found:
+        try:
+            table.entries.append(_named(item))
+        except BadText as error:
+            table.problems.append(f"{place}: {error}")
+    return table
+
+
+def _entries(found: Any, column: str) -> Iterator[tuple[str, Any]]:
+    """Where each entry of a JSON value is, and the entry."""
+    if isinstance(found, dict):
+        found = [{NAMES[0]: name, column: value} for name, value in found.items()]
+    if not isinstance(found, list):
+        raise BadText("it holds neither an object nor a list")
+    for number, entry in enumerate(found, start=1):
+        yield f"entry {number}", entry
+
+
+def _lines(text: str) -> Iterator[tuple[str, Any]]:
+    """The same of a JSON value a line; the reason where a line cannot be used."""
+    for number, line in enumerate(text.encode().splitlines(), start=1):
+        if line.strip():
+            try:
+                entry = decode_json(line)
+            except BadText as error:
+                entry = error
+            yield f"line {number}", entry
+
+
+def _rows(text: str) -> Iterator[tuple[str, Any]]:
+    """The same of text with a delimiter; the reason where a row cannot be used."""
+    delimiter = _delimiter(text.partition("\n")[0])
+    lines = list(io.StringIO(text, newline=""))
+    rows = csv.reader(lines, delimiter=delimiter)
+    header: list[str] = []
+    number = 1
+    try:
+        for row in rows:
+            if rows.line_num > number and not _is_quoted(lines[number - 1 : rows.line_num], delimiter):
+                yield f"lines {number} to {rows.line_num}", BadText("a quote that begins there is not closed")
+            elif not header:
+                header = [name.strip().lower() for name in row]
+            elif len(row) > len(header):
+                yield (
+                    f"line {number}",
+                    BadText(
+                        f"it has more cells than columns, {len(row)} and {len(header)}; quote the text: "
+                        f"{printable(delimiter.join(row), 80)}"
+                    ),
+                )
+            elif row:
+                yield f"line {number}", dict(zip(header, row, strict=False))
+            number = rows.line_num + 1
+    except csv.Error as error:
+        raise BadText(f"line {number}: {error}") from error
+
+
+def _is_quoted(lines: list[str], delimiter: str) -> bool:
+    """Whether a row of several lines is one because its text is quoted, and not because a quote was forgotten."""
+    try:
+        next(csv.reader(lines, delimiter=delimiter, strict=True))
+    except csv.Error:
+        return False
+    return True
 
 
 def _delimiter(header: str) -> str:
@@ -63,10 +143,11 @@ def _delimiter(header: str) -> str:
     raise BadText(f"no column is called {' or '.join(NAMES[:2])}; its first line is {printable(header, 80)!r}")
 
 
-def _named(number: int, entry: Any, columns: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+def _named(entry: Any) -> Entry:
+    if isinstance(entry, BadText):
+        raise entry
     values: dict[str, Any] = entry if isinstance(entry, dict) else {}
     name = next((values[name] for name in NAMES if isinstance(values.get(name), str)), None)
-    if name is None or not any(column in values for column in columns):
-        shown = printable(json.dumps(entry, default=str), 80)
-        raise BadText(f"entry {number} has no {' or '.join(NAMES[:2])}, or no {columns[0]}: {shown}")
-    return name.removeprefix("./"), values
+    if name is None:
+        raise BadText(f"it has no {' or '.join(NAMES[:2])}: {printable(json.dumps(entry, default=str), 80)}")
+    return Entry(name.removeprefix("./"), values)

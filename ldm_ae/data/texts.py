@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from ldm_ae.errors import printable
 
 CAPTION_NAMES = ("caption", "text", "txt", "prompt")
-"""Keys and columns that hold captions, the first that is there."""
+"""Keys and columns that hold captions, of each image the first that has a value."""
 LABEL_NAMES = ("label", "labels", "cls")
 """Keys and columns that hold class numbers, the first that is there."""
 LABEL_LIMIT = 2**63
@@ -110,9 +110,16 @@ def check_names(value: Any) -> list[str]:
     return [str(read_caption(name)) for name in value]
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a value is none: null, no text, or a list that begins with either or has nothing in it."""
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
+    return value is None or value == ""
+
+
 def named(values: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
     """The first of these keys that has a value, and that value; the first key and None if none has one."""
-    return next(((name, values[name]) for name in names if values.get(name) not in (None, "")), (names[0], None))
+    return next(((name, values[name]) for name in names if not is_empty(values.get(name))), (names[0], None))
 
 
 class Annotations:
@@ -154,6 +161,15 @@ class Annotations:
             key, value = named(values, names)
             if value is not None:
                 self.add_value(kind, f"{name} {key}", partial(values.get, key))
+
+    def add_columns(self, captions: Sequence[str], label: str | None, read: Callable[[str], Any]) -> None:
+        """Add what `read` returns for the first of the columns `captions` that has a value, and for `label`."""
+        for column in captions:
+            self.add_value("caption", f"column {column}", partial(read, column))
+            if self.caption or self._notes:
+                break
+        if label is not None:
+            self.add_value("label", f"column {label}", partial(read, label))
 
     def add_value(self, kind: str, name: str, read: Callable[[], Any]) -> None:
         """Add a `caption` or a `label` that is called `name` in messages."""

@@ -340,7 +340,7 @@ CASES: dict[str, Case] = {
     "a Parquet column of large_string": Case(
         parquet(txt=pa.array(["one", None, "three"], pa.large_string()), cls=pa.array([0, 2, -1])),
         keys=ROWS, captions={ROWS[0]: "one", ROWS[2]: "three"}, labels={ROWS[0]: 0, ROWS[1]: 2},
-        account=("captions from column txt: 3", "labels from column cls: 3"),
+        account=("captions from column txt: 2", "labels from column cls: 3"),
     ),
     "a Parquet column of lists": Case(
         parquet(prompt=pa.array([["one", "two"], [], None]), url=pa.array(["x", "y", "z"])),

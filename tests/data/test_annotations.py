@@ -83,7 +83,9 @@ def test_a_byte_order_mark_is_not_text(images: Path, tmp_path: Path) -> None:
         ("1.json", '{"caption": ["the first", "the second"]}', "the first"),
         ("1.json", '{"caption": null, "txt": "the next"}', "the next"),
         ("metadata.jsonl", '{"file_name": "1.png", "text": "imagefolder"}\n\n', "imagefolder"),
-        ("metadata.csv", "file_name;text\r\n1.png;by; a semicolon\r\n", "by"),
+        ("metadata.csv", "file_name;text\r\n1.png;by, a semicolon\r\n", "by, a semicolon"),
+        ("metadata.csv", 'file_name,text\n1.png,"by, quotes\nof ""two"" lines"\n', 'by, quotes\nof "two" lines'),
+        ("metadata.jsonl", '{"file_name": "1.png", "caption": [], "text": "not the list"}', "not the list"),
         ("../metadata.csv", "file_name,caption\ncats/1.png,from above\n", "from above"),
         ("metadata.tsv", "path\tprompt\n./1.png\ta tab\n", "a tab"),
     ],
@@ -105,7 +107,6 @@ def test_conventions_of_captions(name: str, content: str, caption: str, images: 
             "it is not UTF-8 (byte 0xe9 at 27); save it as UTF-8",
         ),
         ("metadata.csv", b"id,url\n1,x\n", "no column is called key or file_name; its first line is 'id,url'"),
-        ("metadata.jsonl", b"{", "it is not JSON: Expecting property name"),
     ],
 )
 def test_an_unusable_metadata_table_costs_itself_alone(name: str, content: bytes, why: str, images: Path) -> None:
@@ -136,6 +137,104 @@ def test_what_lies_beside_an_image_goes_before_the_table(images: Path) -> None:
         "not usable: 1 values of metadata.jsonl: cats/2.png: metadata.jsonl label: "
         "'cat' is not a class number from 0 to 2^63 - 1"
     )
+
+
+@pytest.mark.parametrize(
+    ("lines", "captions", "problem"),
+    [
+        (
+            ["cats/1.png,a cat, sitting on a mat", 'cats/2.png,"a cat, standing"', "dogs/1.png,a dog"],
+            [None, "a cat, standing", "a dog"],
+            "line 2: it has more cells than columns, 3 and 2; quote the text: cats/1.png,a cat, sitting on a mat",
+        ),
+        (
+            ["cats/1.png,a cat", '"cats/2.png","a, forgotten quote', 'dogs/1.png,"a dog"'],
+            ["a cat", None, None],
+            "lines 3 to 4: a quote that begins there is not closed",
+        ),
+        (
+            ["cats/1.png,a cat", '"cats/2.png","a, forgotten quote', "dogs/1.png,a dog"],
+            ["a cat", None, None],
+            "lines 3 to 4: a quote that begins there is not closed",
+        ),
+    ],
+)
+def test_text_that_would_be_cut_is_not_used(
+    lines: list[str], captions: list[str | None], problem: str, images: Path, tmp_path: Path
+) -> None:
+    for folder in (images, tmp_path):
+        (folder / "metadata.csv").write_text("\n".join(["file_name,caption", *lines, ""]))
+    assert [caption for _, caption in found(images)] == captions
+    account = open_source(images).account()
+    assert account.captions == {"metadata tables": len(captions) - captions.count(None)}
+    assert account.concerns() == [f"not usable: 1 lines of metadata.csv: {problem}"]
+    with pytest.raises(UserError) as error:
+        Annotated(open_source(images), captions=tmp_path / "metadata.csv")
+    assert str(error.value) == f"{tmp_path / 'metadata.csv'}: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "concern"),
+    [
+        (
+            "metadata.jsonl",
+            b'{"file_name": "cats/1.png", "objects": {"bbox": [[1, 2, 3, 4]]}}',
+            "1 metadata tables: metadata.jsonl: no entry has a caption; its columns are file_name, objects",
+        ),
+        (
+            "metadata.csv",
+            b"id,license\n1,MIT\n",
+            "1 metadata tables: metadata.csv: no column is called key or file_name; its first line is 'id,license'",
+        ),
+        (
+            "metadata.csv",
+            "file_name,caption\ncats/1.png,a cat\n".encode("utf-16"),
+            "1 metadata tables: metadata.csv: it is UTF-16, not UTF-8; save it as UTF-8",
+        ),
+        (
+            "metadata.csv",
+            b"",
+            "1 metadata tables: metadata.csv: no column is called key or file_name; its first line is ''",
+        ),
+        (
+            "metadata.jsonl",
+            b'[1]\n{"file_name": "cats/1.png", "label": 3}',
+            "1 lines of metadata.jsonl: line 1: it has no key or file_name: [1]",
+        ),
+    ],
+)
+def test_an_unusable_table_costs_itself_alone(name: str, content: bytes, concern: str, images: Path) -> None:
+    (images / name).write_bytes(content)
+    (images / "cats/metadata.jsonl").write_text('{"file_name": "2.png", "caption": "another table"}')
+    label = 3 if b"label" in content else 0
+    assert found(images) == [(label, None), (0, "another table"), (1, None)]
+    assert open_source(images).account().concerns() == [f"not usable: {concern}"]
+
+
+def test_a_broken_line_of_a_table_costs_itself_alone(images: Path) -> None:
+    lines = ['{"file_name": "cats/1.png", "text": "one"}', '{"file_name": "cats/2.png", "te', "", "{", "{"]
+    last = '{"file_name": "dogs/1.png", "text": "three"}'
+    (images / "metadata.jsonl").write_text("\n".join([*lines, last]))
+    assert [caption for _, caption in found(images)] == ["one", None, "three"]
+    [(what, group)] = open_source(images).account().unusable.items()
+    assert (what, group.count) == ("lines of metadata.jsonl", 3)
+    assert [example.partition(": it is not JSON: ")[0] for example in group.examples] == ["line 2", "line 4", "line 5"]
+
+
+def test_a_table_without_a_value_leaves_that_of_another(images: Path) -> None:
+    (images / "metadata.csv").write_text("file_name,caption\ncats/1.png,of the csv\ncats/2.png,too\n")
+    lines = ('{"file_name": "cats/1.png", "label": 4}', '{"file_name": "cats/2.png", "caption": "later"}')
+    (images / "metadata.jsonl").write_text("\n".join(lines))
+    assert found(images) == [(4, "of the csv"), (0, "later"), (1, None)]
+
+
+def test_entries_of_a_file_may_lack_a_caption(images: Path, tmp_path: Path) -> None:
+    entries = [{"key": KEYS[0], "caption": None, "label": 1}, {"key": KEYS[1]}, {"key": KEYS[2], "caption": "a dog"}]
+    (tmp_path / "a.json").write_text(json.dumps(entries))
+    source = Annotated(open_source(images), captions=tmp_path / "a.json", labels=tmp_path / "a.json")
+    assert found(source) == [(1, None), (None, None), (None, "a dog")]
+    assert source.account().captions == {str(tmp_path / "a.json"): 1}
+    assert source.account().unmatched == {}
 
 
 def test_a_name_of_several_images_is_refused(images: Path, tmp_path: Path) -> None:
@@ -209,8 +308,19 @@ def test_captions_from_a_file(images: Path, tmp_path: Path) -> None:
         ("a.json", '{"cats/1.png": -1}', "'-1' is not a class number"),
         ("a.json", '{"cats/1.png": true}', "'True' is not a class number"),
         ("a.json", '{"cats/1.png": "cat"}', "'cat' is not a class number"),
-        ("a.json", '[{"label": 3}]', "entry 1 has no key or file_name, or no label"),
-        ("a.csv", "file_name,caption\n1.png,3\n", "entry 1 has no key or file_name, or no label"),
+        ("a.json", '[{"label": 3}]', r'a.json: entry 1: it has no key or file_name: {"label": 3}$'),
+        ("a.csv", "file_name,caption\n1.png,3\n", "a.csv: no entry has a label; its columns are file_name, caption$"),
+        ("a.csv", "key,label\n1.png,\n", "a.csv: no entry has a label; its columns are key, label$"),
+        (
+            "a.jsonl",
+            '{"key": "1.png", "label": 1}\n\n{"key"\n{\n',
+            r"a.jsonl: line 3: it is not JSON: .* \(and 1 more\)$",
+        ),
+        (
+            "a.csv",
+            "key,label\n1.png,3,5\n",
+            "a.csv: line 2: it has more cells than columns, 3 and 2; quote the text: 1.png,3,5$",
+        ),
         ("a.csv", "key,label\n1.png,3\n1.png,4\n", "it has two values for 1.png"),
         ("a.json", '{"birds/9.png": 1}', "names none of the images; it has birds/9.png, the first image is cats/1.png"),
         ("a.json", '{"cats/1.png": 9223372036854775808}', "'9223372036854775808' is not a class number"),

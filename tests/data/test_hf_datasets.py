@@ -18,6 +18,17 @@ def test_saved_data_set_has_bytes_labels_and_captions(tmp_path: Path) -> None:
     assert [source[i] for i in range(3)] == [RawImage(f"{i:08d}", image(i), i % 2, f"picture {i}") for i in range(3)]
 
 
+def test_captions_of_the_first_column_with_a_value(tmp_path: Path) -> None:
+    data = dataset(3, text=[None, "text 1", None]).add_column("prompt", ["prompt 0", "prompt 1", None])
+    data.save_to_disk(str(tmp_path / "saved"))
+    source = open_source(tmp_path / "saved")
+    assert [source[i].caption for i in range(3)] == ["prompt 0", "text 1", None]
+    assert source.account().captions == {"column text": 1, "column prompt": 2}
+    data.select([2, 0]).save_to_disk(str(tmp_path / "some"))
+    source = open_source(tmp_path / "some")
+    assert [source[i].caption for i in range(2)] == [None, "prompt 0"]
+
+
 def test_several_splits_must_be_named(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     path = tmp_path / "splits"

@@ -40,7 +40,9 @@ class ThreadChannel:
                 if rank == 0:
                     channel._said = value
                 channel._barrier.wait()
-                return channel._said
+                said = channel._said
+                channel._barrier.wait()  # before another word takes its place
+                return said
 
             def all_agree(self, opinion: bool) -> bool:
                 opinions = channel._opinions

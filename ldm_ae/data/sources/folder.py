@@ -22,8 +22,7 @@ from ldm_ae.data.sources.base import (
 )
 from ldm_ae.data.sources.tree import TABLES, TEXTS, Tree
 from ldm_ae.data.tables import read_table
-from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, Annotations
-from ldm_ae.errors import UserError
+from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, Annotations, BadText
 
 _METADATA = tuple(f"metadata.{ending}" for ending in TABLES)
 
@@ -82,25 +81,32 @@ class FolderSource(Source):
         return cls(path, paths, tree.files(*TEXTS), tree) if paths else None
 
     def _read_tables(self, tables: list[str], paths: set[str]) -> None:
-        """The rows of metadata tables by the image's path."""
+        """The rows of metadata tables by the image's path; a table or line that cannot be used costs itself alone."""
         for table in tables:
             folder = table.rpartition("/")[0]
             try:
-                rows = read_table(self._root / table, (*CAPTION_NAMES, *LABEL_NAMES))
-            except UserError as error:
-                why = str(error).removeprefix(f"{self._root}/")
-                self._account.unusable.setdefault("metadata tables", Group()).add(why)
+                found = read_table(self._root / table, CAPTION_NAMES[0])
+            except BadText as error:
+                self._add_unusable("metadata tables", f"{table}: {error}")
                 continue
-            for name, row in rows:
+            for problem in found.problems:
+                self._add_unusable(f"lines of {table}", problem)
+            if lacking := found.lacks((*CAPTION_NAMES, *LABEL_NAMES)):
+                self._add_unusable("metadata tables", f"{table}: {lacking}")
+                continue
+            for name, values in found.entries:
                 path = f"{folder}/{name}" if folder else name
                 if path not in paths:
                     self._account.add_unmatched(table, [name])
                     continue
-                found = Annotations()
-                found.add_values(table, row)
-                self._rows[path] = found.label, found.caption
-                for note in found.notes:
-                    self._account.unusable.setdefault(f"values of {printable(table)}", Group()).add(f"{name}: {note}")
+                row = Annotations(*self._rows.get(path, (None, None)))
+                row.add_values(table, values)
+                self._rows[path] = row.label, row.caption
+                for note in row.notes:
+                    self._add_unusable(f"values of {table}", f"{name}: {note}")
+
+    def _add_unusable(self, what: str, name: str) -> None:
+        self._account.unusable.setdefault(printable(what), Group()).add(name)
 
     def _describe(self, paths: list[str]) -> None:
         """Count where captions and labels come from."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm_ae.data.account import Account
 from ldm_ae.data.decoding import BadImage
 from ldm_ae.data.sources.base import RawImage, Source, numbered, printable, read_regular
-from ldm_ae.data.sources.parquet import class_names, features_of, find_columns
+from ldm_ae.data.sources.parquet import Columns, class_names, features_of, find_columns
 from ldm_ae.data.sources.tree import Tree, is_saved
 from ldm_ae.data.texts import Annotations
 from ldm_ae.errors import UserError
@@ -41,7 +40,7 @@ class HFDatasetsSource(Source):
         if len(data) == 0:
             raise UserError(f"{location} has no rows")
         skipped = [name for name in schema.names if name not in self._columns.used]
-        self._account = _describe(data, self._columns.label, self._columns.caption, skipped, self.classes)
+        self._account = _describe(data, self._columns, skipped, self.classes)
         if tree is not None:
             tree.describe(self._account, used=())
         self._data = data.select_columns(self._columns.used).cast_column(
@@ -90,9 +89,7 @@ class HFDatasetsSource(Source):
                 raise BadImage("there is no image in this row")
             data = read_regular(path)
         found = Annotations()
-        for kind, column in (("caption", self._columns.caption), ("label", self._columns.label)):
-            if column is not None:
-                found.add_value(kind, f"column {column}", partial(row.__getitem__, column))
+        found.add_columns(self._columns.captions, self._columns.label, row.__getitem__)
         label = found.label
         if label is not None and self._numbers is not None:
             if label >= len(self._numbers):
@@ -101,14 +98,13 @@ class HFDatasetsSource(Source):
         return RawImage(self.key(index), data, label, found.caption, found.notes)
 
 
-def _describe(
-    data: datasets.Dataset, label: str | None, caption: str | None, skipped: list[str], classes: list[str]
-) -> Account:
+def _describe(data: datasets.Dataset, columns: Columns, skipped: list[str], classes: list[str]) -> Account:
     account = Account(kind=HFDatasetsSource.name, images=len(data), classes=list(classes))
-    if label:
-        account.labels = {f"column {label}": len(data)}
-    if caption:
-        account.captions = {f"column {caption}": len(data)}
+    # Where the data set takes some of the rows of its table, all of them may have a value.
+    nulls = {name: data.data.column(name).null_count if data.data.num_rows == len(data) else 0 for name in columns.used}
+    if columns.label:
+        account.labels = {f"column {columns.label}": len(data) - nulls[columns.label]}
+    account.captions = {f"column {name}": len(data) - nulls[name] for name in columns.captions}
     if skipped:
         account.notes.append(f"columns that are not used: {printable(', '.join(skipped))}")
     if data.cache_files:

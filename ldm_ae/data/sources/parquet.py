@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ldm_ae.data.account import Account
 from ldm_ae.data.decoding import BadImage
@@ -36,11 +38,12 @@ class Columns(NamedTuple):
 
     image: str
     label: str | None
-    caption: str | None
+    captions: tuple[str, ...]
+    """Of each row the first that has a value counts."""
 
     @property
     def used(self) -> list[str]:
-        return [name for name in self if name is not None]
+        return [self.image, *([] if self.label is None else [self.label]), *self.captions]
 
 
 class ParquetSource(Source):
@@ -49,7 +52,8 @@ class ParquetSource(Source):
     The image is the one column that `datasets` has marked as Image (the one called "image" if there are several), or
     else a column of bytes, or of objects with `bytes`, called image, img, jpg, jpeg, png or webp; the label an integer
     column called label, labels or cls, where a negative number means none; the caption a column of text, or of lists of
-    text, of which the first counts, called caption, text, txt or prompt. The key is the split and the row number.
+    text, of which the first counts, called caption, text, txt or prompt, of each row the first that has a value. The
+    key is the split and the row number.
 
     The files of a folder belong to splits by their names, as `datasets` has it: `data/train-00000-of-00002.parquet`, a
     folder or a file called after train, validation or test, or all to the split train. A row group is read as a whole;
@@ -72,6 +76,8 @@ class ParquetSource(Source):
         lengths: list[int] = []
         self._columns: list[Columns] = []
         self.classes: list[str] = []
+        labels: Counter[str] = Counter()
+        captions: Counter[str] = Counter()
         skipped = []
         for number, file in enumerate(self._files):
             with open_parquet(file) as opened:
@@ -81,13 +87,15 @@ class ParquetSource(Source):
                 self.classes = self.classes or class_names(features, columns.label)
                 groups += [(number, i) for i in range(opened.num_row_groups)]
                 lengths += [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
+                labels.update(_count_values(opened, [columns.label] if columns.label else []))
+                captions.update(_count_values(opened, columns.captions))
                 skipped += [name for name in schema.names if name not in columns.used]
         self._groups = np.array(groups, np.int64).reshape(-1, 2)
         self._starts = np.cumsum([0, *lengths], dtype=np.int64)
         if not self._starts[-1]:
             raise UserError(f"{location} has no rows")
         self._numbers: list[int] | None = None
-        self._account = self._describe(sorted(set(skipped)), tree)
+        self._account = self._describe(labels, captions, sorted(set(skipped)), tree)
         self._read = RowGroups()
 
     @classmethod
@@ -130,13 +138,10 @@ class ParquetSource(Source):
         split = split or next(iter(splits))
         return cls([root / name for name in splits[split]], split, str(root), tree)
 
-    def _describe(self, skipped: list[str], tree: Tree | None) -> Account:
+    def _describe(self, labels: Counter[str], captions: Counter[str], skipped: list[str], tree: Tree | None) -> Account:
         account = Account(kind=self.name, images=len(self), classes=self.classes)
-        columns = self._columns[0]
-        if columns.label:
-            account.labels = {f"column {columns.label}": len(self)}
-        if columns.caption:
-            account.captions = {f"column {columns.caption}": len(self)}
+        account.labels = {f"column {name}": count for name, count in labels.items()}
+        account.captions = {f"column {name}": count for name, count in captions.items()}
         if skipped:
             account.notes.append(f"columns that are not used: {printable(', '.join(skipped))}")
         if tree is not None:
@@ -179,9 +184,7 @@ class ParquetSource(Source):
         except (pa.ArrowException, OSError, IndexError, KeyError, ValueError) as error:
             raise BadImage(f"row group {number} of {self._files[file]} cannot be read: {reason(error)}") from error
         found = Annotations()
-        for kind, column in (("caption", columns.caption), ("label", columns.label)):
-            if column is not None:
-                found.add_value(kind, f"column {column}", partial(_value, table[column], place))
+        found.add_columns(columns.captions, columns.label, partial(_value, table, place))
         label = found.label if self._numbers is None or found.label is None else self._number(found.label)
         return RawImage(self.key(index), _image_bytes(table[columns.image], place), label, found.caption, found.notes)
 
@@ -208,8 +211,8 @@ def find_columns(schema: pa.Schema, features: Mapping[str, Any], location: str) 
     label = next(
         (name for name in LABEL_NAMES if name in schema.names and pa.types.is_integer(_type(schema, name))), None
     )
-    caption = next((name for name in CAPTION_NAMES if name in schema.names and _is_text(_type(schema, name))), None)
-    return Columns(image, label, caption)
+    captions = tuple(name for name in CAPTION_NAMES if name in schema.names and _is_text(_type(schema, name)))
+    return Columns(image, label, captions)
 
 
 def split_files(names: Sequence[str]) -> dict[str, list[str]]:
@@ -264,6 +267,20 @@ def _holds_images(file: Path) -> bool:
     return True
 
 
+def _count_values(opened: pq.ParquetFile, names: Sequence[str]) -> dict[str, int]:
+    """How many rows have a value in each of these columns: those that are not null, or of lists, whose nulls a file
+    does not count by rows, and of files without statistics all.
+    """
+    counts = dict.fromkeys(names, opened.metadata.num_rows)
+    places = {opened.schema.column(i).path: i for i in range(len(opened.schema))}
+    for group in map(opened.metadata.row_group, range(opened.num_row_groups)):
+        for name in names:
+            statistics = group.column(places[name]).statistics if name in places else None
+            if statistics is not None and statistics.has_null_count:
+                counts[name] -= statistics.null_count
+    return counts
+
+
 def features_of(schema: pa.Schema) -> dict[str, Any]:
     """What `datasets` has written about the columns, empty if it has not."""
     try:
@@ -305,8 +322,8 @@ def _is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
-def _value(column: pa.ChunkedArray, place: int) -> Any:
-    return column[place].as_py()
+def _value(table: pa.Table, place: int, column: str) -> Any:
+    return table[column][place].as_py()
 
 
 def _image_bytes(column: pa.ChunkedArray, place: int) -> bytes:
