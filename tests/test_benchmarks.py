@@ -197,7 +197,7 @@ def test_table_pairs_the_times_of_one_round(toy: Any) -> None:
 
 SHORT = [
     "--train", "photos:train", "--test", "photos:heldout", "--limit", "1", "--size", "64", "--steps", "2",
-    "--model.init_args.block_out_channels", "[8,8]", "--data.resolution", "32", "--training.batch_size", "2",
+    "--model.init_args.block_out_channels", "[32,32]", "--data.resolution", "32", "--training.batch_size", "2",
     "--objective.perceptual", "null",
 ]  # fmt: skip
 """Options of a run that takes no time."""

@@ -28,7 +28,7 @@ def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
     if "pretrained" in arguments:
         arguments["pretrained"] = str(model)
     else:
-        arguments |= {"block_out_channels": [8 for _ in arguments["block_out_channels"]], "norm_num_groups": 4}
+        arguments |= {"block_out_channels": [8 for _ in arguments["block_out_channels"]], "norm_num_groups": 2}
     config["out"] = str(out)
     config["data"] |= {
         "train": str(images), "validation": None, "resolution": 64, "resize": None, "workers": 0,
