@@ -28,7 +28,8 @@ def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
     if "pretrained" in arguments:
         arguments["pretrained"] = str(model)
     else:
-        arguments |= {"block_out_channels": [8 for _ in arguments["block_out_channels"]], "norm_num_groups": 2}
+        width = 16 if "initialization" in arguments else 8  # a thumbnail's start needs groups of four
+        arguments |= {"block_out_channels": [width for _ in arguments["block_out_channels"]], "norm_num_groups": 4}
     config["out"] = str(out)
     config["data"] |= {
         "train": str(images), "validation": None, "resolution": 64, "resize": None, "workers": 0,

@@ -117,8 +117,8 @@ def _expand(convolution: nn.Conv2d, norm: nn.GroupNorm) -> list[tuple[int, int, 
     pairs = _pairs(members)
     if pairs < 1 or pairs * norm.num_groups < COLOURS:
         raise UserError(
-            f"initialization: thumbnail needs groups of at least 4 channels, got {norm.num_channels} channels in "
-            f"{norm.num_groups} groups; lower norm_num_groups or use initialization: default"
+            f"initialization: thumbnail needs groups of at least 4 channels that hold three colours together, got "
+            f"{norm.num_channels} channels in {norm.num_groups} groups; use other widths or initialization: default"
         )
     assert convolution.bias is not None
     signs = []
