@@ -83,7 +83,7 @@ def test_the_start_is_of_the_weights_alone_and_is_saved_with_them(tmp_path) -> N
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"norm_num_groups": 8}, "groups of at least 4 channels that hold three colours together, got 16 channels in 8 groups"),
+        ({"norm_num_groups": 8}, "that hold three colours together, got 16 channels in 8 groups"),
         ({"latent_channels": 2}, "at least 3 latent channels, got silu and 2"),
         ({"act_fn": "relu"}, "needs act_fn silu"),
     ],
