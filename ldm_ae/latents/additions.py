@@ -68,8 +68,7 @@ def join(
         request: Without the hash of the keys.
         keep_classes: Give the source's classes the numbers that they have in the store.
     """
-    source = _arrange(folder, _keep_classes(folder, source) if keep_classes else source)
-    keys = keys_of(source)
+    source, keys = _arrange(folder, _keep_classes(folder, source) if keep_classes else source)
     return source, replace(request, keys_hash=hash_keys(keys)), keys
 
 
@@ -82,18 +81,18 @@ def _keep_classes(path: Path, source: Source) -> Source:
     return source.with_classes([*stored, *(name for name in names if name not in stored)], str(path))
 
 
-def _arrange(path: Path, source: Source) -> Source:
-    """The source in the order of the store at `path`, new images last; as it is, if there is no store.
+def _arrange(path: Path, source: Source) -> tuple[Source, list[str]]:
+    """The source in the order of the store at `path`, new images last, and its keys; as it is, if there is no store.
 
     Raises:
         UserError: images of the store are not in the source, or it does not say which it has.
     """
-    if not (path / DESCRIPTION).is_file():
-        return source
-    description = read_description(path)
     keys = keys_of(source)
+    if not (path / DESCRIPTION).is_file():
+        return source, keys
+    description = read_description(path)
     if description["request"].get("keys_hash") == hash_keys(keys):
-        return source
+        return source, keys
     stored = _stored_keys(path, description)
     places = {key: place for place, key in enumerate(keys)}
     if len(places) < len(keys):
@@ -104,7 +103,8 @@ def _arrange(path: Path, source: Source) -> Source:
             f"{missing[0]}; here the first of {len(keys)} is {keys[0]}); name another folder for the store"
         )
     known = set(stored)
-    return Arranged(source, [*map(places.__getitem__, stored), *(places[key] for key in keys if key not in known)])
+    order = [*stored, *(key for key in keys if key not in known)]
+    return Arranged(source, [places[key] for key in order]), order
 
 
 def write_keys(path: Path, keys: Sequence[str]) -> None:

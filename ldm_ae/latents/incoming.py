@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from ldm_ae.data import seeded_noise
 from ldm_ae.data.texts import check_names
 from ldm_ae.errors import UserError
+from ldm_ae.latents.additions import hash_keys
 from ldm_ae.latents.fold import Fold
 from ldm_ae.latents.formats import FORMATS, Foreign
 from ldm_ae.latents.formats.base import FLIP
@@ -82,8 +82,9 @@ def import_latents(
     if spec.channels != foreign.channels:
         raise UserError(f"the latents in {source} have {foreign.channels} channels, the model {spec.channels}")
     latents_flip = f"latents{FLIP}" in foreign.names or f"moments{FLIP}" in foreign.names
+    keys = (key for chunk in rows["key"].chunks for key in chunk.to_pylist())
     request = replace(
-        request, images=foreign.count, keys_hash=_hash_keys(rows), flips=latents_flip, dtype=foreign.dtype,
+        request, images=foreign.count, keys_hash=hash_keys(keys), flips=latents_flip, dtype=foreign.dtype,
         content="full", indices=False, latents=request.latents if "latents" in foreign.names else "sample",
         shard_size=_SHARD,
     )  # fmt: skip
@@ -162,14 +163,6 @@ def _unknown(foreign: Foreign, model: Autoencoder | None, seed: int) -> tuple[St
         for numbers in (range(start, min(start + _SHARD, foreign.count)) for start in range(0, foreign.count, _SHARD))
     ]
     return request, pa.concat_tables(tables), Fold.none(foreign.channels), warnings
-
-
-def _hash_keys(rows: pa.Table) -> str:
-    digest = hashlib.sha256()
-    for batch in rows["key"].chunks:
-        for key in batch.to_pylist():
-            digest.update(key.encode() + b"\0")
-    return digest.hexdigest()
 
 
 def _tensors(chunk: dict[str, Tensor], fold: Fold, keys: list[str], request: StoreRequest) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, overload
 import numpy as np
 
 from ldm_ae.data.account import Account
+from ldm_ae.data.decoding import BadImage
 from ldm_ae.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,6 +101,38 @@ class Source(abc.ABC):
             BadImage: what lies there is unusable for a reason other than its pixels, e.g. a label that is no number.
             OSError: it can no longer be read.
         """
+
+
+class ColumnSource(Source):
+    """Rows of a table, whose labels are numbers of classes that the table may name. Not a kind of its own."""
+
+    classes: list[str]
+    """Names of the classes 0, 1, ... of the table; empty where it names none."""
+    _account: Account
+    _numbers: list[int] | None = None
+    """Which number each class has instead, after `with_classes`."""
+
+    def account(self) -> Account:
+        """See `Source.account`."""
+        return copy.deepcopy(self._account)
+
+    def with_classes(self, classes: Sequence[str], origin: str) -> Source:
+        """See `Source.with_classes`."""
+        if not self.classes:
+            return super().with_classes(classes, origin)
+        found = copy.copy(self)
+        found._numbers = numbered(self.classes, classes, origin)
+        found._account = self.account()
+        found._account.classes = list(classes)
+        return found
+
+    def _numbered(self, label: int | None) -> int | None:
+        """The number that a row's label stands for; BadImage for a class without a name."""
+        if label is None or self._numbers is None:
+            return label
+        if label >= len(self._numbers):
+            raise BadImage(f"its label {label} has no name; there are {len(self._numbers)}")
+        return self._numbers[label]
 
 
 class Wrapped(Source):

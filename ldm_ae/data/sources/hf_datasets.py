@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm_ae.data.account import Account
 from ldm_ae.data.decoding import BadImage
-from ldm_ae.data.sources.base import RawImage, Source, numbered, printable, read_regular
+from ldm_ae.data.sources.base import ColumnSource, RawImage, printable, read_regular
 from ldm_ae.data.sources.parquet import Columns, class_names, features_of, find_columns
 from ldm_ae.data.sources.tree import Tree, is_saved
 from ldm_ae.data.texts import Annotations
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-class HFDatasetsSource(Source):
+class HFDatasetsSource(ColumnSource):
     """Rows of one split, images as the encoded bytes that the data set holds.
 
     Columns are chosen as in Parquet files, and the key is the split and the row number. What `datasets` downloads and
@@ -47,7 +45,6 @@ class HFDatasetsSource(Source):
             self._columns.image, datasets.Image(decode=False)
         )
         self._split = "" if data.split is None else f"{data.split}/"
-        self._numbers: list[int] | None = None
 
     @classmethod
     def open(cls, location: str, tree: Tree | None = None) -> HFDatasetsSource | None:
@@ -58,20 +55,6 @@ class HFDatasetsSource(Source):
         if is_saved(Path(location)):
             return cls(_one_split(_load(location, location), "", location, location), location, tree)
         return None
-
-    def account(self) -> Account:
-        """See `Source.account`."""
-        return copy.deepcopy(self._account)
-
-    def with_classes(self, classes: Sequence[str], origin: str) -> Source:
-        """See `Source.with_classes`."""
-        if not self.classes:
-            return super().with_classes(classes, origin)
-        found = copy.copy(self)
-        found._numbers = numbered(self.classes, classes, origin)
-        found._account = self.account()
-        found._account.classes = list(classes)
-        return found
 
     def __len__(self) -> int:
         return len(self._data)
@@ -90,12 +73,7 @@ class HFDatasetsSource(Source):
             data = read_regular(path)
         found = Annotations()
         found.add_columns(self._columns.captions, self._columns.label, row.__getitem__)
-        label = found.label
-        if label is not None and self._numbers is not None:
-            if label >= len(self._numbers):
-                raise BadImage(f"its label {label} has no name; there are {len(self._numbers)}")
-            label = self._numbers[label]
-        return RawImage(self.key(index), data, label, found.caption, found.notes)
+        return RawImage(self.key(index), data, self._numbered(found.label), found.caption, found.notes)
 
 
 def _describe(data: datasets.Dataset, columns: Columns, skipped: list[str], classes: list[str]) -> Account:

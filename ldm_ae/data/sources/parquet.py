@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections import Counter
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 from ldm_ae.data.account import Account
 from ldm_ae.data.decoding import BadImage
 from ldm_ae.data.row_groups import RowGroups, open_parquet
-from ldm_ae.data.sources.base import RawImage, Source, numbered, printable, read_regular
+from ldm_ae.data.sources.base import ColumnSource, RawImage, printable, read_regular
 from ldm_ae.data.sources.tree import Tree, is_saved
 from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, Annotations
 from ldm_ae.errors import UserError, reason
@@ -46,7 +45,7 @@ class Columns(NamedTuple):
         return [self.image, *([] if self.label is None else [self.label]), *self.captions]
 
 
-class ParquetSource(Source):
+class ParquetSource(ColumnSource):
     """Rows of the Parquet files of one split, with the encoded images that they hold.
 
     The image is the one column that `datasets` has marked as Image (the one called "image" if there are several), or
@@ -94,7 +93,6 @@ class ParquetSource(Source):
         self._starts = np.cumsum([0, *lengths], dtype=np.int64)
         if not self._starts[-1]:
             raise UserError(f"{location} has no rows")
-        self._numbers: list[int] | None = None
         self._account = self._describe(labels, captions, sorted(set(skipped)), tree)
         self._read = RowGroups()
 
@@ -152,20 +150,6 @@ class ParquetSource(Source):
                     account.pass_over("Parquet files without images, or of other splits", name)
         return account
 
-    def account(self) -> Account:
-        """See `Source.account`."""
-        return copy.deepcopy(self._account)
-
-    def with_classes(self, classes: Sequence[str], origin: str) -> Source:
-        """See `Source.with_classes`."""
-        if not self.classes:
-            return super().with_classes(classes, origin)
-        found = copy.copy(self)
-        found._numbers = numbered(self.classes, classes, origin)
-        found._account = self.account()
-        found._account.classes = list(classes)
-        return found
-
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -185,14 +169,8 @@ class ParquetSource(Source):
             raise BadImage(f"row group {number} of {self._files[file]} cannot be read: {reason(error)}") from error
         found = Annotations()
         found.add_columns(columns.captions, columns.label, partial(_value, table, place))
-        label = found.label if self._numbers is None or found.label is None else self._number(found.label)
-        return RawImage(self.key(index), _image_bytes(table[columns.image], place), label, found.caption, found.notes)
-
-    def _number(self, label: int) -> int:
-        assert self._numbers is not None
-        if label >= len(self._numbers):
-            raise BadImage(f"its label {label} has no name; there are {len(self._numbers)}")
-        return self._numbers[label]
+        data, label = _image_bytes(table[columns.image], place), self._numbered(found.label)
+        return RawImage(self.key(index), data, label, found.caption, found.notes)
 
 
 def find_columns(schema: pa.Schema, features: Mapping[str, Any], location: str) -> Columns:
