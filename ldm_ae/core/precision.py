@@ -5,8 +5,8 @@ float32, with AVX2 alone fifty times as long. `auto` therefore times one small c
 backward, once a process and in under half a second. On CUDA torch documents a capability, which is read instead.
 
 A memory layout changes the order of sums and with it the last bits of a result. For training it is measured too, and
-recorded with the run, so that a resumed run keeps it. For inference it follows from the device and the dtype alone:
-shards of a latent store must not depend on how busy the machine was when a command started.
+recorded with the run, so that a resumed run keeps it. For inference it is the same everywhere: shards of a latent store
+must not depend on how busy the machine was when a command started.
 `docs/PERFORMANCE.md` has the measurements behind the rules.
 """
 
@@ -39,6 +39,8 @@ PRECISIONS = ("auto", *DTYPES)
 Layout = Literal["channels_last", "contiguous"]
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 """torch's name of each layout of 4D tensors."""
+INFERENCE_LAYOUT: Layout = "channels_last"
+"""Of networks whose weights do not learn; `docs/PERFORMANCE.md` has it beside plain rows on both kinds of CPU."""
 
 FAST = 1.1
 """`auto` takes bfloat16 from this speed-up on."""
@@ -156,8 +158,9 @@ def inference_numerics(requested: str, device: torch.device) -> Numerics:
     check_precision(requested)
     precision, reason = _resolve(requested, device)
     _warn_if_slow(precision, device, "--precision fp32")
-    layout = inference_layout(device, DTYPES[precision])
-    return Numerics(precision=cast(Any, precision), layout=layout, machine=machine_name(device), reason=reason)
+    return Numerics(
+        precision=cast(Any, precision), layout=INFERENCE_LAYOUT, machine=machine_name(device), reason=reason
+    )
 
 
 def check_precision(requested: str) -> None:
@@ -215,12 +218,6 @@ def _bfloat16_speed(kind: str, index: int | None, given: str | None) -> float:
 
 
 # ----------------------------------------------------------------------------------------------------------- layout
-
-
-def inference_layout(device: torch.device, dtype: torch.dtype) -> Layout:
-    """Channels-last: forward convolutions are equally fast or faster in it on every kind of machine measured."""
-    del device, dtype
-    return "channels_last"
 
 
 def training_layout(device: torch.device, dtype: torch.dtype) -> Layout:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
 from ldm_ae.errors import UserError
 from ldm_ae.evaluation.efficientnet_lite import EfficientNetLite0
 from ldm_ae.evaluation.image_quality import from_levels, to_levels
@@ -101,7 +102,7 @@ class EfficientNetLite0Features(nn.Module):
         super().__init__()
         self.network = EfficientNetLite0()
         self.network.load_published(read_legacy_weights(_efficientnet_file()))
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=LAYOUTS[INFERENCE_LAYOUT])
         self.eval().requires_grad_(False)
 
     def forward(self, pixel_values: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
+
 # Mean and deviation of ImageNet, for pixel values in [-1, 1] (the numbers of the lpips package's scaling layer).
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
@@ -47,7 +49,7 @@ class PerceptualLoss(nn.Module):
 
     def set_precision(self, dtype: torch.dtype) -> PerceptualLoss:
         """Compute features in `dtype`, channels-last. Distances are summed in float32 whatever it is."""
-        self.stages.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.stages.to(dtype=dtype, memory_format=LAYOUTS[INFERENCE_LAYOUT])  # type: ignore[call-overload]
         self.dtype = dtype
         return self.eval().requires_grad_(False)
 
@@ -58,7 +60,7 @@ class PerceptualLoss(nn.Module):
     def features(self, pixel_values: Tensor) -> Iterator[Tensor]:
         """Each layer's features, (B, C_l, H_l, W_l) in the network's dtype, computed when it is their turn."""
         hidden = ((pixel_values.float() - self.shift) / self.scale).to(self.dtype)
-        hidden = hidden.contiguous(memory_format=torch.channels_last)
+        hidden = hidden.contiguous(memory_format=LAYOUTS[INFERENCE_LAYOUT])
         for stage in self.stages:
             hidden = stage(hidden)
             yield hidden

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ldm_ae.core.precision import LAYOUTS, inference_layout
+from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
 from ldm_ae.errors import UserError
 from ldm_ae.models.interface import Autoencoder, LatentSpec, Posterior
 
@@ -166,9 +166,7 @@ class OverflowGuard(Autoencoder):
                 is_parameter = isinstance(tensor, nn.Parameter)
                 copies[id(tensor)] = nn.Parameter(wide, requires_grad=False) if is_parameter else wide
             model, watch = copy.deepcopy((watched.model, watched.watch), copies)
-            device = next((tensor.device for _, tensor in _tensors(model)), torch.device("cpu"))
-            layout = inference_layout(device, torch.float32)
-            return _Watched(model.to(memory_format=LAYOUTS[layout]), watch)
+            return _Watched(model.to(memory_format=LAYOUTS[INFERENCE_LAYOUT]), watch)
 
     def unguarded(self) -> Autoencoder:
         """The model inside, with its original weights and without this guard."""
