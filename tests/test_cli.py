@@ -193,6 +193,10 @@ def test_bad_images_are_reported_and_the_share_holds(
 
 
 KL_F8 = str(Path(__file__).parent.parent / "configs" / "kl_f8.yaml")
+TRAIN_KL_F8 = [
+    "train", "--config", KL_F8, "--data.train", "{images}", "--out", "{tmp}/run",
+    "--model.init_args.block_out_channels", "[32, 32, 32, 32]",
+]  # fmt: skip
 
 
 def no_weights(folder: Path) -> Path:
@@ -253,36 +257,9 @@ def no_weights(folder: Path) -> Path:
         (["inspect", "{tmp}/empty"], "empty"),
         (["train"], "train needs a configuration"),
         (["train", "--config", "{tmp}/nowhere.yaml"], "no such configuration file"),
+        (TRAIN_KL_F8, "the ImageNet weights of lpips 'vgg' are not here"),
         (
-            [
-                "train",
-                "--config",
-                KL_F8,
-                "--data.train",
-                "{images}",
-                "--out",
-                "{tmp}/run",
-                "--model.init_args.block_out_channels",
-                "[32, 32, 32, 32]",
-            ],
-            "the ImageNet weights of lpips 'vgg' are not here",
-        ),
-        (
-            [
-                "train",
-                "--config",
-                KL_F8,
-                "--data.train",
-                "{images}",
-                "--out",
-                "{tmp}/run",
-                "--objective.perceptual",
-                "null",
-                "--discriminator.init_args.n_layers",
-                "0",
-                "--model.init_args.block_out_channels",
-                "[32, 32, 32, 32]",
-            ],
+            [*TRAIN_KL_F8, "--objective.perceptual", "null", "--discriminator.init_args.n_layers", "0"],
             "n_layers=0",
         ),
         (["trian"], "trian"),

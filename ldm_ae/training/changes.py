@@ -54,13 +54,19 @@ def check_identity(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any
 
 def _difference(value: Any, other: Any) -> str:
     """The entries of `value`, JSON of a dictionary, that `other` has not; or `value` itself."""
+    mine, theirs = _entries(value), _entries(other)
+    if mine is None or theirs is None:
+        return str(value)
+    return ", ".join(f"{key}={entry}" for key, entry in mine.items() if theirs.get(key, _ABSENT) != entry)
+
+
+def _entries(value: Any) -> dict[str, Any] | None:
+    """A dictionary that is recorded as JSON; None for anything else."""
     try:
-        mine, theirs = json.loads(value), json.loads(other)
-        if isinstance(mine, dict) and isinstance(theirs, dict):
-            return ", ".join(f"{key}={entry}" for key, entry in mine.items() if theirs.get(key, _ABSENT) != entry)
+        found = json.loads(value)
     except (TypeError, ValueError):
-        pass
-    return str(value)
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def check_place(folder: Path, images: Sequence[str | None]) -> None:
