@@ -15,7 +15,7 @@ from ldm_ae.files import read_json
 from ldm_ae.version import __version__
 
 PACKAGES = (
-    "torch", "torchvision", "diffusers", "accelerate", "safetensors", "lpips", "torchmetrics", "numpy", "pillow",
+    "torch", "torchvision", "diffusers", "accelerate", "safetensors", "lpips", "numpy", "pillow",
 )  # fmt: skip
 
 
