@@ -82,9 +82,9 @@ def import_latents(
     if spec.channels != foreign.channels:
         raise UserError(f"the latents in {source} have {foreign.channels} channels, the model {spec.channels}")
     latents_flip = f"latents{FLIP}" in foreign.names or f"moments{FLIP}" in foreign.names
-    keys = (key for chunk in rows["key"].chunks for key in chunk.to_pylist())
+    every_key = (key for chunk in rows["key"].chunks for key in chunk.to_pylist())
     request = replace(
-        request, images=foreign.count, keys_hash=hash_keys(keys), flips=latents_flip, dtype=foreign.dtype,
+        request, images=foreign.count, keys_hash=hash_keys(every_key), flips=latents_flip, dtype=foreign.dtype,
         content="full", indices=False, latents=request.latents if "latents" in foreign.names else "sample",
         shard_size=_SHARD,
     )  # fmt: skip
