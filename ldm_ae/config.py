@@ -231,7 +231,9 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
     config = parse_config(arguments, parser)
     run = build_config(config, parser)
     folder = Path(config.out)
-    numerics = agreed_numerics(run.training.precision, pick_device(), recorded_numerics(folder))
+    numerics = agreed_numerics(
+        run.training.precision, pick_device(), recorded_numerics(folder), compiled=run.training.compile
+    )
     check_place(folder, [run.data.train, run.data.validation])
     with _nothing_left(folder) as begun:
         make_folder(folder)

@@ -6,10 +6,11 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import get_args
 
 import torch
 
-from ldm_ae.core.precision import DTYPES, LAYOUTS, machine_name
+from ldm_ae.core.precision import DTYPES, LAYOUTS, Convolutions, machine_name
 from ldm_ae.errors import UserError, printable, reason
 from ldm_ae.files import read_json
 from ldm_ae.version import __version__
@@ -58,7 +59,8 @@ def recorded_numerics(run: Path) -> dict[str, str] | None:
     try:
         found = read_json(path).get("numerics", _BEFORE_NUMERICS)
         recorded = {name: str(found[name]) for name in _BEFORE_NUMERICS}
-        for name, known in (("precision", DTYPES), ("layout", LAYOUTS)):
+        recorded["convolutions"] = str(found.get("convolutions", "torch"))  # runs from before 2026-11-28 have none
+        for name, known in (("precision", DTYPES), ("layout", LAYOUTS), ("convolutions", get_args(Convolutions))):
             if recorded[name] not in known:
                 raise ValueError(f"{name} is {printable(recorded[name])}")
         return recorded

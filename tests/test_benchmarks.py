@@ -104,9 +104,12 @@ def test_layouts_compute_the_same(toy: Any, training: bool, monkeypatch: pytest.
 
     monkeypatch.setitem(layouts.NETWORKS, "toy", {"block_out_channels": (32, 32), "layers_per_block": 1})
     names = [variant.name for variant in layouts.variants("toy", 16, 1, CPU)]
-    assert len(names) == 8
-    assert "train bf16 channels_last" in names
-    passes = [layouts.build("toy", 16, 1, CPU, "fp32", layout, training) for layout in ("contiguous", "channels_last")]
+    assert len(names) == 9
+    assert {"train bf16 channels-last", "train fp32 channels-last, Winograd"} < set(names)
+    passes = [
+        layouts.build("toy", 16, 1, CPU, "fp32", placement, training)
+        for placement in layouts.placements(CPU, "fp32", training=False).values()
+    ]
     closures = [inspect.getclosurevars(call.__wrapped__ if not training else call).nonlocals for call in passes]
     outputs = [found["model"].decode(found["model"].encode(found["images"]).mode()) for found in closures]
     assert torch.allclose(*outputs, rtol=FLOAT32, atol=FLOAT32)

@@ -20,14 +20,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ldm_ae.core import convolutions
 from ldm_ae.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "no"]
@@ -39,6 +40,8 @@ PRECISIONS = ("auto", *DTYPES)
 Layout = Literal["channels_last", "contiguous"]
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 """torch's name of each layout of 4D tensors."""
+Convolutions = Literal["torch", "winograd"]
+"""Whose training convolutions: torch's, or those of `core/convolutions.py`."""
 INFERENCE_LAYOUT: Layout = "channels_last"
 """Of networks whose weights do not learn; `docs/PERFORMANCE.md` has it beside plain rows on both kinds of CPU."""
 
@@ -47,11 +50,22 @@ FAST = 1.1
 SLOW = 0.9
 """Below this speed-up an explicit bf16 gets a warning."""
 CLEARLY = 1.4
-"""By how much two measurements in a row must contradict the usual layout, so that two runs of one machine agree even
-where it is busy."""
+"""By how much two measurements in a row must contradict the usual placement, so that two runs of one machine agree
+even where it is busy."""
 SPEED_VARIABLE = "LDM_AE_BF16_SPEED"
 """An environment variable: how many times as fast as float32 bfloat16 is. It takes the place of the measurement."""
 _log = logging.getLogger("ldm_ae")
+
+
+class Placement(NamedTuple):
+    """How a network that learns is laid out and computed."""
+
+    layout: Layout
+    convolutions: Convolutions = "torch"
+
+
+PLAIN = Placement("contiguous")
+"""Plain rows and torch's convolutions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +76,8 @@ class Numerics:
     """Of activations; in training, parameters stay float32."""
     layout: Layout
     """Of 4D activations and weights."""
+    convolutions: Convolutions = "torch"
+    """Of networks that are trained or trained through."""
     machine: str
     """The kind of device, as `machine_name` gives it."""
     reason: str
@@ -78,6 +94,11 @@ class Numerics:
         return LAYOUTS[self.layout]
 
     @property
+    def placement(self) -> Placement:
+        """Of networks that learn."""
+        return Placement(self.layout, self.convolutions)
+
+    @property
     def mixed_precision(self) -> str:
         """Accelerate's name of the precision."""
         return "no" if self.precision == "fp32" else self.precision
@@ -87,23 +108,28 @@ class Numerics:
         return {
             "precision": self.precision,
             "layout": self.layout,
+            "convolutions": self.convolutions,
             "machine": self.machine,
             "reason": self.reason,
         }
 
     def line(self) -> str:
         """One line for a terminal."""
-        return f"{self.precision}, {self.layout.replace('_', '-')} on {self.machine}: {self.reason}"
+        kind = " with Winograd convolutions" if self.convolutions == "winograd" else ""
+        return f"{self.precision}, {self.layout.replace('_', '-')}{kind} on {self.machine}: {self.reason}"
 
 
-def training_numerics(requested: str, device: torch.device, recorded: dict[str, Any] | None = None) -> Numerics:
+def training_numerics(
+    requested: str, device: torch.device, recorded: dict[str, Any] | None = None, *, compiled: bool = False
+) -> Numerics:
     """The numerics of a run.
 
     Args:
         requested: auto, fp32, bf16, fp16, or no (fp32).
         device: Where the run computes.
         recorded: `Numerics.describe` of the run when it was started before. `auto` keeps its precision on every
-            machine; its layout is kept on the same kind of machine.
+            machine; its placement is kept on the same kind of machine.
+        compiled: torch.compile will compile the networks.
 
     Raises:
         UserError: not a precision, or fp16 on a CPU.
@@ -119,14 +145,16 @@ def training_numerics(requested: str, device: torch.device, recorded: dict[str, 
     if precision == "fp16" and device.type == "cpu":
         raise UserError("training.precision fp16 needs an accelerator; use auto, bf16 or fp32 on a CPU")
     _warn_if_slow(precision, device, "--training.precision fp32")
+    placement = training_placement(device, DTYPES[precision], compiled=compiled)
     if recorded is not None and (recorded["machine"], recorded["precision"]) == (machine, precision):
-        layout = recorded["layout"]
-    else:
-        layout = training_layout(device, DTYPES[precision])
-    return Numerics(precision=cast(Any, precision), layout=layout, machine=machine, reason=reason)
+        kept = Placement(recorded["layout"], recorded.get("convolutions", "torch"))
+        placement = placement if compiled and kept.convolutions == "winograd" else kept
+    return Numerics(precision=cast(Any, precision), machine=machine, reason=reason, **placement._asdict())
 
 
-def agreed_numerics(requested: str, device: torch.device, recorded: dict[str, Any] | None = None) -> Numerics:
+def agreed_numerics(
+    requested: str, device: torch.device, recorded: dict[str, Any] | None = None, *, compiled: bool = False
+) -> Numerics:
     """`training_numerics` of the main process, in every process that Accelerate knows of."""
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
@@ -136,7 +164,7 @@ def agreed_numerics(requested: str, device: torch.device, recorded: dict[str, An
     found: list[Any] = [None]
     if state.is_main_process:
         try:
-            found = [training_numerics(requested, device, recorded)]
+            found = [training_numerics(requested, device, recorded, compiled=compiled)]
         except UserError as error:
             found = [error]
     (result,) = broadcast_object_list(found)
@@ -217,38 +245,45 @@ def _bfloat16_speed(kind: str, index: int | None, given: str | None) -> float:
         return 0.0
 
 
-# ----------------------------------------------------------------------------------------------------------- layout
+# -------------------------------------------------------------------------------------------------------- placement
 
 
-def training_layout(device: torch.device, dtype: torch.dtype) -> Layout:
-    """Channels-last on accelerators. On a CPU usually plain rows in float32, whose backward convolutions are slower
-    channels-last, and channels-last in bfloat16; the other one where a measurement says so clearly."""
+def training_placement(device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> Placement:
+    """Channels-last on accelerators. On a CPU usually channels-last too, in float32 with our own convolutions, and
+    plain rows with torch's where a measurement says clearly that those are faster. torch.compile takes torch's
+    convolutions, whose float32 weight gradients are slow channels-last."""
     if device.type != "cpu":
-        return "channels_last"
-    usual: Layout = "contiguous" if dtype == torch.float32 else "channels_last"
-    if SPEED_VARIABLE in os.environ:
-        return usual
-    return _measured_layout(dtype, usual)
+        return Placement("channels_last")
+    if dtype != torch.float32:
+        usual = Placement("channels_last")
+    elif compiled:
+        return PLAIN
+    else:
+        usual = Placement("channels_last", "winograd")
+    return usual if SPEED_VARIABLE in os.environ else _measured_placement(dtype, usual)
 
 
 @lru_cache(maxsize=4)
-def _measured_layout(dtype: torch.dtype, usual: Layout) -> Layout:
+def _measured_placement(dtype: torch.dtype, usual: Placement) -> Placement:
     """Of training on the CPU."""
-    other: Layout = "contiguous" if usual == "channels_last" else "channels_last"
-    calls = [_convolution(torch.device("cpu"), dtype, 128, 64, layout) for layout in (usual, other)]
+    other = PLAIN
+    channels, size = (128, 64) if dtype != torch.float32 else (256, 48)
+    calls = [_convolution(torch.device("cpu"), dtype, channels, size, way) for way in (usual, other)]
     return other if all(_ratio(calls, 3) > CLEARLY for _ in range(2)) else usual
 
 
-def place(module: nn.Module, device: torch.device, layout: Layout) -> None:
+def place(module: nn.Module, device: torch.device, placement: Placement) -> None:
     """Move a module to a device, in place, its 4D weights in a layout."""
-    module.to(device, memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+    module.to(device, memory_format=LAYOUTS[placement.layout])  # type: ignore[call-overload]
+    if placement.convolutions == "winograd":
+        convolutions.speed_up(module)
 
 
 # ------------------------------------------------------------------------------------------------------ measurement
 
 
 def _convolution(
-    device: torch.device, dtype: torch.dtype, channels: int, size: int, layout: Layout = "contiguous"
+    device: torch.device, dtype: torch.dtype, channels: int, size: int, placement: Placement = PLAIN
 ) -> Callable[[], None]:
     """A normalization, an activation and a convolution of one image as autoencoders have them, forward and backward.
 
@@ -258,14 +293,17 @@ def _convolution(
 
     def draw(*shape: int) -> Tensor:
         values = torch.randn(shape, generator=generator).to(device, dtype)
-        return values.contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+        return values.contiguous(memory_format=LAYOUTS[placement.layout]).requires_grad_()
 
     inputs, weight = draw(1, channels, size, size), draw(channels, channels, 3, 3)
+    convolve: Callable[[Tensor, Tensor], Tensor] = partial(functional.conv2d, padding=1)
+    if placement.convolutions == "winograd":
+        convolve = convolutions.conv2d
 
     def call() -> None:
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
             hidden = functional.silu(functional.group_norm(inputs, 32))
-            torch.autograd.grad(functional.conv2d(hidden, weight, padding=1).float().sum(), (inputs, weight))
+            torch.autograd.grad(convolve(hidden, weight).float().sum(), (inputs, weight))
             if device.type != "cpu":
                 torch.accelerator.synchronize(device)
 

@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ldm_ae.core.precision import Numerics, place
+from ldm_ae.core.convolutions import speed_up
+from ldm_ae.core.precision import Numerics, Placement, place
 from ldm_ae.data import Batch, EvaluationLoader, TrainingLoader, seeded_noise
 from ldm_ae.discriminators import BothSides, Discriminator
 from ldm_ae.environment import ENVIRONMENT, describe_environment
@@ -98,9 +99,9 @@ class Trainer:
         pair = None if self.discriminator is None else BothSides(self.discriminator)
         for module in (autoencoder, self.discriminator):
             if module is not None:
-                place(module, accelerator.device, numerics.layout)
+                place(module, accelerator.device, numerics.placement)
         if self.ema is not None:
-            place(self.ema.model, accelerator.device, numerics.layout)
+            place(self.ema.model, accelerator.device, Placement(numerics.layout))
         if training.compile:
             autoencoder.compile_parts(for_training=True)
             if self.discriminator is not None:
@@ -108,6 +109,8 @@ class Trainer:
         self.objective = objective.to(accelerator.device)
         if objective.perceptual is not None:
             objective.perceptual.set_precision(numerics.dtype)
+            if numerics.convolutions == "winograd":
+                speed_up(objective.perceptual)
 
         # Optimizers.
         generator_parameters = [p for p in [*autoencoder.parameters(), *objective.parameters()] if p.requires_grad]

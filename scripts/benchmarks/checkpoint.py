@@ -24,7 +24,7 @@ from torch import nn
 from torch.optim import Adam, Optimizer
 
 from ldm_ae.allocator import keep_freed_memory
-from ldm_ae.core.precision import place, training_layout
+from ldm_ae.core.precision import place, training_placement
 from ldm_ae.discriminators import PatchDiscriminator
 from ldm_ae.errors import exit_status
 from ldm_ae.losses import Objective, ObjectiveConfig
@@ -49,7 +49,7 @@ def make_parts(widths: tuple[int, ...], device: torch.device) -> Parts:
     """Networks in the layout in which they are trained in bfloat16, and optimizers that have made one step."""
     autoencoder, discriminator = KLAutoencoder(block_out_channels=widths), PatchDiscriminator()
     for network in (autoencoder, discriminator):
-        place(network, device, training_layout(device, torch.bfloat16))
+        place(network, device, training_placement(device, torch.bfloat16))
     optimizers: list[Optimizer] = []
     for network in (autoencoder, discriminator):
         for parameter in network.parameters():

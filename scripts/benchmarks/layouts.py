@@ -1,4 +1,4 @@
-"""Memory layouts and precisions side by side: the measurements behind the rules of `ldm_ae/core/precision.py`.
+"""Memory layouts, convolutions and precisions side by side: the measurements behind `ldm_ae/core/precision.py`.
 
 Each variant is one autoencoder in training (forward and backward, parameters in float32, autocast) or in inference. To
 see a CPU of the other kind on one with fast bfloat16, set ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import get_args
 
 import measuring
 import torch
 from measuring import Variant
 
 from ldm_ae.allocator import keep_freed_memory
-from ldm_ae.core.precision import DTYPES, FAST, LAYOUTS, Layout, bfloat16_speed, place
+from ldm_ae.core.precision import DTYPES, FAST, LAYOUTS, PLAIN, Placement, bfloat16_speed, place
 from ldm_ae.models import KLAutoencoder, pick_device
 
 NETWORKS: dict[str, dict[str, object]] = {
@@ -28,14 +27,14 @@ NETWORKS: dict[str, dict[str, object]] = {
 
 
 def build(
-    network: str, size: int, batch: int, device: torch.device, precision: str, layout: Layout, training: bool
+    network: str, size: int, batch: int, device: torch.device, precision: str, placement: Placement, training: bool
 ) -> Callable[[], object]:
     """One pass of a network with seeded weights."""
     keep_freed_memory(device)
     torch.manual_seed(0)
     model = KLAutoencoder(**NETWORKS[network])  # type: ignore[arg-type]
-    place(model, device, layout)
-    images = torch.randn(batch, 3, size, size).to(device).contiguous(memory_format=LAYOUTS[layout])
+    place(model, device, placement)
+    images = torch.randn(batch, 3, size, size).to(device).contiguous(memory_format=LAYOUTS[placement.layout])
     autocast = torch.autocast(device.type, DTYPES[precision], enabled=training and precision != "fp32")
     if not training:
         model.eval().requires_grad_(False).to(DTYPES[precision])
@@ -52,16 +51,24 @@ def build(
     return train if training else infer
 
 
+def placements(device: torch.device, precision: str, training: bool) -> dict[str, Placement]:
+    """What is compared, by name: plain rows first."""
+    found = {"plain rows": PLAIN, "channels-last": Placement("channels_last")}
+    if training and precision == "fp32" and device.type == "cpu":
+        found["channels-last, Winograd"] = Placement("channels_last", "winograd")
+    return found
+
+
 def variants(network: str, size: int, batch: int, device: torch.device) -> list[Variant]:
-    """Both layouts of each precision that the device is fast in."""
+    """The placements of each precision that the device is fast in."""
     found = []
     for training in (True, False):
         for precision in ("fp32", "bf16") if bfloat16_speed(device) >= FAST else ("fp32",):
-            names = {layout: f"{'train' if training else 'infer'} {precision} {layout}" for layout in get_args(Layout)}
-            for layout, name in names.items():
-                base = None if layout == "contiguous" else names["contiguous"]
-                make = partial(build, network, size, batch, device, precision, layout, training)
-                found.append(Variant(name, make, base, images=batch))
+            start = f"{'train' if training else 'infer'} {precision}"
+            for name, placement in placements(device, precision, training).items():
+                base = None if name == "plain rows" else f"{start} plain rows"
+                make = partial(build, network, size, batch, device, precision, placement, training)
+                found.append(Variant(f"{start} {name}", make, base, images=batch))
     return found
 
 

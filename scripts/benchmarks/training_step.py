@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from ldm_ae.allocator import keep_freed_memory
-from ldm_ae.core.precision import FAST, LAYOUTS, Layout, bfloat16_speed, place, training_layout
+from ldm_ae.core.convolutions import speed_up
+from ldm_ae.core.precision import FAST, LAYOUTS, Placement, bfloat16_speed, place, training_placement
 from ldm_ae.discriminators import BothSides, PatchDiscriminator
 from ldm_ae.errors import exit_status
 from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
@@ -58,9 +59,9 @@ class Setting(NamedTuple):
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     @property
-    def layout(self) -> Layout:
+    def placement(self) -> Placement:
         """Of our networks in training."""
-        return training_layout(self.device, self.dtype)
+        return training_placement(self.device, self.dtype, compiled=self.compiled)
 
 
 def make_autoencoder(setting: Setting) -> KLAutoencoder:
@@ -97,7 +98,7 @@ def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
     accelerator = Accelerator(mixed_precision=setting.precision, cpu=setting.device.type == "cpu")
     autoencoder, discriminator = make_autoencoder(setting).train(), make_discriminator(setting)
     for network in (autoencoder, discriminator):
-        place(network, setting.device, setting.layout)
+        place(network, setting.device, setting.placement)
     if setting.compiled:
         autoencoder.compile_parts(for_training=True)
         discriminator.compile()
@@ -107,6 +108,8 @@ def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
     )  # fmt: skip
     assert config.perceptual is not None
     config.perceptual.set_precision(setting.dtype)
+    if setting.placement.convolutions == "winograd":
+        speed_up(config.perceptual)
     prepared, pair = accelerator.prepare_model(autoencoder), accelerator.prepare_model(BothSides(discriminator))
     return StepParts(accelerator, prepared, Objective(config), pair)
 
@@ -128,7 +131,7 @@ def own(setting: Setting) -> tuple[StepParts, Callable[[], object]]:
     networks = (parts.plain_autoencoder, parts.plain_discriminator)
     optimizers = [Adam(network.parameters(), fused=True, **ADAM) for network in networks]
     batch = make_batch(setting, 0)
-    batch = batch._replace(pixel_values=batch.pixel_values.contiguous(memory_format=LAYOUTS[setting.layout]))
+    batch = batch._replace(pixel_values=batch.pixel_values.contiguous(memory_format=LAYOUTS[setting.placement.layout]))
     return parts, partial(own_step, parts, optimizers, batch)
 
 

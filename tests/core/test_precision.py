@@ -15,12 +15,13 @@ from torch import nn
 from ldm_ae.core import precision
 from ldm_ae.core.precision import (
     SPEED_VARIABLE,
+    Placement,
     bfloat16_speed,
     inference_numerics,
     machine_name,
     place,
-    training_layout,
     training_numerics,
+    training_placement,
 )
 from ldm_ae.environment import ENVIRONMENT, recorded_numerics
 from ldm_ae.errors import UserError
@@ -51,26 +52,26 @@ def test_the_measurement_is_short_repeated_from_memory_and_leaves_the_random_num
 ) -> None:
     monkeypatch.delenv(SPEED_VARIABLE)
     precision._bfloat16_speed.cache_clear()
-    precision._measured_layout.cache_clear()
+    precision._measured_placement.cache_clear()
     before = torch.get_rng_state()
     started = time.process_time()
     found = bfloat16_speed(CPU)
-    layout = training_layout(CPU, torch.float32)
+    placement = training_placement(CPU, torch.float32)
     # 0.4 s on two quiet cores, 0.8 s of one processor; one that others keep busy may need three times as long.
     assert time.process_time() - started < 3.0
     assert torch.equal(torch.get_rng_state(), before)
     assert found > 0
     started = time.perf_counter()
-    assert (bfloat16_speed(CPU), training_layout(CPU, torch.float32)) == (found, layout)
+    assert (bfloat16_speed(CPU), training_placement(CPU, torch.float32)) == (found, placement)
     assert time.perf_counter() - started < 0.01
     precision._bfloat16_speed.cache_clear()
-    precision._measured_layout.cache_clear()
+    precision._measured_placement.cache_clear()
 
 
 def test_emulated_bfloat16_is_given_up_after_the_small_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, int]] = []
 
-    def slow(device: torch.device, dtype: torch.dtype, channels: int, size: int, layout: str = "contiguous"):
+    def slow(device: torch.device, dtype: torch.dtype, channels: int, size: int, placement: object = None):
         sizes.append((channels, size))
         return (lambda: time.sleep(0.02)) if dtype == torch.bfloat16 else (lambda: None)
 
@@ -100,31 +101,31 @@ def test_explicit_bf16_where_it_is_slow_warns_once_with_the_factor_and_the_remed
 @pytest.mark.parametrize(
     ("dtype", "speed_of_the_other", "expected"),
     [
-        (torch.float32, [0.8], "contiguous"),
-        (torch.float32, [1.2], "contiguous"),
-        (torch.float32, [1.6, 1.2], "contiguous"),
-        (torch.float32, [1.6, 1.5], "channels_last"),
-        (torch.bfloat16, [0.5], "channels_last"),
-        (torch.bfloat16, [2.0, 1.1], "channels_last"),
-        (torch.bfloat16, [2.0, 1.9], "contiguous"),
+        (torch.float32, [0.8], Placement("channels_last", "winograd")),
+        (torch.float32, [1.2], Placement("channels_last", "winograd")),
+        (torch.float32, [1.6, 1.2], Placement("channels_last", "winograd")),
+        (torch.float32, [1.6, 1.5], Placement("contiguous")),
+        (torch.bfloat16, [0.5], Placement("channels_last")),
+        (torch.bfloat16, [2.0, 1.1], Placement("channels_last")),
+        (torch.bfloat16, [2.0, 1.9], Placement("contiguous")),
     ],
 )
-def test_training_layout_needs_two_clear_measurements_to_leave_the_usual_one(
-    dtype: torch.dtype, speed_of_the_other: list[float], expected: str, monkeypatch: pytest.MonkeyPatch
+def test_training_placement_needs_two_clear_measurements_to_leave_the_usual_one(
+    dtype: torch.dtype, speed_of_the_other: list[float], expected: Placement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = iter(speed_of_the_other)
     monkeypatch.delenv(SPEED_VARIABLE)
     monkeypatch.setattr(precision, "_ratio", lambda _calls, _rounds: next(measured))
-    precision._measured_layout.cache_clear()
-    assert training_layout(CPU, dtype) == expected
+    precision._measured_placement.cache_clear()
+    assert training_placement(CPU, dtype) == expected
     assert next(measured, None) is None
-    precision._measured_layout.cache_clear()
+    precision._measured_placement.cache_clear()
 
 
 def test_place_moves_weights_into_a_layout_and_outputs_follow() -> None:
     convolution = nn.Conv2d(8, 8, 3)
     for layout, memory_format in precision.LAYOUTS.items():
-        place(convolution, CPU, layout)  # type: ignore[arg-type]
+        place(convolution, CPU, Placement(layout))  # type: ignore[arg-type]
         assert convolution.weight.is_contiguous(memory_format=memory_format)
         assert convolution(torch.randn(2, 8, 6, 6)).is_contiguous(memory_format=memory_format)
 
@@ -135,7 +136,7 @@ def test_a_recorded_choice_is_kept_and_another_machine_is_named(speed: pytest.Mo
     kept = training_numerics("auto", CPU, here)
     assert (kept.precision, kept.layout, kept.reason) == ("bf16", "channels_last", "as this run was started")
     moved = training_numerics("auto", CPU, here | {"machine": "cuda: NVIDIA H200"})
-    assert (moved.precision, moved.layout) == ("bf16", training_layout(CPU, torch.bfloat16))
+    assert (moved.precision, moved.placement) == ("bf16", training_placement(CPU, torch.bfloat16))
     assert "as this run was started, on cuda: NVIDIA H200" in moved.line()
     # What the user names takes effect.
     assert training_numerics("fp32", CPU, here).precision == "fp32"
@@ -171,7 +172,7 @@ def test_a_run_records_its_numerics_and_keeps_them(
     run(tmp_path / "tiny.yaml", tmp_path / "run", "--training.max_steps", "4")
     assert "precision: bf16, channels-last on cpu" in capsys.readouterr().err
     run(tmp_path / "tiny.yaml", tmp_path / "fresh")
-    assert "precision: fp32, contiguous on cpu" in capsys.readouterr().err
+    assert "precision: fp32, channels-last with Winograd convolutions on cpu" in capsys.readouterr().err
 
 
 def test_a_run_from_before_precision_was_chosen_goes_on_in_bf16(tmp_path: Path) -> None:

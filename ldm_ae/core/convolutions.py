@@ -1,0 +1,262 @@
+"""Training convolutions in float32 on a CPU: fewer multiplications than a library's direct ones.
+
+A wide 3x3 convolution is computed by Winograd's F(4x4, 3x3) (arXiv 1509.09308, section 4.1): 36 multiplications for 16
+outputs instead of 144, as matrix products of `torch`. oneDNN, to which torch gives float32 convolutions on a CPU, has
+direct ones only, and those run at the arithmetic peak already. Activations are channels-last. Where Winograd's
+algorithm does not apply, a weight gradient is computed in plain rows: oneDNN's takes 3 to 5 times as long channels-last
+where AVX512 is missing. `docs/PERFORMANCE.md` has the measurements.
+
+Sums are taken in another order: a result differs from the exact one by about 3e-6 of its norm, a direct convolution's
+by 1e-6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+WIDE, GRADIENT_WIDE = 256, 128
+"""Winograd's algorithm is faster from this many channels on, of both inputs and outputs: forward, and for weights."""
+PIXELS = 1024
+"""Below this many pixels in a batch, the transform of the kernel costs more than the algorithm saves."""
+TILES = 128
+"""About how many tiles of 4x4 pixels are computed at once, which fit in a cache."""
+
+Pair = tuple[int, int]
+ONE: Pair = (1, 1)
+
+# Cook and Toom's matrices for the points 0, 1, -1, 2, -2 and infinity, for one dimension.
+_INPUT = [
+    [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
+]  # fmt: skip
+_KERNEL = [
+    [1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1],
+]  # fmt: skip
+_OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+
+
+class Transforms(NamedTuple):
+    """The three matrices for two dimensions."""
+
+    inputs: Tensor
+    """(36, 36)"""
+    kernel: Tensor
+    """(36, 9)"""
+    outputs: Tensor
+    """(16, 36)"""
+
+
+@lru_cache(maxsize=1)
+def _transforms() -> Transforms:
+    matrices = [torch.tensor(rows, dtype=torch.float64) for rows in (_INPUT, _KERNEL, _OUTPUT)]
+    return Transforms(*(torch.kron(matrix, matrix).float() for matrix in matrices))
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution with the parameters and the state dict of `torch.nn.Conv2d`."""
+
+    @classmethod
+    def of(cls, plain: nn.Conv2d) -> Conv2d:
+        """The same layer, which shares its parameters."""
+        layer = cls(
+            plain.in_channels, plain.out_channels, plain.kernel_size, plain.stride,  # type: ignore[arg-type]
+            plain.padding, bias=plain.bias is not None, device="meta",  # type: ignore[arg-type]
+        )  # fmt: skip
+        layer.weight, layer.bias = plain.weight, plain.bias
+        return layer.train(plain.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As torch's.
+
+        Args:
+            input: (B, C, H, W). What is not float32 on a CPU, or is autocast, takes torch's own way.
+        """
+        if input.dtype != torch.float32 or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return super().forward(input)
+        return conv2d(input, self.weight, self.bias, self.stride, self.padding)  # type: ignore[arg-type]
+
+
+def speed_up(network: nn.Module) -> None:
+    """Put `Conv2d` in the place of every convolution larger than 1x1; parameters stay the same objects."""
+    for name, layer in network.named_children():
+        if _fits(layer):
+            setattr(network, name, Conv2d.of(layer))  # type: ignore[arg-type]
+        else:
+            speed_up(layer)
+
+
+def _fits(layer: nn.Module) -> bool:
+    return (
+        type(layer) is nn.Conv2d
+        and (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
+        and max(layer.kernel_size) > 1
+        and isinstance(layer.padding, tuple)
+    )
+
+
+def conv2d(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = ONE, padding: Pair = ONE
+) -> Tensor:
+    """`convolve`, with gradients."""
+    result: Tensor = _Convolution.apply(inputs, weight, bias, stride, padding)
+    return result
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return convolve(inputs, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        inputs, weight = ctx.saved_tensors
+        of_inputs, of_weight, of_bias, *_ = ctx.needs_input_grad
+        where = ctx.stride, ctx.padding
+        return (
+            input_gradient(inputs, weight, gradient, *where) if of_inputs else None,
+            weight_gradient(inputs, weight, gradient, *where) if of_weight else None,
+            gradient.sum((0, 2, 3)) if of_bias else None,
+            None,
+            None,
+        )
+
+
+def convolve(inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair = ONE, padding: Pair = ONE) -> Tensor:
+    """The convolution, as `torch.nn.functional.conv2d` computes it.
+
+    Args:
+        inputs: (B, C, H, W) float32.
+        weight: (D, C, I, J).
+        bias: (D,) or None.
+        stride: Down and across.
+        padding: Rows and columns of zeros at each side.
+
+    Returns:
+        (B, D, H', W').
+    """
+    if not _is_winograds(inputs, weight, stride, padding, WIDE):
+        return functional.conv2d(inputs, weight, bias, stride, padding)
+    kernel = _transforms().kernel @ weight.permute(2, 3, 0, 1).reshape(9, -1)
+    outputs = _winograd(inputs, kernel.view(36, *weight.shape[:2]).transpose(1, 2))
+    return outputs if bias is None else outputs.add_(bias.view(-1, 1, 1))
+
+
+def input_gradient(inputs: Tensor, weight: Tensor, gradient: Tensor, stride: Pair = ONE, padding: Pair = ONE) -> Tensor:
+    """The gradient at the inputs of `convolve`: by Winograd a convolution with the kernel turned by 180 degrees.
+
+    Args:
+        inputs: (B, C, H, W) float32.
+        weight: (D, C, I, J).
+        gradient: (B, D, H', W') float32, at the outputs.
+        stride: As in `convolve`.
+        padding: As in `convolve`.
+
+    Returns:
+        (B, C, H, W).
+    """
+    if not _is_winograds(inputs, weight, stride, padding, WIDE):
+        return conv2d_input(inputs.shape, weight, gradient, stride, padding)
+    kernel = _transforms().kernel @ weight.permute(2, 3, 0, 1).reshape(9, -1).flip(0)
+    return _winograd(gradient, kernel.view(36, *weight.shape[:2]))
+
+
+def weight_gradient(
+    inputs: Tensor, weight: Tensor, gradient: Tensor, stride: Pair = ONE, padding: Pair = ONE
+) -> Tensor:
+    """The gradient at the weight of `convolve`.
+
+    Args:
+        inputs: (B, C, H, W) float32.
+        weight: (D, C, I, J).
+        gradient: (B, D, H', W') float32, at the outputs.
+        stride: As in `convolve`.
+        padding: As in `convolve`.
+
+    Returns:
+        (D, C, I, J).
+    """
+    if not _is_winograds(inputs, weight, stride, padding, GRADIENT_WIDE):
+        return conv2d_weight(inputs.contiguous(), weight.shape, gradient.contiguous(), stride, padding)
+    batch, channels, height, width = inputs.shape
+    matrices, padded, filters = _transforms(), _padded(inputs), len(weight)
+    sums = inputs.new_zeros(36, channels, filters)
+    rows = gradient.permute(0, 2, 3, 1).contiguous()
+    for chunk in _chunks(batch, height // 4, width // 4, TILES):
+        tiles = _tiles(matrices, padded, chunk, width // 4)
+        part = chunk.of(rows).permute(2, 4, 0, 1, 3, 5).reshape(16, -1)
+        sums.baddbmm_(tiles.transpose(1, 2), (matrices.outputs.T @ part).view(36, -1, filters))
+    return (matrices.kernel.T @ sums.view(36, -1)).view(3, 3, channels, filters).permute(3, 2, 0, 1)
+
+
+def _winograd(inputs: Tensor, kernel: Tensor) -> Tensor:
+    """(B, C, H, W) and a transformed kernel (36, C, D) to (B, D, H, W), channels-last."""
+    batch, _, height, width = inputs.shape
+    matrices, padded = _transforms(), _padded(inputs)
+    outputs = torch.empty(batch, kernel.shape[2], height, width, memory_format=torch.channels_last)
+    pixels = outputs.permute(0, 2, 3, 1)
+    for chunk in _chunks(batch, height // 4, width // 4, TILES):
+        products = torch.bmm(_tiles(matrices, padded, chunk, width // 4), kernel)
+        rows = (matrices.outputs @ products.view(36, -1)).view(4, 4, chunk.images, chunk.rows, width // 4, -1)
+        chunk.of(pixels).copy_(rows.permute(2, 3, 0, 4, 1, 5))
+    return outputs
+
+
+def _is_winograds(inputs: Tensor, weight: Tensor, stride: Pair, padding: Pair, wide: int) -> bool:
+    batch, _, height, width = inputs.shape
+    return (
+        (weight.shape[2:], stride, padding) == ((3, 3), ONE, ONE)
+        and height % 4 == width % 4 == 0
+        and min(weight.shape[:2]) >= wide
+        and batch * height * width >= PIXELS
+    )
+
+
+def _padded(inputs: Tensor) -> Tensor:
+    """(B, H + 2, W + 2, C), contiguous, with zeros around."""
+    return functional.pad(inputs.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
+
+
+class _Chunk(NamedTuple):
+    """Tiles of 4x4 pixels that are computed at once: some rows of tiles of some images."""
+
+    image: int
+    images: int
+    row: int
+    rows: int
+
+    def of(self, pixels: Tensor) -> Tensor:
+        """(B, H, W, C) to a view of these tiles: (images, rows, 4, columns, 4, C)."""
+        part = pixels[self.image : self.image + self.images, 4 * self.row : 4 * (self.row + self.rows)]
+        return part.unflatten(1, (-1, 4)).unflatten(3, (-1, 4))
+
+
+def _chunks(batch: int, rows: int, columns: int, tiles: int) -> Iterator[_Chunk]:
+    images = max(1, tiles // (rows * columns))
+    step = max(1, min(rows, tiles // columns))
+    for image in range(0, batch, images):
+        for row in range(0, rows, step):
+            yield _Chunk(image, min(images, batch - image), row, min(step, rows - row))
+
+
+def _tiles(matrices: Transforms, padded: Tensor, chunk: _Chunk, columns: int) -> Tensor:
+    """Transformed 6x6 tiles that overlap by two pixels: (36, tiles, C)."""
+    of_image, of_row, of_column, _ = padded.stride()
+    windows = padded.as_strided(
+        (6, 6, chunk.images, chunk.rows, columns, padded.shape[3]),
+        (of_row, of_column, of_image, 4 * of_row, 4 * of_column, 1),
+        chunk.image * of_image + 4 * chunk.row * of_row,
+    )
+    return (matrices.inputs @ windows.reshape(36, -1)).view(36, -1, padded.shape[3])
