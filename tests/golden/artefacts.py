@@ -4,7 +4,9 @@
 
 trains the two runs of `inputs.CONFIGS` until they are stopped half way, encodes a store and half of another with the
 first one's model, and packs them into `artefacts/NAME/`, which must be new: an artefact is what it is because nobody
-writes it again. When a format changes, add the artefacts of the last commit before it under another name.
+writes it again. Before a format changes, add the artefacts of the last commit with the old one under another name, for
+instance VERSION-COMMIT. Resuming is compared with `expected/losses`, which began with the same mathematics: a change of
+these on purpose needs runs of its own.
 """
 
 from __future__ import annotations
