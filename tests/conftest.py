@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.pictures import smooth_picture
-from tests.warning_policy import pytest_addoption, pytest_configure
+from tests.warning_policy import add_options, pytest_configure
 
 if TYPE_CHECKING:
     from ldm_ae.models import KLAutoencoder
 
 __all__ = ["pytest_addoption", "pytest_configure"]  # pytest finds hooks here
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+    parser.addoption("--update-goldens", action="store_true", help="write what tests/golden expects anew")
+
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""

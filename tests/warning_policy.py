@@ -37,7 +37,8 @@ FILTERS = (
 )
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def add_options(parser: pytest.Parser) -> None:
+    """Add the option of the report."""
     parser.addoption("--warnings-report", metavar="FILE", help="write the warnings that fail no test to this file")
 
 
