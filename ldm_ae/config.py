@@ -10,8 +10,8 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from ldm_ae.data.config import DataConfig
 from ldm_ae.discriminators import Discriminator
 from ldm_ae.environment import recorded_numerics
 from ldm_ae.errors import RunError, UserError, printable, reason, told
-from ldm_ae.files import make_folder, writing
+from ldm_ae.files import leaving_nothing, make_folder, writing
 from ldm_ae.locks import only_writer
 from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import Autoencoder, network_config, pick_device
@@ -233,7 +233,7 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
     folder = Path(config.out)
     numerics = agreed_numerics(run.training.precision, pick_device(), recorded_numerics(folder))
     check_place(folder, [run.data.train, run.data.validation])
-    with _nothing_left(folder) as begun:
+    with leaving_nothing(folder) as begun:
         make_folder(folder)
         accelerator = make_accelerator(run.training, folder, numerics)
         keep_freed_memory(accelerator.device)
@@ -250,21 +250,6 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
                     trainer.log.changes(trainer.step, changed_settings(before, saved_config(folder) or {}))
             trainer.fit()
     return folder
-
-
-@contextmanager
-def _nothing_left(folder: Path) -> Iterator[Callable[[], None]]:
-    """Within it a folder that was not there goes again where an exception comes before the given function is called."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    kept: list[bool] = []
-    try:
-        yield lambda: kept.append(True)
-    except BaseException:
-        if not kept:
-            with suppress(OSError):  # it is not empty: another process has it
-                for path in missing:
-                    path.rmdir()
-        raise
 
 
 @contextmanager
