@@ -37,7 +37,15 @@ from ldm_ae.models import Autoencoder, network_config, pick_device
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.quantizers import Quantizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
-from ldm_ae.training.changes import CONFIG, changed_settings, check_place, hash_images, saved_config
+from ldm_ae.training.changes import (
+    CONFIG,
+    changed_settings,
+    check_place,
+    hash_images,
+    other_discriminator,
+    saved_config,
+)
+from ldm_ae.training.checkpoint import UnfitError
 from ldm_ae.training.sizes import check_sizes
 
 NOT_GIVEN = "???"
@@ -146,6 +154,12 @@ def save_config(parser: ArgumentParser, config: Namespace, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _as_saved(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """The configuration as `saved_config` would read it back."""
+    found: dict[str, Any] = yaml.safe_load(parser.dump(config))
+    return found
+
+
 def build_config(config: Namespace, parser: ArgumentParser | None = None) -> RunConfig:
     """Every class of the configuration built; the initial weights are a function of `seed`.
 
@@ -240,7 +254,12 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
         with _only_run(folder, accelerator):
             trainer = make_trainer(run, folder, accelerator, numerics)
             before = saved_config(folder)
-            trainer.resume()
+            try:
+                trainer.resume()
+            except UnfitError as error:
+                if error.part != "discriminator" or before is None:
+                    raise
+                raise other_discriminator(folder, changed_settings(before, _as_saved(parser, config)), error) from None
             # All is checked; from here on the run directory changes.
             begun()
             accelerator.init_trackers("logs")
