@@ -396,7 +396,7 @@ def test_tables_that_are_not_read_are_named(images: Path) -> None:
     (images / "metadata.csv").write_text("file_name,text\ncats/1.png,read\n")
     (images / "cats/9.json").write_text("{}")  # an image's that is gone
     account = open_source(images).account()
-    reason = "not read as annotations; name such a file with --captions or --labels"
+    reason = "not read as annotations; encode takes such a file with --captions or --labels"
     assert account.passed_over[reason].count == 4
     assert f"passed over: 4 {reason}: captions.jsonl, cats/notes.tsv, labels.csv, ..." in account.lines()
     assert account.unmatched[".json files"].examples == ["cats/9.json"]

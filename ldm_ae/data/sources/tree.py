@@ -20,7 +20,7 @@ METADATA = tuple(f"metadata.{ending}" for ending in TABLES)
 """Names of tables that are read by themselves, where the source is a folder of images."""
 _OTHER_TABLE = re.compile(r"annotation|caption|label|metadata|prompt", re.IGNORECASE)
 """Names of JSON files that are no image's, but tables of many."""
-NOT_ANNOTATIONS = "not read as annotations; name such a file with --captions or --labels"
+NOT_ANNOTATIONS = "not read as annotations; encode takes such a file with --captions or --labels"
 ARCHIVES = ("7z", "bz2", "gz", "rar", "tgz", "xz", "zip", "zst")
 _IMAGE_LIKE = (
     "apng", "arw", "avif", "avifs", "bmp", "cr2", "cr3", "dds", "dib", "dng", "eps", "exr", "gif", "hdr", "heic",
