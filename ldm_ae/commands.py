@@ -40,29 +40,30 @@ def run_evaluate(args: argparse.Namespace) -> None:
     from ldm_ae.evaluation import evaluate, write_report
     from ldm_ae.evaluation.networks import feature_network, perceptual_network
     from ldm_ae.evaluation.summary import summary_lines
-    from ldm_ae.files import make_folder
+    from ldm_ae.files import new_folder
     from ldm_ae.priors import load_prior
 
-    folder = make_folder(args.out)
-    _choose_precision(args)
-    prior = None if args.prior is None else load_prior(args.prior)
-    model, source, transform = _inputs(args)
-    if args.limit is not None and args.limit < 1:
-        raise UserError(f"--limit is {args.limit}; it must be at least 1")
-    count = min(args.limit or len(source), len(source))
-    loader = EvaluationLoader(
-        source, transform, batch_size=args.batch_size, workers=args.workers, bad_share=args.bad_share,
-        indices=range(count),
-    )  # fmt: skip
-    with progress_bar("evaluating", count) as progress:
-        evaluation = evaluate(
-            model, loader, source=args.images, transform_description=transform.describe(), model_name=str(args.model),
-            perceptual=perceptual_network(args.perceptual), features=feature_network(args.features),
-            prior=prior, precision=args.precision, device=args.device, progress=lambda done: progress(done, count),
+    with new_folder(args.out) as folder:
+        _choose_precision(args)
+        prior = None if args.prior is None else load_prior(args.prior)
+        model, source, transform = _inputs(args)
+        if args.limit is not None and args.limit < 1:
+            raise UserError(f"--limit is {args.limit}; it must be at least 1")
+        count = min(args.limit or len(source), len(source))
+        loader = EvaluationLoader(
+            source, transform, batch_size=args.batch_size, workers=args.workers, bad_share=args.bad_share,
+            indices=range(count),
         )  # fmt: skip
-    write_report(evaluation, folder)
-    print("\n".join([*summary_lines(evaluation), *source.account().lines()]))
-    print(f"pictures and tables: {folder / 'report.html'}")
+        with progress_bar("evaluating", count) as progress:
+            evaluation = evaluate(
+                model, loader, source=args.images, transform_description=transform.describe(),
+                model_name=str(args.model), perceptual=perceptual_network(args.perceptual),
+                features=feature_network(args.features), prior=prior, precision=args.precision, device=args.device,
+                progress=lambda done: progress(done, count),
+            )  # fmt: skip
+        write_report(evaluation, folder)
+        print("\n".join([*summary_lines(evaluation), *source.account().lines()]))
+        print(f"pictures and tables: {folder / 'report.html'}")
 
 
 def run_reconstruct(args: argparse.Namespace) -> None:

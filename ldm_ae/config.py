@@ -10,8 +10,8 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,14 +30,22 @@ from ldm_ae.data.config import DataConfig
 from ldm_ae.discriminators import Discriminator
 from ldm_ae.environment import recorded_numerics
 from ldm_ae.errors import RunError, UserError, printable, reason, told
-from ldm_ae.files import make_folder, writing
+from ldm_ae.files import leaving_nothing, make_folder, writing
 from ldm_ae.locks import only_writer
 from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import Autoencoder, network_config, pick_device
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.quantizers import Quantizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
-from ldm_ae.training.changes import CONFIG, changed_settings, check_place, hash_images, saved_config
+from ldm_ae.training.changes import (
+    CONFIG,
+    changed_settings,
+    check_place,
+    hash_images,
+    other_discriminator,
+    saved_config,
+)
+from ldm_ae.training.checkpoint import UnfitError
 from ldm_ae.training.sizes import check_sizes
 
 NOT_GIVEN = "???"
@@ -146,6 +154,12 @@ def save_config(parser: ArgumentParser, config: Namespace, path: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _as_saved(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """The configuration as `saved_config` would read it back."""
+    found: dict[str, Any] = yaml.safe_load(parser.dump(config))
+    return found
+
+
 def build_config(config: Namespace, parser: ArgumentParser | None = None) -> RunConfig:
     """Every class of the configuration built; the initial weights are a function of `seed`.
 
@@ -235,14 +249,19 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
         run.training.precision, pick_device(), recorded_numerics(folder), compiled=run.training.compile
     )
     check_place(folder, [run.data.train, run.data.validation])
-    with _nothing_left(folder) as begun:
+    with leaving_nothing(folder) as begun:
         make_folder(folder)
         accelerator = make_accelerator(run.training, folder, numerics)
         keep_freed_memory(accelerator.device)
         with _only_run(folder, accelerator):
             trainer = make_trainer(run, folder, accelerator, numerics)
             before = saved_config(folder)
-            trainer.resume()
+            try:
+                trainer.resume()
+            except UnfitError as error:
+                if error.part != "discriminator" or before is None:
+                    raise
+                raise other_discriminator(folder, changed_settings(before, _as_saved(parser, config)), error) from None
             # All is checked; from here on the run directory changes.
             begun()
             accelerator.init_trackers("logs")
@@ -252,21 +271,6 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
                     trainer.log.changes(trainer.step, changed_settings(before, saved_config(folder) or {}))
             trainer.fit()
     return folder
-
-
-@contextmanager
-def _nothing_left(folder: Path) -> Iterator[Callable[[], None]]:
-    """Within it a folder that was not there goes again where an exception comes before the given function is called."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    kept: list[bool] = []
-    try:
-        yield lambda: kept.append(True)
-    except BaseException:
-        if not kept:
-            with suppress(OSError):  # it is not empty: another process has it
-                for path in missing:
-                    path.rmdir()
-        raise
 
 
 @contextmanager

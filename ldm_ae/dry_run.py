@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ldm_ae.errors import reason
 
 _MOST_SAMPLES = 2
+_LONGEST_SIDE = 256
 _TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 """It prints a traceback for a shape that is refused."""
 Module = TypeVar("Module", bound=nn.Module)
@@ -54,6 +55,26 @@ def dry_run(module: Module, call: Callable[[Module, Sequence[Tensor]], Any], sha
                 return call(copy.deepcopy(module), [torch.rand(shape, device=device) * 2 - 1 for shape in few])
             except Exception as error:
                 raise RefusedError(reason(error)) from error
+
+
+def smallest_side(
+    module: Module, call: Callable[[Module, Sequence[Tensor]], Any], shape: tuple[int, ...], *, multiple: int = 1
+) -> int | None:
+    """The shortest side of square images that a network takes; None if it takes none of up to `_LONGEST_SIDE`.
+
+    Args:
+        module: Any network, as for `dry_run`.
+        call: The same.
+        shape: (B, 3, H, W) of images that it does not take; smaller ones are not tried.
+        multiple: What divides the side.
+    """
+    for side in range((min(shape[2:]) // multiple + 1) * multiple, _LONGEST_SIDE + 1, multiple):
+        try:
+            dry_run(module, call, [(*shape[:2], side, side)])
+        except RefusedError:
+            continue
+        return side
+    return None
 
 
 class RefusedError(Exception):

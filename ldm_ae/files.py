@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +221,33 @@ def make_folder(path: str | Path) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {folder}: permission denied; give another output folder")
     return folder
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Make a folder for the block; where the block raises, what was made goes again unless something is in it.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    folder = Path(path)
+    with leaving_nothing(folder):
+        yield make_folder(folder)
+
+
+@contextmanager
+def leaving_nothing(path: str | Path) -> Iterator[Callable[[], None]]:
+    """Remove a folder, and its parents, that the block made and left empty when it raised.
+
+    Yields a function that ends this: after it is called, the folder stays.
+    """
+    missing = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
+    kept: list[bool] = []
+    try:
+        yield lambda: kept.append(True)
+    except BaseException:
+        if not kept:
+            with suppress(OSError):  # it is not empty, or was never made
+                for folder in missing:
+                    folder.rmdir()
+        raise

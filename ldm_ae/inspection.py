@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ldm_ae.data.sources.base import IMAGE_EXTENSIONS
 from ldm_ae.errors import UserError
 from ldm_ae.evaluation.codebook import CodebookUsage
 from ldm_ae.latents import LatentStore, inspect_store
@@ -20,6 +21,18 @@ from ldm_ae.training import problems
 from ldm_ae.training.checkpoint import MANIFEST
 from ldm_ae.training.state import read_state
 
+_FOLDERS = "a model, a run, a checkpoint of one, a latent store, or a prior over codes"
+_WEIGHTS = "a file of weights, of which ldm-ae import makes a model folder"
+_IMAGES = "a file of images, which evaluate, encode and reconstruct take"
+_KINDS_OF_FILES = {
+    "yaml": "a configuration, which ldm-ae train --config takes", "yml": "a configuration, which ldm-ae train --config "
+    "takes", "safetensors": _WEIGHTS, "ckpt": _WEIGHTS, "pth": _WEIGHTS, "pt": _WEIGHTS, "bin": _WEIGHTS,
+    "tar": _IMAGES, "parquet": "a Parquet file, which evaluate, encode and reconstruct take if it holds images",
+    "json": "a JSON file, a part of what inspect takes",
+    "zip": "an archive; of EDM2's latents ldm-ae convert --format store makes a store",
+}  # fmt: skip
+"""By extension."""
+
 
 def inspect_path(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """A description as JSON values; `kind` says what it is, `problems` why it is not sound, a line each.
@@ -29,11 +42,13 @@ def inspect_path(path: str | Path, *, progress: Callable[[int, int], None] | Non
         progress: Called with the checks of a store's files that are done, and their total.
 
     Raises:
-        UserError: nothing there, or none of these.
+        UserError: nothing there, a file, or none of these.
     """
     path = find_folder(path)
     if not path.exists():
         raise UserError(f"no such path: {path}")
+    if not path.is_dir():
+        raise UserError(f"{path} is {seems_to_be(path)}; inspect takes a folder: {_FOLDERS}")
     if (path / "checkpoints").is_dir() or (path / "environment.json").is_file():
         return inspect_run(path)
     if (path / MANIFEST).is_file() or path.name.startswith("step-"):
@@ -46,6 +61,13 @@ def inspect_path(path: str | Path, *, progress: Callable[[int, int], None] | Non
     if found.get("indices") and not found["problems"]:
         found |= {"codebook": inspect_codes(LatentStore(path)), "problems": found.pop("problems")}
     return found
+
+
+def seems_to_be(path: Path) -> str:
+    """What a file seems to be by its name, and the command that takes such a file where there is one."""
+    ending, image = path.suffix.lower().removeprefix("."), "an image, which evaluate, encode and reconstruct take"
+    kinds = dict.fromkeys(IMAGE_EXTENSIONS, image) | _KINDS_OF_FILES
+    return "not a file or folder" if not path.is_file() else kinds.get(ending, "a file")
 
 
 def inspect_codes(store: LatentStore) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from ldm_ae.config import train
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate, write_report
-from ldm_ae.files import make_folder
+from ldm_ae.files import new_folder
 from ldm_ae.interop import export_diffusers, measure_scaling
 from ldm_ae.latents import decode_store, encode_images
 from ldm_ae.losses import ShiftTolerantLPIPS
@@ -47,13 +47,12 @@ def quickstart(folder: Path, *, steps: int | None = None, diffusion_steps: int =
         Stopped: a signal ended the training, which has been saved.
         KeyboardInterrupt: a signal came at another time; Terminated if it was SIGTERM.
     """
-    with terminable():
+    with terminable(), new_folder(folder):
         _quickstart(folder, steps, diffusion_steps)
 
 
 def _quickstart(folder: Path, steps: int | None, diffusion_steps: int) -> None:
     started = time.monotonic()
-    make_folder(folder)
     run, model_folder, store = folder / "run", folder / "model", folder / "latents"
     for made_anew in ("originals", "shipped", "reconstructed", "latents", "decoded", "pipeline", "model"):
         shutil.rmtree(folder / made_anew, ignore_errors=True)

@@ -254,6 +254,12 @@ def no_weights(folder: Path) -> Path:
         (["import", "{tmp}/nowhere.ckpt", "{tmp}/o"], "no such file"),
         (["import", "{model}/diffusion_pytorch_model.safetensors", "{tmp}/o"], "with its config.json, as MODEL"),
         (["inspect", "{tmp}/nowhere"], "no such path"),
+        (
+            ["inspect", "{images}/dogs/000.png"],
+            "is an image, which evaluate, encode and reconstruct take; inspect takes a folder: a model, a run",
+        ),
+        (["inspect", "{tmp}/a.yaml"], "a.yaml is a configuration, which ldm-ae train --config takes; inspect takes a"),
+        (["inspect", "{model}/diffusion_pytorch_model.safetensors"], "is a file of weights, of which ldm-ae import"),
         (["inspect", "{tmp}/empty"], "empty"),
         (["train"], "train needs a configuration"),
         (["train", "--config", "{tmp}/nowhere.yaml"], "no such configuration file"),
@@ -274,6 +280,7 @@ def test_every_mistake_gets_a_line_and_status_2(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("mine")
     (tmp_path / "file").write_text("a file")
+    (tmp_path / "a.yaml").write_text("seed: 0\n")
     names = {"model": tiny_model_folder, "images": image_folder, "tmp": tmp_path}
     if "{weightless}" in arguments:
         names["weightless"] = no_weights(tiny_model_folder)

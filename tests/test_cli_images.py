@@ -98,7 +98,7 @@ def test_ignored_profiles_are_recorded_and_stay_ignored(
         f"note: colour profiles are ignored, as {store} was made; to convert them, encode into a new store\n"
     )
     assert encode(tiny_model_folder, photos, store, "--colour-profiles", "convert") == 2
-    assert "is a store made with transform" in capsys.readouterr().err
+    assert f"{store} is a store made with transform.colour_profiles (not set) (now " in capsys.readouterr().err
 
 
 def test_stores_without_the_new_columns_are_opened(tiny_model_folder: Path, photos: Path, tmp_path: Path) -> None:

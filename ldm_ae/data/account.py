@@ -61,6 +61,15 @@ class Account:
         """Count a file that is not used."""
         self.passed_over.setdefault(printable(reason), Group()).add(name)
 
+    def take_back(self, reason: str, path: str) -> None:
+        """Count the file at `path` no longer, if it is among the first names of those passed over for this reason."""
+        group = self.passed_over.get(reason, Group())
+        for name in [name for name in group.examples if f"/{path}".endswith(f"/{name}")]:
+            group.examples.remove(name)
+            group.count -= 1
+        if not group.count:
+            self.passed_over.pop(reason, None)
+
     def add_unmatched(self, place: str, names: Iterable[str]) -> None:
         """Count what belongs to no image."""
         for name in names:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from ldm_ae.data.account import Account, Group
 from ldm_ae.data.sources.base import RawImage, Source, Wrapped
+from ldm_ae.data.sources.tree import NOT_ANNOTATIONS
 from ldm_ae.data.tables import read_table
 from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, BadText, named, read_caption, read_label
 from ldm_ae.errors import UserError, printable
@@ -76,6 +77,8 @@ class Annotated(Wrapped):
     def account(self) -> Account:
         """The source's, with what the files say."""
         account = self._source.account()
+        for path in self._files.values():
+            account.take_back(NOT_ANNOTATIONS, path)
         if self._labels is not None:
             account.labels, account.classes = {self._files["labels"]: len(self._labels)}, []
         if self._captions is not None:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
-from ldm_ae.data.profiles import ADOBE_RGB_GAMMA, ADOBE_RGB_PRIMARIES, D65, SRGB_PRIMARIES, grey_profile, rgb_profile
+from ldm_ae.data.cicp import CodePoints, UnsupportedError, cicp_profile
+from ldm_ae.data.profiles import ADOBE_RGB_GAMMA, ADOBE_RGB_PRIMARIES, D65, SRGB_PRIMARIES, rgb_profile
 
 NOT_APPLIED = "not applied: "
 """The start of the account of a profile that cannot be used."""
@@ -53,7 +54,7 @@ def to_srgb(image: Image.Image, file: Image.Image) -> tuple[Image.Image, str | N
     if image.mode == "LAB":
         return _applied(_lab_transform(), image), "CIE L*a*b*"
     try:
-        profile = file.info.get("icc_profile") or _stated(file, grey=image.mode in ("L", "LA"))
+        profile = _profile_of(file, grey=image.mode in ("L", "LA"))
         if not profile:
             return image, None
         conversion = _conversion(profile, {"LA": "L", "RGBA": "RGB"}.get(image.mode, image.mode))
@@ -149,6 +150,21 @@ def _name(profile: ImageCms.ImageCmsProfile) -> str:
     return " ".join(text.split())[:80]
 
 
+def _profile_of(file: Image.Image, *, grey: bool) -> bytes | None:
+    """The profile of a file, or one of what it states without a profile; PNG's chunks count in the order of its
+    specification: cICP, unless it cannot be used and a profile can, iCCP, sRGB, gAMA and cHRM.
+    """
+    profile: bytes | None = file.info.get("icc_profile")
+    points: CodePoints | None = file.info.get("cicp")
+    try:
+        found = None if points is None else cicp_profile(points, grey=grey)
+    except UnsupportedError as error:
+        if not profile:
+            raise _Unusable(str(error)) from None
+        found = None
+    return found or profile or _stated(file, grey=grey)
+
+
 def _stated(file: Image.Image, *, grey: bool) -> bytes | None:
     """A profile of what a file without one states: PNG's gAMA and cHRM, or Adobe RGB in the EXIF data of cameras."""
     if file.format == "PNG":
@@ -170,9 +186,8 @@ def _png_profile(gamma: float | None, chromaticity: tuple[float, ...] | None, gr
         return None
     name = ("" if curve is None else f"gAMA {gamma:g}") + ("" if chromaticity is None or grey else " cHRM")
     try:
-        if grey:
-            return grey_profile(name.strip(), curve)
-        white, *primaries = [D65, *SRGB_PRIMARIES] if chromaticity is None else _pairs(chromaticity)
+        # Of grey samples too: through a profile of three channels littlecms keeps the shadows of linear light.
+        white, *primaries = [D65, *SRGB_PRIMARIES] if grey or chromaticity is None else _pairs(chromaticity)
         return rgb_profile(name.strip(), primaries, white, curve)
     except ValueError as error:
         raise _Unusable(f"cHRM has {error}") from None

@@ -134,6 +134,8 @@ def _load(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
     image.load()
     if image.format != "TIFF":  # of PNG, reading the tag loads the pixels
         orientation = _orientation(image)
+    if image.format == "PNG" and (points := png.code_points(data)) is not None:
+        image.info["cicp"] = points
     if image.format == "PNG" and isinstance(value := image.info.get("transparency"), int | tuple) and image.mode != "P":
         image.info["transparency"] = png.transparent_samples(data, value)
     return image, orientation

@@ -6,6 +6,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from ldm_ae.data.cicp import CodePoints
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MOST_PROFILE = 2**24
 """Bytes of an ICC profile at most; profiles with tables for printers take a few megabytes."""
@@ -30,6 +32,16 @@ def transparent_samples(data: bytes, value: int | tuple[int, ...]) -> int | tupl
     if colour_type != 0 or depth not in (1, 2, 4, 8):
         return value
     return (value & ((1 << depth) - 1)) * 255 // ((1 << depth) - 1)
+
+
+def code_points(data: bytes) -> CodePoints | None:
+    """Return the content of a PNG file's cICP chunk, None if it has none; it stands before the pixels."""
+    for kind, content, _ in _chunks(data):
+        if kind == b"cICP" and len(content) == len(CodePoints._fields):
+            return CodePoints(*content)
+        if kind in (b"IDAT", b""):
+            break
+    return None
 
 
 def without_large_chunks(data: bytes) -> tuple[bytes, bytes | None]:

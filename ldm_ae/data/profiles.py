@@ -21,31 +21,26 @@ _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0
 _SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
 Chromaticity = tuple[float, float]
+Curve = float | tuple[float, float, float, float, float] | None
+"""An exponent; exponent, a, b, c, d of ICC's parametric curve of type 3; or None for sRGB's curve."""
 
 
-def rgb_profile(
-    name: str, primaries: Sequence[Chromaticity], white: Chromaticity = D65, gamma: float | None = None
-) -> bytes:
+def rgb_profile(name: str, primaries: Sequence[Chromaticity], white: Chromaticity = D65, curve: Curve = None) -> bytes:
     """Return a display profile of three primaries and one curve.
 
     Args:
         name: ASCII text for the profile's description.
         primaries: The chromaticities of red, green and blue.
         white: The chromaticity of equal samples; it is mapped to the connection space's white by Bradford's method.
-        gamma: The exponent from samples to light; None for sRGB's curve.
+        curve: From samples to light, see `Curve`.
 
     Raises:
         ValueError: the chromaticities do not span a colour space, or a number does not fit into a profile.
     """
     columns = _adapted(primaries, white)
     tags = {name: _xyz(column) for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns.T, strict=True)}
-    curve = _curve(gamma)
-    return _profile(name, b"RGB ", tags | {b"rTRC": curve, b"gTRC": curve, b"bTRC": curve})
-
-
-def grey_profile(name: str, gamma: float | None = None) -> bytes:
-    """Return a profile of grey samples with this exponent, None for sRGB's curve; ValueError as above."""
-    return _profile(name, b"GRAY", {b"kTRC": _curve(gamma)})
+    tone = _curve(curve)
+    return _profile(name, b"RGB ", tags | {b"rTRC": tone, b"gTRC": tone, b"bTRC": tone})
 
 
 def _adapted(primaries: Sequence[Chromaticity], white: Chromaticity) -> NDArray[np.float64]:
@@ -96,6 +91,7 @@ def _text(text: str) -> bytes:
     return b"mluc\0\0\0\0" + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(encoded), 28) + encoded
 
 
-def _curve(gamma: float | None) -> bytes:
-    kind, parameters = (3, _SRGB_CURVE) if gamma is None else (0, (gamma,))
+def _curve(curve: Curve) -> bytes:
+    curve = _SRGB_CURVE if curve is None else curve
+    kind, parameters = (3, curve) if isinstance(curve, tuple) else (0, (curve,))
     return b"para\0\0\0\0" + struct.pack(">HH", kind, 0) + _numbers(parameters)

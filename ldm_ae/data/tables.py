@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldm_ae.data.texts import BadText, decode_json, decode_text, named
+from ldm_ae.data.texts import BadText, decode_json, decode_text, named, spelled
 from ldm_ae.errors import printable
 
 NAMES = ("key", "file_name", "filename", "file", "image", "path", "image_path", "img")
@@ -47,7 +47,7 @@ def read_table(path: Path, column: str) -> Table:
     """The entries of a file.
 
     A line that cannot be used costs itself alone. A row with more cells than the header has is one: its text has a
-    delimiter and no quotes, and would be cut.
+    delimiter and no quotes, and would be cut. So is one with text behind a quoted cell, which would lose its quotes.
 
     Args:
         path: `.json`, an object from names to values, or a list of objects; `.jsonl`, an object a line; `.csv` or
@@ -107,8 +107,11 @@ def _rows(text: str) -> Iterator[tuple[str, Any]]:
     number = 1
     try:
         for row in rows:
-            if rows.line_num > number and not _is_quoted(lines[number - 1 : rows.line_num], delimiter):
-                yield f"lines {number} to {rows.line_num}", BadText("a quote that begins there is not closed")
+            several = f"lines {number} to {rows.line_num}" if rows.line_num > number else ""
+            if wrong := _wrong_quotes(lines[number - 1 : rows.line_num], delimiter):
+                if not header:
+                    raise BadText(f"{several or f'line {number}'}, the names of the columns: {wrong}")
+                yield several or f"line {number}", BadText(wrong)
             elif not header:
                 header = [name.strip().lower() for name in row]
             elif len(row) > len(header):
@@ -126,13 +129,17 @@ def _rows(text: str) -> Iterator[tuple[str, Any]]:
         raise BadText(f"line {number}: {error}") from error
 
 
-def _is_quoted(lines: list[str], delimiter: str) -> bool:
-    """Whether a row of several lines is one because its text is quoted, and not because a quote was forgotten."""
+def _wrong_quotes(lines: list[str], delimiter: str) -> str | None:
+    """What is wrong with the quotes of one row, which reading it would hide by changing the text; None for nothing."""
+    if not any('"' in line for line in lines):
+        return None
     try:
         next(csv.reader(lines, delimiter=delimiter, strict=True))
-    except csv.Error:
-        return False
-    return True
+    except csv.Error as error:
+        if len(lines) > 1 or "unexpected end" in str(error):
+            return "a quote that begins there is not closed"
+        return f"text follows a quoted cell; write quotes inside of it twice: {printable(lines[0].strip(), 80)}"
+    return None
 
 
 def _delimiter(header: str) -> str:
@@ -147,7 +154,8 @@ def _named(entry: Any) -> Entry:
     if isinstance(entry, BadText):
         raise entry
     values: dict[str, Any] = entry if isinstance(entry, dict) else {}
-    name = next((values[name] for name in NAMES if isinstance(values.get(name), str)), None)
+    keys = (spelled(values, name) for name in NAMES)
+    name = next((values[key] for key in keys if key is not None and isinstance(values[key], str)), None)
     if name is None:
         raise BadText(f"it has no {' or '.join(NAMES[:2])}: {printable(json.dumps(entry, default=str), 80)}")
     return Entry(name.removeprefix("./"), values)

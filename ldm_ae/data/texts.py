@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from ldm_ae.errors import printable
 
+_WHOLE_NUMBER = re.compile(r"\s*(\d{1,19})(?:\.0*)?\s*", re.ASCII)
 CAPTION_NAMES = ("caption", "text", "txt", "prompt")
 """Keys and columns that hold captions, of each image the first that has a value."""
 LABEL_NAMES = ("label", "labels", "cls")
@@ -41,7 +43,8 @@ def decode_text(data: bytes) -> str:
     if name is not None:
         raise BadText(f"it is {name}, not UTF-8; save it as UTF-8")
     try:
-        return data.decode("utf-8-sig")
+        # Not "utf-8-sig", whose errors count from behind the mark. Editors that add a mark to a mark leave several.
+        return data.decode("utf-8").lstrip("\ufeff")
     except UnicodeDecodeError as error:
         raise BadText(f"it is not UTF-8 (byte 0x{data[error.start]:02x} at {error.start}); save it as UTF-8") from None
 
@@ -83,13 +86,19 @@ def read_caption(value: Any) -> str | None:
 
 
 def read_label(value: Any) -> int | None:
-    """Return a class number, or None for null and for numbers below zero, which mean that there is none.
+    """Return a class number, or None for null, NaN and numbers below zero, which mean that there is none.
+
+    A column of numbers in which some are missing is one of floats where pandas has written it: 3.0 is 3.
 
     Raises:
-        BadText: it is not an integer below 2^63.
+        BadText: it is not a whole number below 2^63.
     """
-    if isinstance(value, str) and len(value) < 20 and value.strip().isdecimal():
-        value = int(value)
+    if isinstance(value, str) and (match := _WHOLE_NUMBER.fullmatch(value)):
+        value = int(match[1])
+    if isinstance(value, float):
+        if value != value:
+            return None
+        value = int(value) if value.is_integer() else value
     if value is None or (type(value) is int and value < 0):
         return None
     if type(value) is not int or value >= LABEL_LIMIT:
@@ -118,8 +127,19 @@ def is_empty(value: Any) -> bool:
 
 
 def named(values: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
-    """The first of these keys that has a value, and that value; the first key and None if none has one."""
-    return next(((name, values[name]) for name in names if not is_empty(values.get(name))), (names[0], None))
+    """The first of these keys, in whatever case, that has a value, and that value; if none has one the first name and
+    None.
+    """
+    keys = [key for name in names if (key := spelled(values, name)) is not None]
+    return next(((key, values[key]) for key in keys if not is_empty(values[key])), (names[0], None))
+
+
+def spelled(keys: Collection[str], name: str) -> str | None:
+    """How `name`, in lower case, is spelled among some keys; None if it is not there, or there in several ways."""
+    if name in keys:
+        return name
+    found = [key for key in keys if key.lower() == name]
+    return found[0] if len(found) == 1 else None
 
 
 class Annotations:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ldm_ae.dry_run import RefusedError, dry_run
+from ldm_ae.dry_run import RefusedError, dry_run, smallest_side
 from ldm_ae.evaluation.features import FeatureNetwork, frechet_score_name
 from ldm_ae.evaluation.image_quality import PerceptualDistance
 from ldm_ae.losses.perceptual import PerceptualLoss, try_size
@@ -36,5 +36,7 @@ def _refusal(network: nn.Module, call: Any, shape: Sequence[int]) -> str | None:
     try:
         dry_run(network, call, [(1, *shape[1:])])
     except RefusedError as error:
-        return f"the network cannot take images of {shape[-2]}x{shape[-1]}, height x width: {error}"
+        side = smallest_side(network, call, (1, *shape[1:]))
+        why = error if side is None else f"the smallest square ones are {side}x{side}"
+        return f"the network cannot take images of {shape[-2]}x{shape[-1]}, height x width: {why}"
     return None

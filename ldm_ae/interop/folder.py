@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ldm_ae.errors import UserError
-from ldm_ae.files import make_folder, writing_folder
+from ldm_ae.files import new_folder, writing_folder
 
 
 @contextlib.contextmanager
@@ -30,7 +30,6 @@ def exporting(out: str | Path, *, own_files: frozenset[str], size: int) -> Itera
         raise UserError(f"{out} is a file; name a folder to export into")
     if out.is_dir() and (foreign := sorted(set(os.listdir(out)) - own_files)):
         raise UserError(f"{out} holds other files ({foreign[0]}); export into a new or empty folder")
-    make_folder(out.parent)
-    with writing_folder(out, size=size) as temporary:
+    with new_folder(out.parent), writing_folder(out, size=size) as temporary:
         yield temporary
         assert set(os.listdir(temporary)) <= own_files, "an export writes only the names it declares"

@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm_ae.core.precision import inference_numerics
 from ldm_ae.data import BucketTransform, ImageTransform, RangeLoader, Source, WholeTransform
 from ldm_ae.errors import UserError
-from ldm_ae.files import make_folder, require_new_folder
+from ldm_ae.files import new_folder, require_new_folder
 from ldm_ae.latents.batches import BucketBatchSampler
 from ldm_ae.latents.crops import Crops, measure_crops
 from ldm_ae.latents.jobs import Progress
@@ -204,10 +204,9 @@ def _write_images(
     """PNG files, written while the next batch is computed."""
     folder = Path(out)
     require_new_folder(folder, "the images")
-    make_folder(folder)
     done = 0
     pending: list[Future[None]] = []
-    with ThreadPoolExecutor(_WRITERS) as pool:
+    with new_folder(folder), ThreadPoolExecutor(_WRITERS) as pool:
         for keys, images in batches:
             for future in pending:
                 future.result()

@@ -18,9 +18,9 @@ from ldm_ae.core.precision import check_precision, inference_numerics
 from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
 from ldm_ae.data.sources.base import printable as printable_name
 from ldm_ae.errors import UserError
-from ldm_ae.files import make_folder
 from ldm_ae.latents.additions import join
 from ldm_ae.latents.annotated import numbering_warnings
+from ldm_ae.latents.claiming import claiming
 from ldm_ae.latents.crops import describe_crops
 from ldm_ae.latents.eight_bits import SCALE, pack
 from ldm_ae.latents.jobs import EncodeSummary, Engine, Job, Progress
@@ -33,7 +33,6 @@ from ldm_ae.latents.store import DTYPES, StoreRequest, index_dtype, recorded_pre
 from ldm_ae.latents.transfers import Transfers
 from ldm_ae.latents.units import EncodedBatch, Unit
 from ldm_ae.latents.writer import StoreWriter, latents_of
-from ldm_ae.locks import only_writer
 from ldm_ae.models import (
     Autoencoder,
     finite_rows,
@@ -159,7 +158,7 @@ def encode_images(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the store")
     leads = processes.rank == 0
-    with processes.together() as channel, only_writer(make_folder(folder)) if leads else nullcontext():
+    with processes.together() as channel, claiming(folder) if leads else nullcontext():
         if (first := channel.from_first(precision)) != precision:
             raise UserError(f"the processes chose the precisions {first} and {precision}; name one with --precision")
         look_up = model.indices_to_latents

@@ -15,6 +15,7 @@ from ldm_ae.data import seeded_noise
 from ldm_ae.data.texts import check_names
 from ldm_ae.errors import UserError
 from ldm_ae.latents.additions import hash_keys
+from ldm_ae.latents.claiming import claiming
 from ldm_ae.latents.fold import Fold
 from ldm_ae.latents.formats import FORMATS, Foreign
 from ldm_ae.latents.formats.base import FLIP
@@ -89,24 +90,27 @@ def import_latents(
         shard_size=_SHARD,
     )  # fmt: skip
     bucket = f"{foreign.latent_size[0] * spec.downsample_factor}x{foreign.latent_size[1] * spec.downsample_factor}"
-    writer = StoreWriter(store, request, classes=classes)
-    if not writer.complete:
-        done = 0
-        for unit, chunk in enumerate(foreign.chunks(_SHARD)):
-            part = rows.slice(done, len(chunk["labels"])).to_pylist()
-            labels = chunk.pop("labels")
-            keys = [row["key"] for row in part]
-            for row, label in zip(part, labels.tolist(), strict=True):
-                row |= {"label": label, "bucket": bucket}
-            tensors = _tensors(chunk, fold, keys, request)
-            for tensor_name, tensor in tensors.items():
-                if not tensor.isfinite().all():
-                    raise UserError(f"{source}: {tensor_name} of images {done} to {done + len(keys) - 1} is not finite")
-            writer.add_unit(unit, {bucket: tensors | _bookkeeping(part, labels, done)}, part)
-            done += len(keys)
-            if progress is not None:
-                progress(done, foreign.count)
-        writer.finish()
+    with claiming(Path(store)):
+        writer = StoreWriter(store, request, classes=classes)
+        if not writer.complete:
+            done = 0
+            for unit, chunk in enumerate(foreign.chunks(_SHARD)):
+                part = rows.slice(done, len(chunk["labels"])).to_pylist()
+                labels = chunk.pop("labels")
+                keys = [row["key"] for row in part]
+                for row, label in zip(part, labels.tolist(), strict=True):
+                    row |= {"label": label, "bucket": bucket}
+                tensors = _tensors(chunk, fold, keys, request)
+                for tensor_name, tensor in tensors.items():
+                    if not tensor.isfinite().all():
+                        raise UserError(
+                            f"{source}: {tensor_name} of images {done} to {done + len(keys) - 1} is not finite"
+                        )
+                writer.add_unit(unit, {bucket: tensors | _bookkeeping(part, labels, done)}, part)
+                done += len(keys)
+                if progress is not None:
+                    progress(done, foreign.count)
+            writer.finish()
     return ImportSummary(path=Path(store), format=name, images=foreign.count, warnings=warnings)
 
 

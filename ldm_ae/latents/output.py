@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldm_ae.errors import UserError
-from ldm_ae.files import make_folder, require_new_folder, writing, writing_folder
+from ldm_ae.files import new_folder, require_new_folder, writing, writing_folder
 from ldm_ae.latents.store import CLASSES
 
 METADATA, INDEX_FILE = "ldm_ae.json", "ldm_ae.parquet"
@@ -44,13 +44,11 @@ def converting(out: str | Path, *, suffix: str) -> Iterator[Path]:
             raise UserError(f"{out} has to end in {suffix} in this format")
         if out.exists():
             raise UserError(f"{out} is there already; delete it, or name another file")
-        make_folder(out.parent)
-        with writing(out) as temporary:
+        with new_folder(out.parent), writing(out) as temporary:
             yield temporary
         return
     require_new_folder(out, "the conversion")
-    make_folder(out.parent)
-    with writing_folder(out, many_files=True) as temporary:
+    with new_folder(out.parent), writing_folder(out, many_files=True) as temporary:
         yield temporary
 
 

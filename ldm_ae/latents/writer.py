@@ -21,6 +21,7 @@ from ldm_ae.data import seeded_noise
 from ldm_ae.errors import RunError, UserError
 from ldm_ae.files import make_folder, write_json
 from ldm_ae.latents.additions import Segment, segments, share, write_keys
+from ldm_ae.latents.claiming import check_same_request, with_scale_of
 from ldm_ae.latents.eight_bits import ERROR, unpack
 from ldm_ae.latents.files import Written, look_at, write_bytes, write_safetensors
 from ldm_ae.latents.provenance import derive_seed
@@ -39,16 +40,11 @@ from ldm_ae.latents.store import (
     STATISTICS,
     StoreRequest,
     read_description,
-    short,
 )
 from ldm_ae.latents.work import WORK, Record, Shard, finished, read_record, read_run, recorded, write_record, write_run
 from ldm_ae.locks import LOCK
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, hash_json
-from ldm_ae.models.scaling import SCALE
 
-_FREE = ("source", "batch_size", "images", "keys_hash")
-"""Of a request, what may differ from the store's: the spelling of a path, what changes at most the last bits of a
-latent, and images, which are compared by themselves."""
 _SECONDS_UNTIL_SEEN = 90
 """NFS may show the names in a folder as they were a minute ago."""
 
@@ -162,13 +158,7 @@ class StoreWriter:
             return False
         found = read_description(self.path)
         self.request = with_scale_of(found["request"], self.request)
-        ours = asdict(self.request)
-        if different := [key for key in ours if key not in _FREE and found["request"].get(key) != ours[key]]:
-            name = different[0]
-            raise UserError(
-                f"{self.path} is a store made with {name} {short(found['request'].get(name))}, not "
-                f"{short(ours[name])}; name another folder for the store"
-            )
+        check_same_request(self.path, found["request"], self.request)
         before, now = found["request"]["images"], self.request.images
         grown = now > before and self._keys is not None
         if (before != now and not grown) or (before == now and found["request"]["keys_hash"] != self.request.keys_hash):
@@ -366,19 +356,6 @@ def latents_of(tensors: Mapping[str, Tensor], keys: Sequence[str], request: Stor
         return posterior.mode()
     seeds = torch.tensor([derive_seed(request.seed, key, "") for key in keys])
     return posterior.sample(noise=seeded_noise(seeds, tuple(posterior.mean.shape[1:])))
-
-
-def with_scale_of(recorded: dict[str, Any], request: StoreRequest) -> StoreRequest:
-    """`request` with the scale that a store has recorded.
-
-    A scale says how latents are read and changes none of them, so that a store goes on with a model of other constants.
-    """
-    changed: dict[str, dict[str, Any]] = {}
-    for part in ("scaling", "model_config"):
-        theirs, ours = recorded.get(part), getattr(request, part)
-        if isinstance(theirs, dict):
-            changed[part] = ours | {key: theirs[key] for key in SCALE if key in ours and key in theirs}
-    return replace(request, **changed)  # type: ignore[arg-type]
 
 
 def _is_ours(name: str) -> bool:

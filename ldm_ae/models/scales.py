@@ -16,6 +16,8 @@ FAMILIES: dict[str, tuple[float, float | None]] = {
 """`scaling_factor` and `shift_factor` of Stable Diffusion 1 and 2, SDXL, SD3 and FLUX.1, as their diffusers folders."""
 NETWORKS = {"sd": (4, True), "sdxl": (4, True), "sd3": (16, False), "flux": (16, False)}
 """Latent channels of each family's autoencoder, and whether it has quant convolutions."""
+DOWNSAMPLE_FACTOR = 8
+"""Of the autoencoders of all families."""
 NAMES = {"sd": "Stable Diffusion 1 and 2", "sdxl": "SDXL", "sd3": "Stable Diffusion 3", "flux": "FLUX.1"}
 
 
@@ -51,7 +53,7 @@ def check_family(family: str, network: LDMNetwork) -> list[str]:
     """What to note of a network that can be the named family's but is not quite like it.
 
     Raises:
-        UserError: it has another number of latent channels.
+        UserError: it is a VQ, or has another number of latent channels or another downsample factor.
     """
     channels, convolutions = NETWORKS[family]
     like = [name for name, (number, _) in NETWORKS.items() if number == network.embed_dim]
@@ -61,7 +63,17 @@ def check_family(family: str, network: LDMNetwork) -> list[str]:
             f"--family {family} does not fit the file: expected {channels} latent channels, which the autoencoder of "
             f"{NAMES[family]} has, got {network.embed_dim}; {fix}"
         )
-    if network.n_embed is None and network.quant_conv != convolutions:
+    if network.downsample_factor != DOWNSAMPLE_FACTOR:
+        raise UserError(
+            f"--family {family} does not fit the file: expected the downsample factor {DOWNSAMPLE_FACTOR}, which the "
+            f"autoencoder of {NAMES[family]} has, got {network.downsample_factor}; leave --family out"
+        )
+    if network.n_embed is not None:
+        raise UserError(
+            f"--family {family} does not fit the file: expected a KL autoencoder, which that of {NAMES[family]} is, "
+            "got a VQ; leave --family out"
+        )
+    if network.quant_conv != convolutions:
         words = ("without", "with")
         return [
             f"--family {family}: the autoencoder of {NAMES[family]} is {words[convolutions]} quant convolutions, this "
@@ -91,7 +103,7 @@ def scale_of(
             got = f"{float(tensor):g}" if tensor.numel() == 1 else f"a tensor {tuple(tensor.shape)}"
             raise UserError(f"the file's scale_factor must be one number above 0, got {got}")
         return Scale(factor=factor, shift=None, source="the file's scale_factor, measured in training", in_file=True)
-    if network.n_embed is not None or network.downsample_factor != 8:
+    if network.n_embed is not None or network.downsample_factor != DOWNSAMPLE_FACTOR:
         return UNKNOWN
     family = _family(everything, network)
     if family is None:

@@ -109,7 +109,11 @@ def network_of(state: Mapping[str, Tensor], name: str) -> LDMNetwork:
     embed_dim = weight("post_quant_conv.weight").shape[1] if convolutions[1] else z_channels
     gumbel = codes is not None and GUMBEL in state and state[GUMBEL].shape == (*codes, 1, 1)
     if codes is None and embed_dim != z_channels:
-        raise UserError(f"{name}: embed_dim {embed_dim} beside {z_channels} channels has no equal in AutoencoderKL")
+        raise UserError(
+            f"{name}: its quant convolutions lead from {2 * z_channels} channels to {2 * embed_dim} and from "
+            f"{embed_dim} to {z_channels} (embed_dim {embed_dim}, z_channels {z_channels}); those of diffusers' "
+            "AutoencoderKL keep the number of channels, so that it cannot be imported"
+        )
     return LDMNetwork(
         ch=ch,
         ch_mult=tuple(width // ch for width in widths),

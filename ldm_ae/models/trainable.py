@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from ldm_ae.errors import UserError
@@ -26,7 +27,13 @@ def set_trainable(model: Autoencoder, patterns: Sequence[str]) -> int:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in parameters):
             parts = sorted({name.split(".")[0] for name in parameters})
-            raise UserError(f"trainable: '{pattern}' matches no parameter; the model's parts are {', '.join(parts)}")
+            whole = next((f"{name}.*" for name in (pattern.rstrip(".*"), *get_close_matches(pattern, parts, n=1))
+                          if any(key.startswith(f"{name}.") for key in parameters)), None)  # fmt: skip
+            meant = "" if whole is None else f"; did you mean '{whole}'?"
+            raise UserError(
+                f"trainable: '{pattern}' matches no parameter; a pattern matches whole names, and the model's parts "
+                f"are {', '.join(f'{part}.*' for part in parts)}{meant}"
+            )
     for name, parameter in parameters.items():
         parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
     if any(parameter.requires_grad and not name.startswith(NOT_THE_ENCODER) for name, parameter in parameters.items()):

@@ -40,16 +40,62 @@ def hash_images(source: Source) -> str:
     return f"{len(source)} images, names and sizes {digest.hexdigest()[:16]}"
 
 
-def check_identity(folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """UserError that names the first difference. What an older version did not record is not compared."""
+def check_identity(
+    folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any], remedies: Mapping[str, str] | None = None
+) -> None:
+    """UserError that names the first difference. What an older version did not record is not compared.
+
+    Args:
+        folder: The run directory.
+        saved: The identity of its checkpoint.
+        now: That of this command.
+        remedies: What to do about a difference in a key, where that is not the usual.
+    """
+    usual = "give another --out, or the configuration it was started with"
     for key, value in now.items():
         if key not in saved or saved[key] == value:
             continue
         before, after = (_difference(saved[key], value), _difference(value, saved[key]))
         raise UserError(
-            f"{folder} holds a run with another {key} ({printable(before)}, now {printable(after)}); give another "
-            "--out, or the configuration it was started with"
+            f"{folder} holds a run with another {key} ({printable(before)}, now {printable(after)}); "
+            f"{(remedies or {}).get(key, usual)}"
         )
+
+
+def remedies(folder: Path, *, global_batch: int, batch_size: int, processes: int) -> dict[str, str]:
+    """What to do where a run that is continued has another batch, or other images.
+
+    Args:
+        folder: The run directory.
+        global_batch: Images of one step of the run that is there.
+        batch_size: Images of one forward pass, as asked for now.
+        processes: How many there are now.
+    """
+    found = {
+        "data": "give another --out, and to train on from the weights of this run --model.init_args.pretrained "
+        f"{folder / 'model'}; or the images that it was started with"
+    }
+    share, left = divmod(global_batch, processes)
+    if left:
+        found["global_batch"] = f"start a number of processes that divides {global_batch}, not {processes}"
+    else:
+        size = max(size for size in range(1, min(batch_size, share) + 1) if share % size == 0)
+        found["global_batch"] = (
+            "a step's images are batch_size x accumulation x processes; keep their number by gradient accumulation, "
+            f"--training.batch_size {size} --training.accumulation {share // size}, or give another --out"
+        )
+    return found
+
+
+def other_discriminator(folder: Path, changed: Mapping[str, tuple[str, str]], error: UserError) -> UserError:
+    """The refusal of a checkpoint whose discriminator has another layout, by the settings of it that have changed."""
+    mine = [f"{key} {before}, now {now}" for key, (before, now) in changed.items() if key.startswith("discriminator.")]
+    if not mine:
+        return error
+    return UserError(
+        f"{folder} holds a run with another discriminator ({printable('; '.join(mine))}); give another --out, or the "
+        "configuration it was started with"
+    )
 
 
 def _difference(value: Any, other: Any) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,8 @@ def load_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
     """Load weights in place, each from the safetensors file of its name (without the ending) in a checkpoint.
 
     Raises:
-        UserError: a part is missing or does not fit this configuration; the message names it.
+        UserError: a part is missing; the message names it.
+        UnfitError: a part does not fit this configuration.
     """
     for name, network in networks.items():
         if not network.state_dict():
@@ -205,7 +207,30 @@ def load_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
         try:
             network.load_state_dict(tensors)
         except RuntimeError as error:
-            raise UserError(f"{path} does not fit this configuration: {str(error).splitlines()[-1].strip()}") from error
+            raise UnfitError(
+                name, f"{path} does not fit this configuration: {_first_difference(network, tensors)}"
+            ) from error
+
+
+def _first_difference(network: nn.Module, saved: Mapping[str, Tensor]) -> str:
+    """Name the first tensor that one side lacks or that has another shape."""
+    own = network.state_dict()
+    for name in dict.fromkeys([*own, *saved]):
+        if name not in saved:
+            return f"it has no {name}, which the configured network has"
+        if name not in own:
+            return f"it has {printable(name)}, which the configured network has not"
+        if own[name].shape != saved[name].shape:
+            return f"its {name} is {list(saved[name].shape)}, that of the configured network {list(own[name].shape)}"
+    return "its values cannot be read into the configured network"
+
+
+class UnfitError(UserError):
+    """A network of another configuration; `part` is its name in the checkpoint."""
+
+    def __init__(self, part: str, message: str):
+        self.part = part
+        super().__init__(message)
 
 
 def load_state(folder: Path) -> Any:

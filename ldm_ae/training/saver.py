@@ -20,7 +20,7 @@ from ldm_ae.files import clear_leftovers, writing_folder
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.folder import WEIGHTS
-from ldm_ae.training.changes import check_identity
+from ldm_ae.training.changes import check_identity, remedies
 from ldm_ae.training.checkpoint import Checkpoints, link_model, load_networks
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.optimizers import load_optimizer
@@ -78,7 +78,7 @@ class Saver:
             self._networks["discriminator"] = discriminator
         self._optimizers = optimizers
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
-        self._in_background = config.background_saves
+        self._in_background, self._batch_size = config.background_saves, config.batch_size
         self._writer, self._host_copy = BackgroundWriter(), HostCopy()
         self._copied = Event()
         self._copied.set()
@@ -161,7 +161,10 @@ class Saver:
                 )
             return None
         state = read_state(newest)
-        check_identity(self.folder, state["identity"], self._identity)
+        check_identity(self.folder, state["identity"], self._identity, remedies(
+            self.folder, global_batch=state["identity"].get("global_batch", self._identity["global_batch"]),
+            batch_size=self._batch_size, processes=self._accelerator.num_processes,
+        ))  # fmt: skip
         models: dict[str, nn.Module] = {
             f"{name}/{Path(WEIGHTS).stem}": model.net for name, model in self._models.items()
         }

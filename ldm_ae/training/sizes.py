@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_ae.discriminators import Discriminator
-from ldm_ae.dry_run import RefusedError, dry_run
+from ldm_ae.dry_run import RefusedError, dry_run, smallest_side
 from ldm_ae.errors import UserError
 from ldm_ae.evaluation.image_quality import image_scores
 from ldm_ae.losses import ObjectiveConfig
@@ -49,22 +49,36 @@ def check_sizes(
             raise UserError(f"objective.regularization_weights: no term '{name}'; this model has {sorted(terms)}")
     if discriminator is not None and objective.discriminator_start < training.max_steps:
         try:
-            dry_run(discriminator, lambda network, given: network(given[0]), [shape])
+            dry_run(discriminator, _call_network, [shape])
         except RefusedError as error:
+            why = _smallest(discriminator, _call_network, shape, model, error)
             raise UserError(
-                f"the discriminator ({type(discriminator).__name__}) cannot take {images}: {error}. "
+                f"the discriminator ({type(discriminator).__name__}) cannot take {images}: {why}. "
                 "Raise data.resolution, or give it fewer layers"
             ) from error
     if objective.perceptual is not None:
         try:
             dry_run(objective.perceptual, try_size, [shape])
         except RefusedError as error:
+            why = _smallest(objective.perceptual, try_size, shape, model, error)
             raise UserError(
-                f"objective.perceptual ({objective.perceptual.name}) cannot take {images}: {error}. "
+                f"objective.perceptual ({objective.perceptual.name}) cannot take {images}: {why}. "
                 "Raise data.resolution, or set it to null"
             ) from error
     if validation:
         _try_scores(resolution)
+
+
+def _call_network(network: nn.Module, given: Sequence[Tensor]) -> Any:
+    return network(given[0])
+
+
+def _smallest(
+    network: nn.Module, call: Any, shape: tuple[int, ...], model: Autoencoder, error: RefusedError
+) -> str:  # fmt: skip
+    """The smallest images that a network takes and the model too, or PyTorch's reason if size is not the reason."""
+    side = smallest_side(network, call, shape, multiple=model.latent_spec.downsample_factor)
+    return str(error) if side is None else f"the smallest are {side}x{side}"
 
 
 def _forward(model: Autoencoder, given: Sequence[Tensor]) -> set[str]:

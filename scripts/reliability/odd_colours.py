@@ -15,13 +15,15 @@ import numpy as np
 from PIL import Image
 
 D50, D65 = (0.3457, 0.3585), (0.3127, 0.3290)
-SPACES: dict[str, tuple[tuple[float, ...], tuple[float, float], float | None]] = {
-    # Primaries (x, y of red, green, blue), white, exponent; None is the curve of sRGB.
+SPACES: dict[str, tuple[tuple[float, ...], tuple[float, float], float | str | None]] = {
+    # Primaries (x, y of red, green, blue), white, exponent; None is the curve of sRGB, BT.709 that of BT.709 and 2020.
     "sRGB": ((0.64, 0.33, 0.30, 0.60, 0.15, 0.06), D65, None),
     "Display P3": ((0.680, 0.320, 0.265, 0.690, 0.150, 0.060), D65, None),
     "Adobe RGB": ((0.64, 0.33, 0.21, 0.71, 0.15, 0.06), D65, 563 / 256),
     "ProPhoto": ((0.7347, 0.2653, 0.1596, 0.8404, 0.0366, 0.0001), D50, 1.8),
     "linear": ((0.64, 0.33, 0.30, 0.60, 0.15, 0.06), D65, 1.0),
+    "BT.2020": ((0.708, 0.292, 0.170, 0.797, 0.131, 0.046), D65, "BT.709"),
+    "DCI-P3 of 2.2": ((0.680, 0.320, 0.265, 0.690, 0.150, 0.060), (0.314, 0.351), 2.2),
     "gamma 1.8": ((0.64, 0.33, 0.30, 0.60, 0.15, 0.06), D65, 1.8),
 }
 _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
@@ -55,6 +57,8 @@ def _srgb_light(values: np.ndarray) -> np.ndarray:
 
 def _light(name: str, values: np.ndarray) -> np.ndarray:
     gamma = SPACES[name][2]
+    if isinstance(gamma, str):
+        return np.where(values < 0.081, values / 4.5, ((values + 0.099) / 1.099) ** (1 / 0.45))
     return _srgb_light(values) if gamma is None else values**gamma
 
 
@@ -167,6 +171,15 @@ def _chrm(name: str) -> tuple[bytes, bytes]:
     return b"cHRM", struct.pack(">8I", *(round(value * 100_000) for value in (*white, *primaries)))
 
 
+def _cicp(*code_points: int) -> tuple[bytes, bytes]:
+    """The chunk of primaries, transfer, matrix and range, as H.273 numbers them."""
+    return b"cICP", bytes(code_points)
+
+
+def _iccp(profile: bytes) -> tuple[bytes, bytes]:
+    return b"iCCP", b"profile\0\0" + zlib.compress(profile)
+
+
 def _mpo() -> bytes:
     blocks = Image.new("RGB", (16, 16), (255, 0, 0))
     return _file(blocks, "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16), (0, 0, 255))], quality=100)
@@ -241,6 +254,29 @@ def coloured(background: tuple[int, int, int]) -> dict[str, tuple[bytes, np.ndar
         "PNG with gAMA that sRGB overrides": (_rgb_png(_gama(1.0), (b"sRGB", b"\0")), same),
         "PNG with gAMA of 0": (_rgb_png(_gama(0)), same),
         "PNG with cHRM on a line": (_rgb_png((b"cHRM", struct.pack(">8I", *[31270, 32900] * 4))), same),
+        "PNG with cICP of Display P3": (_rgb_png(_cicp(12, 13, 0, 1)), meant(same, "Display P3")),
+        "PNG with cICP of Display P3 before sRGB": (
+            _rgb_png(_cicp(12, 13, 0, 1), (b"sRGB", b"\0"), _gama(0.45455)), meant(same, "Display P3"),
+        ),
+        "PNG with cICP of BT.2020": (_rgb_png(_cicp(9, 14, 0, 1)), meant(same, "BT.2020")),
+        "PNG with cICP of DCI-P3": (_rgb_png(_cicp(11, 4, 0, 1)), meant(same, "DCI-P3 of 2.2")),
+        "PNG with cICP of sRGB before a profile": (_rgb_png(_cicp(1, 13, 0, 1), _iccp(prophoto)), same),
+        "PNG with cICP of Display P3 before a profile": (
+            _rgb_png(_cicp(12, 13, 0, 1), _iccp(prophoto)), meant(same, "Display P3"),
+        ),
+        "grey PNG with cICP of linear light": (
+            png((256, 1, 8, 0), b"\0" + bytes(range(256)), _cicp(9, 8, 0, 1)), grey_of("linear").reshape(1, 256, 3),
+        ),
+        "grey PNG with gAMA of linear light": (
+            png((256, 1, 8, 0), b"\0" + bytes(range(256)), _gama(1.0)), grey_of("linear").reshape(1, 256, 3),
+        ),
+        "PNG with cICP of PQ": (_rgb_png(_cicp(9, 16, 0, 1)), same),
+        "PNG with cICP of HLG and gAMA": (_rgb_png(_cicp(9, 18, 0, 1), _gama(1.0)), same),
+        "PNG with cICP of PQ before a profile": (_rgb_png(_cicp(9, 16, 0, 1), _iccp(p3)), meant(same, "Display P3")),
+        "PNG with cICP of narrow range": (_rgb_png(_cicp(12, 13, 0, 0)), same),
+        "PNG with cICP of reserved numbers": (_rgb_png(_cicp(99, 13, 0, 1)), same),
+        "PNG with cICP that specifies nothing": (_rgb_png(_cicp(2, 2, 0, 1), _gama(1.0)), meant(same, "linear")),
+        "PNG with cICP that is damaged": (_rgb_png((b"cICP", b"\x0c"), _gama(1.0)), meant(same, "linear")),
         "16-bit grey PNG with gAMA of 1.8": (
             png((256, 1, 16, 0), b"\0" + (np.arange(256) * 257).astype(">u2").tobytes(), _gama(1 / 1.8)),
             grey_of("gamma 1.8").reshape(1, 256, 3),
@@ -285,5 +321,7 @@ def tolerance(name: str) -> int:
         return 3
     if "LAB" in name:
         return 2
+    if "PNG with cICP" in name:
+        return int(not any(word in name for word in ("of sRGB", "HLG", "narrow", "reserved")))
     exact = ("sRGB", "damaged", "on RGB", "gAMA of 0")
     return int(any(word in name for word in ("profile", "gAMA")) and not any(word in name for word in exact))

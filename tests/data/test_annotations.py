@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ldm_ae.data import Annotated, open_source
+from ldm_ae.data.texts import BadText, decode_text, read_label
 from ldm_ae.errors import UserError
 from tests.pictures import smooth_picture
 
@@ -88,6 +89,10 @@ def test_a_byte_order_mark_is_not_text(images: Path, tmp_path: Path) -> None:
         ("metadata.jsonl", '{"file_name": "1.png", "caption": [], "text": "not the list"}', "not the list"),
         ("../metadata.csv", "file_name,caption\ncats/1.png,from above\n", "from above"),
         ("metadata.tsv", "path\tprompt\n./1.png\ta tab\n", "a tab"),
+        ("1.json", '{"TEXT": "in capitals", "Label": 3.0}', "in capitals"),
+        ("1.json", '{"Caption": "one", "CAPTION": "two", "Prompt": "the clear one"}', "the clear one"),
+        ("metadata.jsonl", '{"File_Name": "1.png", "Caption": "a capital"}', "a capital"),
+        ("metadata.csv", "\ufeff\ufefffile_name,text\n1.png,two marks\n", "two marks"),
     ],
 )
 def test_conventions_of_captions(name: str, content: str, caption: str, images: Path) -> None:
@@ -336,3 +341,70 @@ def test_files_that_do_not_fit(name: str, content: str | None, message: str, ima
     with pytest.raises(UserError, match=message) as error:
         Annotated(open_source(images), labels=tmp_path / name)
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [(3.0, 3), ("3.0", 3), ("3.", 3), (" 7 ", 7), (0.0, 0), (-1.0, None), (float("nan"), None), ("12", 12)],
+)
+def test_whole_numbers_are_labels(value: object, label: int | None) -> None:
+    assert read_label(value) == label
+
+
+@pytest.mark.parametrize("value", [2.5, "2.5", float("inf"), 2.0**63, "1e3", "-1", "\u0663"])
+def test_other_numbers_are_not_labels(value: object) -> None:
+    with pytest.raises(BadText, match="is not a class number"):
+        read_label(value)
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ('1.png,"a cat" sits', 'text follows a quoted cell; write quotes inside of it twice: 1.png,"a cat" sits'),
+        ('1.png,"a "big" cat"', "text follows a quoted cell"),
+        ('1.png,"a \\"big\\" cat"', "text follows a quoted cell"),
+    ],
+)
+def test_a_row_that_would_lose_its_quotes_costs_its_caption_alone(row: str, why: str, images: Path) -> None:
+    (images / "cats/metadata.csv").write_text(f'file_name,caption\n{row}\n2.png,"a ""good"" row"\n')
+    source = open_source(images)
+    assert [source[i].caption for i in range(3)] == [None, 'a "good" row', None]
+    (group,) = source.account().unusable.values()
+    assert group.count == 1
+    assert group.examples[0].startswith(f"line 2: {why}")
+    assert list(source.account().unusable) == ["lines of cats/metadata.csv"]
+    assert "not usable: 1 lines of cats/metadata.csv" in "\n".join(source.account().lines())
+    with pytest.raises(UserError, match="line 2: text follows a quoted cell"):
+        Annotated(source, captions=images / "cats/metadata.csv")
+
+
+def test_wrong_quotes_among_the_names_of_the_columns(images: Path) -> None:
+    (images / "metadata.csv").write_text('file_name,"a "caption\ncats/1.png,text\n')
+    (group,) = open_source(images).account().unusable.values()
+    assert group.examples[0].startswith("metadata.csv: line 1, the names of the columns: text follows a quoted cell")
+
+
+def test_errors_count_bytes_from_the_start_of_the_file() -> None:
+    """With the byte order mark, as an editor or `xxd` shows them."""
+    with pytest.raises(BadText, match=r"byte 0xe9 at 9\)"):
+        decode_text(b"\xef\xbb\xbfkey,ca\xe9")
+
+
+def test_tables_that_are_not_read_are_named(images: Path) -> None:
+    for name in ("labels.csv", "captions.jsonl", "captions.json", "cats/notes.tsv"):
+        (images / name).write_text("")
+    (images / "metadata.csv").write_text("file_name,text\ncats/1.png,read\n")
+    (images / "cats/9.json").write_text("{}")  # an image's that is gone
+    account = open_source(images).account()
+    reason = "not read as annotations; encode takes such a file with --captions or --labels"
+    assert account.passed_over[reason].count == 4
+    assert f"passed over: 4 {reason}: captions.jsonl, cats/notes.tsv, labels.csv, ..." in account.lines()
+    assert account.unmatched[".json files"].examples == ["cats/9.json"]
+
+
+def test_a_table_that_is_named_is_not_passed_over(images: Path) -> None:
+    (images / "labels.csv").write_text("key,label\ncats/1.png,3.0\n")
+    assert open_source(images).account().passed_over
+    source = Annotated(open_source(images), labels=images / "labels.csv")
+    assert source.account().passed_over == {}
+    assert found(source)[0] == (3, None)

@@ -65,6 +65,17 @@ def test_colours_are_converted_to_srgb(name: str) -> None:
         ("PNG with gAMA and cHRM of sRGB", None),
         ("PNG with gAMA of 0", "not applied: gAMA is 0"),
         ("PNG with cHRM on a line", "not applied: cHRM has primaries on one line"),
+        ("PNG with cICP of Display P3", "cICP Display P3"),
+        ("PNG with cICP of BT.2020", "cICP BT.2020, transfer 14"),
+        ("PNG with cICP of sRGB before a profile", None),
+        ("PNG with cICP of Display P3 before a profile", "cICP Display P3"),
+        ("grey PNG with cICP of linear light", "cICP BT.2020, transfer 8"),
+        ("PNG with cICP of PQ", "not applied: cICP says HDR, PQ (transfer 16)"),
+        ("PNG with cICP of HLG and gAMA", "not applied: cICP says HDR, HLG (transfer 18)"),
+        ("PNG with cICP of PQ before a profile", "Display P3"),
+        ("PNG with cICP of narrow range", "not applied: cICP says samples that are not RGB of full range"),
+        ("PNG with cICP of reserved numbers", "not applied: cICP has primaries 99 and transfer 13"),
+        ("PNG with cICP that specifies nothing", "gAMA 1"),
         ("JPEG that Exif says is Adobe RGB", "Adobe RGB (EXIF)"),
         ("LAB TIFF", "CIE L*a*b*"),
         ("JPEG 2000", None),
@@ -80,7 +91,7 @@ def test_ignored_profiles_leave_samples_as_they_are(name: str) -> None:
     data, _ = COLOURED[name]
     decoded = Decoding(background=BACKGROUND, colour_profiles="ignore")(data)
     assert decoded.colour_profile is None
-    if name.startswith(("profile, PNG", "profile, TIFF", "profile, WebP", "PNG with gAMA")):
+    if name.startswith(("profile, PNG", "profile, TIFF", "profile, WebP", "PNG with gAMA", "PNG with cICP")):
         assert np.array_equal(np.asarray(decoded.image), COLOURS)
 
 

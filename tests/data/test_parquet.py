@@ -216,3 +216,25 @@ def test_splits_of_a_folder_of_parquet_files(tmp_path: Path) -> None:
         open_source(f"hf:{tmp_path}:val")
     source = open_source(f"hf:{tmp_path}:test")
     assert [source.key(i) for i in range(len(source))] == ["test/00000000", "test/00000001"]
+
+
+def test_parquet_columns_in_another_case(tmp_path: Path) -> None:
+    """As LAION's files and pandas write them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({
+        "IMAGE": pa.array([b"0", b"1", b"2", b"3"]), "TEXT": ["a", None, "c", "d"],
+        "Label": pa.array([3.0, None, float("nan"), 2.5]), "Prompt": ["e", "f", "g", "h"], "PROMPT": ["i"] * 4,
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert [(source[i].label, source[i].caption) for i in range(4)] == [
+        (3, "a"),
+        (None, None),
+        (None, "c"),
+        (None, "d"),
+    ]
+    assert source[3].notes == ("column Label: '2.5' is not a class number from 0 to 2^63 - 1",)
+    assert source.account().captions == {"column TEXT": 3}
+    assert source.account().notes == ["columns that are not used: PROMPT, Prompt"]

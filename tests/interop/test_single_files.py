@@ -292,8 +292,42 @@ def test_a_family_of_other_channels_is_refused(family: str, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_a_family_of_other_convolutions_is_noted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", UNETS)
+@pytest.mark.parametrize(("levels", "factor"), [(3, 4), (5, 16)])
+def test_a_family_of_another_downsample_factor_is_refused(
+    family: str, levels: int, factor: int, tmp_path: Path
+) -> None:
+    net = source(UNETS[family][0], ch_mult=[1] * levels)
+    path = save(net.state_dict(), tmp_path / "model.safetensors")
+    said = rf"--family {family} does not fit the file: expected the downsample factor 8, .* has, got {factor}; leave"
+    with pytest.raises(UserError, match=said):
+        import_ldm(path, tmp_path / "out", family=family)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_family_of_kl_autoencoders_is_not_a_vqs(tmp_path: Path) -> None:
+    config = {**DDCONFIG, **ALONE, **DEEP, "double_z": False}
+    net = shaken(CompVisVQ({"embed_dim": 4, "n_embed": 16, "ddconfig": config}, groups=32))
+    path = save(net.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"--family sd does not fit the file: expected a KL autoencoder, .* got a VQ"):
+        import_ldm(path, tmp_path / "out", family="sd")
+
+
+@pytest.mark.parametrize("embed_dim", [2, 8])
+def test_other_numbers_of_channels_in_quant_convolutions_are_refused_in_a_line(embed_dim: int, tmp_path: Path) -> None:
     config = {**DDCONFIG, **ALONE, "double_z": True}
+    path = save(CompVisAutoencoder(config, embed_dim, groups=32).state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(UserError) as refused:
+        import_ldm(path, tmp_path / "out")
+    assert str(refused.value) == (
+        f"{path}: its quant convolutions lead from 8 channels to {2 * embed_dim} and from {embed_dim} to 4 (embed_dim "
+        f"{embed_dim}, z_channels 4); those of diffusers' AutoencoderKL keep the number of channels, so that it cannot "
+        "be imported"
+    )
+
+
+def test_a_family_of_other_convolutions_is_noted(tmp_path: Path) -> None:
+    config = {**DDCONFIG, **ALONE, **DEEP, "double_z": True}
     path = save(shaken(CompVisAutoencoder(config, None, groups=32)).state_dict(), tmp_path / "model.safetensors")
     found = import_ldm(path, tmp_path / "out", family="sdxl")
     assert factor_of(tmp_path / "out") == PUBLISHED["sdxl"]

@@ -205,7 +205,7 @@ def test_a_store_of_before_there_were_indices_opens(image_folder: Path, tmp_path
     rewrite_description(tmp_path / "store", age)
     assert verify_store(tmp_path / "store") == []
     assert LatentStore(tmp_path / "store").request.indices is False
-    with pytest.raises(UserError, match="is a store made with indices false, not true"):
+    with pytest.raises(UserError, match=r"is a store made with indices false \(now true\); give"):
         encode(model, image_folder, tmp_path / "store")
 
 

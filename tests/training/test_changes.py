@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from ldm_ae.errors import UserError
-from ldm_ae.training.changes import changed_settings
+from ldm_ae.training.changes import changed_settings, remedies
 from ldm_ae.training.optimizers import OptimizerConfig, load_optimizer
 from tests.pictures import smooth_picture
 from tests.training.common import TINY, files, run
@@ -90,7 +90,15 @@ def test_loading_an_optimizers_state_keeps_its_own_options() -> None:
         (["--optimizer.class_path", "torch.optim.SGD", "--optimizer.options", "{}"],
          "another optimizer (torch.optim.Adam, now torch.optim.SGD)"),
         (["--discriminator_optimizer.class_path", "torch.optim.AdamW"], "another discriminator_optimizer"),
-        (["--training.batch_size", "3"], "another global_batch (4, now 6)"),
+        (["--training.batch_size", "3"], "another global_batch (4, now 6); a step's images are batch_size x "
+         "accumulation x processes; keep their number by gradient accumulation, --training.batch_size 2 "
+         "--training.accumulation 2, or give another --out"),
+        (["--training.batch_size", "1"], "keep their number by gradient accumulation, --training.batch_size 1 "
+         "--training.accumulation 4, or give another --out"),
+        (["--discriminator.init_args.ndf", "16"], "holds a run with another discriminator "
+         "(discriminator.init_args.ndf 8, now 16); give another --out, or the configuration it was started with"),
+        (["--discriminator.init_args.norm", "group"], "(discriminator.init_args.norm \"batch\", now \"group\")"),
+        (["--discriminator.init_args.with_spectral_norm", "true"], "with_spectral_norm false, now true"),
         (["--training.trainable", "[decoder.*]"], "another trainable"),
         (["--objective.learned_log_variance", "false"], "another learned_log_variance"),
         (["--training.max_steps", "2"], "is at step 3, past training.max_steps 2"),
@@ -113,7 +121,10 @@ def test_other_images_under_the_same_path_are_refused_and_another_spelling_is_no
     run(recipe, begun, "--data.train", "./images/", "--training.max_steps", "4")
     assert lines(begun, "train")[-1]["step"] == 4
     smooth_picture(9, 24, 20).save(images / "another.png")
-    with pytest.raises(UserError, match=r"another data .8 images, names and sizes .*, now 9 images"):
+    words = (
+        r"another data .8 images, names and sizes .*, now 9 images.*--model\.init_args\.pretrained \S+/run/model; or"
+    )
+    with pytest.raises(UserError, match=words):
         run(recipe, begun, "--training.max_steps", "5")
 
 
@@ -204,3 +215,36 @@ def test_a_run_begins_neither_among_other_files_nor_among_its_images(
     (logged / "train.log").write_text("")
     run(recipe, logged)
     assert (logged / "model").is_dir()
+
+
+def test_the_batch_is_kept_by_accumulation_as_the_refusal_says(begun: Path, recipe: Path) -> None:
+    run(recipe, begun, "--training.batch_size", "1", "--training.accumulation", "4", "--training.max_steps", "4")
+    assert lines(begun, "train")[-1]["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "words"),
+    [
+        (16, 1, "--training.batch_size 16 --training.accumulation 4"),
+        (24, 2, "--training.batch_size 16 --training.accumulation 2"),
+        (128, 1, "--training.batch_size 64 --training.accumulation 1"),
+        (16, 3, "start a number of processes that divides 64, not 3"),
+    ],
+)
+def test_the_advice_for_another_batch(batch_size: int, processes: int, words: str) -> None:
+    assert words in remedies(Path("run"), global_batch=64, batch_size=batch_size, processes=processes)["global_batch"]
+
+
+def test_a_discriminator_that_does_not_fit_for_another_reason_names_the_tensor(tmp_path: Path) -> None:
+    """Without a changed setting, such as with a plugin of another version."""
+    from safetensors.torch import save_file
+
+    from ldm_ae.training.checkpoint import load_networks
+
+    save_file({"weight": torch.zeros(2, 3)}, tmp_path / "part.safetensors")
+    for network, words in (
+        (torch.nn.Linear(3, 4, bias=False), r"its weight is \[2, 3\], that of the configured network \[4, 3\]"),
+        (torch.nn.Linear(3, 2), "it has no bias, which the configured network has"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_networks(tmp_path, {"part": network})

@@ -87,8 +87,11 @@ def test_trainable_patterns(tiny_model: KLAutoencoder) -> None:
         n for n, _ in tiny_model.net.named_parameters() if n.startswith(("decoder.", "post_quant_conv."))
     }
     assert count == sum(p.numel() for p in tiny_model.parameters() if p.requires_grad)
-    with pytest.raises(UserError, match=r"'decodr\.\*' matches no parameter; the model's parts are decoder, encoder"):
-        set_trainable(tiny_model, ["decodr.*"])
+    for pattern, meant in (("decoder", r"decoder\.\*"), ("decodr.*", r"decoder\.\*"), ("encoder*.x", r"encoder\.\*")):
+        with pytest.raises(UserError, match=rf"matches no parameter; .* are decoder\.\*, .*; did you mean '{meant}'\?"):
+            set_trainable(tiny_model, [pattern])
+    with pytest.raises(UserError, match=r"the model's parts are decoder\.\*, encoder\.\*, [^;?]*$"):
+        set_trainable(tiny_model, ["zzz"])
 
 
 @pytest.mark.parametrize(

@@ -34,10 +34,14 @@ def check(model: Autoencoder, resolution: int, *, validation: bool = False, batc
 def test_the_discriminator_of_a_later_phase_is_tried(tiny_model: KLAutoencoder) -> None:
     parts = {"discriminator": PatchDiscriminator(ndf=8), "start": 99}
     check(tiny_model, 24, **parts)
-    with pytest.raises(UserError, match=r"discriminator \(PatchDiscriminator\) cannot take images of 16x16 in batches"):
-        check(tiny_model, 16, **parts)
+    with pytest.raises(
+        UserError,
+        match=r"the discriminator \(PatchDiscriminator\) cannot take images of 8x8 in batches of 2: the smallest are "
+        r"24x24\. Raise data\.resolution, or give it fewer layers",
+    ):
+        check(tiny_model, 8, **parts)
     # Batch normalization needs more than one number for a channel, which batches of one may not have.
-    with pytest.raises(UserError, match="in batches of 1: Expected more than 1 value per channel"):
+    with pytest.raises(UserError, match=r"cannot take images of 16x16 in batches of 1: the smallest are 24x24\. Raise"):
         check(tiny_model, 16, batch_size=1, **parts)
     check(tiny_model, 8, **parts | {"start": 100})  # which never starts
     check(tiny_model, 8, discriminator=PatchDiscriminator(ndf=8, n_layers=1, norm="none"))
@@ -46,7 +50,10 @@ def test_the_discriminator_of_a_later_phase_is_tried(tiny_model: KLAutoencoder) 
 def test_perceptual_network_and_scores_are_tried(tiny_model: KLAutoencoder) -> None:
     perceptual = LPIPS(net="alex", pretrained=False)
     check(tiny_model, 32, perceptual=perceptual)
-    with pytest.raises(UserError, match=r"objective\.perceptual \(lpips_alex\) cannot take images of 16x16"):
+    words = (
+        r"objective\.perceptual \(lpips_alex\) cannot take images of 16x16 in batches of 2: the smallest are 32x32\."
+    )
+    with pytest.raises(UserError, match=words):
         check(tiny_model, 16, perceptual=perceptual)
     check(tiny_model, 64, validation=True)
     with pytest.raises(UserError, match=r"validation cannot score images of 4x4: .*set data\.validation_images to 0"):

@@ -20,11 +20,9 @@ from ldm_ae.data.sources.base import (
     printable,
     read_regular,
 )
-from ldm_ae.data.sources.tree import TABLES, TEXTS, Tree
+from ldm_ae.data.sources.tree import METADATA, TABLES, TEXTS, Tree
 from ldm_ae.data.tables import read_table
 from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, Annotations, BadText
-
-_METADATA = tuple(f"metadata.{ending}" for ending in TABLES)
 
 
 class FolderSource(Source):
@@ -59,10 +57,9 @@ class FolderSource(Source):
         self._rows: dict[str, tuple[int | None, str | None]] = {}
         if tree is not None:
             tree.describe(self._account, used=IMAGE_EXTENSIONS)
-            self._read_tables(
-                [name for name in tree.files(*TABLES) if name.rpartition("/")[2] in _METADATA], set(paths)
-            )
-        for name in unused:
+            self._read_tables([name for name in tree.files(*TABLES) if name.rpartition("/")[2] in METADATA], set(paths))
+        tables = set() if tree is None else set(tree.other_tables(read=METADATA))
+        for name in (name for name in unused if name not in tables):
             self._account.add_unmatched(f".{extension(name)} files", [name])
         self._describe(paths)
 

@@ -19,7 +19,7 @@ from ldm_ae.data.decoding import BadImage
 from ldm_ae.data.row_groups import RowGroups, open_parquet
 from ldm_ae.data.sources.base import ColumnSource, RawImage, printable, read_regular
 from ldm_ae.data.sources.tree import Tree, is_saved
-from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, Annotations
+from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, Annotations, spelled
 from ldm_ae.errors import UserError, reason
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
@@ -52,7 +52,8 @@ class ParquetSource(ColumnSource):
     else a column of bytes, or of objects with `bytes`, called image, img, jpg, jpeg, png or webp; the label an integer
     column called label, labels or cls, where a negative number means none; the caption a column of text, or of lists of
     text, of which the first counts, called caption, text, txt or prompt, of each row the first that has a value. The
-    key is the split and the row number.
+    case of the names does not matter; a column of floats has labels where they are whole numbers. The key is the split
+    and the row number.
 
     The files of a folder belong to splits by their names, as `datasets` has it: `data/train-00000-of-00002.parquet`, a
     folder or a file called after train, validation or test, or all to the split train. A row group is read as a whole;
@@ -183,14 +184,17 @@ def find_columns(schema: pa.Schema, features: Mapping[str, Any], location: str) 
     if len(typed) > 1 and "image" not in typed:
         raise UserError(f"{location} has the image columns {', '.join(typed)}; call the one to use 'image'")
     image = "image" if "image" in typed else next(iter(typed), None)
-    image = image or next((name for name in IMAGE_NAMES if name in schema.names and _is_encoded(schema, name)), None)
+    image = image or next((name for name in _spelled(schema, IMAGE_NAMES) if _is_encoded(schema, name)), None)
     if image is None:
         raise UserError(f"{location} has no image column; its columns are {', '.join(schema.names)}")
-    label = next(
-        (name for name in LABEL_NAMES if name in schema.names and pa.types.is_integer(_type(schema, name))), None
-    )
-    captions = tuple(name for name in CAPTION_NAMES if name in schema.names and _is_text(_type(schema, name)))
+    label = next((name for name in _spelled(schema, LABEL_NAMES) if _is_number(_type(schema, name))), None)
+    captions = tuple(name for name in _spelled(schema, CAPTION_NAMES) if _is_text(_type(schema, name)))
     return Columns(image, label, captions)
+
+
+def _spelled(schema: pa.Schema, names: Sequence[str]) -> list[str]:
+    """Those of the names that are columns, as they are spelled there."""
+    return [column for name in names if (column := spelled(schema.names, name)) is not None]
 
 
 def split_files(names: Sequence[str]) -> dict[str, list[str]]:
@@ -288,6 +292,10 @@ def _is_encoded(schema: pa.Schema, name: str) -> bool:
     if pa.types.is_struct(kind):
         return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
     return _is_binary(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,6 +16,11 @@ TEXTS = ("txt", "caption", "json")
 """Extensions of files that may lie beside an image, in the order in which their captions count."""
 TABLES = ("csv", "jsonl", "tsv")
 """Of tables that name images."""
+METADATA = tuple(f"metadata.{ending}" for ending in TABLES)
+"""Names of tables that are read by themselves, where the source is a folder of images."""
+_OTHER_TABLE = re.compile(r"annotation|caption|label|metadata|prompt", re.IGNORECASE)
+"""Names of JSON files that are no image's, but tables of many."""
+NOT_ANNOTATIONS = "not read as annotations; encode takes such a file with --captions or --labels"
 ARCHIVES = ("7z", "bz2", "gz", "rar", "tgz", "xz", "zip", "zst")
 _IMAGE_LIKE = (
     "apng", "arw", "avif", "avifs", "bmp", "cr2", "cr3", "dds", "dib", "dng", "eps", "exr", "gif", "hdr", "heic",
@@ -82,6 +88,19 @@ class Tree:
         """Paths relative to the root, with forward slashes, in the order of their names."""
         return sorted(name for ending in extensions for name in self._files.get(ending, ()))
 
+    def other_tables(self, *, read: Iterable[str]) -> list[str]:
+        """Files that seem to be tables of captions or labels and are not read as such.
+
+        Args:
+            read: Names of tables that are read, in whatever folder.
+        """
+        images = {name.rpartition(".")[0] for name in self.files(*IMAGE_EXTENSIONS)}
+        tables = [name for name in self.files(*TABLES) if name.rpartition("/")[2] not in read]
+        return tables + [
+            name for name in self.files("json")
+            if _OTHER_TABLE.search(name.rpartition("/")[2]) and name.rpartition(".")[0] not in images
+        ]  # fmt: skip
+
     def describe(self, account: Account, *, used: Iterable[str]) -> None:
         """Count in the account what is not used.
 
@@ -98,6 +117,8 @@ class Tree:
         for ending in sorted(self._files.keys() & reasons.keys() - set(used)):
             for name in self.files(ending):
                 account.pass_over(f"{reasons[ending]} (.{ending})", name)
+        for name in self.other_tables(read=METADATA if set(used) & set(IMAGE_EXTENSIONS) else ()):
+            account.pass_over(NOT_ANNOTATIONS, name)
         for name, first in self._twice:
             account.notes.append(f"{name.rstrip('/')} is the same folder as {first.rstrip('/') or '.'}; both are taken")
 
