@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ldm_ae.resources import DEFAULT_MODEL
+from ldm_ae.core.resources import DEFAULT_MODEL
 from ldm_ae.version import __version__
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def load_image(path: str | Path, *, size: int) -> torch.Tensor:
     Raises:
         UserError: there is no such image, or it cannot be decoded.
     """
+    from ldm_ae.core.errors import UserError
     from ldm_ae.data import BadImage, ImageTransform, decode_image, open_source
-    from ldm_ae.errors import UserError
 
     try:
         return ImageTransform(size=size)(decode_image(open_source(path)[0].data)).pixel_values[None]

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ldm_ae.errors import UserError, exit_status
-from ldm_ae.locks import refuse_if_held
-from ldm_ae.resources import DEFAULT_MODEL
+from ldm_ae.core.errors import UserError, exit_status
+from ldm_ae.core.resources import DEFAULT_MODEL
+from ldm_ae.io.locks import refuse_if_held
 from ldm_ae.version import __version__
 
 MODEL = (

@@ -9,20 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm_ae.errors import UserError
-from ldm_ae.resources import DEFAULT_MODEL
-from ldm_ae.terminal import ProgressDisplay, lines_of, progress_bar
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.resources import DEFAULT_MODEL
+from ldm_ae.core.terminal import ProgressDisplay, lines_of, progress_bar
 
 if TYPE_CHECKING:
     from ldm_ae.data import Account, BucketTransform, ImageTransform, Source, WholeTransform
     from ldm_ae.evaluation import ActivationRanges
-    from ldm_ae.latents.jobs import Engine
+    from ldm_ae.latents.encoding.jobs import Engine
     from ldm_ae.models import Autoencoder, ChannelStatistics
 
 
 def run_train(arguments: list[str]) -> None:
     """`ldm-ae train`."""
-    from ldm_ae.config import config_parser, train
+    from ldm_ae.training.run import config_parser, train
 
     train(arguments, config_parser(prog="ldm-ae train"))
 
@@ -38,9 +38,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
     """`ldm-ae evaluate`."""
     from ldm_ae.data import EvaluationLoader
     from ldm_ae.evaluation import evaluate, write_report
-    from ldm_ae.evaluation.networks import feature_network, perceptual_network
-    from ldm_ae.evaluation.summary import summary_lines
-    from ldm_ae.files import new_folder
+    from ldm_ae.evaluation.metrics.networks import feature_network, perceptual_network
+    from ldm_ae.evaluation.report.summary import summary_lines
+    from ldm_ae.io.files import new_folder
     from ldm_ae.priors import load_prior
 
     with new_folder(args.out) as folder:
@@ -88,8 +88,8 @@ def run_encode(args: argparse.Namespace) -> None:
     """`ldm-ae encode`."""
     from ldm_ae.data import Annotated, conversion_lines
     from ldm_ae.latents import Processes, encode_images
-    from ldm_ae.latents.annotated import read_classes
-    from ldm_ae.latents.store import colour_profiles_of
+    from ldm_ae.latents.store.annotated import read_classes
+    from ldm_ae.latents.store.format import colour_profiles_of
     from ldm_ae.models.scaling import describe_constant
 
     processes = Processes.from_environment()
@@ -135,8 +135,8 @@ def _choose_precision(args: argparse.Namespace) -> None:
     """Put what `--precision auto` means on this machine in its place, and print it."""
     if args.precision != "auto":
         return
+    from ldm_ae.core.devices import pick_device
     from ldm_ae.core.precision import inference_numerics
-    from ldm_ae.models import pick_device
 
     numerics = inference_numerics("auto", pick_device(args.device))
     args.precision = numerics.precision
@@ -149,16 +149,17 @@ def _engine(args: argparse.Namespace) -> Engine | None:
             if getattr(args, name) is not None:
                 raise UserError(f"--{name.replace('_', '-')} says nothing without --engine ray")
         return None
-    from ldm_ae.latents.ray_engine import RayEngine
+    from ldm_ae.latents.encoding.engines.ray import RayEngine
 
     return RayEngine(actors=args.ray_actors, address=args.ray_address)
 
 
 def run_decode(args: argparse.Namespace) -> None:
     """`ldm-ae decode`."""
-    from ldm_ae.allocator import keep_freed_memory
+    from ldm_ae.core.allocator import keep_freed_memory
+    from ldm_ae.core.devices import pick_device
     from ldm_ae.latents import decode_store
-    from ldm_ae.models import load_autoencoder, pick_device
+    from ldm_ae.models import load_autoencoder
 
     keep_freed_memory(pick_device(args.device))
     _choose_precision(args)
@@ -225,7 +226,7 @@ def run_convert(args: argparse.Namespace) -> None:
         _read_into_store(args)
         return
     from ldm_ae.data import open_source
-    from ldm_ae.latents.convert import convert_store
+    from ldm_ae.latents.conversion.convert import convert_store
 
     if args.model is not None:
         raise UserError("--model is for --format store; a store says which model made it")
@@ -244,7 +245,7 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def _read_into_store(args: argparse.Namespace) -> None:
-    from ldm_ae.latents.incoming import import_latents
+    from ldm_ae.latents.conversion.import_store import import_latents
     from ldm_ae.models import load_autoencoder
 
     for name in ("bucket", "fold", "images", "arch", "name", "files", "no_flips"):
@@ -350,9 +351,10 @@ def _size(text: str, option: str) -> tuple[int, int]:
 
 
 def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
-    from ldm_ae.allocator import keep_freed_memory
+    from ldm_ae.core.allocator import keep_freed_memory
+    from ldm_ae.core.devices import pick_device
     from ldm_ae.data import open_source
-    from ldm_ae.models import is_model_folder, load_autoencoder, pick_device
+    from ldm_ae.models import is_model_folder, load_autoencoder
 
     if args.model == DEFAULT_MODEL and is_model_folder(args.images):
         raise UserError(f"{args.images} is a model; which images it is for, and what comes after them, is missing")

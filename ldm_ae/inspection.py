@@ -7,19 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data.sources.base import IMAGE_EXTENSIONS
-from ldm_ae.errors import UserError
-from ldm_ae.evaluation.codebook import CodebookUsage
+from ldm_ae.evaluation.metrics.codebook import CodebookUsage
+from ldm_ae.io.locks import holder
 from ldm_ae.latents import LatentStore, inspect_store
-from ldm_ae.locks import holder
 from ldm_ae.models import load_autoencoder
-from ldm_ae.models.folder import find_folder
+from ldm_ae.models.loading.folder import find_folder
 from ldm_ae.models.scaling import describe_state
 from ldm_ae.priors import load_prior
 from ldm_ae.priors.folder import WEIGHTS as PRIOR_WEIGHTS
 from ldm_ae.training import problems
-from ldm_ae.training.checkpoint import MANIFEST
-from ldm_ae.training.state import read_state
+from ldm_ae.training.checkpoints.checkpoint import MANIFEST
+from ldm_ae.training.checkpoints.state import read_state
 
 _FOLDERS = "a model, a run, a checkpoint of one, a latent store, or a prior over codes"
 _WEIGHTS = "a file of weights, of which ldm-ae import makes a model folder"

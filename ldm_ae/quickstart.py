@@ -14,18 +14,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ldm_ae.config import train
+from ldm_ae.core.resources import DEFAULT_MODEL, recipe, script, shipped_models
+from ldm_ae.core.terminal import ProgressDisplay, progress_bar
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate, write_report
-from ldm_ae.files import new_folder
 from ldm_ae.interop import export_diffusers, measure_scaling
+from ldm_ae.io.files import new_folder
 from ldm_ae.latents import decode_store, encode_images
 from ldm_ae.losses import ShiftTolerantLPIPS
 from ldm_ae.models import Autoencoder, load_autoencoder
 from ldm_ae.quickstart_page import Contestant, save_pictures, score_label, score_names, score_text, write_page
-from ldm_ae.resources import DEFAULT_MODEL, recipe, script, shipped_models
-from ldm_ae.terminal import ProgressDisplay, progress_bar
-from ldm_ae.training.signals import terminable
+from ldm_ae.training.monitoring.signals import terminable
+from ldm_ae.training.run import train
 
 TRAIN, HELD_OUT = "photos:train", "photos:heldout"
 SIZE = 256

@@ -11,10 +11,10 @@ from html import escape
 from pathlib import Path
 
 from ldm_ae.evaluation import Evaluation
-from ldm_ae.evaluation.page import STYLE, table
-from ldm_ae.evaluation.pictures import levels_image
-from ldm_ae.files import writing
-from ldm_ae.latents.decoder import output_names
+from ldm_ae.evaluation.report.page import STYLE, table
+from ldm_ae.evaluation.report.pictures import levels_image
+from ldm_ae.io.files import writing
+from ldm_ae.latents.decoding import output_names
 
 ORIGINALS = "originals"
 SCORES = {"psnr": ("PSNR", "{:.1f} dB"), "ssim": ("SSIM", "{:.3f}")}

@@ -34,7 +34,7 @@ SETTINGS = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 # Run inside an environment: what it holds, and which kind of CPU runs it.
 FACTS = """
 import importlib.metadata, json, platform, re, sys, torch
-from ldm_ae.environment import git_commit
+from ldm_ae.core.environment import git_commit
 names = {re.match(r"[\\w.-]+", line)[0] for line in importlib.metadata.requires("ldm_ae")} - {"ldm_ae", "ldm-ae"}
 installed = {found.name for found in importlib.metadata.distributions()}
 versions = {name: importlib.metadata.version(name) for name in sorted(names & installed, key=str.lower)}

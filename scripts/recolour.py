@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ldm_ae.core.errors import exit_status
+from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.data import decode_image, open_source
-from ldm_ae.errors import exit_status
-from ldm_ae.files import require_new_folder
-from ldm_ae.latents.decoder import output_names
-from ldm_ae.terminal import ProgressDisplay
+from ldm_ae.io.files import require_new_folder
+from ldm_ae.latents.decoding import output_names
 
 LEAST, MOST = 0.5, 1.8
 """Range of the factor; 1 leaves the strength of the colours as it is."""

@@ -40,16 +40,16 @@ from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ldm_ae.core.errors import RunError, UserError, exit_status
 from ldm_ae.core.precision import PRECISIONS, agreed_numerics
+from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.data import split_keys
-from ldm_ae.errors import RunError, UserError, exit_status
 from ldm_ae.evaluation import comparison_grid
-from ldm_ae.evaluation.codebook import CodebookUsage
-from ldm_ae.files import require_new_folder, write_json, writing_folder
+from ldm_ae.evaluation.metrics.codebook import CodebookUsage
+from ldm_ae.io.files import require_new_folder, write_json, writing_folder
 from ldm_ae.latents import LatentDataset, LatentStore, endless
 from ldm_ae.models import Autoencoder, load_autoencoder, pick_device
 from ldm_ae.priors import CausalTransformer, CodePrior, GatedPixelCNN, decode_indices, encode_indices, save_prior
-from ldm_ae.terminal import ProgressDisplay
 
 LABEL_DROPOUT = 0.1
 """Share of labels replaced by none, so that the prior learns to do without."""

@@ -46,12 +46,12 @@ from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ldm_ae.core.errors import UserError, exit_status
 from ldm_ae.core.precision import PRECISIONS, agreed_numerics
-from ldm_ae.errors import UserError, exit_status
-from ldm_ae.files import require_new_folder, writing_folder
+from ldm_ae.core.terminal import ProgressDisplay
+from ldm_ae.io.files import require_new_folder, writing_folder
 from ldm_ae.latents import LatentDataset, LatentStore, endless
 from ldm_ae.models import Autoencoder, LatentSpec, load_autoencoder, pick_device
-from ldm_ae.terminal import ProgressDisplay
 
 NO_CLASS = 1000
 """The class that DiTPipeline means by none; real ones lie below."""

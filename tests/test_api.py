@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ldm_ae
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from tests.pictures import smooth_picture
 
 

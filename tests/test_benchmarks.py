@@ -246,7 +246,7 @@ def test_every_quantizer_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyP
     import quantizers as comparison
 
     from ldm_ae import quantizers
-    from ldm_ae.config import build_config, config_parser, parse_config
+    from ldm_ae.training.run import build_config, config_parser, parse_config
 
     compared = {kind for kind, _, _ in comparison.QUANTIZERS.values()}
     every = {name for name, value in vars(quantizers).items() if isinstance(value, type)

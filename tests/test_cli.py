@@ -316,4 +316,4 @@ def test_only_the_importer_unpickles() -> None:
     root = Path(__file__).parent.parent / "ldm_ae"
     calls = ("torch.load(", "pickle.load", "allow_pickle=True", "trust_remote_code=True")
     found = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if any(c in p.read_text() for c in calls)}
-    assert found == {"legacy.py"}
+    assert found == {"io/legacy.py"}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ldm_ae.cli import main
+from ldm_ae.core.terminal import progress_bar
 from ldm_ae.latents import LatentStore
-from ldm_ae.terminal import progress_bar
 
 Captured = pytest.CaptureFixture[str]
 
@@ -65,7 +65,7 @@ def test_the_bar_says_images_per_second_and_time_left(monkeypatch: pytest.Monkey
     import rich.console
 
     monkeypatch.setattr(rich.console.Console, "is_terminal", True)
-    monkeypatch.setattr("ldm_ae.terminal._is_terminal", lambda _: True)
+    monkeypatch.setattr("ldm_ae.core.terminal._is_terminal", lambda _: True)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("TERM", "xterm")
     with progress_bar("encoding", None) as progress:

@@ -11,9 +11,9 @@ from PIL import Image
 
 from ldm_ae.cli import main
 from ldm_ae.latents import LatentDataset, LatentStore
-from ldm_ae.latents.verify import verify_store
+from ldm_ae.latents.store.verify import verify_store
 from scripts.reliability.odd_colours import cmyk_icc, meant, rgb_icc
-from tests.data.test_transforms import center_crop_arr
+from tests.images.test_transforms import center_crop_arr
 
 SMALL = ["--workers", "0", "--device", "cpu"]
 
@@ -105,8 +105,8 @@ def test_stores_without_the_new_columns_are_opened(tiny_model_folder: Path, phot
     """As a version wrote them that knew neither profiles nor orientations."""
     import pyarrow.parquet as pq
 
-    from ldm_ae.files import read_json, write_json
-    from ldm_ae.latents.files import look_at
+    from ldm_ae.io.files import read_json, write_json
+    from ldm_ae.latents.store.files import look_at
     from ldm_ae.models import hash_json
 
     path = tmp_path / "store"

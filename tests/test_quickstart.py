@@ -10,7 +10,7 @@ import pytest
 from diffusers import AutoencoderKL, DiffusionPipeline
 
 from ldm_ae.cli import main
-from ldm_ae.errors import Stopped
+from ldm_ae.core.errors import Stopped
 from ldm_ae.inspection import inspect_path
 from ldm_ae.quickstart import _training_words, quickstart
 

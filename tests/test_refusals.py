@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ldm_ae.cli import main
-from ldm_ae.files import leaving_nothing, new_folder
+from ldm_ae.io.files import leaving_nothing, new_folder
 
 
 @pytest.fixture

@@ -12,15 +12,16 @@ import torch
 
 import ldm_ae
 from ldm_ae.cli import main
+from ldm_ae.core.resources import DEFAULT_MODEL, shipped_models
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate
-from ldm_ae.latents import LatentDataset, LatentStore, decode_store, encode_images, encoder
-from ldm_ae.latents.provenance import scaling_of
+from ldm_ae.latents import LatentDataset, LatentStore, decode_store, encode_images
+from ldm_ae.latents.encoding import encoder
+from ldm_ae.latents.store.provenance import scaling_of
 from ldm_ae.models import KLAutoencoder, VQAutoencoder, load_autoencoder, model_hash
-from ldm_ae.models.folder import WEIGHTS
 from ldm_ae.models.identity import model_config
+from ldm_ae.models.loading.folder import WEIGHTS
 from ldm_ae.quantizers import FSQ, VQ
-from ldm_ae.resources import DEFAULT_MODEL, shipped_models
 
 CLASSES = {"kl-f8c4-small": diffusers.AutoencoderKL, "vq-f8-small": diffusers.VQModel}
 ON_HELD_OUT_PHOTOS = re.compile(r"photos:heldout\D*\| *([0-9.]+) dB *\| *([0-9.]+)")

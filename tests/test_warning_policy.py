@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import ldm_ae.models.kl
+import ldm_ae.models.adapters.kl
 from tests.warning_policy import ROOT, Report
 
 
@@ -21,7 +21,7 @@ def warn(module: str, category: type[Warning], message: str = "words") -> list[w
 
 @pytest.mark.parametrize("category", [UserWarning, RuntimeWarning, ResourceWarning, SyntaxWarning])
 @pytest.mark.parametrize(
-    "module", ["ldm_ae", "ldm_ae.models.kl", "tests.test_api", "train", "measuring", "kill_training"]
+    "module", ["ldm_ae", "ldm_ae.models.adapters.kl", "tests.test_api", "train", "measuring", "kill_training"]
 )
 def test_a_warning_at_our_own_code_is_an_error(module: str, category: type[Warning]) -> None:
     with pytest.raises(category, match="words"):
@@ -36,8 +36,8 @@ def test_a_warning_at_the_code_of_others_is_no_error(module: str) -> None:
 
 @pytest.mark.parametrize("category", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
 def test_what_a_library_deprecates_is_no_error_wherever_it_is_called(category: type[Warning]) -> None:
-    assert len(warn("ldm_ae.models.kl", category)) == 1
-    assert len(warn("ldm_ae.models.kl", UserWarning, "TypedStorage is\ndeprecated")) == 1
+    assert len(warn("ldm_ae.models.adapters.kl", category)) == 1
+    assert len(warn("ldm_ae.models.adapters.kl", UserWarning, "TypedStorage is\ndeprecated")) == 1
     assert len(warn("tests.test_api", UserWarning, "`names` will be removed in version 6")) == 1
 
 
@@ -45,7 +45,7 @@ def test_what_a_library_deprecates_is_no_error_wherever_it_is_called(category: t
     "category", [pytest.PytestUnraisableExceptionWarning, pytest.PytestUnhandledThreadExceptionWarning]
 )
 def test_an_exception_nobody_catches_is_an_error_where_our_code_is_on_its_way(category: type[Warning]) -> None:
-    for file in (ldm_ae.models.kl.__file__, __file__, f"{ROOT}/scripts/train.py"):
+    for file in (ldm_ae.models.adapters.kl.__file__, __file__, f"{ROOT}/scripts/train.py"):
         place = traceback.FrameSummary(file, 7, "run", line="1 / 0")
         with pytest.raises(category):
             warn("_pytest.threadexception", category, "Exception in thread\n" + "".join(traceback.format_list([place])))

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ldm_ae.core import convolutions
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "no"]
 """What commands and configurations take. `no` is Accelerate's name of fp32; `auto` is bf16 where that is fast."""

@@ -3,15 +3,15 @@
 from ldm_ae.data.account import Account
 from ldm_ae.data.annotations import Annotated
 from ldm_ae.data.batches import Batch
-from ldm_ae.data.buckets import BucketTransform, WholeTransform, sizes_of_area
-from ldm_ae.data.colour import conversion_lines
-from ldm_ae.data.decoding import MAX_PIXELS, BadImage, ColourProfiles, Decoded, Decoding, decode_image
 from ldm_ae.data.holdout import split_holdout, split_keys
 from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
 from ldm_ae.data.randomness import epoch_order, seeded_noise
 from ldm_ae.data.ranges import RangeLoader
 from ldm_ae.data.sources import RawImage, Source, Wrapped, open_source
-from ldm_ae.data.transforms import ImageTransform, TransformedImage, described_options
+from ldm_ae.images.buckets import BucketTransform, WholeTransform, sizes_of_area
+from ldm_ae.images.colour import conversion_lines
+from ldm_ae.images.decoding import MAX_PIXELS, BadImage, ColourProfiles, Decoded, Decoding, decode_image
+from ldm_ae.images.transforms import ImageTransform, TransformedImage, described_options
 
 __all__ = [
     "MAX_PIXELS",

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ldm_ae.errors import printable
+from ldm_ae.core.errors import printable
 
 _EXAMPLES = 3
 _CLASSES_SHOWN = 8

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ldm_ae.data.buckets import BucketTransform, WholeTransform
-from ldm_ae.data.decoding import BadImage, Decoded
+from ldm_ae.core.errors import RunError, UserError, printable, reason
 from ldm_ae.data.randomness import NOISE, REPLACEMENT, TRANSFORM, derived_seed
 from ldm_ae.data.sources.base import RawImage, Source
 from ldm_ae.data.texts import LABEL_LIMIT
-from ldm_ae.data.transforms import ImageTransform, TransformedImage
-from ldm_ae.errors import RunError, UserError, printable, reason
+from ldm_ae.images.buckets import BucketTransform, WholeTransform
+from ldm_ae.images.decoding import BadImage, Decoded
+from ldm_ae.images.transforms import ImageTransform, TransformedImage
 
 _log = logging.getLogger("ldm_ae")
 _MAX_ATTEMPTS = 32  # replacements tried for one image; with a tenth of a data set bad, 1e-32 is the chance to fail

@@ -6,12 +6,12 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
-from ldm_ae.data.decoding import MAX_PIXELS, ColourProfiles
+from ldm_ae.core.errors import UserError
 from ldm_ae.data.holdout import split_holdout
 from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
 from ldm_ae.data.sources import Source, open_source
-from ldm_ae.data.transforms import ImageTransform
-from ldm_ae.errors import UserError
+from ldm_ae.images.decoding import MAX_PIXELS, ColourProfiles
+from ldm_ae.images.transforms import ImageTransform
 
 _log = logging.getLogger("ldm_ae")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data.sources.base import Source
-from ldm_ae.errors import UserError
 
 
 def split_holdout(source: Source, count: int, seed: int) -> tuple[list[int], list[int]]:

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data.batches import Batch, BatchBuilder, Failure
 from ldm_ae.data.randomness import chosen_indices, epoch_order
 from ldm_ae.data.sources.base import Source
-from ldm_ae.data.transforms import ImageTransform
-from ldm_ae.errors import UserError
+from ldm_ae.images.transforms import ImageTransform
 
 _log = logging.getLogger("ldm_ae")
 _ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM)

@@ -8,10 +8,10 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ldm_ae.data.batches import Batch, BatchBuilder, Failure, concatenate
-from ldm_ae.data.buckets import BucketTransform, WholeTransform
 from ldm_ae.data.loader import Rejects, check_counts, data_loader, signals_held_back
 from ldm_ae.data.sources.base import Source
-from ldm_ae.data.transforms import ImageTransform
+from ldm_ae.images.buckets import BucketTransform, WholeTransform
+from ldm_ae.images.transforms import ImageTransform
 
 _WAITING = 8
 """Batches that may wait for more images of their size; memory would grow with the number of sizes otherwise."""

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ldm_ae.errors import UserError, reason
+from ldm_ae.core.errors import UserError, reason
 
 _WHOLE = 64 * 2**20
 """Bytes of a row group that is read as a whole. Of a larger one a run of rows at a time is in memory."""

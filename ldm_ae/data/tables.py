@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ldm_ae.core.errors import printable
 from ldm_ae.data.texts import BadText, decode_json, decode_text, named, spelled
-from ldm_ae.errors import printable
 
 NAMES = ("key", "file_name", "filename", "file", "image", "path", "image_path", "img")
 """Columns that name the image, the first that is there."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from ldm_ae.errors import printable
+from ldm_ae.core.errors import printable
 
 _WHOLE_NUMBER = re.compile(r"\s*(\d{1,19})(?:\.0*)?\s*", re.ASCII)
 CAPTION_NAMES = ("caption", "text", "txt", "prompt")

@@ -13,8 +13,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators.interface import Discriminator
-from ldm_ae.errors import UserError
 
 Norm = Literal["batch", "group", "none"]
 GROUPS = 32

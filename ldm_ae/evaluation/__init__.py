@@ -2,11 +2,16 @@
 
 from ldm_ae.evaluation.activation_ranges import ActivationRanges, activation_ranges, first_batches
 from ldm_ae.evaluation.evaluate import Evaluation, ImageScores, Picture, evaluate, validate
-from ldm_ae.evaluation.features import EfficientNetLite0Features, FeatureNetwork, InceptionFeatures, frechet_score_name
-from ldm_ae.evaluation.frechet import FeatureStatistics, frechet_distance
-from ldm_ae.evaluation.image_quality import PerceptualDistance, psnr, ssim
-from ldm_ae.evaluation.pictures import comparison_grid, error_map, latent_channel_pictures, to_uint8_image
-from ldm_ae.evaluation.report import write_report
+from ldm_ae.evaluation.metrics.features import (
+    EfficientNetLite0Features,
+    FeatureNetwork,
+    InceptionFeatures,
+    frechet_score_name,
+)
+from ldm_ae.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
+from ldm_ae.evaluation.metrics.image_quality import PerceptualDistance, psnr, ssim
+from ldm_ae.evaluation.report.pictures import comparison_grid, error_map, latent_channel_pictures, to_uint8_image
+from ldm_ae.evaluation.report.write import write_report
 
 __all__ = [
     "ActivationRanges",

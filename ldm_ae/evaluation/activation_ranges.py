@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_ae.models import Autoencoder
-from ldm_ae.models.overflow import tensors_in
+from ldm_ae.models.wrappers.overflow import tensors_in
 
 FP16_LIMIT = 65504.0
 """The largest float16."""

@@ -11,27 +11,27 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ldm_ae.core.devices import pick_device
+from ldm_ae.core.environment import git_commit, package_versions
+from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import inference_numerics
-from ldm_ae.environment import git_commit, package_versions
-from ldm_ae.errors import UserError
 from ldm_ae.evaluation.activation_ranges import ActivationRanges, activation_ranges, first_batches
-from ldm_ae.evaluation.codebook import CodebookSummary, CodebookUsage
-from ldm_ae.evaluation.features import FeatureNetwork, frechet_score_name
-from ldm_ae.evaluation.frechet import FeatureStatistics, frechet_distance
-from ldm_ae.evaluation.image_quality import PerceptualDistance, bicubic_thumbnail, image_scores, to_levels
 from ldm_ae.evaluation.latent_summary import ChannelSummary, LatentSummary
-from ldm_ae.evaluation.rate import Rates, thumbnail_numbers
+from ldm_ae.evaluation.metrics.codebook import CodebookSummary, CodebookUsage
+from ldm_ae.evaluation.metrics.features import FeatureNetwork, frechet_score_name
+from ldm_ae.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
+from ldm_ae.evaluation.metrics.image_quality import PerceptualDistance, bicubic_thumbnail, image_scores, to_levels
+from ldm_ae.evaluation.metrics.rate import Rates, thumbnail_numbers
 from ldm_ae.evaluation.skipped import usable
 from ldm_ae.models import (
     Autoencoder,
     Posterior,
     for_inference,
-    pick_device,
     redone_batches,
     require_finite,
     weights_sha256,
 )
-from ldm_ae.models.overflow import WIDE_PRECISION
+from ldm_ae.models.wrappers.overflow import WIDE_PRECISION
 from ldm_ae.priors import SavedPrior
 
 RECONSTRUCTION = (

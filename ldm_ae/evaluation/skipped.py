@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ldm_ae.dry_run import RefusedError, dry_run, smallest_side
-from ldm_ae.evaluation.features import FeatureNetwork, frechet_score_name
-from ldm_ae.evaluation.image_quality import PerceptualDistance
-from ldm_ae.losses.perceptual import PerceptualLoss, try_size
+from ldm_ae.core.dry_run import RefusedError, dry_run, smallest_side
+from ldm_ae.evaluation.metrics.features import FeatureNetwork, frechet_score_name
+from ldm_ae.evaluation.metrics.image_quality import PerceptualDistance
+from ldm_ae.losses.perceptual.interface import PerceptualLoss, try_size
 
 
 def usable(

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldm_ae.errors import UserError
-from ldm_ae.files import new_folder, writing_folder
+from ldm_ae.core.errors import UserError
+from ldm_ae.io.files import new_folder, writing_folder
 
 
 @contextlib.contextmanager

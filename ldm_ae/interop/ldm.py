@@ -21,11 +21,11 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.interop.folder import exporting
 from ldm_ae.models import Autoencoder, KLAutoencoder, LatentSpec, VQAutoencoder
-from ldm_ae.models.ldm_keys import CODES, idle_attention, is_projection, rename_keys
-from ldm_ae.models.vq import VQModel
+from ldm_ae.models.adapters.vq import VQModel
+from ldm_ae.models.loading.ldm_keys import CODES, idle_attention, is_projection, rename_keys
 
 LDM_FILES = frozenset({"model.safetensors", "config.yaml"})
 GROUPS = 32

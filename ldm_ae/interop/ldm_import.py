@@ -1,8 +1,8 @@
 """Single files of KL and VQ autoencoders, CompVis's and taming's among them, into diffusers folders.
 
-The shapes of the weights say what the network is (`ldm_ae.models.single_file`). The side in pixels that it was trained
-at is not in them; CompVis's YAML has it as `resolution`. That file is optional, and what it says of the network must
-agree with the weights.
+The shapes of the weights say what the network is (`ldm_ae.models.loading.single_file`). The side in pixels that it was
+trained at is not in them; CompVis's YAML has it as `resolution`. That file is optional, and what it says of the network
+must agree with the weights.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from ldm_ae.errors import UserError, printable, reason
+from ldm_ae.core.errors import UserError, printable, reason
 from ldm_ae.interop.diffusers import export_diffusers
-from ldm_ae.models.scales import Scale, check_family, scale_of_family
-from ldm_ae.models.shapes import LDMNetwork
-from ldm_ae.models.single_file import SingleFile, build_autoencoder, open_single_file
+from ldm_ae.models.loading.scales import Scale, check_family, scale_of_family
+from ldm_ae.models.loading.shapes import LDMNetwork
+from ldm_ae.models.loading.single_file import SingleFile, build_autoencoder, open_single_file
 
 RESOLUTION = 256
 """Side in pixels of every first stage that LDM and taming published, where no configuration says it."""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import Batch, seeded_noise
-from ldm_ae.errors import UserError
 from ldm_ae.models import Autoencoder, ChannelStatistics, LatentSpec
 from ldm_ae.models.scaling import (
     check_form,

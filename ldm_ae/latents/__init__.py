@@ -1,12 +1,12 @@
 """The latent store: written once by an encoder, read by anyone's trainer. `store.py` describes the format."""
 
-from ldm_ae.latents.batches import BucketBatchSampler, endless
-from ldm_ae.latents.decoder import decode_store, reconstruct_images
-from ldm_ae.latents.encoder import encode_images
-from ldm_ae.latents.jobs import EncodeSummary
-from ldm_ae.latents.processes import Processes
-from ldm_ae.latents.reader import LatentDataset, LatentStore
-from ldm_ae.latents.verify import inspect_store, verify_store
+from ldm_ae.core.processes import Processes
+from ldm_ae.latents.decoding import decode_store, reconstruct_images
+from ldm_ae.latents.encoding.encoder import encode_images
+from ldm_ae.latents.encoding.jobs import EncodeSummary
+from ldm_ae.latents.store.batches import BucketBatchSampler, endless
+from ldm_ae.latents.store.reader import LatentDataset, LatentStore
+from ldm_ae.latents.store.verify import inspect_store, verify_store
 
 __all__ = [
     "BucketBatchSampler",

@@ -1,11 +1,9 @@
 """The losses, one family a file, and the objective that adds them up."""
 
 from ldm_ae.losses.adversarial import AdversarialLoss, HingeLoss, NonSaturatingLoss, VanillaLoss
-from ldm_ae.losses.lpips import LPIPS
 from ldm_ae.losses.objective import Objective, ObjectiveConfig, ReconstructionTerms
-from ldm_ae.losses.perceptual import PerceptualLoss
+from ldm_ae.losses.perceptual import LPIPS, PerceptualLoss, ShiftTolerantLPIPS
 from ldm_ae.losses.reconstruction import L1, L2, Charbonnier, ReconstructionLoss
-from ldm_ae.losses.shift_tolerant_lpips import ShiftTolerantLPIPS
 
 __all__ = [
     "L1",

@@ -19,9 +19,9 @@ import torch
 from jsonargparse import lazy_instance  # an instance that jsonargparse can write down by class path
 from torch import Tensor, nn
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.losses.adversarial import AdversarialLoss, HingeLoss
-from ldm_ae.losses.perceptual import PerceptualLoss
+from ldm_ae.losses.perceptual.interface import PerceptualLoss
 from ldm_ae.losses.reconstruction import L1, ReconstructionLoss
 
 

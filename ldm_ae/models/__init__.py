@@ -1,13 +1,14 @@
 """The autoencoders: diffusers' networks behind one small interface."""
 
+from ldm_ae.core.devices import pick_device
+from ldm_ae.models.adapters.kl import GaussianPosterior, KLAutoencoder
+from ldm_ae.models.adapters.vq import DiscretePosterior, VQAutoencoder
 from ldm_ae.models.identity import hash_json, model_config, model_hash, network_config, weights_sha256
-from ldm_ae.models.inference import for_inference, pick_device
+from ldm_ae.models.inference import for_inference
 from ldm_ae.models.interface import Autoencoder, AutoencoderOutput, LatentSpec, Posterior
-from ldm_ae.models.kl import GaussianPosterior, KLAutoencoder
-from ldm_ae.models.loading import is_model_folder, load_autoencoder, resolve_model_folder
-from ldm_ae.models.overflow import OverflowGuard, finite_rows, redone_batches, require_finite
+from ldm_ae.models.loading.load import is_model_folder, load_autoencoder, resolve_model_folder
 from ldm_ae.models.statistics import ChannelStatistics
-from ldm_ae.models.vq import DiscretePosterior, VQAutoencoder
+from ldm_ae.models.wrappers.overflow import OverflowGuard, finite_rows, redone_batches, require_finite
 
 __all__ = [
     "Autoencoder",

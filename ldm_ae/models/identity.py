@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.scaling import SCALE
 

@@ -4,23 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from ldm_ae.core.devices import pick_device
 from ldm_ae.core.precision import inference_numerics
-from ldm_ae.errors import UserError
 from ldm_ae.models.interface import Autoencoder
-from ldm_ae.models.overflow import OverflowGuard
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is the accelerator if there is one, else the CPU; UserError for one that is not there."""
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{name}' cannot be used here: {str(error).strip().splitlines()[0][:120]}") from error
-    return device
+from ldm_ae.models.wrappers.overflow import OverflowGuard
 
 
 def for_inference(

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.models.interface import Autoencoder, LatentSpec
 from ldm_ae.models.statistics import ChannelStatistics
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.scaling import NOT_THE_ENCODER, remember_scaled_encoder
 

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from ldm_ae.errors import UserError, printable, reason
-from ldm_ae.files import read_json, sha256, write_json, writing
+from ldm_ae.core.errors import UserError, printable, reason
+from ldm_ae.io.files import read_json, sha256, write_json, writing
+from ldm_ae.io.tensor_files import read_tensors
 from ldm_ae.priors.interface import CodePrior
 from ldm_ae.priors.pixelcnn import GatedPixelCNN
 from ldm_ae.priors.transformer import CausalTransformer
-from ldm_ae.tensor_files import read_tensors
 
 CONFIG, WEIGHTS = "config.json", "prior.safetensors"
 FORMAT = "ldm_ae code prior"

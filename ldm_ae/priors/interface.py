@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 
 LARGEST_CODEBOOK = 2**18
 """A prior has a logit for every code; of larger codebooks (LFQ, BSQ) nobody can afford that."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.priors.interface import CodePrior, Steps
 
 HEAD_DIM = 32

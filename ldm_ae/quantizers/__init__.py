@@ -6,7 +6,7 @@ from dataclasses import asdict
 from inspect import isabstract
 from typing import Any
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.quantizers.bsq import BSQ
 from ldm_ae.quantizers.codebook import CaredTable, CodebookCare
 from ldm_ae.quantizers.cosine import CosineVQ

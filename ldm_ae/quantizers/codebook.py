@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.quantizers.interface import COUNTABLE, Choice, Quantized, Quantizer, straight_through
 from ldm_ae.quantizers.kmeans import draw_positions, kmeans
 from ldm_ae.quantizers.nearest import nearest_codes

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.quantizers.codebook import CaredTable, CodebookCare, CodeTable, uniform_table
 from ldm_ae.quantizers.interface import Quantized, squared_error
 from ldm_ae.quantizers.processes import cluster_sums

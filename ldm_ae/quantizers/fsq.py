@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.quantizers.interface import Choice, Quantizer, straight_through
 
 EPSILON = 1e-3

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.quantizers.codebook import check_table, to_rows
 from ldm_ae.quantizers.interface import Choice, Quantized, Quantizer, soft_choice
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.quantizers.interface import Choice, Quantizer, squared_error, straight_through
 from ldm_ae.quantizers.regularizers import diversity
 

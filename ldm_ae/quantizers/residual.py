@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.quantizers.interface import Choice, Quantized, Quantizer, straight_through
 
 

@@ -1,7 +1,7 @@
 """Training: the two optimization steps, and the loop around them."""
 
-from ldm_ae.errors import Stopped
-from ldm_ae.training.checkpoint import newest_checkpoint, problems
+from ldm_ae.core.errors import Stopped
+from ldm_ae.training.checkpoints.checkpoint import newest_checkpoint, problems
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.trainer import Trainer

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
+from ldm_ae.core.errors import UserError, printable
 from ldm_ae.data import Source
-from ldm_ae.errors import UserError, printable
 
 CONFIG = "config.yaml"
 """In a run directory: the resolved configuration."""

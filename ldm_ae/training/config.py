@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import Precision
-from ldm_ae.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

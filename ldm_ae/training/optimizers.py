@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

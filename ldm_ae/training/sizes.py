@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm_ae.core.dry_run import RefusedError, dry_run, smallest_side
+from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators import Discriminator
-from ldm_ae.dry_run import RefusedError, dry_run, smallest_side
-from ldm_ae.errors import UserError
-from ldm_ae.evaluation.image_quality import image_scores
+from ldm_ae.evaluation.metrics.image_quality import image_scores
 from ldm_ae.losses import ObjectiveConfig
-from ldm_ae.losses.perceptual import try_size
+from ldm_ae.losses.perceptual.interface import try_size
 from ldm_ae.models import Autoencoder
 from ldm_ae.training.config import TrainingConfig
 

@@ -18,26 +18,26 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ldm_ae.core.convolutions import speed_up
+from ldm_ae.core.environment import ENVIRONMENT, describe_environment
+from ldm_ae.core.errors import Stopped, UserError
 from ldm_ae.core.precision import Numerics, Placement, place
+from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.data import Batch, EvaluationLoader, TrainingLoader, seeded_noise
 from ldm_ae.discriminators import BothSides, Discriminator
-from ldm_ae.environment import ENVIRONMENT, describe_environment
-from ldm_ae.errors import Stopped, UserError
 from ldm_ae.evaluation import comparison_grid, validate
-from ldm_ae.files import write_json, writing_folder
 from ldm_ae.interop import settle_scaling
+from ldm_ae.io.files import write_json, writing_folder
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.trainable import set_trainable
-from ldm_ae.terminal import ProgressDisplay
-from ldm_ae.training.alarms import Alarms
+from ldm_ae.training.checkpoints.saver import Progress, Saver
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.ema import EMA
-from ldm_ae.training.guard import Guard
+from ldm_ae.training.monitoring.alarms import Alarms
+from ldm_ae.training.monitoring.guard import Guard
+from ldm_ae.training.monitoring.run_log import RunLog, Window, peak_memory_bytes
+from ldm_ae.training.monitoring.signals import Signals
 from ldm_ae.training.optimizers import OptimizerConfig
-from ldm_ae.training.run_log import RunLog, Window, peak_memory_bytes
-from ldm_ae.training.saver import Progress, Saver
-from ldm_ae.training.signals import Signals
 from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
 
 SAMPLE_IMAGES = 8
@@ -97,9 +97,8 @@ class Trainer:
             autoencoder.enable_gradient_checkpointing()
         self.discriminator = _synchronized(discriminator, accelerator)
         pair = None if self.discriminator is None else BothSides(self.discriminator)
-        for module in (autoencoder, self.discriminator):
-            if module is not None:
-                place(module, accelerator.device, numerics.placement)
+        for module in filter(None, (autoencoder, self.discriminator)):
+            place(module, accelerator.device, numerics.placement)
         if self.ema is not None:
             place(self.ema.model, accelerator.device, Placement(numerics.layout))
         if training.compile:
@@ -116,8 +115,7 @@ class Trainer:
         generator_parameters = [p for p in [*autoencoder.parameters(), *objective.parameters()] if p.requires_grad]
         self.parameters: list[list[nn.Parameter]] = [generator_parameters]
         self.optimizer_configs = [optimizer, discriminator_optimizer]
-        # Under fp16 the scaler must be able to leave a step out, which a fused optimizer does inside, unseen.
-        fused = numerics.precision != "fp16"
+        fused = numerics.precision != "fp16"  # a fused optimizer would leave a step out inside, unseen
         self.optimizers = [optimizer.build(generator_parameters, loader.global_batch, fused=fused)]
         if pair is not None:
             self.parameters.append(list(pair.parameters()))
@@ -163,7 +161,7 @@ class Trainer:
             )  # fmt: skip
         self.alarms, self.window = Alarms(), Window()
         stream = self.loader.steps(self.position)
-        with log.progress, Signals() as signals:
+        with log.progress, self.saver.settled(), Signals() as signals:
             log.advance(self.step)
             while self.step < config.max_steps:
                 started = time.perf_counter()

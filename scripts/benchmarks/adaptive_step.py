@@ -20,7 +20,7 @@ from measuring import Variant
 from torch import Tensor
 from training_step import KL_F8, Setting, make_batch, make_parts
 
-from ldm_ae.errors import exit_status
+from ldm_ae.core.errors import exit_status
 from ldm_ae.models import pick_device
 from ldm_ae.training.steps import ADAPTIVE_EPS, ADAPTIVE_MAX, MicroBatch, StepParts, generator_step
 

@@ -23,15 +23,15 @@ from measuring import Variant
 from torch import nn
 from torch.optim import Adam, Optimizer
 
-from ldm_ae.allocator import keep_freed_memory
+from ldm_ae.core.allocator import keep_freed_memory
+from ldm_ae.core.errors import exit_status
 from ldm_ae.core.precision import place, training_placement
 from ldm_ae.discriminators import PatchDiscriminator
-from ldm_ae.errors import exit_status
 from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
 from ldm_ae.training import TrainingConfig
+from ldm_ae.training.checkpoints.saver import Progress, Saver
 from ldm_ae.training.ema import EMA
-from ldm_ae.training.saver import Progress, Saver
 
 KL_F8 = (128, 256, 512, 512)
 

@@ -15,8 +15,8 @@ from measuring import Variant
 from torch import Tensor
 from training_step import KL_F8, Setting, make_autoencoder, make_batch
 
+from ldm_ae.core.errors import exit_status
 from ldm_ae.core.precision import FAST, bfloat16_speed
-from ldm_ae.errors import exit_status
 from ldm_ae.models import Autoencoder, for_inference, pick_device
 
 

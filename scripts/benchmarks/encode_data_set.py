@@ -33,10 +33,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from training_step import KL_F8, Setting, make_autoencoder
 
-from ldm_ae.allocator import keep_freed_memory
+from ldm_ae.core.allocator import keep_freed_memory
+from ldm_ae.core.errors import exit_status
 from ldm_ae.core.precision import FAST, bfloat16_speed
 from ldm_ae.data import ImageTransform, open_source
-from ldm_ae.errors import exit_status
 from ldm_ae.latents import encode_images
 from ldm_ae.models import KLAutoencoder, pick_device
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from short_runs import Protocol, protocol_arguments, train_and_score
 
-from ldm_ae.environment import git_commit
-from ldm_ae.errors import exit_status
+from ldm_ae.core.environment import git_commit
+from ldm_ae.core.errors import exit_status
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from measuring import Variant
 from training_step import KL_F8, Setting, Textbook
 from training_step import own as own_training
 
-from ldm_ae.errors import exit_status
+from ldm_ae.core.errors import exit_status
 from ldm_ae.models import pick_device
 
 TARGET = 1.5

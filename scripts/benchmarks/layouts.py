@@ -13,7 +13,7 @@ import measuring
 import torch
 from measuring import Variant
 
-from ldm_ae.allocator import keep_freed_memory
+from ldm_ae.core.allocator import keep_freed_memory
 from ldm_ae.core.precision import DTYPES, FAST, LAYOUTS, PLAIN, Placement, bfloat16_speed, place
 from ldm_ae.models import KLAutoencoder, pick_device
 

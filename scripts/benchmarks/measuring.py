@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ldm_ae.core.environment import git_commit, package_versions
 from ldm_ae.core.precision import bfloat16_speed, machine_name
-from ldm_ae.environment import git_commit, package_versions
 from ldm_ae.models import pick_device
 
 MEMORY_INFO, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from measuring import Variant
 from torch import Tensor
 
-from ldm_ae.errors import exit_status
+from ldm_ae.core.errors import exit_status
 from ldm_ae.models import pick_device
 from ldm_ae.quantizers import nearest_codes
 

@@ -14,10 +14,10 @@ import torch
 from measuring import Variant
 from torch import Tensor, nn
 
-from ldm_ae.allocator import keep_freed_memory
+from ldm_ae.core.allocator import keep_freed_memory
 from ldm_ae.core.convolutions import speed_up
+from ldm_ae.core.errors import exit_status
 from ldm_ae.core.precision import FAST, bfloat16_speed, training_placement
-from ldm_ae.errors import exit_status
 from ldm_ae.losses import LPIPS
 from ldm_ae.models import pick_device
 

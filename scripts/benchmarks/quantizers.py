@@ -17,10 +17,10 @@ import torch
 import yaml
 from short_runs import Protocol, protocol_arguments, train_and_score
 
-from ldm_ae.environment import git_commit
-from ldm_ae.errors import exit_status
-from ldm_ae.files import make_folder, write_json, writing
-from ldm_ae.resources import recipe
+from ldm_ae.core.environment import git_commit
+from ldm_ae.core.errors import exit_status
+from ldm_ae.core.resources import recipe
+from ldm_ae.io.files import make_folder, write_json, writing
 
 TABLE = {"codebook_size": 512, "codebook_dim": 4}
 CARE = {"kmeans_iterations": 10, "restart_below": 0.1, "usage_decay": 0.9}

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import matplotlib as mpl
 from short_runs import RATES, Protocol, protocol_arguments, score, score_codec, train_and_score
 
-from ldm_ae.environment import git_commit
-from ldm_ae.errors import UserError, exit_status
+from ldm_ae.core.environment import git_commit
+from ldm_ae.core.errors import UserError, exit_status
 from ldm_ae.evaluation.codecs import CODECS
-from ldm_ae.files import make_folder, write_json, writing
+from ldm_ae.io.files import make_folder, write_json, writing
 
 QUALITIES = (2, 5, 10, 20, 40, 60, 80, 90)
 LABELS = {

@@ -20,11 +20,11 @@ from measuring import Variant
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm_ae.errors import exit_status
+from ldm_ae.core.errors import exit_status
 from ldm_ae.latents import LatentDataset
-from ldm_ae.latents.provenance import scaling_of
-from ldm_ae.latents.store import StoreRequest
-from ldm_ae.latents.writer import StoreWriter
+from ldm_ae.latents.store.format import StoreRequest
+from ldm_ae.latents.store.provenance import scaling_of
+from ldm_ae.latents.store.writer import StoreWriter
 from ldm_ae.models import LatentSpec, hash_json
 
 SHARD = 256

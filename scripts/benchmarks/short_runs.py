@@ -12,8 +12,8 @@ from typing import NamedTuple
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate
 from ldm_ae.evaluation.codecs import Codec, code_images
-from ldm_ae.evaluation.image_quality import image_scores
-from ldm_ae.evaluation.networks import perceptual_network
+from ldm_ae.evaluation.metrics.image_quality import image_scores
+from ldm_ae.evaluation.metrics.networks import perceptual_network
 from ldm_ae.models import load_autoencoder
 
 RATES = ("kl_bits_per_pixel", "bits_per_pixel", "entropy_bits_per_pixel")

@@ -26,11 +26,11 @@ from measuring import Variant
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from ldm_ae.allocator import keep_freed_memory
+from ldm_ae.core.allocator import keep_freed_memory
 from ldm_ae.core.convolutions import speed_up
+from ldm_ae.core.errors import exit_status
 from ldm_ae.core.precision import FAST, LAYOUTS, Placement, bfloat16_speed, place, training_placement
 from ldm_ae.discriminators import BothSides, PatchDiscriminator
-from ldm_ae.errors import exit_status
 from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
 from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ldm_ae.environment import git_commit
+from ldm_ae.core.environment import git_commit
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parents[1] / "docs" / "RELIABILITY.md"

@@ -24,9 +24,9 @@ from trials import Trial, arguments
 
 from ldm_ae.data import decode_image, open_source
 from ldm_ae.latents import LatentDataset, LatentStore, verify_store
-from ldm_ae.latents.convert import convert_store
+from ldm_ae.latents.conversion.convert import convert_store
+from ldm_ae.latents.conversion.import_store import import_latents
 from ldm_ae.latents.formats import FORMATS
-from ldm_ae.latents.incoming import import_latents
 from ldm_ae.models import KLAutoencoder, VQAutoencoder
 from ldm_ae.quantizers import VQ
 from runs import run

@@ -20,7 +20,7 @@ from trials import Trial, arguments, make_images, make_recipe
 
 from ldm_ae.inspection import inspect_path
 from ldm_ae.models import KLAutoencoder
-from ldm_ae.training.checkpoint import load_state, newest_checkpoint
+from ldm_ae.training.checkpoints.checkpoint import load_state, newest_checkpoint
 from runs import run
 
 COMMANDS = ("train", "encode", "export")

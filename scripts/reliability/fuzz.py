@@ -25,16 +25,16 @@ from mutations import SECONDS, flip_bits, mutate_json, time_limit
 from safetensors.torch import save
 from trials import Trial, arguments, make_images, make_recipe
 
-from ldm_ae.config import parse_config
-from ldm_ae.errors import UserError
-from ldm_ae.files import sha256, write_json
+from ldm_ae.core.errors import UserError
+from ldm_ae.io.files import sha256, write_json
+from ldm_ae.io.tensor_files import read_tensors
 from ldm_ae.latents import LatentStore
-from ldm_ae.latents.store import read_description
+from ldm_ae.latents.store.format import read_description
 from ldm_ae.models import KLAutoencoder, LatentSpec, hash_json, load_autoencoder
-from ldm_ae.tensor_files import read_tensors
 from ldm_ae.training import problems
-from ldm_ae.training.checkpoint import FORMAT, MANIFEST, load_state
-from ldm_ae.training.tree import split_tensors
+from ldm_ae.training.checkpoints.checkpoint import FORMAT, MANIFEST, load_state
+from ldm_ae.training.checkpoints.tree import split_tensors
+from ldm_ae.training.run import parse_config
 
 Reader = Callable[[random.Random], object]
 """Feeds one changed input to a reader; raises if what came out is not what the reader is documented to give."""

@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 from trials import Trial, arguments, make_images
 
+from ldm_ae.io.locks import LOCK, holder
 from ldm_ae.latents import LatentStore, inspect_store, verify_store
-from ldm_ae.latents.work import finished, recorded
-from ldm_ae.locks import LOCK, holder
+from ldm_ae.latents.store.records import finished, recorded
 from ldm_ae.models import KLAutoencoder
 from runs import POLL_SECONDS, Run, run
 

@@ -26,11 +26,11 @@ from samples import Samples, make_samples
 from trials import Trial, arguments
 
 from ldm_ae.cli import main as ldm_ae
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.inspection import inspect_path
 from ldm_ae.latents import LatentDataset, decode_store, verify_store
 from ldm_ae.models import load_autoencoder
-from ldm_ae.training.checkpoint import load_state, newest_checkpoint
+from ldm_ae.training.checkpoints.checkpoint import load_state, newest_checkpoint
 
 
 class Answer(NamedTuple):

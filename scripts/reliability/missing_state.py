@@ -15,9 +15,9 @@ from pathlib import Path
 
 from trials import Trial, arguments, make_images, make_recipe
 
-from ldm_ae.files import sha256, write_json
-from ldm_ae.training.checkpoint import MANIFEST
-from ldm_ae.training.state import KEYS
+from ldm_ae.io.files import sha256, write_json
+from ldm_ae.training.checkpoints.checkpoint import MANIFEST
+from ldm_ae.training.checkpoints.state import KEYS
 from runs import run
 
 

@@ -31,7 +31,7 @@ from PIL import Image
 from samples import Samples, make_samples
 from trials import Trial, arguments, make_images, make_recipe
 
-from ldm_ae.data.decoding import FORMATS
+from ldm_ae.images.decoding import FORMATS
 from ldm_ae.latents import LatentDataset, LatentStore, verify_store
 from ldm_ae.training import newest_checkpoint, problems
 
@@ -147,7 +147,7 @@ def check_reasons(trial: Trial, found: Folders, reasons: dict[str, str], where: 
 
 def libraries() -> Run:
     """A process that imports what the commands import, and does nothing."""
-    return python("-c", "import ldm_ae.config, ldm_ae.evaluation, ldm_ae.latents, ldm_ae.interop")
+    return python("-c", "import ldm_ae.training.run, ldm_ae.evaluation, ldm_ae.latents, ldm_ae.interop")
 
 
 def check_memory(trial: Trial, name: str, run: Run, base: Run) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from ldm_ae import cli, config  # noqa: F401 - imported before the forks
+import ldm_ae.cli  # imported before the forks, as the next is
+import ldm_ae.training.run
 
 torch.set_num_threads(1)
 POLL_SECONDS = 0.0005
@@ -114,7 +115,7 @@ def _fork(
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         if before is not None:
             before()
-        status = cli.main(list(arguments))
+        status = ldm_ae.cli.main(list(arguments))
     except SystemExit as end:
         status = int(end.code or 0)
     except Exception:  # noqa: BLE001 - what a process prints when it ends by one

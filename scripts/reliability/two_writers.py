@@ -18,8 +18,8 @@ from pathlib import Path
 
 from trials import Trial, arguments, make_images, make_recipe
 
-from ldm_ae.files import sha256
-from ldm_ae.locks import LOCK
+from ldm_ae.io.files import sha256
+from ldm_ae.io.locks import LOCK
 from ldm_ae.models import KLAutoencoder
 from runs import Run, run
 

@@ -13,6 +13,8 @@ import yaml
 from torch import nn
 
 from ldm_ae.core import precision
+from ldm_ae.core.environment import ENVIRONMENT
+from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import (
     SPEED_VARIABLE,
     Placement,
@@ -23,8 +25,7 @@ from ldm_ae.core.precision import (
     training_numerics,
     training_placement,
 )
-from ldm_ae.environment import ENVIRONMENT, recorded_numerics
-from ldm_ae.errors import UserError
+from ldm_ae.training.recorded import recorded_numerics
 from tests.pictures import smooth_picture
 from tests.training.common import TINY, run
 

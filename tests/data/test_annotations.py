@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import Annotated, open_source
 from ldm_ae.data.texts import BadText, decode_text, read_label
-from ldm_ae.errors import UserError
 from tests.pictures import smooth_picture
 
 KEYS = ["cats/1.png", "cats/2.png", "dogs/1.png"]

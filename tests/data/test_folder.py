@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import open_source
 from ldm_ae.data.sources import tree as tree_module
-from ldm_ae.errors import UserError
 from tests.data.source_files import image, write_folder, write_webdataset
 
 

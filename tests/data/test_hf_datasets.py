@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import RawImage, open_source
 from ldm_ae.data.sources import hf_datasets as hf_datasets_module
-from ldm_ae.errors import UserError
 from tests.data.source_files import dataset, image, write_hf_datasets
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm_ae.core.errors import RunError, UserError
 from ldm_ae.data import (
     Decoding,
     EvaluationLoader,
@@ -24,7 +25,6 @@ from ldm_ae.data import (
     split_holdout,
 )
 from ldm_ae.data.sources.folder import FolderSource
-from ldm_ae.errors import RunError, UserError
 
 RANDOM = ImageTransform(size=16, crop="random", flip=True)
 RANDOM_FREE = ImageTransform(size=16)

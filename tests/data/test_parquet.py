@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import BadImage, RawImage, open_source
 from ldm_ae.data import row_groups as row_groups_module
 from ldm_ae.data.sources.parquet import split_files
-from ldm_ae.errors import UserError
 from tests.data.source_files import dataset, image
 
 

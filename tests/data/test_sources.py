@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import RawImage, Source, decode_image, open_source
 from ldm_ae.data.sources import SOURCES
 from ldm_ae.data.sources import photos as photos_module
-from ldm_ae.errors import UserError
 from tests.data import source_files
 from tests.data.source_files import dataset, image, write_folder, write_tar, write_webdataset
 

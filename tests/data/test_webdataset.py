@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import BadImage, RawImage, open_source
-from ldm_ae.errors import UserError
 from tests.data.source_files import image, write_tar, write_webdataset
 
 

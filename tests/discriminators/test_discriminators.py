@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ldm_ae import discriminators
+from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators import BothSides, Discriminator, PatchDiscriminator
-from ldm_ae.errors import UserError
 
 ALL = sorted(
     {c for c in vars(discriminators).values() if isinstance(c, type) and issubclass(c, Discriminator)}

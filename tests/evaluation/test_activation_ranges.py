@@ -10,8 +10,8 @@ import torch
 
 from ldm_ae.evaluation import ActivationRanges, activation_ranges, evaluate, first_batches
 from ldm_ae.evaluation.activation_ranges import FP16_LIMIT, SAFETY_MARGIN
-from ldm_ae.evaluation.report import WORST_MODULES, metrics, render
-from ldm_ae.evaluation.summary import summary_lines
+from ldm_ae.evaluation.report.summary import summary_lines
+from ldm_ae.evaluation.report.write import WORST_MODULES, metrics, render
 from ldm_ae.models import KLAutoencoder
 from tests.evaluation.stubs import IdentityAutoencoder, Loader, loader, pictures
 

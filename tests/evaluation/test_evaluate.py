@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import ldm_ae
-from ldm_ae.environment import git_commit, package_versions
-from ldm_ae.errors import UserError
+from ldm_ae.core.environment import git_commit, package_versions
+from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation import FeatureStatistics, evaluate, frechet_distance, psnr, ssim, validate
 from ldm_ae.evaluation.evaluate import Evaluation
-from ldm_ae.evaluation.image_quality import PSNR_CEILING, from_levels
 from ldm_ae.evaluation.latent_summary import ACTIVE_NATS, LatentSummary
-from ldm_ae.evaluation.summary import summary_lines
+from ldm_ae.evaluation.metrics.image_quality import PSNR_CEILING, from_levels
+from ldm_ae.evaluation.report.summary import summary_lines
 from ldm_ae.losses import LPIPS
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, KLAutoencoder, weights_sha256
 from tests.evaluation.stubs import IdentityAutoencoder, Loader, MeanDistance, PixelFeatures, loader, pictures

@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_ae.errors import UserError
-from ldm_ae.evaluation import EfficientNetLite0Features, InceptionFeatures, features, frechet_score_name
-from ldm_ae.evaluation.efficientnet_lite import EfficientNetLite0, SameConv2d
-from ldm_ae.evaluation.features import _efficientnet_file
-from ldm_ae.files import sha256
-from ldm_ae.legacy import read_legacy_weights
+from ldm_ae.core.errors import UserError
+from ldm_ae.evaluation import EfficientNetLite0Features, InceptionFeatures, frechet_score_name
+from ldm_ae.evaluation.metrics import features
+from ldm_ae.evaluation.metrics.efficientnet_lite import EfficientNetLite0, SameConv2d
+from ldm_ae.evaluation.metrics.features import _efficientnet_file
+from ldm_ae.io.files import sha256
+from ldm_ae.io.legacy import read_legacy_weights
 from tests.evaluation.stubs import PixelFeatures
 
 TABBY, TIGER_CAT, PERSIAN, SIAMESE, EGYPTIAN = range(281, 286)

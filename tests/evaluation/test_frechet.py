@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation import FeatureStatistics, frechet_distance
 
 

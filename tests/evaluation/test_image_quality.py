@@ -8,8 +8,8 @@ import skimage.metrics
 import torch
 from torch import Tensor
 
-from ldm_ae.errors import UserError
-from ldm_ae.evaluation.image_quality import (
+from ldm_ae.core.errors import UserError
+from ldm_ae.evaluation.metrics.image_quality import (
     PSNR_CEILING,
     bicubic_thumbnail,
     from_levels,

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm_ae.errors import UserError
-from ldm_ae.evaluation import evaluate, page, report, to_uint8_image, write_report
+from ldm_ae.core.errors import UserError
+from ldm_ae.evaluation import evaluate, to_uint8_image, write_report
 from ldm_ae.evaluation.evaluate import Evaluation
+from ldm_ae.evaluation.report import page
+from ldm_ae.evaluation.report import write as report
 from ldm_ae.models import KLAutoencoder
 from tests.evaluation.stubs import IdentityAutoencoder, MeanDistance, PixelFeatures, loader, pictures
 

@@ -73,7 +73,7 @@ def encode_until(images: int, model: Path, source: Path, store: Path) -> None:
     """Encode until `images` are done, and stop there as a killed process does."""
     from unittest.mock import patch
 
-    from ldm_ae.latents.writer import StoreWriter
+    from ldm_ae.latents.store.writer import StoreWriter
 
     add_unit = StoreWriter.add_unit
 

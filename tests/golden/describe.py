@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors import safe_open
 
-from ldm_ae.files import sha256
+from ldm_ae.io.files import sha256
 
 STATE_OF_LIBRARIES = ("param_groups", "rng")
 """Of a checkpoint's state: torch adds options from version to version, and generators differ from run to run."""

@@ -17,8 +17,8 @@ import yaml
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from ldm_ae.config import train
 from ldm_ae.training import Stopped, Trainer
+from ldm_ae.training.run import train
 
 IMAGES = 12
 STEPS, STOP = 6, 3

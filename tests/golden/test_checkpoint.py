@@ -15,8 +15,8 @@ from ldm_ae.discriminators import PatchDiscriminator
 from ldm_ae.models import Autoencoder, KLAutoencoder, VQAutoencoder
 from ldm_ae.quantizers import VQ
 from ldm_ae.training import problems
-from ldm_ae.training.checkpoint import load_state, write_checkpoint
-from ldm_ae.training.snapshot import Snapshot
+from ldm_ae.training.checkpoints.checkpoint import load_state, write_checkpoint
+from ldm_ae.training.checkpoints.snapshot import Snapshot
 from tests.golden.compare import Golden
 from tests.golden.describe import describe_config, describe_tensors, digests, key_paths
 from tests.golden.inputs import CONFIGS, STEPS, integers, set_exact_weights

@@ -32,7 +32,7 @@ from diffusers import (
 from torch import Tensor
 
 import ldm_ae
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.interop import export_diffusers
 from ldm_ae.models import (
     Autoencoder,
@@ -168,7 +168,7 @@ def test_a_measured_factor_is_read_alike_by_every_pipeline(
 
 @pytest.mark.parametrize("pipeline", ALL)
 def test_the_shipped_model_is_read_alike_by_every_pipeline(pipeline: str) -> None:
-    folder = ldm_ae.resources.shipped_models()["kl-f8c4-small"]
+    folder = ldm_ae.core.resources.shipped_models()["kl-f8c4-small"]
     assert_decodes_as_the_specification_says(ldm_ae.load("kl-f8c4-small"), folder, ALL[pipeline])
 
 
@@ -181,7 +181,7 @@ def test_kolors_lines_undo_the_factor(tiny_model: KLAutoencoder, tmp_path: Path)
     ]  # fmt: skip
     for folder in (
         export_diffusers(tiny_model, tmp_path / "out", scaling=measured()),
-        ldm_ae.resources.shipped_models()["kl-f8c4-small"],
+        ldm_ae.core.resources.shipped_models()["kl-f8c4-small"],
     ):
         pipeline = SimpleNamespace(vae=AutoencoderKL.from_pretrained(folder))
         names = {"self": pipeline, "latents": start()}

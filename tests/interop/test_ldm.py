@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ldm_ae.cli import main
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.interop import export_ldm, from_ldm_state_dict, to_ldm_state_dict
 from ldm_ae.models import KLAutoencoder
 from tests.interop.compvis_reference import CompVisAutoencoder

@@ -16,10 +16,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.interop import export_ldm, import_ldm
 from ldm_ae.models import VQAutoencoder, load_autoencoder, model_hash
-from ldm_ae.models.single_file import open_single_file
+from ldm_ae.models.loading.single_file import open_single_file
 from ldm_ae.quantizers import EMAVQ, FSQ, VQ, CodebookCare
 from tests.interop.compvis_reference import CompVisAutoencoder, CompVisVQ
 

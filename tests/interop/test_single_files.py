@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm_ae.cli import main
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.interop import import_ldm
 from ldm_ae.models import KLAutoencoder, VQAutoencoder, load_autoencoder
-from ldm_ae.models.scales import UNKNOWN, scale_of
-from ldm_ae.models.shapes import LDMNetwork
-from ldm_ae.models.single_file import build_autoencoder, open_single_file
+from ldm_ae.models.loading.scales import UNKNOWN, scale_of
+from ldm_ae.models.loading.shapes import LDMNetwork
+from ldm_ae.models.loading.single_file import build_autoencoder, open_single_file
 from tests.interop.compvis_reference import CompVisAutoencoder, CompVisGumbelVQ, CompVisVQ
 from tests.interop.test_ldm_import import CLOSE, DDCONFIG, params, pixels, shaken, write_yaml
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ldm_ae.cli import main
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.interop import import_ldm
 from tests.interop.test_single_files import below, check_equal, save, source
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ldm_ae.data import ImageTransform, open_source, seeded_noise
 from ldm_ae.latents import EncodeSummary, encode_images
-from ldm_ae.latents.files import write_safetensors
-from ldm_ae.latents.provenance import derive_seed, scaling_of
-from ldm_ae.latents.store import DTYPES, StoreRequest, row_of_tensor
-from ldm_ae.latents.writer import StoreWriter
+from ldm_ae.latents.store.files import write_safetensors
+from ldm_ae.latents.store.format import DTYPES, StoreRequest, row_of_tensor
+from ldm_ae.latents.store.provenance import derive_seed, scaling_of
+from ldm_ae.latents.store.writer import StoreWriter
 from ldm_ae.models import Autoencoder, GaussianPosterior, KLAutoencoder, LatentSpec, hash_json
 
 

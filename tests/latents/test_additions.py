@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.latents import LatentDataset, LatentStore, verify_store
-from ldm_ae.latents.store import read_description
-from ldm_ae.latents.writer import StoreWriter
+from ldm_ae.latents.store.format import read_description
+from ldm_ae.latents.store.writer import StoreWriter
 from ldm_ae.models import KLAutoencoder
 from tests.latents.helpers import contents, encode
 from tests.latents.test_processes import encode_together

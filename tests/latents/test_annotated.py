@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ldm_ae.cli import main
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import Annotated, open_source
-from ldm_ae.errors import UserError
 from ldm_ae.latents import LatentStore, inspect_store, verify_store
-from ldm_ae.latents.annotated import numbering_warnings, read_classes
+from ldm_ae.latents.store.annotated import numbering_warnings, read_classes
 from ldm_ae.models import KLAutoencoder
 from tests.latents.helpers import encode
 from tests.pictures import smooth_picture
@@ -42,7 +42,7 @@ def test_a_caption_that_is_not_valid_costs_one_caption(
 def test_a_record_of_an_earlier_version_with_such_a_caption_is_made_again(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
-    from ldm_ae.latents.work import read_record, write_record
+    from ldm_ae.latents.store.records import read_record, write_record
     from tests.latents.test_resume import SHARDS, encode_until
 
     encode_until(8, tiny_model, image_folder, tmp_path / "store")

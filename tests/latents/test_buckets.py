@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import BucketTransform, ImageTransform, open_source
-from ldm_ae.errors import UserError
-from ldm_ae.files import write_json
+from ldm_ae.io.files import write_json
 from ldm_ae.latents import (
     BucketBatchSampler,
     EncodeSummary,
@@ -29,9 +29,9 @@ from ldm_ae.latents import (
     inspect_store,
     verify_store,
 )
-from ldm_ae.latents.convert import convert_store
-from ldm_ae.latents.files import look_at
-from ldm_ae.latents.work import recorded
+from ldm_ae.latents.conversion.convert import convert_store
+from ldm_ae.latents.store.files import look_at
+from ldm_ae.latents.store.records import recorded
 from ldm_ae.models import ChannelStatistics, KLAutoencoder, VQAutoencoder, hash_json
 from ldm_ae.quantizers import VQ
 from tests.latents.helpers import contents, encode, synthetic_store

@@ -9,8 +9,8 @@ import pytest
 
 from ldm_ae.data import BadImage, RawImage, Source
 from ldm_ae.latents import LatentDataset, LatentStore, verify_store
-from ldm_ae.latents.originals import HashingSource, Originals
-from ldm_ae.latents.writer import StoreWriter
+from ldm_ae.latents.store.source_hashes import HashingSource, Originals
+from ldm_ae.latents.store.writer import StoreWriter
 from ldm_ae.models import KLAutoencoder
 from tests.latents.helpers import contents, encode, overflow_encoder
 from tests.latents.test_processes import encode_together

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.latents import LatentDataset, LatentStore, inspect_store, verify_store
-from ldm_ae.latents.convert import convert_store
-from ldm_ae.latents.incoming import import_latents
+from ldm_ae.latents.conversion.convert import convert_store
+from ldm_ae.latents.conversion.import_store import import_latents
 from ldm_ae.models import GaussianPosterior, KLAutoencoder
 from tests.latents.helpers import contents, encode
 from tests.pictures import smooth_picture

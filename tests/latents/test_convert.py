@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from ldm_ae.cli import main
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import open_source
-from ldm_ae.errors import UserError
 from ldm_ae.latents import LatentDataset, LatentStore
-from ldm_ae.latents.convert import convert_store
+from ldm_ae.latents.conversion.convert import convert_store
 from ldm_ae.latents.fold import Constants, Fold
 from ldm_ae.models import ChannelStatistics, KLAutoencoder, LatentSpec
 from tests.latents.format_readers import READERS, read_kohya, read_mar, read_musubi

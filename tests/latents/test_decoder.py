@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import EvaluationLoader, ImageTransform, RawImage, Source, open_source
-from ldm_ae.errors import UserError
 from ldm_ae.latents import LatentDataset, decode_store, encode_images, reconstruct_images
-from ldm_ae.latents.decoder import output_names
+from ldm_ae.latents.decoding import output_names
 from ldm_ae.models import KLAutoencoder
 from tests.latents.helpers import encode
 

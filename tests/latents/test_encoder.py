@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
-from ldm_ae.errors import UserError
 from ldm_ae.latents import LatentDataset, LatentStore, inspect_store, verify_store
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, KLAutoencoder, model_hash
 from tests.latents.helpers import contents, encode, overflow_encoder

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from ldm_ae.cli import _formats
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import ImageTransform, decode_image, open_source
-from ldm_ae.errors import UserError
 from ldm_ae.latents import LatentStore
-from ldm_ae.latents.convert import ConvertSummary, convert_store
-from ldm_ae.latents.files import look_at
+from ldm_ae.latents.conversion.convert import ConvertSummary, convert_store
 from ldm_ae.latents.fold import Fold
 from ldm_ae.latents.formats import FORMATS
+from ldm_ae.latents.store.files import look_at
 from ldm_ae.models import KLAutoencoder
 from tests.latents.format_contract import (
     DEFAULT_TOLERANCE,

@@ -14,15 +14,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
-from ldm_ae.errors import UserError
-from ldm_ae.files import write_json
 from ldm_ae.inspection import inspect_path
+from ldm_ae.io.files import write_json
 from ldm_ae.latents import LatentDataset, LatentStore, decode_store, inspect_store, verify_store
-from ldm_ae.latents.convert import convert_store
-from ldm_ae.latents.files import write_safetensors
-from ldm_ae.latents.incoming import import_latents
-from ldm_ae.latents.store import index_dtype
+from ldm_ae.latents.conversion.convert import convert_store
+from ldm_ae.latents.conversion.import_store import import_latents
+from ldm_ae.latents.store.files import write_safetensors
+from ldm_ae.latents.store.format import index_dtype
 from ldm_ae.models import KLAutoencoder, LatentSpec, VQAutoencoder, hash_json
 from ldm_ae.quantizers import FSQ, LFQ, VQ, Quantizer, ResidualVQ
 from tests.latents.helpers import contents, encode

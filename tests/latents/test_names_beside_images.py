@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import BucketTransform
-from ldm_ae.errors import UserError
 from ldm_ae.latents import LatentStore
-from ldm_ae.latents.convert import convert_store
-from ldm_ae.latents.file_names import file_stem, stem
+from ldm_ae.latents.conversion.convert import convert_store
+from ldm_ae.latents.conversion.file_names import file_stem, stem
 from ldm_ae.models import Autoencoder
 from tests.latents.helpers import encode, synthetic_store
 

@@ -13,15 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_ae.background import BackgroundWriter
+from ldm_ae.core.background import BackgroundWriter
+from ldm_ae.core.errors import RunError, UserError
 from ldm_ae.data import BucketTransform
-from ldm_ae.errors import RunError, UserError
-from ldm_ae.files import write_json
-from ldm_ae.latents import LatentDataset, LatentStore, encoder, units, verify_store
-from ldm_ae.latents.store import DESCRIPTION, read_description
-from ldm_ae.latents.transfers import Transfers
-from ldm_ae.latents.work import recorded
-from ldm_ae.latents.writer import StoreWriter
+from ldm_ae.io.files import write_json
+from ldm_ae.latents import LatentDataset, LatentStore, verify_store
+from ldm_ae.latents.encoding import encoder, units
+from ldm_ae.latents.encoding.transfers import Transfers
+from ldm_ae.latents.store.format import DESCRIPTION, read_description
+from ldm_ae.latents.store.records import recorded
+from ldm_ae.latents.store.writer import StoreWriter
 from ldm_ae.models import KLAutoencoder, hash_json
 from tests.latents.helpers import contents, encode
 from tests.latents.test_resume import encode_until

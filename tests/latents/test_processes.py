@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ldm_ae.errors import RunError, UserError
-from ldm_ae.files import write_json
-from ldm_ae.latents import LatentDataset, LatentStore, Processes, processes, verify_store, writer
-from ldm_ae.latents.work import recorded
-from ldm_ae.locks import LOCK
+from ldm_ae.core import processes
+from ldm_ae.core.errors import RunError, UserError
+from ldm_ae.io.files import write_json
+from ldm_ae.io.locks import LOCK
+from ldm_ae.latents import LatentDataset, LatentStore, Processes, verify_store
+from ldm_ae.latents.store import writer
+from ldm_ae.latents.store.records import recorded
 from ldm_ae.models import KLAutoencoder
 from tests.latents.helpers import contents, encode
 from tests.latents.test_resume import encode_until
@@ -158,7 +160,7 @@ def test_every_unit_is_in_one_share(tmp_path: Path, tiny_model: KLAutoencoder, i
 
 
 def request_of(path: Path) -> Any:
-    from ldm_ae.latents.store import read_description, read_request
+    from ldm_ae.latents.store.format import read_description, read_request
 
     return read_request(read_description(path)["request"])
 

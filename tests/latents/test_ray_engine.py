@@ -18,18 +18,19 @@ import pytest
 import torch
 
 from ldm_ae.cli import main
+from ldm_ae.core.errors import RunError, UserError
 from ldm_ae.data import RawImage, Wrapped, open_source
-from ldm_ae.errors import RunError, UserError
-from ldm_ae.latents import Processes, writer
-from ldm_ae.latents.jobs import Job
-from ldm_ae.latents.work import recorded
+from ldm_ae.latents import Processes
+from ldm_ae.latents.encoding.jobs import Job
+from ldm_ae.latents.store import writer
+from ldm_ae.latents.store.records import recorded
 from ldm_ae.models import KLAutoencoder
 from tests.latents.helpers import contents, encode
 from tests.latents.test_indices import discrete
 from tests.latents.test_resume import SHARDS, encode_until
 
 try:
-    from ldm_ae.latents import ray_engine
+    from ldm_ae.latents.encoding.engines import ray as ray_engine
 except UserError:
     pytest.skip("the extra ray is not installed", allow_module_level=True)
 
@@ -226,7 +227,7 @@ def test_a_cluster_that_does_not_answer(
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "ldm_ae.latents.ray_engine")
+    monkeypatch.delitem(sys.modules, "ldm_ae.latents.encoding.engines.ray")
     assert main(["encode", "model", "images", "store", "--engine", "ray"]) == 2
     assert capsys.readouterr().err == (
         "ldm-ae: error: --engine ray needs the package ray, which is missing; pip install 'ldm_ae[ray]'\n"

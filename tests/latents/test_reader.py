@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from ldm_ae.errors import UserError
-from ldm_ae.files import write_json
+from ldm_ae.core.errors import UserError
+from ldm_ae.io.files import write_json
 from ldm_ae.latents import LatentDataset, LatentStore, inspect_store, verify_store
-from ldm_ae.latents.files import look_at, write_safetensors
+from ldm_ae.latents.store.files import look_at, write_safetensors
 from ldm_ae.models import KLAutoencoder, LatentSpec, hash_json
 from tests.latents.helpers import encode
 
@@ -91,7 +91,7 @@ def test_workers_and_pickling_change_nothing(store: Path) -> None:
 
 
 def test_many_shards_do_not_stay_open(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldm_ae.latents.reader._OPEN_FILES", 2)
+    monkeypatch.setattr("ldm_ae.latents.store.reader._OPEN_FILES", 2)
     data = LatentDataset(store)
     first = [data[i]["latents"] for i in range(12)]
     assert len(data._open) == 2

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from ldm_ae.files import write_json
-from ldm_ae.latents import LatentStore, encoder, verify_store
-from ldm_ae.latents.work import read_record, recorded
+from ldm_ae.io.files import write_json
+from ldm_ae.latents import LatentStore, verify_store
+from ldm_ae.latents.encoding import encoder
+from ldm_ae.latents.store.records import read_record, recorded
 from ldm_ae.models import KLAutoencoder, hash_json
 from tests.latents.helpers import contents, encode, overflow_encoder
 

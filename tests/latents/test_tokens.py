@@ -12,10 +12,10 @@ import torch
 from safetensors.numpy import load_file
 
 from ldm_ae.cli import main
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.latents import LatentDataset
-from ldm_ae.latents.convert import convert_store
-from ldm_ae.latents.files import look_at
+from ldm_ae.latents.conversion.convert import convert_store
+from ldm_ae.latents.store.files import look_at
 from tests.latents.format_readers import Read, read_tokens
 from tests.latents.helpers import Content, encode, synthetic_store
 from tests.latents.test_indices import discrete

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.losses import L1, L2, Charbonnier, HingeLoss, NonSaturatingLoss, Objective, ObjectiveConfig, VanillaLoss
 from ldm_ae.models import GaussianPosterior
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.losses import LPIPS, PerceptualLoss, ShiftTolerantLPIPS
-from ldm_ae.losses import perceptual as perceptual_module
+from ldm_ae.losses.perceptual import interface as perceptual_module
 
 # Two float32 implementations add the same numbers in another order: about 1e-6 after thirteen convolutions.
 FLOAT32 = 1e-5

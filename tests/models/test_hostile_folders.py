@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.models import LatentSpec, load_autoencoder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -14,9 +14,10 @@ import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from ldm_ae.cli import main
-from ldm_ae.errors import UserError
-from ldm_ae.models import KLAutoencoder, VQAutoencoder, hub, is_model_folder, load_autoencoder
-from ldm_ae.models.hub import is_hub_name
+from ldm_ae.core.errors import UserError
+from ldm_ae.models import KLAutoencoder, VQAutoencoder, is_model_folder, load_autoencoder
+from ldm_ae.models.loading import hub
+from ldm_ae.models.loading.hub import is_hub_name
 from ldm_ae.quantizers import FSQ, VQ
 
 SMALL: dict[str, Any] = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}

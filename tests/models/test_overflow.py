@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.models import KLAutoencoder, OverflowGuard, for_inference, load_autoencoder, redone_batches, require_finite
 from tests.evaluation.stubs import IdentityAutoencoder, PointPosterior
 

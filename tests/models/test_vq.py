@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.models import (
     DiscretePosterior,
     KLAutoencoder,

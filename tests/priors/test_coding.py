@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.priors import GatedPixelCNN, decode_indices, encode_indices
 from tests.priors.common import VARIANTS, small, some_indices, spread
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.priors import GatedPixelCNN, load_prior, save_prior
 from ldm_ae.priors.transformer import _cache_name
 from tests.priors.common import VARIANTS, small, some_indices

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldm_ae import quantizers
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.quantizers import QUANTIZERS, Quantizer, build_quantizer, describe_quantizer
 from tests.quantizers.common import (
     VARIANTS,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import VectorQuantizer
 from torch import Tensor, nn
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.quantizers import (
     BSQ,
     EMAVQ,

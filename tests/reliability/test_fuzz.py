@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from ldm_ae.config import parse_config
-from ldm_ae.errors import UserError, printable, reason
+from ldm_ae.core.errors import UserError, printable, reason
+from ldm_ae.training.run import parse_config
 
 COUNTS = {"manifest": 200, "state": 200, "store": 200, "header": 300, "model": 40, "recipe": 25}
 

@@ -68,7 +68,7 @@ def test_harm_is_seen(
 def test_a_command_answers_in_two_lines(samples: Any) -> None:
     import malicious
 
-    from ldm_ae.errors import UserError
+    from ldm_ae.core.errors import UserError
 
     def fail() -> None:
         raise UserError("a\nb\nc")

@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from ldm_ae.config import train
 from ldm_ae.discriminators import BothSides, PatchDiscriminator
-from ldm_ae.files import sha256
+from ldm_ae.io.files import sha256
 from ldm_ae.losses import L1, Objective, ObjectiveConfig, PerceptualLoss
 from ldm_ae.models import KLAutoencoder
+from ldm_ae.training.run import train
 from ldm_ae.training.steps import MicroBatch, StepParts
 
 

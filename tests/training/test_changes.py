@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.training.changes import changed_settings, remedies
 from ldm_ae.training.optimizers import OptimizerConfig, load_optimizer
 from tests.pictures import smooth_picture
@@ -239,7 +239,7 @@ def test_a_discriminator_that_does_not_fit_for_another_reason_names_the_tensor(t
     """Without a changed setting, such as with a plugin of another version."""
     from safetensors.torch import save_file
 
-    from ldm_ae.training.checkpoint import load_networks
+    from ldm_ae.training.checkpoints.checkpoint import load_networks
 
     save_file({"weight": torch.zeros(2, 3)}, tmp_path / "part.safetensors")
     for network, words in (

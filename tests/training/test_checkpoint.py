@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_ae.background import BackgroundWriter
-from ldm_ae.errors import RunError, UserError
-from ldm_ae.files import sha256, write_json
+from ldm_ae.core.background import BackgroundWriter
+from ldm_ae.core.errors import RunError, UserError
+from ldm_ae.io.files import sha256, write_json
 from ldm_ae.models import KLAutoencoder, load_autoencoder
-from ldm_ae.training.checkpoint import (
+from ldm_ae.training.checkpoints.checkpoint import (
     MANIFEST,
     Checkpoints,
     checkpoint_name,
@@ -30,7 +30,7 @@ from ldm_ae.training.checkpoint import (
     problems,
     write_checkpoint,
 )
-from ldm_ae.training.snapshot import HostCopy, Snapshot
+from ldm_ae.training.checkpoints.snapshot import HostCopy, Snapshot
 
 
 def snapshot(model: KLAutoencoder, step: int) -> Snapshot:
@@ -175,7 +175,7 @@ def test_nothing_is_pruned_for_a_checkpoint_that_was_not_written(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ldm_ae.training.checkpoint.write_direct", fail)
+    monkeypatch.setattr("ldm_ae.training.checkpoints.checkpoint.write_direct", fail)
     with pytest.raises(RunError, match=r"cannot write .*step-00000002: the disk is full, [\d,]+ bytes are needed"):
         checkpoints.write(snapshot(tiny_model, 2), best_step=None)
     assert {p: sha256(p) for p in tmp_path.rglob("*") if p.is_file()} == expected

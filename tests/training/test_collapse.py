@@ -10,7 +10,7 @@ import torch
 from ldm_ae.models import VQAutoencoder
 from ldm_ae.quantizers import EMAVQ, FSQ, VQ, CodebookCare, Quantizer
 from ldm_ae.quantizers.codebook import CaredTable
-from ldm_ae.training.alarms import PATIENCE, Alarms
+from ldm_ae.training.monitoring.alarms import PATIENCE, Alarms
 from tests.evaluation.stubs import pictures
 
 CODES = 64

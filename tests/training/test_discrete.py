@@ -16,14 +16,14 @@ from diffusers import VQModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ldm_ae.config import parse_config, train
+from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators import BothSides, PatchDiscriminator
-from ldm_ae.errors import UserError
-from ldm_ae.files import sha256
+from ldm_ae.io.files import sha256
 from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import VQAutoencoder, load_autoencoder
 from ldm_ae.quantizers import EMAVQ, VQ, CodebookCare, GumbelVQ, Quantizer
 from ldm_ae.training import Trainer
+from ldm_ae.training.run import parse_config, train
 from ldm_ae.training.steps import MicroBatch, StepParts, generator_step
 from tests.training.common import assert_close, make_batches, small_perceptual, step_gradients, whole
 from tests.training.processes import run_processes

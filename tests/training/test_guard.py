@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ldm_ae.core.errors import RunError
 from ldm_ae.data import Batch
-from ldm_ae.errors import RunError
-from ldm_ae.files import sha256
-from ldm_ae.training import Trainer, checkpoint, newest_checkpoint
-from ldm_ae.training import state as state_module
-from ldm_ae.training.guard import Guard
+from ldm_ae.io.files import sha256
+from ldm_ae.training import Trainer, newest_checkpoint
+from ldm_ae.training.checkpoints import checkpoint
+from ldm_ae.training.checkpoints import state as state_module
+from ldm_ae.training.checkpoints.saver import Saver
+from ldm_ae.training.monitoring.guard import Guard
 from tests.training.common import run
 
 Fault = Callable[[Trainer, Sequence[Batch]], Callable[[], None]]
@@ -193,3 +196,26 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(
         run(tiny_config, tmp_path / "run")
     assert good
     assert {path: sha256(path) for path in good} == good
+
+
+def test_a_checkpoint_that_is_being_written_is_whole_before_an_error_leaves_the_run(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_step, plain_write = Trainer.train_step, Saver._write
+
+    def step(self: Trainer, batches: Sequence[Batch]) -> Any:
+        if self.step == 2:
+            raise RunError("as after too many bad steps")
+        return plain_step(self, batches)
+
+    def slow_write(self: Saver, *arguments: Any) -> None:
+        time.sleep(0.3)
+        plain_write(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    monkeypatch.setattr(Saver, "_write", slow_write)
+    with pytest.raises(RunError, match="too many bad steps"):
+        run(tiny_config, tmp_path / "run", "--training.checkpoint_every", "1")
+    newest, damaged = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert newest is not None
+    assert (newest.name, damaged) == ("step-00000002", {})

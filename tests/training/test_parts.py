@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.models import KLAutoencoder
 from ldm_ae.models.trainable import set_trainable
-from ldm_ae.training.alarms import PATIENCE, Alarms
+from ldm_ae.training.checkpoints.rng import rng_state, set_rng_state
+from ldm_ae.training.checkpoints.state import check_state
+from ldm_ae.training.checkpoints.tree import join_tensors, split_tensors
 from ldm_ae.training.ema import EMA
+from ldm_ae.training.monitoring.alarms import PATIENCE, Alarms
 from ldm_ae.training.optimizers import OptimizerConfig, load_optimizer
-from ldm_ae.training.rng import rng_state, set_rng_state
-from ldm_ae.training.state import check_state
-from ldm_ae.training.tree import join_tensors, split_tensors
 
 
 def test_ema_follows_its_formula(tiny_model: KLAutoencoder) -> None:

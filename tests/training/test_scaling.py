@@ -12,12 +12,12 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from ldm_ae.cli import main
-from ldm_ae.config import train
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.inspection import inspect_model
 from ldm_ae.interop import measure_scaling, settle_scaling
 from ldm_ae.models import ChannelStatistics, KLAutoencoder, load_autoencoder
 from ldm_ae.models.scaling import SCALE, SCALED_ENCODER, encoder_sha256, scale_is_known
+from ldm_ae.training.run import train
 from tests.training.common import small_model
 
 VECTORS = {"latents_mean": (0.5, -1.0, 2.0, 0.25), "latents_std": (1.5, 0.5, 3.0, 2.0)}

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm_ae.config import build_config, parse_config, train
+from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators import PatchDiscriminator
-from ldm_ae.errors import UserError
 from ldm_ae.losses import L1, LPIPS, ObjectiveConfig
 from ldm_ae.models import Autoencoder, KLAutoencoder, VQAutoencoder
 from ldm_ae.quantizers import EMAVQ, FSQ, LFQ, VQ, CodebookCare, ResidualVQ
 from ldm_ae.training import TrainingConfig
+from ldm_ae.training.run import build_config, parse_config, train
 from ldm_ae.training.sizes import check_sizes
 from tests.pictures import smooth_picture
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import Batch
-from ldm_ae.errors import UserError
 from ldm_ae.evaluation import psnr
 from ldm_ae.models import load_autoencoder
 from ldm_ae.training import Stopped, Trainer, newest_checkpoint
-from ldm_ae.training.snapshot import HostCopy, Snapshot
+from ldm_ae.training.checkpoints.snapshot import HostCopy, Snapshot
 from ldm_ae.training.steps import generator_step
 from tests.training.common import files, make_batches, make_parts, run, whole
 

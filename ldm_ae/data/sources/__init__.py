@@ -7,11 +7,11 @@ import inspect
 import pkgutil
 from pathlib import Path
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data.account import Account
 from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, RawImage, Source, Wrapped
 from ldm_ae.data.sources.parquet import ParquetSource
 from ldm_ae.data.sources.tree import Tree
-from ldm_ae.errors import UserError
 
 __all__ = ["SOURCES", "RawImage", "Source", "Wrapped", "open_source"]
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, overload
 
 import numpy as np
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data.account import Account
-from ldm_ae.data.decoding import BadImage
-from ldm_ae.errors import UserError
+from ldm_ae.images.decoding import BadImage
 
 if TYPE_CHECKING:
     from ldm_ae.data.sources.tree import Tree

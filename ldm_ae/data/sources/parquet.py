@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ldm_ae.core.errors import UserError, reason
 from ldm_ae.data.account import Account
-from ldm_ae.data.decoding import BadImage
 from ldm_ae.data.row_groups import RowGroups, open_parquet
 from ldm_ae.data.sources.base import ColumnSource, RawImage, printable, read_regular
 from ldm_ae.data.sources.tree import Tree, is_saved
 from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, Annotations, spelled
-from ldm_ae.errors import UserError, reason
+from ldm_ae.images.decoding import BadImage
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 """Columns of encoded images, the first that is there."""

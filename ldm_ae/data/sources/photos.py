@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data.sources.base import RawImage, Source
 from ldm_ae.data.sources.tree import Tree
-from ldm_ae.errors import UserError
 
 _FOLDERS = {"scikit-image": ("skimage", "data"), "scikit-learn": ("sklearn", "datasets/images")}
 # Split by image, and the two views of one motorcycle on the same side. Held out are three ordinary photos (a cat, a

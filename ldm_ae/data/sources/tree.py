@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data.account import Account
 from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, extension
-from ldm_ae.errors import UserError
 
 TEXTS = ("txt", "caption", "json")
 """Extensions of files that may lie beside an image, in the order in which their captions count."""

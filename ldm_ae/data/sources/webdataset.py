@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data.account import Account
-from ldm_ae.data.decoding import BadImage
 from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, RawImage, Source, StringTable, extension, printable
 from ldm_ae.data.sources.tree import IMAGE_LIKE, TEXTS, Tree
 from ldm_ae.data.texts import LABEL_LIMIT, Annotations
-from ldm_ae.errors import UserError
+from ldm_ae.images.decoding import BadImage
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}

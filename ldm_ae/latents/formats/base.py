@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import Source
-from ldm_ae.errors import UserError
 from ldm_ae.latents.fold import Constants, Fold
-from ldm_ae.latents.reader import LatentDataset, LatentStore
+from ldm_ae.latents.store.reader import LatentDataset, LatentStore
 
 FLIP = "_flip"
 """Ends the name of a mirror image's tensor."""

@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ldm_ae.errors import UserError
-from ldm_ae.latents.file_names import file_stem
+from ldm_ae.core.errors import UserError
+from ldm_ae.latents.conversion.file_names import file_stem
 from ldm_ae.latents.fold import Constants
 from ldm_ae.latents.formats.base import Format, Options, Pictures, Samples, architecture, write_new
 

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ldm_ae.errors import UserError
-from ldm_ae.latents.files import write_bytes, write_safetensors
+from ldm_ae.core.errors import UserError
+from ldm_ae.latents.conversion.output import INDEX_FILE, METADATA
 from ldm_ae.latents.formats.base import FLIP, Foreign, Format, Pictures, Samples
-from ldm_ae.latents.output import INDEX_FILE, METADATA
-from ldm_ae.latents.statistics_files import lightningdit_statistics
-from ldm_ae.latents.store import LIGHTNINGDIT_STATISTICS
+from ldm_ae.latents.store.files import write_bytes, write_safetensors
+from ldm_ae.latents.store.format import LIGHTNINGDIT_STATISTICS
+from ldm_ae.latents.store.statistics_files import lightningdit_statistics
 
 _TENSORS = ("latents", "latents_flip")
 _SHARD = 1024

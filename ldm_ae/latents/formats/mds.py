@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm_ae.errors import UserError
+from ldm_ae.core.errors import UserError
 from ldm_ae.latents.fold import Constants
 from ldm_ae.latents.formats.base import Format, Pictures, Samples
 

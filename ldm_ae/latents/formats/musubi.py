@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldm_ae.latents.file_names import file_stem
+from ldm_ae.io.tensor_files import safetensors_pieces
+from ldm_ae.latents.conversion.file_names import file_stem
 from ldm_ae.latents.fold import Constants
 from ldm_ae.latents.formats.base import Format, Options, Pictures, Samples, architecture, write_new
-from ldm_ae.tensor_files import safetensors_pieces
 
 _FULL_NAMES = {"hv": "hunyuan_video", "qi": "qwen_image", "wan": "wan", "zi": "z_image"}
 _CONSTANTS = {

@@ -15,8 +15,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from ldm_ae.errors import UserError
-from ldm_ae.latents.file_names import stem
+from ldm_ae.core.errors import UserError
+from ldm_ae.latents.conversion.file_names import stem
 from ldm_ae.latents.formats.base import Format, Pictures, Samples, mean_and_std, npy, write_new
 
 

@@ -20,8 +20,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from ldm_ae.errors import UserError
-from ldm_ae.latents.files import write_bytes
+from ldm_ae.core.errors import UserError
 from ldm_ae.latents.formats.base import (
     Format,
     Options,
@@ -33,6 +32,7 @@ from ldm_ae.latents.formats.base import (
     numbered,
     write_labels,
 )
+from ldm_ae.latents.store.files import write_bytes
 
 _LATENTS, _IMAGES = "img-mean-std-", "img"
 

@@ -31,9 +31,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm_ae.errors import UserError
-from ldm_ae.latents.files import write_bytes, write_safetensors
+from ldm_ae.core.errors import UserError
 from ldm_ae.latents.formats.base import FLIP, Format, Pictures, Samples, npy
+from ldm_ae.latents.store.files import write_bytes, write_safetensors
 
 _TOKENS = 1 << 25
 """Of one shard, unless a single sequence has more."""

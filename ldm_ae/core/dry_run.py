@@ -1,0 +1,90 @@
+"""Whether a network takes tensors of a shape, found out before any work is done.
+
+The pass runs on PyTorch's fake tensors, which have a shape and a device but no numbers: it costs milliseconds whatever
+the size, and no memory. What does not run on them is computed for real, on at most two samples.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ldm_ae.core.errors import reason
+
+_MOST_SAMPLES = 2
+_LONGEST_SIDE = 256
+_TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
+"""It prints a traceback for a shape that is refused."""
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def dry_run(module: Module, call: Callable[[Module, Sequence[Tensor]], Any], shapes: Sequence[tuple[int, ...]]) -> Any:
+    """What `call` gives for a copy of the module, in its own mode, and tensors of these shapes.
+
+    The module and the state of the random number generators stay as they are.
+
+    Args:
+        module: Any network, on any device.
+        call: Given the copy and the tensors, float32 in [-1, 1] on the module's device.
+        shapes: Of the tensors, (B, ...) each.
+
+    Raises:
+        RefusedError: the network cannot take these shapes, with PyTorch's reason.
+    """
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    heard = _TORCH_LOG.disabled
+    with torch.no_grad():
+        try:
+            _TORCH_LOG.disabled = True
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                return call(_faked(module, mode), [torch.empty(shape, device=device) for shape in shapes])
+        except Exception:  # noqa: BLE001 - of the shapes, or of an operation that needs numbers: the next pass tells
+            pass
+        finally:
+            _TORCH_LOG.disabled = heard
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            few = [(min(shape[0], _MOST_SAMPLES), *shape[1:]) for shape in shapes]
+            try:
+                return call(copy.deepcopy(module), [torch.rand(shape, device=device) * 2 - 1 for shape in few])
+            except Exception as error:
+                raise RefusedError(reason(error)) from error
+
+
+def smallest_side(
+    module: Module, call: Callable[[Module, Sequence[Tensor]], Any], shape: tuple[int, ...], *, multiple: int = 1
+) -> int | None:
+    """The shortest side of square images that a network takes; None if it takes none of up to `_LONGEST_SIDE`.
+
+    Args:
+        module: Any network, as for `dry_run`.
+        call: The same.
+        shape: (B, 3, H, W) of images that it does not take; smaller ones are not tried.
+        multiple: What divides the side.
+    """
+    for side in range((min(shape[2:]) // multiple + 1) * multiple, _LONGEST_SIDE + 1, multiple):
+        try:
+            dry_run(module, call, [(*shape[:2], side, side)])
+        except RefusedError:
+            continue
+        return side
+    return None
+
+
+class RefusedError(Exception):
+    """A network cannot take a shape; the text is the reason in one line."""
+
+
+def _faked(module: Module, mode: FakeTensorMode) -> Module:
+    """A copy whose parameters and buffers are fake, so that no weight is copied."""
+    memo: dict[int, Any] = {}
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
+        fake = mode.from_tensor(tensor.detach())
+        memo[id(tensor)] = nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
+    return copy.deepcopy(module, memo)

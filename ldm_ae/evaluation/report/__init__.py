@@ -1,0 +1,1 @@
+"""The report of an evaluation: pages, pictures and lines for a terminal."""

@@ -1,0 +1,39 @@
+"""The report's section on the codes of a discrete model."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from ldm_ae.evaluation.metrics.codebook import EDGES, CodebookSummary
+from ldm_ae.evaluation.report.page import bars, data_uri, table
+from ldm_ae.evaluation.report.pictures import code_picture
+
+
+def codebook_section(found: CodebookSummary | None) -> str:
+    """Which codes occur and how often, as HTML; nothing for a model without codes."""
+    if found is None:
+        return ""
+    line = found.line()
+    pictures = "".join(
+        f'<figure><img class="pixels" src="{data_uri(code_picture(counts))}" alt="codes of level {i}">'
+        f"<figcaption>{_of_level(found, i)}</figcaption></figure>"
+        for i, counts in enumerate(found.counts)
+    )
+    codes = found.histogram()
+    names = ["never", f"below {EDGES[0]:g}", *(f"{a:g} to {b:g}" for a, b in pairwise(EDGES)),
+             f"{EDGES[-1]:g} or more"]  # fmt: skip
+    ends = ("never", f"{EDGES[-1]:g} times the even share or more")
+    return (
+        f"<p>{line[0].upper() + line[1:]}.</p>"
+        "<p>Each pixel is a code, in the order of their numbers, in rows; dark ones never occur, lighter ones occur "
+        f'more often, on a logarithmic scale around the even share.</p><div class="small-multiples">{pictures}</div>'
+        "<h3>How often codes occur</h3><p>Codes by how often they occur, as a multiple of the share that each would "
+        f'have if all were used alike.</p><div class="wide">{bars(codes, ends, "Codes by how often they occur")}</div>'
+        + table(("Of the even share", "Codes"), [(n, f"{c:,}") for n, c in zip(names, codes, strict=True)],
+                numbers=(1,), css="narrow")
+    )  # fmt: skip
+
+
+def _of_level(found: CodebookSummary, level: int) -> str:
+    words = f"{int(found.used[level]):,} of {found.size:,} codes, {float(found.entropies[level]):.2f} bits a code"
+    return words if found.levels == 1 else f"level {level}: {words}"

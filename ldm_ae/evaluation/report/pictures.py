@@ -1,0 +1,118 @@
+"""Tensors as pictures: images, comparisons, errors, latent channels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm_ae.evaluation.metrics.image_quality import to_levels
+
+ERROR_GAIN = 4.0
+"""Errors are shown this many times larger."""
+
+LATENT_REACH = 2.5
+"""Standard deviations around a channel's mean from the darkest to the lightest colour."""
+
+# From dark to light with evenly rising lightness, so that the pictures also read in grey.
+_HEAT = ((0, 0, 4), (40, 17, 89), (114, 31, 129), (182, 54, 121), (241, 96, 93), (254, 175, 119), (252, 253, 191))
+_SEA = ((68, 1, 84), (70, 50, 127), (54, 92, 141), (39, 127, 142), (31, 161, 135), (74, 193, 109), (253, 231, 37))
+
+
+def to_uint8_image(pixel_values: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1], clamped and rounded, as a picture: the inverse of `level / 127.5 - 1`."""
+    return levels_image(to_levels(pixel_values).to("cpu", torch.uint8))
+
+
+def levels_image(levels: Tensor) -> Image.Image:
+    """(3, H, W) uint8 as a picture."""
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
+
+
+def comparison_grid(
+    originals: Tensor, reconstructions: Tensor, *, columns: int = 8, background: tuple[int, int, int] = (255, 255, 255)
+) -> Image.Image:
+    """Pairs side by side, each original above its reconstruction, with thin lines between.
+
+    Args:
+        originals: (B, 3, H, W) in [-1, 1].
+        reconstructions: (B, 3, H, W), clamped here.
+        columns: Pairs in a row.
+        background: Colour of the lines and of empty places: 2 pixels inside a pair, 4 between columns, 8 between rows.
+    """
+    assert originals.shape == reconstructions.shape
+    count, _, height, width = originals.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    inside, between, below = 2, 4, 8
+    size = (columns * (width + between) - between, rows * (2 * height + inside + below) - below)
+    grid = Image.new("RGB", size, background)
+    for i in range(count):
+        left, top = i % columns * (width + between), i // columns * (2 * height + inside + below)
+        grid.paste(to_uint8_image(originals[i]), (left, top))
+        grid.paste(to_uint8_image(reconstructions[i]), (left, top + height + inside))
+    return grid
+
+
+def error_map(original: Tensor, reconstruction: Tensor, *, gain: float = ERROR_GAIN) -> Image.Image:
+    """Mean absolute difference over the colours at each pixel, black where there is none.
+
+    Args:
+        original: (3, H, W) in [-1, 1].
+        reconstruction: (3, H, W), clamped here.
+        gain: The lightest colour stands for a difference of 1 / gain of the whole range, or more.
+    """
+    difference = (to_levels(original) - to_levels(reconstruction)).abs().mean(dim=0) / 255.0
+    return _coloured(difference * gain, _HEAT)
+
+
+def latent_channel_pictures(
+    latents: Tensor, *, mean: Tensor | None = None, std: Tensor | None = None
+) -> list[Image.Image]:
+    """One picture per channel, each normalized: from `LATENT_REACH` deviations below its mean to as many above.
+
+    Args:
+        latents: (C, h, w).
+        mean: (C,) over a set of images; None takes this image's own.
+        std: (C,) likewise.
+    """
+    latents = latents.detach().float().cpu()
+    mean = latents.mean(dim=(1, 2)) if mean is None else mean.to(latents)
+    std = latents.std(dim=(1, 2), correction=0) if std is None else std.to(latents)
+    scaled = (latents - mean[:, None, None]) / (LATENT_REACH * std.clamp(min=1e-12))[:, None, None]
+    return [_coloured((channel + 1.0) / 2.0, _SEA) for channel in scaled]
+
+
+def code_picture(counts: Tensor) -> Image.Image:
+    """A pixel for each code, row by row, as nearly square as can be: black where it never occurs, the lightest colour
+    at 16 times the even share or more. Places after the last code are grey.
+
+    Args:
+        counts: (K,) int64, not all 0.
+    """
+    size = len(counts)
+    width = math.isqrt(size - 1) + 1
+    height = -(-size // width)
+    # Four octaves on either side of the even share, above the darkest fifth of the colours.
+    octaves = torch.log2(counts.double() * size / counts.sum()).clamp(-4.0, 4.0)
+    values = torch.where(counts > 0, 0.2 + 0.1 * (octaves + 4.0), 0.0)
+    padded = torch.cat([values, values.new_zeros(width * height - size)]).view(height, width)
+    picture = _coloured(padded, _HEAT)
+    if width * height > size:
+        picture = picture.convert("RGB")
+        picture.paste((128, 128, 128), (size - width * (height - 1), height - 1, width, height))
+    return picture
+
+
+def _coloured(values: Tensor, colours: tuple[tuple[int, int, int], ...]) -> Image.Image:
+    """(H, W) in [0, 1], clamped, through evenly spaced colours, as a picture with a palette of 256."""
+    stops = np.linspace(0, 255, len(colours))
+    palette = np.stack([np.interp(np.arange(256), stops, channel) for channel in zip(*colours, strict=True)], axis=1)
+    indices: npt.NDArray[np.uint8] = (values.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).cpu().numpy()
+    picture = Image.fromarray(indices).convert("P")
+    picture.putpalette(palette.round().astype(np.uint8).tobytes())
+    return picture

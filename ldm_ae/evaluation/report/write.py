@@ -1,0 +1,326 @@
+"""An evaluation as files: `metrics.json` for programs and `report.html`, one page with everything in it, for people."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+
+import torch
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.evaluation.activation_ranges import FP16_LIMIT
+from ldm_ae.evaluation.evaluate import Evaluation, Picture
+from ldm_ae.evaluation.latent_summary import ACTIVE_NATS, HISTOGRAM_DEVIATIONS
+from ldm_ae.evaluation.metrics.image_quality import PSNR_CEILING, from_levels
+from ldm_ae.evaluation.report.codebook_page import codebook_section
+from ldm_ae.evaluation.report.page import STYLE, bars, data_uri, table
+from ldm_ae.evaluation.report.pictures import ERROR_GAIN, LATENT_REACH, error_map, latent_channel_pictures, levels_image
+from ldm_ae.io.files import make_folder, write_json, writing
+
+LATENT_PICTURES = 4
+TABLE_ROWS = 500
+WORST_MODULES = 8
+
+ERROR_NOTE = (
+    f"<p>Errors are {ERROR_GAIN:g} times enlarged: the lightest colour is a mean difference over red, green and blue "
+    f"of {100 / ERROR_GAIN:g} % of the range or more.</p>"
+)
+
+
+def write_report(evaluation: Evaluation, folder: str | Path) -> Path:
+    """Write `metrics.json` and `report.html` into `folder`, made if need be, and return the page's path.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    folder = make_folder(folder)
+    page = render(evaluation)
+    try:
+        write_json(folder / "metrics.json", metrics(evaluation))
+        with writing(folder / "report.html") as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the report to {folder}: {error.strerror}") from error
+    return folder / "report.html"
+
+
+def metrics(evaluation: Evaluation) -> dict[str, object]:
+    """What goes into `metrics.json`: scores, their protocol, activations, codes, and the tables of channels and
+    images."""
+    return {
+        "scores": evaluation.scores,
+        "protocol": evaluation.protocol,
+        "activations": evaluation.activations.describe(),
+        "codebook": None if evaluation.codebook is None else evaluation.codebook.describe(),
+        "latent_channels": [asdict(channel) for channel in evaluation.channels],
+        "images": [{"key": row.key, **row.scores} for row in evaluation.images],
+    }
+
+
+def render(evaluation: Evaluation) -> str:
+    """The page. Whatever comes from data is escaped; nothing is loaded from elsewhere."""
+    model = evaluation.protocol["model"]
+    images = evaluation.protocol["images"]
+    assert isinstance(model, dict)
+    assert isinstance(images, dict)
+    count = _count(len(evaluation.images), "image")
+    name = escape(str(model["name"]))
+    lead = (
+        f"{escape(str(model['class']))}, downsample factor {model['downsample_factor']}, "
+        f"{model['latent_channels']} latent channels, {model['parameters'] / 1e6:.1f} M parameters; "
+        f"{count} of {escape(str(images['size']))} pixels from {escape(str(images['source']))}."
+    )
+    sections = [
+        ("Scores", _scores(evaluation)),
+        ("The first images", ERROR_NOTE + _gallery(evaluation.first) if evaluation.first else ""),
+        ("The worst, by PSNR", _gallery(evaluation.worst)),
+        ("The best, by PSNR", _gallery(evaluation.best)),
+        ("PSNR of each image", _psnr_distribution(evaluation)),
+        ("Codes in use", codebook_section(evaluation.codebook)),
+        ("Latent channels", _latents(evaluation)),
+        ("Range of activations", _activations(evaluation)),
+        ("Protocol", _protocol(evaluation)),
+        ("Every image", _image_table(evaluation)),
+    ]
+    body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>Evaluation of {name}</title><style>{STYLE}</style></head>"
+        f'<body><header><p class="kicker">Autoencoder evaluation</p><h1>{name}</h1><p class="lead">{lead}</p>'
+        f"{_headline(evaluation)}</header><main>{body}</main></body></html>\n"
+    )
+
+
+def _meaning(name: str) -> tuple[str, str, str]:
+    """(label, direction, what it means) of a score by its key; a perceptual network's name is its own label."""
+    known = {
+        "psnr": (
+            "PSNR, dB",
+            "higher",
+            f"Pixel error on a logarithmic scale, 8-bit; {PSNR_CEILING:.0f} where images are equal.",
+        ),
+        "ssim": ("SSIM", "higher", "Local structure, at most 1; 11×11 Gaussian window, data range 255."),
+        "rfid": ("rFID", "lower", "Fréchet distance over Inception features between originals and reconstructions."),
+        "kl_bits_per_pixel": (
+            "KL rate, bits per pixel",
+            "",
+            "KL of the posterior to N(0, 1): what its latents would cost to send.",
+        ),
+        "bits_per_pixel": (
+            "Rate, bits per pixel",
+            "",
+            "Of the codes at a fixed length, log2 of the codebook's size each.",
+        ),
+        "entropy_bits_per_pixel": (
+            "Entropy, bits per pixel",
+            "",
+            "Of the codes' frequencies over all images: what an ideal code without context would spend.",
+        ),
+        "prior_bits_per_pixel": (
+            "Rate under the prior, bits per pixel",
+            "",
+            "What an entropy coder spends on the codes with the prior's probabilities; for images it was not trained "
+            "on.",
+        ),
+        "codebook_usage": ("Codes in use", "", "Share of the codebook; few images cannot use many codes."),
+        "codebook_perplexity": ("Perplexity of the codes", "", "As many codes, used alike, would have their entropy."),
+        "codebook_entropy_bits": ("Entropy, bits per code", "", "At most log2 of the codebook's size."),
+        "codebook_dead_codes": ("Codes that never occur", "", "Over all levels of a residual quantizer."),
+        "active_latent_channels": ("Active latent channels", "", f"KL above {ACTIVE_NATS} nats per element."),
+        "latent_mean": ("Latent mean", "", "Over all elements of all channels."),
+        "latent_std": ("Latent standard deviation", "", "Over all elements of all channels."),
+        "scaling_factor": ("Scaling factor", "", "1 / standard deviation: gives a diffusion model unit variance."),
+        "count": ("Images", "", "How many were measured; Fréchet distances compare at equal counts only."),
+    }
+    if name in known:
+        return known[name]
+    if name.startswith("frechet_"):
+        network = escape(name.removeprefix("frechet_"))
+        return f"Fréchet distance, {network}", "lower", "As rFID, but over another network: not comparable with rFID."
+    return escape(name), "lower", "Distance of deep features: nearer to what people see than PSNR."
+
+
+def _scores(evaluation: Evaluation) -> str:
+    rows = []
+    for name, value in evaluation.scores.items():
+        if name.startswith("bicubic_"):
+            continue
+        label, direction, meaning = _meaning(name)
+        baseline = evaluation.scores.get(f"bicubic_{name}")
+        better = {"higher": "Higher is better. ", "lower": "Lower is better. ", "": ""}[direction]
+        score = f"{label}<small>{better}{meaning}</small>"
+        rows.append((score, _number(value), "" if baseline is None else _number(baseline)))
+    baseline_text = evaluation.protocol["baseline"]
+    assert isinstance(baseline_text, dict)
+    note = (
+        f"<p>The thumbnail is the yardstick, {escape(str(baseline_text['thumbnail_size']))} pixels: "
+        f"{escape(str(baseline_text['method']))}.</p>"
+    )
+    return note + table(("Score", "Model", "Thumbnail"), rows, numbers=(1, 2), css="scores")
+
+
+def _headline(evaluation: Evaluation) -> str:
+    cards = []
+    for name, value in evaluation.scores.items():
+        baseline = evaluation.scores.get(f"bicubic_{name}")
+        if baseline is None:
+            continue
+        label, direction, _ = _meaning(name)
+        wins = value > baseline if direction == "higher" else value < baseline
+        verdict = "better than" if wins else "equal to" if value == baseline else "worse than"
+        cards.append(
+            f"<li><span>{label}</span><strong>{_number(value)}</strong>"
+            f'<small class="{"wins" if wins else "loses"}">{verdict} the thumbnail\'s {_number(baseline)}</small></li>'
+        )
+    return f'<ul class="headline">{"".join(cards)}</ul>'
+
+
+def _gallery(pictures: list[Picture]) -> str:
+    if not pictures:
+        return ""
+    figures = []
+    for picture in pictures:
+        original, reconstruction = from_levels(picture.original), from_levels(picture.reconstruction)
+        views = (
+            ("original", levels_image(picture.original)),
+            ("reconstruction", levels_image(picture.reconstruction)),
+            (f"error ×{ERROR_GAIN:g}", error_map(original, reconstruction)),
+            ("thumbnail", levels_image(picture.thumbnail)),
+        )
+        cells = "".join(
+            f'<div><img src="{data_uri(view)}" alt="{label}" width="{view.width}" height="{view.height}">'
+            f"<span>{label}</span></div>"
+            for label, view in views
+        )
+        caption = f"<b>{escape(picture.row.key)}</b> {_caption(picture.row.scores)}"
+        figures.append(f'<figure><div class="views">{cells}</div><figcaption>{caption}</figcaption></figure>')
+    return f'<div class="gallery">{"".join(figures)}</div>'
+
+
+def _caption(scores: dict[str, float]) -> str:
+    parts = []
+    for name, value in scores.items():
+        if name == "psnr":
+            parts.append(f"PSNR {value:.2f} dB, thumbnail {scores['bicubic_psnr']:.2f}")
+        elif name in ("kl_bits_per_pixel", "bits_per_pixel"):
+            parts.append(f"{value:.3f} bits per pixel")
+        elif not name.startswith("bicubic_"):
+            parts.append(f"{_meaning(name)[0]} {value:.3f}")
+    return " · ".join(parts)
+
+
+def _psnr_distribution(evaluation: Evaluation) -> str:
+    values = torch.tensor([row.scores["psnr"] for row in evaluation.images], dtype=torch.float64)
+    low, high = float(values.min()), float(values.max())
+    bins = min(max(len(values) // 4, 8), 40)
+    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+    counts = ((values - low) / (high - low) * bins).floor().long().clamp(0, bins - 1).bincount(minlength=bins)
+    quartiles = torch.quantile(values[:: max(len(values) // 100_000, 1)], torch.tensor([0.25, 0.5, 0.75]).double())
+    note = "quartiles {:.2f}, {:.2f} and {:.2f} dB".format(*quartiles.tolist())
+    return (
+        f"<p>Mean {evaluation.scores['psnr']:.2f} dB; {note}.</p>"
+        f'<div class="wide">{bars(counts.tolist(), (f"{low:.2f} dB", f"{high:.2f} dB"), "Distribution of PSNR")}</div>'
+    )
+
+
+def _latents(evaluation: Evaluation) -> str:
+    channels = evaluation.channels
+    mean, std = (torch.tensor([getattr(c, name) for c in channels]) for name in ("mean", "std"))
+    strips = []
+    for picture in evaluation.first[:LATENT_PICTURES]:
+        cells = [
+            f'<div><img src="{data_uri(levels_image(picture.original))}" alt="original"><span>original</span></div>'
+        ]
+        for i, view in enumerate(latent_channel_pictures(picture.latents, mean=mean, std=std)):
+            own = picture.latents[i]
+            numbers = f"{float(own.mean()):+.2f} ± {float(own.std(correction=0)):.2f}"
+            image = f'<img class="pixels" src="{data_uri(view)}" alt="channel {i}">'
+            cells.append(f"<div>{image}<span><b>{i}</b> {numbers}</span></div>")
+        strips.append(
+            f'<figure><div class="strip">{"".join(cells)}</div>'
+            f"<figcaption><b>{escape(picture.row.key)}</b></figcaption></figure>"
+        )
+    rows = [
+        (
+            str(i),
+            f"{c.mean:+.4f}",
+            f"{c.std:.4f}",
+            "" if c.kl_nats is None else f"{c.kl_nats:.4f}",
+            {True: "yes", False: "no", None: ""}[c.active],
+        )
+        for i, c in enumerate(channels)
+    ]
+    histograms = "".join(
+        f"<div><b>{i}</b>"
+        + bars(list(c.histogram), (f"{c.histogram_range[0]:.2f}", f"{c.histogram_range[1]:.2f}"), f"Channel {i}")
+        + "</div>"
+        for i, c in enumerate(channels)
+    )
+    return (
+        f"<p>The posterior's mode. Colours run from {LATENT_REACH:g} standard deviations below the channel's mean "
+        f"(dark) to as many above (light); under each picture its own mean ± standard deviation.</p>"
+        f'<div class="gallery">{"".join(strips)}</div>'
+        f"<h3>Distribution of each channel</h3><p>One posterior sample per image, {HISTOGRAM_DEVIATIONS:g} standard "
+        f'deviations around the mean.</p><div class="small-multiples">{histograms}</div>'
+        + table(("Channel", "Mean", "Std", "KL, nats per element", "Active"), rows, numbers=(0, 1, 2, 3), css="narrow")
+    )
+
+
+def _activations(evaluation: Evaluation) -> str:
+    found = evaluation.activations
+    shown = list(found.modules.items())[:WORST_MODULES]
+    rows = [(f"<code>{escape(name)}</code>", f"{value:.4g}", f"{value / FP16_LIMIT:.2%}") for name, value in shown]
+    note = (
+        f"The {len(shown)} modules of {len(found.modules)} whose outputs are largest, in float32; metrics.json has all."
+    )
+    line = found.line()
+    return f"<p>{escape(line[0].upper() + line[1:])}.</p><p>{note}</p>" + table(
+        ("Module", "Largest value", "Of fp16's limit"), rows, numbers=(1, 2), css="narrow"
+    )
+
+
+def _protocol(evaluation: Evaluation) -> str:
+    rows: list[tuple[str, ...]] = []
+    for name, value in evaluation.protocol.items():
+        if isinstance(value, dict):
+            rows += [(_words(f"{name}: {part}"), _value(inner)) for part, inner in value.items()]
+        else:
+            rows.append((_words(name), _value(value)))
+    return table(("What", "Value"), rows, numbers=(), css="protocol")
+
+
+def _image_table(evaluation: Evaluation) -> str:
+    names = [name for name in evaluation.images[0].scores if name == "bicubic_psnr" or not name.startswith("bicubic_")]
+    labels = ["Thumbnail PSNR, dB" if name == "bicubic_psnr" else _meaning(name)[0] for name in names]
+    shown = evaluation.images[:TABLE_ROWS]
+    rows = [(escape(row.key), *(_number(row.scores[name]) for name in names)) for row in shown]
+    total = len(evaluation.images)
+    note = f"The first {TABLE_ROWS} of {total}; metrics.json has all." if total > TABLE_ROWS else _count(total, "image")
+    content = table(("Image", *labels), rows, numbers=tuple(range(1, len(names) + 1)), css="images")
+    return f"<details><summary>{note}</summary>{content}</details>"
+
+
+def _words(name: str) -> str:
+    return escape(name.replace("_", " "))
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, str | int | float):
+        return escape(str(value))
+    return f"<code>{escape(json.dumps(value, ensure_ascii=False))}</code>"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"

@@ -1,0 +1,1 @@
+"""Images: decoding, colours, sizes and crops, as `pixel_values`."""

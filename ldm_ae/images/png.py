@@ -1,0 +1,83 @@
+"""What Pillow's PNG reader gets wrong, taken from the file itself."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+from ldm_ae.images.cicp import CodePoints
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MOST_PROFILE = 2**24
+"""Bytes of an ICC profile at most; profiles with tables for printers take a few megabytes."""
+_MOST_XMP = 2**20
+_TEXT = (b"tEXt", b"zTXt", b"iTXt")
+
+
+def transparent_samples(data: bytes, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """Bring what a tRNS chunk holds to the scale of the samples as Pillow gives them.
+
+    Pillow scales grey of 1, 2 and 4 bits to 8, takes the upper byte of colours of 16 bits, and leaves tRNS as it is,
+    but for grey of 1 bit in its later releases.
+    Colours of 16 bits that share the upper bytes with the transparent one become transparent with it.
+
+    Args:
+        data: A PNG file that Pillow has opened, without a palette.
+        value: Its `info["transparency"]`: one grey or three samples.
+    """
+    depth, colour_type = data[24], data[25]
+    if isinstance(value, tuple):
+        return tuple(sample >> 8 if depth == 16 else sample & 255 for sample in value)
+    if colour_type != 0 or depth not in (1, 2, 4, 8):
+        return value
+    return (value & ((1 << depth) - 1)) * 255 // ((1 << depth) - 1)
+
+
+def code_points(data: bytes) -> CodePoints | None:
+    """Return the content of a PNG file's cICP chunk, None if it has none; it stands before the pixels."""
+    for kind, content, _ in _chunks(data):
+        if kind == b"cICP" and len(content) == len(CodePoints._fields):
+            return CodePoints(*content)
+        if kind in (b"IDAT", b""):
+            break
+    return None
+
+
+def without_large_chunks(data: bytes) -> tuple[bytes, bytes | None]:
+    """Return a PNG file without its texts and its ICC profile, and the profile.
+
+    Pillow refuses a file whose texts or profile are larger than a megabyte, whatever its pixels. XMP, which may hold
+    the orientation, stays unless it is as large. The profile is None if there is none, or if it is damaged or larger
+    than any real one.
+    """
+    kept, profile = [SIGNATURE], None
+    for kind, content, whole in _chunks(data):
+        if kind == b"iCCP":
+            profile = _inflated_profile(content)
+        elif kind not in _TEXT or (content.startswith(b"XML:com.adobe.xmp\0") and len(content) <= _MOST_XMP):
+            kept.append(whole)
+    return b"".join(kept), profile
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Kind, content and all bytes of each chunk; the remainder of a damaged file is one chunk of no kind."""
+    start = len(SIGNATURE)
+    while start < len(data):
+        if start + 12 > len(data):
+            yield b"", b"", data[start:]
+            return
+        (length,) = struct.unpack_from(">I", data, start)
+        end = start + 12 + length
+        yield data[start + 4 : start + 8], data[start + 8 : end - 4], data[start:end]
+        start = end
+
+
+def _inflated_profile(content: bytes) -> bytes | None:
+    _, _, after_name = content.partition(b"\0")
+    inflater = zlib.decompressobj()
+    try:
+        profile = inflater.decompress(after_name[1:], _MOST_PROFILE)
+    except zlib.error:
+        return None
+    return None if inflater.unconsumed_tail else profile

@@ -1,0 +1,253 @@
+"""Files that are either whole or not there: temporary name, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ldm_ae.core.errors import RunError, UserError
+
+_OURS = ".{name}.{pid}.{kind}"  # names of what is not finished, or not yet removed
+
+
+@contextmanager
+def writing(path: str | Path, *, size: int = 0) -> Iterator[Path]:
+    """A temporary path beside `path`, put in its place on success and removed on failure.
+
+    The file that takes the place has the mode that the umask gives, whatever its writer left.
+
+    Args:
+        path: The file.
+        size: Bytes that will be written, if known.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(_OURS.format(name=path.name, pid=os.getpid(), kind="tmp"))
+    try:
+        with _room_for(path, size):
+            yield temporary
+            apply_umask(temporary)
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_folder(folder: str | Path, *, size: int = 0, many_files: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name on success; what stood there before goes after that.
+
+    Args:
+        folder: The folder.
+        size: Bytes that will be written, if known.
+        many_files: Flush everything that the machine has to write, once, in place of an fsync for each file: at two
+            milliseconds each, a million of them take over half an hour.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    folder = Path(folder)
+    temporary = folder.with_name(_OURS.format(name=folder.name, pid=os.getpid(), kind="tmp"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        with _room_for(folder, size):
+            yield temporary
+            for place, _, names in os.walk(temporary, topdown=False):
+                for name in names:
+                    apply_umask(Path(place, name))
+                    if not many_files:
+                        sync(Path(place, name))
+                if not many_files:
+                    sync(Path(place))
+            if many_files:
+                os.sync()
+            replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Give the finished folder `source` the name `target`; an old `target` goes once the new one stands.
+
+    Of a link, the link goes and not what it leads to.
+    """
+    old = target.with_name(_OURS.format(name=target.name, pid=os.getpid(), kind="old"))
+    _remove(old)
+    if target.exists() or target.is_symlink():
+        os.rename(target, old)
+    os.rename(source, target)
+    sync(target.parent)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Finish what a killed process left in `folder`: put an old folder back that lost its name, remove the rest.
+
+    Only for a folder that no other process writes to.
+    """
+    for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+        name, pid, kind = path.name[1:].rsplit(".", 2) if path.name.count(".") >= 3 else ("", "", "")
+        if not pid.isdigit():
+            continue
+        if kind == "old" and not (folder / name).exists():
+            os.rename(path, folder / name)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def _room_for(path: Path, size: int) -> Iterator[None]:
+    """RunError where `size` bytes find no room, before anything is written if the file system tells the truth."""
+    if shutil.disk_usage(path.parent).free < size:
+        raise _no_room(path, size)
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise _no_room(path, size) from error
+    except Exception as error:
+        # safetensors raises its own class with the system's words.
+        if f"os error {errno.ENOSPC}" not in str(error) and f"os error {errno.EDQUOT}" not in str(error):
+            raise
+        raise _no_room(path, size) from error
+
+
+def _no_room(path: Path, size: int) -> RunError:
+    free = shutil.disk_usage(path.parent).free
+    needed = f"{size:,} bytes are needed and " if size else ""
+    return RunError(
+        f"cannot write {path}: the disk is full, {needed}{free:,} are free; make room and give the same command again"
+    )
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def apply_umask(path: Path) -> None:
+    """The mode that a plain `open` would have given; safetensors 0.8 leaves 0600."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """`value` as indented JSON, atomically."""
+    content = _json_bytes(value)
+    with writing(path, size=len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
+def read_json(path: str | Path, *, as_written: bool = False) -> Any:
+    """The JSON value in a file.
+
+    Args:
+        path: The file.
+        as_written: Accept only what `write_json` writes, byte for byte, so that no change to the file goes unseen.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no UTF-8, no JSON, nested too deeply, or not as it was written; the reason on one line.
+    """
+    data = Path(path).read_bytes()
+    try:
+        value = json.loads(data.decode("utf-8"))
+        if as_written and _json_bytes(value) != data:
+            raise ValueError("it is not as this program writes it")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _json_bytes(value: object) -> bytes:
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: object) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):  # type: ignore[attr-defined]
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def require_new_folder(path: str | Path, purpose: str) -> None:
+    """UserError if `path` is a file, or a folder with anything in it; `purpose` says what the folder is for."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder for {purpose}")
+    if folder.is_dir() and (found := next(folder.iterdir(), None)) is not None:
+        raise UserError(f"{folder} is not empty ({found.name}); name a new folder for {purpose}")
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder, made if it is not there; UserError if it cannot be written to."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; give another output folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {folder}: permission denied; give another output folder")
+    return folder
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Make a folder for the block; where the block raises, what was made goes again unless something is in it.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    folder = Path(path)
+    with leaving_nothing(folder):
+        yield make_folder(folder)
+
+
+@contextmanager
+def leaving_nothing(path: str | Path) -> Iterator[Callable[[], None]]:
+    """Remove a folder, and its parents, that the block made and left empty when it raised.
+
+    Yields a function that ends this: after it is called, the folder stays.
+    """
+    missing = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
+    kept: list[bool] = []
+    try:
+        yield lambda: kept.append(True)
+    except BaseException:
+        if not kept:
+            with suppress(OSError):  # it is not empty, or was never made
+                for folder in missing:
+                    folder.rmdir()
+        raise

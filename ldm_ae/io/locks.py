@@ -1,0 +1,112 @@
+"""One folder, one writer.
+
+A record lock (POSIX `fcntl`) on `.lock` in the folder. The system drops it when its process ends in whatever way, so a
+lock is never stale, and processes forked from its holder do not keep it. The file's content only names the holder.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ldm_ae.core.errors import UserError
+
+LOCK = ".lock"
+_REFUSED = (errno.EACCES, errno.EAGAIN)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_held: set[str] = set()  # record locks are the process's, so a second one of the same process would be granted
+_log = logging.getLogger("ldm_ae")
+
+
+@contextmanager
+def only_writer(folder: str | Path) -> Iterator[None]:
+    """Within it no other process that asks, on this machine or another on the same file system, gets `folder`.
+
+    Raises:
+        UserError: another process has it; the message names its host, PID and since when.
+    """
+    path = Path(folder).resolve() / LOCK
+    descriptor = _acquire(path)
+    _held.add(str(path))
+    try:
+        yield
+    finally:
+        _held.discard(str(path))
+        path.unlink(missing_ok=True)  # before the lock goes, so that nobody's new lock is unlinked
+        os.close(descriptor)
+
+
+def refuse_if_held(folder: str | Path) -> None:
+    """UserError if another process has `folder`; makes nothing. For a quick answer before slow imports."""
+    if (who := holder(folder)) is not None:
+        raise _in_use(Path(folder).resolve(), who)
+
+
+def holder(folder: str | Path) -> str | None:
+    """Which other process has `folder`, in words; None for none."""
+    path = Path(folder).resolve() / LOCK
+    if str(path) in _held or not path.is_file():
+        return None
+    try:
+        with path.open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return _read(path) if error.errno in _REFUSED and path.is_file() else None
+    return None
+
+
+def _acquire(path: Path) -> int:
+    if str(path) in _held:
+        raise UserError(f"{path.parent} is in use by this very process")
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in _REFUSED:
+                raise _in_use(path.parent, _read(path)) from error
+            if error.errno in _NO_LOCKS:
+                _log.warning(
+                    "%s lies on a file system without locks: make sure that nothing else writes there", path.parent
+                )
+                return os.open(path, os.O_RDWR)
+            raise
+        if _is_still(descriptor, path):
+            break
+        os.close(descriptor)  # its holder has just unlinked it: the lock is on a file that nobody else will find
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(mine).encode(), 0)
+    return descriptor
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _in_use(folder: Path, who: str) -> UserError:
+    return UserError(f"{folder} is in use by {who}; wait for it or stop it, or give another folder")
+
+
+def _read(path: Path) -> str:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {int(found['pid'])} on {found['host']}, since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it is just being written
+        return "another process"
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

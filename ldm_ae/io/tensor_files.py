@@ -1,0 +1,77 @@
+"""Safetensors: read with an error of one line for each way a file can be wrong, and written piece by piece."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ldm_ae.core.errors import UserError, reason
+
+_DTYPES = {
+    torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.complex64: "C64", torch.float32: "F32",
+    torch.uint32: "U32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16",
+    torch.int16: "I16", torch.float8_e8m0fnu: "F8_E8M0", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""The format's names, in the order in which the library puts the tensors of a file."""
+_PLACES = {dtype: place for place, dtype in enumerate(_DTYPES)}
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name, on the CPU.
+
+    Raises:
+        UserError: no such file, or a damaged one.
+    """
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except (
+        SafetensorError,
+        OSError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # the latter are torch's, of shapes
+        raise UserError(f"{path} is not a sound safetensors file: {reason(error)}") from error
+
+
+def safetensors_pieces(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+    """The bytes of the safetensors file of `tensors`: its header, then each tensor as plain rows, one at a time.
+
+    They are those that `safetensors.torch.save` gives, which takes all at once and a copy of each; only the metadata
+    are in the order of their names, where the library's changes from process to process.
+
+    Raises:
+        KeyError: a dtype that the library's files do not hold.
+    """
+    names = sorted(tensors, key=lambda name: (_PLACES[tensors[name].dtype], name))
+    header: dict[str, object] = {}
+    if metadata is not None:
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    end = 0
+    for name in names:
+        start, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": _DTYPES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return chain([len(encoded).to_bytes(8, "little") + encoded], (_rows(tensors[name]) for name in names))
+
+
+def _rows(tensor: Tensor) -> memoryview:
+    plain = tensor.detach().cpu().contiguous().reshape(-1)
+    return plain.view(torch.uint8).numpy().data

@@ -1,0 +1,1 @@
+"""Conversion of a store into other trainers' files and back."""

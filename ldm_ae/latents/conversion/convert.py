@@ -1,0 +1,189 @@
+"""A store into the files that somebody's trainer reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.data import Source
+from ldm_ae.latents.conversion.output import converting, write_account
+from ldm_ae.latents.conversion.pictures import EncodedPictures
+from ldm_ae.latents.fold import Constants, Fold
+from ldm_ae.latents.formats import FORMATS, Format, Options, Samples
+from ldm_ae.latents.formats.base import FLIP
+from ldm_ae.latents.store.reader import LatentStore
+from ldm_ae.version import __version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertSummary:
+    """What `convert_store` did."""
+
+    path: Path
+    images: int
+    warnings: list[str]
+    """What the trainer will not have, or not like, one line each."""
+
+
+def convert_store(
+    store: LatentStore | str | Path,
+    out: str | Path,
+    format: str,
+    *,
+    bucket: str | None = None,
+    fold: float | Literal["trainer"] | None = None,
+    arch: str | None = None,
+    name: str | None = None,
+    images: Source | None = None,
+    files: Literal["safetensors", "npy"] | None = None,
+    no_flips: bool | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ConvertSummary:
+    """Write a store's latents for a trainer. One image is in memory at a time, or one shard of the result.
+
+    Args:
+        store: A complete store or its folder.
+        out: A new or empty folder, or the name of the one file that the format is.
+        format: A name in `FORMATS`; `docs/LATENTS.md` describes them.
+        bucket: HxW of the pixels: only the images of this resolution.
+        fold: Write latents that come out with unit variance where the trainer multiplies by this hard-coded number;
+            `trainer` takes what is known to be in the trainer's code. `Fold` has the inverse, and the metadata its
+            numbers.
+        arch: The diffusion model's architecture, for the formats that name it.
+        name: The autoencoder's name, for the formats that name it.
+        images: What was encoded, for the formats that hold the images too.
+        files: The kind of file, for the format that leaves the choice.
+        no_flips: Leave the mirror images out, where they are sequences of their own.
+        progress: Called with the number of images done and their total.
+
+    Raises:
+        UserError: the format cannot say what the store holds or lacks what the trainer needs, an option does not fit,
+            a package is missing, or there is something at `out`.
+    """
+    store = store if isinstance(store, LatentStore) else LatentStore(store)
+    if format not in FORMATS:
+        raise UserError(f"there is no format '{format}'; there are {', '.join(FORMATS)}, and store for the way back")
+    target = FORMATS[format](Options(arch=arch, name=name, images=images, files=files, no_flips=no_flips))
+    if store.request.indices_alone and target.reads_latents:
+        raise UserError(
+            f"{store.path} holds indices and no latents, which {target.trainer} reads; encode with --store full"
+        )
+    positions = _choose(store, target, bucket)
+    positions = positions[target.arrange(store.good().take(pa.array(positions)))]
+    mapping = _fold(store, target, fold)
+    samples = Samples(store, positions, want=target.tensors, fold=mapping, progress=progress)
+    warnings = [*_check(samples, target, folded=fold is not None), *target.check(samples)]
+    pictures = EncodedPictures(store, images) if images is not None else None
+    with converting(out, suffix=target.suffix) as place:
+        target.write(samples, place, pictures)
+        metadata = {
+            "format": format,
+            "images": len(samples),
+            "buckets": samples.rows["bucket"].unique().to_pylist(),
+            "pixels": "RGB in [-1, 1]",
+            "fold": fold,
+            "values": mapping.to_json() if target.reads_latents else None,
+            "warnings": warnings,
+            "version_of_ldm_ae": __version__,
+            "request": asdict(store.request),
+            "classes": store.classes,
+        }
+        write_account(place, metadata | target.metadata(samples), samples.rows, store.classes)
+    return ConvertSummary(path=Path(out), images=len(samples), warnings=warnings)
+
+
+def _choose(store: LatentStore, target: Format, bucket: str | None) -> NDArray[np.int64]:
+    """Positions of the images that are to be converted."""
+    buckets = sorted(store.good()["bucket"].unique().to_pylist())
+    if bucket is not None and bucket not in buckets:
+        raise UserError(f"{store.path} has no images of {bucket}; it has {', '.join(buckets)}")
+    if bucket is None:
+        if len(buckets) > 1 and not target.several_sizes:
+            raise UserError(
+                f"{target.trainer} reads images of one resolution, {store.path} has {', '.join(buckets)}; "
+                "choose one with --bucket"
+            )
+        return np.arange(len(store), dtype=np.int64)
+    return np.flatnonzero(pc.equal(store.good()["bucket"], bucket).to_numpy())
+
+
+def _fold(store: LatentStore, target: Format, fold: float | Literal["trainer"] | None) -> Fold:
+    if fold is None:
+        return Fold.of_model(store.spec) if target.scaled else Fold.none(store.spec.channels)
+    if not target.reads_latents:
+        raise UserError(f"codes have no scale, so that the format {target.name} has nothing to --fold")
+    if target.normalizes:
+        raise UserError(f"{target.trainer} reads mean and deviation from a file, so that there is nothing to --fold")
+    if fold == "trainer":
+        if target.constants is None:
+            raise UserError(f"the constant of {target.trainer} stands in its configuration; give its value to --fold")
+        return Fold.for_trainer(store.statistics, target.constants)
+    if not 0 < fold < float("inf"):
+        raise UserError(f"--fold is {fold}; it must be a positive number, or trainer")
+    return Fold.for_trainer(store.statistics, Constants(factor=(float(fold),)))
+
+
+def _check(samples: Samples, target: Format, *, folded: bool) -> Iterator[str]:
+    """Warnings; UserError where the files could not say what the trainer needs."""
+    store, path, trainer = samples.store, samples.store.path, target.trainer
+    if any(tensor.startswith("moments") for tensor in target.tensors) and "moments" not in samples.names:
+        raise UserError(f"{trainer} draws from moments, mean and variance, and {path} holds samples only")
+    assert not target.reads_latents or samples.names & {"latents", "moments"}, "checked before"
+    holds_flips = any(tensor.endswith(FLIP) for tensor in target.tensors)
+    if target.needs_flips and not samples.flips:
+        raise UserError(f"{trainer} needs the mirror images' latents, and {path} has none; encode without --no-flips")
+    if samples.flips and not holds_flips:
+        yield f"the format {target.name} has no place for mirror images; they are left out"
+    _check_complete(samples, target)
+    channels = store.spec.channels
+    if target.channels not in (None, channels):
+        yield f"{trainer}'s code is written for {target.channels} channels, these latents have {channels}"
+    if target.square and len({*samples.size()}) > 1:
+        yield f"{trainer}'s code is written for square images, these are {samples.rows['bucket'][0].as_py()}"
+    seen = _seen_deviation(samples, target)
+    if not folded and seen is not None and not 0.8 < seen < 1.25:
+        yield (
+            f"as its code stands, {trainer} sees these latents with {seen:.2g} times the deviation that it "
+            "expects; --fold trainer makes that right"
+        )
+
+
+def _seen_deviation(samples: Samples, target: Format) -> float | None:
+    """What the trainer makes of the latents' deviation, over all channels; None if its constants do not say."""
+    if target.constants is None or len(target.constants.factor) not in (1, samples.store.spec.channels):
+        return None
+    scale, factor = (np.array(values) for values in (samples.fold.scale, target.constants.factor))
+    values = samples.store.statistics.channel_std.numpy() / scale * factor
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def _check_complete(samples: Samples, target: Format) -> None:
+    """UserError where an image lacks what the trainer needs to know of each."""
+    missing = {
+        "label": (target.needs_labels, samples.labels < 0, "encode images in class folders"),
+        "caption": (
+            target.needs_captions,
+            pc.is_null(samples.rows["caption"]).to_numpy(),
+            "encode images that have one",
+        ),
+        "original size": (
+            target.needs_original_size,
+            pc.is_null(samples.rows["width"]).to_numpy(),
+            "encode the images",
+        ),
+    }
+    for what, (needed, lacking, remedy) in missing.items():
+        if needed and lacking.any():
+            key = samples.rows["key"][int(np.flatnonzero(lacking)[0])].as_py()
+            raise UserError(
+                f"{target.trainer} needs a {what} for each image, {int(lacking.sum())} of {len(samples)} have none "
+                f"(the first is {key}); {remedy}"
+            )

@@ -1,0 +1,40 @@
+"""Names of files that a conversion makes of keys."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from ldm_ae.core.errors import UserError
+
+_ESCAPED_BYTES = re.compile(r"(?:\\x[89a-f][0-9a-f])+")
+
+
+def stem(key: str) -> str:
+    """Return a key as a relative path without the extension. Backslashes are part of a name.
+
+    Raises:
+        UserError: it would lead outside the folder.
+    """
+    path = PurePosixPath(key)
+    if path.is_absolute() or ".." in re.split(r"[/\\]", key) or not path.name:
+        raise UserError(f"the key '{key}' is no path inside a folder, so that no file can be named by it")
+    return path.with_suffix("").as_posix()
+
+
+def file_stem(key: str) -> str:
+    """Return the same for a file beside the image, whose name has bytes where the key has escapes for them.
+
+    A folder's keys have backslash escapes for the bytes of a name that are not UTF-8. A name that has such an escape
+    in it as text cannot be told apart from them, and is taken for bytes.
+    """
+    return _ESCAPED_BYTES.sub(_unescaped, stem(key))
+
+
+def _unescaped(escapes: re.Match[str]) -> str:
+    content = bytes.fromhex(escapes[0].replace("\\x", ""))
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return content.decode("utf-8", "surrogateescape")
+    return escapes[0]  # these bytes would not have been escaped; the name has backslashes of its own

@@ -1,0 +1,61 @@
+"""The pixels that were encoded, made again from the images for a trainer that wants both."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+
+import numpy as np
+from PIL import Image
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.data import BadImage, ImageTransform, Source, described_options
+from ldm_ae.latents.formats.base import Pictures, Sample
+from ldm_ae.latents.store.reader import LatentStore
+
+
+class EncodedPictures(Pictures):
+    """Images by key, transformed as the store says.
+
+    Args:
+        store: Whose images they are.
+        source: Where they are now.
+
+    Raises:
+        UserError: the store does not say how its images were transformed.
+    """
+
+    def __init__(self, store: LatentStore, source: Source):
+        self._store = store
+        self._source = source
+        self._places: dict[str, int] | None = None
+        described = store.request.transform
+        if not {"resize", "crop", "flip", "background"} <= described.keys():
+            raise UserError(f"{store.path} does not say how its images were cropped; they cannot be put beside it")
+        self._options = described_options(described)
+
+    def png(self, sample: Sample) -> bytes:
+        """See `Pictures.png`."""
+        try:
+            raw = self._source[self._find(sample)]
+            encoded = self._store.index["source_hash"][sample.index_row].as_py()
+            if encoded is not None and hashlib.sha256(raw.data).hexdigest() != encoded:
+                raise UserError(f"{sample.key} in the images is not the one that was encoded; encode it again")
+            transform = ImageTransform(size=sample.size, **self._options)
+            pixels = transform(transform.decode(raw.data).image).pixel_values
+        except (BadImage, OSError) as error:
+            raise UserError(f"{sample.key} in the images cannot be read: {error}") from error
+        buffer = io.BytesIO()
+        values = ((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(np.ascontiguousarray(values)).save(buffer, format="PNG")
+        return buffer.getvalue()
+
+    def _find(self, sample: Sample) -> int:
+        """The image's index; where the source is as it was, the row in the store's index is that."""
+        if sample.index_row < len(self._source) and self._source.key(sample.index_row) == sample.key:
+            return sample.index_row
+        if self._places is None:
+            self._places = {self._source.key(index): index for index in range(len(self._source))}
+        if sample.key not in self._places:
+            raise UserError(f"the images have no {sample.key}, which the store holds; name those that were encoded")
+        return self._places[sample.key]

@@ -1,0 +1,227 @@
+"""Latents and images back to images: PNG files named by key."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm_ae.core.devices import pick_device
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.precision import inference_numerics
+from ldm_ae.data import BucketTransform, ImageTransform, RangeLoader, Source, WholeTransform
+from ldm_ae.images.crops import Crops, measure_crops
+from ldm_ae.io.files import new_folder, require_new_folder
+from ldm_ae.latents.encoding.jobs import Progress
+from ldm_ae.latents.store.batches import BucketBatchSampler
+from ldm_ae.latents.store.provenance import inference_copy
+from ldm_ae.latents.store.reader import LatentDataset, LatentStore
+from ldm_ae.models import Autoencoder, require_finite
+
+_UNSAFE = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
+_WRITERS = 4  # PNG compression releases the interpreter's lock
+
+
+def output_names(keys: Iterable[str]) -> dict[str, str]:
+    """A relative path ending in .png for each key, inside the output folder whatever the key, no two alike.
+
+    The key's own extension gives way to .png. Parts that lead elsewhere (.., a leading /, a drive) are dropped, and
+    what a file system refuses is replaced. Where two keys come out alike (a.jpg and a.gif, or by case alone), or one's
+    file would be the other's folder, the later gets a number.
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()  # files and folders, lower case
+    files: set[str] = set()
+    for key in keys:
+        parts = [_safe(part) for part in re.split(r"[/\\]", key) if part.strip(". ")] or ["image"]
+        stem = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", "/".join(parts)) or "image"
+        folders = ["/".join(parts[: i + 1]).lower() for i in range(len(parts) - 1)]
+        name, number = f"{stem}.png", 2
+        if any(folder in files for folder in folders):
+            name = f"image-{hashlib.sha256(key.encode()).hexdigest()[:16]}.png"
+            folders = []
+        while name.lower() in taken:
+            name, number = f"{stem}-{number}.png", number + 1
+        names[key] = name
+        files.add(name.lower())
+        taken |= {name.lower(), *folders}
+    return names
+
+
+def _safe(part: str) -> str:
+    part = _UNSAFE.sub("_", part).strip(" ")
+    # 255 bytes is the longest name that common file systems take.
+    return part if len(part.encode()) <= 200 else hashlib.sha256(part.encode()).hexdigest()
+
+
+def decode_store(
+    model: Autoencoder,
+    store: str | Path,
+    out: str | Path,
+    *,
+    latents: Literal["stored", "mode"] = "stored",
+    batch_size: int = 16,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    allow_other_model: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Decode every image of a store to a PNG file named by its key.
+
+    Args:
+        model: In float32; a copy of it runs.
+        store: The store's folder.
+        out: A new or empty folder.
+        latents: `stored` decodes `latents` as diffusion trainers get them, `mode` the moments' mean. Where there are
+            indices alone, both are what the model looks up.
+        batch_size: Images a forward pass.
+        device: Where to decode; `auto` picks an accelerator if there is one.
+        precision: auto, fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
+        allow_other_model: Decode with a model whose hash is not the store's, such as a fine-tuned decoder.
+        progress: Called after every batch.
+
+    Returns:
+        The number of images written.
+
+    Raises:
+        UserError: the store is unsound or another model's, an image does not decode to finite values, or `out` is not
+            empty or cannot be written.
+    """
+    opened = LatentStore(store)
+    if not allow_other_model:
+        opened.check_model(model)
+    if opened.spec.channels != model.latent_spec.channels:
+        raise UserError(f"{store} has {opened.spec.channels} channels, the model {model.latent_spec.channels}")
+    codes = [(spec.codebook_size, spec.codebook_levels) for spec in (opened.spec, model.latent_spec)]
+    looked_up = opened.request.indices_alone
+    if looked_up and codes[0] != codes[1]:
+        raise UserError(f"{store} has indices of {_codes(*codes[0])}, the model has {_codes(*codes[1])}")
+    data = LatentDataset(opened, draw="indices" if looked_up else latents)
+    keys = opened.good()["key"].to_pylist()
+    sampler = BucketBatchSampler(data, batch_size, shuffle=False)
+    device = pick_device(device) if isinstance(device, str) else device
+    precision = inference_numerics(precision, device).precision
+    runner = inference_copy(model, device=device, precision=precision)
+
+    def batches() -> Iterator[tuple[list[str], Tensor]]:
+        for positions in sampler:
+            names = [keys[position] for position in positions]
+            values = torch.stack([data.read(position) for position in positions])
+            if looked_up:
+                values = runner.indices_to_latents(values)
+            yield names, _decode(runner, values, names, precision)
+
+    return _write_images(batches(), output_names(keys), out, total=len(keys), progress=progress)
+
+
+class Reconstructions(NamedTuple):
+    """What `reconstruct_images` wrote."""
+
+    images: int
+    crops: Crops
+    """What was cut off."""
+
+
+def reconstruct_images(
+    model: Autoencoder,
+    source: Source,
+    out: str | Path,
+    *,
+    transform: ImageTransform | BucketTransform | WholeTransform,
+    batch_size: int = 16,
+    workers: int = 0,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    bad_share: float = 0.01,
+    progress: Progress | None = None,
+) -> Reconstructions:
+    """Encode and decode every image, by the posterior's mode, to a PNG file named by its key.
+
+    Args:
+        model: In float32; a copy of it runs.
+        source: The images.
+        out: A new or empty folder.
+        transform: To one size, several, or each image's own; the model's downsample factor must divide them.
+        batch_size: Images a forward pass.
+        workers: Processes that decode image files.
+        device: Where to run; `auto` picks an accelerator if there is one.
+        precision: auto, fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
+        bad_share: Share of unusable images past which this ends with an error, after all that is good.
+        progress: Called after every batch.
+
+    Raises:
+        UserError: the size does not fit the model, too many images are bad, a reconstruction is not finite, or `out`
+            is not empty or cannot be written.
+    """
+    for size in () if isinstance(transform, WholeTransform) else transform.sizes:
+        model.latent_spec.latent_size(*size)
+    loader = RangeLoader(
+        source, transform, ranges=[range(len(source))], batch_size=batch_size, workers=workers, bad_share=bad_share
+    )
+    device = pick_device(device) if isinstance(device, str) else device
+    precision = inference_numerics(precision, device).precision
+    runner = inference_copy(model, device=device, precision=precision)
+    crops, originals, sizes = ([np.empty((0, columns), np.int64)] for columns in (4, 2, 2))
+
+    def batches() -> Iterator[tuple[list[str], Tensor]]:
+        for _, batch in loader:
+            crops.append(batch.crops_ltrb.numpy())
+            originals.append(batch.original_sizes.numpy())
+            sizes.append(np.broadcast_to(batch.pixel_values.shape[-2:], (len(batch), 2)))
+            yield batch.keys, _decode(runner, batch.pixel_values, batch.keys, precision, encode=True)
+
+    names = output_names(source.key(index) for index in range(len(source)))
+    images = _write_images(batches(), names, out, total=len(source), progress=progress)
+    return Reconstructions(images, measure_crops(*map(np.concatenate, (crops, originals, sizes))))
+
+
+def _codes(size: int | None, levels: int | None) -> str:
+    return f"{size or 'no'} codes" + (f" in {levels} levels" if levels else "")
+
+
+@torch.inference_mode()
+def _decode(model: Autoencoder, values: Tensor, keys: list[str], precision: str, *, encode: bool = False) -> Tensor:
+    """Latents, or images to be encoded first, to uint8 (B, H, W, 3) on the CPU; UserError if not finite."""
+    values = values.to(model.last_layer.device)
+    if encode:
+        values = model.encode(values).mode()
+    images = model.decode(values)
+    require_finite(images, keys, precision)  # NaN would come out as black
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def _write_images(
+    batches: Iterator[tuple[list[str], Tensor]], names: dict[str, str], out: str | Path, *, total: int,
+    progress: Progress | None,
+) -> int:  # fmt: skip
+    """PNG files, written while the next batch is computed."""
+    folder = Path(out)
+    require_new_folder(folder, "the images")
+    done = 0
+    pending: list[Future[None]] = []
+    with new_folder(folder), ThreadPoolExecutor(_WRITERS) as pool:
+        for keys, images in batches:
+            for future in pending:
+                future.result()
+            pending = [
+                pool.submit(_write_png, folder / names[key], image) for key, image in zip(keys, images, strict=True)
+            ]
+            done += len(keys)
+            if progress is not None:
+                progress(done, total)
+        for future in pending:
+            future.result()
+    return done
+
+
+def _write_png(path: Path, image: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.numpy()).save(path, format="PNG")

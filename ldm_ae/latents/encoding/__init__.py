@@ -1,0 +1,1 @@
+"""Encoding of a data set into a store."""

@@ -1,0 +1,346 @@
+"""A data set through an encoder into a latent store, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ldm_ae.core.background import BackgroundWriter
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.precision import check_precision, inference_numerics
+from ldm_ae.core.processes import Processes
+from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
+from ldm_ae.data.sources.base import printable as printable_name
+from ldm_ae.images.crops import describe_crops
+from ldm_ae.latents.encoding.jobs import EncodeSummary, Engine, Job, Progress
+from ldm_ae.latents.encoding.transfers import Transfers
+from ldm_ae.latents.encoding.units import EncodedBatch, Unit
+from ldm_ae.latents.store.additions import join
+from ldm_ae.latents.store.annotated import numbering_warnings
+from ldm_ae.latents.store.claiming import claiming
+from ldm_ae.latents.store.format import DTYPES, StoreRequest, index_dtype, recorded_precision
+from ldm_ae.latents.store.provenance import derive_seed, inference_copy, scaling_of
+from ldm_ae.latents.store.quantize_uint8 import SCALE, pack
+from ldm_ae.latents.store.reader import LatentStore
+from ldm_ae.latents.store.reopening import reopen, still_holds
+from ldm_ae.latents.store.source_hashes import HashingSource, Originals
+from ldm_ae.latents.store.writer import StoreWriter, latents_of
+from ldm_ae.models import (
+    Autoencoder,
+    finite_rows,
+    hash_json,
+    model_config,
+    model_hash,
+    redone_batches,
+    require_finite,
+)
+
+_FINITE = "finite "
+"""Begins the name of what `_flags` says of a tensor before it is rounded, or of the latents that indices stand for."""
+
+
+def encode_images(
+    model: Autoencoder,
+    source: Source,
+    path: str | Path,
+    *,
+    transform: ImageTransform | BucketTransform,
+    source_name: str = "",
+    classes: Sequence[str] | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    dtype: str = "fp32",
+    latents: Literal["sample", "mode"] = "sample",
+    content: Literal["full", "samples", "lean"] = "full",
+    flips: bool = True,
+    seed: int = 0,
+    shard_size: int = 1024,
+    bad_share: float = 0.01,
+    compiled: bool = False,
+    check: bool = True,
+    processes: Processes | None = None,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> EncodeSummary:
+    """Encode every image of a source into a store.
+
+    The same command goes on where it was stopped, by whatever, also with another spelling of the source or another
+    batch size; where the source has got new images it encodes those, and puts them after the others. A shard that
+    is finished and has the hash of what was written stays if its images are still those that were encoded, and the
+    store becomes byte for byte what it would have been. On its own complete store it does the same: where nothing
+    has changed nothing is encoded, but every image is read once, unless `check` is off.
+
+    Args:
+        model: In float32; a copy of it runs, so that it keeps its weights.
+        source: The images.
+        path: The store's folder, new, empty, or left by the same command.
+        transform: To one size or, with a `BucketTransform`, to several, without randomness; mirror images are stored
+            beside, not drawn.
+        source_name: Where the images come from, for the index.
+        classes: The names of the labels 0, 1, ...; None for those of the store that is there, new ones last, or else
+            those of the source in its order.
+        batch_size: Images a forward pass.
+        workers: Processes that decode images.
+        device: Where to encode; `auto` picks an accelerator if there is one.
+        precision: auto, fp32, bf16 or fp16: what the encoder runs in. `auto` takes that of a store that is there, or
+            else what is fast on this machine. A batch that overflows in fp16 is encoded in fp32.
+        dtype: fp32, bf16, fp16 or uint8: of the stored latents and moments. In uint8 each channel of each image has 256
+            levels; the error is measured, and in the statistics.
+        latents: Whether `latents` is one posterior sample or the mode.
+        content: `samples` leaves the moments out, for a third of the size, and no sample can be drawn again; `lean` the
+            latents, for two thirds, and readers draw them from the moments. Of a discrete model `samples` leaves the
+            indices out; `lean` keeps them alone, and whoever wants latents needs the model.
+        flips: Store the mirror images' latents and moments too.
+        seed: Of the posterior samples.
+        shard_size: Images of the source that one file of each size covers; it bounds the memory.
+        bad_share: Share of unusable images past which this ends with an error, after keeping all that is good.
+        compiled: Run the encoder through torch.compile, once for each size; batches that are not full are filled up.
+            Worth its minutes of compiling for large data sets.
+        check: Read the images of files that are finished, and the files of a complete store, to see whether they are
+            what they were; otherwise only the files of an unfinished store are read.
+        processes: Which of several processes this is; all see the store's folder. Each encodes a contiguous share of
+            the files, and all return when the store is complete. None for one process alone.
+        engine: Encodes elsewhere, such as `ldm_ae.latents.encoding.engines.ray.RayEngine`. None for this process.
+        progress: Called after every batch, with the images of this process alone.
+
+    Raises:
+        RunError: the disk is full, or another process has died.
+        UserError: another process writes there, the folder holds something else, the image size does not fit the
+            model, a latent is not finite, no image is good, or too many are bad.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
+    if content not in ("full", "samples", "lean"):
+        raise UserError(f"content is '{content}'; it must be full, samples or lean")
+    if transform.is_random:
+        raise UserError("a random crop or flip would be frozen into the store; use crop center without flip")
+    if shard_size < 1:
+        raise UserError(f"shard_size is {shard_size}; it must be at least 1")
+    spec = model.latent_spec
+    for size in transform.sizes:
+        spec.latent_size(*size)
+    processes = processes or Processes()
+    if engine is not None and processes.count > 1:
+        raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
+    precision = (precision == "auto" and recorded_precision(path)) or precision
+    check_precision(precision)
+    if engine is None:
+        precision = inference_numerics(precision, processes.device(device)).precision
+    elif precision == "auto":
+        raise UserError("precision auto is measured on this machine; with an engine name fp32, bf16 or fp16")
+    precision = "fp32" if precision == "no" else precision
+    request = StoreRequest(
+        source=printable_name(source_name), images=len(source), keys_hash="", model_hash=model_hash(model),
+        model_config=model_config(model), scaling=scaling_of(spec), transform=transform.describe(),
+        transform_hash=hash_json(transform.describe()), dtype=dtype, precision=precision, latents=latents, flips=flips,
+        seed=seed, batch_size=batch_size, shard_size=shard_size, content=content,
+        indices=spec.codebook_size is not None and content != "samples", compiled=compiled,
+    )  # fmt: skip
+    # First, because each may refuse, and nothing is to be written then.
+    if classes is not None:
+        source = source.with_classes(classes, "the list of classes")
+    runner = None
+    if engine is not None:
+        engine.check(str(device))
+    else:
+        runner = inference_copy(model, device=processes.device(device), precision=precision, compiled=compiled)
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder for the store")
+    leads = processes.rank == 0
+    with processes.together() as channel, claiming(folder) if leads else nullcontext():
+        if (first := channel.from_first(precision)) != precision:
+            raise UserError(f"the processes chose the precisions {first} and {precision}; name one with --precision")
+        look_up = model.indices_to_latents
+        writer = None
+        if leads:
+            source, request, keys = join(folder, source, request, keep_classes=classes is None)
+            writer = StoreWriter(
+                path, request, processes=processes.count, look_up=look_up, keys=keys, classes=source.account().classes
+            )
+        plan = channel.from_first(writer and writer.plan)
+        if writer is None:
+            source, request, _ = join(folder, source, request, keep_classes=classes is None)
+            writer = StoreWriter(path, request, plan=plan, look_up=look_up)
+        units = writer.share(processes.rank, processes.count)
+        hashing = HashingSource(source)
+        originals = Originals(hashing, workers=workers, check=check)
+        already_complete = (
+            writer.complete
+            and not writer.adds
+            and channel.all_agree(not check or still_holds(writer, units, originals, progress))
+        )
+        if already_complete:
+            if progress is not None:
+                progress(len(source), len(source))
+        else:
+            if writer.complete:
+                if leads:
+                    reopen(writer)
+                writer.complete = False
+                channel.wait_for_all()
+            if runner is not None:
+                encode_units(writer, runner, hashing, originals, transform, workers, units, progress)
+            elif engine is not None:
+                job = Job(
+                    path=writer.path.resolve(), request=writer.request, plan=writer.plan, model=model, source=source,
+                    transform=transform, workers=workers, device=str(device), check=check, working_folder=Path.cwd(),
+                )  # fmt: skip
+                engine(job, units, progress)
+            channel.wait_for_all()
+            if leads:
+                writer.finish(source.account().to_json())
+        channel.wait_for_all()
+    store = LatentStore(path)
+    bad = store.bad()
+    if len(bad) > bad_share * len(source):
+        first = "; ".join(f"{key}: {reason}" for key, reason in islice(bad.items(), 3))
+        raise UserError(
+            f"{path} is complete, but {len(bad)} of {len(source)} images cannot be used, more than the allowed share "
+            f"of {bad_share:.1%}\nthe first: {first}"
+        )
+    return EncodeSummary(
+        path=Path(path), images=len(store), bad=bad, statistics=store.statistics, buckets=store.buckets(),
+        crops=describe_crops(store.good()), colour_profiles=store.colour_profiles(), already_complete=already_complete,
+        precision=store.request.precision, redone_batches=store.redone_batches, account=source.account(),
+        annotations=store.annotations(), warnings=numbering_warnings(folder, store.classes),
+    )  # fmt: skip
+
+
+def _one_graph_a_size(transform: ImageTransform | BucketTransform) -> AbstractContextManager[None]:
+    """Where torch compiles a graph for each size. One for several sizes would depend on which of them came first, and a
+    run that goes on begins with another one."""
+    return torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=8 + len(transform.sizes))
+
+
+def encode_units(
+    writer: StoreWriter,
+    model: Autoencoder,
+    source: HashingSource,
+    originals: Originals,
+    transform: ImageTransform | BucketTransform,
+    workers: int,
+    units: range,
+    progress: Progress | None,
+) -> None:
+    """Those of the units that are not done yet. While a thread writes one, the next is encoded."""
+    report = progress or _say_nothing
+    total, done = sum(len(writer.indices(unit)) for unit in units), 0
+    todo: list[Unit] = []
+    for unit in units:
+        indices = writer.indices(unit)
+        record = writer.finished(unit)
+        if record is None or not originals.unchanged(indices, record.rows):
+            todo.append(Unit(unit, indices, source, writer.request.source))
+        else:
+            done += len(indices)
+            report(done, total)
+    loader = RangeLoader(
+        source, transform, ranges=[writer.indices(unit.number) for unit in todo],
+        batch_size=writer.request.batch_size, workers=workers,
+    )  # fmt: skip
+    graphs = _one_graph_a_size(transform) if writer.request.compiled else nullcontext()
+    with graphs, BackgroundWriter() as background:
+
+        def finish_first() -> None:
+            unit = todo.pop(0)
+            background.submit(partial(unit.write, writer, unit.finished(loader.rejected)))
+
+        first = 0
+        for encoded in _encode_batches(model, loader, writer.request):
+            while first < encoded.unit:
+                done += len(writer.indices(todo[0].number))
+                finish_first()
+                first += 1
+            todo[0].add(encoded, _stored(encoded.tensors(), encoded.batch, writer.request))
+            background.check()
+            report(done + len(todo[0]), total)
+        while todo:
+            finish_first()
+    report(total, total)
+
+
+def _say_nothing(done: int, total: int) -> None:
+    """In place of a progress bar."""
+    del done, total
+
+
+def _encode_batches(model: Autoencoder, loader: RangeLoader, request: StoreRequest) -> Iterator[EncodedBatch]:
+    """What the loader gives through the encoder, each once the model has got the next."""
+    transfers = Transfers(model.last_layer.device)
+    before: EncodedBatch | None = None
+    for unit, batch in loader:
+        redone = redone_batches(model)
+        tensors = transfers.download(_encode_batch(model, batch, request, transfers))
+        encoded = EncodedBatch(unit=unit, batch=batch, tensors=tensors, redone=redone_batches(model) - redone)
+        if before is not None:
+            yield before
+        before = encoded
+    if before is not None:
+        yield before
+
+
+@torch.inference_mode()
+def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, transfers: Transfers) -> dict[str, Tensor]:
+    """Latents and moments of one batch, on the device, which may still be computing them."""
+    pixel_values = transfers.upload(batch.pixel_values)
+    missing = request.batch_size - len(batch) if request.compiled else 0
+    if missing:
+        pixel_values = functional.pad(pixel_values, (0, 0, 0, 0, 0, 0, 0, missing))
+    dtype = torch.float32 if request.dtype == "uint8" else DTYPES[request.dtype]
+    computed: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+    flags: dict[str, Tensor] = {}
+    views = {"": pixel_values, "_flip": pixel_values.flip(3)} if request.flips else {"": pixel_values}
+    for suffix, view in views.items():
+        posterior = model.encode(view)
+        if request.content != "lean":
+            values = posterior.mode()
+            if request.latents == "sample":
+                seeds = torch.tensor([derive_seed(request.seed, key, suffix) for key in batch.keys] + [0] * missing)
+                noise = transfers.upload(seeded_noise(seeds, tuple(values.shape[1:])))
+                values = posterior.sample(noise=noise)
+            computed[f"latents{suffix}"] = values
+        elif posterior.moments is None and posterior.indices is None:
+            raise UserError("a lean store holds moments or indices, and this model has none; store samples, or full")
+        if posterior.indices is not None and request.indices:
+            # An index is finite, whatever it stands for.
+            flags[f"{_FINITE}latents{suffix}"] = _flags(posterior.mode())
+            tensors[f"indices{suffix}"] = posterior.indices.to(index_dtype(request.scaling["codebook_size"]))
+        if posterior.moments is not None and request.content != "samples":
+            computed[f"moments{suffix}"] = posterior.moments
+    flags |= {f"{_FINITE}{name}": _flags(values) for name, values in computed.items()}
+    tensors |= {name: values.to(dtype) for name, values in computed.items()}
+    return {name: tensor[: len(batch)] for name, tensor in (tensors | flags).items()}
+
+
+def _flags(values: Tensor) -> Tensor:
+    """(B, 1) of values (B, ...) on the device: NaN for an image whose values are not finite, else 0."""
+    return torch.where(finite_rows(values), 0.0, torch.nan)[:, None]
+
+
+def _stored(tensors: dict[str, Tensor], batch: Batch, request: StoreRequest) -> dict[str, Tensor]:
+    """What is stored of the tensors; UserError that names an image if they are not finite."""
+    tensors = dict(tensors)
+    for name in [name for name in tensors if name.startswith(_FINITE)]:
+        require_finite(tensors.pop(name), batch.keys, request.precision, what=name.removeprefix(_FINITE))
+    if request.dtype == "uint8":
+        tensors = pack(tensors, lambda floats: latents_of(floats, batch.keys, request))
+    for name, tensor in tensors.items():
+        finite = finite_rows(tensor)
+        if not finite.all():
+            key = batch.keys[int((~finite).nonzero()[0])]
+            raise UserError(
+                f"{name.removesuffix(SCALE)} of {key} are too large to be stored as {request.dtype}; store bf16 or fp32"
+            )
+    return tensors

@@ -1,0 +1,1 @@
+"""Who encodes beside one process: one engine a file."""

@@ -1,0 +1,1 @@
+"""The latent store on disk: format, writer, reader and verification."""

@@ -1,0 +1,298 @@
+"""The latent store: what lies on disk. `writer.py` writes it, `reader.py` reads it.
+
+    STORE/store.json              what was asked for; when all is written, also the sha256 and size of every other file,
+                                  and `redone_batches`: those that overflowed in fp16 and were encoded in float32,
+                                  also by shard
+    STORE/index.parquet           one row a sample of the source, in its order, the bad ones too
+    STORE/stats.json              statistics of `latents` over the whole data set
+    STORE/classes.json            the names of the labels 0, 1, ..., where they have names
+    STORE/256x256/                HxW of the pixels; a LightningDiT data set of its own, but in uint8
+        latents_rank00_shard000.safetensors, ...
+        latents_stats.pt          {'mean', 'std'}, (1, C, 1, 1) float32, over the whole data set
+
+A shard holds the N good images of its resolution among `shard_size` consecutive ones of the source, in that order; the
+shards of one such range have the same name in their resolutions' folders. Its tensors:
+
+    latents, latents_flip         (N, C, h, w)   one posterior sample (or the mode) of the image and of its mirror image
+    moments, moments_flip         (N, 2C, h, w)  mean and log-variance on channels, log-variance clamped to [-30, 20]
+    indices, indices_flip         (N, h, w)      codes of a discrete model, or (N, Q, h, w) with Q levels of residual
+                                                 quantization; uint8, uint16, int32 or int64, the narrowest that holds
+                                                 `codebook_size` - 1
+    latents_scale, moments_scale, ...            of each of these in uint8: (N, C or 2C, 2) float32, step and lowest
+                                                 value of an image's channel; latents = uint8 * step + lowest
+    squared_error                 (N, C)         float32, beside uint8: mean over its places of the squared error of the
+                                                 image's latents as they are read, stored or drawn
+    labels                        (N,) int64     -1: none
+    index                         (N,) int64     row of index.parquet
+    original_size                 (N, 2) int64   height, width of the image before the transform
+    crop_ltrb                     (N, 4) int64   left, top, right, bottom in original pixels
+
+The `_flip` tensors are there unless switched off. A Gaussian posterior has moments, a discrete one indices; a store of
+samples has neither, a lean one no latents: its statistics are of those that are drawn from its moments with the same
+noise, or that the model looks up. Latents and moments are fp32, fp16, bf16 or uint8, finite, and unscaled:
+`LatentSpec.scale` is applied when they are read. In uint8 a resolution's folder is no data set of LightningDiT's, and
+has no latents_stats.pt, so that its reader does not take the levels for latents. The noise of a posterior sample is a
+function of (seed, key, whether mirrored) alone. The header's strings: format, format_version, model_hash, model_config
+(JSON), dtype, latents (sample or mode), scaling (JSON of the model's LatentSpec, with its codebook's size and levels;
+not applied), value_range of the pixels, seed, transform_hash, rows.
+
+store.json is written first without `files` and last with them: a store without is not complete, and has a folder .work
+that says which shards are (`work.py`). `processes` are those that encoded, as they are in the shards' names; a range of
+the source without a good image of a resolution has a number and no file there. A store whose data set has grown has
+`additions`, (first image, processes) each, whose ranges and ranks follow those before, and `classes`, the names of the
+labels 0, 1, ..., keep the numbers that they have. The `checksum` is the sha256 of its other content as canonical JSON,
+and its text is what `write_json` writes, so that no change goes unseen. Every file appears by a rename, so none is ever
+half there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from ldm_ae.core.errors import UserError, reason
+from ldm_ae.data import ColourProfiles
+from ldm_ae.io.files import read_json
+from ldm_ae.latents.store.quantize_uint8 import ERROR, SCALE
+from ldm_ae.models import LatentSpec, hash_json
+
+FORMAT = "ldm_ae latent store"
+FORMAT_VERSION = 1
+DESCRIPTION, INDEX, STATISTICS, CLASSES = "store.json", "index.parquet", "stats.json", "classes.json"
+ACCOUNT = b"ldm_ae.account"
+"""Of the index's metadata: what the source took and passed over, as JSON (`ldm_ae.data.account`)."""
+LIGHTNINGDIT_STATISTICS = "latents_stats.pt"
+BUCKET_NAME = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,5}")
+SHARD_NAME = re.compile(r"latents_rank\d{2,6}_shard\d{3,9}\.safetensors")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "uint8": torch.uint8}
+"""The dtype of stored latents and moments, by the name that commands take."""
+INDEX_DTYPES = (torch.uint8, torch.uint16, torch.int32, torch.int64)
+"""Of stored indices, narrowest first."""
+BOOKKEEPING: dict[str, tuple[int, ...]] = {"labels": (), "index": (), "original_size": (2,), "crop_ltrb": (4,)}
+"""Shape of one row of the int64 tensors, by name."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_hash", pa.string()),  # sha256 of the encoded image, hex
+        pa.field("width", pa.int32()),  # of the original, in pixels
+        pa.field("height", pa.int32()),
+        # Left, top, right, bottom in original pixels. Not a list of fixed size, of which pyarrow reads nulls since 26.
+        pa.field("crop", pa.list_(pa.int32())),
+        pa.field("bucket", pa.string()),
+        pa.field("shard", pa.string()),  # file name in the bucket's folder
+        pa.field("row", pa.int32()),
+        pa.field("label", pa.int64(), nullable=False),  # -1: none
+        pa.field("caption", pa.string()),
+        pa.field("status", pa.string(), nullable=False),  # ok, or bad with its error and nulls for what is not known
+        pa.field("error", pa.string()),  # of a good image: why a caption or label that it has is not used
+        pa.field("orientation", pa.int8()),  # EXIF's, which was undone; null in stores that are older than the column
+        pa.field("colour_profile", pa.string()),  # from which colours were converted, or "not applied: ..."; else null
+    ]
+)
+_ADDED_COLUMNS = ("orientation", "colour_profile")
+_FIXED_CROP = pa.field("crop", pa.list_(pa.int32(), 4))  # in stores of older versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreRequest:
+    """Everything that the bytes of a store follow from, as JSON values."""
+
+    source: str
+    """Where the images come from, as the user named it when the store was begun."""
+    images: int
+    keys_hash: str
+    """sha256 over the keys of the images in the order of the store."""
+    model_hash: str
+    model_config: dict[str, Any]
+    scaling: dict[str, Any]
+    """The model's LatentSpec; recorded, not applied."""
+    transform: dict[str, Any]
+    transform_hash: str
+    dtype: str
+    """fp32, fp16, bf16 or uint8: of the stored latents and moments."""
+    precision: str
+    """fp32, fp16 or bf16: what the encoder ran in."""
+    latents: Literal["sample", "mode"]
+    flips: bool
+    seed: int
+    batch_size: int
+    """Of the last run that encoded. The last bits of a convolution may depend on it."""
+    shard_size: int
+    content: Literal["full", "samples", "lean"] = "full"
+    """Latents with moments or indices; latents alone; or moments or indices alone."""
+    indices: bool = False
+    """Whether there are indices, those of the codebook in `scaling`."""
+    compiled: bool = False
+    """The encoder was compiled and saw full batches alone, the last ones filled up."""
+
+    @property
+    def indices_alone(self) -> bool:
+        """Whether latents are known to the model alone, which can look them up."""
+        return self.indices and self.content == "lean"
+
+    @property
+    def latents_tensors(self) -> tuple[str, ...]:
+        """What of a shard the latents follow from, with its scale and their error."""
+        if self.indices_alone:
+            return ("indices",)
+        name = "moments" if self.content == "lean" else "latents"
+        return (name, f"{name}{SCALE}", ERROR) if self.dtype == "uint8" else (name,)
+
+    def header(self, rows: int) -> dict[str, str]:
+        """The metadata of a shard with `rows` rows."""
+        return {
+            "format": FORMAT,
+            "format_version": str(FORMAT_VERSION),
+            "model_hash": self.model_hash,
+            "model_config": json.dumps(self.model_config, sort_keys=True),
+            "dtype": self.dtype,
+            "latents": self.latents,
+            "scaling": json.dumps(self.scaling, sort_keys=True),
+            "value_range": "[-1, 1]",
+            "seed": str(self.seed),
+            "transform_hash": self.transform_hash,
+            "rows": str(rows),
+        }
+
+
+_ADDED: dict[str, Any] = {"content": "full", "indices": False, "compiled": False}
+"""What a request without these fields, which came later, means."""
+_KINDS = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict}
+
+
+def read_request(found: dict[str, Any]) -> StoreRequest:
+    """The request in a store's description, of whose fields none is missing or of another type; others are ignored.
+
+    Raises:
+        ValueError: what is missing.
+    """
+    found = _ADDED | found
+    for entry in fields(StoreRequest):
+        kind = _KINDS.get(str(entry.type), str)
+        if type(found.get(entry.name)) is not kind:
+            raise ValueError(f"request.{entry.name} is missing or no {kind.__name__}")
+    if found["dtype"] not in DTYPES:
+        raise ValueError(f"request.dtype is {short(found['dtype'])}")
+    return StoreRequest(**{entry.name: found[entry.name] for entry in fields(StoreRequest)})
+
+
+def complete_columns(rows: pa.Table) -> pa.Table:
+    """Add the columns that an index of an older version lacks, null throughout, and give `crop` its type of today.
+
+    Raises:
+        ValueError: The columns are not those of a latent store.
+    """
+    for name in _ADDED_COLUMNS:
+        if name not in rows.column_names:
+            field = SCHEMA.field(name)
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    place = rows.schema.get_field_index("crop")
+    if place >= 0 and rows.schema.field(place).equals(_FIXED_CROP):
+        field = SCHEMA.field("crop")
+        rows = rows.set_column(place, field, rows["crop"].cast(field.type))
+    if not rows.schema.equals(SCHEMA):
+        raise ValueError("the columns of the index are not those of a latent store")
+    if not pc.all(pc.equal(pc.list_value_length(rows["crop"]), 4), min_count=0).as_py():
+        raise ValueError("a crop of the index has not four numbers")
+    return rows
+
+
+def index_dtype(codebook_size: int) -> torch.dtype:
+    """The narrowest of `INDEX_DTYPES` that holds every index of a codebook."""
+    return next(dtype for dtype in INDEX_DTYPES if codebook_size - 1 <= torch.iinfo(dtype).max)
+
+
+def row_of_tensor(name: str, bucket: str, spec: LatentSpec, dtype: torch.dtype) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of one image's row of a shard's tensor; `dtype` is that of the store's latents."""
+    if name in BOOKKEEPING:
+        return BOOKKEEPING[name], torch.int64
+    if name == ERROR:
+        return (spec.channels,), torch.float32
+    if name.endswith(SCALE):
+        (channels, *_), _ = row_of_tensor(name.removesuffix(SCALE), bucket, spec, dtype)
+        return (channels, 2), torch.float32
+    height, width = (int(side) for side in bucket.split("x"))
+    size = spec.latent_size(height, width)
+    if name.startswith("indices"):
+        if spec.codebook_size is None:
+            raise ValueError("the model has no codebook")
+        levels = () if spec.codebook_levels is None else (spec.codebook_levels,)
+        return (*levels, *size), index_dtype(spec.codebook_size)
+    return (spec.channels * (2 if name.startswith("moments") else 1), *size), dtype
+
+
+def recorded_precision(path: str | Path) -> str | None:
+    """What the encoder of the store there runs in, finished or not; None where there is no store.
+
+    Raises:
+        UserError: the store's description is damaged.
+    """
+    path = Path(path)
+    return read_description(path)["request"].get("precision") if (path / DESCRIPTION).is_file() else None
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """The content of store.json, its outer shape checked.
+
+    Raises:
+        UserError: no store, another version, or a damaged file.
+    """
+    file = path / DESCRIPTION
+    try:
+        content = read_json(file, as_written=True)
+    except FileNotFoundError:
+        what = "is no latent store: it has no store.json" if path.is_dir() else "is no folder"
+        raise UserError(f"{path} {what}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {reason(error)}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{file} does not describe a latent store")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format version {short(content.get('format_version'))}; this program reads {FORMAT_VERSION}"
+        )
+    checksum = content.pop("checksum", None)
+    if checksum != hash_json(content):
+        raise UserError(f"{file} is damaged: its checksum does not fit")
+    if not isinstance(content.get("request"), dict) or not _names_files(content.get("files")):
+        raise UserError(f"{file} is damaged")
+    content["request"] = _ADDED | content["request"]
+    return content
+
+
+def colour_profiles_of(path: Path) -> ColourProfiles | None:
+    """How the store at `path`, finished or not, was made with regard to colour profiles; None if there is no store.
+
+    Raises:
+        UserError: as `read_description`.
+    """
+    if not (path / DESCRIPTION).is_file():
+        return None
+    transform = read_description(path)["request"].get("transform")
+    return "convert" if isinstance(transform, dict) and transform.get("colour_profiles") == "convert" else "ignore"
+
+
+def _names_files(files: object) -> bool:
+    """Whether it is what `StoreWriter` writes: nothing yet, or a `Written` for each file."""
+    if files is None:
+        return True
+    kinds = {"sha256": str, "size": int}
+    return isinstance(files, dict) and all(
+        isinstance(entry, dict) and {key: type(value) for key, value in entry.items()} == kinds
+        for entry in files.values()
+    )
+
+
+def short(value: object) -> str:
+    """A JSON value for a message of one line."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

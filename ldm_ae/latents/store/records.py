@@ -1,0 +1,119 @@
+"""What is already done of a store that is not complete: a record beside each finished shard.
+
+    STORE/.work/latents_rank00_shard000.json    of a range of the source, written after its shards, which have this
+                                                name in the folders of their buckets: sha256 and size of each, the exact
+                                                state of its statistics, the rows of the index, and how many batches
+                                                overflowed; and a sha256 over all that
+    STORE/.work/run.json                        which run of the command has the store, so that a process that is left
+                                                of an earlier one stops
+
+A range counts as finished if its record is byte for byte what was written and its shards have the hashes that the
+record says. The folder goes when the store is complete. A range without a good image has a record and no shard.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ldm_ae.core.errors import reason
+from ldm_ae.io.files import read_json, write_json
+from ldm_ae.latents.store.files import Written, look_at
+from ldm_ae.models import hash_json
+
+WORK, _RUN = ".work", "run.json"
+_RECORD_NAME = re.compile(r"latents_rank(\d{2,6})_shard(\d{3,9})\.json")
+_log = logging.getLogger("ldm_ae")
+
+
+class Shard(NamedTuple):
+    """One file of latents."""
+
+    written: Written
+    """What it must be."""
+    statistics: dict[str, Any]
+    """`ChannelStatistics.state` of its `latents`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One finished range of the source."""
+
+    shards: dict[str, Shard]
+    """By bucket, HxW of the pixels; empty if no image of the range is good."""
+    rows: list[dict[str, Any]]
+    """The index rows of the range, bad images too."""
+    redone_batches: int
+    """Batches that overflowed in the request's precision and were encoded in float32."""
+
+
+def write_record(store: Path, shard: str, record: Record) -> None:
+    """Say that the shards called `shard` are finished; only after they are."""
+    content = {
+        "shards": {
+            bucket: {"written": part.written._asdict(), "statistics": part.statistics}
+            for bucket, part in sorted(record.shards.items())
+        },
+        "rows": record.rows,
+        "redone_batches": record.redone_batches,
+    }
+    write_json(_path(store, shard), content | {"checksum": hash_json(content)})
+
+
+def read_record(store: Path, shard: str) -> Record | None:
+    """The record of the shards called `shard`, None if there is none or if it is not what was written."""
+    path = _path(store, shard)
+    try:
+        content = read_json(path, as_written=True)
+        checksum = content.pop("checksum")
+        if checksum != hash_json(content):
+            raise ValueError("its checksum does not fit")
+        shards = {
+            bucket: Shard(Written(**part["written"]), part["statistics"])
+            for bucket, part in content.pop("shards").items()
+        }
+        # An earlier version recorded captions that are not valid Unicode, which the index cannot hold.
+        json.dumps(content["rows"], ensure_ascii=False).encode()
+        return Record(shards=shards, **content)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        _log.warning("%s is damaged (%s); its shard is encoded again", path, reason(error))
+        return None
+
+
+def finished(store: Path, shard: str) -> Record | None:
+    """The record of the shards called `shard` if they lie there as it says; None if they must be made (again)."""
+    record = read_record(store, shard)
+    for bucket, part in record.shards.items() if record is not None else ():
+        file = store / bucket / shard
+        if not file.is_file() or look_at(file) != part.written:
+            _log.warning("%s is not what was written; it is encoded again", file)
+            return None
+    return record
+
+
+def write_run(store: Path, run: str) -> None:
+    """Say which run has the store."""
+    write_json(store / WORK / _RUN, {"run": run})
+
+
+def read_run(store: Path) -> str | None:
+    """Which run has the store, None if none has it."""
+    path = store / WORK / _RUN
+    return str(read_json(path)["run"]) if path.is_file() else None
+
+
+def recorded(store: Path) -> list[str]:
+    """The names of the shards that have a record, in the order of the source."""
+    found = [match for path in (store / WORK).glob("*.json") if (match := _RECORD_NAME.fullmatch(path.name))]
+    found.sort(key=lambda match: (int(match[1]), int(match[2])))
+    return [f"{Path(match[0]).stem}.safetensors" for match in found]
+
+
+def _path(store: Path, shard: str) -> Path:
+    return store / WORK / f"{Path(shard).stem}.json"

@@ -1,0 +1,85 @@
+"""A complete store, looked at again: whether all of it still holds, and if not, back to an unfinished one.
+
+What holds gets the records that it had before the store was complete, and the rest is encoded as after a kill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ldm_ae.latents.store.files import Written, look_at
+from ldm_ae.latents.store.reader import LatentStore
+from ldm_ae.latents.store.records import Record, Shard, write_record
+from ldm_ae.latents.store.source_hashes import Originals
+from ldm_ae.latents.store.writer import StoreWriter
+
+
+def still_holds(
+    writer: StoreWriter, units: range, originals: Originals, progress: Callable[[int, int], None] | None = None
+) -> bool:
+    """Whether the files of these units have their hashes and their images are those that were encoded.
+
+    Args:
+        writer: Of a complete store.
+        units: Those to look at.
+        originals: The images.
+        progress: Called after every unit with the number of images looked at and their total.
+
+    Raises:
+        UserError: the store's description or index is damaged.
+    """
+    store = LatentStore(writer.path)
+    done, total = 0, sum(len(writer.indices(unit)) for unit in units)
+    for unit in units:
+        rows = _rows(store, writer.indices(unit))
+        for bucket in _buckets(rows):
+            name = f"{bucket}/{writer.shard_name(unit)}"
+            if not (store.path / name).is_file() or look_at(store.path / name)._asdict() != store.files[name]:
+                return False
+        if not originals.unchanged(writer.indices(unit), rows):
+            return False
+        done += len(rows)
+        if progress is not None:
+            progress(done, total)
+    return True
+
+
+def reopen(writer: StoreWriter) -> None:
+    """Make records of a complete store's shards, then mark it unfinished.
+
+    Killed in between, it is the complete store that it was.
+    """
+    store = LatentStore(writer.path)
+    writer.begin_records()
+    for unit in range(writer.stored_units):
+        rows = _rows(store, writer.indices(unit))
+        name = writer.shard_name(unit)
+        shards = {bucket: _read_shard(writer, store, bucket, rows) for bucket in _buckets(rows)}
+        sound = {bucket: shard for bucket, shard in shards.items() if shard is not None}
+        if len(sound) == len(shards):  # without a record it is encoded again
+            record = Record(shards=sound, rows=rows, redone_batches=store.redone_by_file.get(name, 0))
+            write_record(writer.path, name, record)
+    writer.mark_unfinished()
+
+
+def _read_shard(writer: StoreWriter, store: LatentStore, bucket: str, rows: list[dict[str, Any]]) -> Shard | None:
+    """What the record of a shard says, None if it cannot be read."""
+    [file] = {f"{bucket}/{row['shard']}" for row in rows if row["bucket"] == bucket}
+    try:
+        with safe_open(store.path / file, framework="pt") as shard:
+            tensors = {name: shard.get_tensor(name) for name in store.request.latents_tensors}
+    except (SafetensorError, OSError):
+        return None
+    keys = [row["key"] for row in rows if row["bucket"] == bucket]
+    return Shard(Written(**store.files[file]), writer.statistics(tensors, keys).state())
+
+
+def _rows(store: LatentStore, indices: range) -> list[dict[str, Any]]:
+    return store.index.slice(indices.start, len(indices)).to_pylist()
+
+
+def _buckets(rows: list[dict[str, Any]]) -> list[str]:
+    return sorted({row["bucket"] for row in rows if row["status"] == "ok"})

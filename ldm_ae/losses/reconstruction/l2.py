@@ -1,0 +1,14 @@
+"""The squared error."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ldm_ae.losses.reconstruction.interface import ReconstructionLoss
+
+
+class L2(ReconstructionLoss):
+    """(x - x̂)²."""
+
+    def __call__(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
+        return (reconstructions - pixel_values).square()

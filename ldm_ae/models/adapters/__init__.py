@@ -1,0 +1,1 @@
+"""The classes of networks behind the interface, one a file."""

@@ -1,0 +1,300 @@
+"""Discrete autoencoders: a quantizer between the encoder and decoder of `diffusers.VQModel`.
+
+Source: Esser et al., Taming Transformers for High-Resolution Image Synthesis (VQGAN), arXiv 2012.09841, section 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.models.adapters.blocks import block_types
+from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
+from ldm_ae.models.adapters.quantized_autoencoder import QuantizedAutoencoder
+from ldm_ae.models.interface import AutoencoderOutput, LatentSpec, Posterior
+from ldm_ae.models.loading.folder import local_folder, read_config, read_model_folder
+from ldm_ae.models.scaling import factor_beside_vectors, mark_scaled_encoder
+from ldm_ae.quantizers import EMAVQ, VQ, CaredTable, Quantized, Quantizer, describe_quantizer
+
+EUCLIDEAN: tuple[type[Quantizer], ...] = (VQ, EMAVQ)
+"""The quantizers that take the nearest of a table of codes, and so compute what `diffusers.VQModel` computes."""
+
+
+class VQModel(diffusers.VQModel):
+    """`diffusers.VQModel` whose `quantize` is one of ours; diffusers opens what it saves as its own class."""
+
+    _supports_gradient_checkpointing = True
+    # What a quantizer remembers of its codes' use matters to a resumed training alone.
+    _keys_to_ignore_on_load_unexpected = (r"^quantize\.(?!embedding)",)
+
+
+class DiscretePosterior(Posterior):
+    """The codes of a batch of images; a draw from it is always the same.
+
+    Args:
+        quantized: What the quantizer gave.
+        codebook_size: K of one index.
+    """
+
+    def __init__(self, quantized: Quantized, codebook_size: int):
+        self.quantized = quantized
+        self.indices = quantized.indices
+        self.codebook_size = codebook_size
+
+    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
+        """`mode()`: nothing is drawn."""
+        del generator, noise
+        return self.mode()
+
+    def mode(self) -> Tensor:
+        return self.quantized.quantized
+
+    def regularization(self) -> dict[str, Tensor]:
+        """The quantizer's terms: codebook, commitment, entropy, ... as its docstring says."""
+        return self.quantized.losses
+
+    def rate(self) -> Tensor:
+        """Bits per image of a fixed-length code, (B,): h w log2(K), for each level of a residual quantizer."""
+        indices = self.quantized.indices
+        return self.mode().new_full((len(indices),), indices[0].numel() * math.log2(self.codebook_size))
+
+
+class VQAutoencoder(ConvolutionalAutoencoder):
+    """A convolutional autoencoder with discrete latents: encoder, 1x1 convolution, quantizer, 1x1 convolution, decoder.
+
+    Latents are the quantized ones, (B, codebook_dim, h, w): what `decode` takes. With `VQ` or `EMAVQ` it is a
+    `diffusers.VQModel` on the disk, and a `VQ` when it is read again, `legacy` if it was; with another quantizer a
+    `QuantizedAutoencoder`, whose keys are the same where VQModel has them.
+
+    Args:
+        pretrained: A folder of either to start from, the name of a shipped model (`vq-f8-small`), or a VQModel's name
+            on the Hugging Face hub. The widths and blocks below are then read from it and ignored here. A folder (or
+            shipped name) of an AutoencoderKL gives its encoder's mean and its decoder, between which a quantizer of as
+            many dimensions as it has channels starts to learn.
+        quantizer: Any of `ldm_ae.quantizers`. With `pretrained` the folder's own by default; one of its kind and size
+            given there goes on from the folder's codes: to train a VQModel with EMAVQ, restarts or another beta.
+        block_out_channels: Channels of each resolution level; there are `len - 1` downsamplings by 2.
+        layers_per_block: ResNet blocks per level.
+        latent_channels: Channels that the encoder gives and the decoder takes, next to the 1x1 convolutions; the
+            quantizer's `codebook_dim` by default.
+        attention_levels: Levels (0 is the full resolution) whose blocks also have self-attention, beside the middle.
+        mid_block_add_attention: Self-attention in the middle block.
+        norm_num_groups: Groups of every GroupNorm; divides every entry of `block_out_channels`.
+        act_fn: Activation, by diffusers' name.
+    """
+
+    def __init__(
+        self,
+        *,
+        pretrained: str | None = None,
+        quantizer: Quantizer | None = None,
+        block_out_channels: tuple[int, ...] = (128, 256, 256, 512),
+        layers_per_block: int = 2,
+        latent_channels: int | None = None,
+        attention_levels: tuple[int, ...] = (),
+        mid_block_add_attention: bool = True,
+        norm_num_groups: int = 32,
+        act_fn: str = "silu",
+    ):
+        super().__init__()
+        if pretrained is not None:
+            self.net = _read(pretrained, quantizer)
+            return
+        if quantizer is None:
+            raise UserError("VQAutoencoder: name a quantizer, such as ldm_ae.quantizers.VQ, or a pretrained folder")
+        blocks = block_types(block_out_channels, attention_levels=attention_levels, norm_num_groups=norm_num_groups)
+        arguments = {
+            "down_block_types": blocks.down,
+            "up_block_types": blocks.up,
+            "block_out_channels": tuple(block_out_channels),
+            "layers_per_block": layers_per_block,
+            "act_fn": act_fn,
+            "latent_channels": quantizer.codebook_dim if latent_channels is None else latent_channels,
+            "norm_num_groups": norm_num_groups,
+            "sample_size": 256,
+            "mid_block_add_attention": mid_block_add_attention,
+            "scaling_factor": 1.0,  # nothing is measured yet
+        }
+        self.net = _build(arguments, quantizer)
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """What is between encoder and decoder."""
+        return cast(Quantizer, self.net.quantize)
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        config = self.net.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        return LatentSpec(
+            channels=self.quantizer.codebook_dim,
+            downsample_factor=self.downsample_factor,
+            scaling_factor=factor_beside_vectors(config.scaling_factor, mean, std),
+            latents_mean=None if mean is None else tuple(mean),
+            latents_std=None if std is None else tuple(std),
+            codebook_size=self.quantizer.codebook_size,
+            codebook_levels=self.quantizer.codebook_levels,
+        )
+
+    def encode(self, pixel_values: Tensor, *, noise: Tensor | None = None) -> DiscretePosterior:
+        """As in the interface; `noise` is for quantizers that draw in training, see `Quantizer.quantize`."""
+        latents = self.net.quant_conv(self.encoder_output(pixel_values))
+        return DiscretePosterior(self.quantizer(latents, noise=noise), self.quantizer.codebook_size)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Quantized latents (B, codebook_dim, h, w) -> reconstructions; they are taken as they are."""
+        latents = self.decoder_input(latents)
+        # MoVQ's decoder normalizes by the quantized latents, too.
+        spatial = latents if self.net.config.get("norm_type") == "spatial" else None
+        return cast(Tensor, self.net.decoder(self.net.post_quant_conv(latents), spatial).float())
+
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        size, levels = self.quantizer.codebook_size, self.quantizer.codebook_levels
+        shape = "(B, h, w)" if levels is None else f"(B, {levels}, h, w)"
+        if indices.ndim != (3 if levels is None else 4) or (levels is not None and indices.shape[1] != levels):
+            raise UserError(f"indices must be {shape}, got {tuple(indices.shape)}")
+        indices = indices.to(self.last_layer.device, torch.int64)
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
+            raise UserError(f"indices must be in [0, {size}), got {int(indices.min())} to {int(indices.max())}")
+        return self.quantizer.codes(indices)
+
+    def decode_indices(self, indices: Tensor) -> Tensor:
+        """`indices_to_latents`, decoded: reconstructions (B, 3, H, W) float32, not clamped."""
+        return self.decode(self.indices_to_latents(indices))
+
+    def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
+        posterior = self.encode(pixel_values, noise=noise)
+        return AutoencoderOutput(self.decode(posterior.mode()), posterior)
+
+    def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
+        """Update codes that learn without gradients, while anything before the decoder learns at all."""
+        batches = [cast(DiscretePosterior, posterior).quantized for posterior in posteriors]
+        sources = (self.net.encoder, self.net.quant_conv, self.quantizer)
+        if any(parameter.requires_grad for source in sources for parameter in source.parameters()):
+            return self.quantizer.learn(batches)
+        return self.quantizer.usage(batches)
+
+    def needed_terms(self) -> frozenset[str]:
+        """The quantizer's, unless its codes are frozen."""
+        learns = any(parameter.requires_grad for parameter in self.quantizer.parameters())
+        return self.quantizer.needed_terms if learns else frozenset()
+
+    def learned_parameters(self) -> list[Tensor]:
+        return list(self.quantizer.parameters())
+
+    def set_scaling(
+        self,
+        *,
+        scaling_factor: float,
+        shift_factor: float = 0.0,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+    ) -> None:
+        if shift_factor:
+            raise UserError(f"a discrete model has no place for shift_factor {shift_factor}; scale without a shift")
+        if isinstance(self.net, QuantizedAutoencoder):
+            self.net.register_to_config(latents_mean=latents_mean, latents_std=latents_std)
+        elif latents_mean is not None or latents_std is not None:
+            raise UserError("diffusers.VQModel has one scaling_factor and no per-channel scale; leave it out")
+        self.net.register_to_config(scaling_factor=scaling_factor)
+        mark_scaled_encoder(self)
+
+
+def _build(arguments: dict[str, Any], quantizer: Quantizer) -> nn.Module:
+    """A network of these arguments of VQModel with the quantizer in it."""
+    net: Any
+    if type(quantizer) in EUCLIDEAN:
+        net = VQModel(**arguments, num_vq_embeddings=quantizer.codebook_size, vq_embed_dim=quantizer.codebook_dim)
+        _record_beta(net, quantizer)
+    else:
+        net = QuantizedAutoencoder(**arguments, quantizer=describe_quantizer(quantizer))
+    net.quantize = quantizer
+    return net
+
+
+def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
+    """The network of a folder or hub name with our quantizer in it, or with the one given and its codes."""
+    folder = local_folder(pretrained)
+    kind = read_config(folder)["_class_name"]
+    if kind == "AutoencoderKL":
+        return _from_kl(pretrained, folder, quantizer)
+    if kind == "QuantizedAutoencoder":
+        net: Any = read_model_folder(QuantizedAutoencoder, folder)
+        kinds: tuple[type[Quantizer], ...] = (type(net.quantize),)
+    else:
+        net = read_model_folder(VQModel, folder)
+        codes = net.quantize.embedding.weight.detach()
+        net.quantize = VQ(*codes.shape, legacy=net.config.get("legacy_beta") is True)
+        net.quantize.load_state_dict({"embedding.weight": codes})
+        kinds = EUCLIDEAN
+    if quantizer is not None:
+        _continue_with(pretrained, net, quantizer, kinds)
+    return net
+
+
+def _from_kl(pretrained: str, folder: Path, quantizer: Quantizer | None) -> nn.Module:
+    """An AutoencoderKL with `quantizer` in the place of its posterior: what is quantized first is the posterior's mean,
+    for which the encoder's last convolution takes in the 1x1 one after it."""
+    kl: Any = read_model_folder(diffusers.AutoencoderKL, folder)
+    channels = kl.config.latent_channels
+    if quantizer is None:
+        raise UserError(f"{pretrained} is an AutoencoderKL, which has no codes; name a quantizer")
+    if quantizer.codebook_dim != channels:
+        raise UserError(f"{pretrained} has {channels} latent channels, the quantizer codes of {quantizer.codebook_dim}")
+    names = (
+        "in_channels out_channels down_block_types up_block_types block_out_channels layers_per_block act_fn "
+        "latent_channels norm_num_groups sample_size mid_block_add_attention"
+    )
+    net: Any = _build({name: kl.config[name] for name in names.split()} | {"scaling_factor": 1.0}, quantizer)
+    weights = kl.state_dict()
+    weight, bias = weights.pop("encoder.conv_out.weight"), weights.pop("encoder.conv_out.bias")
+    identity = {"weight": torch.eye(channels)[:, :, None, None], "bias": torch.zeros(channels)}
+    mixing = torch.eye(2 * channels) if kl.quant_conv is None else weights["quant_conv.weight"][:, :, 0, 0]
+    added = torch.zeros(2 * channels) if kl.quant_conv is None else weights["quant_conv.bias"]
+    weights["encoder.conv_out.weight"] = torch.einsum("oi,ichw->ochw", mixing[:channels], weight)
+    weights["encoder.conv_out.bias"] = mixing[:channels] @ bias + added[:channels]
+    for name, value in identity.items():
+        weights[f"quant_conv.{name}"] = value
+        weights.setdefault(f"post_quant_conv.{name}", value)
+    net.load_state_dict(weights | {f"quantize.{name}": value for name, value in net.quantize.state_dict().items()})
+    return cast(nn.Module, net)
+
+
+def _continue_with(pretrained: str, net: Any, quantizer: Quantizer, kinds: tuple[type[Quantizer], ...]) -> None:
+    """Put `quantizer` in the place of the network's own, with its codes."""
+    own: Quantizer = net.quantize
+    if type(quantizer) not in kinds:
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{pretrained} can go on with a {names}, not with a {type(quantizer).__name__}")
+    if (own.codebook_size, own.codebook_dim) != (quantizer.codebook_size, quantizer.codebook_dim):
+        raise UserError(
+            f"{pretrained} has {own.codebook_size} codes of {own.codebook_dim} dimensions, the quantizer given "
+            f"{quantizer.codebook_size} of {quantizer.codebook_dim}"
+        )
+    if isinstance(quantizer, CaredTable):
+        quantizer.start_from(cast(CaredTable, own).weight)
+    else:
+        try:
+            quantizer.load_state_dict(own.state_dict())
+        except RuntimeError as error:
+            raise UserError(f"{pretrained} has a {type(own).__name__} of other arguments than given") from error
+    net.quantize = quantizer
+    if isinstance(net, QuantizedAutoencoder):
+        net.register_to_config(quantizer=describe_quantizer(quantizer))
+    else:
+        _record_beta(net, quantizer)
+
+
+def _record_beta(net: Any, quantizer: Quantizer) -> None:
+    """Have a VQModel's configuration say which term beta weights, where it is not the commitment; diffusers reads none
+    of it, so that there is nothing to say of a VQ that is right."""
+    legacy = isinstance(quantizer, VQ) and quantizer.legacy
+    if legacy or net.config.get("legacy_beta") is not None:
+        net.register_to_config(legacy_beta=legacy)

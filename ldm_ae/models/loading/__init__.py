@@ -1,0 +1,1 @@
+"""Finding and opening autoencoders: folders, single files of weights, the Hub."""

@@ -1,0 +1,121 @@
+"""Reading a diffusers model folder, with an error of one line for each way it can be wrong."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+
+from ldm_ae.core.errors import UserError, printable, reason
+from ldm_ae.core.resources import shipped_models
+from ldm_ae.io.files import read_json
+from ldm_ae.models.loading.hub import hub_folder, is_hub_name
+from ldm_ae.models.scaling import settle_factor
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+_MOST_LAYERS, _MOST_ENTRIES, _LARGEST_SIZE = 64, 1024, 2**16
+ModelT = TypeVar("ModelT")
+
+
+def find_folder(name: str | Path) -> Path:
+    """The path `name`, or the folder of the shipped model of that name where there is no such path."""
+    path = Path(name)
+    return path if path.exists() else shipped_models().get(str(name), path)
+
+
+def suggestion(path: Path) -> str:
+    """The nearest name that is there, and the shipped ones."""
+    shipped = list(shipped_models())
+    beside = sorted(item.name for item in path.parent.iterdir()) if os.access(path.parent, os.R_OK | os.X_OK) else []
+    if near := difflib.get_close_matches(path.name, beside, n=1):
+        return f"; did you mean {path.parent / near[0]}?"
+    if near := difflib.get_close_matches(str(path), shipped, n=1):
+        return f"; did you mean {near[0]}?"
+    owner = path.parts[0] if len(path.parts) == 2 else ""
+    hub = f"; on the Hugging Face hub it would be hf:{path}" if owner and Path(owner).is_dir() else ""
+    return f"; with ldm_ae come {' and '.join(shipped)}{hub}"
+
+
+def local_folder(name: str | Path) -> Path:
+    """`find_folder`, and for a name on the hub the folder of it in the cache, which is filled if need be.
+
+    Raises:
+        UserError: there is no such name on the hub, or it could not be looked up.
+    """
+    folder = find_folder(name)
+    return hub_folder(str(name)) if not folder.exists() and is_hub_name(str(name)) else folder
+
+
+def read_config(folder: Path) -> dict[str, object]:
+    """The config.json of a model folder; UserError if it is missing or not a diffusers model's."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise UserError(f"no such model folder: {folder}{suggestion(folder)}")
+    if not path.is_file():
+        raise UserError(f"{folder} is not a model folder: it has no config.json")
+    try:
+        config = read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict) or "_class_name" not in config:
+        raise UserError(f"{path} is not the configuration of a diffusers model: it has no _class_name")
+    if wrong := _wrong_size(config):
+        raise UserError(f"{path} is no sound configuration: {wrong}")
+    return config
+
+
+def _wrong_size(config: dict[str, Any]) -> str | None:
+    """What no model can have: diffusers builds the network first, however long that takes, and then compares."""
+    if type(layers := config.get("layers_per_block", 1)) is not int or not 1 <= layers <= _MOST_LAYERS:
+        return f"layers_per_block must be from 1 to {_MOST_LAYERS}"
+    if long := [key for key, value in config.items() if isinstance(value, list) and len(value) > _MOST_ENTRIES]:
+        return f"{printable(long[0])} has more than {_MOST_ENTRIES} entries"
+    sizes = config.get("sample_size", 1)
+    if any(type(size) is not int or not 1 <= size <= _LARGEST_SIZE for size in _as_list(sizes)):
+        return f"sample_size must be from 1 to {_LARGEST_SIZE}"
+    for key in ("latents_mean", "latents_std"):
+        if not isinstance(config.get(key), list | type(None)):
+            return f"{key} must be a list"
+    return None
+
+
+def _as_list(value: object) -> list[object]:
+    return value if isinstance(value, list) and value else [value]
+
+
+def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
+    """The model of class `cls` in a folder, shipped, or under that name on the hub, in float32.
+
+    The factor that earlier versions wrote beside vectors becomes the 1 that it meant (`settle_factor`).
+
+    Raises:
+        UserError: no such folder, no configuration, no safetensors weights, weights that do not fit, or a name on
+            the hub that could not be downloaded.
+    """
+    folder, loader = local_folder(name), cast(Any, cls)
+    config = read_config(folder)
+    if not (folder / WEIGHTS).is_file() and not list(folder.glob("diffusion_pytorch_model*.safetensors*")):
+        raise UserError(f"{folder} has a config.json but no weights ({WEIGHTS}); pickled weights are not read")
+    if config["_class_name"] != cls.__name__:
+        raise UserError(f"{folder} holds a {printable(config['_class_name'])}, not a {cls.__name__}")
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()  # it warns of weights that do not fit; here they are an error
+    try:
+        model, info = loader.from_pretrained(
+            str(folder), use_safetensors=True, torch_dtype=torch.float32, local_files_only=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:
+        raise UserError(f"{folder} does not load as {cls.__name__}: {reason(error)}") from error
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+    model.register_to_config(_name_or_path="")  # a path of this machine says nothing where the model is saved next
+    settle_factor(model)
+    for words, keys in (("no", info["missing_keys"]), ("an unknown", info["unexpected_keys"])):
+        if keys:
+            raise UserError(f"{folder} has {words} weight {printable(min(keys))}; its configuration does not fit")
+    return model

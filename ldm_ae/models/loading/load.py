@@ -1,0 +1,71 @@
+"""MODEL of the commands: a shipped model, a diffusers folder, a run, a checkpoint in it, or a name on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ldm_ae.core.errors import UserError, printable
+from ldm_ae.models.adapters.kl import KLAutoencoder
+from ldm_ae.models.adapters.vq import VQAutoencoder
+from ldm_ae.models.interface import Autoencoder
+from ldm_ae.models.loading.folder import find_folder, read_config, suggestion
+from ldm_ae.models.loading.hub import hub_folder, is_hub_name
+
+AUTOENCODERS: dict[str, Callable[..., Autoencoder]] = {
+    "AutoencoderKL": KLAutoencoder,
+    "QuantizedAutoencoder": VQAutoencoder,
+    "VQModel": VQAutoencoder,
+}
+"""Our class for what a model folder holds, by its `_class_name`."""
+
+
+def resolve_model_folder(path: str | Path) -> Path:
+    """The diffusers folder that MODEL stands for: averaged (EMA) weights before raw ones.
+
+    A model folder is itself; a checkpoint's is its `ema/`, or `model/` without EMA; a run's is its newest exported
+    `model/`. What is no path here may be the name of a shipped model. UserError if there is none.
+    """
+    folder = find_folder(path)
+    if not folder.exists():
+        raise UserError(f"no such model: {folder}{suggestion(folder)}")
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, not a model folder; make one of it: ldm-ae import {folder} OUT")
+    for candidate in (folder, folder / "ema", folder / "model"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise UserError(
+        f"{folder} is no model: neither a diffusers folder (config.json), nor a run or checkpoint with model/ in it"
+    )
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether MODEL could be `path`."""
+    try:
+        resolve_model_folder(path)
+    except UserError:
+        return False
+    return True
+
+
+def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder:
+    """The autoencoder that MODEL stands for, in float32, in eval mode, on `device`.
+
+    Args:
+        path: A diffusers model folder, a run directory, a checkpoint, the name of a shipped model (`kl-f8c4-small`,
+            `vq-f8-small`), or `owner/name` on the Hugging Face hub: a model, or a pipeline with one.
+        device: Where to put it.
+
+    Raises:
+        UserError: nothing there, a model class that is not known, or weights missing.
+    """
+    on_hub = not find_folder(path).exists() and is_hub_name(str(path))
+    folder = hub_folder(str(path)) if on_hub else resolve_model_folder(path)
+    name = str(read_config(folder)["_class_name"])
+    if name not in AUTOENCODERS:
+        said = path if on_hub else folder
+        raise UserError(f"{said} holds a {printable(name)}; known are {', '.join(sorted(AUTOENCODERS))}")
+    model = AUTOENCODERS[name](pretrained=str(folder))
+    return model.eval().requires_grad_(False).to(device)

@@ -1,0 +1,135 @@
+"""What a published latent diffusion model multiplies its latents with, as a file of weights says or implies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.models.loading.shapes import LDMNetwork
+
+FAMILIES: dict[str, tuple[float, float | None]] = {
+    "sd": (0.18215, None), "sdxl": (0.13025, None), "sd3": (1.5305, 0.0609), "flux": (0.3611, 0.1159),
+}  # fmt: skip
+"""`scaling_factor` and `shift_factor` of Stable Diffusion 1 and 2, SDXL, SD3 and FLUX.1, as their diffusers folders."""
+NETWORKS = {"sd": (4, True), "sdxl": (4, True), "sd3": (16, False), "flux": (16, False)}
+"""Latent channels of each family's autoencoder, and whether it has quant convolutions."""
+DOWNSAMPLE_FACTOR = 8
+"""Of the autoencoders of all families."""
+NAMES = {"sd": "Stable Diffusion 1 and 2", "sdxl": "SDXL", "sd3": "Stable Diffusion 3", "flux": "FLUX.1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """`scaling_factor` and `shift_factor`, and where they are from."""
+
+    factor: float
+    shift: float | None
+    source: str
+    """In words, for a message."""
+    known: bool = True
+    """False where nothing says it, and the factor is 1."""
+    in_file: bool = False
+    """The file has it as a tensor."""
+
+
+UNKNOWN = Scale(
+    factor=1.0, shift=None, known=False,
+    source="unknown, not measured; `ldm-ae export OUT NEW --images IMAGES` measures it",
+)  # fmt: skip
+
+
+def scale_of_family(family: str) -> Scale:
+    """The published scale of one of `FAMILIES`; UserError for another name."""
+    if family not in FAMILIES:
+        raise UserError(f"'{family}' is not a family of models; known are {', '.join(FAMILIES)}")
+    factor, shift = FAMILIES[family]
+    return Scale(factor=factor, shift=shift, source=f"published for {NAMES[family]}")
+
+
+def check_family(family: str, network: LDMNetwork) -> list[str]:
+    """What to note of a network that can be the named family's but is not quite like it.
+
+    Raises:
+        UserError: it is a VQ, or has another number of latent channels or another downsample factor.
+    """
+    channels, convolutions = NETWORKS[family]
+    like = [name for name, (number, _) in NETWORKS.items() if number == network.embed_dim]
+    if network.embed_dim != channels:
+        fix = f"name {' or '.join(like)}, or leave --family out" if like else "leave --family out"
+        raise UserError(
+            f"--family {family} does not fit the file: expected {channels} latent channels, which the autoencoder of "
+            f"{NAMES[family]} has, got {network.embed_dim}; {fix}"
+        )
+    if network.downsample_factor != DOWNSAMPLE_FACTOR:
+        raise UserError(
+            f"--family {family} does not fit the file: expected the downsample factor {DOWNSAMPLE_FACTOR}, which the "
+            f"autoencoder of {NAMES[family]} has, got {network.downsample_factor}; leave --family out"
+        )
+    if network.n_embed is not None:
+        raise UserError(
+            f"--family {family} does not fit the file: expected a KL autoencoder, which that of {NAMES[family]} is, "
+            "got a VQ; leave --family out"
+        )
+    if network.quant_conv != convolutions:
+        words = ("without", "with")
+        return [
+            f"--family {family}: the autoencoder of {NAMES[family]} is {words[convolutions]} quant convolutions, this "
+            f"one {words[network.quant_conv]}; it may be another model's"
+        ]
+    return []
+
+
+def scale_of(
+    everything: Mapping[str, Tensor], prefix: str, network: LDMNetwork, *, beside: Tensor | None = None
+) -> Scale:
+    """The scale of the latents, from a tensor of the file or by the convention of the models that are laid out so.
+
+    Args:
+        everything: All tensors of the file.
+        prefix: What stands before the autoencoder's keys.
+        network: The autoencoder's.
+        beside: A `scale_factor` of the file that is none of these tensors.
+
+    Raises:
+        UserError: a `scale_factor` that is not a number above 0.
+    """
+    parts = prefix.removesuffix("first_stage_model.").split(".")[:-1]
+    levels = [".".join([*parts[:depth], "scale_factor"]) for depth in range(len(parts), -1, -1)]  # the nearest first
+    if (tensor := next((everything[key] for key in levels if key in everything), beside)) is not None:
+        if tensor.numel() != 1 or not 0.0 < (factor := float(tensor)) < float("inf"):
+            got = f"{float(tensor):g}" if tensor.numel() == 1 else f"a tensor {tuple(tensor.shape)}"
+            raise UserError(f"the file's scale_factor must be one number above 0, got {got}")
+        return Scale(factor=factor, shift=None, source="the file's scale_factor, measured in training", in_file=True)
+    if network.n_embed is not None or network.downsample_factor != DOWNSAMPLE_FACTOR:
+        return UNKNOWN
+    family = _family(everything, network)
+    if family is None:
+        return UNKNOWN
+    bare = not any(".diffusion_model." in key for key in everything)
+    scale = scale_of_family(family)
+    if not bare:
+        return scale
+    words = "; the file does not tell it from SDXL's, whose factor is 0.13025 (--family sdxl)"
+    return Scale(factor=scale.factor, shift=scale.shift, source=f"the convention for this network{words}")
+
+
+def _family(everything: Mapping[str, Tensor], network: LDMNetwork) -> str | None:
+    whole = any(".diffusion_model." in key for key in everything)
+    if network.z_channels == 4 and network.quant_conv:
+        if not whole:
+            published = (network.ch, network.ch_mult, network.num_res_blocks, network.attention_levels)
+            return "sd" if published == (128, (1, 2, 4, 4), 2, ()) else None
+        if any(key.startswith("conditioner.embedders.") for key in everything):
+            return "sdxl"
+        widths = {value.shape[1] for key, value in everything.items()
+                  if key.endswith(".attn2.to_k.weight") and ".diffusion_model." in key and value.ndim == 2}  # fmt: skip
+        return "sdxl" if 2048 in widths else "sd" if widths & {768, 1024} else None
+    if network.z_channels == 16 and not network.quant_conv:
+        if any(".diffusion_model.joint_blocks." in key for key in everything):
+            return "sd3"
+        if any(".diffusion_model.double_blocks." in key for key in everything):
+            return "flux"
+    return None

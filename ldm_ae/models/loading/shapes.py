@@ -1,0 +1,164 @@
+"""The configuration of a convolutional autoencoder from the shapes of its weights.
+
+They say its widths, blocks, levels with attention, channels and codes. What they cannot say is the number of groups of
+its normalizations (32 in CompVis's code), its activation (SiLU there), the side in pixels that it was trained at, and
+whether its decoder ends in tanh (`tanh_out`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.models.loading.ldm_keys import CODES, idle_attention
+
+GROUPS = 32
+"""Groups of every GroupNorm in CompVis's code and, by default, in diffusers'."""
+GUMBEL = "quantize.proj.weight"
+"""(K, D, 1, 1), the logits of a Gumbel quantizer."""
+Quantization = Literal["none", "nearest", "gumbel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LDMNetwork:
+    """What the shapes of the weights say, in the words of CompVis's `ddconfig`."""
+
+    ch: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    attention_levels: tuple[int, ...]
+    """Levels, 0 the full resolution, that have self-attention; `attn_resolutions` are their sides."""
+    middle_attention: bool
+    """Self-attention in the middle; CompVis's `attn_type: none` has none anywhere."""
+    z_channels: int
+    embed_dim: int
+    double_z: bool
+    quant_conv: bool
+    """1x1 convolutions beside the latents; the autoencoders of SD3 and FLUX have none."""
+    n_embed: int | None
+    """Codes of a VQ, None for KL."""
+    quantization: Quantization
+
+    @property
+    def downsample_factor(self) -> int:
+        """H / h."""
+        return int(2 ** (len(self.ch_mult) - 1))
+
+    def describe(self) -> str:
+        """One line of what was inferred."""
+        gumbel = "Gumbel " if self.quantization == "gumbel" else ""
+        kind = "KL autoencoder" if self.n_embed is None else f"{gumbel}VQ autoencoder of {self.n_embed} codes"
+        levels = ", ".join(map(str, self.attention_levels))
+        where = [*(["the middle"] if self.middle_attention else []), *([f"levels {levels}"] if levels else [])]
+        return (
+            f"{kind}, downsample factor {self.downsample_factor}, {self.embed_dim} latent channels, "
+            f"widths {', '.join(str(self.ch * mult) for mult in self.ch_mult)}, {self.num_res_blocks} blocks a level, "
+            f"attention in {' and '.join(where) or 'no level'}, "
+            f"{'with' if self.quant_conv else 'without'} quant convolutions"
+        )
+
+
+def network_of(state: Mapping[str, Tensor], name: str) -> LDMNetwork:
+    """The network that these weights, under CompVis's keys, are of; `name` is the file's, for messages.
+
+    Raises:
+        UserError: the first thing that no KL or VQ autoencoder of diffusers has.
+    """
+
+    def weight(key: str, axes: int = 4) -> Tensor:
+        if key not in state or state[key].ndim != axes or state[key].numel() == 0:
+            raise UserError(f"{name} is not a KL or VQ autoencoder of CompVis's: it has no {key} of {axes} axes")
+        return state[key]
+
+    def count(pattern: str) -> int:
+        found = {int(match[1]) for key in state if (match := re.match(pattern, key))}
+        if not found or found != set(range(len(found))):
+            raise UserError(f"{name} is not an autoencoder of CompVis's: the numbers in its keys have gaps")
+        return len(found)
+
+    if linear := [key for key in state if key.endswith(".to_qkv.weight")]:
+        raise UserError(f"{name} has linear attention ({linear[0]}; attn_type linear), which diffusers does not have")
+    for key, axis in (("encoder.conv_in.weight", 1), ("decoder.conv_out.weight", 0)):
+        if (found := weight(key).shape[axis]) != 3:
+            raise UserError(f"{name}: {key} is for images of {found} channels; expected 3 (RGB)")
+    ch = weight("encoder.conv_in.weight").shape[0]
+    levels = count(r"encoder\.down\.(\d+)\.")
+    blocks = count(r"encoder\.down\.0\.block\.(\d+)\.")
+    widths = [weight(f"encoder.down.{i}.block.0.conv1.weight").shape[0] for i in range(levels)]
+    if any(width % ch for width in widths) or widths[0] != ch:
+        raise UserError(f"{name}: widths {widths} after a first convolution of {ch} have no equal in diffusers")
+    if bad := [width for width in widths if width % GROUPS]:
+        raise UserError(
+            f"{name}: a width of {bad[0]} is not divisible into {GROUPS} groups; the number of groups is not in the "
+            "weights, so this network needs its model folder with config.json"
+        )
+    z_channels = weight("decoder.conv_in.weight").shape[1]
+    convolutions = [f"{key}.weight" in state for key in ("quant_conv", "post_quant_conv")]
+    codes = weight(CODES, axes=2).shape if CODES in state else None
+    double_z = weight("encoder.conv_out.weight").shape[0] == 2 * z_channels
+    if codes is None and not double_z:
+        raise UserError(f"{name} has neither codes ({CODES}) nor an encoder of means and log-variances")
+    if codes is not None and not all(convolutions):
+        raise UserError(f"{name} has codes but no {'post_' if convolutions[0] else ''}quant_conv beside them")
+    embed_dim = weight("post_quant_conv.weight").shape[1] if convolutions[1] else z_channels
+    gumbel = codes is not None and GUMBEL in state and state[GUMBEL].shape == (*codes, 1, 1)
+    if codes is None and embed_dim != z_channels:
+        raise UserError(
+            f"{name}: its quant convolutions lead from {2 * z_channels} channels to {2 * embed_dim} and from "
+            f"{embed_dim} to {z_channels} (embed_dim {embed_dim}, z_channels {z_channels}); those of diffusers' "
+            "AutoencoderKL keep the number of channels, so that it cannot be imported"
+        )
+    return LDMNetwork(
+        ch=ch,
+        ch_mult=tuple(width // ch for width in widths),
+        num_res_blocks=blocks,
+        attention_levels=tuple(i for i in range(levels) if f"encoder.down.{i}.attn.0.norm.weight" in state),
+        middle_attention=any(f"{half}.mid.attn_1.norm.weight" in state for half in ("encoder", "decoder")),
+        z_channels=z_channels,
+        embed_dim=embed_dim,
+        double_z=double_z and codes is None,
+        quant_conv=any(convolutions),
+        n_embed=None if codes is None else codes[0],
+        quantization="none" if codes is None else "gumbel" if gumbel else "nearest",
+    )
+
+
+def completed(state: Mapping[str, Tensor], network: LDMNetwork) -> dict[str, Tensor]:
+    """`state` with what the network lacks and diffusers' class always has, so that its outputs stay the same.
+
+    - Attention or a quant convolution in one half alone: idle attention, or an identity, in the other.
+    - Levels that resample without a convolution (`resamp_with_conv: false`): the mean of 2x2 pixels, and nothing after
+      the enlargement, as convolutions.
+    """
+    whole = dict(state)
+    if network.middle_attention:
+        for half in ("encoder", "decoder"):
+            like = state.get(f"{half}.mid.block_1.norm1.weight")
+            if like is not None and f"{half}.mid.attn_1.norm.weight" not in state:
+                whole |= {f"{half}.mid.attn_1.{name}": value for name, value in idle_attention(like).items()}
+    if network.quant_conv:
+        for key, width in (("quant_conv", 2 * network.z_channels), ("post_quant_conv", network.z_channels)):
+            if f"{key}.weight" not in state:
+                whole[f"{key}.weight"] = torch.eye(width)[:, :, None, None]
+                whole[f"{key}.bias"] = torch.zeros(width)
+    if not any(re.search(r"\.(?:downsample|upsample)\.", key) for key in state):
+        for i, mult in enumerate(network.ch_mult):
+            width = network.ch * mult
+            resampling = [("encoder", "down", "downsample")] if i < len(network.ch_mult) - 1 else []
+            resampling += [("decoder", "up", "upsample")] if i > 0 else []
+            for half, levels, layer in resampling:
+                kernel = torch.zeros(width, width, 3, 3)
+                diagonal = torch.arange(width)
+                if layer == "downsample":  # diffusers pads right and below by one, and takes every second position
+                    kernel[diagonal, diagonal, :2, :2] = 0.25
+                else:
+                    kernel[diagonal, diagonal, 1, 1] = 1.0
+                whole[f"{half}.{levels}.{i}.{layer}.conv.weight"] = kernel
+                whole[f"{half}.{levels}.{i}.{layer}.conv.bias"] = torch.zeros(width)
+    return whole

@@ -1,0 +1,235 @@
+"""Inference in fp16 without silent damage: a batch that overflows is computed again in float32.
+
+float16 ends at 65504. What lies beyond becomes infinite, the next normalization makes that NaN, and NaN rounded to 8
+bits is a black picture. The second pass is in float32 and not in bfloat16: whoever asks for fp16 counts on its 11 bits,
+bfloat16 has 8, and float32 is there on every device. It costs time and memory for that batch alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
+from ldm_ae.models.interface import Autoencoder, LatentSpec, Posterior
+
+WIDE_PRECISION = "fp32"
+"""What a batch that overflowed is computed again in."""
+
+_NAMED_KEYS = 3
+_log = logging.getLogger("ldm_ae")
+_Result = TypeVar("_Result", Posterior, Tensor)
+
+
+def finite_rows(values: Tensor) -> Tensor:
+    """(B,) bool of a tensor (B, ...): whether all values of that row are finite."""
+    return values.isfinite().flatten(1).all(dim=1)
+
+
+def tensors_in(output: object) -> Iterator[Tensor]:
+    """The tensors in what a module returns: one, or tuples and lists of them."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, tuple | list):
+        for part in output:
+            yield from tensors_in(part)
+
+
+def require_finite(values: Tensor, keys: Sequence[str], precision: str, *, what: str = "the reconstruction") -> None:
+    """UserError that names the images unless all values (B, ...) are finite.
+
+    Args:
+        values: From a model that `for_inference` made ready.
+        keys: B names.
+        precision: What the model runs in, `fp32`, `bf16` or `fp16`.
+        what: They are, of each image.
+    """
+    bad = [key for key, finite in zip(keys, finite_rows(values).tolist(), strict=True) if not finite]
+    if not bad:
+        return
+    names = ", ".join(bad[:_NAMED_KEYS]) + (f" and {len(bad) - _NAMED_KEYS} more" if len(bad) > _NAMED_KEYS else "")
+    damaged = "the weights or the input are damaged, or training has diverged"
+    where, remedy = {
+        "fp32": ("in fp32", damaged),
+        "bf16": ("in bf16", "try --precision fp32"),
+        "fp16": (f"in fp16, nor in {WIDE_PRECISION}", damaged),
+    }[precision]
+    raise UserError(f"{what} of {names} is not finite {where}; {remedy}")
+
+
+class _Watch:
+    """A forward hook that notes, while a pass is watched, which images a part of the network left finite."""
+
+    def __init__(self) -> None:
+        self.rows: list[Tensor] | None = None
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: object) -> None:
+        if self.rows is not None:
+            # What has no batch dimension, such as a codebook's loss, says nothing about an image.
+            self.rows.extend(finite_rows(tensor) for tensor in tensors_in(output) if tensor.ndim >= 2)
+
+
+class _Watched(NamedTuple):
+    """A model whose network's direct parts (encoder, quant_conv, ...) have `watch` as a hook."""
+
+    model: Autoencoder
+    watch: _Watch
+
+    def run(self, values: Tensor, part: Callable[[Autoencoder, Tensor], _Result]) -> tuple[_Result, Tensor]:
+        """The result, and (B,) bool: the images for which it and all that led to it are finite.
+
+        The parts are asked too, because what comes out may hide an overflow: a clamped log-variance, the nearest code
+        to NaN.
+        """
+        self.watch.rows = []
+        try:
+            result = part(self.model, values)
+            rows = self.watch.rows
+        finally:
+            self.watch.rows = None
+        if isinstance(result, Tensor):
+            rows.append(finite_rows(result))
+        else:
+            rows.append(finite_rows(result.mode()))
+            if result.moments is not None:
+                rows.append(finite_rows(result.moments))
+        finite = torch.ones(len(values), dtype=torch.bool, device=rows[-1].device)
+        for row in rows:
+            finite &= row if len(row) == len(finite) else row.all()
+        return result, finite
+
+
+class OverflowGuard(Autoencoder):
+    """A model in fp16 that computes a batch again in float32 when it overflows, and says so once.
+
+    An overflow is something not finite that came of finite input. The second pass runs with the weights as they were
+    before they were rounded to fp16. They wait in host memory (as the caller's own tensors where those are there) until
+    a first overflow brings them to the device. If they give nothing finite either, that is what comes back.
+
+    Args:
+        model: Not yet in fp16; `for_inference` casts it after this has kept its weights.
+    """
+
+    def __init__(self, model: Autoencoder):
+        super().__init__()
+        self.model = model
+        self.redone = 0
+        """Batches computed again, of those through the encoder and of those through the decoder."""
+        self._originals = {name: tensor.detach().cpu() for name, tensor in _tensors(model)}
+        self._watched = _Watched(model, _Watch())
+        self._hooks = [part.register_forward_hook(self._watched.watch) for part in model.net.children()]
+        # In a tuple, which torch does not take for a part of this module: the second model is no second set of weights.
+        self._wide: _Watched | None = None
+
+    def encode(self, pixel_values: Tensor) -> Posterior:
+        return self._guarded(pixel_values, lambda model, values: model.encode(values), "encoder")
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._guarded(latents, lambda model, values: model.decode(values), "decoder")
+
+    def indices_to_latents(self, indices: Tensor) -> Tensor:
+        return self.model.indices_to_latents(indices)
+
+    def _guarded(self, values: Tensor, part: Callable[[Autoencoder, Tensor], _Result], name: str) -> _Result:
+        result, finite = self._watched.run(values, part)
+        if bool(finite.all()) or not bool((~finite & finite_rows(values)).any()):
+            return result
+        if self._wide is None:
+            self._wide = self._widened()
+        again, finite_again = self._wide.run(values, part)
+        if bool((finite_again & ~finite).any()):
+            if self.redone == 0:
+                _log.warning(
+                    "fp16 overflowed in the %s: this batch, and each further one that does, is computed again in %s. "
+                    "If that is most of them, --precision bf16 or fp32 takes less time", name, WIDE_PRECISION,
+                )  # fmt: skip
+            self.redone += 1
+        return again
+
+    def _widened(self) -> _Watched:
+        """A float32 model of the original weights beside the one in fp16, from which it takes all else."""
+        watched = self._watched
+        # deepcopy takes these for copies that it has made already, so that no tensor is copied in fp16.
+        copies: dict[int, Any] = {}
+        with torch.inference_mode(False):
+            for name, tensor in _tensors(watched.model):
+                original = self._originals[name]
+                wide = original.to(tensor.device, torch.float32 if original.is_floating_point() else None, copy=True)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                copies[id(tensor)] = nn.Parameter(wide, requires_grad=False) if is_parameter else wide
+            model, watch = copy.deepcopy((watched.model, watched.watch), copies)
+            return _Watched(model.to(memory_format=LAYOUTS[INFERENCE_LAYOUT]), watch)
+
+    def unguarded(self) -> Autoencoder:
+        """The model inside, with its original weights and without this guard."""
+        for hook in self._hooks:
+            hook.remove()
+        for name, tensor in _tensors(self.model):
+            tensor.data = self._originals[name]
+        return self.model
+
+    # ------------------------------------------------------------------------------------ all else is the model's own
+
+    @property
+    def net(self) -> nn.Module:  # type: ignore[override]
+        return self.model.net
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        return self.model.latent_spec
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        return self.model.last_layer
+
+    @property
+    def sample_size(self) -> int:
+        return self.model.sample_size
+
+    def save_config(self, folder: str | Path) -> None:
+        self.model.save_config(folder)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.model.save_pretrained(folder)
+
+    def compile_parts(self, *, for_training: bool = False) -> None:
+        self.model.compile_parts(for_training=for_training)
+
+    def enable_gradient_checkpointing(self) -> None:
+        self.model.enable_gradient_checkpointing()
+
+    def set_sample_size(self, size: int) -> None:
+        self.model.set_sample_size(size)
+
+    def set_scaling(
+        self,
+        *,
+        scaling_factor: float,
+        shift_factor: float = 0.0,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+    ) -> None:
+        self.model.set_scaling(
+            scaling_factor=scaling_factor, shift_factor=shift_factor, latents_mean=latents_mean, latents_std=latents_std
+        )
+
+
+def redone_batches(model: Autoencoder) -> int:
+    """Batches that a model of `for_inference` has computed again in float32, because fp16 overflowed.
+
+    What goes through the encoder and then through the decoder counts as one batch in each.
+    """
+    return model.redone if isinstance(model, OverflowGuard) else 0
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, those that are not saved too."""
+    return itertools.chain(model.named_parameters(), model.named_buffers())

@@ -1,0 +1,1 @@
+"""Checkpoints: their state, their files, when they are written."""

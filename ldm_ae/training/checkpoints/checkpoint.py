@@ -1,0 +1,263 @@
+"""A checkpoint: a folder of safetensors and JSON that is whole or does not count.
+
+    step-00001000/
+        model/ ema/                    diffusers folders
+        discriminator.safetensors  objective.safetensors
+        state.safetensors  state.json  optimizers, schedules, scaler, random generators, data position, best score
+        MANIFEST.json                  written last: size and sha256 of every other file
+
+Everything is written under a temporary name, past the page cache where that can be, flushed and renamed, and the
+folder it lies in is flushed. A folder without a manifest that is as `write_checkpoint` writes it, names every file
+(those whose names begin with a dot aside) and agrees with them does not count, and says why when asked. Older
+checkpoints go only after a new one counts. Nothing here is a pickle.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ldm_ae.core.errors import RunError, UserError, printable, reason
+from ldm_ae.io.direct_files import Written, write_direct
+from ldm_ae.io.files import read_json, sha256, sync, write_json, writing_folder
+from ldm_ae.io.tensor_files import read_tensors, safetensors_pieces
+from ldm_ae.models.loading.folder import WEIGHTS
+from ldm_ae.training.checkpoints.snapshot import AVERAGED, Snapshot
+from ldm_ae.training.checkpoints.tree import join_tensors, split_tensors
+
+MANIFEST = "MANIFEST.json"
+FORMAT = "ldm_ae.checkpoint/1"
+STATE = "state"
+_ENTRY = {"bytes": int, "sha256": str}
+_METADATA = {"format": "pt"}  # as diffusers writes it
+_THREADS = 3
+"""One that checks values, then helps the two that write."""
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` updates."""
+    return f"step-{step:08d}"
+
+
+class Checkpoints:
+    """The checkpoints of one run. What has been verified or written here is not read again.
+
+    Args:
+        folder: `RUN/checkpoints`.
+        keep: How many of the newest stay, beside the best one.
+    """
+
+    def __init__(self, folder: Path, *, keep: int):
+        self.folder = folder
+        self._keep = keep
+        self._sound: set[str] = set()
+
+    def newest(self) -> tuple[Path | None, dict[str, list[str]]]:
+        """The newest checkpoint that counts, and why each newer one does not, by name."""
+        path, damaged = newest_checkpoint(self.folder)
+        if path is not None:
+            self._sound.add(path.name)
+        return path, damaged
+
+    def write(self, snapshot: Snapshot, *, best_step: int | None) -> Path:
+        """Write a checkpoint, then remove what is older than the newest `keep`, the best one's apart.
+
+        Args:
+            snapshot: What it holds.
+            best_step: The step whose checkpoint scored best.
+
+        Raises:
+            RunError: a value is not finite, or the disk is full. Nothing has changed then.
+        """
+        folder = self.folder / checkpoint_name(snapshot.step)
+        if folder.name not in self._sound:
+            write_checkpoint(folder, snapshot)
+            self._sound.add(folder.name)
+        self._prune(None if best_step is None else checkpoint_name(best_step))
+        return folder
+
+    def _prune(self, best: str | None) -> None:
+        kept = 0
+        for path in sorted(self.folder.glob("step-*"), reverse=True):
+            if kept >= self._keep:
+                if path.name != best:
+                    shutil.rmtree(path)
+            elif path.name in self._sound or not problems(path):
+                self._sound.add(path.name)
+                kept += 1
+            elif kept:
+                shutil.rmtree(path)  # it does not count, and a newer one does
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
+    """Write one checkpoint; afterwards it counts, or there was an exception and nothing has changed.
+
+    Values are checked in a thread while two others write, hash and flush a file each.
+    """
+    tree, tensors = split_tensors(snapshot.state)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing_folder(folder, size=snapshot.size()) as temporary, ThreadPoolExecutor(_THREADS) as pool:
+        not_finite = pool.submit(snapshot.not_finite)
+        files: dict[str, Future[Written]] = {}
+        # The largest file first, so that least is left to do when the others are written.
+        for name, weights in ({STATE: tensors} | snapshot.networks).items():
+            if weights:
+                files[f"{name}.safetensors"] = pool.submit(_write_tensors, temporary, name, weights, None)
+        for name, model in snapshot.models.items():
+            model.save_config(temporary / name)
+            weights = model.net.state_dict()
+            name = f"{name}/{Path(WEIGHTS).stem}"
+            files[f"{name}.safetensors"] = pool.submit(_write_tensors, temporary, name, weights, _METADATA)
+        write_json(temporary / f"{STATE}.json", tree)
+        if found := not_finite.result():
+            raise RunError(
+                f"step {snapshot.step} is not saved, because it holds values that are not finite ({found}); "
+                "the checkpoints before it stand"
+            )
+        entries = {name: file.result() for name, file in files.items()}
+        for path in temporary.rglob("*.json"):
+            sync(path)
+            entries[path.relative_to(temporary).as_posix()] = Written(sha256(path), path.stat().st_size)
+        # The manifest must not reach the disk before what it vouches for.
+        described = {name: {"bytes": size, "sha256": digest} for name, (digest, size) in sorted(entries.items())}
+        write_json(temporary / MANIFEST, {"format": FORMAT, "files": described})
+
+
+def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> Written:
+    return write_direct(folder / f"{name}.safetensors", safetensors_pieces(tensors, metadata))
+
+
+def problems(folder: str | Path) -> list[str]:
+    """Why a checkpoint does not count, a line each; empty if it does."""
+    folder = Path(folder)
+    try:
+        files = _read_manifest(folder / MANIFEST)
+    except FileNotFoundError:
+        return [f"{MANIFEST} is missing"]
+    except (OSError, ValueError) as error:
+        return [f"{MANIFEST} is damaged ({reason(error)})"]
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    there = {name for name in there if not any(part.startswith(".") for part in name.split("/"))}  # such as .DS_Store
+    found = [f"{printable(name)} is not in {MANIFEST}" for name in sorted(there - files.keys() - {MANIFEST})]
+    for name, (size, digest) in files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            found.append(f"{MANIFEST} names a file outside the checkpoint: {printable(name)}")
+        elif name not in there:
+            found.append(f"{printable(name)} is missing")
+        elif wrong := _difference(folder / name, size, digest):
+            found.append(f"{printable(name)} {wrong}")
+    return found
+
+
+def _difference(path: Path, size: int, digest: str) -> str | None:
+    try:
+        if (found := path.stat().st_size) != size:
+            return f"has {found} bytes instead of {size}"
+        return None if sha256(path) == digest else "has changed since it was written"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
+    """(bytes, sha256) of each file by name; ValueError for anything that `write_checkpoint` does not write."""
+    manifest = read_json(path, as_written=True)
+    if not isinstance(manifest, dict) or manifest.keys() != {"format", "files"}:
+        raise ValueError("it is no manifest")
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"its format is {printable(manifest['format'])}; this program reads {FORMAT}")
+    files = manifest["files"]
+    if not isinstance(files, dict) or not files:
+        raise ValueError("it names no files")
+    for name, entry in files.items():
+        if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != _ENTRY:
+            raise ValueError(f"its entry of {printable(name)} is wrong")
+    return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+
+
+def newest_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, list[str]]]:
+    """The newest checkpoint in `folder` that counts, and why each newer one does not, by name."""
+    damaged: dict[str, list[str]] = {}
+    for path in sorted(Path(folder).glob("step-*"), reverse=True):
+        if not (wrong := problems(path)):
+            return path, damaged
+        damaged[path.name] = wrong
+    return None, damaged
+
+
+def load_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
+    """Load weights in place, each from the safetensors file of its name (without the ending) in a checkpoint.
+
+    Raises:
+        UserError: a part is missing; the message names it.
+        UnfitError: a part does not fit this configuration.
+    """
+    for name, network in networks.items():
+        if not network.state_dict():
+            continue
+        path = folder / f"{name}.safetensors"
+        if not path.is_file():
+            raise UserError(f"checkpoint {folder} has no {name}.safetensors, which this configuration needs")
+        tensors = read_tensors(path)
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise UnfitError(
+                name, f"{path} does not fit this configuration: {_first_difference(network, tensors)}"
+            ) from error
+
+
+def _first_difference(network: nn.Module, saved: Mapping[str, Tensor]) -> str:
+    """Name the first tensor that one side lacks or that has another shape."""
+    own = network.state_dict()
+    for name in dict.fromkeys([*own, *saved]):
+        if name not in saved:
+            return f"it has no {name}, which the configured network has"
+        if name not in own:
+            return f"it has {printable(name)}, which the configured network has not"
+        if own[name].shape != saved[name].shape:
+            return f"its {name} is {list(saved[name].shape)}, that of the configured network {list(own[name].shape)}"
+    return "its values cannot be read into the configured network"
+
+
+class UnfitError(UserError):
+    """A network of another configuration; `part` is its name in the checkpoint."""
+
+    def __init__(self, part: str, message: str):
+        self.part = part
+        super().__init__(message)
+
+
+def load_state(folder: Path) -> Any:
+    """The tree of optimizers, random states and counters that was saved.
+
+    Raises:
+        UserError: a file is missing, damaged or does not fit the other; the message names it.
+    """
+    for name in (f"{STATE}.json", f"{STATE}.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"checkpoint {folder} has no {name}")
+    tensors = read_tensors(folder / f"{STATE}.safetensors")
+    try:
+        return join_tensors(read_json(folder / f"{STATE}.json"), tensors)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, RuntimeError) as error:
+        raise UserError(f"{folder / f'{STATE}.json'} is no saved state: {reason(error)}") from error
+
+
+def link_model(checkpoint: Path, temporary: Path) -> None:
+    """A checkpoint's model, the averaged one if it has that, in another folder of the same disk, its bytes shared."""
+    source = checkpoint / (AVERAGED if (checkpoint / AVERAGED).is_dir() else "model")
+    for path in source.iterdir():
+        # Weights are never changed in place; a configuration might be, by hand.
+        if path.name == WEIGHTS:
+            try:
+                os.link(path, temporary / path.name)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(path, temporary / path.name)
+        else:
+            shutil.copyfile(path, temporary / path.name)

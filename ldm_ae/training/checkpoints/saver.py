@@ -1,0 +1,213 @@
+"""A run's state into checkpoints and back: what is saved, when it is copied, who writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from ldm_ae.core.background import BackgroundWriter
+from ldm_ae.core.errors import UserError, reason
+from ldm_ae.discriminators import Discriminator
+from ldm_ae.io.files import clear_leftovers, writing_folder
+from ldm_ae.losses import Objective
+from ldm_ae.models import Autoencoder
+from ldm_ae.models.loading.folder import WEIGHTS
+from ldm_ae.training.changes import check_identity, remedies
+from ldm_ae.training.checkpoints.checkpoint import Checkpoints, link_model, load_networks
+from ldm_ae.training.checkpoints.rng import rng_state, set_rng_state
+from ldm_ae.training.checkpoints.snapshot import AVERAGED, HostCopy, Snapshot
+from ldm_ae.training.checkpoints.state import SKIPPED, read_state
+from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.monitoring.run_log import RunLog
+from ldm_ae.training.optimizers import load_optimizer
+
+
+class Progress(NamedTuple):
+    """How far a run has come."""
+
+    step: int
+    """Updates done."""
+    position: int
+    """Samples of the global stream that have been used."""
+    best: dict[str, float] | None
+    """`step` and `score` of the best validation."""
+    skipped_steps: int
+    """Steps left out because something was not finite."""
+
+
+class Saver:
+    """Saves and restores one run.
+
+    Args:
+        folder: The run directory.
+        accelerator: The main process writes, all read.
+        config: Which checkpoints stay, and whether they are written in the background.
+        identity: What makes this run this run; a checkpoint with another is refused.
+        autoencoder: Not wrapped.
+        ema: The averaged model, or None.
+        objective: Its learned parameter is saved.
+        discriminator: Not wrapped, or None.
+        optimizers: The autoencoder's and, if there is one, the discriminator's.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        config: TrainingConfig,
+        identity: dict[str, Any],
+        *,
+        autoencoder: Autoencoder,
+        ema: Autoencoder | None,
+        objective: Objective,
+        discriminator: Discriminator | None,
+        optimizers: list[Optimizer],
+    ):
+        self.folder, self._accelerator, self._identity = folder, accelerator, identity
+        self._models = {"model": autoencoder} | ({} if ema is None else {AVERAGED: ema})
+        self._networks: dict[str, nn.Module] = {"objective": _LearnedPart(objective)}
+        if discriminator is not None:
+            self._networks["discriminator"] = discriminator
+        self._optimizers = optimizers
+        self._checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
+        self._in_background, self._batch_size = config.background_saves, config.batch_size
+        self._writer, self._host_copy = BackgroundWriter(), HostCopy()
+        self._copied = Event()
+        self._copied.set()
+
+    def save(self, progress: Progress) -> None:
+        """A checkpoint, the newest model beside it, and older checkpoints gone. Every process must call it.
+
+        In the background it comes back once that is copied which the next forward pass may change, and a thread of the
+        main process does the rest, beginning with the copy of what only an update changes: `before_update`. The
+        checkpoint before it must have been written by then.
+
+        Raises:
+            RunError: this checkpoint, or the one before it in the background, could not be written.
+        """
+        generators = _gather(self._accelerator, rng_state())
+        if not self._accelerator.is_main_process:
+            return
+        scaler = self._accelerator.scaler
+        state = progress._asdict() | {
+            "identity": self._identity,
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "rng": generators,
+        }
+        networks = {name: module.state_dict() for name, module in self._networks.items()}
+        snapshot = Snapshot(step=progress.step, models=self._models, networks=networks, state=state)
+        best_step = None if progress.best is None else int(progress.best["step"])
+        if self._in_background:
+            self._writer.wait()
+            finish_copy = self._host_copy.begin(snapshot)
+            self._copied.clear()
+            self._writer.submit(partial(self._copy_and_write, finish_copy, best_step))
+        else:
+            self._write(snapshot, best_step)
+
+    def before_update(self) -> None:
+        """Wait until a copy has been made of everything that an update is about to change."""
+        self._copied.wait()
+
+    def _copy_and_write(self, finish_copy: Callable[[], Snapshot], best_step: int | None) -> None:
+        try:
+            snapshot = finish_copy()
+        finally:
+            self._copied.set()
+        self._write(snapshot, best_step)
+
+    def _write(self, snapshot: Snapshot, best_step: int | None) -> None:
+        checkpoint = self._checkpoints.write(snapshot, best_step=best_step)
+        with writing_folder(self.folder / "model") as temporary:
+            link_model(checkpoint, temporary)
+
+    def check(self) -> None:
+        """Raise what went wrong in the background, if anything has."""
+        self._writer.check()
+
+    def wait(self) -> None:
+        """Until all that was saved is on the disk, in every process."""
+        self._writer.wait()
+        self._accelerator.wait_for_everyone()
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """What was saved in the background is on the disk before an error leaves the block."""
+        try:
+            yield
+        except BaseException:
+            self._writer.settle()
+            raise
+
+    def restore(self, log: RunLog) -> Progress | None:
+        """Load the newest checkpoint that counts; None if there is none at all.
+
+        Raises:
+            UserError: it is another run's, none of those that are there counts, or something in it is missing.
+        """
+        if self._accelerator.is_main_process:
+            for folder in (self.folder, self._checkpoints.folder):
+                clear_leftovers(folder)
+        self._accelerator.wait_for_everyone()
+        newest, damaged = self._checkpoints.newest()
+        for name, reasons in damaged.items():
+            log.say(f"checkpoint {name} does not count and is passed over: {reasons[0]}")
+        if newest is None:
+            if damaged:
+                name, reasons = next(iter(damaged.items()))
+                raise UserError(
+                    f"no checkpoint of {self.folder} counts ({name}: {reasons[0]}); put one back from a copy, or give "
+                    "another --out to start anew"
+                )
+            return None
+        state = read_state(newest)
+        check_identity(self.folder, state["identity"], self._identity, remedies(
+            self.folder, global_batch=state["identity"].get("global_batch", self._identity["global_batch"]),
+            batch_size=self._batch_size, processes=self._accelerator.num_processes,
+        ))  # fmt: skip
+        models: dict[str, nn.Module] = {
+            f"{name}/{Path(WEIGHTS).stem}": model.net for name, model in self._models.items()
+        }
+        load_networks(newest, models | self._networks)
+        before, now = len(state["rng"]), self._accelerator.num_processes
+        try:
+            for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+                load_optimizer(optimizer, saved)
+            if self._accelerator.scaler is not None and state["scaler"] is not None:
+                self._accelerator.scaler.load_state_dict(state["scaler"])
+            if before == now:
+                set_rng_state(state["rng"][self._accelerator.process_index])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+            raise UserError(f"the state in {newest} does not fit this run: {reason(error)}") from error
+        log.rewind(state["step"])
+        log.say(f"continuing from {newest.name}")
+        if before != now:
+            log.say(f"{now} processes now, {before} before: images keep their order, crops and noise")
+        return Progress(state["step"], state["position"], state["best"], state.get(SKIPPED, 0))
+
+
+class _LearnedPart(nn.Module):
+    """The objective's own parameter without the frozen perceptual network."""
+
+    def __init__(self, objective: Objective):
+        super().__init__()
+        self.log_variance = objective.log_variance
+
+
+def _gather(accelerator: Accelerator, value: Any) -> list[Any]:
+    """The value of every process, in order."""
+    if accelerator.num_processes == 1:
+        return [value]
+    gathered: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered

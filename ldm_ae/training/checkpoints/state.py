@@ -1,0 +1,51 @@
+"""What a checkpoint says of its run, checked before anything trusts it: files may come from strangers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.training.checkpoints.checkpoint import STATE, load_state
+
+KEYS = ("step", "position", "best", "identity", "optimizers", "scaler", "rng")
+"""What a run's state consists of."""
+SKIPPED = "skipped_steps"
+"""Only counted and logged, and not in the first checkpoints that were written: without it a run goes on from 0."""
+_LARGEST = 2**62
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The state of the run in a checkpoint; UserError names what is missing in it or wrong."""
+    state = load_state(checkpoint)
+    try:
+        check_state(state)
+    except ValueError as error:
+        raise UserError(f"{checkpoint / f'{STATE}.json'} is not sound: {error}") from error
+    return state
+
+
+def check_state(state: Any) -> None:
+    """ValueError unless `state` has the entries of a run's state, with the types and ranges that they can have."""
+    if not isinstance(state, dict):
+        raise ValueError("it is no run's state")
+    if missing := [key for key in KEYS if key not in state]:
+        raise ValueError(f"it has no '{missing[0]}'")
+    for name in ("step", "position", SKIPPED):
+        if type(value := state.get(name, 0)) is not int or not 0 <= value < _LARGEST:
+            raise ValueError(f"{name} must be a whole number from 0 on")
+    best = state.get("best")
+    if best is not None and not (
+        isinstance(best, dict) and {key: type(value) for key, value in best.items()} == {"step": int, "score": float}
+    ):
+        raise ValueError("best must hold step and score, or be null")
+    identity = state.get("identity")
+    if not isinstance(identity, dict) or not all(
+        isinstance(v, str | int | float | type(None)) for v in identity.values()
+    ):
+        raise ValueError("identity must hold plain values")
+    for name in ("optimizers", "rng"):
+        if not isinstance(entries := state.get(name), list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{name} must be a list of states")
+    if not isinstance(state.get("scaler"), dict | type(None)):
+        raise ValueError("scaler must be a state, or null")

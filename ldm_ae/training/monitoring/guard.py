@@ -1,0 +1,90 @@
+"""Finds values that are not finite before they reach a parameter, on every process together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ldm_ae.core.errors import RunError
+from ldm_ae.data import Batch
+
+SHOWN_KEYS = 8
+AVERAGED = frozenset({"adaptive_weight", "grad_norm", "discriminator_grad_norm"})
+
+
+class Guard:
+    """Tells whether a step may be taken, and undoes what it has changed already if not.
+
+    Args:
+        accelerator: All its processes ask together and get the same answer.
+        tensors: What a step changes before its optimizers do: batch normalization's statistics, codebooks.
+        limit: Bad steps in a row after which the run stops.
+    """
+
+    def __init__(self, accelerator: Accelerator, tensors: Sequence[Tensor], limit: int):
+        self._accelerator = accelerator
+        self._tensors = [tensor.detach() for tensor in tensors]
+        self._kept = [tensor.clone() for tensor in self._tensors]
+        self._limit = limit
+        self.in_a_row = 0
+
+    def before_step(self) -> None:
+        """Keep the tensors as they are now."""
+        if self._tensors:
+            torch._foreach_copy_(self._kept, self._tensors)
+
+    def is_sound(self, values: Mapping[str, Tensor]) -> bool:
+        """Whether all scalars are finite on all processes; one small reduction."""
+        finite = torch.stack([value.detach().float() for value in values.values()]).isfinite().all()
+        bad = self._accelerator.reduce((~finite).float(), reduction="sum")
+        return not bool(bad)
+
+    def undo(self) -> None:
+        """Put them back."""
+        if self._tensors:
+            torch._foreach_copy_(self._tensors, self._kept)
+
+    def describe(
+        self, values: Mapping[str, Tensor], batches: Sequence[Batch], reconstructions: Sequence[Tensor]
+    ) -> str:
+        """What was not finite, in which samples, over all processes; every process must call it."""
+        terms = [name for name, value in values.items() if not bool(value.isfinite())]
+        mine = (terms, _bad_keys(batches, reconstructions) if terms else [])
+        every: list[Any] = [mine]
+        if self._accelerator.num_processes > 1:
+            every = [None] * self._accelerator.num_processes
+            torch.distributed.all_gather_object(every, mine)
+        # What is averaged over processes is bad everywhere; a loss of its own tells where that came from.
+        guilty = [found for found in every if set(found[0]) - AVERAGED] or every
+        names = dict.fromkeys(chain.from_iterable(terms for terms, _ in guilty))
+        keys = list(dict.fromkeys(chain.from_iterable(keys for _, keys in guilty)))
+        more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
+        return f"{', '.join(names)} not finite; samples {', '.join(islice(keys, SHOWN_KEYS))}{more}"
+
+    def count(self, words: str) -> None:
+        """One more bad step in a row.
+
+        Raises:
+            RunError: it is the last one allowed.
+        """
+        self.in_a_row += 1
+        if self.in_a_row >= self._limit:
+            raise RunError(
+                f"stopped after {self.in_a_row} steps in a row that were not finite, the last with {words}; they "
+                "changed nothing, and the last checkpoint stands: look at those images, or lower the learning rate"
+            )
+
+
+def _bad_keys(batches: Sequence[Batch], reconstructions: Sequence[Tensor]) -> list[str]:
+    """Samples whose pixels are not finite, else whose reconstructions are not, else all."""
+    keys = [key for batch in batches for key in batch.keys]
+    for images in ([batch.pixel_values for batch in batches], reconstructions):
+        bad = [~image.isfinite().all() for batch in images for image in batch]
+        if found := [key for key, is_bad in zip(keys, bad, strict=True) if is_bad]:
+            return found
+    return keys

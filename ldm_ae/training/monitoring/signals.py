@@ -1,0 +1,44 @@
+"""Ending a run when the system asks for it: Slurm's SIGTERM before a time limit, Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+
+from ldm_ae.core.errors import Terminated
+
+_ASKED_TO_STOP = (signal.SIGINT, signal.SIGTERM)
+
+
+class Signals(AbstractContextManager["Signals"]):
+    """Notes the first SIGINT or SIGTERM within it; a second one acts as it would without."""
+
+    received = 0
+
+    def __enter__(self) -> Signals:
+        self._previous = {number: signal.signal(number, self._note) for number in _ASKED_TO_STOP}
+        return self
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, self._previous[signal.Signals(number)])
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt."""
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,37 @@
+"""The numerics that a run directory was started with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+from ldm_ae.core.environment import ENVIRONMENT
+from ldm_ae.core.errors import UserError, printable, reason
+from ldm_ae.core.precision import DTYPES, LAYOUTS, Convolutions
+from ldm_ae.io.files import read_json
+
+_BEFORE_NUMERICS = {"precision": "bf16", "layout": "channels_last", "machine": "", "reason": ""}
+"""What `auto` stands for in a run that was started before precision was chosen: what every recipe had then."""
+
+
+def recorded_numerics(run: Path) -> dict[str, str] | None:
+    """The precision and layout that a run directory was started with; None for a run that is new.
+
+    Raises:
+        UserError: its environment.json is damaged.
+    """
+    path = run / ENVIRONMENT
+    if not path.is_file():
+        return None
+    try:
+        found = read_json(path).get("numerics", _BEFORE_NUMERICS)
+        recorded = {name: str(found[name]) for name in _BEFORE_NUMERICS}
+        recorded["convolutions"] = str(found.get("convolutions", "torch"))  # runs from before 2026-11-28 have none
+        for name, known in (("precision", DTYPES), ("layout", LAYOUTS), ("convolutions", get_args(Convolutions))):
+            if recorded[name] not in known:
+                raise ValueError(f"{name} is {printable(recorded[name])}")
+        return recorded
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({reason(error)}); remove it and name --training.precision, or put it back from a copy"
+        ) from error

@@ -1,0 +1,332 @@
+"""The tree of one run's configuration: YAML, command line, and the checks that span parts.
+
+Each part is a frozen dataclass that lives beside what it configures; a class to be chosen is named as `class_path`
+with `init_args`. jsonargparse derives the file format, the command line, the help and the checks from these.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from pydoc import locate
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast_object_list, set_seed
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+
+from ldm_ae.core.allocator import keep_freed_memory
+from ldm_ae.core.devices import pick_device
+from ldm_ae.core.errors import RunError, UserError, printable, reason, told
+from ldm_ae.core.precision import Numerics, agreed_numerics
+from ldm_ae.data.config import DataConfig
+from ldm_ae.discriminators import Discriminator
+from ldm_ae.io.files import leaving_nothing, make_folder, writing
+from ldm_ae.io.locks import only_writer
+from ldm_ae.losses import Objective, ObjectiveConfig
+from ldm_ae.models import Autoencoder, network_config
+from ldm_ae.models.trainable import set_trainable
+from ldm_ae.quantizers import Quantizer
+from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
+from ldm_ae.training.changes import (
+    CONFIG,
+    changed_settings,
+    check_place,
+    hash_images,
+    other_discriminator,
+    saved_config,
+)
+from ldm_ae.training.checkpoints.checkpoint import UnfitError
+from ldm_ae.training.recorded import recorded_numerics
+from ldm_ae.training.sizes import check_sizes
+
+NOT_GIVEN = "???"
+"""What a recipe holds where only the user knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run."""
+
+    out: str
+    """The run directory; a run that is there is continued."""
+    model: Autoencoder
+    """The autoencoder."""
+    data: DataConfig
+    """Images."""
+    seed: int = 0
+    """Of the initial weights, the order of the images, their crops and the posterior's draws."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """The generator's losses."""
+    discriminator: Discriminator | None = None
+    """None for training without an adversarial loss."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The autoencoder's."""
+    discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The discriminator's."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Steps, precision, intervals."""
+
+
+def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> ArgumentParser:
+    """A parser of RunConfig: `--config FILE` and every key as an option; the command line overrides the file."""
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **kwargs)
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="a YAML file of these options, such as configs/kl_f8.yaml"
+    )
+    parser.add_class_arguments(RunConfig, None, fail_untyped=True)
+    return parser
+
+
+def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Namespace:
+    """The checked, resolved configuration, nothing built yet.
+
+    Raises:
+        UserError: an unknown key (with the nearest right one), a wrong type, a missing value, no such file.
+    """
+    parser = parser or config_parser()
+    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument == "--config" and not Path(value).is_file():
+            raise UserError(f"no such configuration file: {value}")
+    try:
+        config = parser.parse_args(list(arguments))
+    except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(explain(error, _known_keys(parser))) from error
+    except RecursionError as error:
+        raise UserError("the configuration is nested too deeply") from error
+    for key, value in config.items():
+        if value == NOT_GIVEN:
+            raise UserError(f"{key} is not given, and the recipe leaves it to you: add --{key} VALUE")
+        if value is None and not _takes_none(key, config, parser):
+            raise UserError(f"{key} is empty; give it a value, or leave it out")
+    return config
+
+
+def _takes_none(key: str, config: Namespace, parser: ArgumentParser) -> bool:
+    """Whether null is among the types of a key; jsonargparse takes it for any."""
+    hint = next((getattr(action, "_typehint", None) for action in parser._actions if action.dest == key), None)
+    if hint is None and ".init_args." in key:
+        owner, _, name = key.rpartition(".init_args.")
+        cls: Any = locate(config[f"{owner}.class_path"])
+        hint = get_type_hints(cls.__init__).get(name)
+    return hint is None or hint is Any or type(None) in get_args(hint)
+
+
+def explain(error: Exception, known: Sequence[str]) -> str:
+    """jsonargparse's message in one or two lines, with the nearest key for one that is not known."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    if match := re.search(
+        r"[Oo]ption '?([\w.\-]+)'? is not accepted|accept option '([\w.\-]+)'|arguments?: --([\w.\-]+)", text
+    ):
+        key = next(group for group in match.groups() if group)
+        leaves = {name.rpartition(".")[2]: name for name in known}
+        if near := difflib.get_close_matches(key, known, n=1):
+            text += f"; did you mean '{near[0]}'?"
+        elif near := difflib.get_close_matches(key.rpartition(".")[2], leaves, n=1):
+            text += f"; did you mean '{leaves[near[0]]}'?"
+    return printable(text, 400)
+
+
+def _known_keys(parser: ArgumentParser) -> list[str]:
+    keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+    for cls in (*_subclasses(Autoencoder), *_subclasses(Discriminator), *_subclasses(Quantizer)):
+        keys += [] if inspect.isabstract(cls) else list(inspect.signature(cls).parameters)
+    return keys
+
+
+def _subclasses(cls: type[Any]) -> list[type[Any]]:
+    return [sub for direct in cls.__subclasses__() for sub in (direct, *_subclasses(direct))]
+
+
+def save_config(parser: ArgumentParser, config: Namespace, path: Path) -> None:
+    """The resolved configuration as YAML that reruns the run."""
+    text = parser.dump(config)
+    with writing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _as_saved(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """The configuration as `saved_config` would read it back."""
+    found: dict[str, Any] = yaml.safe_load(parser.dump(config))
+    return found
+
+
+def build_config(config: Namespace, parser: ArgumentParser | None = None) -> RunConfig:
+    """Every class of the configuration built; the initial weights are a function of `seed`.
+
+    Raises:
+        UserError: a class refuses its values, or a check over several of them does.
+    """
+    set_seed(config.seed)
+    try:
+        built = (parser or config_parser()).instantiate(
+            config, instantiators=[(partial(_construct, config), object, True)]
+        )
+    except ValueError as error:  # jsonargparse's own, around what a class raised
+        raise told(error) or error from None
+    run = RunConfig(**{name: built[name] for name in RunConfig.__dataclass_fields__})
+    check(run)
+    return run
+
+
+def _construct(config: Namespace, cls: type[Any], **values: Any) -> Any:
+    """An object of a configured class. What its constructor refuses becomes a UserError with the key and the values."""
+    try:
+        return cls(**values)
+    except (UserError, RunError):
+        raise
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = reason(error)
+        # Those that the message speaks of, or else all.
+        spoken_of = {name: v for name, v in values.items() if name in why or (isinstance(v, str) and v in why)}
+        given = ", ".join(f"{name}={value!r}" for name, value in (spoken_of or values).items())
+        paths = [key for key, value in config.items() if key.endswith("class_path") and locate(str(value)) is cls]
+        key = f"{paths[0].removesuffix('class_path')}init_args: " if paths else ""
+        raise UserError(f"{key}{cls.__name__} cannot be built from {printable(given, 300)}: {why}") from error
+
+
+def check(run: RunConfig) -> None:
+    """What no part can see alone. UserError names the keys."""
+    run.model.latent_spec.latent_size(run.data.resolution, run.data.resolution)
+    run.model.set_sample_size(run.data.resolution)
+    if run.training.best_metric == "perceptual" and run.objective.perceptual is None:
+        raise UserError("training.best_metric is 'perceptual', but objective.perceptual is not set")
+    if run.data.validation_images == 0 and run.training.best_metric != "psnr":
+        raise UserError("training.best_metric has no effect without validation: data.validation_images is 0")
+    set_trainable(run.model, run.training.trainable)  # as the trainer will
+    for term in sorted(run.model.needed_terms()):
+        if not run.objective.regularization_weights.get(term, 0.0) > 0:
+            raise UserError(
+                f"objective.regularization_weights has no weight for '{term}', without which the codes do not learn; "
+                f"add {term}: 1.0, or freeze them with training.trainable"
+            )
+    check_sizes(
+        run.model, run.objective, run.discriminator, run.training,
+        resolution=run.data.resolution, validation=run.data.validation_images > 0,
+    )  # fmt: skip
+    _check_trackers(run.training.trackers)
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """UserError for one that Accelerate does not know, or whose package is not installed; it ignores the latter."""
+    known = {*LOGGER_TYPE_TO_CLASS, "all"}
+    installed = sorted(str(name) for name in get_available_trackers())
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"training.trackers has '{name}', which Accelerate does not know; it knows {', '.join(sorted(known))}, "
+                f"of which {', '.join(installed) or 'none'} can be used here"
+            )
+        if name in LoggerType and name not in ("all", *installed):
+            raise UserError(
+                f"training.trackers has '{name}', which is not installed: pip install it, or use "
+                f"{', '.join(installed) or 'none'} (metrics.jsonl is always written)"
+            )
+
+
+def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Path:
+    """Train as the command line says; the run directory.
+
+    Raises:
+        UserError: what the user can mend.
+        RunError: the run cannot go on: not finite again and again, or the disk is full.
+        Stopped: ended by a signal, saved.
+    """
+    parser = parser or config_parser()
+    config = parse_config(arguments, parser)
+    run = build_config(config, parser)
+    folder = Path(config.out)
+    numerics = agreed_numerics(
+        run.training.precision, pick_device(), recorded_numerics(folder), compiled=run.training.compile
+    )
+    check_place(folder, [run.data.train, run.data.validation])
+    with leaving_nothing(folder) as begun:
+        make_folder(folder)
+        accelerator = make_accelerator(run.training, folder, numerics)
+        keep_freed_memory(accelerator.device)
+        with _only_run(folder, accelerator):
+            trainer = make_trainer(run, folder, accelerator, numerics)
+            before = saved_config(folder)
+            try:
+                trainer.resume()
+            except UnfitError as error:
+                if error.part != "discriminator" or before is None:
+                    raise
+                raise other_discriminator(folder, changed_settings(before, _as_saved(parser, config)), error) from None
+            # All is checked; from here on the run directory changes.
+            begun()
+            accelerator.init_trackers("logs")
+            if accelerator.is_main_process:
+                save_config(parser, config, folder / CONFIG)
+                if before is not None and trainer.step:
+                    trainer.log.changes(trainer.step, changed_settings(before, saved_config(folder) or {}))
+            trainer.fit()
+    return folder
+
+
+@contextmanager
+def _only_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """The folder's lock, held by the main process; where it is refused all processes raise the same UserError."""
+    with ExitStack() as stack:
+        refused = ""
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(only_writer(folder))
+            except UserError as error:
+                refused = str(error)
+        if refusal := broadcast_object_list([refused])[0]:
+            raise UserError(refusal)
+        yield
+
+
+def make_accelerator(training: TrainingConfig, folder: Path, numerics: Numerics) -> Accelerator:
+    """Accelerate with this run's precision and trackers."""
+    return Accelerator(
+        # Accelerate takes processes of torchrun for a GPU's each; without one they would not know of each other.
+        cpu=pick_device().type == "cpu",
+        mixed_precision=numerics.mixed_precision,
+        log_with=list(training.trackers) or None,
+        project_dir=str(folder),
+        # Buffers are batch normalization's; synchronized ones are equal already, and writing them breaks the graph.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numerics: Numerics) -> Trainer:
+    """The trainer of a built configuration."""
+    loader, validation = run.data.loaders(
+        batch_size=run.training.batch_size, accumulation=run.training.accumulation, seed=run.seed,
+        rank=accelerator.process_index, world_size=accelerator.num_processes,
+    )  # fmt: skip
+    spec = run.model.latent_spec
+    codes = "" if spec.codebook_size is None else f", {spec.codebook_size} codes"
+    identity = {
+        "seed": run.seed,
+        "resolution": run.data.resolution,
+        "data": hash_images(loader.source),
+        "global_batch": loader.global_batch,
+        "latents": f"{spec.channels} channels, downsample factor {spec.downsample_factor}{codes}",
+        "network": json.dumps(network_config(run.model), sort_keys=True),
+        "discriminator": None if run.discriminator is None else type(run.discriminator).__name__,
+        "optimizer": run.optimizer.class_path,
+        "discriminator_optimizer": None if run.discriminator is None else run.discriminator_optimizer.class_path,
+        "trainable": json.dumps(run.training.trainable),
+        "learned_log_variance": run.objective.learned_log_variance,
+        "ema": run.training.ema_decay is not None,
+    }
+    return Trainer(
+        folder=folder, accelerator=accelerator, numerics=numerics, autoencoder=run.model,
+        objective=Objective(run.objective),
+        discriminator=run.discriminator, training=run.training, optimizer=run.optimizer,
+        discriminator_optimizer=run.discriminator_optimizer, loader=loader, validation=validation, identity=identity,
+    )  # fmt: skip

@@ -1,0 +1,221 @@
+"""Every recipe is built and takes a step; every wrong key and value gets one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.utils import LoggerType
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.models import load_autoencoder
+from ldm_ae.training.run import build_config, parse_config, train
+
+RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+PUBLISHED = {
+    "kl_f4": (4, 3, None), "kl_f8": (8, 4, None), "kl_f16": (16, 16, None), "kl_f32": (32, 64, None),
+    "vq_f4": (4, 3, 8192), "vq_f8": (8, 4, 16384), "vq_f16": (16, 256, 1024), "llamagen_vq_f16": (16, 8, 16384),
+    "fsq_f8": (8, 5, 15360), "lfq_f16": (16, 18, 2**18),
+}  # fmt: skip
+"""Downsample factor, latent channels and codes."""
+
+
+def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
+    """The recipe with narrow networks, small images, two of everything and its adversarial phase at once."""
+    config = yaml.safe_load(recipe.read_text())
+    arguments = config["model"]["init_args"]
+    if "pretrained" in arguments:
+        arguments["pretrained"] = str(model)
+    else:
+        width = 16 if "initialization" in arguments else 8  # a thumbnail's start needs groups of four
+        arguments |= {"block_out_channels": [width for _ in arguments["block_out_channels"]], "norm_num_groups": 4}
+    config["out"] = str(out)
+    config["data"] |= {
+        "train": str(images), "validation": None, "resolution": 64, "resize": None, "workers": 0,
+        "validation_images": 2,
+    }  # fmt: skip
+    config["objective"] |= {"discriminator_start": 0, "discriminator_warmup_steps": 0}
+    if config["objective"].get("perceptual", {"class_path": ""})["class_path"].endswith(".LPIPS"):
+        config["objective"]["perceptual"]["init_args"]["pretrained"] = False  # no download in tests
+    if "discriminator" in config:
+        config["discriminator"]["init_args"]["ndf"] = 8
+    config["training"] |= {
+        "max_steps": 1,
+        "batch_size": 1,
+        "accumulation": min(2, config["training"].get("accumulation", 1)),
+    }
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_builds_and_takes_a_step(
+    recipe: Path, image_folder: Path, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    train(["--config", str(scaled_down(recipe, image_folder, tiny_model_folder, out))])
+    spec = load_autoencoder(out).latent_spec
+    if recipe.stem in PUBLISHED:
+        assert (spec.downsample_factor, spec.channels, spec.codebook_size) == PUBLISHED[recipe.stem]
+    assert (out / "metrics.jsonl").read_text().count('"rec_loss"') == 1
+
+
+def test_ldm_numbers_of_kl_f8() -> None:
+    """What FACTS and the paper give for the recipe that people compare with."""
+    config = yaml.safe_load((RECIPES[0].parent / "kl_f8.yaml").read_text())
+    assert config["model"]["init_args"]["block_out_channels"] == [128, 256, 512, 512]
+    assert config["objective"]["reduction"] == "ldm"
+    assert config["objective"]["regularization_weights"] == {"kl": 1e-6}
+    assert config["objective"]["gan_weight"] == 0.5
+    assert config["objective"]["discriminator_start"] == 50001
+    assert config["discriminator"]["init_args"] == {"n_layers": 3, "ndf": 64, "norm": "batch"}
+    for name in ("optimizer", "discriminator_optimizer"):
+        assert config[name]["learning_rate"] == 4.5e-6
+        assert config[name]["scale_learning_rate"] is True
+        assert config[name]["options"] == {"betas": [0.5, 0.9]}
+
+
+def test_numbers_of_the_discrete_recipes() -> None:
+    """What the papers and CompVis's files give: start and weight of the discriminator, its layers."""
+    expected = {
+        "vq_f4": (0, 0.75, True, 3), "vq_f8": (0, 0.6, True, 2), "vq_f16": (250001, 0.8, True, 3),
+        "llamagen_vq_f16": (20000, 0.5, False, 3),
+    }  # fmt: skip
+    for name, numbers in expected.items():
+        config = yaml.safe_load((RECIPES[0].parent / f"{name}.yaml").read_text())
+        objective, quantizer = config["objective"], config["model"]["init_args"]["quantizer"]
+        assert numbers == (
+            objective["discriminator_start"], objective["gan_weight"], objective["adaptive_gan_weight"],
+            config["discriminator"]["init_args"]["n_layers"],
+        )  # fmt: skip
+        assert objective["reduction"] == "mean"
+        assert objective["regularization_weights"] == {"codebook": 1.0, "commitment": 1.0}
+        assert quantizer["init_args"]["beta"] == 0.25
+        assert quantizer["init_args"].get("legacy", False) is name.startswith("vq_")
+    llamagen = yaml.safe_load((RECIPES[0].parent / "llamagen_vq_f16.yaml").read_text())
+    assert llamagen["training"]["batch_size"] * llamagen["training"]["accumulation"] == 128
+    lfq = yaml.safe_load((RECIPES[0].parent / "lfq_f16.yaml").read_text())
+    bits = lfq["model"]["init_args"]["quantizer"]["init_args"]["codebook_dim"]
+    assert lfq["objective"]["regularization_weights"]["entropy"] == pytest.approx(0.1 * bits)
+
+
+QUICKSTART = ["--config", str(RECIPES[0].parent / "quickstart.yaml")]
+
+
+def test_command_line_overrides_the_file() -> None:
+    config = parse_config([*QUICKSTART, "--training.max_steps", "7", "--model.init_args.latent_channels", "3"])
+    assert config.training.max_steps == 7
+    run = build_config(config)
+    assert run.model.latent_spec.channels == 3
+    assert run.model.sample_size == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--training.max_step", "3"], r"max_step.*did you mean 'training\.max_steps'"),
+        (["--training.max_steps", "many"], "training.max_steps"),
+        (["--training.max_steps", "0"], "training.max_steps is 0; it must be at least 1"),
+        (["--model.init_args.latent_channel", "3"], "latent_channel.*did you mean 'latent_channels'"),
+        (["--model", "ldm_ae.models.KLAutoencoderr"], "KLAutoencoderr"),
+        (["--optimizer.learning_rate", "-1"], "learning_rate is -1.0; it must be above 0"),
+        (["--data.crop", "middle"], "data.crop"),
+        (["--discriminator.init_args.n_layers", "0"], "^PatchDiscriminator: n_layers=0 and ndf=32 must be at least 1$"),
+        (
+            ["--model.init_args.norm_num_groups", "0"],
+            r"^model\.init_args: KLAutoencoder .*norm_num_groups=0.* zero$",
+        ),
+        (
+            ["--model.init_args.act_fn", "relo"],
+            r"^model\.init_args: KLAutoencoder .* from act_fn='relo': ",
+        ),
+        (["--training.trackers", "[tensorbord]"], "has 'tensorbord', which Accelerate does not know; it knows aim"),
+        (["--training.trackers", "[tensorboard, wandb]"], "has 'wandb', which is not installed: .* or use tensorboard"),
+    ],
+)
+def test_wrong_options(arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm_ae.training.run.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    with pytest.raises(UserError, match=words) as error:
+        build_config(parse_config([*QUICKSTART, *arguments]))
+    assert len(str(error.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("trainin: {max_steps: 3}", r"trainin.*did you mean 'training"),
+        ("training: {max_stepz: 3}", r"max_stepz.*did you mean 'training\.max_steps'"),
+        ("model: {class_path: ldm_ae.models.KLAutoencoder, init_args: {widths: [1]}}", "widths"),
+        ("training: [1, 2", "."),
+        ("data:\n  train: ???\nout: x\nmodel: {class_path: ldm_ae.models.KLAutoencoder}", r"data\.train is not given"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        parse_config(["--config", str(path)])
+    assert len(str(error.value).splitlines()) <= 2
+
+
+def test_no_such_file() -> None:
+    with pytest.raises(UserError, match=r"no such configuration file: nowhere\.yaml"):
+        parse_config(["--config", "nowhere.yaml"])
+
+
+def test_size_that_does_not_fit_the_model() -> None:
+    with pytest.raises(UserError, match="66x66 is not divisible by the model's downsample factor 4"):
+        build_config(parse_config([*QUICKSTART, "--data.resolution", "66"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fine"),
+    [
+        ([], True),
+        (["{commitment: 1.0}"], False),
+        (["{codebook: 0.0, commitment: 1.0}"], False),
+        (["{commitment: 1.0}", "--model.init_args.quantizer", "ldm_ae.quantizers.EMAVQ"], True),
+        (["{}", "--training.trainable", "[decoder.*, post_quant_conv.*]"], True),
+        (["{}", "--training.trainable", "[decoder.*, quantize.*]"], False),
+    ],
+)
+def test_codes_that_would_not_learn_are_refused(arguments: list[str], fine: bool, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((RECIPES[0].parent / "vq_quickstart.yaml").read_text())
+    arguments_of_quantizer = {"codebook_size": 16, "codebook_dim": 4}
+    recipe["model"]["init_args"]["quantizer"] = {
+        "class_path": "ldm_ae.quantizers.VQ",
+        "init_args": arguments_of_quantizer,
+    }
+    recipe["objective"]["regularization_weights"] = {"codebook": 1.0, "commitment": 1.0}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    config = parse_config(
+        ["--config", str(tmp_path / "recipe.yaml"), *(["--objective.regularization_weights"] if arguments else []),
+         *arguments]
+    )  # fmt: skip
+    if fine:
+        build_config(config)
+        return
+    with pytest.raises(UserError, match=r"regularization_weights has no weight for 'codebook', .*; add codebook: 1\.0"):
+        build_config(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("training.max_steps", "training: {max_steps: }"),
+        ("optimizer.warmup_steps", "optimizer: {warmup_steps: null}"),
+        ("discriminator.init_args.ndf", "discriminator: {class_path: ldm_ae.discriminators.PatchDiscriminator, "
+         "init_args: {ndf: }}"),
+    ],
+)  # fmt: skip
+def test_an_empty_value_is_refused(key: str, line: str, image_folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    model = "{class_path: ldm_ae.models.KLAutoencoder}"
+    recipe.write_text(f"model: {model}\ndata: {{train: {image_folder}}}\n{line}\nout: {tmp_path / 'run'}\n")
+    with pytest.raises(UserError, match=rf"^{key} is empty"):
+        parse_config(["--config", str(recipe)])
+    recipe.write_text(f"model: {model}\ndata: {{train: {image_folder}, validation: null}}\ndiscriminator: null\n")
+    assert parse_config(["--config", str(recipe), "--out", "x"]).discriminator is None  # where null is a value
