@@ -70,6 +70,12 @@ class Autoencoder(nn.Module, abc.ABC):
     net: Any
     """A diffusers model."""
 
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Autoencoder:
+        """The model in a folder whose `_class_name` is one of `class_names`, in float32."""
+        opening: Callable[..., Autoencoder] = cls
+        return opening(pretrained=str(folder))
+
     # --------------------------------------------------------------------------------------- what every model defines
 
     @property
