@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator
 from typing import Any
 
 from ldm_ae.models.interface import Autoencoder
 
-OWN = frozenset({"forward"})
-"""The public members of `Autoencoder` that a wrapper does not forward: `forward` puts `encode` and `decode` together,
-and they are to be the wrapper's."""
+OWN = frozenset({"forward", "draw"})
+"""The public members of `Autoencoder` that a wrapper does not forward: they are made of other members (`forward` and
+`draw` of `encode` and `decode`), and those are to be the wrapper's."""
 
 
 def interface_members() -> frozenset[str]:
@@ -33,8 +34,8 @@ _Forwarding: Any = type("_Forwarding", (Autoencoder,), {name: _forwarded(name) f
 class Wrapper(_Forwarding):
     """Forwards every member of `Autoencoder`, whatever will be added to it, to the wrapped model.
 
-    A subclass overrides what it changes, such as `encode` and `decode`. It is a module around the model: `to`, `eval`
-    and `requires_grad_` reach the model's weights.
+    A subclass has a constructor with its options and overrides what it changes, such as `encode` and `decode`. It is a
+    module around the model: `to`, `eval` and `requires_grad_` reach the model's weights.
 
     Args:
         model: What to wrap.
@@ -42,6 +43,7 @@ class Wrapper(_Forwarding):
 
     model: Autoencoder
 
+    @abc.abstractmethod
     def __init__(self, model: Autoencoder):
         super().__init__()
         self.model = model
