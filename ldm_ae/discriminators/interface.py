@@ -6,9 +6,14 @@ import abc
 
 from torch import Tensor, nn
 
+from ldm_ae.images.pixels import RGB, PixelSpec
+
 
 class Discriminator(nn.Module, abc.ABC):
     """Maps images to logits: high where they look real. Its parameters stay float32."""
+
+    pixels: PixelSpec = RGB
+    """The images that it takes; a run compares them with the model's."""
 
     @abc.abstractmethod
     def forward(self, pixel_values: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from ldm_ae.models import (
     Autoencoder,
     Posterior,
     for_inference,
-    redone_batches,
+    fp32_fallbacks,
     require_finite,
     weights_sha256,
 )
@@ -215,7 +215,7 @@ def evaluate(
             if progress is not None:
                 progress(len(collected.images))
     rejected = dict(getattr(loader, "rejected", {}))
-    redone = redone_batches(model)
+    redone = fp32_fallbacks(model)
     protocol: dict[str, object] = {
         "images": collected.describe_images(source) | {"transform": dict(transform_description), "rejected": rejected},
         "model": {

@@ -34,6 +34,7 @@ from ldm_ae.io.files import leaving_nothing, make_folder, writing
 from ldm_ae.io.locks import only_writer
 from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import Autoencoder, network_config
+from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.quantizers import Quantizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
@@ -139,7 +140,7 @@ def explain(error: Exception, known: Sequence[str]) -> str:
 
 def _known_keys(parser: ArgumentParser) -> list[str]:
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-    for cls in (*_subclasses(Autoencoder), *_subclasses(Discriminator), *_subclasses(Quantizer)):
+    for cls in (*AUTOENCODERS.classes(), *_subclasses(Discriminator), *_subclasses(Quantizer)):
         keys += [] if inspect.isabstract(cls) else list(inspect.signature(cls).parameters)
     return keys
 

@@ -38,6 +38,7 @@ from ldm_ae.training.monitoring.guard import Guard
 from ldm_ae.training.monitoring.run_log import RunLog, Window, peak_memory_bytes
 from ldm_ae.training.monitoring.signals import Signals
 from ldm_ae.training.optimizers import OptimizerConfig
+from ldm_ae.training.requirements import check_capabilities
 from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
 
 SAMPLE_IMAGES = 8
@@ -88,9 +89,7 @@ class Trainer:
 
         # Networks: which parameters learn, layouts, compilation, then Accelerate's wrappers.
         set_trainable(autoencoder, training.trainable)
-        adaptive = discriminator is not None and objective.config.adaptive_gan_weight
-        if adaptive and not autoencoder.last_layer.requires_grad:
-            raise UserError("adaptive_gan_weight is measured at the decoder's last layer, which `trainable` leaves out")
+        check_capabilities(autoencoder, objective.config, discriminator, training)
         self.autoencoder = autoencoder.train()
         self.ema = EMA(autoencoder, training.ema_decay) if training.ema_decay is not None else None
         if training.gradient_checkpointing:

@@ -143,7 +143,7 @@ class Textbook:
         self.autoencoder = make_autoencoder(setting).train().net
         self.discriminator = make_discriminator(setting)
         self.lpips = measuring.quiet_lpips(setting.net)
-        measuring.copy_trunk(make_lpips(setting).stages, self.lpips.net)
+        measuring.copy_trunk(make_lpips(setting), self.lpips.net)
         self.lpips.to(setting.device)
         self.optimizers = [Adam(net.parameters(), **ADAM) for net in (self.autoencoder, self.discriminator)]
         batch = make_batch(setting, 0)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ldm_ae.discriminators import BothSides, PatchDiscriminator
 from ldm_ae.io.files import sha256
-from ldm_ae.losses import L1, Objective, ObjectiveConfig, PerceptualLoss
+from ldm_ae.losses import L1, FeatureDistance, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder
 from ldm_ae.training.run import train
 from ldm_ae.training.steps import MicroBatch, StepParts
 
 
-def small_perceptual(seed: int = 7) -> PerceptualLoss:
+def small_perceptual(seed: int = 7) -> FeatureDistance:
     """Two layers of random features: the arithmetic of LPIPS without its weights."""
     generator = torch.Generator().manual_seed(seed)
     stages = [
@@ -29,7 +29,7 @@ def small_perceptual(seed: int = 7) -> PerceptualLoss:
     for stage in stages:
         for parameter in stage.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    return PerceptualLoss("small", stages, [torch.rand(8, generator=generator) for _ in stages])
+    return FeatureDistance("small", stages, [torch.rand(8, generator=generator) for _ in stages])
 
 
 def small_model(seed: int = 1) -> KLAutoencoder:

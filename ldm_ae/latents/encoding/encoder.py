@@ -36,10 +36,10 @@ from ldm_ae.latents.store.writer import StoreWriter, latents_of
 from ldm_ae.models import (
     Autoencoder,
     finite_rows,
+    fp32_fallbacks,
     hash_json,
     model_config,
     model_hash,
-    redone_batches,
     require_finite,
 )
 
@@ -161,7 +161,7 @@ def encode_images(
     with processes.together() as channel, claiming(folder) if leads else nullcontext():
         if (first := channel.from_first(precision)) != precision:
             raise UserError(f"the processes chose the precisions {first} and {precision}; name one with --precision")
-        look_up = model.indices_to_latents
+        look_up = None if model.codebook is None else model.codebook.latents
         writer = None
         if leads:
             source, request, keys = join(folder, source, request, keep_classes=classes is None)
@@ -277,12 +277,12 @@ def _say_nothing(done: int, total: int) -> None:
 
 def _encode_batches(model: Autoencoder, loader: RangeLoader, request: StoreRequest) -> Iterator[EncodedBatch]:
     """What the loader gives through the encoder, each once the model has got the next."""
-    transfers = Transfers(model.last_layer.device)
+    transfers = Transfers(model.device)
     before: EncodedBatch | None = None
     for unit, batch in loader:
-        redone = redone_batches(model)
+        redone = fp32_fallbacks(model)
         tensors = transfers.download(_encode_batch(model, batch, request, transfers))
-        encoded = EncodedBatch(unit=unit, batch=batch, tensors=tensors, redone=redone_batches(model) - redone)
+        encoded = EncodedBatch(unit=unit, batch=batch, tensors=tensors, redone=fp32_fallbacks(model) - redone)
         if before is not None:
             yield before
         before = encoded

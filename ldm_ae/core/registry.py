@@ -1,0 +1,232 @@
+"""Classes that are found by name: those in a folder of this package, and those of other packages.
+
+A class registers by lying in its folder: a registry scans the modules of one package of ours for concrete subclasses of
+one base class. Modules whose names begin with `_` are skipped. Another package adds classes by an entry point:
+
+    [project.entry-points."ldm_ae.plugins"]
+    my_plugin = "my_package.my_module"
+
+Each entry point names a module. Every concrete subclass of a registry's base class that this module defines counts as
+if it lay in the registry's folder. A file or a command line can name registered classes only, so that loading is safe: a
+name is looked up, and nothing is imported because a file names it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from ldm_ae.core.errors import UserError, printable, reason
+
+PLUGINS = "ldm_ae.plugins"
+"""The group of entry points that name plugin modules."""
+
+T = TypeVar("T")
+
+_importing: list[str] = []
+"""Names of plugins whose import is under way. A registry that is asked meanwhile does not keep its answer."""
+
+
+class UnknownNameError(UserError, KeyError):
+    """A name that a registry does not have. As a `KeyError` it makes `in` and `get` of the registry work."""
+
+    __str__ = Exception.__str__
+
+
+class Registry(Mapping[str, type[T]]):
+    """The concrete subclasses of `base` in a package of ours and in plugins, by name, in alphabetical order.
+
+    Nothing is scanned before the first use, so that modules of the package and plugins may import the registry.
+
+    Args:
+        package: The package whose modules are scanned, such as `ldm_ae.quantizers`.
+        base: The class that they are subclasses of.
+        kind: What one of them is called in messages, such as `quantizer`.
+        key: The attribute of a class that holds its name or a tuple of names.
+        by_file: Whether each module (`interface.py` aside) holds one class whose name is the module's, with hyphens for
+            underscores. Then `names` imports none of them, and `[name]` imports one.
+    """
+
+    def __init__(self, package: str, base: type[T], kind: str, *, key: str = "__name__", by_file: bool = False):
+        self.package, self.base, self.kind, self.key, self.by_file = package, base, kind, key, by_file
+        self._ours: dict[str, type[T]] = {}
+        self._others: dict[str, type[T]] | None = None
+
+    def __getitem__(self, name: str) -> type[T]:
+        """The class of a name.
+
+        Raises:
+            UnknownNameError: there is none; the message lists the names and gives the nearest one.
+            UserError: a plugin cannot be imported, or two classes have one name.
+        """
+        names = self.names()
+        if name not in names:
+            raise UnknownNameError(self._unknown(str(name), names))
+        return self._own(name) or self._plugins()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted. With `by_file` only plugins are imported for them.
+
+        Raises:
+            UserError: a plugin cannot be imported, or two classes have one name.
+        """
+        if not self.by_file:
+            self._scan()
+        own = modules_by_name(self.package) if self.by_file else self._ours
+        others = self._plugins()
+        for name in own.keys() & others.keys():
+            ours = full_name(self._ours[name]) if name in self._ours else modules_by_name(self.package)[name]
+            raise self._two(name, ours, others[name])
+        return tuple(sorted({*own, *others}))
+
+    def classes(self) -> tuple[type[T], ...]:
+        """Every class once, in the order of its first name."""
+        return tuple(dict.fromkeys(self.values()))
+
+    def exported(self, name: str) -> type[T]:
+        """The class called `name`, for the module `__getattr__` of a package that exports what its registry has.
+
+        Raises:
+            AttributeError: there is none.
+        """
+        if not name.startswith("_") and f"{self.package}.{name}" not in modules_by_name(self.package).values():
+            for cls in self.classes():
+                if cls.__name__ == name:
+                    return cls
+        raise AttributeError(f"module {self.package!r} has no attribute {name!r}")
+
+    def _own(self, name: str) -> type[T] | None:
+        if self.by_file and name not in self._ours and (module := modules_by_name(self.package).get(name)):
+            found = self._of_module(importlib.import_module(module))
+            assert set(found) == {name}, f"{module} must hold one {self.kind} named {name!r}, and holds {list(found)}"
+            self._ours |= found
+        return self._ours.get(name)
+
+    def _scan(self) -> None:
+        if not self._ours:
+            found: dict[str, type[T]] = {}
+            for module in modules_by_name(self.package).values():
+                self._add(found, self._of_module(importlib.import_module(module)))
+            self._ours = found
+
+    def _plugins(self) -> dict[str, type[T]]:
+        """The classes of plugins by name, kept once all plugins are imported."""
+        if self._others is None:
+            found: dict[str, type[T]] = {}
+            for module in plugin_modules():
+                self._add(found, self._of_module(module))
+            if _importing:
+                return found
+            self._others = found
+        return self._others
+
+    def _add(self, found: dict[str, type[T]], more: dict[str, type[T]]) -> None:
+        for name, cls in more.items():
+            if found.setdefault(name, cls) is not cls:
+                raise self._two(name, full_name(found[name]), cls)
+
+    def _of_module(self, module: ModuleType) -> dict[str, type[T]]:
+        found: dict[str, type[T]] = {}
+        for cls in classes_of(module, self.base):
+            names: Any = getattr(cls, self.key, None)
+            names = (names,) if isinstance(names, str) else names
+            if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+                raise UserError(f"{full_name(cls)} is not a valid {self.kind}: expected a string as its `{self.key}`")
+            self._add(found, dict.fromkeys(names, cls))
+        return found
+
+    def _two(self, name: str, first: str, second: type[T]) -> UserError:
+        return UserError(
+            f"two {self.kind}s are named {name!r}: {first} and {full_name(second)}. Rename one, or remove its package"
+        )
+
+    def _unknown(self, name: str, names: tuple[str, ...]) -> str:
+        near = difflib.get_close_matches(name.lower(), [known.lower() for known in names], n=1)
+        meant = [known for known in names if known.lower() in near]
+        question = f"did you mean {meant[0]}? There are" if meant else "there are"
+        return f"no {self.kind} is named '{printable(name)}'; {question} {', '.join(names) or 'none'}"
+
+
+def modules_by_name(package: str) -> dict[str, str]:
+    """The modules of a package of ours by what each may be called (`fast-dit` for `fast_dit.py`), sorted.
+
+    Only files are listed, nothing is imported: neither the modules nor the package, which may take seconds.
+    """
+    root, *parts = package.split(".")
+    folders = [str(Path(folder, *parts)) for folder in importlib.import_module(root).__path__]
+    names = sorted(info.name for info in pkgutil.iter_modules(folders))
+    named = [name for name in names if not name.startswith("_") and name != "interface"]
+    return {name.replace("_", "-"): f"{package}.{name}" for name in named}
+
+
+def names_of(package: str, registry: str) -> tuple[str, ...]:
+    """The names of a registry `by_file`, without an import of its package as long as no plugin is installed.
+
+    Args:
+        package: The package that is scanned, such as `ldm_ae.latents.formats`.
+        registry: The name of the registry in this package, such as `FORMATS`.
+    """
+    if not plugin_entry_points():
+        return tuple(modules_by_name(package))
+    found: Registry[Any] = getattr(importlib.import_module(package), registry)
+    return found.names()
+
+
+def plugin_entry_points() -> list[EntryPoint]:
+    """The entry points of installed plugins, sorted by name; nothing is imported."""
+    return sorted(entry_points(group=PLUGINS), key=lambda point: (point.name, point.value))
+
+
+def plugin_modules() -> list[ModuleType]:
+    """The module of each installed plugin, imported once.
+
+    Raises:
+        UserError: one cannot be imported.
+    """
+    found = []
+    for point in plugin_entry_points():
+        _importing.append(point.name)
+        try:
+            found.append(importlib.import_module(point.module))
+        except Exception as error:
+            package = point.dist.name if point.dist is not None else point.module
+            raise UserError(
+                f"the plugin {point.name} ({point.module} of the package {package}) cannot be imported: "
+                f"{type(error).__name__}: {reason(error)}. Mend or uninstall this package"
+            ) from error
+        finally:
+            _importing.pop()
+    return found
+
+
+def classes_of(module: ModuleType, base: type[T]) -> list[type[T]]:
+    """The public concrete subclasses of `base` that `module` itself defines."""
+    return [
+        item
+        for name, item in vars(module).items()
+        if isinstance(item, type)
+        and item.__module__ == module.__name__
+        and name == item.__name__
+        and not name.startswith("_")
+        and issubclass(item, base)
+        and not inspect.isabstract(item)
+        and item is not base
+    ]
+
+
+def full_name(cls: type[Any]) -> str:
+    """The module and name of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
