@@ -7,8 +7,8 @@ one base class. Modules whose names begin with `_` are skipped. Another package 
     my_plugin = "my_package.my_module"
 
 Each entry point names a module. Every concrete subclass of a registry's base class that this module defines counts as
-if it lay in the registry's folder. A file or a command line can name registered classes only, so that loading is safe: a
-name is looked up, and nothing is imported because a file names it.
+if it lay in the registry's folder. A file or a command line can name registered classes only, so that loading is safe:
+a name is looked up, and nothing is imported because a file names it.
 """
 
 from __future__ import annotations

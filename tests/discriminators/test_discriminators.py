@@ -28,8 +28,9 @@ def test_contract(cls: type[Discriminator]) -> None:
     (gradient,) = torch.autograd.grad(logits.sum(), x)
     assert gradient.abs().max() > 0
     assert {p.dtype for p in network.parameters()} == {torch.float32}
-    real, fake = BothSides(cls().eval())(x, -x)
+    real, fake, penalty = BothSides(cls().eval())(x, -x, step=0)
     assert real.shape == fake.shape == logits.shape
+    assert penalty is None or penalty.isfinite()
 
 
 def test_ldm_layout() -> None:
