@@ -156,8 +156,8 @@ class Trainer:
         """One update of the generator and, once it has started, of the discriminator.
 
         Returns:
-            Scalars to log, and targets and reconstructions of the first micro-batch. None where a loss or a gradient was
-            not finite on some process: no process has changed anything then but the position in the data.
+            Scalars to log, and targets and reconstructions of the first micro-batch. None where a loss or a gradient
+            was not finite on some process: no process has changed anything then but the position in the data.
 
         Raises:
             RunError: `max_bad_steps` such steps in a row.
