@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,7 @@ from ldm_ae.latents.conversion.output import converting, write_account
 from ldm_ae.latents.conversion.pictures import EncodedPictures
 from ldm_ae.latents.fold import Constants, Fold
 from ldm_ae.latents.formats import FORMATS, Format, Options, Samples
-from ldm_ae.latents.formats.base import FLIP
+from ldm_ae.latents.formats.interface import FLIP
 from ldm_ae.latents.store.reader import LatentStore
 from ldm_ae.version import __version__
 
@@ -69,8 +69,6 @@ def convert_store(
             a package is missing, or there is something at `out`.
     """
     store = store if isinstance(store, LatentStore) else LatentStore(store)
-    if format not in FORMATS:
-        raise UserError(f"there is no format '{format}'; there are {', '.join(FORMATS)}, and store for the way back")
     target = FORMATS[format](Options(arch=arch, name=name, images=images, files=files, no_flips=no_flips))
     if store.request.indices_alone and target.reads_latents:
         raise UserError(
@@ -93,7 +91,7 @@ def convert_store(
             "values": mapping.to_json() if target.reads_latents else None,
             "warnings": warnings,
             "version_of_ldm_ae": __version__,
-            "request": asdict(store.request),
+            "request": store.request.to_json(),
             "classes": store.classes,
         }
         write_account(place, metadata | target.metadata(samples), samples.rows, store.classes)
