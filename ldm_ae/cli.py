@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ldm_ae.core.errors import UserError, exit_status
+from ldm_ae.core.registry import names_of
 from ldm_ae.core.resources import DEFAULT_MODEL
 from ldm_ae.io.locks import refuse_if_held
 from ldm_ae.version import __version__
@@ -253,8 +254,9 @@ def _add_convert_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="STORE", help="the latent store; with --format store the files of "
                         "LightningDiT or EDM2 that are to become one")  # fmt: skip
     parser.add_argument("out", metavar="OUT", help="a new folder; a new .zip file for edm2-zip")
-    parser.add_argument("--format", choices=(*_formats(), "store"), required=True, help="docs/LATENTS.md says what "
-                        "each holds")  # fmt: skip
+    formats = names_of("ldm_ae.latents.formats", "FORMATS")
+    parser.add_argument("--format", choices=(*formats, "store"), required=True, help="docs/LATENTS.md says what each "
+                        "holds")  # fmt: skip
     parser.add_argument("--bucket", metavar="HxW", help="the images of this resolution only")
     parser.add_argument("--fold", metavar="K", help="write latents that have unit variance after the trainer "
                         "multiplies by its hard-coded K; trainer: by what is known to be in its code")  # fmt: skip
@@ -265,12 +267,6 @@ def _add_convert_options(parser: argparse.ArgumentParser) -> None:
                         "safetensors)")  # fmt: skip
     parser.add_argument("--no-flips", action="store_true", default=None, help="tokens: leave the mirror images out")
     parser.add_argument("--model", help="with --format store: whose latents they are, unless ldm-ae wrote the files")
-
-
-def _formats() -> list[str]:
-    """The names of the latent formats, from their files, because importing them takes seconds."""
-    folder = Path(__file__).parent / "latents" / "formats"
-    return sorted(path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in ("__init__", "base"))
 
 
 def _train(arguments: list[str]) -> None:
