@@ -96,9 +96,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add(evaluate, "model", "images")
     evaluate.add_argument("--out", default="evaluation", help="folder for metrics.json and report.html (%(default)s)")
     evaluate.add_argument("--limit", type=int, help="use the first LIMIT images only")
-    evaluate.add_argument("--perceptual", choices=PERCEPTUAL, default="stlpips_vgg", help="network of the perceptual "
-                          "distance; lpips_* need weights from torchvision (default: %(default)s)")  # fmt: skip
-    evaluate.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"), default="auto",
+    evaluate.add_argument("--metrics", nargs="+", metavar="NAME", default=["default"], help="metrics to compute, "
+                          "given after MODEL and IMAGES; `default msssim` adds MS-SSIM to the default set, and an "
+                          "unknown name lists all (default: default)")  # fmt: skip
+    evaluate.add_argument("--perceptual", choices=PERCEPTUAL, help="network of the perceptual distance; lpips_* need "
+                          "weights from torchvision (default: stlpips_vgg)")  # fmt: skip
+    evaluate.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"),
                           help="network of the Fréchet distance; auto takes FID's Inception where its weights are at "
                           "hand, else EfficientNet-Lite0, under its own name")  # fmt: skip
     evaluate.add_argument("--prior", metavar="FOLDER", help="of a discrete model: the rate of its codes under this "

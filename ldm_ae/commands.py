@@ -37,14 +37,14 @@ def run_quickstart(args: argparse.Namespace) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     """`ldm-ae evaluate`."""
     from ldm_ae.data import EvaluationLoader
-    from ldm_ae.evaluation import evaluate, write_report
-    from ldm_ae.evaluation.metrics.networks import feature_network, perceptual_network
+    from ldm_ae.evaluation import evaluate, named_metrics, write_report
     from ldm_ae.evaluation.report.summary import summary_lines
     from ldm_ae.io.files import new_folder
     from ldm_ae.priors import load_prior
 
     with new_folder(args.out) as folder:
         _choose_precision(args)
+        metrics = named_metrics(args.metrics, perceptual=args.perceptual, features=args.features)
         prior = None if args.prior is None else load_prior(args.prior)
         model, source, transform = _inputs(args)
         if args.limit is not None and args.limit < 1:
@@ -57,9 +57,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
         with progress_bar("evaluating", count) as progress:
             evaluation = evaluate(
                 model, loader, source=args.images, transform_description=transform.describe(),
-                model_name=str(args.model), perceptual=perceptual_network(args.perceptual),
-                features=feature_network(args.features), prior=prior, precision=args.precision, device=args.device,
-                progress=lambda done: progress(done, count),
+                model_name=str(args.model), metrics=metrics, prior=prior, precision=args.precision,
+                device=args.device, progress=lambda done: progress(done, count),
             )  # fmt: skip
         write_report(evaluation, folder)
         print("\n".join([*summary_lines(evaluation), *source.account().lines()]))
