@@ -7,8 +7,8 @@ one base class. Modules whose names begin with `_` are skipped. Another package 
     my_plugin = "my_package.my_module"
 
 Each entry point names a module. Every concrete subclass of a registry's base class that this module defines counts as
-if it lay in the registry's folder. A file or a command line can name registered classes only, so that loading is safe: a
-name is looked up, and nothing is imported because a file names it.
+if it lay in the registry's folder. A file or a command line can name registered classes only, so that loading is safe:
+a name is looked up, and nothing is imported because a file names it.
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ class Registry(Mapping[str, type[T]]):
 
 
 def modules_by_name(package: str) -> dict[str, str]:
-    """The modules of a package of ours by what each may be called (`fast-dit` for `fast_dit.py`), sorted.
+    """The modules of a package of ours by what each may be called (`fast-dit` for `fast_dit.py`, `import` for
+    `import_.py`), sorted.
 
     Only files are listed, nothing is imported: neither the modules nor the package, which may take seconds.
     """
@@ -169,7 +170,7 @@ def modules_by_name(package: str) -> dict[str, str]:
     folders = [str(Path(folder, *parts)) for folder in importlib.import_module(root).__path__]
     names = sorted(info.name for info in pkgutil.iter_modules(folders))
     named = [name for name in names if not name.startswith("_") and name != "interface"]
-    return {name.replace("_", "-"): f"{package}.{name}" for name in named}
+    return {name.rstrip("_").replace("_", "-"): f"{package}.{name}" for name in named}
 
 
 def names_of(package: str, registry: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ldm_ae.cli import _formats
+from ldm_ae.commands.convert import _formats
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import ImageTransform, decode_image, open_source
 from ldm_ae.latents import LatentStore

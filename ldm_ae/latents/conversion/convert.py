@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -93,7 +93,7 @@ def convert_store(
             "values": mapping.to_json() if target.reads_latents else None,
             "warnings": warnings,
             "version_of_ldm_ae": __version__,
-            "request": asdict(store.request),
+            "request": store.request.to_json(),
             "classes": store.classes,
         }
         write_account(place, metadata | target.metadata(samples), samples.rows, store.classes)
