@@ -2,7 +2,7 @@
 
 from ldm_ae.losses.adversarial import AdversarialLoss, HingeLoss, NonSaturatingLoss, VanillaLoss
 from ldm_ae.losses.objective import Objective, ObjectiveConfig, ReconstructionTerms
-from ldm_ae.losses.perceptual import LPIPS, PerceptualLoss, ShiftTolerantLPIPS
+from ldm_ae.losses.perceptual import LPIPS, FeatureDistance, PerceptualLoss, ShiftTolerantLPIPS
 from ldm_ae.losses.reconstruction import L1, L2, Charbonnier, ReconstructionLoss
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "LPIPS",
     "AdversarialLoss",
     "Charbonnier",
+    "FeatureDistance",
     "HingeLoss",
     "NonSaturatingLoss",
     "Objective",

@@ -22,7 +22,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast_object_list, set_seed
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, lazy_instance
 
 from ldm_ae.core.allocator import keep_freed_memory
 from ldm_ae.core.devices import pick_device
@@ -36,6 +36,7 @@ from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import Autoencoder, network_config
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.quantizers import Quantizer
+from ldm_ae.regularizers import Identity, Regularizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
 from ldm_ae.training.changes import (
     CONFIG,
@@ -68,6 +69,8 @@ class RunConfig:
     """Of the initial weights, the order of the images, their crops and the posterior's draws."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The generator's losses."""
+    regularizer: Regularizer = field(default_factory=lambda: lazy_instance(Identity))
+    """Changes latents or targets between encoder and decoder; does nothing by default."""
     discriminator: Discriminator | None = None
     """None for training without an adversarial loss."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -140,8 +143,9 @@ def explain(error: Exception, known: Sequence[str]) -> str:
 
 def _known_keys(parser: ArgumentParser) -> list[str]:
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-    for cls in (*_subclasses(Autoencoder), *_subclasses(Discriminator), *_subclasses(Quantizer)):
-        keys += [] if inspect.isabstract(cls) else list(inspect.signature(cls).parameters)
+    for base in (Autoencoder, Discriminator, Quantizer, Regularizer):
+        for cls in _subclasses(base):
+            keys += [] if inspect.isabstract(cls) else list(inspect.signature(cls).parameters)
     return keys
 
 
@@ -213,7 +217,7 @@ def check(run: RunConfig) -> None:
                 f"add {term}: 1.0, or freeze them with training.trainable"
             )
     check_sizes(
-        run.model, run.objective, run.discriminator, run.training,
+        run.model, run.regularizer, run.objective, run.discriminator, run.training,
         resolution=run.data.resolution, validation=run.data.validation_images > 0,
     )  # fmt: skip
     _check_trackers(run.training.trackers)
@@ -326,9 +330,11 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
         "learned_log_variance": run.objective.learned_log_variance,
         "ema": run.training.ema_decay is not None,
     }
+    if not isinstance(run.regularizer, Identity):
+        identity["regularizer"] = type(run.regularizer).__name__
     return Trainer(
         folder=folder, accelerator=accelerator, numerics=numerics, autoencoder=run.model,
-        objective=Objective(run.objective),
+        objective=Objective(run.objective), regularizer=run.regularizer,
         discriminator=run.discriminator, training=run.training, optimizer=run.optimizer,
         discriminator_optimizer=run.discriminator_optimizer, loader=loader, validation=validation, identity=identity,
     )  # fmt: skip
