@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.data.sources.base import IMAGE_EXTENSIONS
+from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS
 from ldm_ae.evaluation.metrics.codebook import CodebookUsage
 from ldm_ae.io.locks import holder
 from ldm_ae.latents import LatentStore, inspect_store

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ldm_ae.commands._inputs import option_of, print_notes
 from ldm_ae.commands._options import IMAGES
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
+from ldm_ae.core.registry import names_of
 from ldm_ae.core.terminal import progress_bar
 
 
@@ -24,7 +24,8 @@ class Convert(Command):
         parser.add_argument("source", metavar="STORE", help="the latent store; with --format store the files of "
                             "LightningDiT or EDM2 that are to become one")  # fmt: skip
         parser.add_argument("out", metavar="OUT", help="a new folder; a new .zip file for edm2-zip")
-        parser.add_argument("--format", choices=(*_formats(), "store"), required=True, help="docs/LATENTS.md says what "
+        formats = names_of("ldm_ae.latents.formats", "FORMATS")
+        parser.add_argument("--format", choices=(*formats, "store"), required=True, help="docs/LATENTS.md says what "
                             "each holds")  # fmt: skip
         parser.add_argument("--bucket", metavar="HxW", help="the images of this resolution only")
         parser.add_argument("--fold", metavar="K", help="write latents that have unit variance after the trainer "
@@ -46,12 +47,6 @@ class Convert(Command):
             _read_into_store(args)
         else:
             _write_format(args)
-
-
-def _formats() -> list[str]:
-    """The names of the latent formats, from their files, because importing them takes seconds."""
-    folder = Path(__file__).parents[1] / "latents" / "formats"
-    return sorted(path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in ("__init__", "base"))
 
 
 def _write_format(args: argparse.Namespace) -> None:

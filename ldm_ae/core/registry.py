@@ -17,7 +17,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -68,7 +68,7 @@ class Registry(Mapping[str, type[T]]):
         """
         names = self.names()
         if name not in names:
-            raise UnknownNameError(self._unknown(str(name), names))
+            raise unknown_name(self.kind, name, names)
         return self._own(name) or self._plugins()[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -96,17 +96,17 @@ class Registry(Mapping[str, type[T]]):
         """Every class once, in the order of its first name."""
         return tuple(dict.fromkeys(self.values()))
 
-    def exported(self, name: str) -> type[T]:
-        """The class called `name`, for the module `__getattr__` of a package that exports what its registry has.
+    def of_path(self, path: str) -> type[T]:
+        """The class of a class path such as `ldm_ae.quantizers.VQ`, or of a class's name. Nothing is imported by it.
 
         Raises:
-            AttributeError: there is none.
+            UnknownNameError: no registered class has this path.
         """
-        if not name.startswith("_") and f"{self.package}.{name}" not in modules_by_name(self.package).values():
-            for cls in self.classes():
-                if cls.__name__ == name:
-                    return cls
-        raise AttributeError(f"module {self.package!r} has no attribute {name!r}")
+        classes = self.classes()
+        for cls in classes:
+            if path in (cls.__name__, *class_paths(cls)):
+                return cls
+        raise unknown_name(self.kind, path, [cls.__name__ for cls in classes])
 
     def _own(self, name: str) -> type[T] | None:
         if self.by_file and name not in self._ours and (module := modules_by_name(self.package).get(name)):
@@ -144,7 +144,8 @@ class Registry(Mapping[str, type[T]]):
             names: Any = getattr(cls, self.key, None)
             names = (names,) if isinstance(names, str) else names
             if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
-                raise UserError(f"{full_name(cls)} is not a valid {self.kind}: expected a string as its `{self.key}`")
+                expected = f"expected a string or a tuple of strings as its `{self.key}`"
+                raise UserError(f"{full_name(cls)} is not a valid {self.kind}: {expected}")
             self._add(found, dict.fromkeys(names, cls))
         return found
 
@@ -153,11 +154,33 @@ class Registry(Mapping[str, type[T]]):
             f"two {self.kind}s are named {name!r}: {first} and {full_name(second)}. Rename one, or remove its package"
         )
 
-    def _unknown(self, name: str, names: tuple[str, ...]) -> str:
-        near = difflib.get_close_matches(name.lower(), [known.lower() for known in names], n=1)
-        meant = [known for known in names if known.lower() in near]
-        question = f"did you mean {meant[0]}? There are" if meant else "there are"
-        return f"no {self.kind} is named '{printable(name)}'; {question} {', '.join(names) or 'none'}"
+
+def unknown_name(kind: str, name: object, names: Sequence[str]) -> UnknownNameError:
+    """The refusal of `name`, which is not among `names`: it lists them and gives the nearest one."""
+    leaf = str(name).rpartition(".")[2].lower()
+    near = difflib.get_close_matches(leaf, [known.lower() for known in names], n=1)
+    meant = [known for known in names if known.lower() in near]
+    question = f"did you mean {meant[0]}? There are" if meant else "there are"
+    return UnknownNameError(f"no {kind} is named '{printable(name)}'; {question} {', '.join(names) or 'none'}")
+
+
+def class_paths(cls: type[Any]) -> list[str]:
+    """What a file may call a class by: its name in its module, or in a package above that may export it."""
+    parts = cls.__module__.split(".")
+    return [".".join([*parts[:count], cls.__name__]) for count in range(1, len(parts) + 1)]
+
+
+def export(package: str, name: str, *registries: Registry[Any]) -> type[Any]:
+    """The class called `name` of `registries`, for the module `__getattr__` of a package that exports what they have.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    if not name.startswith("_") and f"{package}.{name}" not in modules_by_name(package).values():
+        for cls in (cls for registry in registries for cls in registry.classes()):
+            if cls.__name__ == name:
+                return cls
+    raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
 
 def modules_by_name(package: str) -> dict[str, str]:

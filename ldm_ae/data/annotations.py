@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.data.account import Account, Group
-from ldm_ae.data.sources.base import RawImage, Source, Wrapped
+from ldm_ae.data.sources.interface import RawImage, Source, Wrapped
 from ldm_ae.data.sources.tree import NOT_ANNOTATIONS
 from ldm_ae.data.tables import read_table
 from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, BadText, named, read_caption, read_label

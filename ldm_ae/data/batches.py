@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ldm_ae.core.errors import RunError, UserError, printable, reason
 from ldm_ae.data.randomness import NOISE, REPLACEMENT, TRANSFORM, derived_seed
-from ldm_ae.data.sources.base import RawImage, Source
+from ldm_ae.data.sources.interface import RawImage, Source
 from ldm_ae.data.texts import LABEL_LIMIT
 from ldm_ae.images.buckets import BucketTransform, WholeTransform
 from ldm_ae.images.decoding import BadImage, Decoded

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.data.sources.base import Source
+from ldm_ae.data.sources.interface import Source
 
 
 def split_holdout(source: Source, count: int, seed: int) -> tuple[list[int], list[int]]:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.batches import Batch, BatchBuilder, Failure
 from ldm_ae.data.randomness import chosen_indices, epoch_order
-from ldm_ae.data.sources.base import Source
+from ldm_ae.data.sources.interface import Source
 from ldm_ae.images.transforms import ImageTransform
 
 _log = logging.getLogger("ldm_ae")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.data.sources.base import Source
+from ldm_ae.data.sources.interface import Source
 
 # What a number is for: streams of one seed that must not be related.
 ORDER, TRANSFORM, NOISE, REPLACEMENT = range(4)

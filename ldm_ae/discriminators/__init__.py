@@ -1,6 +1,19 @@
-"""The discriminators, one a file."""
+"""The discriminators, one a file. A new one is one new file with a `Discriminator` class in it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ldm_ae.core.registry import Registry, export
 from ldm_ae.discriminators.interface import BothSides, Discriminator
 from ldm_ae.discriminators.patchgan import PatchDiscriminator
 
-__all__ = ["BothSides", "Discriminator", "PatchDiscriminator"]
+__all__ = ["DISCRIMINATORS", "BothSides", "Discriminator", "PatchDiscriminator"]
+
+DISCRIMINATORS: Registry[Discriminator] = Registry(__name__, Discriminator, "discriminator")  # type: ignore[type-abstract]
+"""Every discriminator by its name."""
+
+if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+
+    def __getattr__(name: str) -> Any:
+        return export(__name__, name, DISCRIMINATORS)

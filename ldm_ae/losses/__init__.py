@@ -1,14 +1,22 @@
-"""The losses, one family a file, and the objective that adds them up."""
+"""The losses, one folder a family and one file a loss, and the objective that adds them up."""
 
-from ldm_ae.losses.adversarial import AdversarialLoss, HingeLoss, NonSaturatingLoss, VanillaLoss
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ldm_ae.core.registry import export
+from ldm_ae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialLoss, HingeLoss, NonSaturatingLoss, VanillaLoss
 from ldm_ae.losses.objective import Objective, ObjectiveConfig, ReconstructionTerms
-from ldm_ae.losses.perceptual import LPIPS, PerceptualLoss, ShiftTolerantLPIPS
-from ldm_ae.losses.reconstruction import L1, L2, Charbonnier, ReconstructionLoss
+from ldm_ae.losses.perceptual import LPIPS, PERCEPTUAL_LOSSES, PerceptualLoss, ShiftTolerantLPIPS
+from ldm_ae.losses.reconstruction import L1, L2, RECONSTRUCTION_LOSSES, Charbonnier, ReconstructionLoss
 
 __all__ = [
+    "ADVERSARIAL_LOSSES",
     "L1",
     "L2",
     "LPIPS",
+    "PERCEPTUAL_LOSSES",
+    "RECONSTRUCTION_LOSSES",
     "AdversarialLoss",
     "Charbonnier",
     "HingeLoss",
@@ -21,3 +29,8 @@ __all__ = [
     "ShiftTolerantLPIPS",
     "VanillaLoss",
 ]
+
+if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+
+    def __getattr__(name: str) -> Any:
+        return export(__name__, name, RECONSTRUCTION_LOSSES, PERCEPTUAL_LOSSES, ADVERSARIAL_LOSSES)

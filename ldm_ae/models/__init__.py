@@ -1,6 +1,12 @@
 """The autoencoders: diffusers' networks behind one small interface."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from ldm_ae.core.devices import pick_device
+from ldm_ae.core.registry import export
+from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.models.adapters.kl import GaussianPosterior, KLAutoencoder
 from ldm_ae.models.adapters.vq import DiscretePosterior, VQAutoencoder
 from ldm_ae.models.identity import hash_json, model_config, model_hash, network_config, weights_sha256
@@ -11,6 +17,7 @@ from ldm_ae.models.statistics import ChannelStatistics
 from ldm_ae.models.wrappers.overflow import OverflowGuard, finite_rows, redone_batches, require_finite
 
 __all__ = [
+    "AUTOENCODERS",
     "Autoencoder",
     "AutoencoderOutput",
     "ChannelStatistics",
@@ -35,3 +42,8 @@ __all__ = [
     "resolve_model_folder",
     "weights_sha256",
 ]
+
+if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+
+    def __getattr__(name: str) -> Any:
+        return export(__name__, name, AUTOENCODERS)

@@ -10,7 +10,7 @@ import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -133,6 +133,8 @@ class AutoencoderOutput(NamedTuple):
 class Autoencoder(nn.Module, abc.ABC):
     """An image autoencoder. Subclasses wrap a diffusers model as `net`, which is what is saved."""
 
+    class_names: ClassVar[tuple[str, ...]]
+    """The `_class_name`s of the model folders that the class opens: diffusers' name of the network."""
     net: nn.Module
 
     @property

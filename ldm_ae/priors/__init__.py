@@ -1,9 +1,14 @@
 """Priors over the codes of a discrete autoencoder, one a file: what codes are likely, given those before them.
 
 They give the rate that an entropy coder reaches, and pictures when they are sampled. A new one is one new file with a
-`CodePrior` in it, put into `folder.PRIORS`.
+`CodePrior` in it.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ldm_ae.core.registry import export
 from ldm_ae.priors.coding import decode_indices, encode_indices
 from ldm_ae.priors.folder import PRIORS, SavedPrior, load_prior, save_prior
 from ldm_ae.priors.interface import CodePrior
@@ -21,3 +26,8 @@ __all__ = [
     "load_prior",
     "save_prior",
 ]
+
+if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+
+    def __getattr__(name: str) -> Any:
+        return export(__name__, name, PRIORS)

@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from ldm_ae.core.errors import UserError, printable, reason
+from ldm_ae.core.errors import UserError, reason
+from ldm_ae.core.registry import Registry
 from ldm_ae.io.files import read_json, sha256, write_json, writing
 from ldm_ae.io.tensor_files import read_tensors
 from ldm_ae.priors.interface import CodePrior
-from ldm_ae.priors.pixelcnn import GatedPixelCNN
-from ldm_ae.priors.transformer import CausalTransformer
 
 CONFIG, WEIGHTS = "config.json", "prior.safetensors"
 FORMAT = "ldm_ae code prior"
-PRIORS: dict[str, type[CodePrior]] = {"CausalTransformer": CausalTransformer, "GatedPixelCNN": GatedPixelCNN}
+PRIORS: Registry[CodePrior] = Registry("ldm_ae.priors", CodePrior, "prior over codes")  # type: ignore[type-abstract]
 """Every prior by its name, which is the only way in which a file can ask for one."""
 
 
@@ -80,9 +79,10 @@ def load_prior(folder: str | Path) -> SavedPrior:
 
 def _build(content: dict[str, Any]) -> CodePrior:
     name, arguments = str(content.get("class_name")), content.get("init_args")
-    if name not in PRIORS or not isinstance(arguments, dict):
-        raise UserError(f"no prior is named {printable(name)}; there are {', '.join(PRIORS)}")
+    kind = PRIORS[name]
+    if not isinstance(arguments, dict):
+        raise UserError(f"prior {name} has no arguments: expected a mapping as its init_args")
     try:
-        return PRIORS[name](**arguments)
+        return kind(**arguments)
     except TypeError as error:
         raise UserError(f"{name} does not take these arguments: {reason(error)}") from error

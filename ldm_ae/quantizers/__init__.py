@@ -1,12 +1,12 @@
-"""The quantizers, one a file. A new one is one new file with a `Quantizer` class in it, exported here."""
+"""The quantizers, one a file. A new one is one new file with a `Quantizer` class in it."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from inspect import isabstract
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ldm_ae.core.errors import UserError
+from ldm_ae.core.errors import UserError, reason
+from ldm_ae.core.registry import Registry, export
 from ldm_ae.quantizers.bsq import BSQ
 from ldm_ae.quantizers.codebook import CaredTable, CodebookCare
 from ldm_ae.quantizers.cosine import CosineVQ
@@ -42,11 +42,7 @@ __all__ = [
     "nearest_codes",
 ]
 
-QUANTIZERS: dict[str, type[Quantizer]] = {
-    name: item
-    for name, item in sorted(globals().items())
-    if isinstance(item, type) and issubclass(item, Quantizer) and not isabstract(item)
-}
+QUANTIZERS: Registry[Quantizer] = Registry(__name__, Quantizer, "quantizer")  # type: ignore[type-abstract]
 """Every quantizer by its name, which is the only way in which a file can ask for one."""
 
 
@@ -68,14 +64,15 @@ def build_quantizer(description: dict[str, Any]) -> Quantizer:
     Raises:
         UserError: it names no quantizer of ours, or arguments that it does not take.
     """
-    name, arguments = description.get("class_name"), description.get("init_args")
-    if name not in QUANTIZERS or not isinstance(arguments, dict):
-        raise UserError(f"no quantizer is named {name!r}; there are {', '.join(QUANTIZERS)}")
+    name, arguments = str(description.get("class_name")), description.get("init_args")
+    kind = QUANTIZERS[name]
+    if not isinstance(arguments, dict):
+        raise UserError(f"quantizer {name} has no arguments: expected a mapping as its init_args")
     try:
         built = {key: _read_argument(key, value) for key, value in arguments.items()}
-        return QUANTIZERS[name](**built)
+        return kind(**built)
     except TypeError as error:
-        raise UserError(f"quantizer {name} does not take these arguments: {error}") from error
+        raise UserError(f"quantizer {name} does not take these arguments: {reason(error)}") from error
 
 
 def _read_argument(name: str, value: Any) -> Any:
@@ -84,3 +81,9 @@ def _read_argument(name: str, value: Any) -> Any:
     if name == "care":
         return CodebookCare(**value)
     return value
+
+
+if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+
+    def __getattr__(name: str) -> Any:
+        return export(__name__, name, QUANTIZERS)

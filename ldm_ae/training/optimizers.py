@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.core.registry import Registry
+
+OPTIMIZERS: Registry[Optimizer] = Registry("torch.optim", Optimizer, "optimizer")
+"""The optimizers of torch and of plugins by their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,7 @@ class OptimizerConfig:
     """One network's optimizer and its learning rate."""
 
     class_path: str = "torch.optim.Adam"
-    """A torch optimizer: torch.optim.Adam, torch.optim.AdamW, or any other by its import path."""
+    """An optimizer: torch.optim.Adam, torch.optim.AdamW, any other of torch.optim, or a plugin's by its class path."""
     learning_rate: float = 1e-4
     """The highest learning rate, after warm-up."""
     scale_learning_rate: bool = False
@@ -51,7 +54,7 @@ class OptimizerConfig:
         """The optimizer over `parameters`, in one group; UserError for a class that is none or wrong options."""
         learning_rate = self.learning_rate * (global_batch if self.scale_learning_rate else 1)
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in self.options.items()}
-        cls = _optimizer_class(self.class_path)
+        cls: type[Any] = _optimizer_class(self.class_path)
         if cls in (Adam, AdamW):
             options = {"fused": fused} | options
         try:
@@ -110,12 +113,7 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def _optimizer_class(class_path: str) -> type[Any]:
-    module_name, _, name = class_path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"optimizer class_path '{class_path}' cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Optimizer)):
-        raise UserError(f"optimizer class_path '{class_path}' is not a torch optimizer, such as torch.optim.AdamW")
-    return found
+def _optimizer_class(class_path: str) -> type[Optimizer]:
+    exported = {f"torch.optim.{name}": item for name, item in vars(torch.optim).items() if isinstance(item, type)}
+    found = exported.get(class_path)
+    return found if found is not None and issubclass(found, Optimizer) else OPTIMIZERS.of_path(class_path)

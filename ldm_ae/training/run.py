@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from pathlib import Path
 from pydoc import locate
@@ -22,20 +22,27 @@ import yaml
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast_object_list, set_seed
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from ldm_ae.core.allocator import keep_freed_memory
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import RunError, UserError, printable, reason, told
 from ldm_ae.core.precision import Numerics, agreed_numerics
+from ldm_ae.core.registry import PLUGINS, Registry, class_paths, full_name, unknown_name
 from ldm_ae.data.config import DataConfig
-from ldm_ae.discriminators import Discriminator
+from ldm_ae.discriminators import DISCRIMINATORS, Discriminator
 from ldm_ae.io.files import leaving_nothing, make_folder, writing
 from ldm_ae.io.locks import only_writer
-from ldm_ae.losses import Objective, ObjectiveConfig
-from ldm_ae.models import Autoencoder, network_config
+from ldm_ae.losses import (
+    ADVERSARIAL_LOSSES,
+    PERCEPTUAL_LOSSES,
+    RECONSTRUCTION_LOSSES,
+    Objective,
+    ObjectiveConfig,
+)
+from ldm_ae.models import AUTOENCODERS, Autoencoder, network_config
 from ldm_ae.models.trainable import set_trainable
-from ldm_ae.quantizers import Quantizer
+from ldm_ae.quantizers import QUANTIZERS
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
 from ldm_ae.training.changes import (
     CONFIG,
@@ -51,6 +58,16 @@ from ldm_ae.training.sizes import check_sizes
 
 NOT_GIVEN = "???"
 """What a recipe holds where only the user knows."""
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    "model": AUTOENCODERS,
+    "quantizer": QUANTIZERS,
+    "discriminator": DISCRIMINATORS,
+    "reconstruction": RECONSTRUCTION_LOSSES,
+    "perceptual": PERCEPTUAL_LOSSES,
+    "adversarial": ADVERSARIAL_LOSSES,
+}
+"""Where a configuration's class is looked up, by the last part of its key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +96,27 @@ class RunConfig:
 
 def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> ArgumentParser:
     """A parser of RunConfig: `--config FILE` and every key as an option; the command line overrides the file."""
+    # A configuration can import registered classes alone, whatever else can be imported here.
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=_allowed_paths())
     parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **kwargs)
     parser.add_argument(
         "--config", action=ActionConfigFile, help="a YAML file of these options, such as configs/kl_f8.yaml"
     )
     parser.add_class_arguments(RunConfig, None, fail_untyped=True)
     return parser
+
+
+def _allowed_paths() -> list[str]:
+    """The class paths of registered classes, and of the dataclasses among their arguments."""
+    found: dict[type[Any], None] = {}
+    for cls in (cls for registry in REGISTRIES.values() for cls in registry.classes()):
+        try:
+            hints = get_type_hints(cls.__init__).values()
+        except NameError as error:
+            raise UserError(f"{full_name(cls)} has an annotation that cannot be resolved: {error}") from error
+        parts = (part for hint in hints for part in get_args(hint) if isinstance(part, type))
+        found |= dict.fromkeys([cls, *(part for part in parts if is_dataclass(part))])
+    return [path for cls in found for path in class_paths(cls)]
 
 
 def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Namespace:
@@ -100,7 +132,7 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
     try:
         config = parser.parse_args(list(arguments))
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise UserError(explain(error, _known_keys(parser))) from error
+        raise _unregistered(error) or UserError(explain(error, _known_keys(parser))) from error
     except RecursionError as error:
         raise UserError("the configuration is nested too deeply") from error
     for key, value in config.items():
@@ -121,6 +153,18 @@ def _takes_none(key: str, config: Namespace, parser: ArgumentParser) -> bool:
     return hint is None or hint is Any or type(None) in get_args(hint)
 
 
+def _unregistered(error: Exception) -> UserError | None:
+    """The refusal of a class that is not registered, by jsonargparse's message; None for another error."""
+    text = " ".join(str(error).split())
+    match = re.search(r"Importing '([^']+)' is not allowed|Expected a dot import path string: (\S+)", text)
+    keys = re.findall(r'Parser key "([^"]+)"', text[: match.start()]) if match else []
+    registry = REGISTRIES.get(keys[-1].rpartition(".")[2]) if keys else None
+    if match is None or registry is None:
+        return None
+    refusal = unknown_name(registry.kind, match[1] or match[2], [cls.__name__ for cls in registry.classes()])
+    return UserError(f"{keys[-1]}: {refusal}\na class of another package needs an entry point of the group {PLUGINS}")
+
+
 def explain(error: Exception, known: Sequence[str]) -> str:
     """jsonargparse's message in one or two lines, with the nearest key for one that is not known."""
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
@@ -139,13 +183,9 @@ def explain(error: Exception, known: Sequence[str]) -> str:
 
 def _known_keys(parser: ArgumentParser) -> list[str]:
     keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-    for cls in (*_subclasses(Autoencoder), *_subclasses(Discriminator), *_subclasses(Quantizer)):
-        keys += [] if inspect.isabstract(cls) else list(inspect.signature(cls).parameters)
+    for cls in (cls for registry in REGISTRIES.values() for cls in registry.classes()):
+        keys += list(inspect.signature(cls).parameters)
     return keys
-
-
-def _subclasses(cls: type[Any]) -> list[type[Any]]:
-    return [sub for direct in cls.__subclasses__() for sub in (direct, *_subclasses(direct))]
 
 
 def save_config(parser: ArgumentParser, config: Namespace, path: Path) -> None:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ldm_ae.commands.convert import _formats
 from ldm_ae.core.errors import UserError
+from ldm_ae.core.registry import names_of
 from ldm_ae.data import ImageTransform, decode_image, open_source
 from ldm_ae.latents import LatentStore
 from ldm_ae.latents.conversion.convert import ConvertSummary, convert_store
@@ -63,7 +63,7 @@ def convert(content_path: Path, name: str, out: Path, **options: Any) -> tuple[P
 
 def test_every_format_has_a_reader_and_is_on_the_command_line() -> None:
     assert sorted(READERS) == sorted(FORMATS), "write the trainer's reader for a new format in format_readers.py"
-    assert _formats() == sorted(FORMATS)
+    assert list(names_of("ldm_ae.latents.formats", "FORMATS")) == sorted(FORMATS)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

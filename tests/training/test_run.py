@@ -219,3 +219,36 @@ def test_an_empty_value_is_refused(key: str, line: str, image_folder: Path, tmp_
         parse_config(["--config", str(recipe)])
     recipe.write_text(f"model: {model}\ndata: {{train: {image_folder}, validation: null}}\ndiscriminator: null\n")
     assert parse_config(["--config", str(recipe), "--out", "x"]).discriminator is None  # where null is a value
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "refusal"),
+    [
+        ("objective.adversarial", "HingeLos", r"^objective\.adversarial: no adversarial loss is named 'HingeLos'; did "
+         r"you mean HingeLoss\? There are HingeLoss, NonSaturatingLoss, VanillaLoss\n"),
+        ("objective.adversarial.class_path", "side_effect.HingeLoss", r"^objective\.adversarial: no adversarial loss "
+         r"is named 'side_effect\.HingeLoss'; did you mean HingeLoss\?"),
+        ("discriminator", "{class_path: side_effect.Net}", r"^discriminator: no discriminator is named 'side_effect"),
+        ("objective", "{perceptual: side_effect.Net}", r"^objective\.perceptual: no perceptual loss is named 'side"),
+        ("model.init_args.quantizer", "side_effect.Net", r"quantizer: no quantizer is named 'side_effect\.Net'"),
+        ("model", "side_effect.Net", r"^model: no network class is named 'side_effect\.Net'; there are KLAuto"),
+    ],
+)  # fmt: skip
+def test_unregistered_classes_are_refused_before_anything_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str, refusal: str
+) -> None:
+    (tmp_path / "side_effect.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = ["--model", "VQAutoencoder"] if option != "model" else []
+    with pytest.raises(UserError, match=refusal) as refused:
+        parse_config([*model, f"--{option}", value, "--out", "x", "--data.train", "y"])
+    assert str(refused.value).endswith("\na class of another package needs an entry point of the group ldm_ae.plugins")
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("path", ["Charbonnier", "ldm_ae.losses.Charbonnier"])
+def test_a_class_can_be_given_by_its_name_or_by_a_class_path(path: str) -> None:
+    config = parse_config(["--model", "KLAutoencoder", "--objective.reconstruction", path, "--out", "x",
+                           "--data.train", "y"])  # fmt: skip
+    assert config.model.class_path == "ldm_ae.models.KLAutoencoder"
+    assert config.objective.reconstruction.class_path == "ldm_ae.losses.Charbonnier"

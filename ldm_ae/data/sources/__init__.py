@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from pathlib import Path
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.core.registry import Registry
 from ldm_ae.data.account import Account
-from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, RawImage, Source, Wrapped
+from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS, RawImage, Source, Wrapped
 from ldm_ae.data.sources.parquet import ParquetSource
 from ldm_ae.data.sources.tree import Tree
 
 __all__ = ["SOURCES", "RawImage", "Source", "Wrapped", "open_source"]
 
 
-def _find_sources() -> dict[str, type[Source]]:
-    """The `Source` classes of this folder's modules by name, in the order in which they are asked (alphabetical)."""
-    found: dict[str, type[Source]] = {}
-    for module_info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"{__name__}.{module_info.name}")
-        for item in vars(module).values():
-            defined_here = isinstance(item, type) and item.__module__ == module.__name__
-            if defined_here and issubclass(item, Source) and not inspect.isabstract(item):
-                assert item.name not in found, f"two sources are named {item.name}"
-                found[item.name] = item
-    return found
-
-
-SOURCES: dict[str, type[Source]] = _find_sources()
+SOURCES: Registry[Source] = Registry(__name__, Source, "image source", key="name")  # type: ignore[type-abstract]
+"""Every kind of source by its name, in the order in which they are asked."""
 
 
 def open_source(location: str | Path) -> Source:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_ae.data.account import Account, Group
-from ldm_ae.data.sources.base import (
+from ldm_ae.data.sources.interface import (
     IMAGE_EXTENSIONS,
     RawImage,
     Source,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.account import Account
-from ldm_ae.data.sources.base import ColumnSource, RawImage, printable, read_regular
+from ldm_ae.data.sources.interface import ColumnSource, RawImage, printable, read_regular
 from ldm_ae.data.sources.parquet import Columns, class_names, features_of, find_columns
 from ldm_ae.data.sources.tree import Tree, is_saved
 from ldm_ae.data.texts import Annotations

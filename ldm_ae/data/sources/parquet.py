@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ldm_ae.core.errors import UserError, reason
 from ldm_ae.data.account import Account
 from ldm_ae.data.row_groups import RowGroups, open_parquet
-from ldm_ae.data.sources.base import ColumnSource, RawImage, printable, read_regular
+from ldm_ae.data.sources.interface import ColumnSource, RawImage, printable, read_regular
 from ldm_ae.data.sources.tree import Tree, is_saved
 from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, Annotations, spelled
 from ldm_ae.images.decoding import BadImage

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.data.sources.base import RawImage, Source
+from ldm_ae.data.sources.interface import RawImage, Source
 from ldm_ae.data.sources.tree import Tree
 
 _FOLDERS = {"scikit-image": ("skimage", "data"), "scikit-learn": ("sklearn", "datasets/images")}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.account import Account
-from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, extension
+from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS, extension
 
 TEXTS = ("txt", "caption", "json")
 """Extensions of files that may lie beside an image, in the order in which their captions count."""

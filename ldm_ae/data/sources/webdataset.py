@@ -13,7 +13,7 @@ import numpy as np
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.account import Account
-from ldm_ae.data.sources.base import IMAGE_EXTENSIONS, RawImage, Source, StringTable, extension, printable
+from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS, RawImage, Source, StringTable, extension, printable
 from ldm_ae.data.sources.tree import IMAGE_LIKE, TEXTS, Tree
 from ldm_ae.data.texts import LABEL_LIMIT, Annotations
 from ldm_ae.images.decoding import BadImage

@@ -18,7 +18,7 @@ from ldm_ae.latents.conversion.output import converting, write_account
 from ldm_ae.latents.conversion.pictures import EncodedPictures
 from ldm_ae.latents.fold import Constants, Fold
 from ldm_ae.latents.formats import FORMATS, Format, Options, Samples
-from ldm_ae.latents.formats.base import FLIP
+from ldm_ae.latents.formats.interface import FLIP
 from ldm_ae.latents.store.reader import LatentStore
 from ldm_ae.version import __version__
 
@@ -69,8 +69,6 @@ def convert_store(
             a package is missing, or there is something at `out`.
     """
     store = store if isinstance(store, LatentStore) else LatentStore(store)
-    if format not in FORMATS:
-        raise UserError(f"there is no format '{format}'; there are {', '.join(FORMATS)}, and store for the way back")
     target = FORMATS[format](Options(arch=arch, name=name, images=images, files=files, no_flips=no_flips))
     if store.request.indices_alone and target.reads_latents:
         raise UserError(

@@ -17,7 +17,7 @@ from ldm_ae.data.texts import check_names
 from ldm_ae.latents.conversion.output import read_account
 from ldm_ae.latents.fold import Fold
 from ldm_ae.latents.formats import FORMATS, Foreign
-from ldm_ae.latents.formats.base import FLIP
+from ldm_ae.latents.formats.interface import FLIP
 from ldm_ae.latents.store.additions import hash_keys
 from ldm_ae.latents.store.claiming import claiming
 from ldm_ae.latents.store.format import DTYPES, SCHEMA, StoreRequest, complete_columns, read_request

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import BadImage, ImageTransform, Source, described_options
-from ldm_ae.latents.formats.base import Pictures, Sample
+from ldm_ae.latents.formats.interface import Pictures, Sample
 from ldm_ae.latents.store.reader import LatentStore
 
 

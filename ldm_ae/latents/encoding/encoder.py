@@ -19,7 +19,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import check_precision, inference_numerics
 from ldm_ae.core.processes import Processes
 from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
-from ldm_ae.data.sources.base import printable as printable_name
+from ldm_ae.data.sources.interface import printable as printable_name
 from ldm_ae.images.crops import describe_crops
 from ldm_ae.latents.encoding.config import EncodeConfig
 from ldm_ae.latents.encoding.jobs import EncodeSummary, Engine, Job, Progress

@@ -5,27 +5,10 @@ A new format is one new file with a `Format` class in it, whose name is the file
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
-
-from ldm_ae.latents.formats.base import Foreign, Format, Options, Sample, Samples
+from ldm_ae.core.registry import Registry
+from ldm_ae.latents.formats.interface import Foreign, Format, Options, Sample, Samples
 
 __all__ = ["FORMATS", "Foreign", "Format", "Options", "Sample", "Samples"]
 
-
-def _find_formats() -> dict[str, type[Format]]:
-    """The `Format` classes of this folder's modules by name, in alphabetical order."""
-    found: dict[str, type[Format]] = {}
-    for module_info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"{__name__}.{module_info.name}")
-        for item in vars(module).values():
-            defined_here = isinstance(item, type) and item.__module__ == module.__name__
-            if defined_here and issubclass(item, Format) and not inspect.isabstract(item):
-                # The command line lists the formats by their files, without importing them.
-                assert item.name == module_info.name.replace("_", "-"), f"{item.name} is in {module_info.name}.py"
-                found[item.name] = item
-    return found
-
-
-FORMATS: dict[str, type[Format]] = _find_formats()
+FORMATS: Registry[Format] = Registry(__name__, Format, "latent format", key="name", by_file=True)  # type: ignore[type-abstract]
+"""Every format by its name. The command line lists the names without importing the formats."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.base import ClassFolders, Sample, npy
+from ldm_ae.latents.formats.interface import ClassFolders, Sample, npy
 
 
 class DatasetFolder(ClassFolders):

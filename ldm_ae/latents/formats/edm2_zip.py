@@ -26,7 +26,16 @@ from torch import Tensor
 from ldm_ae.core.errors import UserError
 from ldm_ae.latents.conversion.output import INDEX_FILE, METADATA, member
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.base import Foreign, Format, Pictures, Samples, mean_and_std, npy, numbered, write_labels
+from ldm_ae.latents.formats.interface import (
+    Foreign,
+    Format,
+    Pictures,
+    Samples,
+    mean_and_std,
+    npy,
+    numbered,
+    write_labels,
+)
 
 PREFIX = "img-mean-std-"
 

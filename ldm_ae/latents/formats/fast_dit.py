@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.base import Format, Pictures, Samples, npy
+from ldm_ae.latents.formats.interface import Format, Pictures, Samples, npy
 
 
 class FastDiT(Format):

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from ldm_ae.core.errors import UserError
 from ldm_ae.latents.conversion.file_names import file_stem
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.base import Format, Options, Pictures, Samples, architecture, write_new
+from ldm_ae.latents.formats.interface import Format, Options, Pictures, Samples, architecture, write_new
 
 _CONSTANTS = {
     "sd": Constants(factor=(0.18215,)),

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.latents.conversion.output import INDEX_FILE, METADATA
-from ldm_ae.latents.formats.base import FLIP, Foreign, Format, Pictures, Samples
+from ldm_ae.latents.formats.interface import FLIP, Foreign, Format, Pictures, Samples
 from ldm_ae.latents.store.files import write_bytes, write_safetensors
 from ldm_ae.latents.store.format import LIGHTNINGDIT_STATISTICS
 from ldm_ae.latents.store.statistics_files import lightningdit_statistics

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.base import ClassFolders, Sample
+from ldm_ae.latents.formats.interface import ClassFolders, Sample
 
 
 class MAR(ClassFolders):

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.base import Format, Options, Pictures, Sample, Samples, library
+from ldm_ae.latents.formats.interface import Format, Options, Pictures, Sample, Samples, library
 
 _PAGE = 4096
 _AT_ONCE = 256

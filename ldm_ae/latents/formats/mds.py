@@ -27,7 +27,7 @@ import numpy as np
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.base import Format, Pictures, Samples
+from ldm_ae.latents.formats.interface import Format, Pictures, Samples
 
 _SIZE_LIMIT = 1 << 26
 _READABLE = {256: 32, 512: 64}

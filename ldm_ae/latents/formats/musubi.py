@@ -16,7 +16,7 @@ from pathlib import Path
 from ldm_ae.io.tensor_files import safetensors_pieces
 from ldm_ae.latents.conversion.file_names import file_stem
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.base import Format, Options, Pictures, Samples, architecture, write_new
+from ldm_ae.latents.formats.interface import Format, Options, Pictures, Samples, architecture, write_new
 
 _FULL_NAMES = {"hv": "hunyuan_video", "qi": "qwen_image", "wan": "wan", "zi": "z_image"}
 _CONSTANTS = {

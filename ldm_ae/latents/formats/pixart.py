@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.latents.conversion.file_names import stem
-from ldm_ae.latents.formats.base import Format, Pictures, Samples, mean_and_std, npy, write_new
+from ldm_ae.latents.formats.interface import Format, Pictures, Samples, mean_and_std, npy, write_new
 
 
 class PixArt(Format):

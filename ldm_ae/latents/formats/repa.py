@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.base import Format, Pictures, Samples, mean_and_std, npy, numbered, write_labels
+from ldm_ae.latents.formats.interface import Format, Pictures, Samples, mean_and_std, npy, numbered, write_labels
 
 _LATENTS, _IMAGES = "img-mean-std-", "img"
 

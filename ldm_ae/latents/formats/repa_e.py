@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.latents.formats.base import (
+from ldm_ae.latents.formats.interface import (
     Format,
     Options,
     Pictures,

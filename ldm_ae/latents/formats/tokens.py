@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.latents.formats.base import FLIP, Format, Pictures, Samples, npy
+from ldm_ae.latents.formats.interface import FLIP, Format, Pictures, Samples, npy
 from ldm_ae.latents.store.files import write_bytes, write_safetensors
 
 _TOKENS = 1 << 25

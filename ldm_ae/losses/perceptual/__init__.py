@@ -1,7 +1,20 @@
-"""The perceptual losses, one a file."""
+"""The perceptual losses, one a file. A new one is one new file with a `PerceptualLoss` class in it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ldm_ae.core.registry import Registry, export
 from ldm_ae.losses.perceptual.interface import PerceptualLoss
 from ldm_ae.losses.perceptual.lpips import LPIPS
 from ldm_ae.losses.perceptual.shift_tolerant_lpips import ShiftTolerantLPIPS
 
-__all__ = ["LPIPS", "PerceptualLoss", "ShiftTolerantLPIPS"]
+__all__ = ["LPIPS", "PERCEPTUAL_LOSSES", "PerceptualLoss", "ShiftTolerantLPIPS"]
+
+PERCEPTUAL_LOSSES: Registry[PerceptualLoss] = Registry(__name__, PerceptualLoss, "perceptual loss")
+"""Every perceptual loss by its name."""
+
+if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+
+    def __getattr__(name: str) -> Any:
+        return export(__name__, name, PERCEPTUAL_LOSSES)

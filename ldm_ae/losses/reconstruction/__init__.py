@@ -1,8 +1,21 @@
-"""The reconstruction losses, one a file."""
+"""The reconstruction losses, one a file. A new one is one new file with a `ReconstructionLoss` class in it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ldm_ae.core.registry import Registry, export
 from ldm_ae.losses.reconstruction.charbonnier import Charbonnier
 from ldm_ae.losses.reconstruction.interface import ReconstructionLoss
 from ldm_ae.losses.reconstruction.l1 import L1
 from ldm_ae.losses.reconstruction.l2 import L2
 
-__all__ = ["L1", "L2", "Charbonnier", "ReconstructionLoss"]
+__all__ = ["L1", "L2", "RECONSTRUCTION_LOSSES", "Charbonnier", "ReconstructionLoss"]
+
+RECONSTRUCTION_LOSSES: Registry[ReconstructionLoss] = Registry(__name__, ReconstructionLoss, "reconstruction loss")  # type: ignore[type-abstract]
+"""Every reconstruction loss by its name."""
+
+if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+
+    def __getattr__(name: str) -> Any:
+        return export(__name__, name, RECONSTRUCTION_LOSSES)

@@ -83,6 +83,8 @@ class KLAutoencoder(ConvolutionalAutoencoder):
             and enlarges it (`ldm_ae.models.initialization`), for short trainings.
     """
 
+    class_names = ("AutoencoderKL",)
+
     def __init__(
         self,
         *,

@@ -90,6 +90,8 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         act_fn: Activation, by diffusers' name.
     """
 
+    class_names = ("QuantizedAutoencoder", "VQModel")
+
     def __init__(
         self,
         *,

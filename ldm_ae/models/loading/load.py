@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from ldm_ae.core.errors import UserError, printable
-from ldm_ae.models.adapters.kl import KLAutoencoder
-from ldm_ae.models.adapters.vq import VQAutoencoder
+from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.folder import find_folder, read_config, suggestion
 from ldm_ae.models.loading.hub import hub_folder, is_hub_name
-
-AUTOENCODERS: dict[str, Callable[..., Autoencoder]] = {
-    "AutoencoderKL": KLAutoencoder,
-    "QuantizedAutoencoder": VQAutoencoder,
-    "VQModel": VQAutoencoder,
-}
-"""Our class for what a model folder holds, by its `_class_name`."""
 
 
 def resolve_model_folder(path: str | Path) -> Path:
@@ -66,6 +57,6 @@ def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") ->
     name = str(read_config(folder)["_class_name"])
     if name not in AUTOENCODERS:
         said = path if on_hub else folder
-        raise UserError(f"{said} holds a {printable(name)}; known are {', '.join(sorted(AUTOENCODERS))}")
+        raise UserError(f"{said} holds a {printable(name)}; known are {', '.join(AUTOENCODERS)}")
     model = AUTOENCODERS[name](pretrained=str(folder))
     return model.eval().requires_grad_(False).to(device)
