@@ -42,7 +42,8 @@ def check_sizes(
     Raises:
         UserError: a network cannot take such images, or the model has no term of the name of a weight.
     """
-    shape = (training.batch_size, 3, resolution, resolution)
+    channels = model.pixel_spec.channels
+    shape = (training.batch_size, channels, resolution, resolution)
     images = f"images of {resolution}x{resolution} in batches of {training.batch_size}"
     try:
         terms = dry_run(TrainingPass(model, regularizer), _forward, [shape])
