@@ -26,9 +26,12 @@ class Evaluate(Command):
         add_images(parser)
         parser.add_argument("--out", default="evaluation", help="folder for metrics.json and report.html (%(default)s)")
         parser.add_argument("--limit", type=int, help="use the first LIMIT images only")
-        parser.add_argument("--perceptual", choices=PERCEPTUAL, default="stlpips_vgg", help="network of the perceptual "
-                            "distance; lpips_* need weights from torchvision (default: %(default)s)")  # fmt: skip
-        parser.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"), default="auto",
+        parser.add_argument("--metrics", nargs="+", metavar="NAME", default=["default"], help="metrics to compute, "
+                            "given after MODEL and IMAGES; `default msssim` adds MS-SSIM to the default set, and an "
+                            "unknown name lists all (default: default)")  # fmt: skip
+        parser.add_argument("--perceptual", choices=PERCEPTUAL, help="network of the perceptual distance; lpips_* need "
+                            "weights from torchvision (default: stlpips_vgg)")  # fmt: skip
+        parser.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"),
                             help="network of the Fréchet distance; auto takes FID's Inception where its weights are at "
                             "hand, else EfficientNet-Lite0, under its own name")  # fmt: skip
         parser.add_argument("--prior", metavar="FOLDER", help="of a discrete model: the rate of its codes under this "
@@ -39,15 +42,18 @@ class Evaluate(Command):
     def run(self, args: argparse.Namespace) -> None:
         """Write metrics.json and report.html, and print the scores."""
         from ldm_ae.data import EvaluationLoader
-        from ldm_ae.evaluation import evaluate, write_report
-        from ldm_ae.evaluation.metrics.networks import feature_network, perceptual_network
+        from ldm_ae.evaluation import evaluate, named_metrics, write_report
         from ldm_ae.evaluation.report.summary import summary_lines
         from ldm_ae.io.files import new_folder
         from ldm_ae.priors import load_prior
 
         with new_folder(args.out) as folder:
             choose_precision(args)
+            metrics = named_metrics(args.metrics, perceptual=args.perceptual, features=args.features)
             prior = None if args.prior is None else load_prior(args.prior)
+            if prior is not None and not any(metric.name == "rate" for metric in metrics):
+                chosen = " ".join(args.metrics)
+                raise UserError(f"--prior has no effect with --metrics {chosen}; remove it, or add rate")
             model, source, transform = square_inputs(args)
             if args.limit is not None and args.limit < 1:
                 raise UserError(f"--limit is {args.limit}; it must be at least 1")
@@ -59,9 +65,8 @@ class Evaluate(Command):
             with progress_bar("evaluating", count) as progress:
                 evaluation = evaluate(
                     model, loader, source=args.images, transform_description=transform.describe(),
-                    model_name=str(args.model), perceptual=perceptual_network(args.perceptual),
-                    features=feature_network(args.features), prior=prior, precision=args.precision, device=args.device,
-                    progress=lambda done: progress(done, count),
+                    model_name=str(args.model), metrics=metrics, prior=prior, precision=args.precision,
+                    device=args.device, progress=lambda done: progress(done, count),
                 )  # fmt: skip
             write_report(evaluation, folder)
             print("\n".join([*summary_lines(evaluation), *source.account().lines()]))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm_ae.evaluation.metrics.image_quality import from_levels, to_levels
+from ldm_ae.evaluation.metrics.levels import from_levels, to_levels
 from ldm_ae.images.pixels import RGB
 
 Codec = Literal["jpeg", "webp"]

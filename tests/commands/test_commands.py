@@ -217,6 +217,14 @@ def no_weights(folder: Path) -> Path:
         (["export", "{model}", "{tmp}/o", "--format", "onnx"], "onnx"),
         (["evaluate", "{model}", "{images}", "--out", "{tmp}/file"], "cannot write to"),
         (["evaluate", "{model}", "{images}", "--limit", "0", "--out", "{tmp}/o"], "--limit is 0"),
+        (
+            ["evaluate", "{model}", "{images}", "--out", "{tmp}/o", "--metrics", "psnr", "lpip_alex"],
+            "no metric is named 'lpip_alex'; did you mean lpips_alex?",
+        ),
+        (
+            ["evaluate", "{model}", "{images}", "--out", "{tmp}/o", "--features", "auto", "--metrics", "psnr"],
+            "--features auto has no effect with --metrics psnr; remove it, or add frechet",
+        ),
         (["evaluate", "{model}", "{images}", "--prior", "{model}", "--out", "{tmp}/o"], "does not describe a prior"),
         (
             ["evaluate", "{model}", "{images}", "--size", "32", "--perceptual", "lpips_vgg", "--out", "{tmp}/o"],

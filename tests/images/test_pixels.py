@@ -10,6 +10,10 @@ import torch
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators import PatchDiscriminator
+from ldm_ae.evaluation.metrics.interface import Setting
+from ldm_ae.evaluation.metrics.psnr import PSNR
+from ldm_ae.evaluation.metrics.ssim import SSIM
+from ldm_ae.evaluation.scoring import Scoring
 from ldm_ae.images.buckets import BucketTransform, WholeTransform
 from ldm_ae.images.pixels import RGB, PixelSpec, of_channels
 from ldm_ae.images.transforms import ImageTransform
@@ -93,3 +97,12 @@ def test_a_network_of_other_images_is_refused_by_name() -> None:
     model = KLAutoencoder(**SMALL)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"\(GreyDiscriminator\) works on images that are grey .* rgb"):
         check_capabilities(model, ObjectiveConfig(), discriminator, TrainingConfig(max_steps=1))
+
+
+def test_a_metric_of_other_images_is_skipped_with_the_reason() -> None:
+    metric = PSNR()
+    metric.pixels = GREY
+    model = KLAutoencoder(**SMALL)  # type: ignore[arg-type]
+    scoring = Scoring([metric, SSIM()], Setting(model=model, device=torch.device("cpu")))
+    assert [type(running) for running in scoring.running] == [SSIM]
+    assert scoring.skipped["psnr"].startswith("PSNR works on images that are grey (1 channel")
