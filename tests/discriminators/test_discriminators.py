@@ -6,19 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_ae import discriminators
 from ldm_ae.core.draws import AUGMENTATION, Draws
 from ldm_ae.core.errors import UserError
-from ldm_ae.discriminators import BothSides, Discriminator, PatchDiscriminator, SpectralPatchDiscriminator
+from ldm_ae.discriminators import (
+    DISCRIMINATORS,
+    BothSides,
+    Discriminator,
+    PatchDiscriminator,
+    SpectralPatchDiscriminator,
+)
 
-ALL = sorted(
-    {c for c in vars(discriminators).values() if isinstance(c, type) and issubclass(c, Discriminator)}
-    - {Discriminator},
-    key=lambda c: c.__name__,
-)  # fmt: skip
 
-
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", DISCRIMINATORS.classes())
 def test_contract(cls: type[Discriminator]) -> None:
     network = cls()
     x = torch.rand(2, 3, 64, 64) * 2 - 1

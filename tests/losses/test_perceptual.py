@@ -19,7 +19,7 @@ from ldm_ae.core.convolutions import Conv2d, speed_up
 from ldm_ae.core.dry_run import RefusedError, dry_run
 from ldm_ae.core.errors import UserError
 from ldm_ae.losses import LPIPS, FeatureDistance, PerceptualLoss, ShiftTolerantLPIPS
-from ldm_ae.losses.perceptual import feature_distance as perceptual_module
+from ldm_ae.losses.perceptual import _feature_distance as perceptual_module
 from ldm_ae.losses.perceptual.interface import try_size
 from ldm_ae.training.steps import generator_step
 from tests.training.common import make_batches, make_parts

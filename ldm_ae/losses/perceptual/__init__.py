@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ldm_ae.core.registry import Registry, export
-from ldm_ae.losses.perceptual.feature_distance import FeatureDistance
+from ldm_ae.losses.perceptual._feature_distance import FeatureDistance
 from ldm_ae.losses.perceptual.interface import PerceptualLoss
 from ldm_ae.losses.perceptual.lpips import LPIPS
 from ldm_ae.losses.perceptual.shift_tolerant_lpips import ShiftTolerantLPIPS

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.io.legacy import read_legacy_weights
-from ldm_ae.losses.perceptual.feature_distance import FeatureDistance
+from ldm_ae.losses.perceptual._feature_distance import FeatureDistance
 
 Net = Literal["vgg", "alex", "squeeze"]
 
