@@ -9,5 +9,5 @@ from ldm_ae.core.registry import Registry
 
 __all__ = ["COMMANDS", "Command"]
 
-COMMANDS: Registry[Command] = Registry("ldm_ae.commands", Command, "command", key="name", by_file=True)
+COMMANDS: Registry[Command] = Registry(__name__, Command, "command", key="name", by_file=True)  # type: ignore[type-abstract]
 """Every command by its name."""

@@ -24,8 +24,9 @@ class Convert(Command):
         parser.add_argument("source", metavar="STORE", help="the latent store; with --format store the files of "
                             "LightningDiT or EDM2 that are to become one")  # fmt: skip
         parser.add_argument("out", metavar="OUT", help="a new folder; a new .zip file for edm2-zip")
-        formats = (*names_of("ldm_ae.latents.formats", "FORMATS"), "store")
-        parser.add_argument("--format", choices=formats, required=True, help="docs/LATENTS.md says what each holds")
+        formats = names_of("ldm_ae.latents.formats", "FORMATS")
+        parser.add_argument("--format", choices=(*formats, "store"), required=True, help="docs/LATENTS.md says what "
+                            "each holds")  # fmt: skip
         parser.add_argument("--bucket", metavar="HxW", help="the images of this resolution only")
         parser.add_argument("--fold", metavar="K", help="write latents that have unit variance after the trainer "
                             "multiplies by its hard-coded K; trainer: by what is known to be in its code")  # fmt: skip

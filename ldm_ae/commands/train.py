@@ -24,6 +24,9 @@ class Train(Command):
         """Check what needs no import of seconds, then `run`."""
         if not arguments:
             raise UserError("train needs a configuration: ldm-ae train --config configs/kl_f8.yaml --data.train IMAGES")
+        for config in _values(arguments, "--config"):
+            if not Path(config).is_file():
+                raise UserError(f"no such configuration file: {config}")
         if (folder := _run_folder(arguments)) is not None and os.environ.get("WORLD_SIZE", "1") == "1":
             refuse_if_held(folder)
         self.run(argparse.Namespace(arguments=arguments))
@@ -35,15 +38,22 @@ class Train(Command):
         train(args.arguments, config_parser(prog=f"{PROGRAM} {self.name}"))
 
 
+def _values(arguments: Sequence[str], option: str) -> list[str]:
+    """The value of each time that an option is given, as `--option VALUE` or `--option=VALUE`."""
+    found = []
+    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, after = argument.partition("=")
+        if name == option:
+            found.append(after if equals else value)
+    return found
+
+
 def _run_folder(arguments: Sequence[str]) -> str | None:
     """What `--out`, or the last `--config` that has an `out`, names; nothing is checked yet."""
-    given = {"--out": "", "--config": ""}
-    for argument, value in zip(arguments, [*arguments[1:], ""], strict=False):
-        name, equals, after = argument.partition("=")
-        if name in given:
-            given[name] = after if equals else value
-    if given["--out"] or not Path(given["--config"]).is_file():
-        return given["--out"] or None
-    text = Path(given["--config"]).read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"^out:\s*['\"]?([^'\"#\n]+)", text, re.MULTILINE)
-    return found[1].strip() if found else None
+    if out := _values(arguments, "--out"):
+        return out[-1] or None
+    for config in _values(arguments, "--config")[-1:]:
+        text = Path(config).read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"^out:\s*['\"]?([^'\"#\n]+)", text, re.MULTILINE):
+            return found[1].strip()
+    return None

@@ -80,6 +80,8 @@ def test_commands_have_places_of_their_own_in_the_list() -> None:
         (["evaluate", "images", "--perceptual", "vgg"], 2),
         (["enocde"], 2),
         (["train"], 2),
+        (["train", "--config", "nowhere.yaml"], 2),
+        (["train", "--config=nowhere.yaml", "--seed", "1"], 2),
     ],
 )
 def test_help_and_mistakes_in_options_import_no_torch(arguments: list[str], status: int) -> None:
