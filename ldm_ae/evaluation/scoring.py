@@ -36,6 +36,9 @@ class Scoring:
         self._shapes: set[tuple[int, ...]] = set()
         for metric in metrics:
             try:
+                if metric.pixels not in (None, setting.model.pixel_spec):
+                    other = f"images that are {metric.pixels}, and the model on {setting.model.pixel_spec}"
+                    raise CannotScoreError(f"{metric.info().label} works on {other}")
                 metric.prepare(setting)
             except CannotScoreError as error:
                 self._skip(metric, error)

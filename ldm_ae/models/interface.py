@@ -73,9 +73,18 @@ class Autoencoder(nn.Module, abc.ABC):
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Autoencoder:
-        """The model in a folder whose `_class_name` is one of `class_names`, in float32."""
+        """The model in a folder whose `_class_name` is one of `class_names`, in float32.
+
+        Raises:
+            UserError: the folder is damaged, or its images are not supported.
+        """
         opening: Callable[..., Autoencoder] = cls
-        return opening(pretrained=str(folder))
+        model = opening(pretrained=str(folder))
+        try:
+            model.pixel_spec.require_supported(type(model.net).__name__)
+        except UserError as error:
+            raise UserError(f"{folder}/config.json: {error}") from None
+        return model
 
     @classmethod
     def example(cls, class_name: str) -> Autoencoder:

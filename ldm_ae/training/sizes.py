@@ -41,7 +41,8 @@ def check_sizes(
     Raises:
         UserError: a network cannot take such images, or the model has no term of the name of a weight.
     """
-    shape = (training.batch_size, 3, resolution, resolution)
+    channels = model.pixel_spec.channels
+    shape = (training.batch_size, channels, resolution, resolution)
     images = f"images of {resolution}x{resolution} in batches of {training.batch_size}"
     try:
         terms = dry_run(TrainingPass(model, regularizer), _forward, [shape])
@@ -69,7 +70,7 @@ def check_sizes(
                 "Raise data.resolution, or set it to null"
             ) from error
     if validation:
-        _try_scores(resolution)
+        _try_scores(channels, resolution)
 
 
 def _judge(discriminator: Discriminator, given: Sequence[Tensor]) -> Tensor:
@@ -92,10 +93,10 @@ def _forward(training_pass: TrainingPass, given: Sequence[Tensor]) -> set[str]:
     return {*output.posterior.regularization(), *output.terms}
 
 
-def _try_scores(resolution: int) -> None:
+def _try_scores(channels: int, resolution: int) -> None:
     try:
         for metric in validation_metrics(None):
-            metric.require((1, 3, resolution, resolution))
+            metric.require((1, channels, resolution, resolution))
     except UserError as error:
         raise UserError(
             f"validation cannot score images of {resolution}x{resolution}: {str(error).splitlines()[0]}. "

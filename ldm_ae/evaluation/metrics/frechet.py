@@ -22,6 +22,7 @@ from ldm_ae.evaluation.metrics.features import (
 )
 from ldm_ae.evaluation.metrics.interface import CannotScoreError, Metric, Needs, Setting
 from ldm_ae.evaluation.network_sizes import require_size
+from ldm_ae.images.pixels import RGB
 from ldm_ae.models import Posterior
 
 
@@ -36,6 +37,7 @@ class Frechet(Metric):
     name = "frechet"
     direction = "lower"
     needs = Needs(images=2)
+    pixels = RGB
 
     def __init__(self, features: FeatureNetwork | None = None, *, originals: FeatureStatistics | None = None):
         self.features: Any = features_at_hand() if features is None else features

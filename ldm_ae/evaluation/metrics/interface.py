@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.latent_summary import LatentSummary
+from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models import Autoencoder, Posterior
 from ldm_ae.priors import SavedPrior
 
@@ -107,6 +108,8 @@ class Metric(ABC):
     """One or two sentences for the report."""
     decimals: int = 3
     needs: Needs = Needs()
+    pixels: PixelSpec | None = None
+    """The images that it takes; None for any. It is skipped for a model of other images."""
     scores: ClassVar[Mapping[str, ScoreInfo]] = {}
     """Of a metric that computes several numbers: how each is explained, by its key."""
     optional: bool = False

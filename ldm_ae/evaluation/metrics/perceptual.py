@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ldm_ae.evaluation.metrics.interface import ImageMetric, Setting
 from ldm_ae.evaluation.network_sizes import require_size
+from ldm_ae.images.pixels import RGB
 from ldm_ae.losses import LPIPS, ShiftTolerantLPIPS
 from ldm_ae.losses.perceptual.interface import PerceptualLoss, try_size
 
@@ -37,6 +38,7 @@ class Perceptual(ImageMetric):
     def __init__(self, network: PerceptualDistance | None = None):
         self.network: Any = ShiftTolerantLPIPS() if network is None else network
         self.name = self.network.name
+        self.pixels = getattr(self.network, "pixels", RGB)
 
     def require(self, shape: tuple[int, ...]) -> None:
         """Try the network on this shape."""

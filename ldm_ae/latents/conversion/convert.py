@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import Source
+from ldm_ae.images.pixels import RGB
 from ldm_ae.latents.conversion.output import converting, write_account
 from ldm_ae.latents.conversion.pictures import EncodedPictures
 from ldm_ae.latents.fold import Constants, Fold
@@ -86,7 +87,7 @@ def convert_store(
             "format": format,
             "images": len(samples),
             "buckets": samples.rows["bucket"].unique().to_pylist(),
-            "pixels": "RGB in [-1, 1]",
+            "pixels": RGB.words,
             "fold": fold,
             "values": mapping.to_json() if target.reads_latents else None,
             "warnings": warnings,
