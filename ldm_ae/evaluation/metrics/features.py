@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
 from ldm_ae.evaluation.metrics.efficientnet_lite import EfficientNetLite0
-from ldm_ae.evaluation.metrics.image_quality import from_levels, to_levels
+from ldm_ae.evaluation.metrics.levels import from_levels, to_levels
 from ldm_ae.io.files import sha256
 from ldm_ae.io.legacy import read_legacy_weights
 
@@ -113,6 +113,11 @@ class EfficientNetLite0Features(nn.Module):
         """(B, 3, H, W) in [-1, 1] -> the network's input (B, 3, 224, 224)."""
         pixel_values = from_levels(to_levels(pixel_values))
         return F.interpolate(pixel_values, size=(224, 224), mode="bicubic", antialias=True).clamp(-1.0, 1.0)
+
+
+def features_at_hand() -> FeatureNetwork:
+    """Return Inception where PyTorch's cache of downloads has its weights, else EfficientNet-Lite0."""
+    return InceptionFeatures() if InceptionFeatures.at_hand() else EfficientNetLite0Features()
 
 
 def _inception_file(weights: str | Path | None) -> Path:

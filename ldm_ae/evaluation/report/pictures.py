@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm_ae.evaluation.metrics.image_quality import to_levels
+from ldm_ae.evaluation.metrics.levels import to_levels
 
 ERROR_GAIN = 4.0
 """Errors are shown this many times larger."""
