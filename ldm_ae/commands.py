@@ -51,7 +51,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
             raise UserError(f"--limit is {args.limit}; it must be at least 1")
         count = min(args.limit or len(source), len(source))
         loader = EvaluationLoader(
-            source, transform, batch_size=args.batch_size, workers=args.workers, bad_share=args.bad_share,
+            source, transform, batch_size=args.batch_size, workers=args.workers, max_bad_fraction=args.max_bad_fraction,
             indices=range(count),
         )  # fmt: skip
         with progress_bar("evaluating", count) as progress:
@@ -76,7 +76,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
     with progress_bar("reconstructing", len(source)) as progress:
         written = reconstruct_images(
             model, source, args.out, transform=transform, batch_size=args.batch_size, workers=args.workers,
-            device=args.device, precision=args.precision, bad_share=args.bad_share, progress=progress,
+            device=args.device, precision=args.precision, max_bad_fraction=args.max_bad_fraction, progress=progress,
         )  # fmt: skip
     print("\n".join([*source.account().lines(), f"{written.images} reconstructions in {args.out}"]))
     if not isinstance(transform, WholeTransform):
@@ -107,13 +107,13 @@ def run_encode(args: argparse.Namespace) -> None:
             model, source, args.store, transform=transform, source_name=args.images, classes=classes,
             batch_size=args.batch_size, workers=args.workers, device=args.device, precision=args.precision,
             dtype=args.dtype, latents=args.latents, content=args.content, flips=not args.no_flips, seed=args.seed,
-            shard_size=args.shard_size, bad_share=args.bad_share, compiled=args.compile, check=not args.no_check,
-            processes=processes, engine=engine, progress=progress,
+            shard_size=args.shard_size, max_bad_fraction=args.max_bad_fraction, compiled=args.compile,
+            check=not args.no_check, processes=processes, engine=engine, progress=progress,
         )  # fmt: skip
     if processes.rank:
         return
     done = "was complete already" if summary.already_complete else "written"
-    redone = f", {summary.redone_batches} batches that overflowed encoded in fp32" if summary.redone_batches else ""
+    redone = f", {summary.fp32_fallbacks} batches that overflowed encoded in fp32" if summary.fp32_fallbacks else ""
     statistics = summary.statistics
     factor = "no scaling_factor" if statistics.is_constant else f"scaling_factor {statistics.scaling_factor:.5f}"
     print(f"{args.store} {done}: {summary.images} images, {len(summary.bad)} unusable, in {summary.precision}, "
@@ -373,7 +373,7 @@ def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRan
 
     model, source, transform = _inputs(args)
     loader = EvaluationLoader(
-        source, transform, batch_size=args.batch_size, workers=args.workers, bad_share=args.bad_share
+        source, transform, batch_size=args.batch_size, workers=args.workers, max_bad_fraction=args.max_bad_fraction
     )
     with progress_bar("measuring", len(source)) as progress:
         first, batches = first_batches(loader)

@@ -17,8 +17,9 @@ from ldm_ae.core.background import BackgroundWriter
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import check_precision, inference_numerics
 from ldm_ae.core.processes import Processes
-from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
-from ldm_ae.data.sources.interface import printable as printable_name
+from ldm_ae.core.seeding import derive_seed, seeded_noise
+from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source
+from ldm_ae.data.sources.interface import valid_text
 from ldm_ae.images.crops import describe_crops
 from ldm_ae.latents.encoding.jobs import EncodeSummary, Engine, Job, Progress
 from ldm_ae.latents.encoding.transfers import Transfers
@@ -27,19 +28,19 @@ from ldm_ae.latents.store.additions import join
 from ldm_ae.latents.store.annotated import numbering_warnings
 from ldm_ae.latents.store.claiming import claiming
 from ldm_ae.latents.store.format import DTYPES, StoreRequest, index_dtype, recorded_precision
-from ldm_ae.latents.store.provenance import derive_seed, inference_copy, scaling_of
+from ldm_ae.latents.store.provenance import inference_copy, scaling_of
 from ldm_ae.latents.store.quantize_uint8 import SCALE, pack
 from ldm_ae.latents.store.reader import LatentStore
 from ldm_ae.latents.store.reopening import reopen, still_holds
-from ldm_ae.latents.store.source_hashes import HashingSource, Originals
+from ldm_ae.latents.store.source_hashes import HashingSource, SourceHashes
 from ldm_ae.latents.store.writer import StoreWriter, latents_of
 from ldm_ae.models import (
     Autoencoder,
     finite_rows,
+    fp32_fallbacks,
     hash_json,
     model_config,
     model_hash,
-    redone_batches,
     require_finite,
 )
 
@@ -65,7 +66,7 @@ def encode_images(
     flips: bool = True,
     seed: int = 0,
     shard_size: int = 1024,
-    bad_share: float = 0.01,
+    max_bad_fraction: float = 0.01,
     compiled: bool = False,
     check: bool = True,
     processes: Processes | None = None,
@@ -103,7 +104,7 @@ def encode_images(
         flips: Store the mirror images' latents and moments too.
         seed: Of the posterior samples.
         shard_size: Images of the source that one file of each size covers; it bounds the memory.
-        bad_share: Share of unusable images past which this ends with an error, after keeping all that is good.
+        max_bad_fraction: Share of unusable images past which this ends with an error, after keeping all that is good.
         compiled: Run the encoder through torch.compile, once for each size; batches that are not full are filled up.
             Worth its minutes of compiling for large data sets.
         check: Read the images of files that are finished, and the files of a complete store, to see whether they are
@@ -140,7 +141,7 @@ def encode_images(
         raise UserError("precision auto is measured on this machine; with an engine name fp32, bf16 or fp16")
     precision = "fp32" if precision == "no" else precision
     request = StoreRequest(
-        source=printable_name(source_name), images=len(source), keys_hash="", model_hash=model_hash(model),
+        source=valid_text(source_name), images=len(source), keys_hash="", model_hash=model_hash(model),
         model_config=model_config(model), scaling=scaling_of(spec), transform=transform.describe(),
         transform_hash=hash_json(transform.describe()), dtype=dtype, precision=precision, latents=latents, flips=flips,
         seed=seed, batch_size=batch_size, shard_size=shard_size, content=content,
@@ -174,11 +175,11 @@ def encode_images(
             writer = StoreWriter(path, request, plan=plan, look_up=look_up)
         units = writer.share(processes.rank, processes.count)
         hashing = HashingSource(source)
-        originals = Originals(hashing, workers=workers, check=check)
+        source_hashes = SourceHashes(hashing, workers=workers, check=check)
         already_complete = (
             writer.complete
             and not writer.adds
-            and channel.all_agree(not check or still_holds(writer, units, originals, progress))
+            and channel.all_agree(not check or still_holds(writer, units, source_hashes, progress))
         )
         if already_complete:
             if progress is not None:
@@ -190,7 +191,7 @@ def encode_images(
                 writer.complete = False
                 channel.wait_for_all()
             if runner is not None:
-                encode_units(writer, runner, hashing, originals, transform, workers, units, progress)
+                encode_units(writer, runner, hashing, source_hashes, transform, workers, units, progress)
             elif engine is not None:
                 job = Job(
                     path=writer.path.resolve(), request=writer.request, plan=writer.plan, model=model, source=source,
@@ -203,16 +204,16 @@ def encode_images(
         channel.wait_for_all()
     store = LatentStore(path)
     bad = store.bad()
-    if len(bad) > bad_share * len(source):
+    if len(bad) > max_bad_fraction * len(source):
         first = "; ".join(f"{key}: {reason}" for key, reason in islice(bad.items(), 3))
         raise UserError(
             f"{path} is complete, but {len(bad)} of {len(source)} images cannot be used, more than the allowed share "
-            f"of {bad_share:.1%}\nthe first: {first}"
+            f"of {max_bad_fraction:.1%}\nthe first: {first}"
         )
     return EncodeSummary(
         path=Path(path), images=len(store), bad=bad, statistics=store.statistics, buckets=store.buckets(),
         crops=describe_crops(store.good()), colour_profiles=store.colour_profiles(), already_complete=already_complete,
-        precision=store.request.precision, redone_batches=store.redone_batches, account=source.account(),
+        precision=store.request.precision, fp32_fallbacks=store.fp32_fallbacks, account=source.account(),
         annotations=store.annotations(), warnings=numbering_warnings(folder, store.classes),
     )  # fmt: skip
 
@@ -227,7 +228,7 @@ def encode_units(
     writer: StoreWriter,
     model: Autoencoder,
     source: HashingSource,
-    originals: Originals,
+    source_hashes: SourceHashes,
     transform: ImageTransform | BucketTransform,
     workers: int,
     units: range,
@@ -240,7 +241,7 @@ def encode_units(
     for unit in units:
         indices = writer.indices(unit)
         record = writer.finished(unit)
-        if record is None or not originals.unchanged(indices, record.rows):
+        if record is None or not source_hashes.unchanged(indices, record.rows):
             todo.append(Unit(unit, indices, source, writer.request.source))
         else:
             done += len(indices)
@@ -280,9 +281,9 @@ def _encode_batches(model: Autoencoder, loader: RangeLoader, request: StoreReque
     transfers = Transfers(model.last_layer.device)
     before: EncodedBatch | None = None
     for unit, batch in loader:
-        redone = redone_batches(model)
+        redone = fp32_fallbacks(model)
         tensors = transfers.download(_encode_batch(model, batch, request, transfers))
-        encoded = EncodedBatch(unit=unit, batch=batch, tensors=tensors, redone=redone_batches(model) - redone)
+        encoded = EncodedBatch(unit=unit, batch=batch, tensors=tensors, redone=fp32_fallbacks(model) - redone)
         if before is not None:
             yield before
         before = encoded
