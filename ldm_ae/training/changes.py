@@ -1,8 +1,8 @@
 """What a run that is continued may change, and what it may not.
 
-A run's *identity* is what its further course is a continuation of: the networks, their optimizers, which parameters
-learn, the images and their order. A checkpoint with another identity is refused by name. Every other setting takes
-effect from the step at which the run is continued; what has changed is printed and logged there.
+A run's *identity* is what its further course is a continuation of: the networks, the regularizer, their optimizers,
+which parameters learn, the images and their order. A checkpoint with another identity is refused by name. Every other
+setting takes effect from the step at which the run is continued; what has changed is printed and logged there.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ RENAMED = {"data.bad_share": "data.max_bad_fraction"}
 """The keys of a configuration that were renamed: new ones by old ones."""
 _BEFORE = {"data.colour_profiles": '"ignore"'}
 """What runs did that were begun before these keys were there, where that is not the key's default."""
+_UNRECORDED = {"regularizer": "Identity"}
+"""What an identity stands for that does not have these keys, such as one that an older version recorded."""
 
 
 def hash_images(source: Source) -> str:
@@ -54,6 +56,7 @@ def check_identity(
         now: That of this command.
         remedies: What to do about a difference in a key, where that is not the usual.
     """
+    saved, now = _UNRECORDED | dict(saved), _UNRECORDED | dict(now)
     usual = "give another --out, or the configuration it was started with"
     for key, value in now.items():
         if key not in saved or saved[key] == value:

@@ -22,7 +22,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast_object_list, set_seed
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, lazy_instance, set_parsing_settings
 
 from ldm_ae.core.allocator import keep_freed_memory
 from ldm_ae.core.deprecation import rename_arguments, rename_keys, warn_renamed
@@ -44,6 +44,7 @@ from ldm_ae.losses import (
 from ldm_ae.models import AUTOENCODERS, Autoencoder, network_config
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.quantizers import QUANTIZERS
+from ldm_ae.regularizers import REGULARIZERS, Identity, Regularizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
 from ldm_ae.training.changes import (
     CONFIG,
@@ -64,6 +65,7 @@ NOT_GIVEN = "???"
 REGISTRIES: dict[str, Registry[Any]] = {
     "model": AUTOENCODERS,
     "quantizer": QUANTIZERS,
+    "regularizer": REGULARIZERS,
     "discriminator": DISCRIMINATORS,
     "reconstruction": RECONSTRUCTION_LOSSES,
     "perceptual": PERCEPTUAL_LOSSES,
@@ -86,6 +88,8 @@ class RunConfig:
     """Of the initial weights, the order of the images, their crops and the posterior's draws."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The generator's losses."""
+    regularizer: Regularizer = field(default_factory=lambda: lazy_instance(Identity))
+    """Changes latents or targets between encoder and decoder; does nothing by default."""
     discriminator: Discriminator | None = None
     """None for training without an adversarial loss."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -267,7 +271,7 @@ def check(run: RunConfig) -> None:
                 f"add {term}: 1.0, or freeze them with training.trainable"
             )
     check_sizes(
-        run.model, run.objective, run.discriminator, run.training,
+        run.model, run.regularizer, run.objective, run.discriminator, run.training,
         resolution=run.data.resolution, validation=run.data.validation_images > 0,
     )  # fmt: skip
     _check_trackers(run.training.trackers)
@@ -380,9 +384,11 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
         "learned_log_variance": run.objective.learned_log_variance,
         "ema": run.training.ema_decay is not None,
     }
+    if not isinstance(run.regularizer, Identity):
+        identity["regularizer"] = type(run.regularizer).__name__
     return Trainer(
         folder=folder, accelerator=accelerator, numerics=numerics, autoencoder=run.model,
-        objective=Objective(run.objective),
+        objective=Objective(run.objective), regularizer=run.regularizer,
         discriminator=run.discriminator, training=run.training, optimizer=run.optimizer,
         discriminator_optimizer=run.discriminator_optimizer, loader=loader, validation=validation, identity=identity,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
 from ldm_ae.models.adapters.quantized_autoencoder import QuantizedAutoencoder
-from ldm_ae.models.interface import AutoencoderOutput, LatentSpec, Posterior
+from ldm_ae.models.interface import LatentSpec, Posterior
 from ldm_ae.models.loading.folder import local_folder, read_config, read_model_folder
 from ldm_ae.models.scaling import factor_beside_vectors, mark_scaled_encoder
 from ldm_ae.quantizers import EMAVQ, VQ, ManagedCodebook, Quantized, Quantizer, describe_quantizer
@@ -171,9 +171,9 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         """`indices_to_latents`, decoded: reconstructions (B, 3, H, W) float32, not clamped."""
         return self.decode(self.indices_to_latents(indices))
 
-    def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
+    def draw(self, pixel_values: Tensor, noise: Tensor | None = None) -> tuple[DiscretePosterior, Tensor]:
         posterior = self.encode(pixel_values, noise=noise)
-        return AutoencoderOutput(self.decode(posterior.mode()), posterior)
+        return posterior, posterior.mode()
 
     def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
         """Update codes that learn without gradients, while anything before the decoder learns at all."""
