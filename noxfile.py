@@ -1,4 +1,4 @@
-"""The commands that a contributor needs: `nox -s tests`, `lint`, `types` or `compat` (`pip install nox`)."""
+"""The commands that a contributor needs: `nox -s tests`, `lint`, `types`, `site` or `compat` (`pip install nox`)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ def types(session: nox.Session) -> None:
     """Check the types of the package."""
     session.install("-e", ".[dev]")
     session.run("mypy")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """Build the documentation site and fail on any warning; it goes into the session's temporary folder."""
+    session.install("-e", ".[docs]")
+    folder = f"{session.create_tmp()}/site"
+    session.run("mkdocs", "build", "--strict", "--site-dir", folder, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session

@@ -70,3 +70,16 @@ def image_folder(tmp_path: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         smooth_picture(i, 40 + 2 * i, 62 - i).save(folder / f"{i:03d}.png")
     return root
+
+
+@pytest.fixture
+def patch_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network class of `tests.models.patch_linear`, installed as another package's."""
+    from importlib.metadata import EntryPoint
+
+    from ldm_ae.core import registry
+    from ldm_ae.models.adapters import AUTOENCODERS
+
+    point = EntryPoint("patch_linear", "tests.models.patch_linear", registry.PLUGINS)
+    monkeypatch.setattr(registry, "plugin_entry_points", lambda: [point])
+    monkeypatch.setattr(AUTOENCODERS, "_others", None)

@@ -258,3 +258,24 @@ def test_every_quantizer_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyP
         x = torch.rand(1, 3, 16, 16) * 2 - 1
         terms = run.model(x).posterior.regularization()
         assert terms.keys() >= run.objective.regularization_weights.keys()
+
+
+def test_start_up_times_each_command_of_each_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import start_up
+
+    for name, seconds in (("fast", 0.0), ("slow", 0.3)):
+        (tmp_path / name / "ldm_ae").mkdir(parents=True)
+        (tmp_path / name / "ldm_ae" / "cli.py").write_text(f"import time\ntime.sleep({seconds})\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(start_up, "COMMANDS", ("--help",))
+    monkeypatch.setattr(sys, "argv", ["start_up.py", "fast", "slow", "--runs", "1"])
+    start_up.main()
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert header == "| `ldm-ae` | fast | slow |"
+    _, command, fast, slow, _ = (cell.strip() for cell in row.split("|"))
+    assert command == "`--help`"
+    assert float(slow.split()[0]) >= 0.3
+    assert float(fast.split()[0]) < float(slow.split()[0])

@@ -174,8 +174,8 @@ def namespace(folder: Path) -> dict[str, Any]:
 
     return {
         "AutoencoderKL": diffusers.AutoencoderKL, "diffusers": diffusers, "pipeline": SimpleNamespace(),
-
-        "model": load_autoencoder(folder / "CODES"), "images": torch.zeros(1, 3, 8, 8), "samples": torch.zeros(1, 4, 2, 2),
+        "model": load_autoencoder(folder / "CODES"), "images": torch.zeros(1, 3, 8, 8),
+        "samples": torch.zeros(1, 4, 2, 2),
         "rank": 0, "world_size": 1, "epochs": 1,
     }  # fmt: skip
 

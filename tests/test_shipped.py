@@ -88,7 +88,7 @@ def test_stores_of_the_old_scale_decode_and_go_on(
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_card_says_what_the_weights_reach(name: str) -> None:
     card = (shipped_models()[name] / "README.md").read_text()
-    for heading in ("Data", "How it was trained", "Scores", "Intended use", "Where it fails", "Licence"):
+    for heading in ("Data", "Training", "Scores", "Intended use", "Limitations", "Licence"):
         assert f"\n## {heading}" in card
     source = open_source("photos:heldout")
     transform = ImageTransform(size=256, colour_profiles="ignore")  # as the card says

@@ -98,8 +98,8 @@ class Conv2d(nn.Conv2d):
     def of(cls, plain: nn.Conv2d) -> Conv2d:
         """The same layer, which shares its parameters."""
         layer = cls(
-            plain.in_channels, plain.out_channels, plain.kernel_size, plain.stride,  # type: ignore[arg-type]
-            plain.padding, bias=plain.bias is not None, device="meta",  # type: ignore[arg-type]
+            plain.in_channels, plain.out_channels, plain.kernel_size, plain.stride,
+            plain.padding, bias=plain.bias is not None, device="meta",
         )  # fmt: skip
         layer.weight, layer.bias = plain.weight, plain.bias
         return layer.train(plain.training)
@@ -167,9 +167,10 @@ class _Convolution(torch.autograd.Function):
         (gradient,) = gradients
         inputs, weight = ctx.saved_tensors
         of_inputs, of_weight, of_bias, *_ = ctx.needs_input_grad
+        stride, padding = ctx.settings
         return (
-            input_gradient(inputs, weight, gradient, *ctx.settings, ctx.kernels) if of_inputs else None,
-            weight_gradient(inputs, weight, gradient, *ctx.settings) if of_weight else None,
+            input_gradient(inputs, weight, gradient, stride, padding, ctx.kernels) if of_inputs else None,
+            weight_gradient(inputs, weight, gradient, stride, padding) if of_weight else None,
             gradient.sum((0, 2, 3)) if of_bias else None,
             None,
             None,

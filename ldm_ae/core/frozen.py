@@ -34,7 +34,7 @@ class PartlyFrozen(nn.Module):
             module.eval()
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Without the frozen submodules."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         for name, module in self._frozen_modules().items():

@@ -184,7 +184,8 @@ def export(package: str, name: str, *registries: Registry[Any]) -> type[Any]:
 
 
 def modules_by_name(package: str) -> dict[str, str]:
-    """The modules of a package of ours by what each may be called (`fast-dit` for `fast_dit.py`), sorted.
+    """The modules of a package of ours by what each may be called (`fast-dit` for `fast_dit.py`, `import` for
+    `import_.py`), sorted.
 
     Only files are listed, nothing is imported: neither the modules nor the package, which may take seconds.
     """
@@ -192,7 +193,7 @@ def modules_by_name(package: str) -> dict[str, str]:
     folders = [str(Path(folder, *parts)) for folder in importlib.import_module(root).__path__]
     names = sorted(info.name for info in pkgutil.iter_modules(folders))
     named = [name for name in names if not name.startswith("_") and name != "interface"]
-    return {name.replace("_", "-"): f"{package}.{name}" for name in named}
+    return {name.rstrip("_").replace("_", "-"): f"{package}.{name}" for name in named}
 
 
 def names_of(package: str, registry: str) -> tuple[str, ...]:

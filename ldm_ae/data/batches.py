@@ -155,7 +155,8 @@ class BatchBuilder(Dataset[Batch]):
         if isinstance(found, Failure):
             return found
         assert isinstance(self.transform, ImageTransform), "images of several sizes are no batch"
-        return _collate(*found, (self.transform.height, self.transform.width))
+        size = self.transform.height, self.transform.width
+        return _collate(*found, self.transform.pixels.channels, size)
 
     def by_size(self, samples: list[tuple[int, int]]) -> list[Batch] | Failure:
         """A batch for each size that the images have after the transform, in the order in which they are met.
@@ -170,7 +171,8 @@ class BatchBuilder(Dataset[Batch]):
         for item in items:
             height, width = item.transformed.pixel_values.shape[1:]
             sizes.setdefault((height, width), []).append(item)
-        batches = [_collate(same, {}, size) for size, same in sizes.items()] or [_collate([], {}, (0, 0))]
+        channels = self.transform.pixels.channels
+        batches = [_collate(same, {}, channels, size) for size, same in (sizes or {(0, 0): []}).items()]
         batches[0].rejected = rejected
         return batches
 
@@ -222,20 +224,20 @@ class BatchBuilder(Dataset[Batch]):
         if raw.label is not None and not 0 <= raw.label < LABEL_LIMIT:
             raise BadImage(f"its label {printable(raw.label, 40)} is not a class number from 0 to 2^63 - 1")
         decoded = self.transform.decode(raw.data)
-        size = 3 * decoded.image.width * decoded.image.height
+        size = self.transform.pixels.channels * decoded.image.width * decoded.image.height
         if size <= self._cache_room:
             self._cache_room -= size
             self._cache[index] = raw._replace(data=b""), decoded
         return raw, decoded
 
 
-def _collate(items: list[_Item], rejected: dict[str, str], size: tuple[int, int]) -> Batch:
+def _collate(items: list[_Item], rejected: dict[str, str], channels: int, size: tuple[int, int]) -> Batch:
     pixels = [item.transformed.pixel_values for item in items]
     labels = [-1 if item.raw.label is None else item.raw.label for item in items]
     sizes = [item.transformed.original_size for item in items]
     crops = [item.transformed.crop_ltrb for item in items]
     return Batch(
-        pixel_values=torch.stack(pixels) if pixels else torch.empty(0, 3, *size),
+        pixel_values=torch.stack(pixels) if pixels else torch.empty(0, channels, *size),
         indices=torch.tensor([item.number for item in items], dtype=torch.int64),
         keys=[item.raw.key for item in items],
         seeds=torch.tensor([item.noise_seed for item in items], dtype=torch.int64),

@@ -2,6 +2,8 @@
 
 from ldm_ae.evaluation.activation_ranges import ActivationRanges, activation_ranges, first_batches
 from ldm_ae.evaluation.evaluate import Evaluation, ImageScores, Picture, evaluate, validate
+from ldm_ae.evaluation.metric_sets import named_metrics
+from ldm_ae.evaluation.metrics import METRICS
 from ldm_ae.evaluation.metrics.features import (
     EfficientNetLite0Features,
     FeatureNetwork,
@@ -9,20 +11,30 @@ from ldm_ae.evaluation.metrics.features import (
     frechet_score_name,
 )
 from ldm_ae.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
-from ldm_ae.evaluation.metrics.image_quality import PerceptualDistance, psnr, ssim
+from ldm_ae.evaluation.metrics.interface import CannotScoreError, ImageMetric, Metric, Needs, ScoreInfo
+from ldm_ae.evaluation.metrics.msssim import msssim
+from ldm_ae.evaluation.metrics.perceptual import PerceptualDistance
+from ldm_ae.evaluation.metrics.psnr import psnr
+from ldm_ae.evaluation.metrics.ssim import ssim
 from ldm_ae.evaluation.report.pictures import comparison_grid, error_map, latent_channel_pictures, to_uint8_image
 from ldm_ae.evaluation.report.write import write_report
 
 __all__ = [
+    "METRICS",
     "ActivationRanges",
+    "CannotScoreError",
     "EfficientNetLite0Features",
     "Evaluation",
     "FeatureNetwork",
     "FeatureStatistics",
+    "ImageMetric",
     "ImageScores",
     "InceptionFeatures",
+    "Metric",
+    "Needs",
     "PerceptualDistance",
     "Picture",
+    "ScoreInfo",
     "activation_ranges",
     "comparison_grid",
     "error_map",
@@ -31,6 +43,8 @@ __all__ = [
     "frechet_distance",
     "frechet_score_name",
     "latent_channel_pictures",
+    "msssim",
+    "named_metrics",
     "psnr",
     "ssim",
     "to_uint8_image",

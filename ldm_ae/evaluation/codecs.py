@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm_ae.images.pixels import RGB
 from ldm_ae.images.uint8 import from_levels, to_uint8
 
 Codec = Literal["jpeg", "webp"]
@@ -42,5 +43,5 @@ def code_images(pixel_values: Tensor, codec: Codec, quality: int) -> Coded:
         Image.fromarray(levels).save(file, codec, quality=quality, **({"optimize": True} if codec == "jpeg" else {}))
         bits.append(8 * file.tell())
         with Image.open(file) as decoded:
-            reconstructions.append(torch.from_numpy(np.array(decoded.convert("RGB"))).permute(2, 0, 1))
+            reconstructions.append(torch.from_numpy(np.array(decoded.convert(RGB.mode))).permute(2, 0, 1))
     return Coded(from_levels(torch.stack(reconstructions)), torch.tensor(bits, dtype=torch.float64))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.environment import git_commit, package_versions
@@ -17,12 +17,14 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import inference_numerics
 from ldm_ae.evaluation.activation_ranges import ActivationRanges, activation_ranges, first_batches
 from ldm_ae.evaluation.latent_summary import ChannelSummary, LatentSummary
+from ldm_ae.evaluation.metric_sets import default_metrics, validation_metrics
 from ldm_ae.evaluation.metrics.codebook import CodebookSummary, CodebookUsage
-from ldm_ae.evaluation.metrics.features import FeatureNetwork, frechet_score_name
-from ldm_ae.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
-from ldm_ae.evaluation.metrics.image_quality import PerceptualDistance, bicubic_thumbnail, image_scores
-from ldm_ae.evaluation.metrics.rate import Rates, thumbnail_numbers
-from ldm_ae.evaluation.skipped import usable
+from ldm_ae.evaluation.metrics.features import FeatureNetwork
+from ldm_ae.evaluation.metrics.interface import Metric, ScoreInfo, Setting
+from ldm_ae.evaluation.metrics.perceptual import PerceptualDistance
+from ldm_ae.evaluation.metrics.rate import RATE_OF_CODES, describe_prior
+from ldm_ae.evaluation.scoring import Scoring
+from ldm_ae.evaluation.thumbnail import BASELINE, BASELINE_OF_CODES, bicubic_thumbnail, thumbnail_numbers
 from ldm_ae.images.uint8 import to_uint8
 from ldm_ae.models import (
     Autoencoder,
@@ -38,13 +40,6 @@ from ldm_ae.priors import SavedPrior
 RECONSTRUCTION = (
     "decoded from the posterior's mode; clamped to [-1, 1] and rounded to 8 bits, as the originals are, before "
     "anything is measured"
-)
-BASELINE = "bicubic thumbnail with about as many numbers as the latents, enlarged again"
-BASELINE_OF_CODES = "bicubic thumbnail with about as many bytes as the codes have at a fixed length, enlarged again"
-RATE_OF_CODES = (
-    "bits_per_pixel: log2(K) for every code; entropy_bits_per_pixel: entropy of the codes' frequencies over all "
-    "images, as an ideal code without context would spend; prior_bits_per_pixel: -log2 of the codes' probability under "
-    "the prior, no class told, as an entropy coder spends with it"
 )
 
 
@@ -66,8 +61,7 @@ class ImageScores:
 
     key: str
     scores: dict[str, float]
-    """`psnr`, `ssim`, the perceptual distance under its name, `kl_bits_per_pixel` of a Gaussian posterior or
-    `bits_per_pixel` of codes at a fixed length and `prior_bits_per_pixel` under a prior, and `bicubic_psnr`."""
+    """What each metric gives of one image, by key, and under `bicubic_KEY` what it gives of the thumbnail."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +87,20 @@ class Evaluation:
     protocol: dict[str, object]
     first: list[Picture]
     worst: list[Picture]
-    """By PSNR, the worst first."""
+    """By the score `ranking`, the worst first."""
     best: list[Picture]
-    """By PSNR, the best first."""
+    """By the score `ranking`, the best first."""
     activations: ActivationRanges
     """In float32, over the first images."""
     codebook: CodebookSummary | None
     """Of a discrete model whose codes can be counted."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Why scores are missing that were asked for, by their names."""
+    infos: dict[str, ScoreInfo] = field(default_factory=dict)
+    """How each score is shown and explained, by its key; scores of the thumbnail share those of the model."""
+    ranking: str | None = None
+    """The key of the score by which `worst` and `best` are chosen: the first that each image has and that has a
+    direction, by default PSNR."""
 
 
 def validate(
@@ -109,25 +108,29 @@ def validate(
     loader: Iterable[ImageBatch],
     perceptual: PerceptualDistance | None = None,
     *,
+    metrics: Sequence[Metric] | None = None,
     autocast_dtype: torch.dtype | None = None,
 ) -> dict[str, float]:
-    """Mean scores of a model in training on held-out images, by the same arithmetic as `evaluate`.
+    """Mean scores of a model in training on held-out images, by the same metrics as `evaluate`.
 
     Args:
         model: On its device, in any mode; every module is left in the mode that it was found in.
         loader: Batches of held-out images.
-        perceptual: On the model's device.
+        perceptual: On the model's device; its distance joins PSNR and SSIM.
+        metrics: What to compute in place of PSNR, SSIM and the perceptual distance.
         autocast_dtype: Run the model under autocast to this dtype; None runs it in its own.
 
     Returns:
-        `psnr`, `ssim` and the perceptual distance under its name; not finite where the model's output is not.
+        `psnr`, `ssim` and the perceptual distance under its name, or what `metrics` give; not finite where the model's
+        output is not.
 
     Raises:
-        UserError: the loader has no images.
+        UserError: the loader has no images, or a metric cannot score them.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     modes = {module: module.training for module in model.modules()}
-    totals: dict[str, float] = {}
+    chosen = validation_metrics(perceptual) if metrics is None else metrics
+    scoring = Scoring(chosen, Setting(model=model, device=device), strict=True)
     count = 0
     model.eval()
     try:
@@ -135,16 +138,15 @@ def validate(
             for batch in loader:
                 pixel_values = batch.pixel_values.to(device, non_blocking=True)
                 with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                    _, _, reconstructions = _reconstruct(model, pixel_values)
-                for name, values in image_scores(reconstructions, pixel_values, perceptual).items():
-                    totals[name] = totals.get(name, 0.0) + float(values.double().sum())
+                    posterior, _, reconstructions = _reconstruct(model, pixel_values)
+                scoring.update(reconstructions, pixel_values, posterior)
                 count += len(pixel_values)
     finally:
         for module, mode in modes.items():
             module.training = mode
     if count == 0:
         raise UserError("there are no held-out images to validate on")
-    return {name: total / count for name, total in totals.items()}
+    return scoring.compute()
 
 
 def evaluate(
@@ -154,6 +156,7 @@ def evaluate(
     source: str,
     transform_description: Mapping[str, object],
     model_name: str,
+    metrics: Sequence[Metric] | None = None,
     perceptual: PerceptualDistance | None = None,
     features: FeatureNetwork | None = None,
     prior: SavedPrior | None = None,
@@ -174,8 +177,9 @@ def evaluate(
         source: Where the images come from, in words.
         transform_description: What was done to the images, JSON values.
         model_name: Where the model comes from, in words.
-        perceptual: Feature network of the perceptual distance; moved to the device if it is a module.
-        features: Feature network of the Fréchet distance; likewise.
+        metrics: What to compute; None computes the default set.
+        perceptual: Feature network of the default set's perceptual distance; moved to the device if it is a module.
+        features: Feature network of the default set's Fréchet distance; likewise.
         prior: Over this model's codes, for their rate; in float32 whatever the precision.
         precision: `auto`, `fp32`, `bf16` or `fp16`, of the model alone. A batch that overflows in fp16 is computed
             again in fp32; the protocol counts these.
@@ -187,32 +191,31 @@ def evaluate(
     Raises:
         UserError: no images; a reconstruction that is not finite; a prior over other codes.
     """
+    assert metrics is None or (perceptual is None and features is None), "networks belong to the default set"
     device = pick_device(device) if isinstance(device, str) else device
     numerics = inference_numerics(precision, device)
     first, batches = first_batches(loader)
     if not first:
         raise UserError(f"there are no images to evaluate in {source}")
-    perceptual, features, skipped = usable(perceptual, features, first[0].pixel_values.shape)
     model = for_inference(model, device=device)
     kind, sha256 = type(model).__name__, weights_sha256(model)  # before the precision changes the weights
-    rates = Rates(model, prior, device)
+    collected = _Collected(model, seed=seed, pictures=pictures)
+    setting = Setting(model=model, device=device, prior=prior, latents=collected.latents, codes=collected.codes)
+    scoring = Scoring(default_metrics(perceptual, features) if metrics is None else metrics, setting)
+    scoring.require(first[0].pixel_values.shape)
     activations = activation_ranges(model, first)
     model = for_inference(model, device=device, precision=numerics.precision)
-    for network in (perceptual, features):
-        if isinstance(network, nn.Module):
-            network.to(device)
-    collected = _Collected(model, features, seed=seed, pictures=pictures)
     with torch.no_grad():
         for batch in batches:
             pixel_values = batch.pixel_values.to(device, non_blocking=True)
             posterior, latents, reconstructions = _reconstruct(model, pixel_values)
             require_finite(reconstructions, batch.keys, numerics.precision)
             thumbnails = collected.baseline(pixel_values, thumbnail_numbers(posterior, latents))
-            scores = image_scores(reconstructions, pixel_values, perceptual)
-            scores |= rates.of(posterior, pixel_values[0, 0].numel())
-            baseline = image_scores(thumbnails, pixel_values, perceptual)
-            scores |= {f"bicubic_{name}": values for name, values in baseline.items()}
-            collected.add(batch.keys, scores, posterior, latents, pixel_values, reconstructions, thumbnails)
+            scores = scoring.update(reconstructions, pixel_values, posterior, thumbnails)
+            collected.count(posterior, latents, pixel_values)
+            collected.add(
+                batch.keys, scores, scoring.rank(scores), latents, (pixel_values, reconstructions, thumbnails)
+            )
             if progress is not None:
                 progress(len(collected.images))
     rejected = dict(getattr(loader, "rejected", {}))
@@ -233,16 +236,14 @@ def evaluate(
         "redone_batches": {"count": redone, "precision": WIDE_PRECISION if redone else None},
         "device": numerics.machine,
         "latent_statistics": f"of one posterior sample per image, seed {seed}",
-        "codebook": collected.describe_codes(rates.describe()),
+        "codebook": collected.describe_codes(describe_prior(prior)),
         "baseline": {"method": collected.baseline_method(), "thumbnail_size": _sizes(collected.thumbnail_sizes)},
-        "frechet_features": None
-        if features is None
-        else {"network": features.name, "dim": features.dim, "preprocessing": features.preprocessing},
-        "skipped": skipped,
+        **_protocol(scoring.running),
+        "skipped": scoring.skipped,
         "git_commit": git_commit(),
         "versions": package_versions(),
     }
-    return collected.evaluation(protocol, activations, skipped)
+    return collected.evaluation(protocol, activations, scoring)
 
 
 @dataclass
@@ -250,7 +251,6 @@ class _Collected:
     """What is kept while images pass by."""
 
     model: Autoencoder
-    features: FeatureNetwork | None
     seed: int
     pictures: int
     images: list[ImageScores] = field(default_factory=list)
@@ -265,9 +265,6 @@ class _Collected:
         # Heaps whose smallest entry is the next to go; the position breaks ties, the earlier image stays.
         self.worst: list[tuple[float, int, Picture]] = []
         self.best: list[tuple[float, int, Picture]] = []
-        if self.features is not None:
-            names = ("original", "reconstruction", "thumbnail")
-            self.statistics = {name: FeatureStatistics(self.features.dim) for name in names}
 
     def baseline(self, pixel_values: Tensor, numbers: int) -> Tensor:
         thumbnails, size = bicubic_thumbnail(pixel_values, numbers)
@@ -276,35 +273,41 @@ class _Collected:
         self.thumbnail_sizes.add(size)
         return thumbnails
 
-    def add(
-        self,
-        keys: list[str],
-        scores: dict[str, Tensor],
-        posterior: Posterior,
-        latents: Tensor,
-        pixel_values: Tensor,
-        reconstructions: Tensor,
-        thumbnails: Tensor,
-    ) -> None:
-        """One batch; every tensor is (B, ...)."""
+    def count(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor) -> None:
+        """Add a batch to the statistics of latents and of codes."""
         self.latents.update(posterior, latents.shape)
         if self.codes is not None and posterior.indices is not None:
             self.codes.update(posterior.indices, pixel_values[0, 0].numel())
-        if self.features is not None:
-            self.statistics["original"].update(self.features(pixel_values))
-            self.statistics["reconstruction"].update(self.features(reconstructions))
-            self.statistics["thumbnail"].update(self.features(thumbnails))
-        columns = {name: values.tolist() for name, values in scores.items()}
-        for i, key in enumerate(keys):
-            row = ImageScores(key=key, scores={name: values[i] for name, values in columns.items()})
-            self.images.append(row)
-            self._offer(row, i, latents, (pixel_values, reconstructions, thumbnails))
 
-    def _offer(self, row: ImageScores, i: int, latents: Tensor, images: tuple[Tensor, Tensor, Tensor]) -> None:
+    def add(
+        self,
+        keys: list[str],
+        scores: dict[str, list[float]],
+        ranks: list[float] | None,
+        latents: Tensor,
+        images: tuple[Tensor, Tensor, Tensor],
+    ) -> None:
+        """Add a batch to the table of images, and keep the pictures that rank high or low.
+
+        Args:
+            keys: B names.
+            scores: B values by key.
+            ranks: B values, higher is better; None keeps the first pictures alone.
+            latents: (B, C, h, w), the posterior's mode.
+            images: Originals, reconstructions and thumbnails, (B, 3, H, W) each.
+        """
+        for i, key in enumerate(keys):
+            row = ImageScores(key=key, scores={name: values[i] for name, values in scores.items()})
+            self.images.append(row)
+            self._offer(row, i, None if ranks is None else ranks[i], latents, images)
+
+    def _offer(
+        self, row: ImageScores, i: int, rank: float | None, latents: Tensor, images: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
         if self.pictures == 0:
             return
-        position, value = len(self.images), row.scores["psnr"]
-        candidates = [(self.worst, -value), (self.best, value)]
+        position = len(self.images)
+        candidates = [] if rank is None else [(self.worst, -rank), (self.best, rank)]
         wanted = [
             (heap, rank) for heap, rank in candidates if len(heap) < self.pictures or (rank, -position) > heap[0][:2]
         ]
@@ -344,42 +347,26 @@ class _Collected:
         counted = "none: the codebook is too large" if found is None else found.counted
         return {"size": self.model.latent_spec.codebook_size, "counted": counted, "rate": RATE_OF_CODES, "prior": prior}
 
-    def evaluation(
-        self, protocol: dict[str, object], activations: ActivationRanges, skipped: dict[str, str]
-    ) -> Evaluation:
-        """What was collected; scores that too few images allow are added to `skipped`, which the protocol has."""
-        names = self.images[0].scores
-        scores = {name: sum(row.scores[name] for row in self.images) / len(self.images) for name in names}
-        channels = self.latents.channels()
-        if self.features is not None:
-            name = frechet_score_name(self.features)
-            original = self.statistics["original"]
-            if original.count < 2:
-                skipped[name] = f"a Fréchet distance needs at least 2 images, there is {original.count}"
-            else:
-                scores[name] = frechet_distance(original, self.statistics["reconstruction"])
-                scores[f"bicubic_{name}"] = frechet_distance(original, self.statistics["thumbnail"])
-        if all(channel.active is not None for channel in channels):
-            scores["active_latent_channels"] = sum(bool(channel.active) for channel in channels)
-        codebook = None if self.codes is None else self.codes.summary()
-        if codebook is not None:
-            scores |= codebook.scores()
-        scores["latent_mean"] = self.latents.statistics.pooled_mean
-        scores["latent_std"] = self.latents.statistics.pooled_std
-        if (factor := self.latents.statistics.scaling_factor) is not None:
-            scores["scaling_factor"] = factor
-        scores["count"] = len(self.images)
+    def evaluation(self, protocol: dict[str, object], activations: ActivationRanges, scoring: Scoring) -> Evaluation:
+        """What was collected; metrics that cannot score these images are added to `skipped`, which the protocol has."""
+        scores = scoring.compute()
+        kept = scoring.keys_of_images()
+        for row in self.images:  # a metric may have been skipped after some batches
+            for name in row.scores.keys() - kept:
+                del row.scores[name]
         return Evaluation(
             scores=scores,
             images=self.images,
-            channels=channels,
+            channels=self.latents.channels(),
             protocol=protocol,
             first=self.first,
             worst=[picture for _, _, picture in sorted(self.worst, key=lambda entry: entry[:2], reverse=True)],
             best=[picture for _, _, picture in sorted(self.best, key=lambda entry: entry[:2], reverse=True)],
             activations=activations,
-            codebook=codebook,
-            skipped=skipped,
+            codebook=None if self.codes is None else self.codes.summary(),
+            skipped=scoring.skipped,
+            infos=scoring.infos,
+            ranking=scoring.ranking,
         )
 
 
@@ -387,6 +374,15 @@ def _reconstruct(model: Autoencoder, pixel_values: Tensor) -> tuple[Posterior, T
     posterior = model.encode(pixel_values)
     latents = posterior.mode()
     return posterior, latents, model.decode(latents)
+
+
+def _protocol(metrics: Sequence[Metric]) -> dict[str, object]:
+    """What metrics add to the protocol; where two of a kind are computed, the second one's entry bears its name."""
+    found: dict[str, object] = {"frechet_features": None}
+    for metric in metrics:
+        for name, value in metric.protocol().items():
+            found[name if found.get(name) is None else f"{name}_{metric.name}"] = value
+    return found
 
 
 def _sizes(sizes: set[tuple[int, int]]) -> str:

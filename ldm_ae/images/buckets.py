@@ -37,6 +37,8 @@ class BucketTransform:
 
     is_random = False
 
+    pixels = ImageTransform.pixels
+
     def __init__(
         self,
         sizes: Iterable[Size],
@@ -93,6 +95,7 @@ class WholeTransform:
     """
 
     is_random = False
+    pixels = ImageTransform.pixels
 
     def __init__(
         self,

@@ -46,11 +46,14 @@ class PixelSpec:
     @property
     def mode(self) -> str:
         """Pillow's mode of such an image in 8 bits; UserError if it is not supported."""
-        return self.require_supported("an image").known().mode
+        self.require_supported("an image")
+        return MEANINGS[self.meaning].mode
 
-    def known(self) -> Meaning:
-        """The entry of `MEANINGS`; KeyError where there is none."""
-        return MEANINGS[self.meaning]
+    @property
+    def words(self) -> str:
+        """For protocols and files, such as `RGB in [-1, 1]`."""
+        low, high = self.range
+        return f"{self.mode} in [{low:g}, {high:g}]"
 
     def require_supported(self, what: str) -> PixelSpec:
         """Return self; UserError in one line if nothing here reads or writes such images.
@@ -67,14 +70,14 @@ class PixelSpec:
         return self
 
     def require_match(self, needed: PixelSpec, who: str) -> None:
-        """UserError in one line unless these images are what `who` needs.
+        """UserError in one line unless these images, a model's, are those of `who`.
 
         Args:
             needed: What it declares.
-            who: A network, a loss or a metric, by name.
+            who: A transform, a network, a loss or a metric, by name.
         """
         if self != needed:
-            raise UserError(f"{who} needs images that are {needed}, and the model's are {self}")
+            raise UserError(f"{who} works on images that are {needed}, and the model on {self}")
 
     def require_images(self, images: Tensor, name: str = "pixel_values") -> None:
         """UserError unless `images` is (B, channels, H, W)."""

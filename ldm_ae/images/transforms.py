@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.decoding import MAX_PIXELS, BadImage, Colour, ColourProfiles, Decoding
+from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.images.uint8 import from_levels
 
 # Pillow widens the bicubic kernel with the scale factor, which is what antialiasing means; torch's and OpenCV's
@@ -55,6 +56,9 @@ class ImageTransform:
         UserError: sizes that are not positive, `resize` too small for the crop, or an "adm" crop that is not a square
             or has a `resize`.
     """
+
+    pixels: PixelSpec = RGB
+    """Of the images that it takes and gives."""
 
     def __init__(
         self,
@@ -138,7 +142,7 @@ class ImageTransform:
         Raises:
             BadImage: too small without resizing, or so thin that resizing would make it huge.
         """
-        assert image.mode == "RGB", image.mode
+        assert image.mode == self.pixels.mode, image.mode
         assert generator is not None or not self.is_random, "a random transform needs a generator"
         original_width, original_height = image.size
         if self.crop == "adm":

@@ -22,3 +22,8 @@ def to_uint8(pixel_values: Tensor) -> Tensor:
 def from_levels(levels: Tensor) -> Tensor:
     """Levels 0 to 255, integers or float32 -> float32 pixel values in [-1, 1]."""
     return (levels / (DATA_RANGE / 2)).sub_(1.0)
+
+
+def rounded(pixel_values: Tensor) -> Tensor:
+    """Pixel values clamped to [-1, 1] and rounded to 8 bits, as float32 pixel values; twice gives the same."""
+    return from_levels(to_levels(pixel_values))

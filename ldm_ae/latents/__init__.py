@@ -2,6 +2,7 @@
 
 from ldm_ae.core.processes import Processes
 from ldm_ae.latents.decoding import decode_store, reconstruct_images
+from ldm_ae.latents.encoding.config import EncodeConfig
 from ldm_ae.latents.encoding.encoder import encode_images
 from ldm_ae.latents.encoding.jobs import EncodeSummary
 from ldm_ae.latents.store.batches import BucketBatchSampler, endless
@@ -10,6 +11,7 @@ from ldm_ae.latents.store.verify import inspect_store, verify_store
 
 __all__ = [
     "BucketBatchSampler",
+    "EncodeConfig",
     "EncodeSummary",
     "LatentDataset",
     "LatentStore",

@@ -58,7 +58,8 @@ class Autoencoder(nn.Module, abc.ABC):
 
     - name in `class_names` the networks that it opens, and take `pretrained`, a model folder, as a keyword;
     - set `net` to a `ModelMixin` with `ConfigMixin`;
-    - define `spec`, `encode` and `decode`.
+    - define `spec`, `encode` and `decode`;
+    - give a small random network by `example`, on which `tests/models/test_contract.py` tries all of it.
 
     Everything under "capabilities" is what only some models have. Each has a value that means "none", which is the
     default; callers ask before they use it.
@@ -72,9 +73,24 @@ class Autoencoder(nn.Module, abc.ABC):
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Autoencoder:
-        """The model in a folder whose `_class_name` is one of `class_names`, in float32."""
+        """The model in a folder whose `_class_name` is one of `class_names`, in float32.
+
+        Raises:
+            UserError: the folder is damaged, or its images are not supported.
+        """
         opening: Callable[..., Autoencoder] = cls
-        return opening(pretrained=str(folder))
+        model = opening(pretrained=str(folder))
+        try:
+            model.pixel_spec.require_supported(type(model.net).__name__)
+        except UserError as error:
+            raise UserError(f"{folder}/config.json: {error}") from None
+        return model
+
+    @classmethod
+    def example(cls, class_name: str) -> Autoencoder:
+        """A random network of one of `class_names`, as small as it can be; what the constructor gives by default."""
+        del class_name
+        return cls()
 
     # --------------------------------------------------------------------------------------- what every model defines
 

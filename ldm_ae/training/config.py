@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import Precision
@@ -46,8 +45,9 @@ class TrainingConfig:
     """Write checkpoints while training goes on, from a copy on the host: as much memory again as a checkpoint has."""
     max_bad_steps: int = 10
     """Steps in a row that are left out because a loss or a gradient was not finite, before the run stops."""
-    best_metric: Literal["psnr", "ssim", "perceptual"] = "psnr"
-    """Validation score by which the best checkpoint is chosen."""
+    best_metric: str = "psnr"
+    """Metric of the validation by which the best checkpoint is chosen: psnr, ssim, perceptual (the objective's
+    network), or any other metric of which one direction is better, such as msssim."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Accelerate's trackers by name, such as tensorboard and wandb, beside metrics.jsonl."""
 

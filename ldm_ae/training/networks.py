@@ -36,7 +36,7 @@ class Networks:
         config: Which parameters learn, whether weights are averaged, compilation.
 
     Raises:
-        UserError: the model's class lacks what the run asks of it.
+        UserError: the configuration asks for what the autoencoder's class does not declare.
     """
 
     def __init__(

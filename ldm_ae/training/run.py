@@ -58,6 +58,7 @@ from ldm_ae.training.changes import (
 from ldm_ae.training.checkpoints.checkpoint import UnfitError
 from ldm_ae.training.recorded import recorded_numerics
 from ldm_ae.training.sizes import check_sizes
+from ldm_ae.training.validation import check_best, choose_metrics
 
 NOT_GIVEN = "???"
 """What a recipe holds where only the user knows."""
@@ -259,10 +260,11 @@ def check(run: RunConfig) -> None:
     """What no part can see alone. UserError names the keys."""
     run.model.latent_spec.latent_size(run.data.resolution, run.data.resolution)
     run.model.set_sample_size(run.data.resolution)
-    if run.training.best_metric == "perceptual" and run.objective.perceptual is None:
-        raise UserError("training.best_metric is 'perceptual', but objective.perceptual is not set")
+    validation = choose_metrics(run.training.best_metric, run.objective.perceptual)
     if run.data.validation_images == 0 and run.training.best_metric != "psnr":
         raise UserError("training.best_metric has no effect without validation: data.validation_images is 0")
+    if run.data.validation_images > 0:
+        check_best(validation, resolution=run.data.resolution, images=run.data.validation_images)
     set_trainable(run.model, run.training.trainable)  # as the trainer will
     for term in sorted(run.model.needed_terms()):
         if not run.objective.regularization_weights.get(term, 0.0) > 0:

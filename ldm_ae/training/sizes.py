@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.draws import AUGMENTATION, REGULARIZER, Draws
 from ldm_ae.core.dry_run import RefusedError, dry_run, smallest_side
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators import Discriminator
-from ldm_ae.evaluation.metrics.image_quality import image_scores
+from ldm_ae.evaluation.metric_sets import validation_metrics
 from ldm_ae.losses import ObjectiveConfig
 from ldm_ae.losses.perceptual.interface import try_size
 from ldm_ae.models import Autoencoder
@@ -42,7 +41,8 @@ def check_sizes(
     Raises:
         UserError: a network cannot take such images, or the model has no term of the name of a weight.
     """
-    shape = (training.batch_size, 3, resolution, resolution)
+    channels = model.pixel_spec.channels
+    shape = (training.batch_size, channels, resolution, resolution)
     images = f"images of {resolution}x{resolution} in batches of {training.batch_size}"
     try:
         terms = dry_run(TrainingPass(model, regularizer), _forward, [shape])
@@ -70,7 +70,7 @@ def check_sizes(
                 "Raise data.resolution, or set it to null"
             ) from error
     if validation:
-        _try_scores(resolution)
+        _try_scores(channels, resolution)
 
 
 def _judge(discriminator: Discriminator, given: Sequence[Tensor]) -> Tensor:
@@ -93,11 +93,11 @@ def _forward(training_pass: TrainingPass, given: Sequence[Tensor]) -> set[str]:
     return {*output.posterior.regularization(), *output.terms}
 
 
-def _try_scores(resolution: int) -> None:
-    pixel_values: Any = torch.linspace(-1.0, 1.0, 3 * resolution**2).view(1, 3, resolution, resolution)
+def _try_scores(channels: int, resolution: int) -> None:
     try:
-        image_scores(pixel_values, pixel_values.flip(-1), None)
-    except (UserError, RuntimeError) as error:
+        for metric in validation_metrics(None):
+            metric.require((1, channels, resolution, resolution))
+    except UserError as error:
         raise UserError(
             f"validation cannot score images of {resolution}x{resolution}: {str(error).splitlines()[0]}. "
             "Raise data.resolution, or set data.validation_images to 0"

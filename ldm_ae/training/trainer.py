@@ -37,6 +37,7 @@ from ldm_ae.training.monitoring.signals import Signals
 from ldm_ae.training.networks import Networks
 from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.steps import MicroBatch, Reconstructed, discriminator_step, generator_step
+from ldm_ae.training.validation import choose_metrics
 
 SAMPLE_IMAGES = 8
 
@@ -79,6 +80,7 @@ class Trainer:
     ):
         self.folder, self.accelerator, self.config, self.identity = folder, accelerator, training, identity
         self.loader, self.validation, self.numerics = loader, validation, numerics
+        self.scoring = choose_metrics(training.best_metric, objective.perceptual)
         self.step = 0
         self.position = 0  # samples of the global stream that have been used
         self.best: dict[str, float] | None = None
@@ -293,22 +295,15 @@ class Trainer:
         improved = torch.zeros((), device=self.accelerator.device)
         if self.accelerator.is_main_process:
             dtype = None if self.numerics.precision == "fp32" else self.numerics.dtype
-            scores = validate(self._result(), self.validation, self.objective.perceptual, autocast_dtype=dtype)
+            metrics = self.scoring.metrics
+            scores = validate(self._result(), self.validation, metrics=metrics, autocast_dtype=dtype)
             self.log.metrics(self.step, scores, kind="validation")
             self.log.say(f"step {self.step}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-            score = self._ranking(scores)
+            score = self.scoring.rank(scores)
             if self.best is None or score > self.best["score"]:
                 self.best = {"step": self.step, "score": score}
                 improved += 1
         return bool(self.accelerator.reduce(improved, reduction="sum"))
-
-    def _ranking(self, scores: dict[str, float]) -> float:
-        """Higher is better."""
-        if self.config.best_metric != "perceptual":
-            return scores[self.config.best_metric]
-        if self.objective.perceptual is None:
-            raise UserError("training.best_metric is 'perceptual', but the objective has no perceptual loss")
-        return -scores[self.objective.perceptual.name]
 
     def _result(self) -> Autoencoder:
         """What is evaluated and exported: the averaged weights if there are any."""

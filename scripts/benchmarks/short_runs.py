@@ -12,8 +12,8 @@ from typing import NamedTuple
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate
 from ldm_ae.evaluation.codecs import Codec, code_images
-from ldm_ae.evaluation.metrics.image_quality import image_scores
-from ldm_ae.evaluation.metrics.networks import perceptual_network
+from ldm_ae.evaluation.metric_sets import perceptual_network, validation_metrics
+from ldm_ae.images.uint8 import rounded
 from ldm_ae.models import load_autoencoder
 
 RATES = ("kl_bits_per_pixel", "bits_per_pixel", "entropy_bits_per_pixel")
@@ -69,12 +69,14 @@ def score(model: Path, protocol: Protocol) -> dict[str, float]:
 
 def score_codec(codec: Codec, quality: int, protocol: Protocol) -> dict[str, float]:
     """`bits_per_pixel` and the scores of JPEG or WebP on the same images."""
-    perceptual = perceptual_network(protocol.perceptual)
-    collected: dict[str, list[float]] = {}
+    metrics = validation_metrics(perceptual_network(protocol.perceptual))
+    bits: list[float] = []
+    for metric in metrics:
+        metric.reset()
     for batch in protocol.loader():
         coded = code_images(batch.pixel_values, codec, quality)
-        found = image_scores(coded.reconstructions, batch.pixel_values, perceptual)
-        found["bits_per_pixel"] = coded.bits / batch.pixel_values[0, 0].numel()
-        for name, values in found.items():
-            collected.setdefault(name, []).extend(values.tolist())
-    return {name: fmean(values) for name, values in collected.items()}
+        for metric in metrics:
+            metric.update(rounded(coded.reconstructions), rounded(batch.pixel_values))
+        bits += (coded.bits / batch.pixel_values[0, 0].numel()).tolist()
+    scores = {name: score for metric in metrics for name, score in metric.compute().items()}
+    return scores | {"bits_per_pixel": fmean(bits)}

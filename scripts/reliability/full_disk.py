@@ -18,7 +18,7 @@ from pathlib import Path
 
 from trials import Trial, arguments, make_images, make_recipe
 
-from ldm_ae.inspection import inspect_path
+from ldm_ae.commands._inspection import inspect_path
 from ldm_ae.models import KLAutoencoder
 from ldm_ae.training.checkpoints.checkpoint import load_state, newest_checkpoint
 from runs import run

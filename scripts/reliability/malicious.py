@@ -26,8 +26,8 @@ from samples import Samples, make_samples
 from trials import Trial, arguments
 
 from ldm_ae.cli import main as ldm_ae
+from ldm_ae.commands._inspection import inspect_path
 from ldm_ae.core.errors import UserError
-from ldm_ae.inspection import inspect_path
 from ldm_ae.latents import LatentDataset, decode_store, verify_store
 from ldm_ae.models import load_autoencoder
 from ldm_ae.training.checkpoints.checkpoint import load_state, newest_checkpoint

@@ -25,8 +25,8 @@ import torch
 from samples import Samples, Sound, copy_run, ldm_ae, make_samples, peak_megabytes
 from trials import Trial, arguments
 
+from ldm_ae.commands._inspection import inspect_path
 from ldm_ae.core.errors import UserError
-from ldm_ae.inspection import inspect_path
 from ldm_ae.latents import verify_store
 from ldm_ae.training import newest_checkpoint, problems
 

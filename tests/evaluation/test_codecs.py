@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ldm_ae.evaluation.codecs import CODECS, Codec, code_images
-from ldm_ae.evaluation.metrics.image_quality import psnr
+from ldm_ae.evaluation.metrics.psnr import psnr
 from tests.pictures import smooth_picture
 
 

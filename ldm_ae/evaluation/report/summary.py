@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from ldm_ae.evaluation.evaluate import Evaluation
+import sys
 
-BASELINE_PREFIX = "bicubic_"
+from ldm_ae.evaluation.evaluate import Evaluation
+from ldm_ae.evaluation.scoring import BASELINE_PREFIX
 
 
 def summary_lines(evaluation: Evaluation) -> list[str]:
-    """A table: score, model, baseline where there is one; then a line on each score that was skipped, one on the codes
-    in use if there are any, and one on whether the model is safe in fp16."""
-    scores = evaluation.scores
-    names = [name for name in scores if not name.startswith(BASELINE_PREFIX)]
-    width = max(len(name) for name in names)
+    """A table: score with its better direction, model, baseline where there is one, label and unit; then a line on each
+    score that was skipped, one on the codes in use if there are any, and one on whether the model is safe in fp16."""
+    scores, infos = evaluation.scores, evaluation.infos
+    names = {name: f"{name} {infos[name].arrow}".rstrip() for name in scores if not name.startswith(BASELINE_PREFIX)}
+    width = max((len(name) for name in names.values()), default=0)
     lines = [f"{'':{width}}  {'model':>10}  thumbnail"]
-    for name in names:
+    for name, shown in names.items():
         baseline = scores.get(BASELINE_PREFIX + name)
-        lines.append(f"{name:{width}}  {scores[name]:10.4g}" + ("" if baseline is None else f"  {baseline:9.4g}"))
+        beside = "" if baseline is None else f"{baseline:.4g}"
+        lines.append(f"{shown:{width}}  {scores[name]:10.4g}  {beside:>9}  {infos[name].title}")
     codebook = [] if evaluation.codebook is None else [evaluation.codebook.line()]
     skipped = [f"{name} is skipped: {why}" for name, why in evaluation.skipped.items()]
-    return [*(line.rstrip() for line in lines), *skipped, *codebook, evaluation.activations.line()]
+    lines = [*(line.rstrip() for line in lines), *skipped, *codebook, evaluation.activations.line()]
+    return [_for_terminal(line) for line in lines]
+
+
+def _for_terminal(line: str) -> str:
+    """The line with what stdout's encoding lacks replaced: arrows by ^ and v, other characters by question marks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    for arrow, plain in (("↑", "^"), ("↓", "v")):
+        line = line.replace(arrow, arrow if arrow.encode(encoding, "replace") != b"?" else plain)
+    return line.encode(encoding, "replace").decode(encoding)

@@ -12,11 +12,12 @@ import torch
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.activation_ranges import FP16_LIMIT
 from ldm_ae.evaluation.evaluate import Evaluation, Picture
-from ldm_ae.evaluation.latent_summary import ACTIVE_NATS, HISTOGRAM_DEVIATIONS
-from ldm_ae.evaluation.metrics.image_quality import PSNR_CEILING
+from ldm_ae.evaluation.latent_summary import HISTOGRAM_DEVIATIONS
+from ldm_ae.evaluation.metrics.interface import ScoreInfo
 from ldm_ae.evaluation.report.codebook_page import codebook_section
 from ldm_ae.evaluation.report.page import STYLE, bars, data_uri, table
 from ldm_ae.evaluation.report.pictures import ERROR_GAIN, LATENT_REACH, error_map, latent_channel_pictures, levels_image
+from ldm_ae.evaluation.scoring import BASELINE_PREFIX
 from ldm_ae.images.uint8 import from_levels
 from ldm_ae.io.files import make_folder, write_json, writing
 
@@ -73,12 +74,13 @@ def render(evaluation: Evaluation) -> str:
         f"{model['latent_channels']} latent channels, {model['parameters'] / 1e6:.1f} M parameters; "
         f"{count} of {escape(str(images['size']))} pixels from {escape(str(images['source']))}."
     )
+    ranking = "" if evaluation.ranking is None else escape(evaluation.infos[evaluation.ranking].label)
     sections = [
         ("Scores", _scores(evaluation)),
-        ("The first images", ERROR_NOTE + _gallery(evaluation.first) if evaluation.first else ""),
-        ("The worst, by PSNR", _gallery(evaluation.worst)),
-        ("The best, by PSNR", _gallery(evaluation.best)),
-        ("PSNR of each image", _psnr_distribution(evaluation)),
+        ("The first images", ERROR_NOTE + _gallery(evaluation, evaluation.first) if evaluation.first else ""),
+        (f"The worst, by {ranking}", _gallery(evaluation, evaluation.worst)),
+        (f"The best, by {ranking}", _gallery(evaluation, evaluation.best)),
+        (f"{ranking} of each image", _distribution(evaluation)),
         ("Codes in use", codebook_section(evaluation.codebook)),
         ("Latent channels", _latents(evaluation)),
         ("Range of activations", _activations(evaluation)),
@@ -96,64 +98,16 @@ def render(evaluation: Evaluation) -> str:
     )
 
 
-def _meaning(name: str) -> tuple[str, str, str]:
-    """(label, direction, what it means) of a score by its key; a perceptual network's name is its own label."""
-    known = {
-        "psnr": (
-            "PSNR, dB",
-            "higher",
-            f"Pixel error on a logarithmic scale, 8-bit; {PSNR_CEILING:.0f} where images are equal.",
-        ),
-        "ssim": ("SSIM", "higher", "Local structure, at most 1; 11×11 Gaussian window, data range 255."),
-        "rfid": ("rFID", "lower", "Fréchet distance over Inception features between originals and reconstructions."),
-        "kl_bits_per_pixel": (
-            "KL rate, bits per pixel",
-            "",
-            "KL of the posterior to N(0, 1): what its latents would cost to send.",
-        ),
-        "bits_per_pixel": (
-            "Rate, bits per pixel",
-            "",
-            "Of the codes at a fixed length, log2 of the codebook's size each.",
-        ),
-        "entropy_bits_per_pixel": (
-            "Entropy, bits per pixel",
-            "",
-            "Of the codes' frequencies over all images: what an ideal code without context would spend.",
-        ),
-        "prior_bits_per_pixel": (
-            "Rate under the prior, bits per pixel",
-            "",
-            "What an entropy coder spends on the codes with the prior's probabilities; for images it was not trained "
-            "on.",
-        ),
-        "codebook_usage": ("Codes in use", "", "Share of the codebook; few images cannot use many codes."),
-        "codebook_perplexity": ("Perplexity of the codes", "", "As many codes, used alike, would have their entropy."),
-        "codebook_entropy_bits": ("Entropy, bits per code", "", "At most log2 of the codebook's size."),
-        "codebook_dead_codes": ("Codes that never occur", "", "Over all levels of a residual quantizer."),
-        "active_latent_channels": ("Active latent channels", "", f"KL above {ACTIVE_NATS} nats per element."),
-        "latent_mean": ("Latent mean", "", "Over all elements of all channels."),
-        "latent_std": ("Latent standard deviation", "", "Over all elements of all channels."),
-        "scaling_factor": ("Scaling factor", "", "1 / standard deviation: gives a diffusion model unit variance."),
-        "count": ("Images", "", "How many were measured; Fréchet distances compare at equal counts only."),
-    }
-    if name in known:
-        return known[name]
-    if name.startswith("frechet_"):
-        network = escape(name.removeprefix("frechet_"))
-        return f"Fréchet distance, {network}", "lower", "As rFID, but over another network: not comparable with rFID."
-    return escape(name), "lower", "Distance of deep features: nearer to what people see than PSNR."
-
-
 def _scores(evaluation: Evaluation) -> str:
     rows = []
     for name, value in evaluation.scores.items():
-        if name.startswith("bicubic_"):
+        if name.startswith(BASELINE_PREFIX):
             continue
-        label, direction, meaning = _meaning(name)
-        baseline = evaluation.scores.get(f"bicubic_{name}")
-        better = {"higher": "Higher is better. ", "lower": "Lower is better. ", "": ""}[direction]
-        score = f"{label}<small>{better}{meaning}</small>"
+        info = evaluation.infos[name]
+        baseline = evaluation.scores.get(BASELINE_PREFIX + name)
+        arrow = f" {info.arrow}" if info.arrow else ""
+        explanation = " ".join(sentence for sentence in (info.better, info.explanation) if sentence)
+        score = f"{escape(info.title)}{arrow}<small>{escape(explanation)}</small>"
         rows.append((score, _number(value), "" if baseline is None else _number(baseline)))
     baseline_text = evaluation.protocol["baseline"]
     assert isinstance(baseline_text, dict)
@@ -167,20 +121,22 @@ def _scores(evaluation: Evaluation) -> str:
 def _headline(evaluation: Evaluation) -> str:
     cards = []
     for name, value in evaluation.scores.items():
-        baseline = evaluation.scores.get(f"bicubic_{name}")
+        baseline = evaluation.scores.get(BASELINE_PREFIX + name)
         if baseline is None:
             continue
-        label, direction, _ = _meaning(name)
-        wins = value > baseline if direction == "higher" else value < baseline
-        verdict = "better than" if wins else "equal to" if value == baseline else "worse than"
-        cards.append(
-            f"<li><span>{label}</span><strong>{_number(value)}</strong>"
-            f'<small class="{"wins" if wins else "loses"}">{verdict} the thumbnail\'s {_number(baseline)}</small></li>'
-        )
+        info = evaluation.infos[name]
+        if info.direction:
+            wins = info.wins(value, baseline)
+            verdict = "better than" if wins else "equal to" if value == baseline else "worse than"
+            css = "wins" if wins else "loses"
+            small = f'<small class="{css}">{verdict} the thumbnail\'s {_number(baseline)}</small>'
+        else:
+            small = f"<small>the thumbnail has {_number(baseline)}</small>"
+        cards.append(f"<li><span>{escape(info.title)}</span><strong>{_number(value)}</strong>{small}</li>")
     return f'<ul class="headline">{"".join(cards)}</ul>'
 
 
-def _gallery(pictures: list[Picture]) -> str:
+def _gallery(evaluation: Evaluation, pictures: list[Picture]) -> str:
     if not pictures:
         return ""
     figures = []
@@ -197,34 +153,45 @@ def _gallery(pictures: list[Picture]) -> str:
             f"<span>{label}</span></div>"
             for label, view in views
         )
-        caption = f"<b>{escape(picture.row.key)}</b> {_caption(picture.row.scores)}"
+        caption = f"<b>{escape(picture.row.key)}</b> {_caption(evaluation, picture.row.scores)}"
         figures.append(f'<figure><div class="views">{cells}</div><figcaption>{caption}</figcaption></figure>')
     return f'<div class="gallery">{"".join(figures)}</div>'
 
 
-def _caption(scores: dict[str, float]) -> str:
+def _caption(evaluation: Evaluation, scores: dict[str, float]) -> str:
     parts = []
     for name, value in scores.items():
-        if name == "psnr":
-            parts.append(f"PSNR {value:.2f} dB, thumbnail {scores['bicubic_psnr']:.2f}")
-        elif name in ("kl_bits_per_pixel", "bits_per_pixel"):
-            parts.append(f"{value:.3f} bits per pixel")
-        elif not name.startswith("bicubic_"):
-            parts.append(f"{_meaning(name)[0]} {value:.3f}")
+        if name.startswith(BASELINE_PREFIX):
+            continue
+        info = evaluation.infos[name]
+        words = escape(f"{info.label} {_with_unit(info, value)}")
+        if name == evaluation.ranking and (baseline := scores.get(BASELINE_PREFIX + name)) is not None:
+            words += f", thumbnail {baseline:.{info.decimals}f}"
+        parts.append(words)
     return " · ".join(parts)
 
 
-def _psnr_distribution(evaluation: Evaluation) -> str:
-    values = torch.tensor([row.scores["psnr"] for row in evaluation.images], dtype=torch.float64)
+def _with_unit(info: ScoreInfo, value: float) -> str:
+    return f"{value:.{info.decimals}f} {info.unit}".rstrip()
+
+
+def _distribution(evaluation: Evaluation) -> str:
+    """The score that images are ranked by, as a histogram."""
+    if evaluation.ranking is None:
+        return ""
+    name, info = evaluation.ranking, evaluation.infos[evaluation.ranking]
+    values = torch.tensor([row.scores[name] for row in evaluation.images], dtype=torch.float64)
     low, high = float(values.min()), float(values.max())
     bins = min(max(len(values) // 4, 8), 40)
     low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
     counts = ((values - low) / (high - low) * bins).floor().long().clamp(0, bins - 1).bincount(minlength=bins)
     quartiles = torch.quantile(values[:: max(len(values) // 100_000, 1)], torch.tensor([0.25, 0.5, 0.75]).double())
-    note = "quartiles {:.2f}, {:.2f} and {:.2f} dB".format(*quartiles.tolist())
+    first, second, third = quartiles.tolist()
+    note = f"quartiles {first:.{info.decimals}f}, {second:.{info.decimals}f} and {_with_unit(info, third)}"
+    ends = (_with_unit(info, low), _with_unit(info, high))
     return (
-        f"<p>Mean {evaluation.scores['psnr']:.2f} dB; {note}.</p>"
-        f'<div class="wide">{bars(counts.tolist(), (f"{low:.2f} dB", f"{high:.2f} dB"), "Distribution of PSNR")}</div>'
+        f"<p>Mean {escape(_with_unit(info, evaluation.scores[name]))}; {escape(note)}.</p>"
+        f'<div class="wide">{bars(counts.tolist(), ends, f"Distribution of {info.label}")}</div>'
     )
 
 
@@ -295,8 +262,12 @@ def _protocol(evaluation: Evaluation) -> str:
 
 
 def _image_table(evaluation: Evaluation) -> str:
-    names = [name for name in evaluation.images[0].scores if name == "bicubic_psnr" or not name.startswith("bicubic_")]
-    labels = ["Thumbnail PSNR, dB" if name == "bicubic_psnr" else _meaning(name)[0] for name in names]
+    ranking = "" if evaluation.ranking is None else BASELINE_PREFIX + evaluation.ranking
+    names = [name for name in evaluation.images[0].scores if name == ranking or not name.startswith(BASELINE_PREFIX)]
+    titles = [evaluation.infos[name.removeprefix(BASELINE_PREFIX)].title for name in names]
+    labels = [
+        escape(f"Thumbnail {title}" if name == ranking else title) for name, title in zip(names, titles, strict=True)
+    ]
     shown = evaluation.images[:TABLE_ROWS]
     rows = [(escape(row.key), *(_number(row.scores[name]) for name in names)) for row in shown]
     total = len(evaluation.images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import Source
+from ldm_ae.images.pixels import RGB
 from ldm_ae.latents.conversion.output import converting, write_account
 from ldm_ae.latents.conversion.pictures import EncodedPictures
 from ldm_ae.latents.fold import Constants, Fold
@@ -86,12 +87,12 @@ def convert_store(
             "format": format,
             "images": len(samples),
             "buckets": samples.rows["bucket"].unique().to_pylist(),
-            "pixels": "RGB in [-1, 1]",
+            "pixels": RGB.words,
             "fold": fold,
             "values": mapping.to_json() if target.reads_latents else None,
             "warnings": warnings,
             "version_of_ldm_ae": __version__,
-            "request": asdict(store.request),
+            "request": store.request.to_json(),
             "classes": store.classes,
         }
         write_account(place, metadata | target.metadata(samples), samples.rows, store.classes)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ from ldm_ae.core.background import BackgroundWriter
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import check_precision, inference_numerics
 from ldm_ae.core.processes import Processes
-from ldm_ae.core.seeding import derive_seed, seeded_noise
-from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source
+from ldm_ae.core.seeding import derive_seed
+from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
 from ldm_ae.data.sources.interface import valid_text
 from ldm_ae.images.crops import describe_crops
+from ldm_ae.latents.encoding.config import EncodeConfig
 from ldm_ae.latents.encoding.jobs import EncodeSummary, Engine, Job, Progress
 from ldm_ae.latents.encoding.transfers import Transfers
 from ldm_ae.latents.encoding.units import EncodedBatch, Unit
@@ -54,24 +56,11 @@ def encode_images(
     path: str | Path,
     *,
     transform: ImageTransform | BucketTransform,
-    source_name: str = "",
-    classes: Sequence[str] | None = None,
-    batch_size: int = 16,
-    workers: int = 0,
-    device: str | torch.device = "auto",
-    precision: str = "fp32",
-    dtype: str = "fp32",
-    latents: Literal["sample", "mode"] = "sample",
-    content: Literal["full", "samples", "lean"] = "full",
-    flips: bool = True,
-    seed: int = 0,
-    shard_size: int = 1024,
-    max_bad_fraction: float = 0.01,
-    compiled: bool = False,
-    check: bool = True,
+    config: EncodeConfig | None = None,
     processes: Processes | None = None,
     engine: Engine | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> EncodeSummary:
     """Encode every image of a source into a store.
 
@@ -87,99 +76,81 @@ def encode_images(
         path: The store's folder, new, empty, or left by the same command.
         transform: To one size or, with a `BucketTransform`, to several, without randomness; mirror images are stored
             beside, not drawn.
-        source_name: Where the images come from, for the index.
-        classes: The names of the labels 0, 1, ...; None for those of the store that is there, new ones last, or else
-            those of the source in its order.
-        batch_size: Images a forward pass.
-        workers: Processes that decode images.
-        device: Where to encode; `auto` picks an accelerator if there is one.
-        precision: auto, fp32, bf16 or fp16: what the encoder runs in. `auto` takes that of a store that is there, or
-            else what is fast on this machine. A batch that overflows in fp16 is encoded in fp32.
-        dtype: fp32, bf16, fp16 or uint8: of the stored latents and moments. In uint8 each channel of each image has 256
-            levels; the error is measured, and in the statistics.
-        latents: Whether `latents` is one posterior sample or the mode.
-        content: `samples` leaves the moments out, for a third of the size, and no sample can be drawn again; `lean` the
-            latents, for two thirds, and readers draw them from the moments. Of a discrete model `samples` leaves the
-            indices out; `lean` keeps them alone, and whoever wants latents needs the model.
-        flips: Store the mirror images' latents and moments too.
-        seed: Of the posterior samples.
-        shard_size: Images of the source that one file of each size covers; it bounds the memory.
-        max_bad_fraction: Share of unusable images past which this ends with an error, after keeping all that is good.
-        compiled: Run the encoder through torch.compile, once for each size; batches that are not full are filled up.
-            Worth its minutes of compiling for large data sets.
-        check: Read the images of files that are finished, and the files of a complete store, to see whether they are
-            what they were; otherwise only the files of an unfinished store are read.
+        config: What is asked for. None for the defaults of `EncodeConfig`.
         processes: Which of several processes this is; all see the store's folder. Each encodes a contiguous share of
             the files, and all return when the store is complete. None for one process alone.
         engine: Encodes elsewhere, such as `ldm_ae.latents.encoding.engines.ray.RayEngine`. None for this process.
         progress: Called after every batch, with the images of this process alone.
+        options: Fields of `EncodeConfig` by name, such as `batch_size=32`, in place of those in `config`.
 
     Raises:
         RunError: the disk is full, or another process has died.
         UserError: another process writes there, the folder holds something else, the image size does not fit the
             model, a latent is not finite, no image is good, or too many are bad.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}")
-    if content not in ("full", "samples", "lean"):
-        raise UserError(f"content is '{content}'; it must be full, samples or lean")
+    config = replace(config or EncodeConfig(), **options)
     if transform.is_random:
         raise UserError("a random crop or flip would be frozen into the store; use crop center without flip")
-    if shard_size < 1:
-        raise UserError(f"shard_size is {shard_size}; it must be at least 1")
+    if config.content == "lean" and not model.has_moments and model.codebook is None:
+        raise UserError(
+            f"a lean store holds moments or indices, and {type(model.net).__name__} has none; store samples, or full"
+        )
     spec = model.latent_spec
     for size in transform.sizes:
         spec.latent_size(*size)
     processes = processes or Processes()
     if engine is not None and processes.count > 1:
         raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
-    precision = (precision == "auto" and recorded_precision(path)) or precision
+    precision = (config.precision == "auto" and recorded_precision(path)) or config.precision
     check_precision(precision)
     if engine is None:
-        precision = inference_numerics(precision, processes.device(device)).precision
+        precision = inference_numerics(precision, processes.device(config.device)).precision
     elif precision == "auto":
         raise UserError("precision auto is measured on this machine; with an engine name fp32, bf16 or fp16")
-    precision = "fp32" if precision == "no" else precision
+    config = replace(config, precision="fp32" if precision == "no" else precision)
     request = StoreRequest(
-        source=valid_text(source_name), images=len(source), keys_hash="", model_hash=model_hash(model),
-        model_config=model_config(model), scaling=scaling_of(spec), transform=transform.describe(),
-        transform_hash=hash_json(transform.describe()), dtype=dtype, precision=precision, latents=latents, flips=flips,
-        seed=seed, batch_size=batch_size, shard_size=shard_size, content=content,
-        indices=spec.codebook_size is not None and content != "samples", compiled=compiled,
+        **config.stored(), source=valid_text(config.source_name), images=len(source), keys_hash="",
+        model_hash=model_hash(model), model_config=model_config(model), scaling=scaling_of(spec),
+        transform=transform.describe(), transform_hash=hash_json(transform.describe()),
+        indices=spec.codebook_size is not None and config.content != "samples",
     )  # fmt: skip
     # First, because each may refuse, and nothing is to be written then.
-    if classes is not None:
-        source = source.with_classes(classes, "the list of classes")
+    if config.classes is not None:
+        source = source.with_classes(config.classes, "the list of classes")
     runner = None
     if engine is not None:
-        engine.check(str(device))
+        engine.check(str(config.device))
     else:
-        runner = inference_copy(model, device=processes.device(device), precision=precision, compiled=compiled)
+        runner = inference_copy(
+            model, device=processes.device(config.device), precision=config.precision, compiled=config.compiled
+        )
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the store")
     leads = processes.rank == 0
     with processes.together() as channel, claiming(folder) if leads else nullcontext():
-        if (first := channel.from_first(precision)) != precision:
-            raise UserError(f"the processes chose the precisions {first} and {precision}; name one with --precision")
+        if (first := channel.from_first(config.precision)) != config.precision:
+            raise UserError(
+                f"the processes chose the precisions {first} and {config.precision}; name one with --precision"
+            )
         look_up = None if model.codebook is None else model.codebook.latents
         writer = None
         if leads:
-            source, request, keys = join(folder, source, request, keep_classes=classes is None)
+            source, request, keys = join(folder, source, request, keep_classes=config.classes is None)
             writer = StoreWriter(
                 path, request, processes=processes.count, look_up=look_up, keys=keys, classes=source.account().classes
             )
         plan = channel.from_first(writer and writer.plan)
         if writer is None:
-            source, request, _ = join(folder, source, request, keep_classes=classes is None)
+            source, request, _ = join(folder, source, request, keep_classes=config.classes is None)
             writer = StoreWriter(path, request, plan=plan, look_up=look_up)
         units = writer.share(processes.rank, processes.count)
         hashing = HashingSource(source)
-        source_hashes = SourceHashes(hashing, workers=workers, check=check)
+        source_hashes = SourceHashes(hashing, workers=config.workers, check=config.check)
         already_complete = (
             writer.complete
             and not writer.adds
-            and channel.all_agree(not check or still_holds(writer, units, source_hashes, progress))
+            and channel.all_agree(not config.check or still_holds(writer, units, source_hashes, progress))
         )
         if already_complete:
             if progress is not None:
@@ -191,11 +162,11 @@ def encode_images(
                 writer.complete = False
                 channel.wait_for_all()
             if runner is not None:
-                encode_units(writer, runner, hashing, source_hashes, transform, workers, units, progress)
+                encode_units(writer, runner, hashing, source_hashes, transform, config, units, progress)
             elif engine is not None:
                 job = Job(
                     path=writer.path.resolve(), request=writer.request, plan=writer.plan, model=model, source=source,
-                    transform=transform, workers=workers, device=str(device), check=check, working_folder=Path.cwd(),
+                    transform=transform, config=config, working_folder=Path.cwd(),
                 )  # fmt: skip
                 engine(job, units, progress)
             channel.wait_for_all()
@@ -204,11 +175,11 @@ def encode_images(
         channel.wait_for_all()
     store = LatentStore(path)
     bad = store.bad()
-    if len(bad) > max_bad_fraction * len(source):
+    if len(bad) > config.max_bad_fraction * len(source):
         first = "; ".join(f"{key}: {reason}" for key, reason in islice(bad.items(), 3))
         raise UserError(
             f"{path} is complete, but {len(bad)} of {len(source)} images cannot be used, more than the allowed share "
-            f"of {max_bad_fraction:.1%}\nthe first: {first}"
+            f"of {config.max_bad_fraction:.1%}\nthe first: {first}"
         )
     return EncodeSummary(
         path=Path(path), images=len(store), bad=bad, statistics=store.statistics, buckets=store.buckets(),
@@ -230,7 +201,7 @@ def encode_units(
     source: HashingSource,
     source_hashes: SourceHashes,
     transform: ImageTransform | BucketTransform,
-    workers: int,
+    config: EncodeConfig,
     units: range,
     progress: Progress | None,
 ) -> None:
@@ -248,7 +219,7 @@ def encode_units(
             report(done, total)
     loader = RangeLoader(
         source, transform, ranges=[writer.indices(unit.number) for unit in todo],
-        batch_size=writer.request.batch_size, workers=workers,
+        batch_size=writer.request.batch_size, workers=config.workers,
     )  # fmt: skip
     graphs = _one_graph_a_size(transform) if writer.request.compiled else nullcontext()
     with graphs, BackgroundWriter() as background:
@@ -312,8 +283,6 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, trans
                 noise = transfers.upload(seeded_noise(seeds, tuple(values.shape[1:])))
                 values = posterior.sample(noise=noise)
             computed[f"latents{suffix}"] = values
-        elif posterior.moments is None and posterior.indices is None:
-            raise UserError("a lean store holds moments or indices, and this model has none; store samples, or full")
         if posterior.indices is not None and request.indices:
             # An index is finite, whatever it stands for.
             flags[f"{_FINITE}latents{suffix}"] = _flags(posterior.mode())

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ldm_ae.data import Account, BucketTransform, ImageTransform, Source
 from ldm_ae.images.crops import Crops
+from ldm_ae.latents.encoding.config import EncodeConfig
 from ldm_ae.latents.store.annotated import AnnotationCount
 from ldm_ae.latents.store.format import StoreRequest
 from ldm_ae.models import Autoencoder, ChannelStatistics
@@ -30,10 +31,7 @@ class Job:
     """In float32."""
     source: Source
     transform: ImageTransform | BucketTransform
-    workers: int
-    device: str
-    """As the user named it."""
-    check: bool
+    config: EncodeConfig
     working_folder: Path
     """Where the command was given, for images with a relative name."""
 

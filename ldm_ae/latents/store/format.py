@@ -49,7 +49,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,7 +104,40 @@ _FIXED_CROP = pa.field("crop", pa.list_(pa.int32(), 4))  # in stores of older ve
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreRequest:
+class StoredOptions:
+    """The options of encoding that the bytes of a store follow from. All are recorded in store.json.
+
+    A field that is added later needs the default by which the stores without it were made.
+    """
+
+    dtype: str = "fp32"
+    """fp32, bf16, fp16 or uint8: of the stored latents and moments. In uint8 each channel of each image has 256 levels;
+    the error is measured, and in the statistics."""
+    precision: str = "fp32"
+    """auto, fp32, bf16 or fp16: what the encoder runs in. `auto` takes that of a store that is there, or else what is
+    fast on this machine; a store records what was taken. A batch that overflows in fp16 is encoded in fp32."""
+    latents: Literal["sample", "mode"] = "sample"
+    """Whether `latents` is one posterior sample or the mode."""
+    flips: bool = True
+    """Store the mirror images' latents and moments too."""
+    seed: int = 0
+    """Of the posterior samples."""
+    batch_size: int = 16
+    """Images a forward pass; a store records that of the last run that encoded. The last bits of a convolution may
+    depend on it."""
+    shard_size: int = 1024
+    """Images of the source that one file of each size covers; it bounds the memory."""
+    content: Literal["full", "samples", "lean"] = "full"
+    """`samples` leaves the moments out, for a third of the size, and no sample can be drawn again; `lean` the latents,
+    for two thirds, and readers draw them from the moments. Of a discrete model `samples` leaves the indices out; `lean`
+    keeps them alone, and whoever wants latents needs the model."""
+    compiled: bool = False
+    """Run the encoder through torch.compile, once for each size; batches that are not full are filled up. Worth its
+    minutes of compiling for large data sets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreRequest(StoredOptions):
     """Everything that the bytes of a store follow from, as JSON values."""
 
     source: str
@@ -118,22 +151,8 @@ class StoreRequest:
     """The model's LatentSpec; recorded, not applied."""
     transform: dict[str, Any]
     transform_hash: str
-    dtype: str
-    """fp32, fp16, bf16 or uint8: of the stored latents and moments."""
-    precision: str
-    """fp32, fp16 or bf16: what the encoder ran in."""
-    latents: Literal["sample", "mode"]
-    flips: bool
-    seed: int
-    batch_size: int
-    """Of the last run that encoded. The last bits of a convolution may depend on it."""
-    shard_size: int
-    content: Literal["full", "samples", "lean"] = "full"
-    """Latents with moments or indices; latents alone; or moments or indices alone."""
     indices: bool = False
     """Whether there are indices, those of the codebook in `scaling`."""
-    compiled: bool = False
-    """The encoder was compiled and saw full batches alone, the last ones filled up."""
 
     @property
     def indices_alone(self) -> bool:
@@ -147,6 +166,13 @@ class StoreRequest:
             return ("indices",)
         name = "moments" if self.content == "lean" else "latents"
         return (name, f"{name}{SCALE}", ERROR) if self.dtype == "uint8" else (name,)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the request as JSON values, in the order of store.json, whose bytes stay the same across versions."""
+        values = asdict(self)
+        for name in (*(entry.name for entry in fields(StoredOptions)), "indices", "compiled"):
+            values[name] = values.pop(name)
+        return values
 
     def header(self, rows: int) -> dict[str, str]:
         """The metadata of a shard with `rows` rows."""
@@ -165,8 +191,14 @@ class StoreRequest:
         }
 
 
-_ADDED: dict[str, Any] = {"content": "full", "indices": False, "compiled": False}
-"""What a request without these fields, which came later, means."""
+_FIRST = ("dtype", "precision", "latents", "flips", "seed", "batch_size", "shard_size")
+"""The fields that every request has, although the options have a default."""
+_ADDED: dict[str, Any] = {
+    entry.name: entry.default
+    for entry in fields(StoreRequest)
+    if entry.default is not MISSING and entry.name not in _FIRST
+}
+"""What a request without the fields that came later means."""
 _KINDS = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict}
 
 

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +230,11 @@ class StoreWriter:
     def _description(
         self, files: dict[str, Written] | None, redone_by_file: dict[str, int] | None = None
     ) -> dict[str, Any]:
-        content: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION, "request": asdict(self.request)}
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "request": self.request.to_json(),
+        }
         content["processes"] = self.processes
         if self._additions:
             content["additions"] = self._additions

@@ -26,7 +26,9 @@ class ConvolutionalAutoencoder(Autoencoder):
         """Of both ends, which must be alike; UserError if nothing here reads or writes such images."""
         config = self.net.config
         taken, given = (of_channels(channels) for channels in (config.in_channels, config.out_channels))
-        given.require_match(taken, f"the decoder of {type(self.net).__name__}")
+        if given != taken:
+            raise UserError(f"{type(self.net).__name__}: in_channels {taken.channels} differ from out_channels "
+                            f"{given.channels}; both ends must be alike")  # fmt: skip
         return taken.require_supported(type(self.net).__name__)
 
     @property

@@ -22,8 +22,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.pixels import RGB
 
-COLOURS = 3
+COLOURS = RGB.channels
 GAIN = 4.0
 """Latents per pixel value, whose deviation in photos is about a quarter: the latents' is about 1."""
 CONSTANT = 3.0

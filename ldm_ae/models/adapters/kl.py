@@ -89,6 +89,11 @@ class KLAutoencoder(ConvolutionalAutoencoder):
             last = self.net.quant_conv if use_quant_conv else self.net.encoder.conv_out
             nn.init.constant_(last.bias[latent_channels:], initial_log_variance)
 
+    @classmethod
+    def example(cls, class_name: str) -> KLAutoencoder:
+        del class_name
+        return cls(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, mid_block_add_attention=False)
+
     @property
     def spec(self) -> AutoencoderSpec:
         config = self.net.config

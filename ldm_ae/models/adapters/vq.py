@@ -22,7 +22,7 @@ from ldm_ae.models.loading.folder import local_folder, read_config, read_model_f
 from ldm_ae.models.posteriors import DiscretePosterior, Posterior
 from ldm_ae.models.scaling import factor_beside_vectors
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
-from ldm_ae.quantizers import EMAVQ, VQ, ManagedCodebook, Quantizer, describe_quantizer
+from ldm_ae.quantizers import EMAVQ, FSQ, VQ, ManagedCodebook, Quantizer, describe_quantizer
 
 EUCLIDEAN: tuple[type[Quantizer], ...] = (VQ, EMAVQ)
 """The quantizers that take the nearest of a table of codes, and so compute what `diffusers.VQModel` computes."""
@@ -96,6 +96,14 @@ class VQAutoencoder(ConvolutionalAutoencoder):
             "scaling_factor": 1.0,  # nothing is measured yet
         }
         self.net = _build(arguments, quantizer)
+
+    @classmethod
+    def example(cls, class_name: str) -> VQAutoencoder:
+        quantizer: Quantizer = VQ(16, 4) if class_name == "VQModel" else FSQ((4, 4, 3))
+        return cls(
+            quantizer=quantizer, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2,
+            mid_block_add_attention=False,
+        )  # fmt: skip
 
     @property
     def quantizer(self) -> Quantizer:

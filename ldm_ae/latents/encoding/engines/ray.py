@@ -77,11 +77,12 @@ class RayEngine:
             RunError: the cluster cannot be reached, or a unit ends its process again and again.
             UserError: as in `encode_images`, or the cluster does not have the devices.
         """
-        on_cpus = self._on_cpus(job.device)
+        device = str(job.config.device)
+        on_cpus = self._on_cpus(device)
         with _connected(self._address(), job):
             gpus = 0 if on_cpus else int(ray.cluster_resources().get("GPU", 0))
-            if not gpus and job.device not in ("auto", "cpu"):
-                raise UserError(f"--device is {job.device}, and the Ray cluster has no GPU")
+            if not gpus and device not in ("auto", "cpu"):
+                raise UserError(f"--device is {device}, and the Ray cluster has no GPU")
             self._refuse_without_number(not gpus)
             self._run(job, units, progress, on_gpus=gpus > 0, actors=self.actors or gpus)
 
@@ -196,11 +197,11 @@ class _Actor:
             job.model, device=self._device, precision=job.request.precision, compiled=job.request.compiled
         )
         source = HashingSource(job.source)
-        source_hashes = SourceHashes(source, workers=job.workers, check=job.check)
+        source_hashes = SourceHashes(source, workers=job.config.workers, check=job.config.check)
 
         def encode(unit: int) -> None:
             encode_units(
-                writer, model, source, source_hashes, job.transform, job.workers, range(unit, unit + 1),
+                writer, model, source, source_hashes, job.transform, job.config, range(unit, unit + 1),
                 lambda done, _: self._tally.add.remote(unit, done),
             )  # fmt: skip
 

@@ -10,9 +10,9 @@ import pytest
 from diffusers import AutoencoderKL, DiffusionPipeline
 
 from ldm_ae.cli import main
+from ldm_ae.commands._inspection import inspect_path
+from ldm_ae.commands._quickstart import _training_words, quickstart
 from ldm_ae.core.errors import Stopped
-from ldm_ae.inspection import inspect_path
-from ldm_ae.quickstart import _training_words, quickstart
 
 
 @pytest.mark.slow
@@ -64,7 +64,7 @@ def test_a_signal_ends_it_with_its_status_and_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("ldm_ae.quickstart.open_source", lambda _: signal.raise_signal(number))
+    monkeypatch.setattr("ldm_ae.commands._quickstart.open_source", lambda _: signal.raise_signal(number))
     assert main(["quickstart", "--out", str(tmp_path / "out")]) == status
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert signal.getsignal(signal.SIGTERM) is before
@@ -76,9 +76,9 @@ def test_a_signal_in_the_training_ends_it_with_its_status(
     def train(_: list[str]) -> None:
         raise Stopped(signal.SIGTERM)
 
-    monkeypatch.setattr("ldm_ae.quickstart.train", train)
-    monkeypatch.setattr("ldm_ae.quickstart._contestant", lambda *_: None)
-    monkeypatch.setattr("ldm_ae.quickstart.write_page", lambda *_, **__: None)
-    monkeypatch.setattr("ldm_ae.quickstart._table", lambda _: [])
+    monkeypatch.setattr("ldm_ae.commands._quickstart.train", train)
+    monkeypatch.setattr("ldm_ae.commands._quickstart._contestant", lambda *_: None)
+    monkeypatch.setattr("ldm_ae.commands._quickstart.write_page", lambda *_, **__: None)
+    monkeypatch.setattr("ldm_ae.commands._quickstart._table", lambda _: [])
     assert main(["quickstart", "--out", str(tmp_path / "out")]) == 143
     assert capsys.readouterr().err == ""  # the trainer has told

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ldm_ae.commands._quickstart_page import Contestant, save_pictures, write_page
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate
 from ldm_ae.losses import ShiftTolerantLPIPS
 from ldm_ae.models import KLAutoencoder
-from ldm_ae.quickstart_page import Contestant, save_pictures, write_page
 
 
 class Page(HTMLParser):

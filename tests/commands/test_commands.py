@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +22,6 @@ from ldm_ae.quantizers import VQ
 from tests.pictures import smooth_picture
 
 Run = Callable[..., tuple[int, str, str]]
-COMMANDS = ["quickstart", "train", "evaluate", "reconstruct", "encode", "decode", "export", "convert", "inspect",
-            "import"]  # fmt: skip
 
 
 def picture(path: Path) -> np.ndarray:
@@ -46,26 +41,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return status, captured.out, captured.err
 
     return call
-
-
-def test_help_is_fast_and_names_every_command() -> None:
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "ldm_ae.cli", "--help"], capture_output=True, text=True, check=True
-        )
-        times.append(time.perf_counter() - started)
-    for name in COMMANDS:
-        assert name in done.stdout
-    assert min(times) < 1.0
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help(run: Run, name: str) -> None:
-    status, out, _ = run(name, "--help")
-    assert status == 0
-    assert len(out) > 100
 
 
 @pytest.mark.parametrize("discrete", [False, True])
@@ -192,7 +167,7 @@ def test_bad_images_are_reported_and_the_share_holds(
     assert "12 images, 1 unusable" in out
 
 
-KL_F8 = str(Path(__file__).parent.parent / "configs" / "kl_f8.yaml")
+KL_F8 = str(Path(__file__).parents[2] / "configs" / "kl_f8.yaml")
 TRAIN_KL_F8 = [
     "train", "--config", KL_F8, "--data.train", "{images}", "--out", "{tmp}/run",
     "--model.init_args.block_out_channels", "[32, 32, 32, 32]",
@@ -242,6 +217,14 @@ def no_weights(folder: Path) -> Path:
         (["export", "{model}", "{tmp}/o", "--format", "onnx"], "onnx"),
         (["evaluate", "{model}", "{images}", "--out", "{tmp}/file"], "cannot write to"),
         (["evaluate", "{model}", "{images}", "--limit", "0", "--out", "{tmp}/o"], "--limit is 0"),
+        (
+            ["evaluate", "{model}", "{images}", "--out", "{tmp}/o", "--metrics", "psnr", "lpip_alex"],
+            "no metric is named 'lpip_alex'; did you mean lpips_alex?",
+        ),
+        (
+            ["evaluate", "{model}", "{images}", "--out", "{tmp}/o", "--features", "auto", "--metrics", "psnr"],
+            "--features auto has no effect with --metrics psnr; remove it, or add frechet",
+        ),
         (["evaluate", "{model}", "{images}", "--prior", "{model}", "--out", "{tmp}/o"], "does not describe a prior"),
         (
             ["evaluate", "{model}", "{images}", "--size", "32", "--perceptual", "lpips_vgg", "--out", "{tmp}/o"],
@@ -268,7 +251,7 @@ def no_weights(folder: Path) -> Path:
             [*TRAIN_KL_F8, "--objective.perceptual", "null", "--discriminator.init_args.n_layers", "0"],
             "n_layers=0",
         ),
-        (["trian"], "trian"),
+        (["trian"], "did you mean train?"),
     ],
 )
 def test_every_mistake_gets_a_line_and_status_2(
@@ -313,7 +296,7 @@ def test_one_image_is_images(run: Run, tiny_model_folder: Path, tmp_path: Path) 
 
 
 def test_only_the_importer_unpickles() -> None:
-    root = Path(__file__).parent.parent / "ldm_ae"
+    root = Path(__file__).parents[2] / "ldm_ae"
     calls = ("torch.load(", "pickle.load", "allow_pickle=True", "trust_remote_code=True")
     found = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if any(c in p.read_text() for c in calls)}
     assert found == {"io/legacy.py"}

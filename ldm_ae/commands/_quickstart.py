@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ldm_ae.commands._quickstart_page import Contestant, save_pictures, score_label, score_names, score_text, write_page
 from ldm_ae.core.resources import DEFAULT_MODEL, recipe, script, shipped_models
 from ldm_ae.core.terminal import ProgressDisplay, progress_bar
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
@@ -23,7 +24,6 @@ from ldm_ae.io.files import new_folder
 from ldm_ae.latents import decode_store, encode_images
 from ldm_ae.losses import ShiftTolerantLPIPS
 from ldm_ae.models import Autoencoder, load_autoencoder
-from ldm_ae.quickstart_page import Contestant, save_pictures, score_label, score_names, score_text, write_page
 from ldm_ae.training.monitoring.signals import terminable
 from ldm_ae.training.run import train
 

@@ -1,0 +1,124 @@
+"""From the shared options to a model, images and their transform, each checked before anything is computed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.resources import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from ldm_ae.data import BucketTransform, ImageTransform, Source, WholeTransform
+    from ldm_ae.models import Autoencoder
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print each note as a line on stderr."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def option_of(name: str) -> str:
+    """The option that argparse stores as `name`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def choose_precision(args: argparse.Namespace) -> None:
+    """Replace `--precision auto` by what is fast on this machine, and print it."""
+    if args.precision != "auto":
+        return
+    from ldm_ae.core.devices import pick_device
+    from ldm_ae.core.precision import inference_numerics
+
+    numerics = inference_numerics("auto", pick_device(args.device))
+    args.precision = numerics.precision
+    print(f"precision: {numerics.line()}", file=sys.stderr)
+
+
+def square_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform]:
+    """Return model, images and the transform to one size."""
+    from ldm_ae.data import ImageTransform
+
+    model, source = _model_and_images(args)
+    size = args.size if args.size is not None else model.sample_size
+    model.latent_spec.latent_size(size, size)
+    resize = args.resize
+    if resize is not None and resize != "none":
+        if not resize.isdigit():
+            raise UserError(f"--resize is '{resize}'; give a number of pixels, or none")
+        resize = int(resize)
+    return model, source, ImageTransform(size=size, resize=resize, crop=args.crop, **_decoding(args))
+
+
+def whole_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, WholeTransform]:
+    """The same where images are kept whole."""
+    from ldm_ae.data import WholeTransform
+
+    others = [name for name in ("sizes", "area", "multiple", "max_ratio") if getattr(args, name) is not None]
+    others += ["crop"] * (args.crop != "center") + ["resize"] * (args.resize not in (None, "none"))
+    others += ["size"] * (args.resize == "none" and args.size is not None)
+    if others:
+        raise UserError(f"--whole does not go with {option_of(others[0])}; leave one of them out")
+    model, source = _model_and_images(args)
+    shorter = None if args.resize == "none" else args.size or model.sample_size
+    if shorter is not None:
+        model.latent_spec.latent_size(shorter, shorter)
+    return model, source, WholeTransform(shorter, multiple=model.latent_spec.downsample_factor, **_decoding(args))
+
+
+def bucketed_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform | BucketTransform]:
+    """The same where `--sizes` or `--area` may give several sizes."""
+    from ldm_ae.data import BucketTransform, ImageTransform, sizes_of_area
+
+    given = [name for name in ("sizes", "area") if getattr(args, name) is not None]
+    if args.area is None and (args.multiple is not None or args.max_ratio is not None):
+        raise UserError("--multiple and --max-ratio belong to --area; leave them out")
+    if not given:
+        return square_inputs(args)
+    others = [name for name in (*given[1:], "size", "resize") if getattr(args, name) is not None]
+    if others := [*others, *["crop"] * (args.crop != "center")]:
+        raise UserError(f"--{others[0]} does not go with --{given[0]}; leave one of them out")
+    if args.sizes is not None:
+        sizes = [_size(text, "sizes") for text in args.sizes.split(",")]
+    else:
+        limits = {"multiple": args.multiple, "max_ratio": args.max_ratio}
+        limits = {name: value for name, value in limits.items() if value is not None}
+        sizes = sizes_of_area(*_size(args.area, "area"), **limits)
+    model, source = _model_and_images(args)
+    for size in sizes:
+        model.latent_spec.latent_size(*size)
+    options = _decoding(args)
+    if len(set(sizes)) == 1:
+        return model, source, ImageTransform(size=sizes[0], **options)
+    return model, source, BucketTransform(sizes, **options)
+
+
+def _decoding(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a transform that say how files are decoded."""
+    options = {"colour_profiles": args.colour_profiles, "max_pixels": args.max_pixels}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _size(text: str, option: str) -> tuple[int, int]:
+    """(height, width) of HxW."""
+    height, times, width = text.strip().partition("x")
+    if not times or not height.isdecimal() or not width.isdecimal():
+        raise UserError(f"--{option} has '{text}'; give height x width in pixels, such as 256x192")
+    return int(height), int(width)
+
+
+def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
+    from ldm_ae.core.allocator import keep_freed_memory
+    from ldm_ae.core.devices import pick_device
+    from ldm_ae.data import open_source
+    from ldm_ae.models import is_model_folder, load_autoencoder
+
+    if args.model == DEFAULT_MODEL and is_model_folder(args.images):
+        raise UserError(f"{args.images} is a model; which images it is for, and what comes after them, is missing")
+    if args.batch_size < 1 or args.workers < 0:
+        raise UserError("--batch-size must be at least 1 and --workers at least 0")
+    keep_freed_memory(pick_device(args.device))
+    return load_autoencoder(args.model), open_source(args.images)

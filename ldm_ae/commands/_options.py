@@ -1,0 +1,76 @@
+"""The arguments and options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+import argparse
+
+from ldm_ae.core.deprecation import RenamedOption
+from ldm_ae.core.resources import DEFAULT_MODEL
+
+MODEL = (
+    "a diffusers model folder, a run directory, a checkpoint in it, OWNER/NAME on the Hugging Face hub (a model, or a "
+    f"pipeline with one), or the name of a model that comes with ldm_ae, such as vq-f8-small (default: {DEFAULT_MODEL})"
+)
+IMAGES = (
+    "a folder of images or one image, WebDataset tars, Parquet files, a `datasets` source (a folder that it saved or "
+    "hf:OWNER/NAME), where a folder can be several of these with folder:, tars:, parquet: or saved: before its path, "
+    "or photos:train and photos:heldout, which come with the quickstart"
+)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """MODEL, which may be missing."""
+    parser.add_argument("model", metavar="MODEL", nargs="?", default=DEFAULT_MODEL, help=MODEL)
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """IMAGES."""
+    parser.add_argument("images", metavar="IMAGES", help=IMAGES)
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """STORE."""
+    parser.add_argument("store", metavar="STORE", help="the latent store")
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """OUT."""
+    parser.add_argument("out", metavar="OUT", help="a new folder for the results")
+
+
+def add_images_options(parser: argparse.ArgumentParser) -> None:
+    """How images become pixels of one size."""
+    parser.add_argument("--size", type=int, help="side of the central square crop in pixels (default: the size the "
+                        "model was trained at)")  # fmt: skip
+    parser.add_argument("--resize", help="shorter side before the crop, or none for no resizing (default: the size)")
+    parser.add_argument("--crop", choices=("center", "adm"), default="center", help="adm resizes as center_crop_arr of "
+                        "ADM does, by which scores on ImageNet are published (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--colour-profiles", choices=("convert", "ignore"), help="convert colours to sRGB by the "
+                        "images' colour profiles, or ignore these, as published data sets did (default: convert, or "
+                        "what the store to be resumed was begun with)")  # fmt: skip
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="skip larger images; decoding takes about 10 bytes "
+                        "a pixel (default: 89 million)")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=2, help="decoding processes (default: %(default)s)")
+    parser.add_argument("--max-bad-fraction", type=float, default=0.01, help="fraction of unreadable images past which "
+                        "the command fails (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--bad-share", type=float, action=RenamedOption, new="--max-bad-fraction")
+
+
+def add_bucket_options(parser: argparse.ArgumentParser) -> None:
+    """How images become pixels of several sizes."""
+    parser.add_argument("--sizes", metavar="HxW,...", help="several sizes in place of --size, such as "
+                        "256x256,192x320,320x192: each image is resized and cropped to the one that is nearest to its "
+                        "aspect ratio")  # fmt: skip
+    parser.add_argument("--area", metavar="HxW", help="the same with all sizes of about this area; docs/LATENTS.md "
+                        "lists them")  # fmt: skip
+    parser.add_argument("--multiple", type=int, help="with --area: what divides every side (default: 64)")
+    parser.add_argument("--max-ratio", type=float, help="with --area: of the longer to the shorter side (default: 4)")
+
+
+def add_compute_options(parser: argparse.ArgumentParser) -> None:
+    """Where and in what precision the model runs."""
+    parser.add_argument("--device", default="auto", help="such as cpu or cuda (default: %(default)s)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32", help="what the model "
+                        "runs in; auto is bf16 on a device that is fast in it and fp32 on others (default: %(default)s)"
+                        )  # fmt: skip
+    parser.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")

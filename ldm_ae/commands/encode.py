@@ -1,0 +1,155 @@
+"""`ldm-ae encode`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldm_ae.commands._inputs import bucketed_inputs, option_of, print_notes
+from ldm_ae.commands._options import (
+    add_bucket_options,
+    add_compute_options,
+    add_images,
+    add_images_options,
+    add_model,
+    add_store,
+)
+from ldm_ae.commands.interface import Command
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.terminal import progress_bar
+from ldm_ae.io.locks import refuse_if_held
+
+if TYPE_CHECKING:
+    from ldm_ae.latents import EncodeSummary
+    from ldm_ae.latents.encoding.config import EncodeConfig
+    from ldm_ae.latents.encoding.jobs import Engine
+
+
+class Encode(Command):
+    """A data set into a latent store. An option whose `dest` is a field of `EncodeConfig` becomes that field."""
+
+    name = "encode"
+    summary = (
+        "Encode images into a latent store (safetensors), with torchrun or accelerate in several processes; goes on "
+        "where it was stopped."
+    )
+    order = 50
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Model, images, sizes, what is stored, who encodes."""
+        add_model(parser)
+        add_images(parser)
+        add_store(parser)
+        add_images_options(parser)
+        add_bucket_options(parser)
+        add_compute_options(parser)
+        stored = parser.add_mutually_exclusive_group()
+        stored.add_argument("--fp16", action="store_const", const="fp16", dest="dtype", help="store float16")
+        stored.add_argument("--bf16", action="store_const", const="bf16", dest="dtype", help="store bfloat16")
+        stored.add_argument("--dtype", choices=("fp32", "fp16", "bf16", "uint8"), help="what latents are stored in; "
+                            "uint8 has 256 levels for each channel of an image, with its error said (default: "
+                            "fp32)")  # fmt: skip
+        parser.set_defaults(dtype="fp32")
+        parser.add_argument("--latents", choices=("sample", "mode"), default="sample", help="what `latents` holds; "
+                            "moments are stored beside them (default: %(default)s)")  # fmt: skip
+        parser.add_argument("--store", dest="content", choices=("full", "samples", "lean"), default="full",
+                            help="samples leaves the moments or the indices of codes out; lean the latents, which "
+                            "readers draw, or decode looks up (default: %(default)s)")  # fmt: skip
+        parser.add_argument("--labels", metavar="FILE", help=".json or .csv: the class number of each image by its key "
+                            "or file name (default: the images' folders, or what lies beside them)")  # fmt: skip
+        parser.add_argument("--captions", metavar="FILE", help="the same for captions")
+        parser.add_argument("--classes", metavar="FILE", help="the names of the classes 0, 1, ...: the classes.json of "
+                            "a store, or a text with a name a line (default: those that STORE has, new ones after "
+                            "them)")  # fmt: skip
+        parser.add_argument("--no-flips", dest="flips", action="store_false", help="leave the mirrored images' latents "
+                            "out")  # fmt: skip
+        parser.add_argument("--seed", type=int, default=0, help="of the posterior samples")
+        parser.add_argument("--no-check", dest="check", action="store_false", help="when it goes on or is there "
+                            "already: do not read the images of finished files again to see whether they have "
+                            "changed")  # fmt: skip
+        parser.add_argument("--compile", dest="compiled", action="store_true", help="compile the encoder, which takes "
+                            "minutes for each size")  # fmt: skip
+        parser.add_argument("--shard-size", type=int, default=1024, help="images of one file (default: %(default)s)")
+        parser.add_argument("--engine", choices=("local", "ray"), default="local", help="what encodes: this process "
+                            "(and those that torchrun or accelerate has started beside it), or a Ray cluster (default: "
+                            "%(default)s)")  # fmt: skip
+        parser.add_argument("--ray-actors", type=int, metavar="N", help="processes that encode: of one GPU each "
+                            "(default: as many as there are), or with --device cpu or without a GPU of one core "
+                            "each")  # fmt: skip
+        parser.add_argument("--ray-address", metavar="ADDRESS", help="of a cluster, such as auto or head:6379 "
+                            "(default: RAY_ADDRESS, or else a Ray on this machine for this command alone)")  # fmt: skip
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Encode what is not encoded yet, and print what the store holds."""
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            refuse_if_held(args.store)  # before imports that take seconds
+        from ldm_ae.data import Annotated
+        from ldm_ae.latents import Processes, encode_images
+        from ldm_ae.latents.store.format import colour_profiles_of
+
+        processes = Processes.from_environment()
+        engine = _engine(args)
+        if args.colour_profiles is None and (earlier := colour_profiles_of(Path(args.store))) is not None:
+            args.colour_profiles = earlier  # goes on as it was begun, by a version that ignored them
+            if earlier == "ignore" and processes.rank == 0:
+                print_notes([
+                    f"colour profiles are ignored, as {args.store} was made; to convert them, encode into a new store"
+                ])  # fmt: skip
+        model, source, transform = bucketed_inputs(args)
+        if args.labels or args.captions:
+            source = Annotated(source, labels=args.labels, captions=args.captions)
+        config = _config(args)
+        with progress_bar("encoding", len(source), shown=processes.rank == 0) as progress:
+            summary = encode_images(
+                model, source, args.store, transform=transform, config=config, processes=processes, engine=engine,
+                progress=progress,
+            )  # fmt: skip
+        if not processes.rank:
+            _print_summary(args.store, summary)
+
+
+def _config(args: argparse.Namespace) -> EncodeConfig:
+    """Return the configuration that the options of its fields' names give."""
+    from ldm_ae.latents.encoding.config import EncodeConfig
+    from ldm_ae.latents.store.annotated import read_classes
+
+    chosen = {field.name: getattr(args, field.name) for field in fields(EncodeConfig) if hasattr(args, field.name)}
+    chosen["classes"] = None if args.classes is None else tuple(read_classes(args.classes))
+    return EncodeConfig(**chosen, source_name=args.images)
+
+
+def _engine(args: argparse.Namespace) -> Engine | None:
+    if args.engine == "local":
+        for name in ("ray_actors", "ray_address"):
+            if getattr(args, name) is not None:
+                raise UserError(f"{option_of(name)} says nothing without --engine ray")
+        return None
+    from ldm_ae.latents.encoding.engines.ray import RayEngine
+
+    return RayEngine(actors=args.ray_actors, address=args.ray_address)
+
+
+def _print_summary(store: str, summary: EncodeSummary) -> None:
+    from ldm_ae.data import conversion_lines
+    from ldm_ae.models.scaling import describe_constant
+
+    done = "was complete already" if summary.already_complete else "written"
+    redone = f", {summary.fp32_fallbacks} batches that overflowed encoded in fp32" if summary.fp32_fallbacks else ""
+    statistics = summary.statistics
+    factor = "no scaling_factor" if statistics.is_constant else f"scaling_factor {statistics.scaling_factor:.5f}"
+    print(f"{store} {done}: {summary.images} images, {len(summary.bad)} unusable, in {summary.precision}, "
+          f"{factor}{redone}")  # fmt: skip
+    if constant := statistics.constant_channels:
+        some = f"channels {', '.join(map(str, constant))} of the latents are constant; no scale whitens them"
+        print_notes([describe_constant(statistics) if statistics.is_constant else some])
+    buckets = ", ".join(f"{size}: {images}" for size, images in summary.buckets.items())
+    print(f"{buckets}; {summary.crops.line()}")
+    for line in conversion_lines(summary.colour_profiles):
+        print(line)
+    if (error := statistics.relative_error) is not None:
+        print(f"error of uint8: {error.square().mean().sqrt():.2%} of a channel's deviation, at most {error.max():.2%}")
+    print("\n".join([*summary.account.lines(), *summary.annotations.lines()]))
+    print_notes(summary.warnings)

@@ -1,0 +1,73 @@
+"""`ldm-ae evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ldm_ae.commands._inputs import choose_precision, square_inputs
+from ldm_ae.commands._options import add_compute_options, add_images, add_images_options, add_model
+from ldm_ae.commands.interface import Command
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.terminal import progress_bar
+
+PERCEPTUAL = ("stlpips_vgg", "stlpips_alex", "lpips_vgg", "lpips_alex", "lpips_squeeze", "none")
+
+
+class Evaluate(Command):
+    """Scores and pictures of a model."""
+
+    name = "evaluate"
+    summary = "Score a model on images: metrics.json and a report.html with pictures."
+    order = 30
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Model, images, networks of the scores."""
+        add_model(parser)
+        add_images(parser)
+        parser.add_argument("--out", default="evaluation", help="folder for metrics.json and report.html (%(default)s)")
+        parser.add_argument("--limit", type=int, help="use the first LIMIT images only")
+        parser.add_argument("--metrics", nargs="+", metavar="NAME", default=["default"], help="metrics to compute, "
+                            "given after MODEL and IMAGES; `default msssim` adds MS-SSIM to the default set, and an "
+                            "unknown name lists all (default: default)")  # fmt: skip
+        parser.add_argument("--perceptual", choices=PERCEPTUAL, help="network of the perceptual distance; lpips_* need "
+                            "weights from torchvision (default: stlpips_vgg)")  # fmt: skip
+        parser.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"),
+                            help="network of the Fréchet distance; auto takes FID's Inception where its weights are at "
+                            "hand, else EfficientNet-Lite0, under its own name")  # fmt: skip
+        parser.add_argument("--prior", metavar="FOLDER", help="of a discrete model: the rate of its codes under this "
+                            "prior too, which scripts/train_code_prior.py trained")  # fmt: skip
+        add_images_options(parser)
+        add_compute_options(parser)
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Write metrics.json and report.html, and print the scores."""
+        from ldm_ae.data import EvaluationLoader
+        from ldm_ae.evaluation import evaluate, named_metrics, write_report
+        from ldm_ae.evaluation.report.summary import summary_lines
+        from ldm_ae.io.files import new_folder
+        from ldm_ae.priors import load_prior
+
+        with new_folder(args.out) as folder:
+            choose_precision(args)
+            metrics = named_metrics(args.metrics, perceptual=args.perceptual, features=args.features)
+            prior = None if args.prior is None else load_prior(args.prior)
+            if prior is not None and not any(metric.name == "rate" for metric in metrics):
+                chosen = " ".join(args.metrics)
+                raise UserError(f"--prior has no effect with --metrics {chosen}; remove it, or add rate")
+            model, source, transform = square_inputs(args)
+            if args.limit is not None and args.limit < 1:
+                raise UserError(f"--limit is {args.limit}; it must be at least 1")
+            count = min(args.limit or len(source), len(source))
+            loader = EvaluationLoader(
+                source, transform, batch_size=args.batch_size, workers=args.workers,
+                max_bad_fraction=args.max_bad_fraction, indices=range(count),
+            )  # fmt: skip
+            with progress_bar("evaluating", count) as progress:
+                evaluation = evaluate(
+                    model, loader, source=args.images, transform_description=transform.describe(),
+                    model_name=str(args.model), metrics=metrics, prior=prior, precision=args.precision,
+                    device=args.device, progress=lambda done: progress(done, count),
+                )  # fmt: skip
+            write_report(evaluation, folder)
+            print("\n".join([*summary_lines(evaluation), *source.account().lines()]))
+            print(f"pictures and tables: {folder / 'report.html'}")

@@ -1,0 +1,113 @@
+"""`ldm-ae export`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ldm_ae.commands._inputs import choose_precision, print_notes, square_inputs
+from ldm_ae.commands._options import IMAGES, add_compute_options, add_images_options, add_model, add_out
+from ldm_ae.commands.interface import Command
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.terminal import progress_bar
+
+if TYPE_CHECKING:
+    from ldm_ae.data import Account
+    from ldm_ae.evaluation import ActivationRanges
+    from ldm_ae.models import ChannelStatistics
+
+
+class Export(Command):
+    """A model in other people's formats."""
+
+    name = "export"
+    summary = "Write a model for other people's code: a diffusers folder or CompVis keys."
+    order = 70
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Model, format, scale."""
+        add_model(parser)
+        add_out(parser)
+        parser.add_argument("--format", choices=("diffusers", "ldm"), default="diffusers", help="(default: "
+                            "%(default)s)")  # fmt: skip
+        parser.add_argument("--images", help="measure scaling_factor on these, and whether the model is safe in fp16 "
+                            f"on the first: {IMAGES}")  # fmt: skip
+        parser.add_argument("--scaling", choices=("auto", "keep", "measure"), default="auto", help="auto keeps the "
+                            "scale of an encoder that has one and measures on --images where there is none, or where "
+                            "the encoder was trained since (default: %(default)s)")  # fmt: skip
+        parser.add_argument("--per-channel", action=argparse.BooleanOptionalAction, help="measure latents_mean and "
+                            "latents_std, for SDXL's pipelines and trainers that read them; those of Stable Diffusion, "
+                            "Kolors, DiT, SD3 and FLUX ignore them and decode wrongly (default: where the model has "
+                            "them)")  # fmt: skip
+        parser.add_argument("--weights", choices=("fp32", "bf16", "fp16"), default="fp32", help="what the weights are "
+                            "written in (default: %(default)s)")  # fmt: skip
+        parser.add_argument("--sample-size", type=int, metavar="SIZE", help="side in pixels that the configuration "
+                            "names and that commands take by default (default: that of the training "
+                            "crops)")  # fmt: skip
+        add_images_options(parser)
+        add_compute_options(parser)
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Write the files, and print the scale and whether the model is safe in fp16."""
+        if args.format == "ldm":
+            _to_ldm(args)
+        else:
+            _to_diffusers(args)
+
+
+def _to_ldm(args: argparse.Namespace) -> None:
+    scaled = args.images or args.scaling != "auto" or args.per_channel is not None
+    if scaled or args.sample_size or args.weights != "fp32":
+        raise UserError("--format ldm has no place for a scale or a size, and is float32; leave those options out")
+    from ldm_ae.interop import export_ldm
+    from ldm_ae.interop.ldm import scale_lines
+    from ldm_ae.models import load_autoencoder
+
+    model = load_autoencoder(args.model)
+    print(f"CompVis keys in {export_ldm(model, args.out)}")
+    if model.latent_spec.shift_factor or model.latent_spec.latents_std is not None:
+        print_notes([" ".join(scale_lines(model.latent_spec))])
+
+
+def _to_diffusers(args: argparse.Namespace) -> None:
+    from ldm_ae.core.precision import DTYPES
+    from ldm_ae.interop import export_diffusers
+    from ldm_ae.interop.scaling import plan_scaling, scaling_line
+    from ldm_ae.models import load_autoencoder
+
+    model, statistics = load_autoencoder(args.model), None
+    plan = plan_scaling(model, args.scaling, per_channel=args.per_channel, images=args.images is not None)
+    print_notes(plan.notes)
+    if args.images:
+        choose_precision(args)
+        found, activations, account = _measure(args)
+        statistics = found if plan.measure else None
+        print("\n".join(account.lines()))
+        print(scaling_line(model.latent_spec, statistics, args.images, per_channel=args.per_channel))
+        print(activations.line())
+    out = export_diffusers(
+        model, args.out, scaling=statistics, per_channel=args.per_channel, weights=DTYPES[args.weights],
+        sample_size=args.sample_size,
+    )  # fmt: skip
+    print(f"{type(model.net).__name__}.from_pretrained opens {out}")
+
+
+def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges, Account]:
+    """The scale of the latents over all images, the range of activations over the first, and what was read."""
+    from ldm_ae.data import EvaluationLoader
+    from ldm_ae.evaluation import activation_ranges, first_batches
+    from ldm_ae.interop import measure_scaling
+    from ldm_ae.models import for_inference
+
+    model, source, transform = square_inputs(args)
+    loader = EvaluationLoader(
+        source, transform, batch_size=args.batch_size, workers=args.workers, max_bad_fraction=args.max_bad_fraction
+    )
+    with progress_bar("measuring", len(source)) as progress:
+        first, batches = first_batches(loader)
+        if not first:
+            raise UserError(f"there are no images to measure on in {args.images}")
+        activations = activation_ranges(for_inference(model, device=args.device), first)
+        runner = for_inference(model, device=args.device, precision=args.precision)
+        scaling = measure_scaling(runner, batches, progress=lambda done: progress(done, len(source)))
+    return scaling, activations, source.account()

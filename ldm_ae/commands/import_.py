@@ -1,0 +1,40 @@
+"""`ldm-ae import`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ldm_ae.commands._inputs import print_notes
+from ldm_ae.commands._options import add_out
+from ldm_ae.commands.interface import Command
+
+
+class Import(Command):
+    """Other people's single files as diffusers folders."""
+
+    name = "import"
+    summary = "Read a single file of a KL or VQ autoencoder into a diffusers folder."
+    order = 100
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """File, folder, and what the file may not say."""
+        parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt, .pth or .safetensors with keys of CompVis's "
+                            "latent-diffusion, taming or diffusers, or of a latent diffusion model that has an "
+                            "autoencoder")  # fmt: skip
+        add_out(parser)
+        parser.add_argument("--config", metavar="YAML", help="CompVis's configuration of it, for the image size and a "
+                            "scale_factor; the network itself is inferred from its weights")  # fmt: skip
+        parser.add_argument("--family", choices=("sd", "sdxl", "sd3", "flux"), help="write the scaling_factor (and "
+                            "shift_factor) that is published for these models, where the file does not say "
+                            "it")  # fmt: skip
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Write the folder, and print what the file was."""
+        from ldm_ae.interop import import_ldm
+
+        found = import_ldm(args.checkpoint, args.out, config=args.config, family=args.family)
+        print("\n".join(found.file.lines()))
+        shift = "" if found.scale.shift is None else f", shift_factor {found.scale.shift:g}"
+        print(f"scaling_factor {found.scale.factor:.6g}{shift}: {found.scale.source}")
+        print_notes(list(found.notes))
+        print(f"written to {found.path}; {found.left_out} tensors that are not the network's left out")

@@ -1,0 +1,38 @@
+"""`ldm-ae inspect`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ldm_ae.commands.interface import Command
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.terminal import ProgressDisplay, lines_of
+
+
+class Inspect(Command):
+    """What a folder is. What is not valid ends as a UserError, so that the exit status tells."""
+
+    name = "inspect"
+    summary = "Say what a model, checkpoint, run, store or prior is, and whether it is sound."
+    order = 80
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """A path."""
+        parser.add_argument(
+            "path", metavar="PATH", help="a model folder, run directory, checkpoint, latent store, or prior over codes"
+        )
+        parser.add_argument("--json", action="store_true", help="print JSON")
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Print the description."""
+        from ldm_ae.commands._inspection import inspect_path
+
+        with ProgressDisplay("checking", None, unit="checks", images_per_unit=None) as progress:
+            found = inspect_path(args.path, progress=progress)
+        if args.json:
+            print(json.dumps(found, indent=2))
+        else:
+            print("\n".join(lines_of(found)))
+        if found["problems"]:
+            raise UserError(f"{args.path} is not sound: {found['problems'][0]}")

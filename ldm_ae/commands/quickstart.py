@@ -1,0 +1,27 @@
+"""`ldm-ae quickstart`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ldm_ae.commands.interface import Command
+
+
+class Quickstart(Command):
+    """Every step of the toolkit once, on real photos and without a network."""
+
+    name = "quickstart"
+    summary = "Train, score and use a small autoencoder on real photos, offline."
+    order = 10
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Folder and length."""
+        parser.add_argument("--out", default="runs/quickstart", help="folder for all results (default: %(default)s)")
+        parser.add_argument("--steps", type=int, help="training steps, instead of those of the recipe")
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Run all steps."""
+        from ldm_ae.commands._quickstart import quickstart
+
+        quickstart(Path(args.out), steps=args.steps)

@@ -1,0 +1,54 @@
+"""`ldm-ae reconstruct`."""
+
+from __future__ import annotations
+
+import argparse
+
+from ldm_ae.commands._inputs import bucketed_inputs, choose_precision, whole_inputs
+from ldm_ae.commands._options import (
+    add_bucket_options,
+    add_compute_options,
+    add_images,
+    add_images_options,
+    add_model,
+    add_out,
+)
+from ldm_ae.commands.interface import Command
+from ldm_ae.core.terminal import progress_bar
+
+
+class Reconstruct(Command):
+    """Reconstructions as PNG files."""
+
+    name = "reconstruct"
+    summary = "Encode and decode images, to PNG files."
+    order = 40
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Model, images, sizes."""
+        add_model(parser)
+        add_images(parser)
+        add_out(parser)
+        add_images_options(parser)
+        add_bucket_options(parser)
+        parser.add_argument("--whole", action="store_true", help="keep each image whole, its shorter side resized to "
+                            "the size, or with --resize none not at all; its sides are rounded to multiples of the "
+                            "model's downsample factor")  # fmt: skip
+        add_compute_options(parser)
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Write a PNG file for each image."""
+        from ldm_ae.data import WholeTransform
+        from ldm_ae.latents import reconstruct_images
+
+        choose_precision(args)
+        model, source, transform = whole_inputs(args) if args.whole else bucketed_inputs(args)
+        with progress_bar("reconstructing", len(source)) as progress:
+            written = reconstruct_images(
+                model, source, args.out, transform=transform, batch_size=args.batch_size, workers=args.workers,
+                device=args.device, precision=args.precision, max_bad_fraction=args.max_bad_fraction, progress=progress,
+            )  # fmt: skip
+        print("\n".join([*source.account().lines(), f"{written.images} reconstructions in {args.out}"]))
+        if not isinstance(transform, WholeTransform):
+            sizes = ", ".join(f"{height}x{width}" for height, width in transform.sizes)
+            print(f"of {sizes} pixels: {written.crops.line()}; --whole keeps all of an image")

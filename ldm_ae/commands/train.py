@@ -1,0 +1,59 @@
+"""`ldm-ae train`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm_ae.commands.interface import PROGRAM, Command
+from ldm_ae.core.errors import UserError
+from ldm_ae.io.locks import refuse_if_held
+
+
+class Train(Command):
+    """Training. Its options are the keys of the configuration, which jsonargparse derives from `RunConfig`."""
+
+    name = "train"
+    summary = "Train an autoencoder from a configuration, such as configs/kl_f8.yaml."
+    order = 20
+
+    def execute(self, arguments: Sequence[str]) -> None:
+        """Check what needs no import of seconds, then `run`."""
+        if not arguments:
+            raise UserError("train needs a configuration: ldm-ae train --config configs/kl_f8.yaml --data.train IMAGES")
+        for config in _values(arguments, "--config"):
+            if not Path(config).is_file():
+                raise UserError(f"no such configuration file: {config}")
+        if (folder := _run_folder(arguments)) is not None and os.environ.get("WORLD_SIZE", "1") == "1":
+            refuse_if_held(folder)
+        self.run(argparse.Namespace(arguments=arguments))
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Train as `args.arguments` say, which jsonargparse parses."""
+        from ldm_ae.training.run import config_parser, train
+
+        train(args.arguments, config_parser(prog=f"{PROGRAM} {self.name}"))
+
+
+def _values(arguments: Sequence[str], option: str) -> list[str]:
+    """The value of each time that an option is given, as `--option VALUE` or `--option=VALUE`."""
+    found = []
+    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, after = argument.partition("=")
+        if name == option:
+            found.append(after if equals else value)
+    return found
+
+
+def _run_folder(arguments: Sequence[str]) -> str | None:
+    """What `--out`, or the last `--config` that has an `out`, names; nothing is checked yet."""
+    if out := _values(arguments, "--out"):
+        return out[-1] or None
+    for config in _values(arguments, "--config")[-1:]:
+        text = Path(config).read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"^out:\s*['\"]?([^'\"#\n]+)", text, re.MULTILINE):
+            return found[1].strip()
+    return None

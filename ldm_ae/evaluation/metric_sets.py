@@ -1,0 +1,108 @@
+"""Which metrics are computed: the default set, and sets by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.evaluation.metrics import METRICS
+from ldm_ae.evaluation.metrics.codebook import Codebook
+from ldm_ae.evaluation.metrics.count import ImageCount
+from ldm_ae.evaluation.metrics.features import (
+    EfficientNetLite0Features,
+    FeatureNetwork,
+    InceptionFeatures,
+    features_at_hand,
+)
+from ldm_ae.evaluation.metrics.frechet import Frechet
+from ldm_ae.evaluation.metrics.interface import ImageMetric, Metric
+from ldm_ae.evaluation.metrics.latents import ActiveChannels, LatentStatistics
+from ldm_ae.evaluation.metrics.perceptual import Perceptual, PerceptualDistance
+from ldm_ae.evaluation.metrics.psnr import PSNR
+from ldm_ae.evaluation.metrics.rate import Rate
+from ldm_ae.evaluation.metrics.ssim import SSIM
+
+DEFAULT = "default"
+"""Stands for the default set among names of metrics."""
+PERCEPTUAL_NETWORK, FEATURE_NETWORK = "stlpips_vgg", "auto"
+"""The networks of the default set, by name."""
+
+
+def default_metrics(
+    perceptual: PerceptualDistance | None = None, features: FeatureNetwork | None = None
+) -> list[Metric]:
+    """Return the metrics of an evaluation that names none; those of networks only where there is a network."""
+    metrics = [
+        PSNR(),
+        SSIM(),
+        *([] if perceptual is None else [Perceptual(perceptual)]),
+        Rate(),
+        *([] if features is None else [Frechet(features)]),
+        ActiveChannels(),
+        Codebook(),
+        LatentStatistics(),
+        ImageCount(),
+    ]
+    for metric in metrics:
+        metric.optional = True
+    return metrics
+
+
+def validation_metrics(perceptual: PerceptualDistance | None) -> list[ImageMetric]:
+    """Return the metrics of a validation in training."""
+    return [PSNR(), SSIM(), *([] if perceptual is None else [Perceptual(perceptual)])]
+
+
+def named_metrics(
+    names: Sequence[str] = (DEFAULT,), *, perceptual: str | None = None, features: str | None = None
+) -> list[Metric]:
+    """Return new metrics by their names, each once, in the order of the names.
+
+    Args:
+        names: Registered names; `default` stands for the default set, `perceptual` and `frechet` for its metrics of
+            networks.
+        perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
+        features: The network of `frechet`: `auto`, `inception`, `efficientnet_lite0` or `none`.
+
+    Raises:
+        UserError: an unknown name, a network that no metric of these uses, or weights that are not at hand.
+    """
+    for option, name, given in (("perceptual", Perceptual.name, perceptual), ("features", Frechet.name, features)):
+        if given is not None and DEFAULT not in names and name not in names:
+            raise UserError(
+                f"--{option} {given} has no effect with --metrics {' '.join(names)}; remove it, or add {name}"
+            )
+    perceptual, features = perceptual or PERCEPTUAL_NETWORK, features or FEATURE_NETWORK
+    found: dict[str, Metric] = {}
+    for name in names:
+        if name == DEFAULT:
+            more = default_metrics(perceptual_network(perceptual), feature_network(features))
+        elif name == Perceptual.name:
+            more = [] if (distance := perceptual_network(perceptual)) is None else [Perceptual(distance)]
+        elif name == Frechet.name:
+            more = [] if (extractor := feature_network(features)) is None else [Frechet(extractor)]
+        else:
+            more = [METRICS[name]()]
+        for metric in more:
+            found.setdefault(metric.name, metric)
+    return list(found.values())
+
+
+def perceptual_network(name: str) -> PerceptualDistance | None:
+    """Return the network of a perceptual metric by its name, such as `lpips_alex`; None for `none`."""
+    if name == "none":
+        return None
+    metric = METRICS[name]()
+    assert isinstance(metric, Perceptual), f"{name} is a metric without a perceptual network"
+    network: PerceptualDistance = metric.network
+    return network
+
+
+def feature_network(name: str) -> FeatureNetwork | None:
+    """Return the network of a Fréchet distance: `inception`, `efficientnet_lite0`, the former where its weights are at
+    hand for `auto`, and None for `none`."""
+    if name == "none":
+        return None
+    if name == "auto":
+        return features_at_hand()
+    return InceptionFeatures() if name == "inception" else EfficientNetLite0Features()

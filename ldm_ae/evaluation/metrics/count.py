@@ -1,0 +1,34 @@
+"""The number of images that were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from ldm_ae.evaluation.metrics.interface import Metric
+from ldm_ae.models import Posterior
+
+
+class ImageCount(Metric):
+    """Counts images."""
+
+    name = "count"
+    label = "Images"
+    explanation = "How many were measured; Fréchet distances compare at equal counts only."
+    compares_images = False
+
+    def reset(self) -> None:
+        """Count from 0."""
+        self._count = 0
+
+    def update(
+        self, reconstructions: Tensor, pixel_values: Tensor, posterior: Posterior | None = None
+    ) -> Mapping[str, Tensor]:
+        """Count a batch."""
+        self._count += len(pixel_values)
+        return {}
+
+    def compute(self) -> float:
+        """Return the count."""
+        return self._count

@@ -1,0 +1,73 @@
+"""Statistics of the latents over all images, from what an evaluation gathers for its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor
+
+from ldm_ae.evaluation.latent_summary import ACTIVE_NATS, LatentSummary
+from ldm_ae.evaluation.metrics.interface import Metric, ScoreInfo, Scores, Setting
+from ldm_ae.models import Posterior
+
+
+class _OfLatents(Metric):
+    """A metric of the latents that the evaluation has gathered, and of no image."""
+
+    compares_images = False
+
+    def __init__(self) -> None:
+        self.latents: LatentSummary | None = None
+
+    def prepare(self, setting: Setting) -> None:
+        """Take the statistics."""
+        self.latents = setting.latents
+
+    def reset(self) -> None:
+        """Do nothing: the statistics are the evaluation's."""
+
+    def update(
+        self, reconstructions: Tensor, pixel_values: Tensor, posterior: Posterior | None = None
+    ) -> Mapping[str, Tensor]:
+        """Do nothing: the evaluation gathers."""
+        return {}
+
+
+class ActiveChannels(_OfLatents):
+    """How many channels a Gaussian posterior uses."""
+
+    name = "active_latent_channels"
+    label = "Active latent channels"
+    explanation = f"KL above {ACTIVE_NATS} nats per element."
+
+    def compute(self) -> Scores:
+        """Return the count; nothing where the posterior is not Gaussian."""
+        channels = [] if self.latents is None else self.latents.channels()
+        if not channels or any(channel.active is None for channel in channels):
+            return {}
+        return {self.name: sum(bool(channel.active) for channel in channels)}
+
+
+class LatentStatistics(_OfLatents):
+    """Mean and standard deviation of the latents, and the scaling factor that they ask for."""
+
+    name = "latents"
+    label = "Latents"
+    scores: ClassVar[Mapping[str, ScoreInfo]] = {
+        "latent_mean": ScoreInfo(label="Latent mean", explanation="Over all elements of all channels."),
+        "latent_std": ScoreInfo(label="Latent standard deviation", explanation="Over all elements of all channels."),
+        "scaling_factor": ScoreInfo(
+            label="Scaling factor", explanation="1 / standard deviation: gives a diffusion model unit variance."
+        ),
+    }
+
+    def compute(self) -> Scores:
+        """Return the numbers; no scaling factor where the deviation is 0."""
+        if self.latents is None:
+            return {}
+        statistics = self.latents.statistics
+        found: dict[str, float] = {"latent_mean": statistics.pooled_mean, "latent_std": statistics.pooled_std}
+        if (factor := statistics.scaling_factor) is not None:
+            found["scaling_factor"] = factor
+        return found

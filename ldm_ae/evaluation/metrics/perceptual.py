@@ -1,0 +1,101 @@
+"""Distance of deep features of each pair of images: LPIPS, shift-tolerant LPIPS, or the network that a caller gives."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ldm_ae.evaluation.metrics.interface import ImageMetric, Setting
+from ldm_ae.evaluation.network_sizes import require_size
+from ldm_ae.images.pixels import RGB
+from ldm_ae.losses import LPIPS, ShiftTolerantLPIPS
+from ldm_ae.losses.perceptual.interface import PerceptualLoss, try_size
+
+
+class PerceptualDistance(Protocol):
+    """A feature network that compares images, like those of `ldm_ae.losses`."""
+
+    @property
+    def name(self) -> str:
+        """What a score by this network is called, for example `lpips_vgg`."""
+
+    def __call__(self, reconstructions: Tensor, pixel_values: Tensor, /) -> Tensor:
+        """(reconstructions, pixel_values), each (B, 3, H, W) in [-1, 1] -> distances (B,)."""
+
+
+class Perceptual(ImageMetric):
+    """Mean distance by a network, under the network's name.
+
+    Args:
+        network: None takes shift-tolerant LPIPS over VGG16.
+    """
+
+    name = "perceptual"
+    direction = "lower"
+    explanation = "Distance of deep features: nearer to what people see than PSNR."
+
+    def __init__(self, network: PerceptualDistance | None = None):
+        self.network: Any = ShiftTolerantLPIPS() if network is None else network
+        self.name = self.network.name
+        self.pixels = getattr(self.network, "pixels", RGB)
+
+    def require(self, shape: tuple[int, ...]) -> None:
+        """Try the network on this shape."""
+        if isinstance(self.network, PerceptualLoss):
+            require_size(self.network, try_size, shape)
+
+    def prepare(self, setting: Setting) -> None:
+        """Move the network to the device."""
+        if isinstance(self.network, nn.Module):
+            self.network.to(setting.device)
+
+    def per_image(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
+        """Return (B,) distances."""
+        distances: Tensor = self.network(reconstructions, pixel_values)
+        return distances.float()
+
+
+class LPIPSAlex(Perceptual):
+    """LPIPS over AlexNet, which papers report most often."""
+
+    name = "lpips_alex"
+
+    def __init__(self) -> None:
+        super().__init__(LPIPS(net="alex"))
+
+
+class LPIPSVGG(Perceptual):
+    """LPIPS over VGG16."""
+
+    name = "lpips_vgg"
+
+    def __init__(self) -> None:
+        super().__init__(LPIPS(net="vgg"))
+
+
+class LPIPSSqueeze(Perceptual):
+    """LPIPS over SqueezeNet."""
+
+    name = "lpips_squeeze"
+
+    def __init__(self) -> None:
+        super().__init__(LPIPS(net="squeeze"))
+
+
+class ShiftTolerantAlex(Perceptual):
+    """Shift-tolerant LPIPS over AlexNet."""
+
+    name = "stlpips_alex"
+
+    def __init__(self) -> None:
+        super().__init__(ShiftTolerantLPIPS(net="alex"))
+
+
+class ShiftTolerantVGG(Perceptual):
+    """Shift-tolerant LPIPS over VGG16."""
+
+    name = "stlpips_vgg"
+
+    def __init__(self) -> None:
+        super().__init__(ShiftTolerantLPIPS(net="vgg"))

@@ -1,0 +1,42 @@
+"""Peak signal-to-noise ratio of each image, on 8-bit levels: 10 log10(255² / mean squared error)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ldm_ae.evaluation.metrics.interface import ImageMetric
+from ldm_ae.images.uint8 import DATA_RANGE, to_levels
+
+PSNR_CEILING = 100.0
+"""dB given to images that are equal, whose PSNR has no finite value; nothing scores higher."""
+
+
+class PSNR(ImageMetric):
+    """Mean of the images' PSNR."""
+
+    name = "psnr"
+    label = "PSNR"
+    direction = "higher"
+    unit = "dB"
+    explanation = f"Pixel error on a logarithmic scale, 8-bit; {PSNR_CEILING:.0f} where images are equal."
+    decimals = 2
+
+    def per_image(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
+        """Return (B,) dB."""
+        return psnr(reconstructions, pixel_values)
+
+
+def psnr(reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image in dB, 10 log10(255² / mean squared error), at most `PSNR_CEILING`.
+
+    Args:
+        reconstructions: (B, 3, H, W), clamped to [-1, 1] here.
+        pixel_values: (B, 3, H, W) in [-1, 1].
+
+    Returns:
+        (B,) float32, higher is better.
+    """
+    # Differences of levels are integers, so that the mean of their squares in float64 is the same in any order.
+    error = (to_levels(reconstructions) - to_levels(pixel_values)).double().square().mean(dim=(1, 2, 3))
+    return (10.0 * torch.log10(DATA_RANGE**2 / error)).clamp(max=PSNR_CEILING).float()

@@ -1,0 +1,31 @@
+"""Whether a feature network takes images of a size, tried before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ldm_ae.core.dry_run import RefusedError, dry_run, smallest_side
+from ldm_ae.evaluation.metrics.interface import CannotScoreError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def require_size(network: Network, call: Callable[[Network, Sequence[Tensor]], Any], shape: Sequence[int]) -> None:
+    """Raise `CannotScoreError` with the smallest size that works if the network does not take such images.
+
+    Args:
+        network: On any device; left as it is.
+        call: Given the network and one tensor; computes what depends on the size.
+        shape: (B, 3, H, W).
+    """
+    try:
+        dry_run(network, call, [(1, *shape[1:])])
+    except RefusedError as error:
+        side = smallest_side(network, call, (1, *shape[1:]))
+        why = error if side is None else f"the smallest square ones are {side}x{side}"
+        raise CannotScoreError(
+            f"the network cannot take images of {shape[-2]}x{shape[-1]}, height x width: {why}"
+        ) from error

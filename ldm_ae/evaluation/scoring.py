@@ -1,0 +1,144 @@
+"""A list of metrics over batches of images: what evaluation and validation share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from ldm_ae.evaluation.metrics.interface import CannotScoreError, Metric, ScoreInfo, Scores, Setting
+from ldm_ae.images.uint8 import rounded
+from ldm_ae.models import Posterior
+
+BASELINE_PREFIX = "bicubic_"
+"""Before the key of a score of the thumbnail."""
+
+
+class Scoring:
+    """Runs metrics. One that cannot score these images is skipped, with its reason; the others go on.
+
+    Args:
+        metrics: In the order of their scores.
+        setting: What they are prepared with.
+        strict: For metrics whose sizes are known to fit: raise a `CannotScoreError` instead of skipping the metric.
+    """
+
+    def __init__(self, metrics: Sequence[Metric], setting: Setting, *, strict: bool = False):
+        self.skipped: dict[str, str] = {}
+        """Why metrics have no score, by their names."""
+        self.infos: dict[str, ScoreInfo] = {}
+        """How each score is explained, by its key; the thumbnail's scores share those of the model's."""
+        self.ranking: str | None = None
+        """The key of the first score with a direction and a value for each image, by which images are ranked."""
+        self._strict = strict
+        self._running: list[tuple[Metric, Metric | None]] = []
+        self._keys: dict[str, list[str]] = {}  # of the values of each image, by the metric's name
+        self._shapes: set[tuple[int, ...]] = set()
+        for metric in metrics:
+            try:
+                if metric.pixels not in (None, setting.model.pixel_spec):
+                    other = f"images that are {metric.pixels}, and the model on {setting.model.pixel_spec}"
+                    raise CannotScoreError(f"{metric.info().label} works on {other}")
+                metric.prepare(setting)
+            except CannotScoreError as error:
+                self._skip(metric, error)
+                continue
+            metric.reset()
+            self._running.append((metric, metric.for_baseline() if metric.compares_images else None))
+
+    @property
+    def running(self) -> list[Metric]:
+        """The metrics that are not skipped."""
+        return [metric for metric, _ in self._running]
+
+    def require(self, shape: tuple[int, ...]) -> None:
+        """Skip the metrics that cannot take images (B, 3, H, W) of this shape; each shape is tried once."""
+        if self._strict or tuple(shape[1:]) in self._shapes:
+            return
+        self._shapes.add(tuple(shape[1:]))
+        for metric in self.running:
+            try:
+                metric.require(tuple(shape))
+            except CannotScoreError as error:
+                self._skip(metric, error)
+
+    def update(
+        self,
+        reconstructions: Tensor,
+        pixel_values: Tensor,
+        posterior: Posterior | None = None,
+        thumbnails: Tensor | None = None,
+    ) -> dict[str, list[float]]:
+        """Add a batch of images (B, 3, H, W) in about [-1, 1], and return the values of each image by key."""
+        self.require(pixel_values.shape)
+        real, decoded = rounded(pixel_values), rounded(reconstructions)
+        small = None if thumbnails is None else rounded(thumbnails)
+        own: dict[str, Tensor] = {}
+        baseline: dict[str, Tensor] = {}
+        for metric, twin in list(self._running):
+            try:
+                values = metric.update(decoded, real, posterior)
+                others = {} if twin is None or small is None else twin.update(small, real)
+            except CannotScoreError as error:
+                self._skip(metric, error)
+                continue
+            self._note(metric, values)
+            own |= values
+            baseline |= {BASELINE_PREFIX + key: value for key, value in others.items()}
+        return {key: value.tolist() for key, value in (own | baseline).items()}
+
+    def compute(self) -> dict[str, float]:
+        """Return all scores: first those with values for each image, in the order of the metrics, then the others. A
+        metric without a score for this model counts as skipped, unless it is optional."""
+        own: dict[str, float] = {}
+        baseline: dict[str, float] = {}
+        others: dict[str, float] = {}
+        for metric, twin in list(self._running):
+            try:
+                found = _by_key(metric, metric.compute())
+                of_twin = {} if twin is None else _by_key(metric, twin.compute())
+            except CannotScoreError as error:
+                self._skip(metric, error)
+                continue
+            if not found and not metric.optional:
+                self.skipped[metric.name] = f"{metric.info().label} has no value for this model"
+            self.infos |= {key: metric.info(key) for key in found}
+            of_twin = {BASELINE_PREFIX + key: value for key, value in of_twin.items()}
+            if self._keys.get(metric.name):
+                own |= found
+                baseline |= of_twin
+            else:
+                others |= found | of_twin
+        return own | baseline | others
+
+    def keys_of_images(self) -> set[str]:
+        """The keys of values of images whose metric is not skipped, the thumbnail's included."""
+        return {prefix + key for keys in self._keys.values() for key in keys for prefix in ("", BASELINE_PREFIX)}
+
+    def rank(self, values: Mapping[str, list[float]]) -> list[float] | None:
+        """Return the ranking score of each image with the sign that makes higher better; None if there is none."""
+        if self.ranking is None:
+            return None
+        sign = 1.0 if self.infos[self.ranking].direction == "higher" else -1.0
+        return [sign * value for value in values[self.ranking]]
+
+    def _note(self, metric: Metric, values: Mapping[str, Tensor]) -> None:
+        keys = self._keys.setdefault(metric.name, [])
+        for key in values:
+            if key not in keys:
+                keys.append(key)
+                self.infos[key] = metric.info(key)
+            if self.ranking is None and metric.info(key).direction:
+                self.ranking = key
+
+    def _skip(self, metric: Metric, error: CannotScoreError) -> None:
+        if self._strict:
+            raise error
+        self.skipped[metric.name] = str(error)
+        self._running = [pair for pair in self._running if pair[0] is not metric]
+        if self.ranking in self._keys.pop(metric.name, []):
+            self.ranking = None
+
+
+def _by_key(metric: Metric, found: float | Scores) -> dict[str, float]:
+    return dict(found) if isinstance(found, Mapping) else {metric.name: found}

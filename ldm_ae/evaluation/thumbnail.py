@@ -1,0 +1,40 @@
+"""The yardstick of every score: a bicubic thumbnail about as large as the latents, enlarged again."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm_ae.models import Posterior
+
+BASELINE = "bicubic thumbnail with about as many numbers as the latents, enlarged again"
+BASELINE_OF_CODES = "bicubic thumbnail with about as many bytes as the codes have at a fixed length, enlarged again"
+
+
+def bicubic_thumbnail(pixel_values: Tensor, numbers: int) -> tuple[Tensor, tuple[int, int]]:
+    """What shrinking an image to about `numbers` numbers, and enlarging it again, leaves of it.
+
+    Args:
+        pixel_values: (B, 3, H, W).
+        numbers: How many numbers the thumbnail may have: 3 h w of it is the nearest to this at the image's aspect.
+
+    Returns:
+        The enlarged thumbnail (B, 3, H, W) and the thumbnail's (h, w), never larger than the image. Both ways are
+        bicubic, and antialiased on the way down; the thumbnail itself is not rounded, as latents are not.
+    """
+    height, width = pixel_values.shape[-2:]
+    side = min((numbers / (3 * height * width)) ** 0.5, 1.0)
+    small = max(round(height * side), 1), max(round(width * side), 1)
+    thumbnail = F.interpolate(pixel_values, size=small, mode="bicubic", antialias=True)
+    return F.interpolate(thumbnail, size=(height, width), mode="bicubic"), small
+
+
+def thumbnail_numbers(posterior: Posterior, latents: Tensor) -> int:
+    """How many numbers of 8 bits a thumbnail may have to be about as large as an image's latents (B, C, h, w): as many
+    as they are, but of codes, which are many numbers and few bits, as many bytes as they take at a fixed length."""
+    bits = posterior.rate()
+    if bits is None or posterior.indices is None:
+        return latents[0].numel()
+    return math.ceil(float(bits[0]) / 8)

@@ -1,0 +1,87 @@
+"""A network class that has nothing in common with AutoencoderKL: each patch of pixels is one linear layer's input.
+
+As another package would add it by an entry point of the group `ldm_ae.plugins`.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.images.pixels import RGB
+from ldm_ae.models import Autoencoder, AutoencoderSpec, LatentSpec, Posterior
+from ldm_ae.models.loading.folder import read_model_folder
+
+
+class PatchLinear(ModelMixin, ConfigMixin):
+    """No `conv_out`, no `block_out_channels`, no `sample_size`."""
+
+    @register_to_config
+    def __init__(self, width: int = 6, patch: int = 4, scaling_factor: float = 1.0):
+        super().__init__()
+        self.down = nn.Linear(3 * patch * patch, width)
+        self.up = nn.Linear(width, 3 * patch * patch)
+
+
+class Exact(Posterior):
+    """Latents without a distribution around them."""
+
+    def __init__(self, latents: Tensor):
+        self.latents = latents
+
+    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
+        return self.latents
+
+    def mode(self) -> Tensor:
+        return self.latents
+
+    def regularization(self) -> dict[str, Tensor]:
+        return {}
+
+    def rate(self) -> None:
+        return None
+
+
+class PatchLinearAutoencoder(Autoencoder):
+    """`PatchLinear` behind the interface.
+
+    Args:
+        pretrained: A model folder to start from.
+        width: Channels of the latents.
+    """
+
+    class_names = ("PatchLinear",)
+    decoder_names = ("up.",)
+
+    def __init__(self, *, pretrained: str | None = None, width: int = 6):
+        super().__init__()
+        self.net = PatchLinear(width) if pretrained is None else read_model_folder(PatchLinear, pretrained)
+
+    @property
+    def spec(self) -> AutoencoderSpec:
+        config = self.net.config
+        latents = LatentSpec(
+            channels=config.width, downsample_factor=config.patch, scaling_factor=config.scaling_factor
+        )
+        return AutoencoderSpec(pixels=RGB, latents=latents)
+
+    def encode(self, pixel_values: Tensor) -> Exact:
+        self.pixel_spec.require_images(pixel_values)
+        self.latent_spec.latent_size(*pixel_values.shape[-2:])
+        patches = nn.functional.pixel_unshuffle(pixel_values.to(self.dtype), self.net.config.patch)
+        return Exact(self._linear(self.net.down, patches).float())
+
+    def decode(self, latents: Tensor) -> Tensor:
+        if latents.ndim != 4 or latents.shape[1] != self.latent_spec.channels:
+            raise UserError(f"latents must be (B, {self.latent_spec.channels}, h, w), got {tuple(latents.shape)}")
+        patches = self._linear(self.net.up, latents.to(self.dtype))
+        return nn.functional.pixel_shuffle(patches, self.net.config.patch).float()
+
+    @staticmethod
+    def _linear(layer: nn.Module, values: Tensor) -> Tensor:
+        return cast(Tensor, layer(values.movedim(1, -1)).movedim(-1, 1))

@@ -1,0 +1,252 @@
+"""What every network class must do; one that lies in `ldm_ae/models/adapters` is here by itself."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.registry import classes_of, modules_by_name
+from ldm_ae.images.pixels import MEANINGS
+from ldm_ae.interop import export_diffusers
+from ldm_ae.models import Autoencoder, Posterior, for_inference, load_autoencoder, model_hash, network_config
+from ldm_ae.models.adapters import AUTOENCODERS
+from ldm_ae.models.scaling import SCALE, encoder_sha256, mark_scaled_encoder
+from tests.models.patch_linear import PatchLinearAutoencoder
+
+DOUBLE = "PatchLinear"
+"""Of another package: fixture `patch_linear`."""
+
+
+@pytest.fixture(params=[*AUTOENCODERS, DOUBLE])
+def name(request: pytest.FixtureRequest, patch_linear: None) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(name: str) -> Autoencoder:
+    return AUTOENCODERS[name].example(name).eval()
+
+
+def images(model: Autoencoder, count: int = 2) -> Tensor:
+    """(count, channels, 2 f, 3 f) in the model's range."""
+    spec = model.spec
+    low, high = spec.pixels.range
+    factor = spec.latents.downsample_factor
+    return torch.rand(count, spec.pixels.channels, 2 * factor, 3 * factor) * (high - low) + low
+
+
+def noise_of(model: Autoencoder) -> Tensor:
+    return torch.randn(2, model.latent_spec.channels, 2, 3)
+
+
+def named_parameters(model: Autoencoder, *, decoder: bool) -> dict[str, nn.Parameter]:
+    found = dict(model.net.named_parameters())
+    return {name: value for name, value in found.items() if name.startswith(model.decoder_names) == decoder}
+
+
+def all_of(posterior: Posterior) -> list[Tensor]:
+    found = [posterior.mode(), posterior.moments, posterior.indices]
+    return [tensor for tensor in found if tensor is not None]
+
+
+def test_every_class_of_the_folder_names_what_it_opens() -> None:
+    for module in modules_by_name("ldm_ae.models.adapters").values():
+        for cls in classes_of(__import__(module, fromlist=["_"]), Autoencoder):  # type: ignore[type-abstract]
+            assert cls.class_names, cls
+            assert all(AUTOENCODERS[name] is cls for name in cls.class_names)
+
+
+def test_a_saved_model_opens_by_its_class_name(name: str, model: Autoencoder, tmp_path: Path) -> None:
+    assert type(model.net).__name__ == name
+    model.save_pretrained(tmp_path / "saved")
+    opened = load_autoencoder(tmp_path / "saved")
+    assert type(opened) is AUTOENCODERS[name]
+    assert opened.spec == model.spec
+    assert model_hash(opened) == model_hash(model)
+    x = images(model)
+    for found, expected in zip(all_of(opened.encode(x)), all_of(model.encode(x)), strict=True):
+        assert torch.equal(found, expected)
+    model.save_config(tmp_path / "config")
+    assert (tmp_path / "config" / "config.json").read_text() == (tmp_path / "saved" / "config.json").read_text()
+
+
+@torch.no_grad()
+def test_shapes_are_those_of_the_spec(model: Autoencoder) -> None:
+    spec, x = model.spec, images(model)
+    assert spec.pixels.require_supported("the model").meaning in MEANINGS
+    assert (model.latent_spec, model.pixel_spec) == (spec.latents, spec.pixels)
+    posterior = model.encode(x)
+    latents = posterior.mode()
+    assert latents.shape == (2, spec.latents.channels, 2, 3)
+    assert (latents.dtype, posterior.sample(noise=noise_of(model)).shape) == (torch.float32, latents.shape)
+    reconstructions = model.decode(latents)
+    assert (reconstructions.shape, reconstructions.dtype) == (x.shape, torch.float32)
+    for term in (*posterior.regularization().values(), posterior.rate()):
+        assert term is None or (term.shape == (2,) and term.isfinite().all())
+    output = model(x, noise_of(model))
+    assert output.reconstructions.shape == x.shape
+
+
+def test_wrong_shapes_are_named(model: Autoencoder) -> None:
+    x, channels = images(model), model.latent_spec.channels
+    with pytest.raises(UserError, match=rf"pixel_values must be \(B, {x.shape[1]}, H, W\), got"):
+        model.encode(x[:, :1])
+    with pytest.raises(UserError, match=rf"latents must be \(B, {channels}, h, w\), got"):
+        model.decode(torch.zeros(1, channels + 1, 2, 2))
+    if model.latent_spec.downsample_factor > 1:
+        with pytest.raises(UserError, match="not divisible by the model's downsample factor"):
+            model.encode(x[..., 1:])
+
+
+@torch.no_grad()
+def test_posteriors_have_what_is_declared(model: Autoencoder) -> None:
+    posterior, spec = model.encode(images(model)), model.latent_spec
+    assert (posterior.moments is not None) == model.has_moments
+    assert (posterior.indices is not None) == (model.codebook is not None) == (spec.codebook_size is not None)
+    if posterior.moments is not None:
+        assert posterior.moments.shape == (2, 2 * spec.channels, 2, 3)
+        assert torch.equal(posterior.moments[:, : spec.channels], posterior.mode())
+    if posterior.indices is not None:
+        codebook = model.codebook
+        assert codebook is not None
+        assert (codebook.size, codebook.levels) == (spec.codebook_size, spec.codebook_levels)
+        assert torch.equal(codebook.latents(posterior.indices.int()), posterior.mode())
+        with pytest.raises(UserError, match=r"indices must be in \[0, "):
+            codebook.latents(posterior.indices + codebook.size)
+        with pytest.raises(UserError, match="indices must be"):
+            codebook.latents(posterior.indices[0, 0])
+
+
+def test_a_scale_is_recorded_where_the_class_has_a_place(model: Autoencoder, tmp_path: Path) -> None:
+    channels = model.latent_spec.channels
+    values = {"scaling_factor": 0.25, "shift_factor": 0.5, "latents_mean": (0.5,) * channels,
+              "latents_std": (2.0,) * channels}  # fmt: skip
+    assert tuple(values) == SCALE
+    before = model_hash(model)
+    # Vectors come in pairs.
+    alone = {"scaling_factor": 1.0} | {key: values[key] for key in SCALE[2:] if key in model.net.config}
+    for key, value in values.items():
+        if key in model.net.config:
+            model.set_scaling(**(alone | {key: value}))  # type: ignore[arg-type]
+            model.save_pretrained(tmp_path / key)
+            assert getattr(load_autoencoder(tmp_path / key).latent_spec, key) == value
+        else:
+            with pytest.raises(UserError, match=f"{type(model.net).__name__} has no place for {key}"):
+                model.set_scaling(**(alone | {key: value}))  # type: ignore[arg-type]
+    assert model_hash(model) == before
+    latents = torch.randn(2, channels, 2, 3)
+    assert torch.allclose(model.latent_spec.unscale(model.latent_spec.scale(latents)), latents, atol=1e-6)
+
+
+def test_the_sample_size_is_recorded_and_is_not_the_network(model: Autoencoder, tmp_path: Path) -> None:
+    before = network_config(model)
+    assert model.sample_size > 0
+    model.set_sample_size(96)
+    model.save_pretrained(tmp_path)
+    assert (model.sample_size, load_autoencoder(tmp_path).sample_size) == (96, 96)
+    assert network_config(model) == before
+
+
+@torch.no_grad()
+def test_latents_do_not_depend_on_the_decoders_parameters(model: Autoencoder) -> None:
+    x = images(model)
+    expected, encoder = model.encode(x).mode(), encoder_sha256(model)
+    decoder = named_parameters(model, decoder=True)
+    for parameter in decoder.values():
+        parameter.add_(1.0)
+    assert torch.equal(model.encode(x).mode(), expected)
+    assert encoder_sha256(model) == encoder
+    for parameter in named_parameters(model, decoder=False).values():
+        before = parameter.clone()
+        parameter.add_(1.0)
+        assert encoder_sha256(model) != encoder
+        parameter.copy_(before)
+
+
+def test_the_last_layer_is_the_last(model: Autoencoder) -> None:
+    """It is a parameter of the decoder, and the reconstructions give it a gradient."""
+    last = model.last_layer
+    if last is None:
+        pytest.skip("the class declares no last layer")
+    assert any(last is parameter for parameter in named_parameters(model, decoder=True).values())
+    reconstructions = model.decode(model.encode(images(model)).mode())
+    (gradient,) = torch.autograd.grad(reconstructions.square().sum(), last)
+    assert gradient.abs().max() > 0
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(model: Autoencoder) -> None:
+    if not model.has_gradient_checkpointing:
+        with pytest.raises(ValueError, match="does not support gradient checkpointing"):
+            model.enable_gradient_checkpointing()
+        return
+    x, noise, other = images(model), noise_of(model), copy.deepcopy(model)
+    other.enable_gradient_checkpointing()
+    found = []
+    for each in (model, other):
+        each.train()(x, noise).reconstructions.square().sum().backward()
+        found.append({name: p.grad for name, p in each.net.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for key, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][key], rtol=1e-4, atol=1e-5), key
+
+
+def test_compilable_parts_leave_the_last_layer_out_in_training(model: Autoencoder) -> None:
+    modules = list(model.net.modules())
+    for for_training in (False, True):
+        parts = model.compilable_parts(for_training=for_training)
+        assert all(any(part is module for module in modules) for part in parts)
+        if for_training:
+            inside = [parameter for part in parts for parameter in part.parameters()]
+            assert not any(parameter is model.last_layer for parameter in inside)
+    if not model.compilable_parts():
+        with pytest.raises(UserError, match="declares no parts to compile"):
+            for_inference(model, device="cpu", compiled=True)
+
+
+@torch.no_grad()
+def test_device_and_dtype_are_the_weights(model: Autoencoder) -> None:
+    assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
+    x = images(model)
+    expected = model.decode(model.encode(x).mode())
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+        ready = for_inference(copy.deepcopy(model), device="cpu", precision=precision)
+        assert ready.dtype == dtype
+        found = ready.decode(ready.encode(x).mode())
+        assert (found.dtype, found.shape) == (torch.float32, expected.shape)
+        if precision == "fp32":
+            assert torch.allclose(found, expected, atol=1e-5)
+    assert copy.deepcopy(model).to("meta").device == torch.device("meta")
+
+
+def test_everything_learns_from_one_training_pass(model: Autoencoder) -> None:
+    output = model.train()(images(model), noise_of(model))
+    terms = output.posterior.regularization()
+    assert model.needed_terms() <= terms.keys()
+    (output.reconstructions.square().sum() + sum(term.sum() for term in terms.values())).backward()
+    for key, parameter in model.net.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+    assert all(torch.is_tensor(value) for value in model.learn([output.posterior]).values())
+    assert all(torch.is_tensor(value) for value in model.learned_parameters())
+
+
+def test_an_export_is_the_same_model(model: Autoencoder, tmp_path: Path) -> None:
+    model.set_scaling(scaling_factor=0.5)
+    mark_scaled_encoder(model)
+    exported = load_autoencoder(export_diffusers(model, tmp_path / "out"))
+    assert model_hash(exported) == model_hash(model)
+    x = images(model)
+    with torch.no_grad():
+        assert torch.equal(exported.decode(exported.encode(x).mode()), model.decode(model.encode(x).mode()))
+
+
+def test_the_double_is_another_class(patch_linear: None) -> None:
+    assert AUTOENCODERS[DOUBLE] is PatchLinearAutoencoder
+    net = PatchLinearAutoencoder().net
+    assert not hasattr(net, "decoder")
+    assert "block_out_channels" not in net.config
