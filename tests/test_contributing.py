@@ -23,10 +23,10 @@ EXAMPLES: dict[str, str] = dict(re.findall(r"<!-- example: ([\w ]+) -->\n```\w+\
 RECIPE = EXAMPLES["recipe"]
 PLUGINS = {kind: text for kind, text in EXAMPLES.items() if kind != "recipe"}
 
-# What a test below uses. An example of another kind (metric, network class, command) needs a use of its own here.
+# What a test below uses. An example of another kind (a network class) needs a use of its own here.
 USED = {
     "discriminator", "quantizer", "regularizer", "reconstruction loss", "perceptual loss", "adversarial loss", "prior",
-    "source", "format", "recipe",
+    "source", "format", "metric", "command", "recipe",
 }  # fmt: skip
 
 
@@ -140,3 +140,31 @@ def test_a_name_that_no_package_has_lists_those_of_plugins(installed: Installed)
     )  # fmt: skip
     assert done.returncode == 2
     assert "did you mean PixelDiscriminator? There are PatchDiscriminator, PixelDiscriminator" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_plugins_metric_scores_a_model(installed: Installed, trained: Path) -> None:
+    out, listed = installed.folder / "scores", f"list:{installed.folder / 'list.txt'}"
+    installed.ldm_ae(
+        "evaluate",
+        trained,
+        listed,
+        "--size",
+        "32",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--out",
+        out,
+        "--metrics",
+        "mae",
+    )
+    assert 0 < json.loads((out / "metrics.json").read_text())["scores"]["mae"] < 2
+    assert "Mean absolute difference of pixel values" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_plugins_command_is_listed_and_runs(installed: Installed) -> None:
+    assert re.search(r"^ +count +count the images of a source$", installed.ldm_ae("--help"), re.MULTILINE)
+    assert installed.ldm_ae("count", f"list:{installed.folder / 'list.txt'}") == "12 images\n"
