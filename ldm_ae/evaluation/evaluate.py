@@ -21,11 +21,11 @@ from ldm_ae.evaluation.metric_sets import default_metrics, validation_metrics
 from ldm_ae.evaluation.metrics.codebook import CodebookSummary, CodebookUsage
 from ldm_ae.evaluation.metrics.features import FeatureNetwork
 from ldm_ae.evaluation.metrics.interface import Metric, ScoreInfo, Setting
-from ldm_ae.evaluation.metrics.levels import to_levels
 from ldm_ae.evaluation.metrics.perceptual import PerceptualDistance
 from ldm_ae.evaluation.metrics.rate import RATE_OF_CODES, describe_prior
 from ldm_ae.evaluation.scoring import Scoring
 from ldm_ae.evaluation.thumbnail import BASELINE, BASELINE_OF_CODES, bicubic_thumbnail, thumbnail_numbers
+from ldm_ae.images.uint8 import to_uint8
 from ldm_ae.models import (
     Autoencoder,
     Posterior,
@@ -313,7 +313,7 @@ class _Collected:
         ]
         if not wanted and len(self.first) >= self.pictures:
             return
-        original, reconstruction, thumbnail = (to_levels(image[i]).to("cpu", torch.uint8) for image in images)
+        original, reconstruction, thumbnail = (to_uint8(image[i]).cpu() for image in images)
         picture = Picture(
             row=row,
             original=original,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ldm_ae.evaluation.metrics.interface import CannotScoreError, Metric, ScoreInfo, Scores, Setting
-from ldm_ae.evaluation.metrics.levels import rounded
+from ldm_ae.images.uint8 import rounded
 from ldm_ae.models import Posterior
 
 BASELINE_PREFIX = "bicubic_"

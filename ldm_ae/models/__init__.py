@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ldm_ae.core.deprecation import old_export
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.registry import export
 from ldm_ae.models.adapters import AUTOENCODERS
@@ -53,4 +54,6 @@ __all__ = [
 if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
 
     def __getattr__(name: str) -> Any:
+        if (new := old_export(__name__, name, {"redone_batches": "fp32_fallbacks"})) is not None:
+            return globals()[new]
         return export(__name__, name, AUTOENCODERS)

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ldm_ae.core.deprecation import rename_keys
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.data import Source
 
@@ -25,6 +26,8 @@ _OF_A_RUN = (CONFIG, "checkpoints", "metrics.jsonl", "environment.json", "model"
 _LOGS = (".log", ".txt", ".out", ".err")
 """What a shell or a scheduler writes, maybe into the run directory."""
 _ABSENT = "(not set)"
+RENAMED = {"data.bad_share": "data.max_bad_fraction"}
+"""The keys of a configuration that were renamed: new ones by old ones."""
 _BEFORE = {"data.colour_profiles": '"ignore"'}
 """What runs did that were begun before these keys were there, where that is not the key's default."""
 _UNRECORDED = {"regularizer": "Identity"}
@@ -148,7 +151,10 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}); remove it or put it back") from error
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    rename_keys(found, RENAMED)
+    return found
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -25,6 +25,7 @@ from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcas
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, lazy_instance, set_parsing_settings
 
 from ldm_ae.core.allocator import keep_freed_memory
+from ldm_ae.core.deprecation import rename_arguments, rename_keys, warn_renamed
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import RunError, UserError, printable, reason, told
 from ldm_ae.core.precision import Numerics, agreed_numerics
@@ -47,6 +48,7 @@ from ldm_ae.regularizers import REGULARIZERS, Identity, Regularizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
 from ldm_ae.training.changes import (
     CONFIG,
+    RENAMED,
     changed_settings,
     check_place,
     hash_images,
@@ -135,7 +137,7 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
         if argument == "--config" and not Path(value).is_file():
             raise UserError(f"no such configuration file: {value}")
     try:
-        config = parser.parse_args(list(arguments))
+        config = parser.parse_args(_renamed(arguments))
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
         raise _unregistered(error) or UserError(explain(error, _known_keys(parser))) from error
     except RecursionError as error:
@@ -146,6 +148,20 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
         if value is None and not _takes_none(key, config, parser):
             raise UserError(f"{key} is empty; give it a value, or leave it out")
     return config
+
+
+def _renamed(arguments: Sequence[str]) -> list[str]:
+    """The arguments with new names for old ones, also in the files that `--config` names."""
+    found = rename_arguments(arguments, RENAMED)
+    for place, argument in enumerate(found):
+        option, _, path = argument.partition("=")
+        if option == "--config" and (file := Path(path or found[place + 1])).is_file():
+            content = yaml.safe_load(file.read_bytes())
+            if old := rename_keys(content, RENAMED) if isinstance(content, dict) else []:
+                for key in old:
+                    warn_renamed(f"{key} of {file}", RENAMED[key])
+                found[place if path else place + 1] = ("--config=" if path else "") + json.dumps(content)
+    return found
 
 
 def _takes_none(key: str, config: Namespace, parser: ArgumentParser) -> bool:

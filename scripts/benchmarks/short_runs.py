@@ -13,7 +13,7 @@ from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate
 from ldm_ae.evaluation.codecs import Codec, code_images
 from ldm_ae.evaluation.metric_sets import perceptual_network, validation_metrics
-from ldm_ae.evaluation.metrics.levels import rounded
+from ldm_ae.images.uint8 import rounded
 from ldm_ae.models import load_autoencoder
 
 RATES = ("kl_bits_per_pixel", "bits_per_pixel", "entropy_bits_per_pixel")

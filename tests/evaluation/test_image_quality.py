@@ -11,11 +11,11 @@ from torch import Tensor
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metric_sets import validation_metrics
 from ldm_ae.evaluation.metrics.interface import Setting
-from ldm_ae.evaluation.metrics.levels import from_levels, rounded, to_levels
 from ldm_ae.evaluation.metrics.psnr import PSNR_CEILING, psnr
 from ldm_ae.evaluation.metrics.ssim import ssim
 from ldm_ae.evaluation.scoring import Scoring
 from ldm_ae.evaluation.thumbnail import bicubic_thumbnail
+from ldm_ae.images.uint8 import from_levels, rounded, to_levels
 from tests.evaluation.stubs import IdentityAutoencoder, MeanDistance, pictures
 
 

@@ -20,7 +20,8 @@ from ldm_ae.models import KLAutoencoder
 
 OTHER: dict[str, Any] = dict(
     dtype="bf16", precision="bf16", latents="mode", flips=False, seed=7, batch_size=5, shard_size=4, content="samples",
-    compiled=True, source_name="photos", classes=("cat", "dog"), workers=3, device="cpu", bad_share=0.5, check=False,
+    compiled=True, source_name="photos", classes=("cat", "dog"), workers=3, device="cpu", max_bad_fraction=0.5,
+    check=False,
 )  # fmt: skip
 """A value for each field that is not its default."""
 
@@ -49,7 +50,7 @@ def test_every_option_of_the_command_reaches_its_field(tmp_path: Path) -> None:
     args = parsed(
         "--bf16", "--precision", "bf16", "--latents", "mode", "--no-flips", "--seed", "7", "--batch-size", "5",
         "--shard-size", "4", "--store", "samples", "--compile", "--classes", str(tmp_path / "classes.txt"),
-        "--workers", "3", "--device", "cpu", "--bad-share", "0.5", "--no-check",
+        "--workers", "3", "--device", "cpu", "--max-bad-fraction", "0.5", "--no-check",
     )  # fmt: skip
     assert asdict(_config(args)) == OTHER
     unchanged = asdict(EncodeConfig())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ldm_ae.latents.fold import Constants, Fold
-from ldm_ae.latents.store.quantize_uint8 import ERROR, SCALE, from_eight_bits, pack, to_eight_bits, unpack
+from ldm_ae.latents.store.quantize_uint8 import ERROR, SCALE, dequantize_uint8, pack, quantize_uint8, unpack
 from ldm_ae.models import ChannelStatistics, LatentSpec
 
 POSITIVE = st.floats(1e-3, 1e3)
@@ -113,11 +113,11 @@ def test_a_trainer_sees_unit_variance(
 @given(SEED, st.floats(0, 1e6), st.integers(1, 3), st.integers(1, 3))
 def test_uint8_is_within_half_a_step(seed: int, scale: float, images: int, channels: int) -> None:
     latents = values(seed, images, channels, 4, 5, scale=scale)
-    packed, scales = to_eight_bits(latents)
+    packed, scales = quantize_uint8(latents)
     assert packed.dtype == torch.uint8
     assert packed.shape == latents.shape
     assert scales.shape == (images, channels, 2)
-    error = (from_eight_bits(packed, scales) - latents).abs()
+    error = (dequantize_uint8(packed, scales) - latents).abs()
     # Besides half a step, the rounding of float32 arithmetic with numbers of this size.
     allowed = scales[..., 0, None, None] / 2 + 4 * torch.finfo(torch.float32).eps * latents.abs().max()
     assert bool((error <= allowed).all())
@@ -126,7 +126,7 @@ def test_uint8_is_within_half_a_step(seed: int, scale: float, images: int, chann
 @given(SEED, st.floats(-1e6, 1e6, width=32))
 def test_uint8_keeps_extremes_and_constants(seed: int, constant: float) -> None:
     latents = torch.stack([values(seed, 2, 4, 4), torch.full((2, 4, 4), constant)])
-    restored = from_eight_bits(*to_eight_bits(latents))
+    restored = dequantize_uint8(*quantize_uint8(latents))
     assert torch.equal(restored[1], latents[1])
     assert torch.equal(restored[0].amin(dim=(1, 2)), latents[0].amin(dim=(1, 2)))
     torch.testing.assert_close(restored[0].amax(dim=(1, 2)), latents[0].amax(dim=(1, 2)))

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metrics.interface import ImageMetric, Needs
-from ldm_ae.evaluation.metrics.levels import to_levels
 from ldm_ae.evaluation.metrics.ssim import SSIM_WINDOW, ssim_maps
+from ldm_ae.images.uint8 import to_levels
 
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """The paper's exponents, from the finest scale to the coarsest."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm_ae.evaluation.metrics.interface import ImageMetric
-from ldm_ae.evaluation.metrics.levels import DATA_RANGE, to_levels
+from ldm_ae.images.uint8 import DATA_RANGE, to_levels
 
 PSNR_CEILING = 100.0
 """dB given to images that are equal, whose PSNR has no finite value; nothing scores higher."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metrics.interface import ImageMetric, Needs
-from ldm_ae.evaluation.metrics.levels import DATA_RANGE, to_levels
+from ldm_ae.images.uint8 import DATA_RANGE, to_levels
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 """Side of SSIM's window in pixels, and the standard deviation of its Gaussian weights."""

@@ -22,7 +22,7 @@ from ldm_ae.models.loading.folder import local_folder, read_config, read_model_f
 from ldm_ae.models.posteriors import DiscretePosterior, Posterior
 from ldm_ae.models.scaling import factor_beside_vectors
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
-from ldm_ae.quantizers import EMAVQ, FSQ, VQ, CaredTable, Quantizer, describe_quantizer
+from ldm_ae.quantizers import EMAVQ, FSQ, VQ, ManagedCodebook, Quantizer, describe_quantizer
 
 EUCLIDEAN: tuple[type[Quantizer], ...] = (VQ, EMAVQ)
 """The quantizers that take the nearest of a table of codes, and so compute what `diffusers.VQModel` computes."""
@@ -256,8 +256,8 @@ def _continue_with(pretrained: str, net: Any, quantizer: Quantizer, kinds: tuple
             f"{pretrained} has {own.codebook_size} codes of {own.codebook_dim} dimensions, the quantizer given "
             f"{quantizer.codebook_size} of {quantizer.codebook_dim}"
         )
-    if isinstance(quantizer, CaredTable):
-        quantizer.start_from(cast(CaredTable, own).weight)
+    if isinstance(quantizer, ManagedCodebook):
+        quantizer.start_from(cast(ManagedCodebook, own).weight)
     else:
         try:
             quantizer.load_state_dict(own.state_dict())
