@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ldm_ae.core.deprecation import RenamedOption
 from ldm_ae.core.resources import DEFAULT_MODEL
 
 MODEL = (
@@ -50,8 +51,9 @@ def add_images_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-pixels", type=int, metavar="N", help="skip larger images; decoding takes about 10 bytes "
                         "a pixel (default: 89 million)")  # fmt: skip
     parser.add_argument("--workers", type=int, default=2, help="decoding processes (default: %(default)s)")
-    parser.add_argument("--bad-share", type=float, default=0.01, help="share of unreadable images past which the "
-                        "command fails (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--max-bad-fraction", type=float, default=0.01, help="fraction of unreadable images past which "
+                        "the command fails (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--bad-share", type=float, action=RenamedOption, new="--max-bad-fraction")
 
 
 def add_bucket_options(parser: argparse.ArgumentParser) -> None:

@@ -137,7 +137,7 @@ def _print_summary(store: str, summary: EncodeSummary) -> None:
     from ldm_ae.models.scaling import describe_constant
 
     done = "was complete already" if summary.already_complete else "written"
-    redone = f", {summary.redone_batches} batches that overflowed encoded in fp32" if summary.redone_batches else ""
+    redone = f", {summary.fp32_fallbacks} batches that overflowed encoded in fp32" if summary.fp32_fallbacks else ""
     statistics = summary.statistics
     factor = "no scaling_factor" if statistics.is_constant else f"scaling_factor {statistics.scaling_factor:.5f}"
     print(f"{store} {done}: {summary.images} images, {len(summary.bad)} unusable, in {summary.precision}, "

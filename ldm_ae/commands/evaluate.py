@@ -53,8 +53,8 @@ class Evaluate(Command):
                 raise UserError(f"--limit is {args.limit}; it must be at least 1")
             count = min(args.limit or len(source), len(source))
             loader = EvaluationLoader(
-                source, transform, batch_size=args.batch_size, workers=args.workers, bad_share=args.bad_share,
-                indices=range(count),
+                source, transform, batch_size=args.batch_size, workers=args.workers,
+                max_bad_fraction=args.max_bad_fraction, indices=range(count),
             )  # fmt: skip
             with progress_bar("evaluating", count) as progress:
                 evaluation = evaluate(

@@ -101,7 +101,7 @@ def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRan
 
     model, source, transform = square_inputs(args)
     loader = EvaluationLoader(
-        source, transform, batch_size=args.batch_size, workers=args.workers, bad_share=args.bad_share
+        source, transform, batch_size=args.batch_size, workers=args.workers, max_bad_fraction=args.max_bad_fraction
     )
     with progress_bar("measuring", len(source)) as progress:
         first, batches = first_batches(loader)

@@ -46,7 +46,7 @@ class Reconstruct(Command):
         with progress_bar("reconstructing", len(source)) as progress:
             written = reconstruct_images(
                 model, source, args.out, transform=transform, batch_size=args.batch_size, workers=args.workers,
-                device=args.device, precision=args.precision, bad_share=args.bad_share, progress=progress,
+                device=args.device, precision=args.precision, max_bad_fraction=args.max_bad_fraction, progress=progress,
             )  # fmt: skip
         print("\n".join([*source.account().lines(), f"{written.images} reconstructions in {args.out}"]))
         if not isinstance(transform, WholeTransform):

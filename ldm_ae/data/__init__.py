@@ -1,11 +1,12 @@
 """Images from where they lie to batches: sources, decoding, transforms, and the resumable loader."""
 
+from ldm_ae.core.seeding import seeded_noise
 from ldm_ae.data.account import Account
 from ldm_ae.data.annotations import Annotated
 from ldm_ae.data.batches import Batch
 from ldm_ae.data.holdout import split_holdout, split_keys
 from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
-from ldm_ae.data.randomness import epoch_order, seeded_noise
+from ldm_ae.data.randomness import epoch_order
 from ldm_ae.data.ranges import RangeLoader
 from ldm_ae.data.sources import RawImage, Source, Wrapped, open_source
 from ldm_ae.images.buckets import BucketTransform, WholeTransform, sizes_of_area

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_ae.core.errors import RunError, UserError, printable, reason
-from ldm_ae.data.randomness import NOISE, REPLACEMENT, TRANSFORM, derived_seed
+from ldm_ae.core.seeding import mix_seed
+from ldm_ae.data.randomness import NOISE, REPLACEMENT, TRANSFORM
 from ldm_ae.data.sources.interface import RawImage, Source
 from ldm_ae.data.texts import LABEL_LIMIT
 from ldm_ae.images.buckets import BucketTransform, WholeTransform
@@ -194,8 +195,8 @@ class BatchBuilder(Dataset[Batch]):
 
     def _load(self, epoch: int, index: int, rejected: dict[str, str]) -> _Item | None:
         """A sample or its replacement; None if it is bad and left out."""
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, TRANSFORM, epoch, index))
-        noise_seed = derived_seed(self.seed, NOISE, epoch, index)
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, TRANSFORM, epoch, index))
+        noise_seed = mix_seed(self.seed, NOISE, epoch, index)
         candidate = index
         for attempt in range(_MAX_ATTEMPTS):
             self._at = candidate
@@ -208,7 +209,7 @@ class BatchBuilder(Dataset[Batch]):
                 rejected[self.source.key(candidate)] = f"cannot be read: {error.strerror or error}"
             if not self.replace_bad:
                 return None
-            place = derived_seed(self.seed, REPLACEMENT, epoch, index, attempt) % len(self.pool)
+            place = mix_seed(self.seed, REPLACEMENT, epoch, index, attempt) % len(self.pool)
             candidate = int(self.pool[place])
         raise UserError(
             f"{len(rejected)} images in a row cannot be used: " + "; ".join(f"{k}: {r}" for k, r in rejected.items())

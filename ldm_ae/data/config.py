@@ -42,14 +42,14 @@ class DataConfig:
     """Processes that decode images, for each training process."""
     cache_megabytes: int = 0
     """Decoded images that each worker keeps in memory, for data sets that fit."""
-    bad_share: float = 0.01
+    max_bad_fraction: float = 0.01
     """Share of unreadable images past which the run stops."""
 
     def __post_init__(self) -> None:
         if self.resolution < 1 or self.workers < 0 or self.validation_images < 0:
             raise UserError("data: resolution must be at least 1, workers and validation_images at least 0")
-        if not 0 <= self.bad_share <= 1:
-            raise UserError(f"data.bad_share is {self.bad_share}; it must be in [0, 1]")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"data.max_bad_fraction is {self.max_bad_fraction}; it must be in [0, 1]")
 
     def training_transform(self) -> ImageTransform:
         return self._transform(crop=self.crop, flip=self.flip)
@@ -87,12 +87,12 @@ class DataConfig:
             validation = source, chosen
         training = TrainingLoader(
             source, self.training_transform(), batch_size=batch_size, accumulation=accumulation, seed=seed, rank=rank,
-            world_size=world_size, workers=self.workers, bad_share=self.bad_share, indices=indices,
+            world_size=world_size, workers=self.workers, max_bad_fraction=self.max_bad_fraction, indices=indices,
             cache_bytes=self.cache_megabytes * 2**20,
         )  # fmt: skip
         if validation is None:
             return training, None
         return training, EvaluationLoader(
             validation[0], self.validation_transform(), batch_size=batch_size, workers=self.workers,
-            bad_share=self.bad_share, indices=validation[1],
+            max_bad_fraction=self.max_bad_fraction, indices=validation[1],
         )  # fmt: skip

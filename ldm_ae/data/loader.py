@@ -60,10 +60,10 @@ class _StreamSampler(Sampler[list[tuple[int, int]]]):
 class Rejects:
     """Bad images by key; each is reported once, and too many of them are an error."""
 
-    def __init__(self, bad_share: float, total: int) -> None:
+    def __init__(self, max_bad_fraction: float, total: int) -> None:
         self.reasons: dict[str, str] = {}
         self._reported: set[str] = set()
-        self._bad_share = bad_share
+        self._max_bad_fraction = max_bad_fraction
         self.total = total
 
     def add(self, rejected: dict[str, str]) -> None:
@@ -77,11 +77,11 @@ class Rejects:
     def check(self) -> None:
         """UserError past the share."""
         bad = len(self.reasons)
-        if bad > self._bad_share * self.total:
+        if bad > self._max_bad_fraction * self.total:
             first = "; ".join(f"{key}: {reason}" for key, reason in islice(self.reasons.items(), 3))
             raise UserError(
                 f"{bad} of {self.total} images ({bad / self.total:.1%}) cannot be used, more than the allowed share "
-                f"of {self._bad_share:.1%} (bad_share)\nthe first: {first}"
+                f"of {self._max_bad_fraction:.1%} (max_bad_fraction)\nthe first: {first}"
             )
 
 
@@ -89,7 +89,7 @@ class TrainingLoader:
     """Endless, shuffled, resumable micro-batches of one rank.
 
     A bad image is replaced by another of the data set and reported once; a rank that has met more distinct bad images
-    than `bad_share` of the data set raises a UserError.
+    than `max_bad_fraction` of the data set raises a UserError.
 
     Args:
         source: the images.
@@ -100,7 +100,7 @@ class TrainingLoader:
         world_size: number of processes.
         accumulation: micro-batches of one step.
         workers: decoding processes; 0 decodes in this one.
-        bad_share: from 0 to 1.
+        max_bad_fraction: from 0 to 1.
         indices: the images to use, all of them if None.
         cache_bytes: of decoded images that each worker keeps, for data sets that fit.
     """
@@ -116,12 +116,12 @@ class TrainingLoader:
         world_size: int = 1,
         accumulation: int = 1,
         workers: int = 0,
-        bad_share: float = 0.01,
+        max_bad_fraction: float = 0.01,
         indices: Sequence[int] | None = None,
         cache_bytes: int = 0,
     ) -> None:
         check_counts(batch_size=batch_size, accumulation=accumulation)
-        _check_common(rank=rank, world_size=world_size, workers=workers, bad_share=bad_share, seed=seed)
+        _check_common(rank=rank, world_size=world_size, workers=workers, max_bad_fraction=max_bad_fraction, seed=seed)
         self.source = source
         self._indices = chosen_indices(source, indices)
         self._builder = BatchBuilder(
@@ -138,7 +138,7 @@ class TrainingLoader:
         self._world_size = world_size
         self._accumulation = accumulation
         self._workers = workers
-        self._rejects = Rejects(bad_share, len(self._indices))
+        self._rejects = Rejects(max_bad_fraction, len(self._indices))
 
     @property
     def global_batch(self) -> int:
@@ -199,7 +199,7 @@ class EvaluationLoader:
         workers: decoding processes; 0 decodes in this one.
         rank: of this process.
         world_size: number of processes.
-        bad_share: from 0 to 1, of the images that this rank visits.
+        max_bad_fraction: from 0 to 1, of the images that this rank visits.
         indices: the images to use, in this order; all of them if None.
         seed: >= 0; of random transforms and of `Batch.seeds`.
     """
@@ -213,19 +213,19 @@ class EvaluationLoader:
         workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        bad_share: float = 0.01,
+        max_bad_fraction: float = 0.01,
         indices: Sequence[int] | None = None,
         seed: int = 0,
     ) -> None:
         check_counts(batch_size=batch_size)
-        _check_common(rank=rank, world_size=world_size, workers=workers, bad_share=bad_share, seed=seed)
+        _check_common(rank=rank, world_size=world_size, workers=workers, max_bad_fraction=max_bad_fraction, seed=seed)
         chosen = chosen_indices(source, indices)
         mine = chosen[len(chosen) * rank // world_size : len(chosen) * (rank + 1) // world_size]
         samples = [(0, int(index)) for index in mine]
         batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
         builder = BatchBuilder(source, transform, seed=seed, pool=torch.from_numpy(mine), replace_bad=False)
         self._loader = data_loader(builder, batches, workers, persistent=True)
-        self._rejects = Rejects(bad_share, len(mine))
+        self._rejects = Rejects(max_bad_fraction, len(mine))
 
     @property
     def rejected(self) -> dict[str, str]:
@@ -298,11 +298,11 @@ def check_counts(**counts: int) -> None:
             raise UserError(f"{name} is {value}; it must be at least 1")
 
 
-def _check_common(*, rank: int, world_size: int, workers: int, bad_share: float, seed: int) -> None:
+def _check_common(*, rank: int, world_size: int, workers: int, max_bad_fraction: float, seed: int) -> None:
     assert 0 <= rank < world_size, (rank, world_size)
     if workers < 0:
         raise UserError(f"workers is {workers}; it must be 0 (decode in the main process) or more")
-    if not 0 <= bad_share <= 1:
-        raise UserError(f"bad_share is {bad_share}; it must lie between 0 and 1")
+    if not 0 <= max_bad_fraction <= 1:
+        raise UserError(f"max_bad_fraction is {max_bad_fraction}; it must lie between 0 and 1")
     if seed < 0:
         raise UserError(f"seed is {seed}; it must be 0 or more")

@@ -32,7 +32,7 @@ class RangeLoader:
         ranges: Of the source, none of them empty, none overlapping.
         batch_size: Images of one batch.
         workers: Decoding processes; 0 decodes in this one.
-        bad_share: Share of bad images, from 0 to 1, past which a UserError follows the last batch.
+        max_bad_fraction: Share of bad images, from 0 to 1, past which a UserError follows the last batch.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RangeLoader:
         ranges: Sequence[range],
         batch_size: int,
         workers: int = 0,
-        bad_share: float = 1.0,
+        max_bad_fraction: float = 1.0,
     ):
         check_counts(batch_size=batch_size)
         assert not transform.is_random, "what is drawn would depend on the loader"
@@ -52,7 +52,7 @@ class RangeLoader:
         self._sizes = transform.sizes if isinstance(transform, BucketTransform) else None
         builder = BatchBuilder(source, transform, seed=0, pool=torch.empty(0), replace_bad=False)
         self._loader = data_loader(_BySize(builder), _Chunks(ranges, batch_size), workers, persistent=False)
-        self._rejects = Rejects(bad_share, sum(map(len, ranges)))
+        self._rejects = Rejects(max_bad_fraction, sum(map(len, ranges)))
 
     @property
     def rejected(self) -> dict[str, str]:

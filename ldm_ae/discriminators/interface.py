@@ -3,16 +3,71 @@
 from __future__ import annotations
 
 import abc
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ldm_ae.core.draws import Draws
+from ldm_ae.core.frozen import PartlyFrozen
 
-class Discriminator(nn.Module, abc.ABC):
-    """Maps images to logits: high where they look real. Its parameters stay float32."""
+
+class Discriminator(PartlyFrozen, abc.ABC):
+    """Maps images to logits: high where they look real. Its parameters stay float32.
+
+    A pretrained backbone that does not learn is a submodule named in `frozen`. The other methods are hooks that do
+    nothing by default.
+    """
+
+    needs_double_backward: bool = False
+    """Whether `penalty` differentiates through a gradient. Fast convolutions that cannot are not used then."""
 
     @abc.abstractmethod
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) in about [-1, 1] -> logits, (B, ...) of any further shape."""
+
+    def augment(self, pixel_values: Tensor, draws: Draws) -> Tensor:
+        """Images as the discriminator shall see them; the images themselves by default.
+
+        Called for real images, for reconstructions, and for the generator's reconstructions, each time with the same
+        random numbers, so that the three are transformed alike. The generator's gradient passes through it.
+
+        Args:
+            pixel_values: (B, 3, H, W).
+            draws: Random numbers of each sample.
+        """
+        del draws
+        return pixel_values
+
+    def penalty(self, real: Tensor, fake: Tensor, logits: tuple[Tensor, Tensor], step: int) -> Tensor | None:
+        """A weighted term of the discriminator's loss, scalar; None for none at this step. A mean over samples.
+
+        It is part of the forward pass that DistributedDataParallel sees, under autocast.
+
+        Args:
+            real: (B, 3, H, W), augmented.
+            fake: Reconstructions, augmented, detached.
+            logits: Of both.
+            step: Updates of the generator done so far.
+        """
+        del real, fake, logits, step
+        return None
+
+    def learn(self, logits_real: Tensor, logits_fake: Tensor) -> None:
+        """Update what learns without gradients, such as moving averages in buffers, after the discriminator's step.
+
+        Args:
+            logits_real: Scalar, the mean over the whole step, all micro-batches and processes.
+            logits_fake: Likewise.
+        """
+
+
+class Verdict(NamedTuple):
+    """What one pass of the discriminator's step gives."""
+
+    logits_real: Tensor
+    logits_fake: Tensor
+    penalty: Tensor | None
+    """Scalar."""
 
 
 class BothSides(nn.Module):
@@ -25,6 +80,7 @@ class BothSides(nn.Module):
         super().__init__()
         self.discriminator = discriminator
 
-    def forward(self, pixel_values: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits_real, logits_fake)."""
-        return self.discriminator(pixel_values), self.discriminator(reconstructions)
+    def forward(self, real: Tensor, fake: Tensor, step: int) -> Verdict:
+        """Of (B, 3, H, W) augmented images each."""
+        logits = self.discriminator(real), self.discriminator(fake)
+        return Verdict(*logits, self.discriminator.penalty(real, fake, logits, step))

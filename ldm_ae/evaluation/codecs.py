@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm_ae.evaluation.metrics.image_quality import from_levels, to_levels
+from ldm_ae.images.uint8 import from_levels, to_uint8
 
 Codec = Literal["jpeg", "webp"]
 CODECS: tuple[Codec, ...] = ("jpeg", "webp")
@@ -37,7 +37,7 @@ def code_images(pixel_values: Tensor, codec: Codec, quality: int) -> Coded:
         quality: 1 to 95 for JPEG (with optimized Huffman tables, chroma at half resolution), 0 to 100 for WebP (lossy).
     """
     reconstructions, bits = [], []
-    for levels in to_levels(pixel_values).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy():
+    for levels in to_uint8(pixel_values).permute(0, 2, 3, 1).cpu().numpy():
         file = io.BytesIO()
         Image.fromarray(levels).save(file, codec, quality=quality, **({"optimize": True} if codec == "jpeg" else {}))
         bits.append(8 * file.tell())

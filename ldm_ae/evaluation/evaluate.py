@@ -20,14 +20,15 @@ from ldm_ae.evaluation.latent_summary import ChannelSummary, LatentSummary
 from ldm_ae.evaluation.metrics.codebook import CodebookSummary, CodebookUsage
 from ldm_ae.evaluation.metrics.features import FeatureNetwork, frechet_score_name
 from ldm_ae.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
-from ldm_ae.evaluation.metrics.image_quality import PerceptualDistance, bicubic_thumbnail, image_scores, to_levels
+from ldm_ae.evaluation.metrics.image_quality import PerceptualDistance, bicubic_thumbnail, image_scores
 from ldm_ae.evaluation.metrics.rate import Rates, thumbnail_numbers
 from ldm_ae.evaluation.skipped import usable
+from ldm_ae.images.uint8 import to_uint8
 from ldm_ae.models import (
     Autoencoder,
     Posterior,
     for_inference,
-    redone_batches,
+    fp32_fallbacks,
     require_finite,
     weights_sha256,
 )
@@ -215,7 +216,7 @@ def evaluate(
             if progress is not None:
                 progress(len(collected.images))
     rejected = dict(getattr(loader, "rejected", {}))
-    redone = redone_batches(model)
+    redone = fp32_fallbacks(model)
     protocol: dict[str, object] = {
         "images": collected.describe_images(source) | {"transform": dict(transform_description), "rejected": rejected},
         "model": {
@@ -309,7 +310,7 @@ class _Collected:
         ]
         if not wanted and len(self.first) >= self.pictures:
             return
-        original, reconstruction, thumbnail = (to_levels(image[i]).to("cpu", torch.uint8) for image in images)
+        original, reconstruction, thumbnail = (to_uint8(image[i]).cpu() for image in images)
         picture = Picture(
             row=row,
             original=original,

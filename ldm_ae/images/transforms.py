@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.decoding import MAX_PIXELS, BadImage, Colour, ColourProfiles, Decoding
+from ldm_ae.images.uint8 import from_levels
 
 # Pillow widens the bicubic kernel with the scale factor, which is what antialiasing means; torch's and OpenCV's
 # default resizing do not. Bicubic is what LDM's and ADM's data pipelines end with and what clean-fid (arXiv
@@ -162,7 +163,7 @@ class ImageTransform:
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         scale_x, scale_y = original_width / width, original_height / height
         return TransformedImage(
-            pixel_values=pixels.to(torch.float32).div_(127.5).sub_(1.0),
+            pixel_values=from_levels(pixels),
             original_size=(original_height, original_width),
             crop_ltrb=(
                 round(left * scale_x),

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError, reason
 
-_DTYPES = {
+DTYPE_NAMES = {
     torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.complex64: "C64", torch.float32: "F32",
     torch.uint32: "U32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16",
     torch.int16: "I16", torch.float8_e8m0fnu: "F8_E8M0", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 """The format's names, in the order in which the library puts the tensors of a file."""
-_PLACES = {dtype: place for place, dtype in enumerate(_DTYPES)}
+_PLACES = {dtype: place for place, dtype in enumerate(DTYPE_NAMES)}
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -63,7 +63,7 @@ def safetensors_pieces(
     for name in names:
         start, end = end, end + tensors[name].nbytes
         header[name] = {
-            "dtype": _DTYPES[tensors[name].dtype],
+            "dtype": DTYPE_NAMES[tensors[name].dtype],
             "shape": list(tensors[name].shape),
             "data_offsets": [start, end],
         }

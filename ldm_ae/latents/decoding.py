@@ -19,6 +19,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import inference_numerics
 from ldm_ae.data import BucketTransform, ImageTransform, RangeLoader, Source, WholeTransform
 from ldm_ae.images.crops import Crops, measure_crops
+from ldm_ae.images.uint8 import to_uint8
 from ldm_ae.io.files import new_folder, require_new_folder
 from ldm_ae.latents.encoding.jobs import Progress
 from ldm_ae.latents.store.batches import BucketBatchSampler
@@ -140,7 +141,7 @@ def reconstruct_images(
     workers: int = 0,
     device: str | torch.device = "auto",
     precision: str = "fp32",
-    bad_share: float = 0.01,
+    max_bad_fraction: float = 0.01,
     progress: Progress | None = None,
 ) -> Reconstructions:
     """Encode and decode every image, by the posterior's mode, to a PNG file named by its key.
@@ -154,7 +155,7 @@ def reconstruct_images(
         workers: Processes that decode image files.
         device: Where to run; `auto` picks an accelerator if there is one.
         precision: auto, fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
-        bad_share: Share of unusable images past which this ends with an error, after all that is good.
+        max_bad_fraction: Share of unusable images past which this ends with an error, after all that is good.
         progress: Called after every batch.
 
     Raises:
@@ -164,7 +165,12 @@ def reconstruct_images(
     for size in () if isinstance(transform, WholeTransform) else transform.sizes:
         model.latent_spec.latent_size(*size)
     loader = RangeLoader(
-        source, transform, ranges=[range(len(source))], batch_size=batch_size, workers=workers, bad_share=bad_share
+        source,
+        transform,
+        ranges=[range(len(source))],
+        batch_size=batch_size,
+        workers=workers,
+        max_bad_fraction=max_bad_fraction,
     )
     device = pick_device(device) if isinstance(device, str) else device
     precision = inference_numerics(precision, device).precision
@@ -195,7 +201,7 @@ def _decode(model: Autoencoder, values: Tensor, keys: list[str], precision: str,
         values = model.encode(values).mode()
     images = model.decode(values)
     require_finite(images, keys, precision)  # NaN would come out as black
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+    return to_uint8(images).permute(0, 2, 3, 1).cpu()
 
 
 def _write_images(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ldm_ae.core.registry import export
 from ldm_ae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialLoss, HingeLoss, NonSaturatingLoss, VanillaLoss
 from ldm_ae.losses.objective import Objective, ObjectiveConfig, ReconstructionTerms
-from ldm_ae.losses.perceptual import LPIPS, PERCEPTUAL_LOSSES, PerceptualLoss, ShiftTolerantLPIPS
+from ldm_ae.losses.perceptual import LPIPS, PERCEPTUAL_LOSSES, FeatureDistance, PerceptualLoss, ShiftTolerantLPIPS
 from ldm_ae.losses.reconstruction import L1, L2, RECONSTRUCTION_LOSSES, Charbonnier, ReconstructionLoss
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "RECONSTRUCTION_LOSSES",
     "AdversarialLoss",
     "Charbonnier",
+    "FeatureDistance",
     "HingeLoss",
     "NonSaturatingLoss",
     "Objective",

@@ -20,6 +20,7 @@ from jsonargparse import lazy_instance  # an instance that jsonargparse can writ
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.core.frozen import PartlyFrozen
 from ldm_ae.losses.adversarial import AdversarialLoss, HingeLoss
 from ldm_ae.losses.perceptual.interface import PerceptualLoss
 from ldm_ae.losses.reconstruction import L1, ReconstructionLoss
@@ -85,8 +86,10 @@ class ReconstructionTerms(NamedTuple):
     """Scalar, mean distance over images."""
 
 
-class Objective(nn.Module):
+class Objective(PartlyFrozen):
     """The configured losses with the one parameter that they may learn, `log_variance`."""
+
+    frozen = ("perceptual",)
 
     def __init__(self, config: ObjectiveConfig):
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ldm_ae.core.deprecation import old_export
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.registry import export
 from ldm_ae.models.adapters import AUTOENCODERS
@@ -14,7 +15,7 @@ from ldm_ae.models.inference import for_inference
 from ldm_ae.models.interface import Autoencoder, AutoencoderOutput, LatentSpec, Posterior
 from ldm_ae.models.loading.load import is_model_folder, load_autoencoder, resolve_model_folder
 from ldm_ae.models.statistics import ChannelStatistics
-from ldm_ae.models.wrappers.overflow import OverflowGuard, finite_rows, redone_batches, require_finite
+from ldm_ae.models.wrappers.overflow import OverflowGuard, finite_rows, fp32_fallbacks, require_finite
 
 __all__ = [
     "AUTOENCODERS",
@@ -30,6 +31,7 @@ __all__ = [
     "VQAutoencoder",
     "finite_rows",
     "for_inference",
+    "fp32_fallbacks",
     "hash_json",
     "is_model_folder",
     "load_autoencoder",
@@ -37,7 +39,6 @@ __all__ = [
     "model_hash",
     "network_config",
     "pick_device",
-    "redone_batches",
     "require_finite",
     "resolve_model_folder",
     "weights_sha256",
@@ -46,4 +47,6 @@ __all__ = [
 if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
 
     def __getattr__(name: str) -> Any:
+        if (new := old_export(__name__, name, {"redone_batches": "fp32_fallbacks"})) is not None:
+            return globals()[new]
         return export(__name__, name, AUTOENCODERS)

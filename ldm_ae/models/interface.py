@@ -123,7 +123,7 @@ class Posterior(abc.ABC):
 
 
 class AutoencoderOutput(NamedTuple):
-    """What a training forward pass gives."""
+    """What a forward pass gives."""
 
     reconstructions: Tensor
     """(B, 3, H, W) float32, not clamped."""
@@ -232,10 +232,12 @@ class Autoencoder(nn.Module, abc.ABC):
         """The parameters that `learn` may change, beside buffers; none by default."""
         return []
 
-    def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
-        """Encode, sample (with `noise` (B, C, h, w) if given, else the global generator), decode.
-
-        Training calls this, and only this, so that DistributedDataParallel sees every forward pass.
-        """
+    def draw(self, pixel_values: Tensor, noise: Tensor | None = None) -> tuple[Posterior, Tensor]:
+        """Encode and draw latents (B, C, h, w): with `noise` of that shape if given, else the global generator."""
         posterior = self.encode(pixel_values)
-        return AutoencoderOutput(self.decode(posterior.sample(noise=noise)), posterior)
+        return posterior, posterior.sample(noise=noise)
+
+    def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
+        """Encode, draw, decode."""
+        posterior, latents = self.draw(pixel_values, noise)
+        return AutoencoderOutput(self.decode(latents), posterior)

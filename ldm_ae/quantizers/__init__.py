@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from ldm_ae.core.deprecation import old_export
 from ldm_ae.core.errors import UserError, reason
 from ldm_ae.core.registry import Registry, export
 from ldm_ae.quantizers.bsq import BSQ
-from ldm_ae.quantizers.codebook import CaredTable, CodebookCare
+from ldm_ae.quantizers.codebook import CodebookCare, ManagedCodebook
 from ldm_ae.quantizers.cosine import CosineVQ
 from ldm_ae.quantizers.ema import EMAVQ
 from ldm_ae.quantizers.fsq import FSQ
@@ -29,10 +30,10 @@ __all__ = [
     "LFQ",
     "QUANTIZERS",
     "VQ",
-    "CaredTable",
     "CodebookCare",
     "CosineVQ",
     "GumbelVQ",
+    "ManagedCodebook",
     "Quantized",
     "Quantizer",
     "ResidualVQ",
@@ -86,4 +87,6 @@ def _read_argument(name: str, value: Any) -> Any:
 if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
 
     def __getattr__(name: str) -> Any:
+        if (new := old_export(__name__, name, {"CaredTable": "ManagedCodebook"})) is not None:
+            return globals()[new]
         return export(__name__, name, QUANTIZERS)

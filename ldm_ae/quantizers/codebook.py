@@ -73,7 +73,7 @@ class NearestCode(Quantizer):
         return F.embedding(indices, self.table())
 
 
-class CaredTable(NearestCode):
+class ManagedCodebook(NearestCode):
     """Base of the quantizers whose table is learned code by code. A subclass sets `embedding`, with a `weight`.
 
     What `care` remembers is in buffers, and only if it is asked for: without it the state is the table alone.

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.quantizers.codebook import CaredTable, CodebookCare, CodeTable, uniform_table
+from ldm_ae.quantizers.codebook import CodebookCare, CodeTable, ManagedCodebook, uniform_table
 from ldm_ae.quantizers.interface import Quantized, squared_error
 from ldm_ae.quantizers.processes import cluster_sums
 
 
-class EMAVQ(CaredTable):
+class EMAVQ(ManagedCodebook):
     """The nearest of K codes, e_i = m_i / n_i with m and n moving averages of sums and counts, once a step.
 
     n_i <- decay n_i + (1 - decay) count_i, m_i likewise with the sum of the latents, and n_i is smoothed to

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ldm_ae.quantizers.codebook import CaredTable, CodebookCare, uniform_table
+from ldm_ae.quantizers.codebook import CodebookCare, ManagedCodebook, uniform_table
 from ldm_ae.quantizers.interface import squared_error
 from ldm_ae.quantizers.regularizers import entropy_penalty, orthogonality
 
 
-class VQ(CaredTable):
+class VQ(ManagedCodebook):
     """The nearest of K learned codes; the encoder gets the gradient straight through.
 
     Terms: `codebook` |sg(z) - e|^2 and `commitment` beta |z - sg(e)|^2, summed over an image; both enter the objective

@@ -1,8 +1,8 @@
 """What a run that is continued may change, and what it may not.
 
-A run's *identity* is what its further course is a continuation of: the networks, their optimizers, which parameters
-learn, the images and their order. A checkpoint with another identity is refused by name. Every other setting takes
-effect from the step at which the run is continued; what has changed is printed and logged there.
+A run's *identity* is what its further course is a continuation of: the networks, the regularizer, their optimizers,
+which parameters learn, the images and their order. A checkpoint with another identity is refused by name. Every other
+setting takes effect from the step at which the run is continued; what has changed is printed and logged there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from ldm_ae.core.deprecation import rename_keys
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.data import Source
 
@@ -25,8 +26,12 @@ _OF_A_RUN = (CONFIG, "checkpoints", "metrics.jsonl", "environment.json", "model"
 _LOGS = (".log", ".txt", ".out", ".err")
 """What a shell or a scheduler writes, maybe into the run directory."""
 _ABSENT = "(not set)"
+RENAMED = {"data.bad_share": "data.max_bad_fraction"}
+"""The keys of a configuration that were renamed: new ones by old ones."""
 _BEFORE = {"data.colour_profiles": '"ignore"'}
 """What runs did that were begun before these keys were there, where that is not the key's default."""
+_UNRECORDED = {"regularizer": "Identity"}
+"""What an identity stands for that does not have these keys, such as one that an older version recorded."""
 
 
 def hash_images(source: Source) -> str:
@@ -51,6 +56,7 @@ def check_identity(
         now: That of this command.
         remedies: What to do about a difference in a key, where that is not the usual.
     """
+    saved, now = _UNRECORDED | dict(saved), _UNRECORDED | dict(now)
     usual = "give another --out, or the configuration it was started with"
     for key, value in now.items():
         if key not in saved or saved[key] == value:
@@ -145,7 +151,10 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}); remove it or put it back") from error
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    rename_keys(found, RENAMED)
+    return found
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

@@ -22,9 +22,10 @@ import yaml
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast_object_list, set_seed
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, lazy_instance, set_parsing_settings
 
 from ldm_ae.core.allocator import keep_freed_memory
+from ldm_ae.core.deprecation import rename_arguments, rename_keys, warn_renamed
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import RunError, UserError, printable, reason, told
 from ldm_ae.core.precision import Numerics, agreed_numerics
@@ -43,9 +44,11 @@ from ldm_ae.losses import (
 from ldm_ae.models import AUTOENCODERS, Autoencoder, network_config
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.quantizers import QUANTIZERS
+from ldm_ae.regularizers import REGULARIZERS, Identity, Regularizer
 from ldm_ae.training import OptimizerConfig, Trainer, TrainingConfig
 from ldm_ae.training.changes import (
     CONFIG,
+    RENAMED,
     changed_settings,
     check_place,
     hash_images,
@@ -62,6 +65,7 @@ NOT_GIVEN = "???"
 REGISTRIES: dict[str, Registry[Any]] = {
     "model": AUTOENCODERS,
     "quantizer": QUANTIZERS,
+    "regularizer": REGULARIZERS,
     "discriminator": DISCRIMINATORS,
     "reconstruction": RECONSTRUCTION_LOSSES,
     "perceptual": PERCEPTUAL_LOSSES,
@@ -84,6 +88,8 @@ class RunConfig:
     """Of the initial weights, the order of the images, their crops and the posterior's draws."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The generator's losses."""
+    regularizer: Regularizer = field(default_factory=lambda: lazy_instance(Identity))
+    """Changes latents or targets between encoder and decoder; does nothing by default."""
     discriminator: Discriminator | None = None
     """None for training without an adversarial loss."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -130,7 +136,7 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
         if argument == "--config" and not Path(value).is_file():
             raise UserError(f"no such configuration file: {value}")
     try:
-        config = parser.parse_args(list(arguments))
+        config = parser.parse_args(_renamed(arguments))
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
         raise _unregistered(error) or UserError(explain(error, _known_keys(parser))) from error
     except RecursionError as error:
@@ -141,6 +147,20 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
         if value is None and not _takes_none(key, config, parser):
             raise UserError(f"{key} is empty; give it a value, or leave it out")
     return config
+
+
+def _renamed(arguments: Sequence[str]) -> list[str]:
+    """The arguments with new names for old ones, also in the files that `--config` names."""
+    found = rename_arguments(arguments, RENAMED)
+    for place, argument in enumerate(found):
+        option, _, path = argument.partition("=")
+        if option == "--config" and (file := Path(path or found[place + 1])).is_file():
+            content = yaml.safe_load(file.read_bytes())
+            if old := rename_keys(content, RENAMED) if isinstance(content, dict) else []:
+                for key in old:
+                    warn_renamed(f"{key} of {file}", RENAMED[key])
+                found[place if path else place + 1] = ("--config=" if path else "") + json.dumps(content)
+    return found
 
 
 def _takes_none(key: str, config: Namespace, parser: ArgumentParser) -> bool:
@@ -251,7 +271,7 @@ def check(run: RunConfig) -> None:
                 f"add {term}: 1.0, or freeze them with training.trainable"
             )
     check_sizes(
-        run.model, run.objective, run.discriminator, run.training,
+        run.model, run.regularizer, run.objective, run.discriminator, run.training,
         resolution=run.data.resolution, validation=run.data.validation_images > 0,
     )  # fmt: skip
     _check_trackers(run.training.trackers)
@@ -364,9 +384,11 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
         "learned_log_variance": run.objective.learned_log_variance,
         "ema": run.training.ema_decay is not None,
     }
+    if not isinstance(run.regularizer, Identity):
+        identity["regularizer"] = type(run.regularizer).__name__
     return Trainer(
         folder=folder, accelerator=accelerator, numerics=numerics, autoencoder=run.model,
-        objective=Objective(run.objective),
+        objective=Objective(run.objective), regularizer=run.regularizer,
         discriminator=run.discriminator, training=run.training, optimizer=run.optimizer,
         discriminator_optimizer=run.discriminator_optimizer, loader=loader, validation=validation, identity=identity,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm_ae.core.draws import AUGMENTATION, REGULARIZER, Draws
 from ldm_ae.core.dry_run import RefusedError, dry_run, smallest_side
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators import Discriminator
@@ -18,17 +19,20 @@ from ldm_ae.evaluation.metrics.image_quality import image_scores
 from ldm_ae.losses import ObjectiveConfig
 from ldm_ae.losses.perceptual.interface import try_size
 from ldm_ae.models import Autoencoder
+from ldm_ae.regularizers import Regularizer
 from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.training_pass import TrainingPass
 
 
 def check_sizes(
-    model: Autoencoder, objective: ObjectiveConfig, discriminator: Discriminator | None, training: TrainingConfig, *,
-    resolution: int, validation: bool,
+    model: Autoencoder, regularizer: Regularizer, objective: ObjectiveConfig, discriminator: Discriminator | None,
+    training: TrainingConfig, *, resolution: int, validation: bool,
 ) -> None:  # fmt: skip
     """Nothing is changed, and no random number is drawn.
 
     Args:
         model: The autoencoder.
+        regularizer: Tried with the model.
         objective: Its perceptual network and the names of its terms are tried.
         discriminator: None for none; it is tried if it starts within the run.
         training: The batch size of one forward pass, and the length of the run.
@@ -41,7 +45,7 @@ def check_sizes(
     shape = (training.batch_size, 3, resolution, resolution)
     images = f"images of {resolution}x{resolution} in batches of {training.batch_size}"
     try:
-        terms = dry_run(model, _forward, [shape])
+        terms = dry_run(TrainingPass(model, regularizer), _forward, [shape])
     except RefusedError as error:
         raise UserError(f"the model cannot take {images}: {error}. Change data.resolution") from error
     for name in objective.regularization_weights:
@@ -49,9 +53,9 @@ def check_sizes(
             raise UserError(f"objective.regularization_weights: no term '{name}'; this model has {sorted(terms)}")
     if discriminator is not None and objective.discriminator_start < training.max_steps:
         try:
-            dry_run(discriminator, _call_network, [shape])
+            dry_run(discriminator, _judge, [shape])
         except RefusedError as error:
-            why = _smallest(discriminator, _call_network, shape, model, error)
+            why = _smallest(discriminator, _judge, shape, model, error)
             raise UserError(
                 f"the discriminator ({type(discriminator).__name__}) cannot take {images}: {why}. "
                 "Raise data.resolution, or give it fewer layers"
@@ -69,8 +73,10 @@ def check_sizes(
         _try_scores(resolution)
 
 
-def _call_network(network: nn.Module, given: Sequence[Tensor]) -> Any:
-    return network(given[0])
+def _judge(discriminator: Discriminator, given: Sequence[Tensor]) -> Tensor:
+    """Logits of augmented images."""
+    logits: Tensor = discriminator(discriminator.augment(given[0], Draws(range(len(given[0])), AUGMENTATION)))
+    return logits
 
 
 def _smallest(
@@ -81,10 +87,10 @@ def _smallest(
     return str(error) if side is None else f"the smallest are {side}x{side}"
 
 
-def _forward(model: Autoencoder, given: Sequence[Tensor]) -> set[str]:
-    """The names of the posterior's terms, after a training pass."""
-    output = model(given[0])
-    return set(output.posterior.regularization())
+def _forward(training_pass: TrainingPass, given: Sequence[Tensor]) -> set[str]:
+    """The names of the posterior's and the regularizer's terms, after a training pass."""
+    output = training_pass(given[0], None, Draws(range(len(given[0])), REGULARIZER))
+    return {*output.posterior.regularization(), *output.terms}
 
 
 def _try_scores(resolution: int) -> None:

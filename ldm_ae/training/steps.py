@@ -17,9 +17,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ldm_ae.core.draws import AUGMENTATION, REGULARIZER, Draws
 from ldm_ae.discriminators import BothSides
 from ldm_ae.losses import Objective
-from ldm_ae.models import Autoencoder
+from ldm_ae.training.training_pass import TrainingOutput, TrainingPass
 
 ADAPTIVE_EPS = 1e-4
 ADAPTIVE_MAX = 1e4
@@ -32,20 +33,38 @@ class MicroBatch(NamedTuple):
     pixel_values: Tensor
     """(B, 3, H, W) in [-1, 1]."""
     noise: Tensor
-    """(B, C, h, w) standard normal: each sample's own randomness, such as a Gaussian posterior's draw."""
+    """(B, C, h, w) standard normal, for the posterior's draw."""
+    seeds: tuple[int, ...]
+    """Of all further random numbers of each sample in this step."""
+
+    def draws(self, stream: str) -> Draws:
+        """The random numbers of a stream, from their start: two passes over the same images draw the same."""
+        return Draws(self.seeds, stream)
+
+
+class Reconstructed(NamedTuple):
+    """What the generator's step made of a micro-batch, without a graph."""
+
+    target: Tensor
+    """(B, 3, H, W) in [-1, 1]: the real images of the discriminator's step."""
+    reconstructions: Tensor
+    """(B, 3, H, W), not clamped."""
 
 
 @dataclass
 class StepParts:
-    """What both steps work on. `autoencoder` and `discriminator` are as Accelerate prepared them."""
+    """What both steps work on. `training_pass` and `discriminator` are as Accelerate prepared them."""
 
     accelerator: Accelerator
-    autoencoder: nn.Module
+    training_pass: nn.Module
+    """A `TrainingPass`."""
     objective: Objective
     discriminator: nn.Module | None = None
+    """A `BothSides`."""
 
     def __post_init__(self) -> None:
-        self.plain_autoencoder: Autoencoder = _unwrap(self.autoencoder)
+        self.plain_pass: TrainingPass = _unwrap(self.training_pass)
+        self.plain_autoencoder = self.plain_pass.autoencoder
         pair: BothSides | None = None if self.discriminator is None else _unwrap(self.discriminator)
         # The generator's step bypasses DistributedDataParallel: it wants no gradient of the discriminator.
         self.plain_discriminator = None if pair is None else pair.discriminator
@@ -61,7 +80,7 @@ class OutputGradients(NamedTuple):
     logs: Logs
 
 
-def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -> tuple[list[Tensor], Logs]:
+def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -> tuple[list[Reconstructed], Logs]:
     """Leave the autoencoder's gradients of the whole objective in `.grad`, and none in the discriminator.
 
     The losses' gradients are taken once each at the reconstructions, the adaptive weight from those and the last layer
@@ -73,7 +92,7 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
         step: Updates done so far; the schedule of the adversarial weight counts them.
 
     Returns:
-        The reconstructions of each micro-batch, detached, and scalars to log (means over this process).
+        Targets and reconstructions of each micro-batch, and scalars to log (means over this process).
     """
     gan_weight: float | Tensor = parts.objective.config.gan_weight_at(step) if parts.discriminator is not None else 0.0
     with_gan = bool(gan_weight > 0)
@@ -82,11 +101,11 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
     if adaptive and len(batches) > 1:
         # The weight belongs to the whole batch and is needed before the first backward pass.
         known, gan_weight = _measure_ahead(parts, batches, gan_weight)
-    all_reconstructions, all_logs, posteriors = [], [], []
+    results, all_logs, posteriors = [], [], []
     for i, batch in enumerate(batches):
-        with _sync_on_last(parts.accelerator, parts.autoencoder, i, len(batches)):
-            reconstructions, posterior = parts.autoencoder(batch.pixel_values, batch.noise)
-            at_output = known[i] if known else output_gradients(parts, batch, reconstructions, with_gan)
+        with _sync_on_last(parts.accelerator, parts.training_pass, i, len(batches)):
+            reconstructions, target, posterior, terms = _forward(parts.training_pass, batch)
+            at_output = known[i] if known else output_gradients(parts, batch, reconstructions, target, with_gan)
             if adaptive and known is None:
                 gan_weight = gan_weight * adaptive_weight(
                     parts, [last_layer_gradients(parts, reconstructions, at_output)]
@@ -94,54 +113,66 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
             gradient = at_output.nll
             if at_output.gan is not None:
                 gradient = gradient + gan_weight * at_output.gan
-            terms = posterior.regularization()
+            terms = posterior.regularization() | terms
             regularization = parts.objective.regularization(terms, posterior.mode())
             # Its gradient at the reconstructions is `gradient`; the nll of a fixed error reaches the log-variance.
             surrogate = (reconstructions * gradient).sum() + regularization
-            surrogate = surrogate + parts.objective.nll(at_output.error, batch.pixel_values)
+            surrogate = surrogate + parts.objective.nll(at_output.error, target)
             parts.accelerator.backward(surrogate / len(batches))
         posteriors.append(posterior)
-        all_reconstructions.append(reconstructions.detach())
+        results.append(Reconstructed(target.detach(), reconstructions.detach()))
         all_logs.append(at_output.logs | {f"{name}_loss": term.detach().mean() for name, term in terms.items()})
     _average_gradients(parts.accelerator, parts.objective)
     logs = _mean_logs(all_logs) | parts.plain_autoencoder.learn(posteriors)
     if isinstance(gan_weight, Tensor):
         logs["adaptive_weight"] = gan_weight / parts.objective.config.gan_weight_at(step)
-    return all_reconstructions, logs
+    return results, logs
 
 
 def discriminator_step(
-    parts: StepParts, batches: Sequence[MicroBatch], reconstructions: Sequence[Tensor], step: int
+    parts: StepParts, batches: Sequence[MicroBatch], results: Sequence[Reconstructed], step: int
 ) -> Logs | None:
     """Leave the discriminator's gradients in `.grad`, and none in the autoencoder; None before it has started.
 
     Args:
         parts: What to work on.
         batches: The step's micro-batches of this process.
-        reconstructions: Of the generator's step, detached.
+        results: Of the generator's step.
         step: Updates done so far.
     """
     if parts.discriminator is None or step < parts.objective.config.discriminator_start:
         return None
+    assert parts.plain_discriminator is not None
     all_logs = []
-    for i, (batch, fake) in enumerate(zip(batches, reconstructions, strict=True)):
+    for i, (batch, result) in enumerate(zip(batches, results, strict=True)):
+        real, fake = (
+            parts.plain_discriminator.augment(images.detach(), batch.draws(AUGMENTATION)) for images in result
+        )
         with _sync_on_last(parts.accelerator, parts.discriminator, i, len(batches)):
             with parts.accelerator.autocast():
-                logits_real, logits_fake = parts.discriminator(batch.pixel_values, fake.detach())
+                logits_real, logits_fake, penalty = parts.discriminator(real, fake, step)
             logits_real, logits_fake = logits_real.float(), logits_fake.float()
             loss = parts.objective.config.adversarial.discriminator(logits_real, logits_fake)
+            logs = {"discriminator_loss": loss, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
+            if penalty is not None:
+                logs["discriminator_penalty"] = penalty.float()
+                loss = loss + penalty.float()
             parts.accelerator.backward(loss / len(batches))
         correct = ((logits_real > 0).float().mean() + (logits_fake < 0).float().mean()) / 2
-        logs = {"discriminator_loss": loss, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
         all_logs.append({name: value.detach() for name, value in logs.items()} | {"discriminator_accuracy": correct})
-    return _mean_logs(all_logs)
+    logs = _mean_logs(all_logs)
+    logits = torch.stack([logs["logits_real"], logs["logits_fake"]])
+    parts.plain_discriminator.learn(*parts.accelerator.reduce(logits, reduction="mean"))
+    return logs
 
 
-def output_gradients(parts: StepParts, batch: MicroBatch, reconstructions: Tensor, with_gan: bool) -> OutputGradients:
+def output_gradients(
+    parts: StepParts, batch: MicroBatch, reconstructions: Tensor, target: Tensor, with_gan: bool
+) -> OutputGradients:
     """∂nll/∂x̂ and, if asked, ∂gan/∂x̂, each through its own network only."""
     objective, scale = parts.objective, _loss_scale(parts.accelerator)
     leaf = reconstructions.detach().requires_grad_()
-    terms = objective.reconstruction(leaf, batch.pixel_values)
+    terms = objective.reconstruction(leaf, target)
     nll_gradient = _gradient(terms.nll, leaf, scale)
     logs = {"rec_loss": terms.rec_loss, "nll_loss": terms.nll}
     if terms.perceptual_loss is not None:
@@ -149,8 +180,9 @@ def output_gradients(parts: StepParts, batch: MicroBatch, reconstructions: Tenso
     gan_gradient = None
     if with_gan:
         assert parts.plain_discriminator is not None
+        fake = parts.plain_discriminator.augment(leaf, batch.draws(AUGMENTATION))
         with parts.accelerator.autocast():
-            logits_fake = parts.plain_discriminator(leaf)
+            logits_fake = parts.plain_discriminator(fake)
         logs["generator_loss"] = objective.config.adversarial.generator(logits_fake.float())
         gan_gradient = _gradient(logs["generator_loss"], leaf, scale)
     return OutputGradients(nll_gradient, gan_gradient, terms.error.detach(), {k: v.detach() for k, v in logs.items()})
@@ -181,18 +213,24 @@ def _measure_ahead(
 ) -> tuple[list[OutputGradients], Tensor]:
     """Every micro-batch's output gradients and the adversarial one's weight, from passes that keep no graphs."""
     measured, last = [], []
-    with _only_last_layer(parts.plain_autoencoder), parts.accelerator.autocast():
+    with _only_last_layer(parts.plain_pass), parts.accelerator.autocast():
         for batch in batches:
-            reconstructions = parts.plain_autoencoder(batch.pixel_values, batch.noise).reconstructions
-            measured.append(output_gradients(parts, batch, reconstructions, with_gan=True))
+            reconstructions, target, _, _ = _forward(parts.plain_pass, batch)
+            measured.append(output_gradients(parts, batch, reconstructions, target, with_gan=True))
             last.append(last_layer_gradients(parts, reconstructions, measured[-1]))
     return measured, gan_weight * adaptive_weight(parts, last)
 
 
+def _forward(training_pass: nn.Module, batch: MicroBatch) -> TrainingOutput:
+    output: TrainingOutput = training_pass(batch.pixel_values, batch.noise, batch.draws(REGULARIZER))
+    return output
+
+
 @contextmanager
-def _only_last_layer(autoencoder: Autoencoder) -> Iterator[None]:
+def _only_last_layer(training_pass: TrainingPass) -> Iterator[None]:
     """Within it a forward pass keeps a graph for the last layer alone."""
-    frozen = [p for p in autoencoder.parameters() if p.requires_grad and p is not autoencoder.last_layer]
+    last = training_pass.autoencoder.last_layer
+    frozen = [p for p in training_pass.parameters() if p.requires_grad and p is not last]
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:

@@ -7,38 +7,36 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ldm_ae.core.convolutions import speed_up
 from ldm_ae.core.environment import ENVIRONMENT, describe_environment
 from ldm_ae.core.errors import Stopped, UserError
-from ldm_ae.core.precision import Numerics, Placement, place
+from ldm_ae.core.precision import Numerics
 from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.data import Batch, EvaluationLoader, TrainingLoader, seeded_noise
-from ldm_ae.discriminators import BothSides, Discriminator
+from ldm_ae.discriminators import Discriminator
 from ldm_ae.evaluation import comparison_grid, validate
 from ldm_ae.interop import settle_scaling
 from ldm_ae.io.files import write_json, writing_folder
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
-from ldm_ae.models.trainable import set_trainable
+from ldm_ae.regularizers import Regularizer
 from ldm_ae.training.checkpoints.saver import Progress, Saver
 from ldm_ae.training.config import TrainingConfig
-from ldm_ae.training.ema import EMA
 from ldm_ae.training.monitoring.alarms import Alarms
 from ldm_ae.training.monitoring.guard import Guard
 from ldm_ae.training.monitoring.run_log import RunLog, Window, peak_memory_bytes
 from ldm_ae.training.monitoring.signals import Signals
+from ldm_ae.training.networks import Networks
 from ldm_ae.training.optimizers import OptimizerConfig
-from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
+from ldm_ae.training.steps import MicroBatch, Reconstructed, discriminator_step, generator_step
 
 SAMPLE_IMAGES = 8
 
@@ -52,6 +50,7 @@ class Trainer:
         numerics: The precision that the accelerator was made with, and the memory layout.
         autoencoder: In float32.
         objective: The generator's losses.
+        regularizer: What stands between encoder and decoder.
         discriminator: None for none.
         training: Steps, precision, intervals.
         optimizer: The autoencoder's and the objective's.
@@ -69,6 +68,7 @@ class Trainer:
         numerics: Numerics,
         autoencoder: Autoencoder,
         objective: Objective,
+        regularizer: Regularizer,
         discriminator: Discriminator | None,
         training: TrainingConfig,
         optimizer: OptimizerConfig,
@@ -86,53 +86,26 @@ class Trainer:
         self.log = RunLog(folder, accelerator, training.max_steps, loader.global_batch)
         self._resumed = False
 
-        # Networks: which parameters learn, layouts, compilation, then Accelerate's wrappers.
-        set_trainable(autoencoder, training.trainable)
-        adaptive = discriminator is not None and objective.config.adaptive_gan_weight
-        if adaptive and not autoencoder.last_layer.requires_grad:
-            raise UserError("adaptive_gan_weight is measured at the decoder's last layer, which `trainable` leaves out")
-        self.autoencoder = autoencoder.train()
-        self.ema = EMA(autoencoder, training.ema_decay) if training.ema_decay is not None else None
-        if training.gradient_checkpointing:
-            autoencoder.enable_gradient_checkpointing()
-        self.discriminator = _synchronized(discriminator, accelerator)
-        pair = None if self.discriminator is None else BothSides(self.discriminator)
-        for module in filter(None, (autoencoder, self.discriminator)):
-            place(module, accelerator.device, numerics.placement)
-        if self.ema is not None:
-            place(self.ema.model, accelerator.device, Placement(numerics.layout))
-        if training.compile:
-            autoencoder.compile_parts(for_training=True)
-            if self.discriminator is not None:
-                self.discriminator.compile()
-        self.objective = objective.to(accelerator.device)
-        if objective.perceptual is not None:
-            objective.perceptual.set_precision(numerics.dtype)
-            if numerics.convolutions == "winograd":
-                speed_up(objective.perceptual)
-
-        # Optimizers.
-        generator_parameters = [p for p in [*autoencoder.parameters(), *objective.parameters()] if p.requires_grad]
-        self.parameters: list[list[nn.Parameter]] = [generator_parameters]
-        self.optimizer_configs = [optimizer, discriminator_optimizer]
-        fused = numerics.precision != "fp16"  # a fused optimizer would leave a step out inside, unseen
-        self.optimizers = [optimizer.build(generator_parameters, loader.global_batch, fused=fused)]
-        if pair is not None:
-            self.parameters.append(list(pair.parameters()))
-            self.optimizers.append(discriminator_optimizer.build(pair.parameters(), loader.global_batch, fused=fused))
-        with warnings.catch_warnings():  # torch 2.15's new name for it is unknown to the Accelerate that is there
-            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-            prepared = accelerator.prepare_model(autoencoder)
-            prepared_pair = None if pair is None else accelerator.prepare_model(pair)
-        self.parts = StepParts(accelerator, prepared, self.objective, prepared_pair)
-        self.saver = Saver(
-            folder, accelerator, training, identity, autoencoder=autoencoder,
-            ema=None if self.ema is None else self.ema.model, objective=objective, discriminator=self.discriminator,
-            optimizers=self.optimizers,
+        networks = Networks(
+            autoencoder, regularizer, objective, discriminator,
+            accelerator=accelerator, numerics=numerics, config=training,
         )  # fmt: skip
-        networks = [autoencoder] if self.discriminator is None else [autoencoder, self.discriminator]
-        changed_early = [*autoencoder.learned_parameters(), *(b for network in networks for b in network.buffers())]
-        self.guard = Guard(accelerator, changed_early, training.max_bad_steps)
+        self.autoencoder, self.ema, self.objective = networks.autoencoder, networks.ema, networks.objective
+        self.discriminator, self.parts = networks.discriminator, networks.parts
+        self.parameters = [networks.generator_parameters()]
+        self.optimizer_configs = [optimizer, discriminator_optimizer]
+        if self.discriminator is not None:
+            self.parameters.append(list(self.discriminator.learning_parameters()))
+        fused = numerics.precision != "fp16"  # a fused optimizer would leave a step out inside, unseen
+        self.optimizers = [
+            chosen.build(parameters, loader.global_batch, fused=fused)
+            for chosen, parameters in zip(self.optimizer_configs, self.parameters, strict=False)
+        ]
+        self.saver = Saver(
+            folder, accelerator, training, identity,
+            models=networks.models(), others=networks.others(), optimizers=self.optimizers,
+        )  # fmt: skip
+        self.guard = Guard(accelerator, list(networks.changed_early()), training.max_bad_steps)
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
@@ -167,7 +140,7 @@ class Trainer:
                 started = time.perf_counter()
                 batches = next(stream)
                 result = self.train_step(batches)
-                save = result is not None and self._after_step(batches, *result, time.perf_counter() - started)
+                save = result is not None and self._after_step(*result, time.perf_counter() - started)
                 stop = self._agree(signals.received)
                 if save or stop:
                     self.save()
@@ -179,20 +152,20 @@ class Trainer:
             self.saver.wait()
         self.export()
 
-    def train_step(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Tensor] | None:
+    def train_step(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Reconstructed] | None:
         """One update of the generator and, once it has started, of the discriminator.
 
         Returns:
-            Scalars to log, and the reconstructions of the first micro-batch. None where a loss or a gradient was not
-            finite on some process: no process has changed anything then but the position in the data.
+            Scalars to log, and targets and reconstructions of the first micro-batch. None where a loss or a gradient
+            was not finite on some process: no process has changed anything then but the position in the data.
 
         Raises:
             RunError: `max_bad_steps` such steps in a row.
         """
         micro_batches = [self._micro_batch(batch) for batch in batches]
         self.guard.before_step()
-        reconstructions, logs = generator_step(self.parts, micro_batches, self.step)
-        discriminator_logs = discriminator_step(self.parts, micro_batches, reconstructions, self.step)
+        results, logs = generator_step(self.parts, micro_batches, self.step)
+        discriminator_logs = discriminator_step(self.parts, micro_batches, results, self.step)
         logs |= discriminator_logs or {}
         active = self.optimizers if discriminator_logs is not None else self.optimizers[:1]
         norms = self._gradient_norms(len(active))
@@ -202,10 +175,10 @@ class Trainer:
             self._update(norms)
             self.step += 1
         else:
-            self._leave_out(logs, norms, batches, reconstructions)
+            self._leave_out(logs, norms, batches, [result.reconstructions for result in results])
         for optimizer in active:
             optimizer.zero_grad(set_to_none=True)
-        return (logs | norms, reconstructions[0]) if sound else None
+        return (logs | norms, results[0]) if sound else None
 
     def _gradient_norms(self, count: int) -> dict[str, Tensor]:
         """The norm of the gradients of each of the first `count` optimizers, unscaled, before clipping."""
@@ -251,9 +224,7 @@ class Trainer:
         self.log.warn(self.step, "not_finite", f"the step after {self.step} is left out: {words}")
         self.guard.count(words)
 
-    def _after_step(
-        self, batches: Sequence[Batch], logs: dict[str, Tensor], reconstructions: Tensor, seconds: float
-    ) -> bool:
+    def _after_step(self, logs: dict[str, Tensor], result: Reconstructed, seconds: float) -> bool:
         """Log, picture and validate where due; whether a checkpoint is due."""
         config = self.config
         self.window.add(logs, self.loader.global_batch, seconds)
@@ -262,8 +233,8 @@ class Trainer:
         if self.step % config.log_every == 0 or last:
             self._log()
         if self.step % config.sample_every == 0 or last:
-            first = batches[0].pixel_values[:SAMPLE_IMAGES]
-            self.log.picture(self.step, comparison_grid(first, reconstructions[: len(first)].cpu()))
+            target, reconstructions = (images[:SAMPLE_IMAGES].cpu() for images in result)
+            self.log.picture(self.step, comparison_grid(target, reconstructions))
         improved = (self.step % config.validate_every == 0 or last) and self.validate()
         return self.step % config.checkpoint_every == 0 or improved or last
 
@@ -275,7 +246,7 @@ class Trainer:
         pixel_values = batch.pixel_values.to(device, non_blocking=True).contiguous(
             memory_format=self.numerics.memory_format
         )
-        return MicroBatch(pixel_values, noise.to(device, non_blocking=True))
+        return MicroBatch(pixel_values, noise.to(device, non_blocking=True), tuple(batch.seeds.tolist()))
 
     # -------------------------------------------------------------------------------------- logging and validation
 
@@ -391,10 +362,3 @@ class Trainer:
             return received
         numbers = self.accelerator.gather(torch.tensor([received], device=self.accelerator.device))
         return int(numbers.max())
-
-
-def _synchronized(discriminator: Discriminator | None, accelerator: Accelerator) -> Discriminator | None:
-    """Batch normalization over all processes; torch has none on CPUs, where it stays apart in each process."""
-    if discriminator is None or accelerator.num_processes == 1 or accelerator.device.type == "cpu":
-        return discriminator
-    return nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)

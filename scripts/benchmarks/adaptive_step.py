@@ -20,6 +20,7 @@ from measuring import Variant
 from torch import Tensor
 from training_step import KL_F8, Setting, make_batch, make_parts
 
+from ldm_ae.core.draws import REGULARIZER
 from ldm_ae.core.errors import exit_status
 from ldm_ae.models import pick_device
 from ldm_ae.training.steps import ADAPTIVE_EPS, ADAPTIVE_MAX, MicroBatch, StepParts, generator_step
@@ -27,16 +28,16 @@ from ldm_ae.training.steps import ADAPTIVE_EPS, ADAPTIVE_MAX, MicroBatch, StepPa
 
 def own_step(parts: StepParts, batches: list[MicroBatch]) -> None:
     """Ours; the gradients are left in `.grad`."""
-    parts.autoencoder.zero_grad(set_to_none=True)
+    parts.training_pass.zero_grad(set_to_none=True)
     generator_step(parts, batches, step=0)
 
 
 def textbook_step(parts: StepParts, batch: MicroBatch) -> Tensor:
     """The same gradients, with the weight computed through the whole graph; returns the weight."""
-    parts.autoencoder.zero_grad(set_to_none=True)
+    parts.training_pass.zero_grad(set_to_none=True)
     config = parts.objective.config
-    reconstructions, posterior = parts.autoencoder(batch.pixel_values, batch.noise)
-    nll = parts.objective.reconstruction(reconstructions, batch.pixel_values).nll
+    reconstructions, target, posterior, _ = parts.training_pass(*batch[:2], batch.draws(REGULARIZER))
+    nll = parts.objective.reconstruction(reconstructions, target).nll
     parts.plain_discriminator.requires_grad_(False)  # or its gradients would be computed and thrown away
     with parts.accelerator.autocast():
         logits_fake = parts.plain_discriminator(reconstructions)

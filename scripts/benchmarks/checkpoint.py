@@ -27,10 +27,10 @@ from ldm_ae.core.allocator import keep_freed_memory
 from ldm_ae.core.errors import exit_status
 from ldm_ae.core.precision import place, training_placement
 from ldm_ae.discriminators import PatchDiscriminator
-from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
 from ldm_ae.training import TrainingConfig
 from ldm_ae.training.checkpoints.saver import Progress, Saver
+from ldm_ae.training.checkpoints.snapshot import AVERAGED
 from ldm_ae.training.ema import EMA
 
 KL_F8 = (128, 256, 512, 512)
@@ -71,8 +71,9 @@ class OwnSave:
         parts = make_parts(widths, device)
         config = TrainingConfig(keep_checkpoints=1, background_saves=background)
         self.saver = Saver(
-            folder, Accelerator(cpu=device.type == "cpu"), config, {}, autoencoder=parts.autoencoder, ema=parts.average,
-            objective=Objective(ObjectiveConfig()), discriminator=parts.discriminator, optimizers=parts.optimizers,
+            folder, Accelerator(cpu=device.type == "cpu"), config, {},
+            models={"model": parts.autoencoder, AVERAGED: parts.average}, others={"discriminator": parts.discriminator},
+            optimizers=parts.optimizers,
         )  # fmt: skip
         self.step, self.update = 0, update
 

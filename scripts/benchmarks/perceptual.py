@@ -43,7 +43,7 @@ def ours(net: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
 def package(net: str, device: torch.device) -> nn.Module:
     """The lpips package's, with the same trunk."""
     theirs = measuring.quiet_lpips(net)
-    measuring.copy_trunk(ours(net, torch.float32, torch.device("cpu")).stages, theirs.net)
+    measuring.copy_trunk(ours(net, torch.float32, torch.device("cpu")), theirs.net)
     return theirs.to(device)
 
 

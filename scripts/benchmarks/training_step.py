@@ -34,6 +34,7 @@ from ldm_ae.discriminators import BothSides, PatchDiscriminator
 from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
 from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
+from ldm_ae.training.training_pass import TrainingPass
 
 KL_F8 = (128, 256, 512, 512)
 KL_WEIGHT, GAN_WEIGHT = 1e-6, 0.5
@@ -90,7 +91,7 @@ def make_batch(setting: Setting, seed: int) -> MicroBatch:
     pixel_values = F.interpolate(coarse, size=setting.size, mode="bicubic").clamp(-1, 1)
     latents = setting.size // 2 ** (len(setting.widths) - 1)
     noise = torch.randn(setting.batch, 4, latents, latents, generator=generator)
-    return MicroBatch(pixel_values.to(setting.device), noise.to(setting.device))
+    return MicroBatch(pixel_values.to(setting.device), noise.to(setting.device), tuple(range(setting.batch)))
 
 
 def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
@@ -110,16 +111,16 @@ def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
     config.perceptual.set_precision(setting.dtype)
     if setting.placement.convolutions == "winograd":
         speed_up(config.perceptual)
-    prepared, pair = accelerator.prepare_model(autoencoder), accelerator.prepare_model(BothSides(discriminator))
+    prepared, pair = (accelerator.prepare_model(m) for m in (TrainingPass(autoencoder), BothSides(discriminator)))
     return StepParts(accelerator, prepared, Objective(config), pair)
 
 
 def own_step(parts: StepParts, optimizers: list[Optimizer], batch: MicroBatch) -> None:
     """As the trainer does it."""
-    reconstructions, _ = generator_step(parts, [batch], step=0)
+    results, _ = generator_step(parts, [batch], step=0)
     optimizers[0].step()
     optimizers[0].zero_grad(set_to_none=True)
-    discriminator_step(parts, [batch], reconstructions, step=0)
+    discriminator_step(parts, [batch], results, step=0)
     optimizers[1].step()
     optimizers[1].zero_grad(set_to_none=True)
 
@@ -143,7 +144,7 @@ class Textbook:
         self.autoencoder = make_autoencoder(setting).train().net
         self.discriminator = make_discriminator(setting)
         self.lpips = measuring.quiet_lpips(setting.net)
-        measuring.copy_trunk(make_lpips(setting).stages, self.lpips.net)
+        measuring.copy_trunk(make_lpips(setting), self.lpips.net)
         self.lpips.to(setting.device)
         self.optimizers = [Adam(net.parameters(), **ADAM) for net in (self.autoencoder, self.discriminator)]
         batch = make_batch(setting, 0)

@@ -373,7 +373,7 @@ CASES: dict[str, Case] = {
         tar({"0.png": picture(0), "0.cls": b"1", "1.png": picture(1), "1.cls": str(FIRST_TOO_LARGE).encode()}),
         images="{root}/images.tar", keys=("images.tar/0",), labels={"images.tar/0": 1},
         bad={"images.tar/1": "its .cls holds '9223372036854775808', not a class number"},
-        options=("--workers", "1", "--bad-share", "1"), account=("labels from .cls of the sample: 2",),
+        options=("--workers", "1", "--max-bad-fraction", "1"), account=("labels from .cls of the sample: 2",),
     ),
     "a Parquet column beyond int64": Case(
         parquet(label=pa.array([1, FIRST_TOO_LARGE, 2**64 - 1], pa.uint64())), keys=ROWS, labels={ROWS[0]: 1},

@@ -4,7 +4,7 @@
 
 An image that is odd but sound has a plain twin, a PNG with the pixels that it means: both must give the same latents.
 A broken one must be in the index of the store, in metrics.json and on the terminal of a training run, with its reason.
-With a small `bad_share` each command ends with status 2, and names the number and the first reasons.
+With a small `max_bad_fraction` each command ends with status 2, and names the number and the first reasons.
 
 The peak of memory is the largest resident size of the command's process, which decodes by itself, less that of a
 process that imports the same libraries and does nothing; the latter alone may be over a gigabyte. Sound pictures close
@@ -178,7 +178,7 @@ def check_store(trial: Trial, found: Folders, run: Run, path: Path) -> None:
 
 def check_encode(trial: Trial, samples: Samples, found: Folders, folder: Path) -> None:
     """Encoding with any share of bad images allowed, and with a small one."""
-    run = encode(samples, found.mixed, folder / "store", "--bad-share", 1)
+    run = encode(samples, found.mixed, folder / "store", "--max-bad-fraction", 1)
     check_store(trial, found, run, folder / "store")
     check_memory(trial, "encode", run, libraries())
     run = encode(samples, found.mixed, folder / "share")
@@ -199,7 +199,7 @@ def check_share(trial: Trial, name: str, run: Run, found: Folders, total: int | 
 
 def check_evaluate(trial: Trial, samples: Samples, found: Folders, folder: Path) -> None:
     """Evaluating with any share of bad images allowed, and with a small one."""
-    run = evaluate(samples, found.mixed, folder / "scores", "--bad-share", 1)
+    run = evaluate(samples, found.mixed, folder / "scores", "--max-bad-fraction", 1)
     trial.count(run.status == 0, f"evaluate: status {run.status}, {run.error[-500:]}")
     images = json.loads((folder / "scores" / "metrics.json").read_text())["protocol"]["images"]
     check_reasons(trial, found, images["rejected"], "evaluate")
@@ -211,7 +211,7 @@ def check_evaluate(trial: Trial, samples: Samples, found: Folders, folder: Path)
 
 def check_train(trial: Trial, found: Folders, folder: Path) -> None:
     """Training over an epoch with any share of bad images allowed, and with a small one."""
-    run = train(found.mixed, folder / "run", "--data.bad_share", 1)
+    run = train(found.mixed, folder / "run", "--data.max_bad_fraction", 1)
     newest, _ = newest_checkpoint(folder / "run" / "checkpoints")
     sound = run.status == 0 and newest is not None and problems(newest) == []
     trial.count(sound, f"train: status {run.status}, {run.error[-500:]}")

@@ -162,7 +162,7 @@ def test_bad_images_are_reported_and_the_share_holds(
     status, _, err = run(*arguments)
     assert status == 2
     assert "1 of 13 images" in err
-    status, out, _ = run(*arguments[:3], tmp_path / "other", *SMALL, "--bad-share", 0.2)
+    status, out, _ = run(*arguments[:3], tmp_path / "other", *SMALL, "--max-bad-fraction", 0.2)
     assert status == 0
     assert "12 images, 1 unusable" in out
 

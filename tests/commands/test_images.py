@@ -214,7 +214,7 @@ def test_larger_images_are_skipped_or_taken(
 ) -> None:
     wide = np.random.default_rng(9).integers(0, 256, (64, 200, 3), dtype=np.uint8)
     Image.fromarray(wide).save(photos / "wide.png")
-    options = ("--max-pixels", 96 * 64, "--bad-share", 0.5)
+    options = ("--max-pixels", 96 * 64, "--max-bad-fraction", 0.5)
     assert encode(tiny_model_folder, photos, tmp_path / "small", *options) == 0
     assert LatentStore(tmp_path / "small").bad() == {
         "wide.png": "200x64 is 12,800 pixels, more than 6,144; max_pixels sets the limit"

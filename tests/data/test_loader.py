@@ -166,11 +166,11 @@ def test_bad_image_is_replaced_by_the_same_good_one_everywhere(
     source = open_source(image_folder)
     bad = {i for i in range(14) if "bad" in source.key(i)}
     with caplog.at_level(logging.WARNING, "ldm_ae"):
-        alone = stream(source, batch_size=4, steps=7, bad_share=0.2)
+        alone = stream(source, batch_size=4, steps=7, max_bad_fraction=0.2)
     assert not bad & {index for index, *_ in alone}
     assert len(alone) == 28
     lines = [record.getMessage() for record in caplog.records]
-    assert_equal_streams(alone, stream(source, batch_size=2, steps=7, world_size=2, workers=1, bad_share=0.2))
+    assert_equal_streams(alone, stream(source, batch_size=2, steps=7, world_size=2, workers=1, max_bad_fraction=0.2))
     assert sorted(line.partition(": ")[0] for line in lines) == ["skipped cats/bad1.png", "skipped cats/bad2.png"]
     assert all("not an image of a known format" in line for line in lines), "each once, with its reason"
 
@@ -178,7 +178,7 @@ def test_bad_image_is_replaced_by_the_same_good_one_everywhere(
 def test_replacement_has_the_randomness_of_the_place(image_folder: Path) -> None:
     """Otherwise the replacement would be an exact copy of the same image's own turn in that epoch."""
     spoil(image_folder / "cats", "bad.png")
-    samples = stream(open_source(image_folder), batch_size=13, steps=1, bad_share=1)
+    samples = stream(open_source(image_folder), batch_size=13, steps=1, max_bad_fraction=1)
     assert len({seed for _, seed, _ in samples}) == 13
 
 
@@ -186,12 +186,12 @@ def test_replacement_has_the_randomness_of_the_place(image_folder: Path) -> None
 def test_training_stops_past_the_share(image_folder: Path, workers: int) -> None:
     spoil(image_folder / "cats", "bad1.png", "bad2.png")
     source = open_source(image_folder)
-    within = TrainingLoader(source, RANDOM, batch_size=14, seed=0, bad_share=2 / 14, workers=workers)
+    within = TrainingLoader(source, RANDOM, batch_size=14, seed=0, max_bad_fraction=2 / 14, workers=workers)
     assert len(next(within.steps())[0]) == 14
     assert set(within.rejected) == {"cats/bad1.png", "cats/bad2.png"}
-    past = TrainingLoader(source, RANDOM, batch_size=14, seed=0, bad_share=0.14, workers=workers)
+    past = TrainingLoader(source, RANDOM, batch_size=14, seed=0, max_bad_fraction=0.14, workers=workers)
     with pytest.raises(
-        UserError, match=r"2 of 14 images \(14.3%\).*14.0% \(bad_share\)\nthe first: cats/bad"
+        UserError, match=r"2 of 14 images \(14.3%\).*14.0% \(max_bad_fraction\)\nthe first: cats/bad"
     ) as caught:
         list(past.steps())
     assert "Traceback" not in str(caught.value)
@@ -201,13 +201,17 @@ def test_training_stops_past_the_share(image_folder: Path, workers: int) -> None
 def test_nothing_but_bad_images_ends(tmp_path: Path, workers: int) -> None:
     spoil(tmp_path, *(f"{i}.png" for i in range(40)))
     with pytest.raises(UserError, match="cannot be used") as caught:
-        next(TrainingLoader(open_source(tmp_path), RANDOM, batch_size=2, seed=0, bad_share=1, workers=workers).steps())
+        next(
+            TrainingLoader(
+                open_source(tmp_path), RANDOM, batch_size=2, seed=0, max_bad_fraction=1, workers=workers
+            ).steps()
+        )
     assert "Traceback" not in str(caught.value)
 
 
 def test_file_that_vanished_is_a_bad_image(image_folder: Path, source: Source) -> None:
     (image_folder / "cats/001.png").unlink()
-    loader = EvaluationLoader(source, RANDOM, batch_size=4, bad_share=0.1)
+    loader = EvaluationLoader(source, RANDOM, batch_size=4, max_bad_fraction=0.1)
     assert sum(len(batch) for batch in loader) == 11
     assert loader.rejected == {"cats/001.png": "cannot be read: No such file or directory"}
 
@@ -254,7 +258,7 @@ class Labelled(FolderSource):
 
 def test_a_label_beyond_int64_makes_a_bad_image(image_folder: Path) -> None:
     source = Labelled(image_folder, ["cats/001.png", "cats/003.png"])
-    loader = EvaluationLoader(source, RANDOM, batch_size=2, bad_share=1)
+    loader = EvaluationLoader(source, RANDOM, batch_size=2, max_bad_fraction=1)
     assert [batch.labels.tolist() for batch in loader] == [[2**63 - 1]]
     assert loader.rejected == {
         "cats/003.png": "its label 9223372036854775808 is not a class number from 0 to 2^63 - 1"
@@ -298,7 +302,7 @@ def test_evaluation_seeds_do_not_depend_on_ranks(source: Source) -> None:
 def test_evaluation_keeps_all_that_is_good_and_fails_at_the_end(image_folder: Path) -> None:
     spoil(image_folder / "cats", "0bad.png", "bad.png")
     source = open_source(image_folder)
-    loader = EvaluationLoader(source, RANDOM, batch_size=1, bad_share=0.1, workers=1)
+    loader = EvaluationLoader(source, RANDOM, batch_size=1, max_bad_fraction=0.1, workers=1)
     seen = []
     with pytest.raises(UserError, match=r"2 of 14 images"):
         for batch in loader:
@@ -306,14 +310,14 @@ def test_evaluation_keeps_all_that_is_good_and_fails_at_the_end(image_folder: Pa
             seen += batch.keys
     assert len(seen) == 12
     assert set(loader.rejected) == {"cats/0bad.png", "cats/bad.png"}
-    tolerant = EvaluationLoader(source, RANDOM, batch_size=4, bad_share=0.2)
+    tolerant = EvaluationLoader(source, RANDOM, batch_size=4, max_bad_fraction=0.2)
     assert sum(len(batch) for batch in tolerant) == 12
 
 
 def test_too_small_for_the_crop_is_a_reject(image_folder: Path) -> None:
     Image.new("RGB", (8, 8)).save(image_folder / "cats/small.png")
     loader = EvaluationLoader(
-        open_source(image_folder), ImageTransform(size=16, resize="none"), batch_size=4, bad_share=0.1
+        open_source(image_folder), ImageTransform(size=16, resize="none"), batch_size=4, max_bad_fraction=0.1
     )
     list(loader)
     assert loader.rejected == {"cats/small.png": "8x8 is smaller than the crop 16x16"}
@@ -325,7 +329,7 @@ def test_too_small_for_the_crop_is_a_reject(image_folder: Path) -> None:
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"accumulation": 0}, "accumulation is 0"),
         ({"workers": -1}, "workers is -1"),
-        ({"bad_share": 1.5}, "bad_share is 1.5"),
+        ({"max_bad_fraction": 1.5}, "max_bad_fraction is 1.5"),
         ({"seed": -1}, "seed is -1"),
         ({"indices": []}, "there are no images to load"),
     ],

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_ae import discriminators
+from ldm_ae.core.draws import AUGMENTATION, Draws
 from ldm_ae.core.errors import UserError
-from ldm_ae.discriminators import BothSides, Discriminator, PatchDiscriminator
+from ldm_ae.discriminators import (
+    DISCRIMINATORS,
+    BothSides,
+    Discriminator,
+    PatchDiscriminator,
+    SpectralPatchDiscriminator,
+)
 
-ALL = sorted(
-    {c for c in vars(discriminators).values() if isinstance(c, type) and issubclass(c, Discriminator)}
-    - {Discriminator},
-    key=lambda c: c.__name__,
-)  # fmt: skip
 
-
-@pytest.mark.parametrize("cls", ALL)
+@pytest.mark.parametrize("cls", DISCRIMINATORS.classes())
 def test_contract(cls: type[Discriminator]) -> None:
     network = cls()
     x = torch.rand(2, 3, 64, 64) * 2 - 1
@@ -28,8 +28,9 @@ def test_contract(cls: type[Discriminator]) -> None:
     (gradient,) = torch.autograd.grad(logits.sum(), x)
     assert gradient.abs().max() > 0
     assert {p.dtype for p in network.parameters()} == {torch.float32}
-    real, fake = BothSides(cls().eval())(x, -x)
+    real, fake, penalty = BothSides(cls().eval())(x, -x, step=0)
     assert real.shape == fake.shape == logits.shape
+    assert penalty is None or penalty.isfinite()
 
 
 def test_ldm_layout() -> None:
@@ -79,3 +80,45 @@ def test_spectral_norm_bounds_every_layer() -> None:
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(UserError, match="n_layers=0"):
         PatchDiscriminator(n_layers=0)
+
+
+def norms_of_layers(network: nn.Module) -> list[float]:
+    layers = [module for module in network.eval().modules() if isinstance(module, nn.Conv2d)]
+    return [float(torch.linalg.matrix_norm(layer.weight.detach().flatten(1), ord=2)) for layer in layers]
+
+
+def test_spectral_patchgan_has_layers_of_norm_one_and_no_normalization() -> None:
+    network = SpectralPatchDiscriminator(ndf=8)
+    for _ in range(100):  # one power iteration a forward pass
+        network(torch.rand(1, 3, 32, 32))
+    norms = norms_of_layers(network)
+    assert len(norms) == 6
+    assert norms == pytest.approx([1.0] * 6, abs=0.01)  # power iteration approaches the norm from below
+    assert {type(module).__name__ for module in network.layers} == {"ParametrizedConv2d", "LeakyReLU"}
+
+
+def test_spectral_patchgan_has_the_published_layout() -> None:
+    network = SpectralPatchDiscriminator()
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert [convolution.out_channels for convolution in convolutions] == [64, 128, 256, 256, 256, 256]
+    assert {(c.kernel_size, c.stride) for c in convolutions} == {((5, 5), (2, 2))}
+    assert network(torch.zeros(1, 3, 256, 256)).shape == (1, 256, 4, 4)
+    with pytest.raises(UserError, match="expected n_layers and ndf of at least 1, got 0 and 64"):
+        SpectralPatchDiscriminator(n_layers=0)
+
+
+def test_spectral_patchgan_does_not_mix_images() -> None:
+    network = SpectralPatchDiscriminator(n_layers=3, ndf=8).eval()  # the same norms in each pass
+    images = torch.rand(4, 3, 32, 32)
+    parts = torch.cat([network(part) for part in images.split(1)])
+    assert torch.allclose(network(images), parts, atol=1e-6)  # float32 sums in another order
+
+
+def test_hooks_do_nothing_by_default() -> None:
+    network = PatchDiscriminator(n_layers=1, ndf=4, norm="group")
+    images = torch.rand(2, 3, 16, 16)
+    assert network.augment(images, Draws([1, 2], AUGMENTATION)) is images
+    assert BothSides(network)(images, images, step=0).penalty is None
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.learn(torch.tensor(1.0), torch.tensor(2.0))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

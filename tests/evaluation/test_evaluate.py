@@ -14,8 +14,9 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation import FeatureStatistics, evaluate, frechet_distance, psnr, ssim, validate
 from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.evaluation.latent_summary import ACTIVE_NATS, LatentSummary
-from ldm_ae.evaluation.metrics.image_quality import PSNR_CEILING, from_levels
+from ldm_ae.evaluation.metrics.image_quality import PSNR_CEILING
 from ldm_ae.evaluation.report.summary import summary_lines
+from ldm_ae.images.uint8 import from_levels
 from ldm_ae.losses import LPIPS
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, KLAutoencoder, weights_sha256
 from tests.evaluation.stubs import IdentityAutoencoder, Loader, MeanDistance, PixelFeatures, loader, pictures

@@ -91,7 +91,7 @@ def write_exact(path: Path, request: StoreRequest, *, finish: bool = True) -> Pa
     for unit, (bucket, images) in enumerate((("8x8", range(5)), ("16x4", range(5, 9)))):
         good = [number for number in images if number != 2]
         rows = [exact_row(number, bucket) for number in images]
-        writer.add_unit(unit, {bucket: exact_tensors(request, bucket, good)}, rows, redone_batches=unit)
+        writer.add_unit(unit, {bucket: exact_tensors(request, bucket, good)}, rows, fp32_fallbacks=unit)
         if not finish:
             return path
     writer.finish({"kind": "folder", "images": 9, "classes": ["a", "b"]})

@@ -9,7 +9,7 @@ import pytest
 
 from ldm_ae.data import BadImage, RawImage, Source
 from ldm_ae.latents import LatentDataset, LatentStore, verify_store
-from ldm_ae.latents.store.source_hashes import HashingSource, Originals
+from ldm_ae.latents.store.source_hashes import HashingSource, SourceHashes
 from ldm_ae.latents.store.writer import StoreWriter
 from ldm_ae.models import KLAutoencoder
 from tests.latents.helpers import contents, encode, overflow_encoder
@@ -67,16 +67,16 @@ def test_images_that_break_and_images_that_are_repaired(
     files = paths(image_folder)
     good = files[0].read_bytes()
     files[0].write_bytes(b"no picture")
-    summary = encode(tiny_model, image_folder, tmp_path / "store", bad_share=1.0)
+    summary = encode(tiny_model, image_folder, tmp_path / "store", max_bad_fraction=1.0)
     assert (summary.images, len(summary.bad)) == (11, 1)
     encoded.clear()
-    assert encode(tiny_model, image_folder, tmp_path / "store", bad_share=1.0).already_complete
+    assert encode(tiny_model, image_folder, tmp_path / "store", max_bad_fraction=1.0).already_complete
     files[0].write_bytes(good)
     for file in files[10:]:  # the whole third shard
         file.write_bytes(b"no picture either")
-    summary = encode(tiny_model, image_folder, tmp_path / "store", bad_share=1.0)
+    summary = encode(tiny_model, image_folder, tmp_path / "store", max_bad_fraction=1.0)
     assert (summary.images, len(summary.bad), len(encoded)) == (10, 2, 5)
-    encode(tiny_model, image_folder, tmp_path / "fresh", bad_share=1.0)
+    encode(tiny_model, image_folder, tmp_path / "fresh", max_bad_fraction=1.0)
     assert contents(tmp_path / "store") == contents(tmp_path / "fresh")
     assert verify_store(tmp_path / "store") == []
 
@@ -142,7 +142,7 @@ def test_overflowed_batches_of_what_stays_are_still_counted(
     names = [f"latents_rank00_shard{number:03d}.safetensors" for number in range(3)]
     assert LatentStore(tmp_path / "store").redone_by_file == dict(zip(names, (4, 4, 2), strict=True))
     smooth_picture(99, 48, 48).save(paths(image_folder)[0])
-    assert encode(tiny_model, image_folder, tmp_path / "store", precision="fp16").redone_batches == 10
+    assert encode(tiny_model, image_folder, tmp_path / "store", precision="fp16").fp32_fallbacks == 10
 
 
 def test_several_processes_find_a_change_together(
@@ -200,13 +200,13 @@ def test_what_counts_as_a_change(changes: dict[str, Any], same: bool) -> None:
     now = HashingSource(Listed([image])).look_at(0)
     row = now._asdict() | {"key": "0", "status": "ok"}
     source = HashingSource(Listed([image._replace(**changes)]))
-    assert Originals(source, workers=0, check=True).unchanged(range(1), [row]) is same
-    assert Originals(source, workers=0, check=False).unchanged(range(1), [row])
+    assert SourceHashes(source, workers=0, check=True).unchanged(range(1), [row]) is same
+    assert SourceHashes(source, workers=0, check=False).unchanged(range(1), [row])
     gone = HashingSource(Listed([None]))
-    assert not Originals(gone, workers=0, check=True).unchanged(range(1), [row])
+    assert not SourceHashes(gone, workers=0, check=True).unchanged(range(1), [row])
     bad = {"key": "0", "status": "bad", "source_hash": None, "label": -1, "caption": None}
-    assert Originals(gone, workers=0, check=True).unchanged(range(1), [bad])
-    assert not Originals(source, workers=0, check=True).unchanged(range(1), [bad])
+    assert SourceHashes(gone, workers=0, check=True).unchanged(range(1), [bad])
+    assert not SourceHashes(source, workers=0, check=True).unchanged(range(1), [bad])
 
 
 def test_labels_and_captions_are_recorded_and_their_change_is_noticed(

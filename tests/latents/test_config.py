@@ -20,7 +20,8 @@ from ldm_ae.models import KLAutoencoder
 
 OTHER: dict[str, Any] = dict(
     dtype="bf16", precision="bf16", latents="mode", flips=False, seed=7, batch_size=5, shard_size=4, content="samples",
-    compiled=True, source_name="photos", classes=("cat", "dog"), workers=3, device="cpu", bad_share=0.5, check=False,
+    compiled=True, source_name="photos", classes=("cat", "dog"), workers=3, device="cpu", max_bad_fraction=0.5,
+    check=False,
 )  # fmt: skip
 """A value for each field that is not its default."""
 
@@ -49,7 +50,7 @@ def test_every_option_of_the_command_reaches_its_field(tmp_path: Path) -> None:
     args = parsed(
         "--bf16", "--precision", "bf16", "--latents", "mode", "--no-flips", "--seed", "7", "--batch-size", "5",
         "--shard-size", "4", "--store", "samples", "--compile", "--classes", str(tmp_path / "classes.txt"),
-        "--workers", "3", "--device", "cpu", "--bad-share", "0.5", "--no-check",
+        "--workers", "3", "--device", "cpu", "--max-bad-fraction", "0.5", "--no-check",
     )  # fmt: skip
     assert asdict(_config(args)) == OTHER
     unchanged = asdict(EncodeConfig())
@@ -79,6 +80,14 @@ def test_unknown_keyword_is_refused(tiny_model: KLAutoencoder, image_folder: Pat
             tiny_model, open_source(image_folder), tmp_path / "store", transform=ImageTransform(size=32), sede=1
         )
     assert not (tmp_path / "store").exists()
+
+
+def test_old_name_of_a_keyword_is_deprecated(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "cats" / "broken.png").write_bytes(b"not an image")
+    options: dict[str, Any] = dict(transform=ImageTransform(size=32), device="cpu", flips=False)
+    with pytest.warns(FutureWarning, match="use max_bad_fraction"):
+        summary = encode_images(tiny_model, open_source(image_folder), tmp_path / "store", bad_share=0.1, **options)
+    assert len(summary.bad) == 1
 
 
 def request() -> StoreRequest:

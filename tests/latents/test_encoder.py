@@ -212,7 +212,7 @@ def test_bad_images_are_listed_and_the_good_kept(tiny_model: KLAutoencoder, imag
     assert verify_store(tmp_path / "store") == []
     rows = all_rows(tmp_path / "store")
     assert rows["index"].tolist() == list(range(1, 12))  # row 0 and row 12 of the manifest are the bad ones
-    summary = encode(tiny_model, image_folder, tmp_path / "store", bad_share=0.2)
+    summary = encode(tiny_model, image_folder, tmp_path / "store", max_bad_fraction=0.2)
     assert summary.already_complete
     assert len(summary.bad) == 2
 
@@ -274,7 +274,7 @@ def test_foreign_folders_are_left_alone(tiny_model: KLAutoencoder, image_folder:
         ({"transform": ImageTransform(size=30)}, "not divisible by the model's downsample factor 4"),
         ({"transform": ImageTransform(size=32, flip=True)}, "frozen into the store"),
         ({"transform": ImageTransform(size=32, crop="random")}, "frozen into the store"),
-        ({"dtype": "fp8"}, "dtype 'fp8' is not one of fp32, fp16, bf16"),
+        ({"dtype": "fp8"}, "dtype 'fp8' is not one of fp32, bf16, fp16"),
         ({"shard_size": 0}, "at least 1"),
         ({"precision": "fp8"}, "precision 'fp8' is not one of"),
         ({"device": "cuda"}, "device 'cuda' cannot be used"),
@@ -307,19 +307,19 @@ def test_batches_that_overflow_in_fp16_are_encoded_in_float32_and_counted(
     def latents(store: Path) -> Tensor:
         return torch.stack([LatentDataset(store).read(i) for i in range(12)])
 
-    assert encode(tiny_model, image_folder, tmp_path / "safe", precision="fp16").redone_batches == 0
+    assert encode(tiny_model, image_folder, tmp_path / "safe", precision="fp16").fp32_fallbacks == 0
     overflow_encoder(tiny_model, by=1e3)
     encode(tiny_model, image_folder, tmp_path / "fp32")
     assert not caplog.messages
     summary = encode(tiny_model, image_folder, tmp_path / "fp16", precision="fp16")
     assert len(caplog.messages) == 1
     # Shards of 5, 5 and 2 in batches of three: 2 + 2 + 1, and as many of mirror images.
-    assert summary.redone_batches == LatentStore(tmp_path / "fp16").redone_batches == 10
+    assert summary.fp32_fallbacks == LatentStore(tmp_path / "fp16").fp32_fallbacks == 10
     assert inspect_store(tmp_path / "fp16")["redone_batches"] == 10
     assert torch.equal(latents(tmp_path / "fp16"), latents(tmp_path / "fp32"))
     assert verify_store(tmp_path / "fp16") == []
     again = encode(tiny_model, image_folder, tmp_path / "fp16", precision="fp16")
-    assert (again.already_complete, again.redone_batches) == (True, 10)
+    assert (again.already_complete, again.fp32_fallbacks) == (True, 10)
 
 
 def test_an_encoder_that_is_not_finite_in_float32_either_is_refused(

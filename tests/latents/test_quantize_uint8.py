@@ -18,7 +18,7 @@ from ldm_ae.latents import LatentDataset, LatentStore, decode_store, inspect_sto
 from ldm_ae.latents.conversion.convert import convert_store
 from ldm_ae.latents.conversion.import_store import import_latents
 from ldm_ae.latents.store.files import write_safetensors
-from ldm_ae.latents.store.quantize_uint8 import from_eight_bits, pack, to_eight_bits, unpack
+from ldm_ae.latents.store.quantize_uint8 import dequantize_uint8, pack, quantize_uint8, unpack
 from ldm_ae.models import ChannelStatistics, KLAutoencoder, VQAutoencoder
 from tests.latents.format_readers import READERS
 from tests.latents.helpers import contents, encode
@@ -32,28 +32,28 @@ SHARD = "32x32/latents_rank00_shard001.safetensors"
 
 def test_half_a_step_at_most() -> None:
     values = torch.randn(50, 3, 32, 32) * torch.tensor([1.0, 100.0, 1e-3]).view(3, 1, 1) + 5
-    levels, scale = to_eight_bits(values)
+    levels, scale = quantize_uint8(values)
     assert levels.dtype == torch.uint8
     assert levels.amin(dim=(2, 3)).eq(0).all()
     assert levels.amax(dim=(2, 3)).eq(255).all()
     span = values.amax(dim=(2, 3)) - values.amin(dim=(2, 3))
-    error = (from_eight_bits(levels, scale) - values).abs().amax(dim=(2, 3))
+    error = (dequantize_uint8(levels, scale) - values).abs().amax(dim=(2, 3))
     assert (error <= span / 255 * 0.5 + 2e-6).all()  # float32 near 5 has a spacing of 5e-7
     # A uniform error of a step's width has a deviation of step / sqrt(12).
-    measured = (from_eight_bits(levels, scale) - values)[:, 1].square().mean().sqrt()
+    measured = (dequantize_uint8(levels, scale) - values)[:, 1].square().mean().sqrt()
     assert measured == pytest.approx(float((span[:, 1] / 255).square().mean().sqrt()) / 12**0.5, rel=0.02)
 
 
 def test_constant_channels_are_exact() -> None:
     values = torch.tensor([0.1, -7.25, 0.0]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
-    assert torch.equal(from_eight_bits(*to_eight_bits(values)), values)
+    assert torch.equal(dequantize_uint8(*quantize_uint8(values)), values)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_shows_in_the_scale(value: float) -> None:
     values = torch.randn(2, 3, 4, 4)
     values[1, 2, 3, 3] = value
-    _, scale = to_eight_bits(values)
+    _, scale = quantize_uint8(values)
     assert not scale[1, 2].isfinite().all()
     assert scale[0].isfinite().all()
 
@@ -128,9 +128,9 @@ def test_every_reader_gets_floats(tiny_model: KLAutoencoder, image_folder: Path,
     stored = tensors(tmp_path / "store")
     assert not list(tmp_path.glob("store/*/latents_stats.pt")), "LightningDiT would normalize levels with it"
     data = LatentDataset(tmp_path / "store")
-    expected = from_eight_bits(stored["latents"], stored["latents_scale"])
+    expected = dequantize_uint8(stored["latents"], stored["latents_scale"])
     assert all(torch.equal(data[i]["latents"], expected[i]) for i in range(12))
-    moments = from_eight_bits(stored["moments"], stored["moments_scale"])
+    moments = dequantize_uint8(stored["moments"], stored["moments_scale"])
     assert torch.equal(LatentDataset(tmp_path / "store", draw="mode")[7]["latents"], moments[7, :4])
     content = content_of(tmp_path / "store")
     for name in ("lightningdit", "mar", "fast-dit"):

@@ -128,14 +128,14 @@ def test_ranges_without_a_good_image_are_done_too(
 ) -> None:
     for file in sorted(image_folder.glob("*/*.png"))[5:10]:
         file.write_bytes(b"no picture")
-    encode(tiny_model, image_folder, tmp_path / "whole", bad_share=1.0)
+    encode(tiny_model, image_folder, tmp_path / "whole", max_bad_fraction=1.0)
     encode_until(11, tiny_model, image_folder, tmp_path / "again")
     record = read_record(tmp_path / "again", SHARDS[1])
     assert record is not None
     assert record.shards == {}
     assert [row["status"] for row in record.rows] == ["bad"] * 5
     encoded.clear()
-    summary = encode(tiny_model, image_folder, tmp_path / "again", bad_share=1.0)
+    summary = encode(tiny_model, image_folder, tmp_path / "again", max_bad_fraction=1.0)
     assert (summary.images, len(summary.bad), len(encoded)) == (7, 5, 2)
     assert sorted(path.name for path in (tmp_path / "again/32x32").glob("*.safetensors")) == [SHARDS[0], SHARDS[2]]
     assert verify_store(tmp_path / "again") == []
@@ -149,8 +149,8 @@ def test_batches_that_overflowed_before_the_stop_are_counted(
     encode(tiny_model, image_folder, tmp_path / "whole", precision="fp16")
     encode_until(8, tiny_model, image_folder, tmp_path / "again", precision="fp16")
     # Shards of 5, 5 and 2 in batches of three: 2 + 2 + 1, and as many of mirror images.
-    assert encode(tiny_model, image_folder, tmp_path / "again", precision="fp16").redone_batches == 10
-    assert LatentStore(tmp_path / "again").redone_batches == 10
+    assert encode(tiny_model, image_folder, tmp_path / "again", precision="fp16").fp32_fallbacks == 10
+    assert LatentStore(tmp_path / "again").fp32_fallbacks == 10
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
 
 

@@ -12,11 +12,17 @@ from typing import Literal
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ldm_ae.core.convolutions import Conv2d, speed_up
+from ldm_ae.core.dry_run import RefusedError, dry_run
 from ldm_ae.core.errors import UserError
-from ldm_ae.losses import LPIPS, PerceptualLoss, ShiftTolerantLPIPS
-from ldm_ae.losses.perceptual import interface as perceptual_module
+from ldm_ae.losses import LPIPS, FeatureDistance, PerceptualLoss, ShiftTolerantLPIPS
+from ldm_ae.losses.perceptual import _feature_distance as perceptual_module
+from ldm_ae.losses.perceptual.interface import try_size
+from ldm_ae.training.steps import generator_step
+from tests.training.common import make_batches, make_parts
 
 # Two float32 implementations add the same numbers in another order: about 1e-6 after thirteen convolutions.
 FLOAT32 = 1e-5
@@ -53,7 +59,7 @@ def lpips_package(ours: LPIPS, net: str) -> nn.Module:
     with warnings.catch_warnings():  # it passes arguments that torchvision has deprecated
         warnings.simplefilter("ignore")
         theirs = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-    convolutions = [[m for m in part.modules() if isinstance(m, nn.Conv2d)] for part in (ours.stages, theirs.net)]
+    convolutions = [[m for m in part.modules() if isinstance(m, nn.Conv2d)] for part in (ours, theirs.net)]
     for mine, other in zip(*convolutions, strict=True):
         nn.init.normal_(mine.bias, std=0.1)  # zero as built, which would hide a bias that is lost
         other.load_state_dict(mine.state_dict())
@@ -73,8 +79,8 @@ def stlpips_package(net: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
         return stlpips.LPIPS(net=net, variant="shift_tolerant", verbose=False)
 
 
-def toy(*stages: nn.Module, channels: tuple[int, ...]) -> PerceptualLoss:
-    return PerceptualLoss("toy", stages, [torch.rand(count) for count in channels])
+def toy(*stages: nn.Module, channels: tuple[int, ...]) -> FeatureDistance:
+    return FeatureDistance("toy", stages, [torch.rand(count) for count in channels])
 
 
 @pytest.mark.parametrize("net", ["vgg", "alex", "squeeze"])
@@ -229,3 +235,69 @@ def test_pretrained_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     pair = pictures()
     assert torch.equal(LPIPS(net="squeeze")(*pair), source(*pair))
+
+
+class LogitDistance(PerceptualLoss):
+    """A loss of a contributor who writes nothing but this: one network without stages, and a factor of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("logits")
+        self.network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
+        self.factor = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
+        logits, target = (self.network(images.to(self.dtype)).float() for images in (reconstructions, pixel_values))
+        return self.factor * (logits - target).square().mean(dim=1)
+
+
+class SumOfDistances(PerceptualLoss):
+    """A loss of losses, each of which keeps in float32 what it must."""
+
+    def __init__(self, *losses: PerceptualLoss) -> None:
+        super().__init__("+".join(loss.name for loss in losses))
+        for number, loss in enumerate(losses):
+            self.add_module(str(number), loss)
+
+    def forward(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
+        return torch.stack([loss(reconstructions, pixel_values) for loss in self.children()]).sum(dim=0)
+
+
+def test_any_loss_is_frozen_and_in_eval_mode_as_built() -> None:
+    loss = LogitDistance()
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+    assert not any(module.training for module in loss.modules())
+    loss.train()
+    assert not any(module.training for module in loss.modules())
+    pair = pictures()
+    assert torch.equal(loss(*pair), loss(*pair))  # no dropout, no running statistics
+    assert loss.network[1].num_batches_tracked == 0
+
+
+def test_set_precision_casts_networks_alone() -> None:
+    loss = SumOfDistances(LogitDistance(), toy(nn.Conv2d(3, 4, 3), channels=(4,)))
+    pair = pictures()
+    expected = loss(*pair)
+    assert loss.set_precision(torch.bfloat16) is loss
+    dtypes = {name: tensor.dtype for name, tensor in [*loss.named_parameters(), *loss.named_buffers()]}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {
+        "0.factor", "1.shift", "1.scale", "1.head_0"
+    }  # fmt: skip
+    assert dtypes["0.network.0.weight"] == dtypes["1.stages.0.weight"] == torch.bfloat16
+    found = loss(*pair)
+    assert found.dtype == torch.float32
+    assert relative_error(found, expected) < 0.02  # bfloat16 keeps 8 bits
+
+
+def test_a_loss_without_stages_is_trained_with() -> None:
+    """The step, the check of sizes and the fast convolutions take any loss."""
+    loss = LogitDistance()
+    with pytest.raises(RefusedError, match="Kernel size can't be greater"):
+        dry_run(loss, try_size, [(2, 3, 2, 2)])
+    speed_up(loss)
+    assert type(loss.network[0]) is Conv2d
+    parts = make_parts(Accelerator(cpu=True), perceptual=loss, discriminator=False)
+    batches = make_batches(1, 2)
+    _, logs = generator_step(parts, batches, step=0)
+    with torch.no_grad():
+        reconstructions = parts.plain_autoencoder(batches[0].pixel_values, batches[0].noise).reconstructions
+    assert logs["perceptual_loss"] == pytest.approx(float(loss(reconstructions, batches[0].pixel_values).mean()))

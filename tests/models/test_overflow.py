@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.models import KLAutoencoder, OverflowGuard, for_inference, load_autoencoder, redone_batches, require_finite
+from ldm_ae.models import KLAutoencoder, OverflowGuard, for_inference, fp32_fallbacks, load_autoencoder, require_finite
 from tests.evaluation.stubs import IdentityAutoencoder, PointPosterior
 
 # The first layers of encoder and decoder multiply by this, so that inputs of size 1 stay within float16's range and
@@ -52,28 +52,28 @@ def test_the_batch_that_overflows_is_that_of_float32(
     plain = copy.deepcopy(model).eval().half().to(memory_format=torch.channels_last)
     untouched = part(plain, quiet)
     assert torch.equal(part(fp16, quiet), untouched)
-    assert (redone_batches(fp16), caplog.messages) == (0, [])
+    assert (fp32_fallbacks(fp16), caplog.messages) == (0, [])
     assert not part(plain, loud).isfinite().all()
     expected = part(fp32, loud)
     assert expected.isfinite().all()
     assert torch.equal(part(fp16, loud), expected)
-    assert redone_batches(fp16) == 1
+    assert fp32_fallbacks(fp16) == 1
     assert len(caplog.messages) == 1
     assert f"fp16 overflowed in the {name}" in caplog.messages[0]
     assert caplog.records[0].name == "ldm_ae"
     # The weights rounded to fp16 and widened again would have given something else.
     assert not torch.equal(part(plain.float(), loud), expected)
     part(fp16, loud)
-    assert (redone_batches(fp16), len(caplog.messages)) == (2, 1)
+    assert (fp32_fallbacks(fp16), len(caplog.messages)) == (2, 1)
     assert torch.equal(part(fp16, quiet), untouched)  # back in fp16
-    assert redone_batches(fp32) == 0
+    assert fp32_fallbacks(fp32) == 0
 
 
 def test_latents_beyond_the_range_of_fp16_are_no_input_that_is_not_finite(tiny_model: KLAutoencoder) -> None:
     latents = torch.full((1, 4, 8, 8), 1e5)
     fp16 = ready(tiny_model, "fp16")
     assert torch.equal(fp16.decode(latents), ready(tiny_model, "fp32").decode(latents))
-    assert redone_batches(fp16) == 1
+    assert fp32_fallbacks(fp16) == 1
 
 
 def test_input_that_is_not_finite_is_no_overflow(model: KLAutoencoder, caplog: pytest.LogCaptureFixture) -> None:
@@ -84,11 +84,11 @@ def test_input_that_is_not_finite_is_no_overflow(model: KLAutoencoder, caplog: p
     assert [bool(image.isfinite().all()) for image in found] == [False, True]
     plain = copy.deepcopy(model).eval().half().to(memory_format=torch.channels_last)
     assert torch.equal(found[1], plain.decode(quiet)[1])  # as fp16 gives it, nothing was done again
-    assert (redone_batches(fp16), caplog.messages) == (0, [])
+    assert (fp32_fallbacks(fp16), caplog.messages) == (0, [])
     loud[0, 0, 0, 0] = float("inf")  # one image is bad, the other overflows
     found = fp16.decode(loud)
     assert [bool(image.isfinite().all()) for image in found] == [False, True]
-    assert redone_batches(fp16) == 1
+    assert fp32_fallbacks(fp16) == 1
 
 
 def test_what_overflows_in_float32_too_is_neither_counted_nor_hidden(
@@ -98,7 +98,7 @@ def test_what_overflows_in_float32_too_is_neither_counted_nor_hidden(
         tiny_model.net.decoder.conv_in.weight *= 1e30
     fp16 = ready(tiny_model, "fp16")
     assert not fp16.decode(1e30 * torch.randn(2, 4, 8, 8)).isfinite().all()
-    assert (redone_batches(fp16), caplog.messages) == (0, [])
+    assert (fp32_fallbacks(fp16), caplog.messages) == (0, [])
 
 
 class SignAutoencoder(IdentityAutoencoder):
@@ -124,7 +124,7 @@ def test_an_overflow_that_a_codebook_hides_is_found() -> None:
     assert expected.unique().tolist() == [-1.0, 1.0]
     fp16 = ready(model, "fp16")
     assert torch.equal(fp16.encode(pixel_values).mode(), expected)
-    assert redone_batches(fp16) == 1
+    assert fp32_fallbacks(fp16) == 1
 
 
 def test_hooks_work_inside_compiled_parts(model: KLAutoencoder) -> None:
@@ -135,14 +135,14 @@ def test_hooks_work_inside_compiled_parts(model: KLAutoencoder) -> None:
     for _ in range(2):
         assert fp16.decode(quiet).isfinite().all()
         assert torch.equal(fp16.decode(loud), expected)
-    assert redone_batches(fp16) == 2
+    assert fp32_fallbacks(fp16) == 2
 
 
 def test_the_second_model_is_no_part_of_the_first(model: KLAutoencoder) -> None:
     fp16 = ready(model, "fp16")
     before = {name: tensor.clone() for name, tensor in fp16.state_dict().items()}
     fp16.decode(quiet_and_loud(4, 8)[1])
-    assert redone_batches(fp16) == 1
+    assert fp32_fallbacks(fp16) == 1
     assert {tensor.dtype for tensor in before.values()} == {torch.float16}
     after = fp16.state_dict()
     assert before.keys() == after.keys()

@@ -40,7 +40,7 @@ def test_wrong_pixels_and_reasons_are_failures(samples: Any, trial: Any, tmp_pat
     Image.open(found.mixed / odd_images.twin_of(turned)).rotate(90).save(found.mixed / odd_images.twin_of(turned))
     text = next(key for key, name in found.broken.items() if name == "text")
     (found.mixed / text).write_bytes(b"")
-    run = odd_images.encode(samples, found.mixed, tmp_path / "store", "--bad-share", 1)
+    run = odd_images.encode(samples, found.mixed, tmp_path / "store", "--max-bad-fraction", 1)
     odd_images.check_store(trial, found, run, tmp_path / "store")
     assert len(trial.failures) == 2
     assert trial.failures[0] == "encode: text: empty file"

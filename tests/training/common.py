@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -11,15 +12,17 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from ldm_ae.discriminators import BothSides, PatchDiscriminator
+from ldm_ae.discriminators import BothSides, Discriminator, PatchDiscriminator
 from ldm_ae.io.files import sha256
-from ldm_ae.losses import L1, Objective, ObjectiveConfig, PerceptualLoss
+from ldm_ae.losses import L1, FeatureDistance, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder
+from ldm_ae.regularizers import Regularizer
 from ldm_ae.training.run import train
 from ldm_ae.training.steps import MicroBatch, StepParts
+from ldm_ae.training.training_pass import TrainingPass
 
 
-def small_perceptual(seed: int = 7) -> PerceptualLoss:
+def small_perceptual(seed: int = 7) -> FeatureDistance:
     """Two layers of random features: the arithmetic of LPIPS without its weights."""
     generator = torch.Generator().manual_seed(seed)
     stages = [
@@ -29,7 +32,7 @@ def small_perceptual(seed: int = 7) -> PerceptualLoss:
     for stage in stages:
         for parameter in stage.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
-    return PerceptualLoss("small", stages, [torch.rand(8, generator=generator) for _ in stages])
+    return FeatureDistance("small", stages, [torch.rand(8, generator=generator) for _ in stages])
 
 
 def small_model(seed: int = 1) -> KLAutoencoder:
@@ -40,8 +43,9 @@ def small_model(seed: int = 1) -> KLAutoencoder:
 
 
 def make_parts(
-    accelerator: Accelerator, *, discriminator: bool = True, precision: torch.dtype = torch.float32, **objective: object
-) -> StepParts:
+    accelerator: Accelerator, *, discriminator: bool | Discriminator = True, precision: torch.dtype = torch.float32,
+    regularizer: Regularizer | None = None, **objective: object,
+) -> StepParts:  # fmt: skip
     """Model, objective and a discriminator without batch normalization, prepared by Accelerate."""
     defaults = {
         "reduction": "ldm", "perceptual": small_perceptual(), "regularization_weights": {"kl": 1e-4},
@@ -52,9 +56,11 @@ def make_parts(
         config.perceptual.set_precision(precision)
     model = small_model()
     torch.manual_seed(2)
-    pair = BothSides(PatchDiscriminator(n_layers=1, ndf=8, norm="group")) if discriminator else None
+    if discriminator is True:
+        discriminator = PatchDiscriminator(n_layers=1, ndf=8, norm="group")
+    pair = BothSides(discriminator) if discriminator else None
     return StepParts(
-        accelerator, accelerator.prepare_model(model), Objective(config),
+        accelerator, accelerator.prepare_model(TrainingPass(model, regularizer)), Objective(config),
         None if pair is None else accelerator.prepare_model(pair),
     )  # fmt: skip
 
@@ -66,7 +72,9 @@ def make_batches(count: int, size: int, seed: int = 3) -> list[MicroBatch]:
     coarse = torch.rand(total, 3, 4, 4, generator=generator) * 2 - 1
     pixel_values = F.interpolate(coarse, size=16, mode="bilinear")
     noise = torch.randn(total, 4, 8, 8, generator=generator)
-    return [MicroBatch(pixel_values[i * size : (i + 1) * size], noise[i * size : (i + 1) * size]) for i in range(count)]
+    seeds = tuple(range(seed, seed + total))
+    parts = [slice(i * size, (i + 1) * size) for i in range(count)]
+    return [MicroBatch(pixel_values[part], noise[part], seeds[part]) for part in parts]
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
@@ -119,7 +127,8 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 
 
 def whole(batches: list[MicroBatch]) -> MicroBatch:
-    return MicroBatch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    pixel_values, noise, seeds = zip(*batches, strict=True)
+    return MicroBatch(torch.cat(pixel_values), torch.cat(noise), tuple(chain.from_iterable(seeds)))
 
 
 def replace_objective(parts: StepParts, **changes: object) -> None:

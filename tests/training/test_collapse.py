@@ -9,7 +9,7 @@ import torch
 
 from ldm_ae.models import VQAutoencoder
 from ldm_ae.quantizers import EMAVQ, FSQ, VQ, CodebookCare, Quantizer
-from ldm_ae.quantizers.codebook import CaredTable
+from ldm_ae.quantizers.codebook import ManagedCodebook
 from ldm_ae.training.monitoring.alarms import PATIENCE, Alarms
 from tests.evaluation.stubs import pictures
 
@@ -26,7 +26,7 @@ def train(quantizer: Quantizer) -> tuple[dict[str, float], float]:
         quantizer=quantizer, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
         mid_block_add_attention=False,
     )  # fmt: skip
-    if isinstance(quantizer, CaredTable):
+    if isinstance(quantizer, ManagedCodebook):
         codes = 30.0 * torch.randn(CODES, 4)
         codes[0] = 0.0
         quantizer.start_from(codes)

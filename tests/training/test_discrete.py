@@ -25,6 +25,7 @@ from ldm_ae.quantizers import EMAVQ, VQ, CodebookCare, GumbelVQ, Quantizer
 from ldm_ae.training import Trainer
 from ldm_ae.training.run import parse_config, train
 from ldm_ae.training.steps import MicroBatch, StepParts, generator_step
+from ldm_ae.training.training_pass import TrainingPass
 from tests.training.common import assert_close, make_batches, small_perceptual, step_gradients, whole
 from tests.training.processes import run_processes
 
@@ -147,7 +148,10 @@ def make_parts(accelerator: Accelerator, quantizer: Quantizer, weights: dict[str
     config = ObjectiveConfig(perceptual=small_perceptual(), regularization_weights=weights, gan_weight=0.8)
     pair = BothSides(PatchDiscriminator(n_layers=1, ndf=8, norm="group"))
     return StepParts(
-        accelerator, accelerator.prepare_model(model.train()), Objective(config), accelerator.prepare_model(pair)
+        accelerator,
+        accelerator.prepare_model(TrainingPass(model.train())),
+        Objective(config),
+        accelerator.prepare_model(pair),
     )
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
+from ldm_ae.discriminators import SpectralPatchDiscriminator
 from ldm_ae.training.steps import discriminator_step, generator_step
 from tests.training.common import assert_close, gradients, make_batches, make_parts, step_gradients
+from tests.training.doubles import TERMS, Backboned, Turn
 from tests.training.processes import run_processes
 
 
@@ -17,29 +23,44 @@ def take_both_steps(rank: int, count: int, accumulations: tuple[int, ...], folde
     """Gradients of both networks and the logged scalars of one step, written by each rank."""
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == count
-    for accumulation in accumulations:
-        parts = make_parts(accelerator)
+    for which, accumulation in product(VARIANTS, accumulations):
+        parts = make_parts(accelerator, **VARIANTS[which]())
         # Micro-batch j of rank r is part j * count + r of the global batch of 8.
         batches = make_batches(count * accumulation, 8 // (count * accumulation))[rank::count]
         reconstructions, logs = generator_step(parts, batches, step=0)
         discriminator_logs = discriminator_step(parts, batches, reconstructions, step=0)
         assert discriminator_logs is not None
         assert parts.plain_discriminator is not None
-        found = step_gradients(parts) | {f"d.{k}": v for k, v in gradients(parts.plain_discriminator).items()}
+        found = step_gradients(parts) | {f"r.{k}": v for k, v in gradients(parts.plain_pass.regularizer).items()}
+        found |= {f"b.{k}": v for k, v in parts.plain_discriminator.named_buffers() if v.is_floating_point()}
+        found |= {f"d.{k}": v for k, v in gradients(parts.plain_discriminator).items()}
         found |= {f"log.{k}": accelerator.reduce(v, reduction="mean") for k, v in (logs | discriminator_logs).items()}
         # λ must be the same on every rank, not only on average.
         found["log.own_adaptive_weight"] = logs["adaptive_weight"]
-        path = Path(folder) / f"{count}-{accumulation}-{rank}.safetensors"
+        path = Path(folder) / f"{which}-{count}-{accumulation}-{rank}.safetensors"
         save_file({k: v.contiguous() for k, v in found.items()}, path)
+
+
+VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "plain": dict,
+    "hooks": lambda: {"discriminator": Backboned(), "regularizer": Turn(), "regularization_weights": TERMS},
+    "spectral": lambda: {"discriminator": seeded_spectral()},
+}
+
+
+def seeded_spectral() -> SpectralPatchDiscriminator:
+    torch.manual_seed(4)
+    return SpectralPatchDiscriminator(n_layers=3, ndf=8)
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     run_processes(take_both_steps, 1, 1, (1,), str(tmp_path))
     run_processes(take_both_steps, 2, 2, (1, 2), str(tmp_path))
-    expected = load_file(tmp_path / "1-1-0.safetensors")
-    for accumulation in (1, 2):
-        for rank in (0, 1):
-            found = load_file(tmp_path / f"2-{accumulation}-{rank}.safetensors")
-            # Float32 sums in another order, and with another number of threads; biases are sums that nearly cancel.
-            assert_close(found, expected, 5e-5)
+    for which, accumulation, rank in product(VARIANTS, (1, 2), (0, 1)):
+        if (which, accumulation) == ("spectral", 2):
+            continue  # twice as many passes, each of which improves the estimate of the norms
+        expected = load_file(tmp_path / f"{which}-1-1-0.safetensors")
+        found = load_file(tmp_path / f"{which}-2-{accumulation}-{rank}.safetensors")
+        # Float32 sums in another order, and with another number of threads; biases are sums that nearly cancel.
+        assert_close(found, expected, 5e-5)

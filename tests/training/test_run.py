@@ -252,3 +252,17 @@ def test_a_class_can_be_given_by_its_name_or_by_a_class_path(path: str) -> None:
                            "--data.train", "y"])  # fmt: skip
     assert config.model.class_path == "ldm_ae.models.KLAutoencoder"
     assert config.objective.reconstruction.class_path == "ldm_ae.losses.Charbonnier"
+
+
+def test_the_old_key_bad_share_keeps_working(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text("data: {bad_share: 0.125, train: y}\nout: x\nmodel: KLAutoencoder\n")
+    for arguments in (["--config", str(path)], [f"--config={path}"]):
+        caplog.clear()
+        assert parse_config(arguments).data.max_bad_fraction == 0.125
+        assert caplog.messages == [
+            f"data.bad_share of {path} is deprecated and will be removed in the next minor release; use "
+            "data.max_bad_fraction"
+        ]
+    assert parse_config(["--config", str(path), "--data.bad_share=0.5"]).data.max_bad_fraction == 0.5
+    assert "bad_share" in path.read_text(), "the file itself is left alone"

@@ -12,6 +12,7 @@ from ldm_ae.discriminators import PatchDiscriminator
 from ldm_ae.losses import L1, LPIPS, ObjectiveConfig
 from ldm_ae.models import Autoencoder, KLAutoencoder, VQAutoencoder
 from ldm_ae.quantizers import EMAVQ, FSQ, LFQ, VQ, CodebookCare, ResidualVQ
+from ldm_ae.regularizers import Identity
 from ldm_ae.training import TrainingConfig
 from ldm_ae.training.run import build_config, parse_config, train
 from ldm_ae.training.sizes import check_sizes
@@ -27,7 +28,8 @@ def check(model: Autoencoder, resolution: int, *, validation: bool = False, batc
     )  # fmt: skip
     training = TrainingConfig(batch_size=batch_size, max_steps=100)
     check_sizes(
-        model, objective, parts.get("discriminator"), training, resolution=resolution, validation=validation
+        model, parts.get("regularizer", Identity()), objective, parts.get("discriminator"), training,
+        resolution=resolution, validation=validation,
     )  # fmt: skip
 
 

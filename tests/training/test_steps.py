@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldm_ae.losses import ReconstructionLoss
-from ldm_ae.training.steps import ADAPTIVE_MAX, adaptive_weight, discriminator_step, generator_step
+from ldm_ae.training.steps import ADAPTIVE_MAX, Reconstructed, adaptive_weight, discriminator_step, generator_step
 from tests.training.common import (
     assert_close,
     gradients,
@@ -83,8 +83,8 @@ def test_discriminator_step_leaves_the_autoencoder_alone(accelerator: Accelerato
     parts = make_parts(accelerator)
     batches = make_batches(1, 2)
     # Reconstructions with their graph: the step itself must cut it.
-    attached = parts.autoencoder(batches[0].pixel_values, batches[0].noise).reconstructions
-    discriminator_step(parts, batches, [attached], step=0)
+    attached = parts.plain_autoencoder(batches[0].pixel_values, batches[0].noise).reconstructions
+    discriminator_step(parts, batches, [Reconstructed(batches[0].pixel_values, attached)], step=0)
     assert gradients(parts.plain_discriminator)
     assert not gradients(parts.plain_autoencoder)
     assert not gradients(parts.objective)
@@ -113,9 +113,10 @@ def test_schedule_of_the_adversarial_weight(accelerator: Accelerator) -> None:
     weights = [parts.objective.config.gan_weight_at(step) for step in range(22)]
     assert weights == pytest.approx([0.0] * 15 + [0.2, 0.4, 0.6] + [0.8] * 4)
     batches = make_batches(1, 2)
-    assert discriminator_step(parts, batches, [batches[0].pixel_values], step=9) is None
+    results = [Reconstructed(batches[0].pixel_values, -batches[0].pixel_values)]
+    assert discriminator_step(parts, batches, results, step=9) is None
     assert not gradients(parts.plain_discriminator)
-    assert discriminator_step(parts, batches, [batches[0].pixel_values], step=10) is not None
+    assert discriminator_step(parts, batches, results, step=10) is not None
     _, logs = generator_step(parts, batches, step=14)
     assert "generator_loss" not in logs
     _, logs = generator_step(parts, batches, step=15)

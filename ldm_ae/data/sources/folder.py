@@ -17,8 +17,8 @@ from ldm_ae.data.sources.interface import (
     StringTable,
     extension,
     numbered,
-    printable,
     read_regular,
+    valid_text,
 )
 from ldm_ae.data.sources.tree import METADATA, TABLES, TEXTS, Tree
 from ldm_ae.data.tables import read_table
@@ -53,7 +53,7 @@ class FolderSource(Source):
         self._texts = np.array(texts, dtype=np.int32).reshape(-1, len(TEXTS))
         self.classes: list[str] = sorted({path.partition("/")[0] for path in paths if "/" in path})
         self._labels = {name: label for label, name in enumerate(self.classes)}
-        self._account = Account(kind=self.name, images=len(paths), classes=[printable(name) for name in self.classes])
+        self._account = Account(kind=self.name, images=len(paths), classes=[valid_text(name) for name in self.classes])
         self._rows: dict[str, tuple[int | None, str | None]] = {}
         if tree is not None:
             tree.describe(self._account, used=IMAGE_EXTENSIONS)
@@ -103,7 +103,7 @@ class FolderSource(Source):
                     self._add_unusable(f"values of {table}", f"{name}: {note}")
 
     def _add_unusable(self, what: str, name: str) -> None:
-        self._account.unusable.setdefault(printable(what), Group()).add(name)
+        self._account.unusable.setdefault(valid_text(what), Group()).add(name)
 
     def _describe(self, paths: list[str]) -> None:
         """Count where captions and labels come from."""
@@ -125,7 +125,7 @@ class FolderSource(Source):
     def with_classes(self, classes: Sequence[str], origin: str) -> FolderSource:
         """See `Source.with_classes`."""
         found = copy.copy(self)
-        numbers = numbered([printable(name) for name in self.classes], classes, origin)
+        numbers = numbered([valid_text(name) for name in self.classes], classes, origin)
         found._labels = dict(zip(self.classes, numbers, strict=True))
         found._account = self.account()
         found._account.classes = list(classes)
@@ -136,7 +136,7 @@ class FolderSource(Source):
 
     def key(self, index: int) -> str:
         """Path relative to the root, with forward slashes."""
-        return printable(self._paths[index])
+        return valid_text(self._paths[index])
 
     def bytes_of(self, index: int) -> int | None:
         """As the file system has it; None where it says nothing."""
@@ -156,8 +156,8 @@ class FolderSource(Source):
             if text >= 0:
                 name = self._beside[text]
                 add = found.add_object if ending == "json" else found.add_text
-                add(printable(name.rpartition("/")[2]), partial(read_regular, self._root / name))
-        return RawImage(printable(path), data, found.label, found.caption, found.notes)
+                add(valid_text(name.rpartition("/")[2]), partial(read_regular, self._root / name))
+        return RawImage(valid_text(path), data, found.label, found.caption, found.notes)
 
 
 def _find_texts(paths: list[str], beside: list[str]) -> tuple[list[list[int]], list[str]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.account import Account
-from ldm_ae.data.sources.interface import ColumnSource, RawImage, printable, read_regular
+from ldm_ae.data.sources.interface import ColumnSource, RawImage, read_regular, valid_text
 from ldm_ae.data.sources.parquet import Columns, class_names, features_of, find_columns
 from ldm_ae.data.sources.tree import Tree, is_saved
 from ldm_ae.data.texts import Annotations
@@ -84,10 +84,10 @@ def _describe(data: datasets.Dataset, columns: Columns, skipped: list[str], clas
         account.labels = {f"column {columns.label}": len(data) - nulls[columns.label]}
     account.captions = {f"column {name}": len(data) - nulls[name] for name in columns.captions}
     if skipped:
-        account.notes.append(f"columns that are not used: {printable(', '.join(skipped))}")
+        account.notes.append(f"columns that are not used: {valid_text(', '.join(skipped))}")
     if data.cache_files:
         folder = Path(data.cache_files[0]["filename"]).parent
-        account.notes.append(f"read from {printable(str(folder))}, a copy that the library datasets keeps")
+        account.notes.append(f"read from {valid_text(str(folder))}, a copy that the library datasets keeps")
     return account
 
 

@@ -218,7 +218,7 @@ def read_regular(path: str | Path) -> bytes:
         return file.read()
 
 
-def printable(name: str) -> str:
+def valid_text(name: str) -> str:
     """`name` as valid text: bytes of a file name that are not UTF-8 become backslash escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ldm_ae.core.errors import UserError, reason
 from ldm_ae.data.account import Account
 from ldm_ae.data.row_groups import RowGroups, open_parquet
-from ldm_ae.data.sources.interface import ColumnSource, RawImage, printable, read_regular
+from ldm_ae.data.sources.interface import ColumnSource, RawImage, read_regular, valid_text
 from ldm_ae.data.sources.tree import Tree, is_saved
 from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, Annotations, spelled
 from ldm_ae.images.decoding import BadImage
@@ -142,7 +142,7 @@ class ParquetSource(ColumnSource):
         account.labels = {f"column {name}": count for name, count in labels.items()}
         account.captions = {f"column {name}": count for name, count in captions.items()}
         if skipped:
-            account.notes.append(f"columns that are not used: {printable(', '.join(skipped))}")
+            account.notes.append(f"columns that are not used: {valid_text(', '.join(skipped))}")
         if tree is not None:
             tree.describe(account, used=("parquet",))
             used = set(self._files)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.account import Account
-from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS, RawImage, Source, StringTable, extension, printable
+from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS, RawImage, Source, StringTable, extension, valid_text
 from ldm_ae.data.sources.tree import IMAGE_LIKE, TEXTS, Tree
 from ldm_ae.data.texts import LABEL_LIMIT, Annotations
 from ldm_ae.images.decoding import BadImage
@@ -108,7 +108,7 @@ class WebDatasetSource(Source):
 
     def key(self, index: int) -> str:
         """Tar and sample name."""
-        return printable(self._keys[index])
+        return valid_text(self._keys[index])
 
     def __getitem__(self, index: int) -> RawImage:
         parts: dict[str, bytes] = {}
@@ -181,7 +181,7 @@ def _not_used(file_name: str, ending: str, member: tarfile.TarInfo) -> str | Non
     if last in IMAGE_LIKE:
         return f"images of formats that are not opened (.{last})"
     if "." in ending:
-        return f"images with a dot in their names, which makes them parts of samples (.{printable(ending.lower())})"
+        return f"images with a dot in their names, which makes them parts of samples (.{valid_text(ending.lower())})"
     return (
         "links to members that are not there, or symbolic links" if member.islnk() or member.issym() else "empty names"
     )

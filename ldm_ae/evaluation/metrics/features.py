@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
 from ldm_ae.evaluation.metrics.efficientnet_lite import EfficientNetLite0
-from ldm_ae.evaluation.metrics.image_quality import from_levels, to_levels
+from ldm_ae.images.uint8 import from_levels, to_levels, to_uint8
 from ldm_ae.io.files import sha256
 from ldm_ae.io.legacy import read_legacy_weights
 
@@ -80,7 +80,7 @@ class InceptionFeatures(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, 2048) float32."""
-        (features,) = self.network(to_levels(pixel_values).to(torch.uint8))
+        (features,) = self.network(to_uint8(pixel_values))
         return features
 
 

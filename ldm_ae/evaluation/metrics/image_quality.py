@@ -17,9 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
-
-DATA_RANGE = 255.0
-"""Largest level minus smallest of an 8-bit image."""
+from ldm_ae.images.uint8 import DATA_RANGE, from_levels, to_levels
 
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 """Side of SSIM's window in pixels, and the standard deviation of its Gaussian weights."""
@@ -39,16 +37,6 @@ class PerceptualDistance(Protocol):
 
     def __call__(self, reconstructions: Tensor, pixel_values: Tensor, /) -> Tensor:
         """(reconstructions, pixel_values), each (B, 3, H, W) in [-1, 1] -> distances (B,)."""
-
-
-def to_levels(pixel_values: Tensor) -> Tensor:
-    """Pixel values in [-1, 1], any shape, clamped and rounded to float32 levels 0, 1, ... 255."""
-    return ((pixel_values.float().clamp(-1.0, 1.0) + 1.0) * (DATA_RANGE / 2)).round()
-
-
-def from_levels(levels: Tensor) -> Tensor:
-    """Levels 0 to 255 -> float32 pixel values in [-1, 1]."""
-    return levels.float() / (DATA_RANGE / 2) - 1.0
 
 
 def psnr(reconstructions: Tensor, pixel_values: Tensor) -> Tensor:

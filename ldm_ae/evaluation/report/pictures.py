@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm_ae.evaluation.metrics.image_quality import to_levels
+from ldm_ae.images.uint8 import to_levels, to_uint8
 
 ERROR_GAIN = 4.0
 """Errors are shown this many times larger."""
@@ -25,7 +25,7 @@ _SEA = ((68, 1, 84), (70, 50, 127), (54, 92, 141), (39, 127, 142), (31, 161, 135
 
 def to_uint8_image(pixel_values: Tensor) -> Image.Image:
     """(3, H, W) in [-1, 1], clamped and rounded, as a picture: the inverse of `level / 127.5 - 1`."""
-    return levels_image(to_levels(pixel_values).to("cpu", torch.uint8))
+    return levels_image(to_uint8(pixel_values).cpu())
 
 
 def levels_image(levels: Tensor) -> Image.Image:

@@ -13,10 +13,11 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.activation_ranges import FP16_LIMIT
 from ldm_ae.evaluation.evaluate import Evaluation, Picture
 from ldm_ae.evaluation.latent_summary import ACTIVE_NATS, HISTOGRAM_DEVIATIONS
-from ldm_ae.evaluation.metrics.image_quality import PSNR_CEILING, from_levels
+from ldm_ae.evaluation.metrics.image_quality import PSNR_CEILING
 from ldm_ae.evaluation.report.codebook_page import codebook_section
 from ldm_ae.evaluation.report.page import STYLE, bars, data_uri, table
 from ldm_ae.evaluation.report.pictures import ERROR_GAIN, LATENT_REACH, error_map, latent_channel_pictures, levels_image
+from ldm_ae.images.uint8 import from_levels
 from ldm_ae.io.files import make_folder, write_json, writing
 
 LATENT_PICTURES = 4

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.data import seeded_noise
+from ldm_ae.core.seeding import derive_seed, seeded_noise
 from ldm_ae.data.texts import check_names
 from ldm_ae.latents.conversion.output import read_account
 from ldm_ae.latents.fold import Fold
@@ -21,7 +21,7 @@ from ldm_ae.latents.formats.interface import FLIP
 from ldm_ae.latents.store.additions import hash_keys
 from ldm_ae.latents.store.claiming import claiming
 from ldm_ae.latents.store.format import DTYPES, SCHEMA, StoreRequest, complete_columns, read_request
-from ldm_ae.latents.store.provenance import derive_seed, read_scaling, scaling_of
+from ldm_ae.latents.store.provenance import read_scaling, scaling_of
 from ldm_ae.latents.store.writer import StoreWriter
 from ldm_ae.models import Autoencoder, GaussianPosterior, hash_json, model_config, model_hash
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import BadImage, ImageTransform, Source, described_options
+from ldm_ae.images.uint8 import to_uint8
 from ldm_ae.latents.formats.interface import Pictures, Sample
 from ldm_ae.latents.store.reader import LatentStore
 
@@ -46,7 +47,7 @@ class EncodedPictures(Pictures):
         except (BadImage, OSError) as error:
             raise UserError(f"{sample.key} in the images cannot be read: {error}") from error
         buffer = io.BytesIO()
-        values = ((pixels + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        values = to_uint8(pixels).permute(1, 2, 0).numpy()
         Image.fromarray(np.ascontiguousarray(values)).save(buffer, format="PNG")
         return buffer.getvalue()
 

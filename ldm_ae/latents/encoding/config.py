@@ -34,8 +34,8 @@ class EncodeConfig(StoredOptions):
     """Processes that decode images."""
     device: str | torch.device = "auto"
     """Where to encode; `auto` picks an accelerator if there is one."""
-    bad_share: float = 0.01
-    """Share of unusable images past which encoding ends with an error, after keeping all that is good."""
+    max_bad_fraction: float = 0.01
+    """Fraction of unusable images past which encoding ends with an error, after keeping all that is good."""
     check: bool = True
     """Read the images of files that are finished, and the files of a complete store, to see whether they are what they
     were; otherwise only the files of an unfinished store are read."""

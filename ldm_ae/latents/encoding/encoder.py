@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -18,8 +19,9 @@ from ldm_ae.core.background import BackgroundWriter
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import check_precision, inference_numerics
 from ldm_ae.core.processes import Processes
-from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
-from ldm_ae.data.sources.interface import printable as printable_name
+from ldm_ae.core.seeding import derive_seed, seeded_noise
+from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source
+from ldm_ae.data.sources.interface import valid_text
 from ldm_ae.images.crops import describe_crops
 from ldm_ae.latents.encoding.config import EncodeConfig
 from ldm_ae.latents.encoding.jobs import EncodeSummary, Engine, Job, Progress
@@ -29,19 +31,19 @@ from ldm_ae.latents.store.additions import join
 from ldm_ae.latents.store.annotated import numbering_warnings
 from ldm_ae.latents.store.claiming import claiming
 from ldm_ae.latents.store.format import DTYPES, StoreRequest, index_dtype, recorded_precision
-from ldm_ae.latents.store.provenance import derive_seed, inference_copy, scaling_of
+from ldm_ae.latents.store.provenance import inference_copy, scaling_of
 from ldm_ae.latents.store.quantize_uint8 import SCALE, pack
 from ldm_ae.latents.store.reader import LatentStore
 from ldm_ae.latents.store.reopening import reopen, still_holds
-from ldm_ae.latents.store.source_hashes import HashingSource, Originals
+from ldm_ae.latents.store.source_hashes import HashingSource, SourceHashes
 from ldm_ae.latents.store.writer import StoreWriter, latents_of
 from ldm_ae.models import (
     Autoencoder,
     finite_rows,
+    fp32_fallbacks,
     hash_json,
     model_config,
     model_hash,
-    redone_batches,
     require_finite,
 )
 
@@ -87,6 +89,9 @@ def encode_images(
         UserError: another process writes there, the folder holds something else, the image size does not fit the
             model, a latent is not finite, no image is good, or too many are bad.
     """
+    if "bad_share" in options:
+        warnings.warn("bad_share of encode_images is deprecated; use max_bad_fraction", FutureWarning, stacklevel=2)
+        options["max_bad_fraction"] = options.pop("bad_share")
     config = replace(config or EncodeConfig(), **options)
     if transform.is_random:
         raise UserError("a random crop or flip would be frozen into the store; use crop center without flip")
@@ -104,7 +109,7 @@ def encode_images(
         raise UserError("precision auto is measured on this machine; with an engine name fp32, bf16 or fp16")
     config = replace(config, precision="fp32" if precision == "no" else precision)
     request = StoreRequest(
-        **config.stored(), source=printable_name(config.source_name), images=len(source), keys_hash="",
+        **config.stored(), source=valid_text(config.source_name), images=len(source), keys_hash="",
         model_hash=model_hash(model), model_config=model_config(model), scaling=scaling_of(spec),
         transform=transform.describe(), transform_hash=hash_json(transform.describe()),
         indices=spec.codebook_size is not None and config.content != "samples",
@@ -141,11 +146,11 @@ def encode_images(
             writer = StoreWriter(path, request, plan=plan, look_up=look_up)
         units = writer.share(processes.rank, processes.count)
         hashing = HashingSource(source)
-        originals = Originals(hashing, workers=config.workers, check=config.check)
+        source_hashes = SourceHashes(hashing, workers=config.workers, check=config.check)
         already_complete = (
             writer.complete
             and not writer.adds
-            and channel.all_agree(not config.check or still_holds(writer, units, originals, progress))
+            and channel.all_agree(not config.check or still_holds(writer, units, source_hashes, progress))
         )
         if already_complete:
             if progress is not None:
@@ -157,7 +162,7 @@ def encode_images(
                 writer.complete = False
                 channel.wait_for_all()
             if runner is not None:
-                encode_units(writer, runner, hashing, originals, transform, config, units, progress)
+                encode_units(writer, runner, hashing, source_hashes, transform, config, units, progress)
             elif engine is not None:
                 job = Job(
                     path=writer.path.resolve(), request=writer.request, plan=writer.plan, model=model, source=source,
@@ -170,16 +175,16 @@ def encode_images(
         channel.wait_for_all()
     store = LatentStore(path)
     bad = store.bad()
-    if len(bad) > config.bad_share * len(source):
+    if len(bad) > config.max_bad_fraction * len(source):
         first = "; ".join(f"{key}: {reason}" for key, reason in islice(bad.items(), 3))
         raise UserError(
             f"{path} is complete, but {len(bad)} of {len(source)} images cannot be used, more than the allowed share "
-            f"of {config.bad_share:.1%}\nthe first: {first}"
+            f"of {config.max_bad_fraction:.1%}\nthe first: {first}"
         )
     return EncodeSummary(
         path=Path(path), images=len(store), bad=bad, statistics=store.statistics, buckets=store.buckets(),
         crops=describe_crops(store.good()), colour_profiles=store.colour_profiles(), already_complete=already_complete,
-        precision=store.request.precision, redone_batches=store.redone_batches, account=source.account(),
+        precision=store.request.precision, fp32_fallbacks=store.fp32_fallbacks, account=source.account(),
         annotations=store.annotations(), warnings=numbering_warnings(folder, store.classes),
     )  # fmt: skip
 
@@ -194,7 +199,7 @@ def encode_units(
     writer: StoreWriter,
     model: Autoencoder,
     source: HashingSource,
-    originals: Originals,
+    source_hashes: SourceHashes,
     transform: ImageTransform | BucketTransform,
     config: EncodeConfig,
     units: range,
@@ -207,7 +212,7 @@ def encode_units(
     for unit in units:
         indices = writer.indices(unit)
         record = writer.finished(unit)
-        if record is None or not originals.unchanged(indices, record.rows):
+        if record is None or not source_hashes.unchanged(indices, record.rows):
             todo.append(Unit(unit, indices, source, writer.request.source))
         else:
             done += len(indices)
@@ -247,9 +252,9 @@ def _encode_batches(model: Autoencoder, loader: RangeLoader, request: StoreReque
     transfers = Transfers(model.last_layer.device)
     before: EncodedBatch | None = None
     for unit, batch in loader:
-        redone = redone_batches(model)
+        redone = fp32_fallbacks(model)
         tensors = transfers.download(_encode_batch(model, batch, request, transfers))
-        encoded = EncodedBatch(unit=unit, batch=batch, tensors=tensors, redone=redone_batches(model) - redone)
+        encoded = EncodedBatch(unit=unit, batch=batch, tensors=tensors, redone=fp32_fallbacks(model) - redone)
         if before is not None:
             yield before
         before = encoded

@@ -67,7 +67,7 @@ class EncodeSummary:
     """The store was there, made by the same command; nothing was encoded."""
     precision: str
     """fp32, bf16 or fp16: what the encoder ran in."""
-    redone_batches: int
+    fp32_fallbacks: int
     """Batches that overflowed in fp16 and were encoded in float32 from the original weights; mirror images are batches
     of their own. 0 in other precisions."""
     account: Account

@@ -109,4 +109,4 @@ class Unit:
             bucket: {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             for bucket, parts in self._parts.items()
         }
-        writer.add_unit(self.number, shards, rows, redone_batches=self._redone)
+        writer.add_unit(self.number, shards, rows, fp32_fallbacks=self._redone)

@@ -24,6 +24,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.core.precision import DTYPES
+from ldm_ae.io.tensor_files import DTYPE_NAMES
 from ldm_ae.latents.conversion.output import INDEX_FILE, METADATA
 from ldm_ae.latents.formats.interface import FLIP, Foreign, Format, Pictures, Samples
 from ldm_ae.latents.store.files import write_bytes, write_safetensors
@@ -32,7 +34,7 @@ from ldm_ae.latents.store.statistics_files import lightningdit_statistics
 
 _TENSORS = ("latents", "latents_flip")
 _SHARD = 1024
-_DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+_DTYPES = {DTYPE_NAMES[dtype]: name for name, dtype in DTYPES.items()}
 
 
 class LightningDiT(Format):

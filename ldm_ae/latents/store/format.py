@@ -57,6 +57,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from ldm_ae.core import precision
 from ldm_ae.core.errors import UserError, reason
 from ldm_ae.data import ColourProfiles
 from ldm_ae.io.files import read_json
@@ -71,7 +72,7 @@ ACCOUNT = b"ldm_ae.account"
 LIGHTNINGDIT_STATISTICS = "latents_stats.pt"
 BUCKET_NAME = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,5}")
 SHARD_NAME = re.compile(r"latents_rank\d{2,6}_shard\d{3,9}\.safetensors")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "uint8": torch.uint8}
+DTYPES = {**precision.DTYPES, "uint8": torch.uint8}
 """The dtype of stored latents and moments, by the name that commands take."""
 INDEX_DTYPES = (torch.uint8, torch.uint16, torch.int32, torch.int64)
 """Of stored indices, narrowest first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from dataclasses import asdict
 from typing import Any
@@ -12,11 +11,6 @@ import torch
 
 from ldm_ae.models import Autoencoder, LatentSpec, for_inference
 from ldm_ae.models.scaling import factor_beside_vectors
-
-
-def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that is a function of `parts` alone."""
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "little") >> 1
 
 
 def inference_copy(

@@ -16,7 +16,7 @@ SCALE, ERROR = "_scale", "squared_error"
 LEVELS = 255
 
 
-def to_eight_bits(values: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_uint8(values: Tensor) -> tuple[Tensor, Tensor]:
     """Floats (N, C, h, w) to uint8 of that shape and their scale (N, C, 2) float32: step and lowest value.
 
     What is not finite, or spans more than float32 can, shows in the scale.
@@ -28,7 +28,7 @@ def to_eight_bits(values: Tensor) -> tuple[Tensor, Tensor]:
     return places.round().clamp(0, LEVELS).to(torch.uint8), torch.stack([step, lowest], dim=-1)
 
 
-def from_eight_bits(values: Tensor, scale: Tensor) -> Tensor:
+def dequantize_uint8(values: Tensor, scale: Tensor) -> Tensor:
     """The inverse, float32: uint8 * step + lowest, at most half a step from what it was."""
     return values.float() * scale[..., 0, None, None] + scale[..., 1, None, None]
 
@@ -46,7 +46,7 @@ def pack(tensors: Mapping[str, Tensor], latents_of: Callable[[Mapping[str, Tenso
     packed: dict[str, Tensor] = {}
     for name, values in tensors.items():
         if values.is_floating_point():
-            packed[name], packed[f"{name}{SCALE}"] = to_eight_bits(values)
+            packed[name], packed[f"{name}{SCALE}"] = quantize_uint8(values)
         else:
             packed[name] = values
     if any(name.endswith(SCALE) for name in packed):
@@ -57,7 +57,7 @@ def pack(tensors: Mapping[str, Tensor], latents_of: Callable[[Mapping[str, Tenso
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors without scales, those that have one as floats."""
     return {
-        name: from_eight_bits(values, tensors[f"{name}{SCALE}"]) if f"{name}{SCALE}" in tensors else values
+        name: dequantize_uint8(values, tensors[f"{name}{SCALE}"]) if f"{name}{SCALE}" in tensors else values
         for name, values in tensors.items()
         if not name.endswith(SCALE)
     }

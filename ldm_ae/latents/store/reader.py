@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm_ae.core.errors import UserError, reason
-from ldm_ae.data import seeded_noise
+from ldm_ae.core.seeding import derive_seed, seeded_noise
 from ldm_ae.io.files import read_json
 from ldm_ae.latents.store.annotated import AnnotationCount, count_annotations, read_classes
 from ldm_ae.latents.store.files import look_at
@@ -39,8 +39,8 @@ from ldm_ae.latents.store.format import (
     read_request,
     row_of_tensor,
 )
-from ldm_ae.latents.store.provenance import derive_seed, read_scaling
-from ldm_ae.latents.store.quantize_uint8 import SCALE, from_eight_bits
+from ldm_ae.latents.store.provenance import read_scaling
+from ldm_ae.latents.store.quantize_uint8 import SCALE, dequantize_uint8
 from ldm_ae.models import Autoencoder, ChannelStatistics, GaussianPosterior, LatentSpec, model_hash
 
 _OPEN_FILES = 8192
@@ -64,7 +64,7 @@ class LatentStore:
             raise UserError(f"{self.path} is not complete; run the command that makes it again")
         self.files: dict[str, dict[str, Any]] = description["files"]
         """sha256 and size of each file by its path in the store."""
-        self.redone_batches: int = description.get("redone_batches", 0)
+        self.fp32_fallbacks: int = description.get("redone_batches", 0)
         """Batches that overflowed in `request.precision` and were encoded in float32."""
         self.redone_by_file: dict[str, int] = description.get("redone_by_file", {})
         """The same by shard, where there are any."""
@@ -304,7 +304,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def _slice(self, position: int, name: str) -> Tensor:
         """One row of a shard's tensor, (1, ...), in the stored dtype, or float32 where that is uint8."""
         if self.store.request.dtype == "uint8" and name.startswith(("latents", "moments")):
-            return from_eight_bits(self._row(position, name), self._row(position, f"{name}{SCALE}"))
+            return dequantize_uint8(self._row(position, name), self._row(position, f"{name}{SCALE}"))
         return self._row(position, name)
 
     def _row(self, position: int, name: str) -> Tensor:

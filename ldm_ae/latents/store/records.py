@@ -47,7 +47,7 @@ class Record:
     """By bucket, HxW of the pixels; empty if no image of the range is good."""
     rows: list[dict[str, Any]]
     """The index rows of the range, bad images too."""
-    redone_batches: int
+    fp32_fallbacks: int
     """Batches that overflowed in the request's precision and were encoded in float32."""
 
 
@@ -59,7 +59,7 @@ def write_record(store: Path, shard: str, record: Record) -> None:
             for bucket, part in sorted(record.shards.items())
         },
         "rows": record.rows,
-        "redone_batches": record.redone_batches,
+        "redone_batches": record.fp32_fallbacks,
     }
     write_json(_path(store, shard), content | {"checksum": hash_json(content)})
 
@@ -78,7 +78,7 @@ def read_record(store: Path, shard: str) -> Record | None:
         }
         # An earlier version recorded captions that are not valid Unicode, which the index cannot hold.
         json.dumps(content["rows"], ensure_ascii=False).encode()
-        return Record(shards=shards, **content)
+        return Record(shards=shards, rows=content["rows"], fp32_fallbacks=content["redone_batches"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -13,19 +13,19 @@ from safetensors import SafetensorError, safe_open
 from ldm_ae.latents.store.files import Written, look_at
 from ldm_ae.latents.store.reader import LatentStore
 from ldm_ae.latents.store.records import Record, Shard, write_record
-from ldm_ae.latents.store.source_hashes import Originals
+from ldm_ae.latents.store.source_hashes import SourceHashes
 from ldm_ae.latents.store.writer import StoreWriter
 
 
 def still_holds(
-    writer: StoreWriter, units: range, originals: Originals, progress: Callable[[int, int], None] | None = None
+    writer: StoreWriter, units: range, source_hashes: SourceHashes, progress: Callable[[int, int], None] | None = None
 ) -> bool:
     """Whether the files of these units have their hashes and their images are those that were encoded.
 
     Args:
         writer: Of a complete store.
         units: Those to look at.
-        originals: The images.
+        source_hashes: The images.
         progress: Called after every unit with the number of images looked at and their total.
 
     Raises:
@@ -39,7 +39,7 @@ def still_holds(
             name = f"{bucket}/{writer.shard_name(unit)}"
             if not (store.path / name).is_file() or look_at(store.path / name)._asdict() != store.files[name]:
                 return False
-        if not originals.unchanged(writer.indices(unit), rows):
+        if not source_hashes.unchanged(writer.indices(unit), rows):
             return False
         done += len(rows)
         if progress is not None:
@@ -60,7 +60,7 @@ def reopen(writer: StoreWriter) -> None:
         shards = {bucket: _read_shard(writer, store, bucket, rows) for bucket in _buckets(rows)}
         sound = {bucket: shard for bucket, shard in shards.items() if shard is not None}
         if len(sound) == len(shards):  # without a record it is encoded again
-            record = Record(shards=sound, rows=rows, redone_batches=store.redone_by_file.get(name, 0))
+            record = Record(shards=sound, rows=rows, fp32_fallbacks=store.redone_by_file.get(name, 0))
             write_record(writer.path, name, record)
     writer.mark_unfinished()
 

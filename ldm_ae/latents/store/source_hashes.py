@@ -56,7 +56,7 @@ class Original(NamedTuple):
     caption: str | None
 
 
-class Originals:
+class SourceHashes:
     """Compares images with the rows of an index, each range of them once.
 
     Args:

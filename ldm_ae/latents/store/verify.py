@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError, printable, reason
 from ldm_ae.images.crops import describe_crops
+from ldm_ae.io.tensor_files import DTYPE_NAMES
 from ldm_ae.latents.store.files import look_at
 from ldm_ae.latents.store.format import (
     BOOKKEEPING,
@@ -31,11 +32,6 @@ from ldm_ae.latents.store.format import (
 from ldm_ae.latents.store.quantize_uint8 import ERROR, SCALE
 from ldm_ae.latents.store.reader import LatentStore
 from ldm_ae.models import LatentSpec
-
-_SAFETENSORS_DTYPES = {
-    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.uint8: "U8", torch.uint16: "U16", torch.int32: "I32", torch.int64: "I64",
-}  # fmt: skip
 
 
 def verify_store(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[str]:
@@ -125,7 +121,7 @@ def inspect_store(
         for bucket, images in store.buckets().items()
     }
     return summary | {
-        "redone_batches": store.redone_batches,
+        "redone_batches": store.fp32_fallbacks,
         "images": len(store),
         "bad_images": store.bad(),
         "captions": annotations.captions,
@@ -184,7 +180,7 @@ def _expected_tensors(store: LatentStore, name: str, rows: int, *, moments: bool
     names += BOOKKEEPING
     dtype = DTYPES[store.request.dtype]
     found = {key: row_of_tensor(key, name.partition("/")[0], store.spec, dtype) for key in names}
-    return {key: ([rows, *shape], _SAFETENSORS_DTYPES[dtype]) for key, (shape, dtype) in found.items()}
+    return {key: ([rows, *shape], DTYPE_NAMES[dtype]) for key, (shape, dtype) in found.items()}
 
 
 def _check_count(store: LatentStore) -> list[str]:

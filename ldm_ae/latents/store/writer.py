@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ldm_ae.core.errors import RunError, UserError
-from ldm_ae.data import seeded_noise
+from ldm_ae.core.seeding import derive_seed, seeded_noise
 from ldm_ae.io.files import make_folder, write_json
 from ldm_ae.io.locks import LOCK
 from ldm_ae.latents.store.additions import Segment, segments, share, write_keys
@@ -39,7 +39,6 @@ from ldm_ae.latents.store.format import (
     StoreRequest,
     read_description,
 )
-from ldm_ae.latents.store.provenance import derive_seed
 from ldm_ae.latents.store.quantize_uint8 import ERROR, unpack
 from ldm_ae.latents.store.records import (
     WORK,
@@ -253,7 +252,7 @@ class StoreWriter:
         buckets: dict[str, dict[str, Tensor]],
         rows: Sequence[dict[str, Any]],
         *,
-        redone_batches: int = 0,
+        fp32_fallbacks: int = 0,
     ) -> None:
         """A range of the source: its good images' tensors, and a manifest row for each image, good or bad.
 
@@ -263,7 +262,7 @@ class StoreWriter:
                 of the source; empty if no image of the range is good.
             rows: Manifest rows in the order of the source, those of good images with their `bucket`, `shard` and `row`
                 not yet set.
-            redone_batches: How many overflowed in the request's precision and were encoded in float32.
+            fp32_fallbacks: How many overflowed in the request's precision and were encoded in float32.
 
         Raises:
             RunError: the disk is full, or a later run of the command has the store now.
@@ -286,7 +285,7 @@ class StoreWriter:
             # compute the same from the files.
             statistics = self.statistics(tensors, [row["key"] for row in good])
             shards[bucket] = Shard(written, statistics.state())
-        write_record(self.path, name, Record(shards=shards, rows=list(rows), redone_batches=redone_batches))
+        write_record(self.path, name, Record(shards=shards, rows=list(rows), fp32_fallbacks=fp32_fallbacks))
 
     def statistics(self, tensors: dict[str, Tensor], keys: Sequence[str]) -> ChannelStatistics:
         """Of the latents of a shard's good images: stored, drawn from the moments of a lean store, or looked up."""
@@ -324,8 +323,8 @@ class StoreWriter:
             tables.append(pa.Table.from_pylist(record.rows, schema=SCHEMA))
             good += sum(row["status"] == "ok" for row in record.rows)
             first_bad = first_bad or next((row for row in record.rows if row["status"] == "bad"), {})
-            if record.redone_batches:
-                redone_by_file[name] = record.redone_batches
+            if record.fp32_fallbacks:
+                redone_by_file[name] = record.fp32_fallbacks
             for bucket, shard in record.shards.items():
                 files[f"{bucket}/{name}"] = shard.written
                 statistics.merge(ChannelStatistics.from_state(shard.statistics))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ldm_ae.core.registry import Registry, export
+from ldm_ae.losses.perceptual._feature_distance import FeatureDistance
 from ldm_ae.losses.perceptual.interface import PerceptualLoss
 from ldm_ae.losses.perceptual.lpips import LPIPS
 from ldm_ae.losses.perceptual.shift_tolerant_lpips import ShiftTolerantLPIPS
 
-__all__ = ["LPIPS", "PERCEPTUAL_LOSSES", "PerceptualLoss", "ShiftTolerantLPIPS"]
+__all__ = ["LPIPS", "PERCEPTUAL_LOSSES", "FeatureDistance", "PerceptualLoss", "ShiftTolerantLPIPS"]
 
 PERCEPTUAL_LOSSES: Registry[PerceptualLoss] = Registry(__name__, PerceptualLoss, "perceptual loss")
 """Every perceptual loss by its name."""

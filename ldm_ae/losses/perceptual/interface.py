@@ -1,70 +1,34 @@
-"""The perceptual distance that every feature network shares.
-
-Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, arXiv 1801.03924,
-equation 1: d(x, y) = sum over layers of the mean over positions of sum_c w_c (f_c(x)/|f(x)| - f_c(y)/|f(y)|)².
-"""
+"""What a perceptual loss is: a distance of two images, measured by what does not learn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import abc
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
 
-# Mean and deviation of ImageNet, for pixel values in [-1, 1] (the numbers of the lpips package's scaling layer).
-SHIFT = (-0.030, -0.088, -0.188)
-SCALE = (0.458, 0.448, 0.450)
-EPS = 1e-10
-CACHED_ELEMENTS = 2**17
-"""Of a float32 map: half a megabyte, so that a few such maps fit into one core's second cache."""
 
+class PerceptualLoss(nn.Module, abc.ABC):
+    """A distance of images, with the frozen networks that it is measured by.
 
-class PerceptualLoss(nn.Module):
-    """A frozen feature network and non-negative weights per channel.
-
-    Real images' features are taken without a graph. The networks' weights are kept in the dtype that the features are
-    computed in (`set_precision`): autocast would cast frozen weights anew at every call.
+    Modules and parameters are frozen and in eval mode from the moment that they are assigned. The networks' weights
+    are kept in the dtype that they compute in (`set_precision`): autocast would cast frozen weights anew at every call.
 
     Args:
-        name: What a score by this network is called.
-        stages: Modules applied in turn; the output of each is one layer of features.
-        heads: For each stage the weights of its channels, (C,) each.
+        name: What a score by this distance is called.
     """
 
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self, name: str, stages: Sequence[nn.Module], heads: Sequence[Tensor]):
+    def __init__(self, name: str):
         super().__init__()
         self.name = name
-        self.stages = nn.ModuleList(stages)
-        self.heads = nn.ParameterList(heads)
-        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
-        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
-        self.set_precision(torch.float32)
+        self.dtype = torch.float32
+        self.eval()
 
-    def set_precision(self, dtype: torch.dtype) -> PerceptualLoss:
-        """Compute features in `dtype`, channels-last. Distances are summed in float32 whatever it is."""
-        self.stages.to(dtype=dtype, memory_format=LAYOUTS[INFERENCE_LAYOUT])  # type: ignore[call-overload]
-        self.dtype = dtype
-        return self.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> PerceptualLoss:  # noqa: ARG002 - the signature is torch's
-        """Stays in eval mode: the network is a measuring instrument."""
-        return super().train(False)
-
-    def features(self, pixel_values: Tensor) -> Iterator[Tensor]:
-        """Each layer's features, (B, C_l, H_l, W_l) in the network's dtype, computed when it is their turn."""
-        hidden = ((pixel_values.float() - self.shift) / self.scale).to(self.dtype)
-        hidden = hidden.contiguous(memory_format=LAYOUTS[INFERENCE_LAYOUT])
-        for stage in self.stages:
-            hidden = stage(hidden)
-            yield hidden
-
+    @abc.abstractmethod
     def forward(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
         """Distance of each pair, (B,) float32, at least 0.
 
@@ -72,75 +36,37 @@ class PerceptualLoss(nn.Module):
             reconstructions: (B, 3, H, W) in about [-1, 1]; the gradient reaches these alone.
             pixel_values: (B, 3, H, W) in [-1, 1].
         """
-        with torch.autocast(pixel_values.device.type, enabled=False):
-            with torch.no_grad():
-                real = list(self.features(pixel_values))
-            total = torch.zeros(len(pixel_values), device=pixel_values.device)
-            for layer, target, head in zip(self.features(reconstructions), real, self.heads, strict=True):
-                total = total + _LayerDistance.apply(layer, target, head)
-        return total
+
+    def set_precision(self, dtype: torch.dtype) -> PerceptualLoss:
+        """Compute in `dtype`, channels-last; distances are float32 whatever it is.
+
+        Submodules are cast. Own parameters and buffers stay in float32.
+        """
+        self.dtype = dtype
+        for network in self.children():
+            if isinstance(network, PerceptualLoss):
+                network.set_precision(dtype)
+            else:
+                network.to(dtype=dtype, memory_format=LAYOUTS[INFERENCE_LAYOUT])  # type: ignore[call-overload]
+        return self
+
+    def train(self, mode: bool = True) -> PerceptualLoss:  # noqa: ARG002 - the signature is torch's
+        """Stays in eval mode: the network is a measuring instrument."""
+        return super().train(False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Module):
+            value.eval()
+        if isinstance(value, nn.Module | nn.Parameter):
+            value.requires_grad_(False)
+        super().__setattr__(name, value)
 
 
 def try_size(network: PerceptualLoss, images: Sequence[Tensor]) -> None:
-    """Compute what depends on the images' size, the features: it raises what PyTorch says of images that are too small.
+    """Measure one image: it raises what PyTorch says of images that are too small.
 
     Args:
-        network: Its weights say the dtype.
+        network: Any.
         images: One tensor, (B, 3, H, W).
     """
-    if type(network).forward is PerceptualLoss.forward:
-        for _ in network.features(images[0][:1]):
-            pass
-    else:
-        network(images[0][:1], images[0][:1])
-
-
-class _LayerDistance(torch.autograd.Function):
-    """Mean over positions of sum_c w_c (f_c/|f| - g_c/|g|)² and its gradient at f, with few passes over the features.
-
-    A network's first layers are so large that this costs as much as their convolutions if every operation writes a
-    whole map. Here a piece small enough for the processor's cache goes through all of them, in float32.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, target: Tensor, head: Tensor) -> Tensor:
-        ctx.save_for_backward(features, target, head)
-        pieces = _pieces(_rows(features), _rows(target))
-        distances = [torch.mv(_unit(f)[0].sub_(_unit(g)[0]).square_(), head) for f, g in pieces]
-        return torch.cat(distances).view(len(features), -1).mean(dim=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        features, target, head = ctx.saved_tensors
-        batch, channels, height, width = features.shape
-        result = features.new_empty(batch * height * width, channels)
-        factors = (gradient * (2 / (height * width))).repeat_interleave(height * width)[:, None]
-        # With u = f/|f|, v = g/|g| and h = w (u - v) the gradient of one position is 2 (h - u <u, h>) / |f|.
-        for f, g, factor, out in _pieces(_rows(features), _rows(target), factors, result):
-            (u, inverse_length), (v, _) = _unit(f), _unit(g)
-            h = torch.sub(u, v, out=v).mul_(head)
-            along = (u * h).sum(dim=1, keepdim=True)
-            out.copy_(h.sub_(u.mul_(along)).mul_(inverse_length.mul_(factor)))
-        return result.view(batch, height, width, channels).permute(0, 3, 1, 2), None, None
-
-
-def _rows(features: Tensor) -> Tensor:
-    """(B, C, H, W) -> (BHW, C), a view of channels-last features."""
-    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
-
-
-def _pieces(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each, as many at a time as the cores' caches hold; all of them on an accelerator."""
-    count, channels = rows[0].shape
-    if rows[0].device.type == "cpu":
-        count = max(CACHED_ELEMENTS * torch.get_num_threads() // channels, 1)
-    return zip(*(tensor.split(count) for tensor in rows), strict=True)
-
-
-def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (n, C) at unit length and one over their lengths (n, 1), in float32; both zero where a row is zero."""
-    rows = rows.float()
-    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    inverse = (length + EPS).reciprocal_().masked_fill_(length == 0, 0.0)
-    return rows * inverse, inverse
+    network(images[0][:1], images[0][:1])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.io.legacy import read_legacy_weights
-from ldm_ae.losses.perceptual.interface import PerceptualLoss
+from ldm_ae.losses.perceptual._feature_distance import FeatureDistance
 
 Net = Literal["vgg", "alex", "squeeze"]
 
@@ -30,7 +30,7 @@ _STAGES: dict[Net, tuple[int, ...]] = {
 """Where torchvision's `features` are cut; each piece ends after the ReLU whose output is compared."""
 
 
-class LPIPS(PerceptualLoss):
+class LPIPS(FeatureDistance):
     """Learned perceptual image patch similarity.
 
     Args:

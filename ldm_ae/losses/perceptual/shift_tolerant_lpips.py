@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.io.legacy import read_legacy_weights
-from ldm_ae.losses.perceptual.interface import PerceptualLoss
+from ldm_ae.losses.perceptual._feature_distance import FeatureDistance
 
 
 class BlurDownsample(nn.Module):
@@ -61,7 +61,7 @@ def _alex() -> list[nn.Sequential]:
     ]
 
 
-class ShiftTolerantLPIPS(PerceptualLoss):
+class ShiftTolerantLPIPS(FeatureDistance):
     """Shift-tolerant LPIPS with the weights of the wheel `stlpips-pytorch` (BSD-2).
 
     Args:

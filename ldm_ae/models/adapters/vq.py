@@ -18,10 +18,10 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
 from ldm_ae.models.adapters.quantized_autoencoder import QuantizedAutoencoder
-from ldm_ae.models.interface import AutoencoderOutput, LatentSpec, Posterior
+from ldm_ae.models.interface import LatentSpec, Posterior
 from ldm_ae.models.loading.folder import local_folder, read_config, read_model_folder
 from ldm_ae.models.scaling import factor_beside_vectors, mark_scaled_encoder
-from ldm_ae.quantizers import EMAVQ, VQ, CaredTable, Quantized, Quantizer, describe_quantizer
+from ldm_ae.quantizers import EMAVQ, VQ, ManagedCodebook, Quantized, Quantizer, describe_quantizer
 
 EUCLIDEAN: tuple[type[Quantizer], ...] = (VQ, EMAVQ)
 """The quantizers that take the nearest of a table of codes, and so compute what `diffusers.VQModel` computes."""
@@ -171,9 +171,9 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         """`indices_to_latents`, decoded: reconstructions (B, 3, H, W) float32, not clamped."""
         return self.decode(self.indices_to_latents(indices))
 
-    def forward(self, pixel_values: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
+    def draw(self, pixel_values: Tensor, noise: Tensor | None = None) -> tuple[DiscretePosterior, Tensor]:
         posterior = self.encode(pixel_values, noise=noise)
-        return AutoencoderOutput(self.decode(posterior.mode()), posterior)
+        return posterior, posterior.mode()
 
     def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
         """Update codes that learn without gradients, while anything before the decoder learns at all."""
@@ -280,8 +280,8 @@ def _continue_with(pretrained: str, net: Any, quantizer: Quantizer, kinds: tuple
             f"{pretrained} has {own.codebook_size} codes of {own.codebook_dim} dimensions, the quantizer given "
             f"{quantizer.codebook_size} of {quantizer.codebook_dim}"
         )
-    if isinstance(quantizer, CaredTable):
-        quantizer.start_from(cast(CaredTable, own).weight)
+    if isinstance(quantizer, ManagedCodebook):
+        quantizer.start_from(cast(ManagedCodebook, own).weight)
     else:
         try:
             quantizer.load_state_dict(own.state_dict())

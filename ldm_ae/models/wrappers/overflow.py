@@ -222,7 +222,7 @@ class OverflowGuard(Autoencoder):
         )
 
 
-def redone_batches(model: Autoencoder) -> int:
+def fp32_fallbacks(model: Autoencoder) -> int:
     """Batches that a model of `for_inference` has computed again in float32, because fp16 overflowed.
 
     What goes through the encoder and then through the decoder counts as one batch in each.

@@ -16,15 +16,13 @@ from torch.optim import Optimizer
 
 from ldm_ae.core.background import BackgroundWriter
 from ldm_ae.core.errors import UserError, reason
-from ldm_ae.discriminators import Discriminator
 from ldm_ae.io.files import clear_leftovers, writing_folder
-from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.loading.folder import WEIGHTS
 from ldm_ae.training.changes import check_identity, remedies
 from ldm_ae.training.checkpoints.checkpoint import Checkpoints, link_model, load_networks
 from ldm_ae.training.checkpoints.rng import rng_state, set_rng_state
-from ldm_ae.training.checkpoints.snapshot import AVERAGED, HostCopy, Snapshot
+from ldm_ae.training.checkpoints.snapshot import HostCopy, Snapshot
 from ldm_ae.training.checkpoints.state import SKIPPED, read_state
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.monitoring.run_log import RunLog
@@ -52,10 +50,8 @@ class Saver:
         accelerator: The main process writes, all read.
         config: Which checkpoints stay, and whether they are written in the background.
         identity: What makes this run this run; a checkpoint with another is refused.
-        autoencoder: Not wrapped.
-        ema: The averaged model, or None.
-        objective: Its learned parameter is saved.
-        discriminator: Not wrapped, or None.
+        models: The autoencoder as `model` and, if there is one, the averaged one; not wrapped.
+        others: Further networks by name, not wrapped; one whose state dict is empty has no file.
         optimizers: The autoencoder's and, if there is one, the discriminator's.
     """
 
@@ -66,17 +62,12 @@ class Saver:
         config: TrainingConfig,
         identity: dict[str, Any],
         *,
-        autoencoder: Autoencoder,
-        ema: Autoencoder | None,
-        objective: Objective,
-        discriminator: Discriminator | None,
+        models: dict[str, Autoencoder],
+        others: dict[str, nn.Module],
         optimizers: list[Optimizer],
     ):
         self.folder, self._accelerator, self._identity = folder, accelerator, identity
-        self._models = {"model": autoencoder} | ({} if ema is None else {AVERAGED: ema})
-        self._networks: dict[str, nn.Module] = {"objective": _LearnedPart(objective)}
-        if discriminator is not None:
-            self._networks["discriminator"] = discriminator
+        self._models, self._networks = models, others
         self._optimizers = optimizers
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
         self._in_background, self._batch_size = config.background_saves, config.batch_size
@@ -194,14 +185,6 @@ class Saver:
         if before != now:
             log.say(f"{now} processes now, {before} before: images keep their order, crops and noise")
         return Progress(state["step"], state["position"], state["best"], state.get(SKIPPED, 0))
-
-
-class _LearnedPart(nn.Module):
-    """The objective's own parameter without the frozen perceptual network."""
-
-    def __init__(self, objective: Objective):
-        super().__init__()
-        self.log_variance = objective.log_variance
 
 
 def _gather(accelerator: Accelerator, value: Any) -> list[Any]:

@@ -30,7 +30,7 @@ from ldm_ae.core.errors import RunError, UserError, reason
 from ldm_ae.latents.encoding.encoder import encode_units
 from ldm_ae.latents.encoding.jobs import Job, Progress
 from ldm_ae.latents.store.provenance import inference_copy
-from ldm_ae.latents.store.source_hashes import HashingSource, Originals
+from ldm_ae.latents.store.source_hashes import HashingSource, SourceHashes
 from ldm_ae.latents.store.writer import StoreWriter
 from ldm_ae.models import Autoencoder
 
@@ -195,11 +195,11 @@ class _Actor:
             job.model, device=self._device, precision=job.request.precision, compiled=job.request.compiled
         )
         source = HashingSource(job.source)
-        originals = Originals(source, workers=job.config.workers, check=job.config.check)
+        source_hashes = SourceHashes(source, workers=job.config.workers, check=job.config.check)
 
         def encode(unit: int) -> None:
             encode_units(
-                writer, model, source, originals, job.transform, job.config, range(unit, unit + 1),
+                writer, model, source, source_hashes, job.transform, job.config, range(unit, unit + 1),
                 lambda done, _: self._tally.add.remote(unit, done),
             )  # fmt: skip
 

@@ -1,0 +1,57 @@
+"""Networks of which a part never learns, such as a pretrained backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+
+class PartlyFrozen(nn.Module):
+    """A module whose class declares in `frozen` which of its submodules never learn.
+
+    These are in eval mode and without gradients from the moment that they are assigned, and no state dict holds them:
+    their weights come from elsewhere. They stay out of the optimizer and out of checkpoints.
+    """
+
+    frozen: ClassVar[tuple[str, ...]] = ()
+    """Names of the submodules that never learn."""
+
+    def learning_parameters(self) -> Iterator[nn.Parameter]:
+        """What an optimizer updates."""
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
+
+    def learning_buffers(self) -> Iterator[Tensor]:
+        """Buffers outside the frozen submodules: running statistics and averages."""
+        prefixes = tuple(f"{name}." for name in self.frozen)
+        return (buffer for name, buffer in self.named_buffers() if not name.startswith(prefixes))
+
+    def train(self, mode: bool = True) -> PartlyFrozen:
+        """The frozen submodules stay in eval mode."""
+        super().train(mode)
+        for module in self._frozen_modules().values():
+            module.eval()
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Without the frozen submodules."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        for name, module in self._frozen_modules().items():
+            for key in module.state_dict():
+                del state[f"{kwargs.get('prefix', '')}{name}.{key}"]
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # The frozen submodules find their own values in it, so that a strict load misses nothing.
+        for name, module in self._frozen_modules().items():
+            state_dict |= {f"{prefix}{name}.{key}": value for key, value in module.state_dict().items()}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _frozen_modules(self) -> dict[str, nn.Module]:
+        return {name: module for name, module in self.named_children() if name in self.frozen}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.frozen and isinstance(value, nn.Module):
+            value.requires_grad_(False).eval()
+        super().__setattr__(name, value)

@@ -1,0 +1,118 @@
+"""The networks of a run, made ready for its steps: what learns, where it lies, and how it is computed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ldm_ae.core.convolutions import speed_up
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.precision import Numerics, Placement, place
+from ldm_ae.discriminators import BothSides, Discriminator
+from ldm_ae.losses import Objective
+from ldm_ae.models import Autoencoder
+from ldm_ae.models.trainable import set_trainable
+from ldm_ae.regularizers import Regularizer
+from ldm_ae.training.checkpoints.snapshot import AVERAGED
+from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.ema import EMA
+from ldm_ae.training.steps import StepParts
+from ldm_ae.training.training_pass import TrainingPass
+
+
+class Networks:
+    """Sets the networks up in place; afterwards `parts` is what the steps take.
+
+    Args:
+        autoencoder: In float32.
+        regularizer: What stands between its encoder and decoder.
+        objective: The generator's losses.
+        discriminator: None for none.
+        accelerator: Devices and processes.
+        numerics: Precision and memory layout.
+        config: Which parameters learn, whether weights are averaged, compilation.
+
+    Raises:
+        UserError: the adaptive weight is measured at a layer that does not learn.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        regularizer: Regularizer,
+        objective: Objective,
+        discriminator: Discriminator | None,
+        *,
+        accelerator: Accelerator,
+        numerics: Numerics,
+        config: TrainingConfig,
+    ):
+        device = accelerator.device
+
+        # Which parameters learn, and the average of them.
+        set_trainable(autoencoder, config.trainable)
+        adaptive = discriminator is not None and objective.config.adaptive_gan_weight
+        if adaptive and not autoencoder.last_layer.requires_grad:
+            raise UserError("adaptive_gan_weight is measured at the decoder's last layer, which `trainable` leaves out")
+        self.autoencoder, self.regularizer = autoencoder.train(), regularizer.train()
+        self.ema = EMA(autoencoder, config.ema_decay) if config.ema_decay is not None else None
+        if config.gradient_checkpointing:
+            autoencoder.enable_gradient_checkpointing()
+        self.discriminator = _synchronized(discriminator, accelerator)
+
+        # Devices, memory layouts, convolutions, compilation.
+        plain = Placement(numerics.layout)
+        place(autoencoder, device, numerics.placement)
+        place(regularizer, device, numerics.placement)
+        if self.discriminator is not None:
+            place(self.discriminator, device, plain if self.discriminator.needs_double_backward else numerics.placement)
+        if self.ema is not None:
+            place(self.ema.model, device, plain)
+        if config.compile:
+            autoencoder.compile_parts(for_training=True)
+            if self.discriminator is not None:
+                self.discriminator.compile()
+        self.objective = objective.to(device)
+        if objective.perceptual is not None:
+            objective.perceptual.set_precision(numerics.dtype)
+            if numerics.convolutions == "winograd":
+                speed_up(objective.perceptual)
+
+        # Accelerate's wrappers.
+        with warnings.catch_warnings():  # torch 2.15's new name for it is unknown to the Accelerate that is there
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+            training_pass = accelerator.prepare_model(TrainingPass(autoencoder, regularizer))
+            pair = None if self.discriminator is None else accelerator.prepare_model(BothSides(self.discriminator))
+        self.parts = StepParts(accelerator, training_pass, self.objective, pair)
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        """What the generator's optimizer updates."""
+        found = [*self.autoencoder.parameters(), *self.objective.parameters(), *self.regularizer.parameters()]
+        return [parameter for parameter in found if parameter.requires_grad]
+
+    def changed_early(self) -> Iterator[Tensor]:
+        """What a step changes before its optimizers do: codebooks, running statistics, averages."""
+        yield from self.autoencoder.learned_parameters()
+        yield from self.autoencoder.buffers()
+        yield from self.regularizer.learning_buffers()
+        if self.discriminator is not None:
+            yield from self.discriminator.learning_buffers()
+
+    def models(self) -> dict[str, Autoencoder]:
+        """The autoencoders that a checkpoint holds, by name."""
+        return {"model": self.autoencoder} | ({} if self.ema is None else {AVERAGED: self.ema.model})
+
+    def others(self) -> dict[str, nn.Module]:
+        """What else a checkpoint holds, by name; their state dicts have what learns."""
+        found: dict[str, nn.Module] = {"objective": self.objective, "regularizer": self.regularizer}
+        return found if self.discriminator is None else found | {"discriminator": self.discriminator}
+
+
+def _synchronized(discriminator: Discriminator | None, accelerator: Accelerator) -> Discriminator | None:
+    """Batch normalization over all processes; torch has none on CPUs, where it stays apart in each process."""
+    if discriminator is None or accelerator.num_processes == 1 or accelerator.device.type == "cpu":
+        return discriminator
+    return nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)

@@ -1,0 +1,49 @@
+"""The forward pass of training: encode, draw, regularize, decode."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ldm_ae.core.draws import Draws
+from ldm_ae.models import Autoencoder, Posterior
+from ldm_ae.regularizers import Identity, Regularizer
+
+
+class TrainingOutput(NamedTuple):
+    """What a training forward pass gives."""
+
+    reconstructions: Tensor
+    """(B, 3, H, W) float32, not clamped."""
+    target: Tensor
+    """(B, 3, H, W) in [-1, 1]: what they are compared with."""
+    posterior: Posterior
+    terms: dict[str, Tensor]
+    """The regularizer's named losses, (B,) float32 each, summed over one image's latents."""
+
+
+class TrainingPass(nn.Module):
+    """Autoencoder and regularizer in one call, which is what DistributedDataParallel wraps and sees.
+
+    Args:
+        autoencoder: What is trained.
+        regularizer: What stands between its encoder and decoder; `Identity` by default.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, regularizer: Regularizer | None = None):
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.regularizer = Identity() if regularizer is None else regularizer
+
+    def forward(self, pixel_values: Tensor, noise: Tensor | None, draws: Draws) -> TrainingOutput:
+        """Of (B, 3, H, W) images in [-1, 1].
+
+        Args:
+            pixel_values: The images.
+            noise: (B, C, h, w) standard normal, for the posterior's draw; None for the global generator.
+            draws: Random numbers of each sample, for the regularizer.
+        """
+        posterior, latents = self.autoencoder.draw(pixel_values, noise)
+        latents, target, terms = self.regularizer(posterior, latents, pixel_values, draws)
+        return TrainingOutput(self.autoencoder.decode(latents), target, posterior, terms)
