@@ -135,8 +135,10 @@ def sample_grid(prior: CodePrior, autoencoder: Autoencoder, images: Sequence[dic
     with ProgressDisplay("sampling", None):
         samples = prior.sample(len(images), labels, generator=generator).cpu()
     own = torch.stack([image["indices"] for image in images])
+    codebook = autoencoder.codebook
+    assert codebook is not None, "the store has this model's indices"
     decoded = [
-        torch.cat([autoencoder.decode(autoencoder.indices_to_latents(image[None])) for image in indices])
+        torch.cat([autoencoder.decode(codebook.latents(image[None])) for image in indices])
         for indices in (own, samples)
     ]
     return comparison_grid(*decoded)

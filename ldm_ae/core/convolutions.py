@@ -61,6 +61,36 @@ def _transforms() -> Transforms:
     return Transforms(*(torch.kron(matrix, matrix).float() for matrix in matrices))
 
 
+class Kernels:
+    """The transformed kernels of one weight, (36, C, D), computed when they are needed first.
+
+    A frozen layer keeps them: 4 times the memory of its weight for each direction. A layer that learns does not.
+    """
+
+    def __init__(self) -> None:
+        self._weight: tuple[int, int] | None = None
+        self._forward: Tensor | None = None
+        self._backward: Tensor | None = None
+
+    def of(self, weight: Tensor) -> Kernels:
+        """Itself, emptied if they are of other values."""
+        if (now := (weight.data_ptr(), weight._version)) != self._weight:
+            self._weight, self._forward, self._backward = now, None, None
+        return self
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Of a convolution's weight (D, C, 3, 3)."""
+        if self._forward is None:
+            self._forward = _transforms().kernel @ weight.detach().permute(2, 3, 0, 1).reshape(9, -1)
+        return self._forward.view(36, *weight.shape[:2]).transpose(1, 2)
+
+    def backward(self, weight: Tensor) -> Tensor:
+        """Of the same turned by 180 degrees, with inputs and outputs exchanged: (36, D, C)."""
+        if self._backward is None:
+            self._backward = _transforms().kernel @ weight.detach().permute(2, 3, 0, 1).reshape(9, -1).flip(0)
+        return self._backward.view(36, *weight.shape[:2])
+
+
 class Conv2d(nn.Conv2d):
     """A convolution with the parameters and the state dict of `torch.nn.Conv2d`."""
 
@@ -74,6 +104,10 @@ class Conv2d(nn.Conv2d):
         layer.weight, layer.bias = plain.weight, plain.bias
         return layer.train(plain.training)
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._kernels = Kernels()
+
     def forward(self, input: Tensor) -> Tensor:
         """As torch's.
 
@@ -82,7 +116,8 @@ class Conv2d(nn.Conv2d):
         """
         if input.dtype != torch.float32 or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
-        return conv2d(input, self.weight, self.bias, self.stride, self.padding)  # type: ignore[arg-type]
+        kernels = Kernels() if self.weight.requires_grad else self._kernels.of(self.weight)
+        return conv2d(input, self.weight, self.bias, self.stride, self.padding, kernels)  # type: ignore[arg-type]
 
 
 def speed_up(network: nn.Module) -> None:
@@ -104,19 +139,27 @@ def _fits(layer: nn.Module) -> bool:
 
 
 def conv2d(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = ONE, padding: Pair = ONE
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = ONE,
+    padding: Pair = ONE,
+    kernels: Kernels | None = None,
 ) -> Tensor:
     """`convolve`, with gradients."""
-    result: Tensor = _Convolution.apply(inputs, weight, bias, stride, padding)
+    result: Tensor = _Convolution.apply(inputs, weight, bias, stride, padding, kernels or Kernels())
     return result
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, kernels: Kernels
+    ) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return convolve(inputs, weight, bias, stride, padding)
+        ctx.settings = stride, padding
+        ctx.kernels = kernels
+        return convolve(inputs, weight, bias, stride, padding, kernels)
 
     @staticmethod
     @once_differentiable
@@ -124,17 +167,24 @@ class _Convolution(torch.autograd.Function):
         (gradient,) = gradients
         inputs, weight = ctx.saved_tensors
         of_inputs, of_weight, of_bias, *_ = ctx.needs_input_grad
-        where = ctx.stride, ctx.padding
         return (
-            input_gradient(inputs, weight, gradient, *where) if of_inputs else None,
-            weight_gradient(inputs, weight, gradient, *where) if of_weight else None,
+            input_gradient(inputs, weight, gradient, *ctx.settings, ctx.kernels) if of_inputs else None,
+            weight_gradient(inputs, weight, gradient, *ctx.settings) if of_weight else None,
             gradient.sum((0, 2, 3)) if of_bias else None,
+            None,
             None,
             None,
         )
 
 
-def convolve(inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair = ONE, padding: Pair = ONE) -> Tensor:
+def convolve(
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair = ONE,
+    padding: Pair = ONE,
+    kernels: Kernels | None = None,
+) -> Tensor:
     """The convolution, as `torch.nn.functional.conv2d` computes it.
 
     Args:
@@ -143,18 +193,25 @@ def convolve(inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair =
         bias: (D,) or None.
         stride: Down and across.
         padding: Rows and columns of zeros at each side.
+        kernels: Of this weight, where they are kept.
 
     Returns:
         (B, D, H', W').
     """
     if not _is_winograds(inputs, weight, stride, padding, WIDE):
         return functional.conv2d(inputs, weight, bias, stride, padding)
-    kernel = _transforms().kernel @ weight.permute(2, 3, 0, 1).reshape(9, -1)
-    outputs = _winograd(inputs, kernel.view(36, *weight.shape[:2]).transpose(1, 2))
+    outputs = _winograd(inputs, (kernels or Kernels()).forward(weight))
     return outputs if bias is None else outputs.add_(bias.view(-1, 1, 1))
 
 
-def input_gradient(inputs: Tensor, weight: Tensor, gradient: Tensor, stride: Pair = ONE, padding: Pair = ONE) -> Tensor:
+def input_gradient(
+    inputs: Tensor,
+    weight: Tensor,
+    gradient: Tensor,
+    stride: Pair = ONE,
+    padding: Pair = ONE,
+    kernels: Kernels | None = None,
+) -> Tensor:
     """The gradient at the inputs of `convolve`: by Winograd a convolution with the kernel turned by 180 degrees.
 
     Args:
@@ -163,14 +220,14 @@ def input_gradient(inputs: Tensor, weight: Tensor, gradient: Tensor, stride: Pai
         gradient: (B, D, H', W') float32, at the outputs.
         stride: As in `convolve`.
         padding: As in `convolve`.
+        kernels: As in `convolve`.
 
     Returns:
         (B, C, H, W).
     """
     if not _is_winograds(inputs, weight, stride, padding, WIDE):
         return conv2d_input(inputs.shape, weight, gradient, stride, padding)
-    kernel = _transforms().kernel @ weight.permute(2, 3, 0, 1).reshape(9, -1).flip(0)
-    return _winograd(gradient, kernel.view(36, *weight.shape[:2]))
+    return _winograd(gradient, (kernels or Kernels()).backward(weight))
 
 
 def weight_gradient(

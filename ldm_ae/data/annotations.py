@@ -59,16 +59,16 @@ class Annotated(Wrapped):
                 candidates.setdefault(name, []).append(key)
         for name, same in candidates.items():
             if len(same) > 1:
-                shown = ", ".join(same[:3]) + (f" and {len(same) - 3} more" if len(same) > 3 else "")
+                shown = ", ".join(map(printable, same[:3])) + (f" and {len(same) - 3} more" if len(same) > 3 else "")
                 raise UserError(
                     f"{path}: {len(same)} images are called {printable(name)}: {shown}; "
-                    f"name each by its key, such as {same[0]}"
+                    f"name each by its key, such as {printable(same[0])}"
                 )
             found[same[0]] = values[name]
         matched = found.keys() | candidates.keys()
         if not found:
-            raise UserError(f"{path} names none of the images; it has {next(iter(values), 'nothing')}, the first image "
-                            f"is {keys[0]}")  # fmt: skip
+            first = printable(next(iter(values), "nothing"))
+            raise UserError(f"{path} names none of the images; it has {first}, the first image is {printable(keys[0])}")
         for name in values:
             if name not in matched:
                 self._unmatched.setdefault(printable(path), Group()).add(name)
@@ -136,5 +136,5 @@ def _read(
 def _label(value: Any) -> int | None:
     label = None if value == "" else read_label(value)
     if label is None and value not in (None, ""):
-        raise BadText(f"'{value}' is not a class number")
+        raise BadText(f"'{printable(value, 40)}' is not a class number")
     return label

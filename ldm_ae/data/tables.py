@@ -100,8 +100,8 @@ def _lines(text: str) -> Iterator[tuple[str, Any]]:
 
 def _rows(text: str) -> Iterator[tuple[str, Any]]:
     """The same of text with a delimiter; the reason where a row cannot be used."""
-    delimiter = _delimiter(text.partition("\n")[0])
-    lines = list(io.StringIO(text, newline=""))
+    lines = list(io.StringIO(text, newline=""))  # a line may end in a carriage return alone
+    delimiter = _delimiter(lines[0].rstrip("\r\n") if lines else "")
     rows = csv.reader(lines, delimiter=delimiter)
     header: list[str] = []
     number = 1
@@ -145,7 +145,11 @@ def _wrong_quotes(lines: list[str], delimiter: str) -> str | None:
 def _delimiter(header: str) -> str:
     """The delimiter by which the header has a column that names images."""
     for delimiter in _DELIMITERS:
-        if {name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])} & {*NAMES}:
+        try:
+            names = next(csv.reader([header], delimiter=delimiter), [])
+        except csv.Error as error:  # such as a field of more than 131,072 characters
+            raise BadText(f"line 1: {error}") from error
+        if {name.strip().lower() for name in names} & {*NAMES}:
             return delimiter
     raise BadText(f"no column is called {' or '.join(NAMES[:2])}; its first line is {printable(header, 80)!r}")
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.frozen import PartlyFrozen
+from ldm_ae.images.pixels import RGB, PixelSpec
 
 
 class Discriminator(PartlyFrozen, abc.ABC):
@@ -20,6 +21,9 @@ class Discriminator(PartlyFrozen, abc.ABC):
 
     needs_double_backward: bool = False
     """Whether `penalty` differentiates through a gradient. Fast convolutions that cannot are not used then."""
+
+    pixels: PixelSpec = RGB
+    """The images that it takes; a run compares them with the model's."""
 
     @abc.abstractmethod
     def forward(self, pixel_values: Tensor) -> Tensor:

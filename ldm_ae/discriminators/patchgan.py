@@ -37,7 +37,8 @@ class PatchDiscriminator(Discriminator):
             raise UserError(f"PatchDiscriminator: n_layers={n_layers} and ndf={ndf} must be at least 1")
         wrap: Callable[[nn.Module], nn.Module] = spectral_norm if with_spectral_norm else lambda module: module
         widths = [ndf * min(2**i, 8) for i in range(n_layers + 1)]
-        layers: list[nn.Module] = [wrap(nn.Conv2d(3, ndf, 4, stride=2, padding=1)), nn.LeakyReLU(0.2)]
+        first = nn.Conv2d(self.pixels.channels, ndf, 4, stride=2, padding=1)
+        layers: list[nn.Module] = [wrap(first), nn.LeakyReLU(0.2)]
         for i in range(1, n_layers + 1):
             stride = 2 if i < n_layers else 1
             # A convolution before batch normalization needs no bias; LDM has none there.

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.interop.folder import exporting
-from ldm_ae.models import Autoencoder, KLAutoencoder, LatentSpec, VQAutoencoder
-from ldm_ae.models.adapters.vq import VQModel
+from ldm_ae.models import Autoencoder, LatentSpec
 from ldm_ae.models.loading.ldm_keys import CODES, idle_attention, is_projection, rename_keys
 
 LDM_FILES = frozenset({"model.safetensors", "config.yaml"})
@@ -110,8 +109,8 @@ def ldm_config(model: Autoencoder) -> dict[str, Any]:
         UserError: the first thing about the network that CompVis's configuration cannot say.
     """
     net: Any = model.net  # diffusers' attributes are not typed
-    if not isinstance(model, KLAutoencoder) and not isinstance(net, VQModel):
-        kind = type(model.quantizer if isinstance(model, VQAutoencoder) else model).__name__
+    if model.compvis_class is None:
+        kind = type(net).__name__ if model.codebook is None else model.codebook.method
         raise UserError(f"format ldm holds KL autoencoders and VQ ones with a table of codes, not a {kind}")
     config = net.config
     if config.get("norm_type", "group") != "group":
@@ -133,13 +132,13 @@ def ldm_config(model: Autoencoder) -> dict[str, Any]:
     size = config.sample_size if isinstance(config.sample_size, int) else max(config.sample_size)
     # Only which level has attention follows from it; each level's resolution must be a whole number, and its own.
     resolution = max(size // 2 ** (levels - 1), 1) * 2 ** (levels - 1)
-    kl = isinstance(model, KLAutoencoder)
+    kl = model.codebook is None
     own: dict[str, Any] = {"embed_dim": config.latent_channels}
     if not kl:
         own = {"embed_dim": model.latent_spec.channels, "n_embed": model.latent_spec.codebook_size}
     return {
         "model": {
-            "target": f"ldm.models.autoencoder.{'AutoencoderKL' if kl else 'VQModel'}",
+            "target": f"ldm.models.autoencoder.{model.compvis_class}",
             "params": {
                 **own,
                 "ddconfig": {

@@ -36,7 +36,7 @@ def measure_scaling(
         progress: Called with the number of images done after every batch.
     """
     statistics = ChannelStatistics(model.latent_spec.channels)
-    device = model.last_layer.device
+    device = model.device
     done = 0
     for batch in loader:
         posterior = model.encode(batch.pixel_values.to(device))

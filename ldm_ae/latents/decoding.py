@@ -117,7 +117,8 @@ def decode_store(
             names = [keys[position] for position in positions]
             values = torch.stack([data.read(position) for position in positions])
             if looked_up:
-                values = runner.indices_to_latents(values)
+                assert runner.codebook is not None, "the numbers of codes are those of the store"
+                values = runner.codebook.latents(values)
             yield names, _decode(runner, values, names, precision)
 
     return _write_images(batches(), output_names(keys), out, total=len(keys), progress=progress)
@@ -196,7 +197,7 @@ def _codes(size: int | None, levels: int | None) -> str:
 @torch.inference_mode()
 def _decode(model: Autoencoder, values: Tensor, keys: list[str], precision: str, *, encode: bool = False) -> Tensor:
     """Latents, or images to be encoded first, to uint8 (B, H, W, 3) on the CPU; UserError if not finite."""
-    values = values.to(model.last_layer.device)
+    values = values.to(model.device)
     if encode:
         values = model.encode(values).mode()
     images = model.decode(values)

@@ -8,20 +8,25 @@ from ldm_ae.core.deprecation import old_export
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.registry import export
 from ldm_ae.models.adapters import AUTOENCODERS
-from ldm_ae.models.adapters.kl import GaussianPosterior, KLAutoencoder
-from ldm_ae.models.adapters.vq import DiscretePosterior, VQAutoencoder
+from ldm_ae.models.adapters.kl import KLAutoencoder
+from ldm_ae.models.adapters.vq import VQAutoencoder
 from ldm_ae.models.identity import hash_json, model_config, model_hash, network_config, weights_sha256
 from ldm_ae.models.inference import for_inference
-from ldm_ae.models.interface import Autoencoder, AutoencoderOutput, LatentSpec, Posterior
+from ldm_ae.models.interface import Autoencoder, AutoencoderOutput, Codebook
 from ldm_ae.models.loading.load import is_model_folder, load_autoencoder, resolve_model_folder
+from ldm_ae.models.posteriors import DiscretePosterior, GaussianPosterior, Posterior
+from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 from ldm_ae.models.statistics import ChannelStatistics
+from ldm_ae.models.wrappers.interface import Wrapper, unwrapped
 from ldm_ae.models.wrappers.overflow import OverflowGuard, finite_rows, fp32_fallbacks, require_finite
 
 __all__ = [
     "AUTOENCODERS",
     "Autoencoder",
     "AutoencoderOutput",
+    "AutoencoderSpec",
     "ChannelStatistics",
+    "Codebook",
     "DiscretePosterior",
     "GaussianPosterior",
     "KLAutoencoder",
@@ -29,6 +34,7 @@ __all__ = [
     "OverflowGuard",
     "Posterior",
     "VQAutoencoder",
+    "Wrapper",
     "finite_rows",
     "for_inference",
     "fp32_fallbacks",
@@ -41,6 +47,7 @@ __all__ = [
     "pick_device",
     "require_finite",
     "resolve_model_folder",
+    "unwrapped",
     "weights_sha256",
 ]
 

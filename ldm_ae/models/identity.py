@@ -13,9 +13,6 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.scaling import SCALE
 
-_NOT_THE_NETWORK = {*SCALE, "force_upcast", "sample_size", "legacy_beta"}
-"""Configuration that leaves the latents as they are, so that a model and its export have one hash."""
-
 
 def hash_json(value: object) -> str:
     """sha256 of the canonical JSON of `value`, in hex."""
@@ -25,13 +22,14 @@ def hash_json(value: object) -> str:
 def model_config(model: Autoencoder) -> dict[str, Any]:
     """The network's configuration as JSON values, without names of folders and library versions."""
     config: dict[str, Any] = {"_class_name": type(model.net).__name__}
-    config |= {key: value for key, value in model.net.config.items() if not key.startswith("_")}  # type: ignore[union-attr, operator]
+    config |= {key: value for key, value in model.net.config.items() if not key.startswith("_")}
     return json.loads(json.dumps(config))
 
 
 def network_config(model: Autoencoder) -> dict[str, Any]:
     """`model_config` without what leaves the latents as they are, such as scaling constants."""
-    return {key: value for key, value in model_config(model).items() if key not in _NOT_THE_NETWORK}
+    neutral = {*SCALE, "sample_size", *model.neutral_config}
+    return {key: value for key, value in model_config(model).items() if key not in neutral}
 
 
 def weights_sha256(module: nn.Module) -> str:

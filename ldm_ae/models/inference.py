@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ldm_ae.core.devices import pick_device
+from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import inference_numerics
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.wrappers.overflow import OverflowGuard
@@ -23,6 +24,9 @@ def for_inference(
 
     Returns:
         The model; for fp16 in an `OverflowGuard`, so that what overflows is computed again and no result is lost.
+
+    Raises:
+        UserError: a precision or device that is not there, or `compiled` and the network declares no parts to compile.
     """
     device = pick_device(device) if isinstance(device, str) else device
     numerics = inference_numerics(precision, device)
@@ -33,5 +37,7 @@ def for_inference(
     model = model.eval().requires_grad_(False).to(device=device, dtype=numerics.dtype)
     model = model.to(memory_format=numerics.memory_format)
     if compiled:
+        if not model.compilable_parts():
+            raise UserError(f"{type(model.net).__name__} declares no parts to compile; run it without compilation")
         model.compile_parts()
     return model

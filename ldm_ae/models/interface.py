@@ -1,125 +1,31 @@
 """What losses, trainer, encoder, evaluation and export know of an autoencoder, and all they know.
 
-Shapes and ranges are those of the whole project: `pixel_values` (B, 3, H, W) float RGB in [-1, 1]; `latents`
-(B, C, h, w) unscaled, what the decoder takes; `scaled_latents` what a diffusion model sees.
+Shapes and ranges are those of the whole project: `pixel_values` (B, 3, H, W) float RGB in [-1, 1] (`spec.pixels`
+states channels, meaning and range); `latents` (B, C, h, w) unscaled, what the decoder takes; `scaled_latents` what a
+diffusion model sees.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.pixels import PixelSpec
+from ldm_ae.models.posteriors import Posterior
+from ldm_ae.models.scaling import NO_SCALE, mark_scaled_encoder
+from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 
-
-def _is_number(value: object) -> bool:
-    """Whether float32 holds it; a whole number may be too large even to be turned into a float."""
-    largest = torch.finfo(torch.float32).max
-    return isinstance(value, float | int) and not isinstance(value, bool) and -largest <= value <= largest
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentSpec:
-    """What the latents of a model are, and how they are scaled for a diffusion model."""
-
-    channels: int
-    """C of (B, C, h, w)."""
-    downsample_factor: int
-    """H / h, a power of two."""
-    scaling_factor: float
-    """Multiplies the shifted latents, or with `latents_mean` and `latents_std` the whitened ones."""
-    shift_factor: float = 0.0
-    """Subtracted before scaling, unless `latents_mean` and `latents_std` are set."""
-    latents_mean: tuple[float, ...] | None = None
-    """Per-channel mean; with `latents_std` it replaces `shift_factor`."""
-    latents_std: tuple[float, ...] | None = None
-    """Per-channel standard deviation; latents are divided by it before `scaling_factor` multiplies them."""
-    codebook_size: int | None = None
-    """Number of codes of a discrete model, None for a continuous one."""
-    codebook_levels: int | None = None
-    """Q of the indices (B, Q, h, w) of residual quantization, None where they are (B, h, w)."""
-
-    def __post_init__(self) -> None:
-        of_codes = [count for count in (self.codebook_size, self.codebook_levels) if count is not None]
-        if any(type(count) is not int or count < 1 for count in (self.channels, self.downsample_factor, *of_codes)):
-            raise UserError(
-                "latents: channels, downsample_factor, codebook_size and codebook_levels must be whole numbers above 0"
-            )
-        if self.codebook_size is not None and self.codebook_size > 2**63:
-            raise UserError(f"latents: codebook_size is {self.codebook_size}; an index has room for 2^63 codes")
-        vectors = [vector for vector in (self.latents_mean, self.latents_std) if vector is not None]
-        if any(type(vector) is not tuple or len(vector) != self.channels for vector in vectors):
-            raise UserError("latents: latents_mean and latents_std must hold a number for each channel")
-        scales = (self.scaling_factor, *(self.latents_std or ()))
-        if not all(_is_number(value) for value in (*scales, self.shift_factor, *(self.latents_mean or ()))):
-            raise UserError("latents: the factors that scale them must be finite numbers")
-        if not all(scales):
-            raise UserError("latents: scaling_factor and latents_std must not be 0")
-
-    def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) of the latents of an (height, width) image; UserError if not divisible by the downsample factor."""
-        factor = self.downsample_factor
-        if height % factor or width % factor or height <= 0 or width <= 0:
-            raise UserError(
-                f"an image of height x width {height}x{width} is not divisible by the model's downsample factor "
-                f"{factor}; use for example {max(height // factor, 1) * factor}x{max(width // factor, 1) * factor}"
-            )
-        return height // factor, width // factor
-
-    def _mean_std(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        if self.latents_mean is None or self.latents_std is None:
-            return None
-        mean, std = (like.new_tensor(v).view(1, -1, 1, 1) for v in (self.latents_mean, self.latents_std))
-        return mean, std
-
-    def scale(self, latents: Tensor) -> Tensor:
-        """latents -> scaled_latents, (B, C, h, w), as the pipelines that read this specification do.
-
-        Without vectors (latents - shift_factor) * scaling_factor: Stable Diffusion, SDXL, Kolors and DiT where the
-        shift is 0, SD3 and FLUX with any. With vectors (latents - latents_mean) / latents_std * scaling_factor: SDXL,
-        and the pipelines and trainers that read vectors without a factor where it is 1; the others ignore vectors and
-        decode wrongly.
-        """
-        if (mean_std := self._mean_std(latents)) is not None:
-            return (latents - mean_std[0]) * self.scaling_factor / mean_std[1]
-        return (latents - self.shift_factor) * self.scaling_factor
-
-    def unscale(self, scaled_latents: Tensor) -> Tensor:
-        """scaled_latents -> latents, (B, C, h, w): the inverse of `scale`."""
-        if (mean_std := self._mean_std(scaled_latents)) is not None:
-            return scaled_latents * mean_std[1] / self.scaling_factor + mean_std[0]
-        return scaled_latents / self.scaling_factor + self.shift_factor
-
-
-class Posterior(abc.ABC):
-    """The distribution of latents that an encoder gives for a batch of images."""
-
-    moments: Tensor | None = None
-    """(B, 2C, h, w) float32: mean and log-variance (clamped to [-30, 20]) on channels, if Gaussian."""
-    indices: Tensor | None = None
-    """(B, h, w) int64 codebook entries, if discrete; (B, Q, h, w) with Q levels of residual quantization."""
-
-    @abc.abstractmethod
-    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
-        """One draw, (B, C, h, w). `noise`, standard normal of that shape, replaces the generator's."""
-
-    @abc.abstractmethod
-    def mode(self) -> Tensor:
-        """The most likely latents, (B, C, h, w)."""
-
-    @abc.abstractmethod
-    def regularization(self) -> dict[str, Tensor]:
-        """Named terms (kl, commitment, ...), each (B,) float32, summed over one image's latents; entropies in nats."""
-
-    @abc.abstractmethod
-    def rate(self) -> Tensor | None:
-        """Bits per image, (B,) float32, or None where no rate is defined."""
+SAMPLE_SIZE = "_sample_size"
+"""Key of the configuration for `sample_size`, where the network's class has none of its own."""
+DEFAULT_SAMPLE_SIZE = 256
 
 
 class AutoencoderOutput(NamedTuple):
@@ -130,22 +36,52 @@ class AutoencoderOutput(NamedTuple):
     posterior: Posterior
 
 
+@dataclass(frozen=True, kw_only=True)
+class Codebook:
+    """The codes of a discrete model."""
+
+    method: str
+    """The name of the quantizer, such as `FSQ`, for messages."""
+    size: int
+    """K: indices are in [0, K)."""
+    levels: int | None
+    """Q of the indices (B, Q, h, w) of residual quantization, None where they are (B, h, w)."""
+    latents: Callable[[Tensor], Tensor]
+    """Indices as `Posterior.indices`, of any integer dtype -> latents (B, C, h, w) float32; UserError for a wrong shape
+    or an index that no code has."""
+
+
 class Autoencoder(nn.Module, abc.ABC):
-    """An image autoencoder. Subclasses wrap a diffusers model as `net`, which is what is saved."""
+    """An image autoencoder around a diffusers model, `net`, which is what is saved.
 
-    class_names: ClassVar[tuple[str, ...]]
-    """The `_class_name`s of the model folders that the class opens: diffusers' name of the network."""
-    net: nn.Module
+    A class for another network lies in one file of `ldm_ae/models/adapters`. It has to
+
+    - name in `class_names` the networks that it opens, and take `pretrained`, a model folder, as a keyword;
+    - set `net` to a `ModelMixin` with `ConfigMixin`;
+    - define `spec`, `encode` and `decode`.
+
+    Everything under "capabilities" is what only some models have. Each has a value that means "none", which is the
+    default; callers ask before they use it.
+    """
+
+    class_names: ClassVar[tuple[str, ...]] = ()
+    """`_class_name` in the config.json of the model folders that this class opens."""
+
+    net: Any
+    """A diffusers model."""
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Autoencoder:
+        """The model in a folder whose `_class_name` is one of `class_names`, in float32."""
+        opening: Callable[..., Autoencoder] = cls
+        return opening(pretrained=str(folder))
+
+    # --------------------------------------------------------------------------------------- what every model defines
 
     @property
     @abc.abstractmethod
-    def latent_spec(self) -> LatentSpec:
-        """Channels, downsample factor, scaling."""
-
-    @property
-    @abc.abstractmethod
-    def last_layer(self) -> nn.Parameter:
-        """The decoder's last weight, where the adaptive GAN weight is measured."""
+    def spec(self) -> AutoencoderSpec:
+        """Pixels: channels, meaning, range. Latents: channels, downsample factor, scaling, codes."""
 
     @abc.abstractmethod
     def encode(self, pixel_values: Tensor) -> Posterior:
@@ -155,59 +91,47 @@ class Autoencoder(nn.Module, abc.ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Unscaled latents (B, C, h, w) -> reconstructions (B, 3, H, W) float32, not clamped."""
 
-    def indices_to_latents(self, indices: Tensor) -> Tensor:
-        """Indices of a discrete model, as `Posterior.indices` but of any integer dtype -> latents (B, C, h, w) float32.
+    # --------------------------------------------------------------------------------- capabilities: none by default
 
-        Raises:
-            UserError: an index that no code has, or the model is not discrete.
-        """
-        del indices
-        raise UserError("indices say nothing to this model: it has no codebook")
+    has_moments: bool = False
+    """Whether posteriors are Gaussian and have `moments`."""
 
-    @abc.abstractmethod
-    def save_config(self, folder: str | Path) -> None:
-        """Write the config.json of a model folder alone."""
+    decoder_names: tuple[str, ...] = ()
+    """How the names of the parameters of `net` begin on which latents do not depend. All others are the encoder's: a
+    scale is measured for those, and stays when the rest is trained."""
 
-    @abc.abstractmethod
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a diffusers model folder (config.json, diffusion_pytorch_model.safetensors)."""
+    compvis_class: str | None = None
+    """The class of CompVis's latent-diffusion that computes the same, if `net` has the parameters and configuration of
+    one: `AutoencoderKL` or `VQModel`."""
 
-    @abc.abstractmethod
-    def compile_parts(self, *, for_training: bool = False) -> None:
-        """Compile encoder and decoder in place with torch.compile; the state dict's keys stay as they are.
-
-        For training the last layer stays out of the compiled graphs, so that its gradient can be taken alone.
-        """
-
-    @abc.abstractmethod
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass: less memory, about a third more time."""
+    neutral_config: frozenset[str] = frozenset()
+    """Keys of the configuration that change no latent, beside those of a scale and the sample size: the same weights
+    are the same model (`model_hash`) whatever they are."""
 
     @property
-    @abc.abstractmethod
-    def sample_size(self) -> int:
-        """Side in pixels that the model was trained at."""
+    def last_layer(self) -> nn.Parameter | None:
+        """The decoder's last weight, where the adaptive GAN weight is measured; None if there is no such layer."""
+        return None
 
-    @abc.abstractmethod
-    def set_sample_size(self, size: int) -> None:
-        """Record the side in pixels that the model is trained at; diffusers takes its tile size from it."""
+    @property
+    def codebook(self) -> Codebook | None:
+        """The codes of a discrete model; None if it is continuous."""
+        return None
 
-    @abc.abstractmethod
-    def set_scaling(
-        self,
-        *,
-        scaling_factor: float,
-        shift_factor: float = 0.0,
-        latents_mean: tuple[float, ...] | None = None,
-        latents_std: tuple[float, ...] | None = None,
-    ) -> None:
-        """Record a scale, which `LatentSpec` defines, in the configuration that `save_pretrained` writes.
+    def compilable_parts(self, *, for_training: bool = False) -> Sequence[nn.Module]:
+        """The modules that torch.compile takes; none if the network does not compile.
 
-        `ldm_ae.models.scaling.measured_scaling` gives a measured one in the form that the model's pipelines read.
-
-        Raises:
-            UserError: the model's class has no place for the shift or the vectors.
+        For training the last layer is outside of them, so that its gradient can be taken alone.
         """
+        del for_training
+        return ()
+
+    @property
+    def has_gradient_checkpointing(self) -> bool:
+        """Whether `enable_gradient_checkpointing` works."""
+        return bool(getattr(self.net, "_supports_gradient_checkpointing", False))
+
+    # ------------------------------------------------------------------------------------------------------ training
 
     def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
         """Update what learns without gradients, such as moving averages of codes; nothing by default.
@@ -232,6 +156,15 @@ class Autoencoder(nn.Module, abc.ABC):
         """The parameters that `learn` may change, beside buffers; none by default."""
         return []
 
+    def compile_parts(self, *, for_training: bool = False) -> None:
+        """Compile `compilable_parts` in place; the state dict's keys stay as they are."""
+        for part in self.compilable_parts(for_training=for_training):
+            part.compile()
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass: less memory, about a third more time."""
+        self.net.enable_gradient_checkpointing()
+
     def draw(self, pixel_values: Tensor, noise: Tensor | None = None) -> tuple[Posterior, Tensor]:
         """Encode and draw latents (B, C, h, w): with `noise` of that shape if given, else the global generator."""
         posterior = self.encode(pixel_values)
@@ -241,3 +174,77 @@ class Autoencoder(nn.Module, abc.ABC):
         """Encode, draw, decode."""
         posterior, latents = self.draw(pixel_values, noise)
         return AutoencoderOutput(self.decode(latents), posterior)
+
+    # ----------------------------------------------------------------------- what follows from the above for any model
+
+    @property
+    def latent_spec(self) -> LatentSpec:
+        """`spec.latents`."""
+        return self.spec.latents
+
+    @property
+    def pixel_spec(self) -> PixelSpec:
+        """`spec.pixels`."""
+        return self.spec.pixels
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; the CPU for a model without any."""
+        tensor = next(itertools.chain(self.net.parameters(), self.net.buffers()), None)
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; float32 for a model without any."""
+        tensors = itertools.chain(self.net.parameters(), self.net.buffers())
+        return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+
+    def save_config(self, folder: str | Path) -> None:
+        """Write the config.json of a model folder alone."""
+        self.net.save_config(folder)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a diffusers model folder (config.json, diffusion_pytorch_model.safetensors)."""
+        self.net.save_pretrained(folder)
+
+    @property
+    def sample_size(self) -> int:
+        """Side in pixels that the model was trained at; `DEFAULT_SAMPLE_SIZE` where its configuration has none."""
+        config = self.net.config
+        size = config.get("sample_size", config.get(SAMPLE_SIZE, DEFAULT_SAMPLE_SIZE))
+        return size if isinstance(size, int) else min(size)
+
+    def set_sample_size(self, size: int) -> None:
+        """Record the side in pixels that the model is trained at; diffusers takes its tile size from it."""
+        self.net.register_to_config(**{"sample_size" if "sample_size" in self.net.config else SAMPLE_SIZE: size})
+
+    def set_scaling(
+        self,
+        *,
+        scaling_factor: float,
+        shift_factor: float = 0.0,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+    ) -> None:
+        """Record a scale, which `LatentSpec` defines, in the configuration that `save_pretrained` writes.
+
+        `ldm_ae.models.scaling.measured_scaling` gives a measured one in the form that the model's pipelines read.
+
+        Raises:
+            UserError: the network's class has no place for a part of it.
+        """
+        scale: dict[str, Any] = {
+            "scaling_factor": scaling_factor, "shift_factor": shift_factor, "latents_mean": latents_mean,
+            "latents_std": latents_std,
+        }  # fmt: skip
+        places = [key for key in scale if key in self.net.config]
+        for key, value in scale.items():
+            if key not in places and value != NO_SCALE[key]:
+                known = ", ".join(places) or "none"
+                raise UserError(
+                    f"{type(self.net).__name__} has no place for {key} {value}; its configuration holds {known} of a "
+                    "scale"
+                )
+        # A number where diffusers' default is null: pipelines of SD3 and FLUX add the shift, the others do not look.
+        self.net.register_to_config(**{key: scale[key] for key in places})
+        mark_scaled_encoder(self)

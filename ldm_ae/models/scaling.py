@@ -20,20 +20,23 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.models.interface import Autoencoder, LatentSpec
+from ldm_ae.models.spec import LatentSpec
 from ldm_ae.models.statistics import ChannelStatistics
 
-SCALE = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-"""The keys of a scale, in a configuration and in `LatentSpec`."""
+if TYPE_CHECKING:
+    from ldm_ae.models.interface import Autoencoder
+
+NO_SCALE = {"scaling_factor": 1.0, "shift_factor": 0.0, "latents_mean": None, "latents_std": None}
+"""The keys of a scale, in a configuration and in `LatentSpec`, with the values that change no latent."""
+SCALE = tuple(NO_SCALE)
 SCALED_ENCODER = "_scaled_encoder"
 """Key of the configuration: sha256 of the encoder's weights that the scale was measured for. Keys with an underscore
 are not a network's arguments; diffusers passes over them."""
-NOT_THE_ENCODER = ("decoder.", "post_quant_conv.")
 
 
 def factor_beside_vectors(scaling_factor: float, mean: Sequence[float] | None, std: Sequence[float] | None) -> float:
@@ -150,7 +153,7 @@ def encoder_sha256(model: Autoencoder) -> str:
     """Hex digest of the float32 values of every parameter that latents follow from: all but the decoder's."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.net.named_parameters()):
-        if name.startswith(NOT_THE_ENCODER):
+        if name.startswith(model.decoder_names):
             continue
         values = parameter.detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name} {tuple(values.shape)}\n".encode())

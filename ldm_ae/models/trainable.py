@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.models.interface import Autoencoder
-from ldm_ae.models.scaling import NOT_THE_ENCODER, remember_scaled_encoder
+from ldm_ae.models.scaling import remember_scaled_encoder
 
 
 def set_trainable(model: Autoencoder, patterns: Sequence[str]) -> int:
@@ -36,6 +36,7 @@ def set_trainable(model: Autoencoder, patterns: Sequence[str]) -> int:
             )
     for name, parameter in parameters.items():
         parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
-    if any(parameter.requires_grad and not name.startswith(NOT_THE_ENCODER) for name, parameter in parameters.items()):
+    encoder = [parameter for name, parameter in parameters.items() if not name.startswith(model.decoder_names)]
+    if any(parameter.requires_grad for parameter in encoder):
         remember_scaled_encoder(model)
     return sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)

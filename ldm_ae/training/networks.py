@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm_ae.core.convolutions import speed_up
-from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import Numerics, Placement, place
 from ldm_ae.discriminators import BothSides, Discriminator
 from ldm_ae.losses import Objective
@@ -19,6 +18,7 @@ from ldm_ae.regularizers import Regularizer
 from ldm_ae.training.checkpoints.snapshot import AVERAGED
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.ema import EMA
+from ldm_ae.training.requirements import check_capabilities
 from ldm_ae.training.steps import StepParts
 from ldm_ae.training.training_pass import TrainingPass
 
@@ -36,7 +36,7 @@ class Networks:
         config: Which parameters learn, whether weights are averaged, compilation.
 
     Raises:
-        UserError: the adaptive weight is measured at a layer that does not learn.
+        UserError: the model's class lacks what the run asks of it.
     """
 
     def __init__(
@@ -54,9 +54,7 @@ class Networks:
 
         # Which parameters learn, and the average of them.
         set_trainable(autoencoder, config.trainable)
-        adaptive = discriminator is not None and objective.config.adaptive_gan_weight
-        if adaptive and not autoencoder.last_layer.requires_grad:
-            raise UserError("adaptive_gan_weight is measured at the decoder's last layer, which `trainable` leaves out")
+        check_capabilities(autoencoder, objective.config, discriminator, config)
         self.autoencoder, self.regularizer = autoencoder.train(), regularizer.train()
         self.ema = EMA(autoencoder, config.ema_decay) if config.ema_decay is not None else None
         if config.gradient_checkpointing:

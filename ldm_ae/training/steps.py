@@ -190,12 +190,12 @@ def output_gradients(
 
 def last_layer_gradients(parts: StepParts, reconstructions: Tensor, at_output: OutputGradients) -> Tensor:
     """Gradients of both losses at the decoder's last weight, stacked (2, ...); only that layer is differentiated."""
+    last_layer = parts.plain_autoencoder.last_layer
     assert at_output.gan is not None
+    assert last_layer is not None, "check_capabilities"
     scale = _loss_scale(parts.accelerator)
     both = [
-        torch.autograd.grad(
-            reconstructions, parts.plain_autoencoder.last_layer, gradient * scale, retain_graph=True
-        )[0].float() / scale
+        torch.autograd.grad(reconstructions, last_layer, gradient * scale, retain_graph=True)[0].float() / scale
         for gradient in (at_output.nll, at_output.gan)
     ]  # fmt: skip
     return torch.stack(both)

@@ -126,6 +126,27 @@ def test_copies_and_half_precision_work_as_before() -> None:
     assert layer.to(torch.bfloat16)(inputs.bfloat16()).dtype == torch.bfloat16
 
 
+def test_kernels_of_frozen_layers_are_kept_until_the_weight_changes() -> None:
+    layer = Conv2d.of(nn.Conv2d(256, 256, 3, padding=1)).requires_grad_(False)
+    inputs = torch.randn(1, 256, 32, 32, requires_grad=True)
+    outputs = []
+    for change in (lambda: None, lambda: layer.weight.mul_(2), lambda: setattr(layer.weight, "data", layer.weight * 2)):
+        change()
+        for _ in range(2):
+            output = layer(inputs)
+            outputs.append([output.detach(), torch.autograd.grad(output.sum(), inputs)[0]])
+        right = functional.conv2d(inputs.double(), layer.weight.double(), layer.bias.double(), padding=1)
+        assert error(output, right) < TOLERANCE
+        assert torch.equal(outputs[-1][1], outputs[-2][1])
+        assert error(outputs[-1][1], torch.autograd.grad(right.sum(), inputs)[0].double()) < TOLERANCE
+    kept = layer._kernels._forward
+    layer(inputs)
+    assert layer._kernels._forward is kept
+    layer.requires_grad_(True)
+    layer.weight.data.zero_()  # neither the version nor the place shows this change
+    assert layer(inputs).sub(layer.bias.view(1, -1, 1, 1)).abs().max() < 1e-6
+
+
 def test_special_convolutions_are_left_alone() -> None:
     kinds = [
         nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, groups=2),

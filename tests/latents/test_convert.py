@@ -287,7 +287,7 @@ def test_a_key_cannot_lead_outside(key: str, tmp_path: Path) -> None:
     keys = [key, *content.keys[1:]]
     store._rows = store._rows.set_column(0, store._rows.schema.field(0), [keys])
     for name, options in (("kohya", {"arch": "sd"}), ("musubi", {"arch": "zi"}), ("pixart", {})):
-        with pytest.raises(UserError, match="is no path inside a folder"):
+        with pytest.raises(UserError, match="is not a path inside a folder"):
             convert_store(store, tmp_path / "out", name, **options)  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 

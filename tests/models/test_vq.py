@@ -244,7 +244,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         model.decode_indices(torch.arange(9).view(1, 3, 3))
     with pytest.raises(UserError, match="name a quantizer"):
         VQAutoencoder()
-    with pytest.raises(UserError, match=r"VQModel has one scaling_factor"):
+    with pytest.raises(UserError, match=r"VQModel has no place for latents_mean .* holds scaling_factor of a scale"):
         model.set_scaling(scaling_factor=1.0, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4)
     other = tiny(FSQ((5, 3)))
     other.set_scaling(scaling_factor=1.0, latents_mean=(0.5, 0.0), latents_std=(1.0, 2.0))

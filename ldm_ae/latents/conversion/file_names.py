@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from ldm_ae.core.errors import UserError
+from ldm_ae.core.errors import UserError, printable
 
 _ESCAPED_BYTES = re.compile(r"(?:\\x[89a-f][0-9a-f])+")
 
@@ -14,11 +14,11 @@ def stem(key: str) -> str:
     """Return a key as a relative path without the extension. Backslashes are part of a name.
 
     Raises:
-        UserError: it would lead outside the folder.
+        UserError: it would lead outside the folder, or has a null character.
     """
     path = PurePosixPath(key)
-    if path.is_absolute() or ".." in re.split(r"[/\\]", key) or not path.name:
-        raise UserError(f"the key '{key}' is no path inside a folder, so that no file can be named by it")
+    if path.is_absolute() or ".." in re.split(r"[/\\]", key) or not path.name or "\0" in key:
+        raise UserError(f"the key '{printable(key)}' is not a path inside a folder; no file can be named by it")
     return path.with_suffix("").as_posix()
 
 

@@ -133,7 +133,7 @@ def encode_images(
             raise UserError(
                 f"the processes chose the precisions {first} and {config.precision}; name one with --precision"
             )
-        look_up = model.indices_to_latents
+        look_up = None if model.codebook is None else model.codebook.latents
         writer = None
         if leads:
             source, request, keys = join(folder, source, request, keep_classes=config.classes is None)
@@ -249,7 +249,7 @@ def _say_nothing(done: int, total: int) -> None:
 
 def _encode_batches(model: Autoencoder, loader: RangeLoader, request: StoreRequest) -> Iterator[EncodedBatch]:
     """What the loader gives through the encoder, each once the model has got the next."""
-    transfers = Transfers(model.last_layer.device)
+    transfers = Transfers(model.device)
     before: EncodedBatch | None = None
     for unit, batch in loader:
         redone = fp32_fallbacks(model)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ldm_ae.core.errors import UserError
+from ldm_ae.core.errors import UserError, printable
 from ldm_ae.data import Source
 from ldm_ae.latents.fold import Constants, Fold
 from ldm_ae.latents.store.reader import LatentDataset, LatentStore
@@ -370,4 +370,6 @@ def write_new(path: Path, content: bytes, key: str) -> None:
         with path.open("xb") as file:
             file.write(content)
     except FileExistsError:
-        raise UserError(f"two images would be {path.name} in this format; the second is {key}") from None
+        raise UserError(
+            f"two images would be {printable(path.name)} in this format; the second is {printable(key)}"
+        ) from None

@@ -12,7 +12,7 @@ from ldm_ae.losses.perceptual.shift_tolerant_lpips import ShiftTolerantLPIPS
 
 __all__ = ["LPIPS", "PERCEPTUAL_LOSSES", "FeatureDistance", "PerceptualLoss", "ShiftTolerantLPIPS"]
 
-PERCEPTUAL_LOSSES: Registry[PerceptualLoss] = Registry(__name__, PerceptualLoss, "perceptual loss")
+PERCEPTUAL_LOSSES: Registry[PerceptualLoss] = Registry(__name__, PerceptualLoss, "perceptual loss")  # type: ignore[type-abstract]
 """Every perceptual loss by its name."""
 
 if not TYPE_CHECKING:  # for a type checker, the imports above are all there is

@@ -44,8 +44,8 @@ class FeatureDistance(PerceptualLoss):
         self.stages = nn.ModuleList(stages)
         for number, head in enumerate(heads):
             self.register_buffer(f"head_{number}", head)
-        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1))
-        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1))
+        self.register_buffer("shift", torch.tensor(SHIFT).view(1, -1, 1, 1))
+        self.register_buffer("scale", torch.tensor(SCALE).view(1, -1, 1, 1))
         self.set_precision(torch.float32)
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
+from ldm_ae.images.pixels import RGB, PixelSpec
 
 
 class PerceptualLoss(nn.Module, abc.ABC):
@@ -21,6 +22,9 @@ class PerceptualLoss(nn.Module, abc.ABC):
     Args:
         name: What a score by this distance is called.
     """
+
+    pixels: PixelSpec = RGB
+    """The images that it compares; a run and an evaluation compare them with the model's."""
 
     def __init__(self, name: str):
         super().__init__()

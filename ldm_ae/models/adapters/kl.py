@@ -1,66 +1,23 @@
 """`diffusers.AutoencoderKL` behind the project's interface.
 
-Source: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, arXiv 2112.10752; the KL term is
-equation 10 of Kingma and Welling, arXiv 1312.6114, with a standard normal prior.
+Source: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, arXiv 2112.10752.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal, cast
 
-import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
-from ldm_ae.models.initialization import start_as_thumbnail
-from ldm_ae.models.interface import LatentSpec, Posterior
+from ldm_ae.models.adapters.initialization import start_as_thumbnail
 from ldm_ae.models.loading.folder import read_model_folder
-from ldm_ae.models.scaling import factor_beside_vectors, mark_scaled_encoder
-
-NATS_TO_BITS = 1.0 / math.log(2.0)
-
-
-class GaussianPosterior(Posterior):
-    """A diagonal Gaussian over latents. All arithmetic is float32, whatever the encoder ran in.
-
-    Args:
-        moments: (B, 2C, h, w), mean and log-variance on channels; the log-variance is clamped to [-30, 20].
-    """
-
-    def __init__(self, moments: Tensor):
-        mean, log_variance = moments.float().chunk(2, dim=1)
-        self.mean = mean
-        self.log_variance = log_variance.clamp(-30.0, 20.0)
-
-    @property
-    def moments(self) -> Tensor:  # type: ignore[override]
-        return torch.cat([self.mean, self.log_variance], dim=1)
-
-    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
-        if noise is None:
-            # Drawn where the generator lives, so that a CPU generator gives the same draw on every device.
-            device = generator.device if generator is not None else self.mean.device
-            noise = torch.randn(self.mean.shape, generator=generator, device=device)
-        return self.mean + torch.exp(0.5 * self.log_variance) * noise.to(self.mean)
-
-    def mode(self) -> Tensor:
-        return self.mean
-
-    def regularization(self) -> dict[str, Tensor]:
-        """`kl`: KL(q(z|x) || N(0, 1)) in nats, summed over an image's latents."""
-        return {"kl": self.kl_map().sum(dim=(1, 2, 3))}
-
-    def kl_map(self) -> Tensor:
-        """KL to N(0, 1) of each latent element in nats, (B, C, h, w)."""
-        return 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance)
-
-    def rate(self) -> Tensor:
-        """KL in bits per image, (B,): what relative entropy coding against N(0, 1) would spend."""
-        return self.regularization()["kl"] * NATS_TO_BITS
+from ldm_ae.models.posteriors import GaussianPosterior
+from ldm_ae.models.scaling import factor_beside_vectors
+from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 
 
 class KLAutoencoder(ConvolutionalAutoencoder):
@@ -80,10 +37,13 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         initial_log_variance: Where the posterior's log-variance starts, through the bias of the layer that gives it.
             None keeps diffusers' start near 0, where an untrained encoder's latents drown in noise of their own size.
         initialization: `default` is diffusers'; `thumbnail` begins as a linear autoencoder that encodes to a thumbnail
-            and enlarges it (`ldm_ae.models.initialization`), for short trainings.
+            and enlarges it (`ldm_ae.models.adapters.initialization`), for short trainings.
     """
 
     class_names = ("AutoencoderKL",)
+    has_moments = True
+    compvis_class = "AutoencoderKL"
+    neutral_config = frozenset({"force_upcast"})
 
     def __init__(
         self,
@@ -104,7 +64,7 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         if pretrained is not None:
             self.net = read_model_folder(AutoencoderKL, pretrained)
             try:
-                _ = self.latent_spec  # checks the scaling in the configuration
+                _ = self.spec  # checks the channels and the scale in the configuration
             except UserError as error:
                 raise UserError(f"{pretrained}/config.json: {error}") from None
             return
@@ -130,10 +90,10 @@ class KLAutoencoder(ConvolutionalAutoencoder):
             nn.init.constant_(last.bias[latent_channels:], initial_log_variance)
 
     @property
-    def latent_spec(self) -> LatentSpec:
+    def spec(self) -> AutoencoderSpec:
         config = self.net.config
         mean, std = config.latents_mean, config.latents_std
-        return LatentSpec(
+        latents = LatentSpec(
             channels=config.latent_channels,
             downsample_factor=self.downsample_factor,
             scaling_factor=factor_beside_vectors(config.scaling_factor, mean, std),
@@ -141,6 +101,7 @@ class KLAutoencoder(ConvolutionalAutoencoder):
             latents_mean=None if mean is None else tuple(mean),
             latents_std=None if std is None else tuple(std),
         )
+        return AutoencoderSpec(pixels=self.pixels(), latents=latents)
 
     def encode(self, pixel_values: Tensor) -> GaussianPosterior:
         moments = self.encoder_output(pixel_values)
@@ -153,17 +114,3 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         if self.net.post_quant_conv is not None:
             latents = self.net.post_quant_conv(latents)
         return cast(Tensor, self.net.decoder(latents).float())
-
-    def set_scaling(
-        self,
-        *,
-        scaling_factor: float,
-        shift_factor: float = 0.0,
-        latents_mean: tuple[float, ...] | None = None,
-        latents_std: tuple[float, ...] | None = None,
-    ) -> None:
-        # A number where diffusers' default is null: pipelines of SD3 and FLUX add it, the others do not look.
-        self.net.register_to_config(
-            scaling_factor=scaling_factor, shift_factor=shift_factor, latents_mean=latents_mean, latents_std=latents_std
-        )
-        mark_scaled_encoder(self)

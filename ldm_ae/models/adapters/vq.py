@@ -5,7 +5,6 @@ Source: Esser et al., Taming Transformers for High-Resolution Image Synthesis (V
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,10 +17,12 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
 from ldm_ae.models.adapters.quantized_autoencoder import QuantizedAutoencoder
-from ldm_ae.models.interface import LatentSpec, Posterior
+from ldm_ae.models.interface import Codebook
 from ldm_ae.models.loading.folder import local_folder, read_config, read_model_folder
-from ldm_ae.models.scaling import factor_beside_vectors, mark_scaled_encoder
-from ldm_ae.quantizers import EMAVQ, VQ, ManagedCodebook, Quantized, Quantizer, describe_quantizer
+from ldm_ae.models.posteriors import DiscretePosterior, Posterior
+from ldm_ae.models.scaling import factor_beside_vectors
+from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
+from ldm_ae.quantizers import EMAVQ, VQ, ManagedCodebook, Quantizer, describe_quantizer
 
 EUCLIDEAN: tuple[type[Quantizer], ...] = (VQ, EMAVQ)
 """The quantizers that take the nearest of a table of codes, and so compute what `diffusers.VQModel` computes."""
@@ -33,37 +34,6 @@ class VQModel(diffusers.VQModel):
     _supports_gradient_checkpointing = True
     # What a quantizer remembers of its codes' use matters to a resumed training alone.
     _keys_to_ignore_on_load_unexpected = (r"^quantize\.(?!embedding)",)
-
-
-class DiscretePosterior(Posterior):
-    """The codes of a batch of images; a draw from it is always the same.
-
-    Args:
-        quantized: What the quantizer gave.
-        codebook_size: K of one index.
-    """
-
-    def __init__(self, quantized: Quantized, codebook_size: int):
-        self.quantized = quantized
-        self.indices = quantized.indices
-        self.codebook_size = codebook_size
-
-    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
-        """`mode()`: nothing is drawn."""
-        del generator, noise
-        return self.mode()
-
-    def mode(self) -> Tensor:
-        return self.quantized.quantized
-
-    def regularization(self) -> dict[str, Tensor]:
-        """The quantizer's terms: codebook, commitment, entropy, ... as its docstring says."""
-        return self.quantized.losses
-
-    def rate(self) -> Tensor:
-        """Bits per image of a fixed-length code, (B,): h w log2(K), for each level of a residual quantizer."""
-        indices = self.quantized.indices
-        return self.mode().new_full((len(indices),), indices[0].numel() * math.log2(self.codebook_size))
 
 
 class VQAutoencoder(ConvolutionalAutoencoder):
@@ -91,6 +61,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
     """
 
     class_names = ("QuantizedAutoencoder", "VQModel")
+    neutral_config = frozenset({"force_upcast", "legacy_beta"})
 
     def __init__(
         self,
@@ -132,10 +103,14 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         return cast(Quantizer, self.net.quantize)
 
     @property
-    def latent_spec(self) -> LatentSpec:
+    def compvis_class(self) -> str | None:  # type: ignore[override]
+        return "VQModel" if isinstance(self.net, VQModel) else None
+
+    @property
+    def spec(self) -> AutoencoderSpec:
         config = self.net.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
-        return LatentSpec(
+        latents = LatentSpec(
             channels=self.quantizer.codebook_dim,
             downsample_factor=self.downsample_factor,
             scaling_factor=factor_beside_vectors(config.scaling_factor, mean, std),
@@ -144,6 +119,15 @@ class VQAutoencoder(ConvolutionalAutoencoder):
             codebook_size=self.quantizer.codebook_size,
             codebook_levels=self.quantizer.codebook_levels,
         )
+        return AutoencoderSpec(pixels=self.pixels(), latents=latents)
+
+    @property
+    def codebook(self) -> Codebook:
+        quantizer = self.quantizer
+        return Codebook(
+            method=type(quantizer).__name__, size=quantizer.codebook_size, levels=quantizer.codebook_levels,
+            latents=self.indices_to_latents,
+        )  # fmt: skip
 
     def encode(self, pixel_values: Tensor, *, noise: Tensor | None = None) -> DiscretePosterior:
         """As in the interface; `noise` is for quantizers that draw in training, see `Quantizer.quantize`."""
@@ -158,11 +142,12 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         return cast(Tensor, self.net.decoder(self.net.post_quant_conv(latents), spatial).float())
 
     def indices_to_latents(self, indices: Tensor) -> Tensor:
+        """`codebook.latents`."""
         size, levels = self.quantizer.codebook_size, self.quantizer.codebook_levels
         shape = "(B, h, w)" if levels is None else f"(B, {levels}, h, w)"
         if indices.ndim != (3 if levels is None else 4) or (levels is not None and indices.shape[1] != levels):
             raise UserError(f"indices must be {shape}, got {tuple(indices.shape)}")
-        indices = indices.to(self.last_layer.device, torch.int64)
+        indices = indices.to(self.device, torch.int64)
         if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
             raise UserError(f"indices must be in [0, {size}), got {int(indices.min())} to {int(indices.max())}")
         return self.quantizer.codes(indices)
@@ -190,23 +175,6 @@ class VQAutoencoder(ConvolutionalAutoencoder):
 
     def learned_parameters(self) -> list[Tensor]:
         return list(self.quantizer.parameters())
-
-    def set_scaling(
-        self,
-        *,
-        scaling_factor: float,
-        shift_factor: float = 0.0,
-        latents_mean: tuple[float, ...] | None = None,
-        latents_std: tuple[float, ...] | None = None,
-    ) -> None:
-        if shift_factor:
-            raise UserError(f"a discrete model has no place for shift_factor {shift_factor}; scale without a shift")
-        if isinstance(self.net, QuantizedAutoencoder):
-            self.net.register_to_config(latents_mean=latents_mean, latents_std=latents_std)
-        elif latents_mean is not None or latents_std is not None:
-            raise UserError("diffusers.VQModel has one scaling_factor and no per-channel scale; leave it out")
-        self.net.register_to_config(scaling_factor=scaling_factor)
-        mark_scaled_encoder(self)
 
 
 def _build(arguments: dict[str, Any], quantizer: Quantizer) -> nn.Module:

@@ -58,5 +58,5 @@ def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") ->
     if name not in AUTOENCODERS:
         said = path if on_hub else folder
         raise UserError(f"{said} holds a {printable(name)}; known are {', '.join(AUTOENCODERS)}")
-    model = AUTOENCODERS[name](pretrained=str(folder))
+    model = AUTOENCODERS[name].from_folder(folder)
     return model.eval().requires_grad_(False).to(device)

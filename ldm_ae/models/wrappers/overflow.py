@@ -11,7 +11,6 @@ import copy
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
-from ldm_ae.models.interface import Autoencoder, LatentSpec, Posterior
+from ldm_ae.models.interface import Autoencoder
+from ldm_ae.models.posteriors import Posterior
+from ldm_ae.models.wrappers.interface import Wrapper, wrappers_of
 
 WIDE_PRECISION = "fp32"
 """What a batch that overflowed is computed again in."""
@@ -107,7 +108,7 @@ class _Watched(NamedTuple):
         return result, finite
 
 
-class OverflowGuard(Autoencoder):
+class OverflowGuard(Wrapper):
     """A model in fp16 that computes a batch again in float32 when it overflows, and says so once.
 
     An overflow is something not finite that came of finite input. The second pass runs with the weights as they were
@@ -119,9 +120,8 @@ class OverflowGuard(Autoencoder):
     """
 
     def __init__(self, model: Autoencoder):
-        super().__init__()
-        self.model = model
-        self.redone = 0
+        super().__init__(model)
+        self.fallbacks = 0
         """Batches computed again, of those through the encoder and of those through the decoder."""
         self._originals = {name: tensor.detach().cpu() for name, tensor in _tensors(model)}
         self._watched = _Watched(model, _Watch())
@@ -135,9 +135,6 @@ class OverflowGuard(Autoencoder):
     def decode(self, latents: Tensor) -> Tensor:
         return self._guarded(latents, lambda model, values: model.decode(values), "decoder")
 
-    def indices_to_latents(self, indices: Tensor) -> Tensor:
-        return self.model.indices_to_latents(indices)
-
     def _guarded(self, values: Tensor, part: Callable[[Autoencoder, Tensor], _Result], name: str) -> _Result:
         result, finite = self._watched.run(values, part)
         if bool(finite.all()) or not bool((~finite & finite_rows(values)).any()):
@@ -146,12 +143,12 @@ class OverflowGuard(Autoencoder):
             self._wide = self._widened()
         again, finite_again = self._wide.run(values, part)
         if bool((finite_again & ~finite).any()):
-            if self.redone == 0:
+            if self.fallbacks == 0:
                 _log.warning(
                     "fp16 overflowed in the %s: this batch, and each further one that does, is computed again in %s. "
                     "If that is most of them, --precision bf16 or fp32 takes less time", name, WIDE_PRECISION,
                 )  # fmt: skip
-            self.redone += 1
+            self.fallbacks += 1
         return again
 
     def _widened(self) -> _Watched:
@@ -176,58 +173,13 @@ class OverflowGuard(Autoencoder):
             tensor.data = self._originals[name]
         return self.model
 
-    # ------------------------------------------------------------------------------------ all else is the model's own
-
-    @property
-    def net(self) -> nn.Module:  # type: ignore[override]
-        return self.model.net
-
-    @property
-    def latent_spec(self) -> LatentSpec:
-        return self.model.latent_spec
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        return self.model.last_layer
-
-    @property
-    def sample_size(self) -> int:
-        return self.model.sample_size
-
-    def save_config(self, folder: str | Path) -> None:
-        self.model.save_config(folder)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        self.model.save_pretrained(folder)
-
-    def compile_parts(self, *, for_training: bool = False) -> None:
-        self.model.compile_parts(for_training=for_training)
-
-    def enable_gradient_checkpointing(self) -> None:
-        self.model.enable_gradient_checkpointing()
-
-    def set_sample_size(self, size: int) -> None:
-        self.model.set_sample_size(size)
-
-    def set_scaling(
-        self,
-        *,
-        scaling_factor: float,
-        shift_factor: float = 0.0,
-        latents_mean: tuple[float, ...] | None = None,
-        latents_std: tuple[float, ...] | None = None,
-    ) -> None:
-        self.model.set_scaling(
-            scaling_factor=scaling_factor, shift_factor=shift_factor, latents_mean=latents_mean, latents_std=latents_std
-        )
-
 
 def fp32_fallbacks(model: Autoencoder) -> int:
     """Batches that a model of `for_inference` has computed again in float32, because fp16 overflowed.
 
     What goes through the encoder and then through the decoder counts as one batch in each.
     """
-    return model.redone if isinstance(model, OverflowGuard) else 0
+    return sum(wrapper.fallbacks for wrapper in wrappers_of(model) if isinstance(wrapper, OverflowGuard))
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

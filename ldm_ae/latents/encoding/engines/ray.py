@@ -190,7 +190,9 @@ class _Actor:
                 f"{socket.gethostname()} does not see {job.path}; store and images must lie where every machine of the "
                 "cluster has them under the same name"
             )
-        writer = StoreWriter(job.path, job.request, plan=job.plan, look_up=job.model.indices_to_latents)
+        codebook = job.model.codebook
+        look_up = None if codebook is None else codebook.latents
+        writer = StoreWriter(job.path, job.request, plan=job.plan, look_up=look_up)
         model = inference_copy(
             job.model, device=self._device, precision=job.request.precision, compiled=job.request.compiled
         )

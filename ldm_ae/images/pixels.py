@@ -1,0 +1,96 @@
+"""What the numbers of an image mean: how many channels, of what, in which range.
+
+A model's `spec` has one for its images; whatever else takes images (transforms, losses, discriminators, metrics)
+declares its own, and the two are compared where they meet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ldm_ae.core.errors import UserError
+
+
+class Meaning(NamedTuple):
+    """A supported meaning of the channels."""
+
+    channels: int
+    range: tuple[float, float]
+    mode: str
+    """Pillow's mode of such an image in 8 bits."""
+
+
+MEANINGS: dict[str, Meaning] = {"rgb": Meaning(3, (-1.0, 1.0), "RGB")}
+"""What is supported so far, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelSpec:
+    """Images of a model, a data set, a loss or a metric: (B, channels, H, W)."""
+
+    channels: int
+    meaning: str
+    """Of the channels, in order: `rgb`."""
+    range: tuple[float, float] = (-1.0, 1.0)
+    """The smallest and the largest value."""
+
+    def __post_init__(self) -> None:
+        if type(self.channels) is not int or self.channels < 1:
+            raise UserError(f"pixels: channels must be a whole number above 0, got {self.channels!r}")
+        if not self.range[0] < self.range[1]:
+            raise UserError(f"pixels: range must go from a smaller to a larger value, got {self.range}")
+
+    @property
+    def mode(self) -> str:
+        """Pillow's mode of such an image in 8 bits; UserError if it is not supported."""
+        return self.require_supported("an image").known().mode
+
+    def known(self) -> Meaning:
+        """The entry of `MEANINGS`; KeyError where there is none."""
+        return MEANINGS[self.meaning]
+
+    def require_supported(self, what: str) -> PixelSpec:
+        """Return self; UserError in one line if nothing here reads or writes such images.
+
+        Args:
+            what: Whose images they are, to begin the message with.
+        """
+        meaning = MEANINGS.get(self.meaning)
+        if meaning is None or (meaning.channels, meaning.range) != (self.channels, self.range):
+            supported = ", ".join(
+                str(PixelSpec(channels=m.channels, meaning=name, range=m.range)) for name, m in MEANINGS.items()
+            )
+            raise UserError(f"{what}: images are {self}; supported are {supported}")
+        return self
+
+    def require_match(self, needed: PixelSpec, who: str) -> None:
+        """UserError in one line unless these images are what `who` needs.
+
+        Args:
+            needed: What it declares.
+            who: A network, a loss or a metric, by name.
+        """
+        if self != needed:
+            raise UserError(f"{who} needs images that are {needed}, and the model's are {self}")
+
+    def require_images(self, images: Tensor, name: str = "pixel_values") -> None:
+        """UserError unless `images` is (B, channels, H, W)."""
+        if images.ndim != 4 or images.shape[1] != self.channels:
+            raise UserError(f"{name} must be (B, {self.channels}, H, W), got {tuple(images.shape)}")
+
+    def __str__(self) -> str:
+        low, high = self.range
+        return f"{self.meaning} ({self.channels} channel{'s' * (self.channels != 1)} in [{low:g}, {high:g}])"
+
+
+RGB = PixelSpec(channels=3, meaning="rgb")
+"""Three channels in [-1, 1]: red, green, blue, with sRGB's curve."""
+
+
+def of_channels(channels: int) -> PixelSpec:
+    """The pixels of a network whose configuration states a number of channels and not what they mean."""
+    names = {meaning.channels: name for name, meaning in MEANINGS.items()}
+    return PixelSpec(channels=channels, meaning=names.get(channels, "unknown"))

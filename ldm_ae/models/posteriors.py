@@ -1,0 +1,112 @@
+"""The distributions of latents that encoders give.
+
+The KL term is equation 10 of Kingma and Welling, Auto-Encoding Variational Bayes, arXiv 1312.6114, with a standard
+normal prior.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+
+import torch
+from torch import Tensor
+
+from ldm_ae.quantizers import Quantized
+
+NATS_TO_BITS = 1.0 / math.log(2.0)
+
+
+class Posterior(abc.ABC):
+    """The distribution of latents that an encoder gives for a batch of images."""
+
+    moments: Tensor | None = None
+    """(B, 2C, h, w) float32: mean and log-variance (clamped to [-30, 20]) on channels, if Gaussian."""
+    indices: Tensor | None = None
+    """(B, h, w) int64 codebook entries, if discrete; (B, Q, h, w) with Q levels of residual quantization."""
+
+    @abc.abstractmethod
+    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
+        """One draw, (B, C, h, w). `noise`, standard normal of that shape, replaces the generator's."""
+
+    @abc.abstractmethod
+    def mode(self) -> Tensor:
+        """The most likely latents, (B, C, h, w)."""
+
+    @abc.abstractmethod
+    def regularization(self) -> dict[str, Tensor]:
+        """Named terms (kl, commitment, ...), each (B,) float32, summed over one image's latents; entropies in nats."""
+
+    @abc.abstractmethod
+    def rate(self) -> Tensor | None:
+        """Bits per image, (B,) float32, or None where no rate is defined."""
+
+
+class GaussianPosterior(Posterior):
+    """A diagonal Gaussian over latents. All arithmetic is float32, whatever the encoder ran in.
+
+    Args:
+        moments: (B, 2C, h, w), mean and log-variance on channels; the log-variance is clamped to [-30, 20].
+    """
+
+    def __init__(self, moments: Tensor):
+        mean, log_variance = moments.float().chunk(2, dim=1)
+        self.mean = mean
+        self.log_variance = log_variance.clamp(-30.0, 20.0)
+
+    @property
+    def moments(self) -> Tensor:  # type: ignore[override]
+        return torch.cat([self.mean, self.log_variance], dim=1)
+
+    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
+        if noise is None:
+            # Drawn where the generator lives, so that a CPU generator gives the same draw on every device.
+            device = generator.device if generator is not None else self.mean.device
+            noise = torch.randn(self.mean.shape, generator=generator, device=device)
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise.to(self.mean)
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def regularization(self) -> dict[str, Tensor]:
+        """`kl`: KL(q(z|x) || N(0, 1)) in nats, summed over an image's latents."""
+        return {"kl": self.kl_map().sum(dim=(1, 2, 3))}
+
+    def kl_map(self) -> Tensor:
+        """KL to N(0, 1) of each latent element in nats, (B, C, h, w)."""
+        return 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance)
+
+    def rate(self) -> Tensor:
+        """KL in bits per image, (B,): what relative entropy coding against N(0, 1) would spend."""
+        return self.regularization()["kl"] * NATS_TO_BITS
+
+
+class DiscretePosterior(Posterior):
+    """The codes of a batch of images; a draw from it is always the same.
+
+    Args:
+        quantized: What the quantizer gave.
+        codebook_size: K of one index.
+    """
+
+    def __init__(self, quantized: Quantized, codebook_size: int):
+        self.quantized = quantized
+        self.indices = quantized.indices
+        self.codebook_size = codebook_size
+
+    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
+        """`mode()`: nothing is drawn."""
+        del generator, noise
+        return self.mode()
+
+    def mode(self) -> Tensor:
+        return self.quantized.quantized
+
+    def regularization(self) -> dict[str, Tensor]:
+        """The quantizer's terms: codebook, commitment, entropy, ... as its docstring says."""
+        return self.quantized.losses
+
+    def rate(self) -> Tensor:
+        """Bits per image of a fixed-length code, (B,): h w log2(K), for each level of a residual quantizer."""
+        indices = self.quantized.indices
+        return self.mode().new_full((len(indices),), indices[0].numel() * math.log2(self.codebook_size))

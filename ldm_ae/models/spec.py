@@ -1,0 +1,98 @@
+"""What the images and latents of a model are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.images.pixels import PixelSpec
+
+
+def _is_number(value: object) -> bool:
+    """Whether float32 holds it; a whole number may be too large even to be turned into a float."""
+    largest = torch.finfo(torch.float32).max
+    return isinstance(value, float | int) and not isinstance(value, bool) and -largest <= value <= largest
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpec:
+    """What the latents of a model are, and how they are scaled for a diffusion model."""
+
+    channels: int
+    """C of (B, C, h, w)."""
+    downsample_factor: int
+    """H / h, a power of two."""
+    scaling_factor: float
+    """Multiplies the shifted latents, or with `latents_mean` and `latents_std` the whitened ones."""
+    shift_factor: float = 0.0
+    """Subtracted before scaling, unless `latents_mean` and `latents_std` are set."""
+    latents_mean: tuple[float, ...] | None = None
+    """Per-channel mean; with `latents_std` it replaces `shift_factor`."""
+    latents_std: tuple[float, ...] | None = None
+    """Per-channel standard deviation; latents are divided by it before `scaling_factor` multiplies them."""
+    codebook_size: int | None = None
+    """Number of codes of a discrete model, None for a continuous one."""
+    codebook_levels: int | None = None
+    """Q of the indices (B, Q, h, w) of residual quantization, None where they are (B, h, w)."""
+
+    def __post_init__(self) -> None:
+        of_codes = [count for count in (self.codebook_size, self.codebook_levels) if count is not None]
+        if any(type(count) is not int or count < 1 for count in (self.channels, self.downsample_factor, *of_codes)):
+            raise UserError(
+                "latents: channels, downsample_factor, codebook_size and codebook_levels must be whole numbers above 0"
+            )
+        if self.codebook_size is not None and self.codebook_size > 2**63:
+            raise UserError(f"latents: codebook_size is {self.codebook_size}; an index has room for 2^63 codes")
+        vectors = [vector for vector in (self.latents_mean, self.latents_std) if vector is not None]
+        if any(type(vector) is not tuple or len(vector) != self.channels for vector in vectors):
+            raise UserError("latents: latents_mean and latents_std must hold a number for each channel")
+        scales = (self.scaling_factor, *(self.latents_std or ()))
+        if not all(_is_number(value) for value in (*scales, self.shift_factor, *(self.latents_mean or ()))):
+            raise UserError("latents: the factors that scale them must be finite numbers")
+        if not all(scales):
+            raise UserError("latents: scaling_factor and latents_std must not be 0")
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) of the latents of an (height, width) image; UserError if not divisible by the downsample factor."""
+        factor = self.downsample_factor
+        if height % factor or width % factor or height <= 0 or width <= 0:
+            raise UserError(
+                f"an image of height x width {height}x{width} is not divisible by the model's downsample factor "
+                f"{factor}; use for example {max(height // factor, 1) * factor}x{max(width // factor, 1) * factor}"
+            )
+        return height // factor, width // factor
+
+    def _mean_std(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.latents_mean is None or self.latents_std is None:
+            return None
+        mean, std = (like.new_tensor(v).view(1, -1, 1, 1) for v in (self.latents_mean, self.latents_std))
+        return mean, std
+
+    def scale(self, latents: Tensor) -> Tensor:
+        """latents -> scaled_latents, (B, C, h, w), as the pipelines that read this specification do.
+
+        Without vectors (latents - shift_factor) * scaling_factor: Stable Diffusion, SDXL, Kolors and DiT where the
+        shift is 0, SD3 and FLUX with any. With vectors (latents - latents_mean) / latents_std * scaling_factor: SDXL,
+        and the pipelines and trainers that read vectors without a factor where it is 1; the others ignore vectors and
+        decode wrongly.
+        """
+        if (mean_std := self._mean_std(latents)) is not None:
+            return (latents - mean_std[0]) * self.scaling_factor / mean_std[1]
+        return (latents - self.shift_factor) * self.scaling_factor
+
+    def unscale(self, scaled_latents: Tensor) -> Tensor:
+        """scaled_latents -> latents, (B, C, h, w): the inverse of `scale`."""
+        if (mean_std := self._mean_std(scaled_latents)) is not None:
+            return scaled_latents * mean_std[1] / self.scaling_factor + mean_std[0]
+        return scaled_latents / self.scaling_factor + self.shift_factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderSpec:
+    """Both ends of an autoencoder: the images that it takes and gives, and the latents between."""
+
+    pixels: PixelSpec
+    latents: LatentSpec

@@ -1,0 +1,40 @@
+"""What a run asks of its model, compared with what the model's class declares."""
+
+from __future__ import annotations
+
+from ldm_ae.core.errors import UserError
+from ldm_ae.discriminators import Discriminator
+from ldm_ae.losses import ObjectiveConfig
+from ldm_ae.models import Autoencoder
+from ldm_ae.training.config import TrainingConfig
+
+
+def check_capabilities(
+    model: Autoencoder, objective: ObjectiveConfig, discriminator: Discriminator | None, training: TrainingConfig
+) -> None:
+    """UserError that names the first option for which the model's class has no capability, or network of other images.
+
+    Args:
+        model: With its trainable parameters set.
+        objective: Its adaptive weight and perceptual network.
+        discriminator: None for none.
+        training: Gradient checkpointing and compilation.
+    """
+    network = type(model.net).__name__
+    if discriminator is not None and objective.adaptive_gan_weight:
+        if model.last_layer is None:
+            raise UserError(
+                f"objective.adaptive_gan_weight is measured at the decoder's last layer, and {network} declares none; "
+                "set it to false"
+            )
+        if not model.last_layer.requires_grad:
+            raise UserError("adaptive_gan_weight is measured at the decoder's last layer, which `trainable` leaves out")
+    if training.gradient_checkpointing and not model.has_gradient_checkpointing:
+        raise UserError(f"training.gradient_checkpointing: {network} does not support it; set it to false")
+    if training.compile and not model.compilable_parts(for_training=True):
+        raise UserError(f"training.compile: {network} declares no parts to compile; set it to false")
+    if discriminator is not None:
+        model.pixel_spec.require_match(discriminator.pixels, f"the discriminator ({type(discriminator).__name__})")
+    if objective.perceptual is not None:
+        name = objective.perceptual.name
+        model.pixel_spec.require_match(objective.perceptual.pixels, f"objective.perceptual ({name})")

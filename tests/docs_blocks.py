@@ -1,0 +1,122 @@
+"""How tests/test_docs.py treats each code block of the pages: run it, check its options, or skip it for a reason.
+
+A block is named by its page and its first line without the comment. The working directory of a block that runs has
+what the placeholders name: `photo.jpg`, `IMAGES`, `OTHER_IMAGES` and `PHOTOS` (four small pictures in two classes),
+`MODEL` (a tiny KL autoencoder), `CODES` (a tiny VQ autoencoder), `STORE` (latents of MODEL), `THEIRS` and `FOLDED` (two
+conversions of it), `SAVED_PRIOR`, and the project's `checkpoints` and `configs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run the block."""
+
+    replace: Mapping[str, str] = field(default_factory=dict)
+    """Text of the block by what takes its place: placeholders that mean something else here, and smaller numbers."""
+    makes: tuple[str, ...] = ()
+    """Files that are there afterwards."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Assert that each command has the options that the block gives it."""
+
+    reason: str
+    """Why the block is not run."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Do not run the block."""
+
+    reason: str
+
+
+_FEW = " --steps 2 --log-every 1 --width 32 --depth 1 --samples 2 --batch-size 2"
+_MINUTES = "it takes minutes, on a data set that is not part of the project"
+_HOURS = "it trains for hours on a data set that is not part of the project"
+
+BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
+    ("README.md", "python3 -m venv .venv && .venv/bin/pip install -e '.[offline]' && .venv/bin/ldm-ae quickstart"): (
+        Skip("it installs from PyPI and takes minutes; tests/test_quickstart.py runs the command with fewer steps")
+    ),
+    ("README.md", "ldm-ae reconstruct photo.jpg out --whole"): Run(makes=("out/photo.png", "latents/store.json")),
+    (
+        "README.md",
+        "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/pytest -n logical --dist worksteal",
+    ): Skip("it runs this test; .ci/run runs it in a fresh clone"),
+    ("README.md", "import ldm_ae"): Run({"size=256": "size=64"}),
+    ("README.md", 'pipeline.vae = AutoencoderKL.from_pretrained("vae")'): Run({'"vae"': '"MODEL"'}),
+    ("docs/COMPATIBILITY.md", "python scripts/compatibility.py"): Options(
+        "it installs every dependency and runs all tests twice"
+    ),
+    ("docs/LATENTS.md", "torchrun --nproc-per-node 8 -m ldm_ae.cli encode MODEL IMAGES STORE"): Run(
+        {" STORE": " NEW"}, makes=("NEW/store.json",)
+    ),
+    ("docs/LATENTS.md", "ldm-ae encode MODEL IMAGES STORE --engine ray --ray-address auto"): Options(
+        "it needs a Ray cluster; tests/latents/test_ray_engine.py starts a local one"
+    ),
+    ("docs/LATENTS.md", "from torch.utils.data import DataLoader"): Run({"num_workers=4": "num_workers=0"}),
+    ("docs/LATENTS.md", "ldm-ae convert STORE OUT --format mar"): Run(makes=("OUT/ldm_ae.json",)),
+    ("docs/LATENTS.md", "import json"): Run({"OUT/": "FOLDED/"}),
+    ("docs/LATENTS.md", "ldm-ae convert OUT STORE --format store"): Run(
+        {"convert OUT STORE": "convert THEIRS NEW", "convert THEIRS STORE": "convert STORE/32x32 NEW2"},
+        makes=("NEW/store.json", "NEW2/store.json"),
+    ),
+    ("docs/LATENTS.md", "from ldm_ae.latents.conversion.convert import convert_store"): Run(
+        {'"OUT.zip", "STORE"': '"THEIRS", "NEW"'}, makes=("OUT/ldm_ae.json", "NEW/store.json")
+    ),
+    ("docs/PRIOR.md", "ldm-ae encode MODEL IMAGES STORE --store lean"): Run(
+        {"MODEL": "CODES", "STORE": "NEW", "--prior pixelcnn": f"--prior pixelcnn{_FEW}"},
+        makes=("PRIOR/metrics.json", "PRIOR/samples.png"),
+    ),
+    ("docs/PRIOR.md", "ldm-ae train --config configs/vq_quickstart.yaml --out vq"): Options(_MINUTES),
+    ("docs/PRIOR.md", "from ldm_ae.priors import decode_indices, encode_indices, load_prior"): Run(
+        {'"PRIOR"': '"SAVED_PRIOR"'}
+    ),
+    (
+        "docs/QUALITY.md",
+        "python scripts/benchmarks/fixed_budget.py --config configs/quickstart.yaml --steps 300",
+    ): Options(_MINUTES),
+    (
+        "docs/QUALITY.md",
+        "python scripts/benchmarks/rate_distortion.py --train PHOTOS --test OTHER_PHOTOS --out runs/rate",
+    ): Options(_HOURS),
+    (
+        "docs/QUALITY.md",
+        "python scripts/benchmarks/rate_distortion.py --test BSDS500/test --limit 50 --qualities 2 5 10 20 40"
+        " --out runs/rate",
+    ): Options(_MINUTES),
+    ("docs/TRAINING.md", "ldm-ae export MODEL OUT --images IMAGES"): Run(
+        {
+            "OUT --images IMAGES                     #": "OUT --images IMAGES #",
+            "OUT --images IMAGES --scaling": "OUT2 --images IMAGES --scaling",
+            "OUT --images IMAGES --per": "OUT3 --images IMAGES --per",
+        },
+        makes=("OUT/config.json", "OUT2/config.json", "OUT3/config.json"),
+    ),
+    ("checkpoints/kl-f8c4-small/README.md", "ldm-ae reconstruct photo.jpg out"): Run(
+        makes=("out/photo.png", "latents/store.json")
+    ),
+    (
+        "checkpoints/kl-f8c4-small/README.md",
+        'vae = diffusers.AutoencoderKL.from_pretrained("checkpoints/kl-f8c4-small")',
+    ): Run(),
+    ("checkpoints/kl-f8c4-small/README.md", 'train="torchrun --nproc_per_node 2 -m ldm_ae.cli train"'): Options(_HOURS),
+    ("checkpoints/vq-f8-small/README.md", "ldm-ae encode vq-f8-small IMAGES codes --store lean"): Run(
+        makes=("codes/store.json", "pictures")
+    ),
+    (
+        "checkpoints/vq-f8-small/README.md",
+        'vqvae = diffusers.VQModel.from_pretrained("checkpoints/vq-f8-small")',
+    ): Run(),
+    (
+        "checkpoints/vq-f8-small/README.md",
+        "torchrun --nproc_per_node 2 -m ldm_ae.cli train --config configs/vq_f8_small.yaml --data.train COLOURS",
+    ): Options(_HOURS),
+}

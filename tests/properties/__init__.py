@@ -1,0 +1,1 @@
+"""Property-based tests: inverses and invariants over generated inputs."""

@@ -1,0 +1,142 @@
+"""CONTRIBUTING's examples of *to add X, write this file* are installed as plugins and used by the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from ldm_ae.latents import LatentStore
+from tests.golden.inputs import write_images
+from tests.plugins import write_plugin
+
+PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+EXAMPLES: dict[str, str] = dict(re.findall(r"<!-- example: ([\w ]+) -->\n```\w+\n(.*?)```\n", PAGE, re.DOTALL))
+RECIPE = EXAMPLES["recipe"]
+PLUGINS = {kind: text for kind, text in EXAMPLES.items() if kind != "recipe"}
+
+# What a test below uses. An example of another kind (metric, network class, command) needs a use of its own here.
+USED = {
+    "discriminator", "quantizer", "regularizer", "reconstruction loss", "perceptual loss", "adversarial loss", "prior",
+    "source", "format", "recipe",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A run, a store and converted latents that the examples took part in."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run Python with the plugins installed."""
+        return subprocess.run(
+            [sys.executable, *map(str, command)], env=self.environment, capture_output=True, text=True, check=False
+        )
+
+    def ldm_ae(self, *arguments: str | Path) -> str:
+        """Run a command that must succeed, and return what it prints."""
+        done = self.run("-m", "ldm_ae.cli", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Every example as an installed package, and images with a list of them."""
+    folder = tmp_path_factory.mktemp("contributing")
+    for kind, text in PLUGINS.items():
+        write_plugin(folder / "site", f"example_{kind.replace(' ', '_')}", text)
+    images = sorted(write_images(folder / "images").rglob("*.bmp"))
+    (folder / "list.txt").write_text("".join(f"{path}\n" for path in images))
+    (folder / "recipe.yaml").write_text(RECIPE)
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join([str(folder / "site"), str(root)])
+    return Installed(folder, {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
+
+
+@pytest.fixture(scope="module")
+def trained(installed: Installed) -> Path:
+    """A run of two steps by the recipe, scaled down, from the listed images."""
+    out = installed.folder / "run"
+    installed.ldm_ae(
+        "train", "--config", installed.folder / "recipe.yaml", "--out", out,
+        "--data.train", f"list:{installed.folder / 'list.txt'}", "--data.resolution", "32", "--data.workers", "0",
+        "--data.validation_images", "2", "--model.init_args.block_out_channels", "[8, 16]",
+        "--model.init_args.layers_per_block", "1", "--model.init_args.norm_num_groups", "4",
+        "--training.max_steps", "2", "--training.batch_size", "2", "--training.log_every", "1",
+        "--training.checkpoint_every", "2", "--training.sample_every", "2", "--training.validate_every", "2",
+        "--training.precision", "fp32", "--training.trackers", "[]",
+    )  # fmt: skip
+    return out
+
+
+def test_every_example_is_used() -> None:
+    assert set(EXAMPLES) == USED
+    folders = re.findall(r"^\| an? [\w ]+ \| `(?:ldm_ae|configs)/[\w/]*NAME\.\w+` \|", PAGE, re.MULTILINE)
+    assert len(folders) == len(EXAMPLES), "the table has a row for each example"
+
+
+@pytest.mark.slow
+def test_the_recipe_trains_with_classes_of_plugins(trained: Path) -> None:
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["discriminator"]["class_path"] == "example_discriminator.PixelDiscriminator"
+    assert config["model"]["init_args"]["quantizer"]["class_path"] == "example_quantizer.TernaryFSQ"
+    assert config["objective"]["reconstruction"] == {
+        "class_path": "example_reconstruction_loss.Huber", "init_args": {"delta": 0.05},
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "latent_norm_loss" in line]
+    assert steps
+    assert all(line["latent_norm_loss"] > 0 and np.isfinite(line["discriminator_loss"]) for line in steps)
+
+
+@pytest.mark.slow
+def test_latents_of_a_plugins_quantizer_are_written_in_a_plugins_format(installed: Installed, trained: Path) -> None:
+    store, out = installed.folder / "store", installed.folder / "npy"
+    listed = f"list:{installed.folder / 'list.txt'}"
+    installed.ldm_ae(
+        "encode", trained, listed, store, "--size", "32", "--workers", "0", "--no-flips", "--device", "cpu"
+    )
+    assert "plain-npy" in installed.ldm_ae("convert", "--help")
+    installed.ldm_ae("convert", store, out, "--format", "plain-npy")
+    files = sorted(out.glob("*.npy"))
+    assert len(files) == len(LatentStore(store).good()) == 12
+    latents = np.stack([np.load(file) for file in files])
+    assert latents.shape == (12, 6, 16, 16)
+    assert set(np.unique(latents)) <= {-1.0, 0.0, 1.0}
+
+
+@pytest.mark.slow
+def test_a_plugins_prior_is_saved_and_loaded_by_its_name(installed: Installed) -> None:
+    folder = installed.folder / "prior"
+    folder.mkdir()
+    code = (
+        "import sys, torch; from ldm_ae.priors import PRIORS, load_prior, save_prior\n"
+        "prior = PRIORS['IndependentCodes'](codebook_size=4, shape=(2, 3))\n"
+        "save_prior(prior, sys.argv[1], model_hash='x')\n"
+        "loaded = load_prior(sys.argv[1]).prior\n"
+        "print(type(loaded).__name__, loaded.bits(torch.zeros(1, 2, 3, dtype=torch.int64)).tolist(), "
+        "tuple(loaded.sample(5).shape))\n"
+    )
+    done = installed.run("-c", code, folder)
+    assert done.stdout.strip() == "IndependentCodes [12.0] (5, 2, 3)", done.stderr  # log2(4) bits for each of 6 codes
+
+
+@pytest.mark.slow
+def test_a_name_that_no_package_has_lists_those_of_plugins(installed: Installed) -> None:
+    done = installed.run(
+        "-m", "ldm_ae.cli", "train", "--config", installed.folder / "recipe.yaml", "--out", installed.folder / "none",
+        "--data.train", "x", "--discriminator", "PixelDiscrimnator",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "did you mean PixelDiscriminator? There are PatchDiscriminator, PixelDiscriminator" in done.stderr
