@@ -23,10 +23,10 @@ EXAMPLES: dict[str, str] = dict(re.findall(r"<!-- example: ([\w ]+) -->\n```\w+\
 RECIPE = EXAMPLES["recipe"]
 PLUGINS = {kind: text for kind, text in EXAMPLES.items() if kind != "recipe"}
 
-# What a test below uses. An example of another kind (metric, network class, command) needs a use of its own here.
+# What a test below uses. An example of another kind (metric, network class) needs a use of its own here.
 USED = {
     "discriminator", "quantizer", "regularizer", "reconstruction loss", "perceptual loss", "adversarial loss", "prior",
-    "source", "format", "recipe",
+    "source", "format", "command", "recipe",
 }  # fmt: skip
 
 
@@ -84,6 +84,13 @@ def test_every_example_is_used() -> None:
     assert set(EXAMPLES) == USED
     folders = re.findall(r"^\| an? [\w ]+ \| `(?:ldm_ae|configs)/[\w/]*NAME\.\w+` \|", PAGE, re.MULTILINE)
     assert len(folders) == len(EXAMPLES), "the table has a row for each example"
+
+
+@pytest.mark.slow
+def test_the_command_of_a_plugin_reads_the_source_of_another(installed: Installed) -> None:
+    assert " count images\n" in installed.ldm_ae("--help")
+    images = len((installed.folder / "list.txt").read_text().splitlines())
+    assert installed.ldm_ae("count", f"list:{installed.folder / 'list.txt'}") == f"{images} images\n"
 
 
 @pytest.mark.slow
