@@ -87,6 +87,13 @@ def test_every_example_is_used() -> None:
 
 
 @pytest.mark.slow
+def test_the_command_of_a_plugin_reads_the_source_of_another(installed: Installed) -> None:
+    assert " count images\n" in installed.ldm_ae("--help")
+    images = len((installed.folder / "list.txt").read_text().splitlines())
+    assert installed.ldm_ae("count", f"list:{installed.folder / 'list.txt'}") == f"{images} images\n"
+
+
+@pytest.mark.slow
 def test_the_recipe_trains_with_classes_of_plugins(trained: Path) -> None:
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["discriminator"]["class_path"] == "example_discriminator.PixelDiscriminator"

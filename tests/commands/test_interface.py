@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -98,12 +97,11 @@ def test_help_and_mistakes_in_options_import_no_torch(arguments: list[str], stat
 
 @pytest.mark.parametrize("arguments", [["--help"], ["encode", "--help"], ["encode", "images", "store", "--sise", "32"]])
 def test_help_takes_less_than_a_second(arguments: list[str]) -> None:
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        ldm_ae(*arguments)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 1.0
+    before = os.times()
+    ldm_ae(*arguments)
+    after = os.times()
+    # The processor's time, because a test machine may be busy.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1.0
 
 
 def test_unknown_command_names_the_nearest_one_and_lists_all(capsys: pytest.CaptureFixture[str]) -> None:

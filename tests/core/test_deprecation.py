@@ -6,7 +6,7 @@ import pytest
 
 import ldm_ae.models
 import ldm_ae.quantizers
-from ldm_ae.commands._options import add_images_options
+from ldm_ae.commands import COMMANDS
 from ldm_ae.core.deprecation import RenamedOption, old_export, rename_arguments, rename_keys
 
 RENAMED = {"data.old": "data.new"}
@@ -25,10 +25,11 @@ def test_renamed_option_sets_the_new_one_and_warns(caplog: pytest.LogCaptureFixt
 
 def test_bad_share_is_max_bad_fraction(caplog: pytest.LogCaptureFixture) -> None:
     parser = argparse.ArgumentParser()
-    add_images_options(parser)
-    assert parser.parse_args(["--bad-share", "0.25"]).max_bad_fraction == 0.25
+    COMMANDS["encode"]().add_arguments(parser)
+    parsed = parser.parse_args(["model", "images", "store", "--bad-share", "0.25"])
+    assert parsed.max_bad_fraction == 0.25
     assert len(caplog.messages) == 1
-    assert parser.parse_args([]).max_bad_fraction == 0.01
+    assert parser.parse_args(["model", "images", "store"]).max_bad_fraction == 0.01
 
 
 def test_keys_are_renamed_and_the_new_name_wins() -> None:

@@ -82,6 +82,14 @@ def test_unknown_keyword_is_refused(tiny_model: KLAutoencoder, image_folder: Pat
     assert not (tmp_path / "store").exists()
 
 
+def test_old_name_of_a_keyword_is_deprecated(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "cats" / "broken.png").write_bytes(b"not an image")
+    options: dict[str, Any] = dict(transform=ImageTransform(size=32), device="cpu", flips=False)
+    with pytest.warns(FutureWarning, match="use max_bad_fraction"):
+        summary = encode_images(tiny_model, open_source(image_folder), tmp_path / "store", bad_share=0.1, **options)
+    assert len(summary.bad) == 1
+
+
 def request() -> StoreRequest:
     return StoreRequest(
         source="photos", images=3, keys_hash="a", model_hash="b", model_config={}, scaling={}, transform={},

@@ -274,7 +274,7 @@ def test_foreign_folders_are_left_alone(tiny_model: KLAutoencoder, image_folder:
         ({"transform": ImageTransform(size=30)}, "not divisible by the model's downsample factor 4"),
         ({"transform": ImageTransform(size=32, flip=True)}, "frozen into the store"),
         ({"transform": ImageTransform(size=32, crop="random")}, "frozen into the store"),
-        ({"dtype": "fp8"}, "dtype 'fp8' is not one of fp32, fp16, bf16"),
+        ({"dtype": "fp8"}, "dtype 'fp8' is not one of fp32, bf16, fp16"),
         ({"shard_size": 0}, "at least 1"),
         ({"precision": "fp8"}, "precision 'fp8' is not one of"),
         ({"device": "cuda"}, "device 'cuda' cannot be used"),

@@ -35,7 +35,7 @@ class EncodeConfig(StoredOptions):
     device: str | torch.device = "auto"
     """Where to encode; `auto` picks an accelerator if there is one."""
     max_bad_fraction: float = 0.01
-    """Share of unusable images past which encoding ends with an error, after keeping all that is good."""
+    """Fraction of unusable images past which encoding ends with an error, after keeping all that is good."""
     check: bool = True
     """Read the images of files that are finished, and the files of a complete store, to see whether they are what they
     were; otherwise only the files of an unfinished store are read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -88,6 +89,9 @@ def encode_images(
         UserError: another process writes there, the folder holds something else, the image size does not fit the
             model, a latent is not finite, no image is good, or too many are bad.
     """
+    if "bad_share" in options:
+        warnings.warn("bad_share of encode_images is deprecated; use max_bad_fraction", FutureWarning, stacklevel=2)
+        options["max_bad_fraction"] = options.pop("bad_share")
     config = replace(config or EncodeConfig(), **options)
     if transform.is_random:
         raise UserError("a random crop or flip would be frozen into the store; use crop center without flip")
