@@ -163,6 +163,7 @@ def reconstruct_images(
         UserError: the size does not fit the model, too many images are bad, a reconstruction is not finite, or `out`
             is not empty or cannot be written.
     """
+    model.pixel_spec.require_match(transform.pixels, "the transform")
     for size in () if isinstance(transform, WholeTransform) else transform.sizes:
         model.latent_spec.latent_size(*size)
     loader = RangeLoader(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.data import open_source
 from ldm_ae.discriminators import PatchDiscriminator
 from ldm_ae.evaluation.metrics.interface import Setting
 from ldm_ae.evaluation.metrics.psnr import PSNR
@@ -17,10 +19,12 @@ from ldm_ae.evaluation.scoring import Scoring
 from ldm_ae.images.buckets import BucketTransform, WholeTransform
 from ldm_ae.images.pixels import RGB, PixelSpec, of_channels
 from ldm_ae.images.transforms import ImageTransform
+from ldm_ae.latents import encode_images, reconstruct_images
 from ldm_ae.losses import ObjectiveConfig
-from ldm_ae.models import KLAutoencoder, load_autoencoder
+from ldm_ae.models import AutoencoderSpec, KLAutoencoder, load_autoencoder
 from ldm_ae.training import TrainingConfig
 from ldm_ae.training.requirements import check_capabilities
+from tests.models.patch_linear import PatchLinearAutoencoder
 
 GREY = PixelSpec(channels=1, meaning="grey")
 SMALL = {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4, "mid_block_add_attention": False}
@@ -106,3 +110,17 @@ def test_a_metric_of_other_images_is_skipped_with_the_reason() -> None:
     scoring = Scoring([metric, SSIM()], Setting(model=model, device=torch.device("cpu")))
     assert [type(running) for running in scoring.running] == [SSIM]
     assert scoring.skipped["psnr"].startswith("PSNR works on images that are grey (1 channel")
+
+
+class Grey(PatchLinearAutoencoder):
+    @property
+    def spec(self) -> AutoencoderSpec:
+        return replace(super().spec, pixels=GREY)
+
+
+def test_images_that_a_model_does_not_take_are_refused_before_any_work(image_folder: Path, tmp_path: Path) -> None:
+    source, transform = open_source(image_folder), ImageTransform(size=16)
+    for command in (encode_images, reconstruct_images):
+        with pytest.raises(UserError, match=r"the transform works on images that are rgb .* the model on grey"):
+            command(Grey(), source, tmp_path / "out", transform=transform, device="cpu")
+    assert not (tmp_path / "out").exists()

@@ -99,6 +99,7 @@ def encode_images(
         raise UserError(
             f"a lean store holds moments or indices, and {type(model.net).__name__} has none; store samples, or full"
         )
+    model.pixel_spec.require_match(transform.pixels, "the transform")
     spec = model.latent_spec
     for size in transform.sizes:
         spec.latent_size(*size)
