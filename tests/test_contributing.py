@@ -12,7 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from diffusers import AutoencoderTiny
+from PIL import Image
+from safetensors.torch import load_file
 
 from ldm_ae.latents import LatentStore
 from tests.golden.inputs import write_images
@@ -23,10 +27,10 @@ EXAMPLES: dict[str, str] = dict(re.findall(r"<!-- example: ([\w ]+) -->\n```\w+\
 RECIPE = EXAMPLES["recipe"]
 PLUGINS = {kind: text for kind, text in EXAMPLES.items() if kind != "recipe"}
 
-# What a test below uses. An example of another kind (a network class) needs a use of its own here.
+# What a test below uses. An example of another kind needs a use of its own here.
 USED = {
     "discriminator", "quantizer", "regularizer", "reconstruction loss", "perceptual loss", "adversarial loss", "prior",
-    "source", "format", "metric", "command", "recipe",
+    "source", "format", "network class", "metric", "command", "recipe",
 }  # fmt: skip
 
 
@@ -87,13 +91,6 @@ def test_every_example_is_used() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_of_a_plugin_reads_the_source_of_another(installed: Installed) -> None:
-    assert " count images\n" in installed.ldm_ae("--help")
-    images = len((installed.folder / "list.txt").read_text().splitlines())
-    assert installed.ldm_ae("count", f"list:{installed.folder / 'list.txt'}") == f"{images} images\n"
-
-
-@pytest.mark.slow
 def test_the_recipe_trains_with_classes_of_plugins(trained: Path) -> None:
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["discriminator"]["class_path"] == "example_discriminator.PixelDiscriminator"
@@ -121,6 +118,25 @@ def test_latents_of_a_plugins_quantizer_are_written_in_a_plugins_format(installe
     latents = np.stack([np.load(file) for file in files])
     assert latents.shape == (12, 6, 16, 16)
     assert set(np.unique(latents)) <= {-1.0, 0.0, 1.0}
+
+
+@pytest.mark.slow
+def test_a_plugins_network_class_encodes_as_diffusers_does(installed: Installed) -> None:
+    torch.manual_seed(0)
+    network = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1), upsampling_scaling_factor=2,
+    ).eval()  # fmt: skip
+    model, store = installed.folder / "tiny", installed.folder / "tiny-store"
+    network.save_pretrained(model)
+    image = installed.folder / "one.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(image)
+    installed.ldm_ae("encode", model, image, store, "--size", "32", "--workers", "0", "--no-flips", "--device", "cpu")
+    (file,) = store.glob("*/latents_*.safetensors")
+    pixel_values = torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        right = network.encode(pixel_values).latents
+    assert torch.allclose(load_file(file)["latents"], right, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from ldm_ae.models.identity import hash_json, model_config, model_hash, network_
 from ldm_ae.models.inference import for_inference
 from ldm_ae.models.interface import Autoencoder, AutoencoderOutput, Codebook
 from ldm_ae.models.loading.load import is_model_folder, load_autoencoder, resolve_model_folder
-from ldm_ae.models.posteriors import DiscretePosterior, GaussianPosterior, Posterior
+from ldm_ae.models.posteriors import DeterministicPosterior, DiscretePosterior, GaussianPosterior, Posterior
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 from ldm_ae.models.statistics import ChannelStatistics
 from ldm_ae.models.wrappers.interface import Wrapper, unwrapped
@@ -27,6 +27,7 @@ __all__ = [
     "AutoencoderSpec",
     "ChannelStatistics",
     "Codebook",
+    "DeterministicPosterior",
     "DiscretePosterior",
     "GaussianPosterior",
     "KLAutoencoder",

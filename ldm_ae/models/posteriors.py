@@ -110,3 +110,29 @@ class DiscretePosterior(Posterior):
         """Bits per image of a fixed-length code, (B,): h w log2(K), for each level of a residual quantizer."""
         indices = self.quantized.indices
         return self.mode().new_full((len(indices),), indices[0].numel() * math.log2(self.codebook_size))
+
+
+class DeterministicPosterior(Posterior):
+    """Latents without a distribution, from an encoder such as AutoencoderTiny's or AutoencoderDC's.
+
+    Args:
+        latents: (B, C, h, w).
+    """
+
+    def __init__(self, latents: Tensor):
+        self.latents = latents
+
+    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Return the latents."""
+        return self.latents
+
+    def mode(self) -> Tensor:
+        """Return the latents."""
+        return self.latents
+
+    def regularization(self) -> dict[str, Tensor]:
+        """Return no terms."""
+        return {}
+
+    def rate(self) -> None:
+        """Return None: no rate is defined."""

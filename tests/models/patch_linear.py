@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import RGB
-from ldm_ae.models import Autoencoder, AutoencoderSpec, LatentSpec, Posterior
+from ldm_ae.models import Autoencoder, AutoencoderSpec, DeterministicPosterior, LatentSpec
 from ldm_ae.models.loading.folder import read_model_folder
 
 
@@ -26,25 +25,6 @@ class PatchLinear(ModelMixin, ConfigMixin):
         super().__init__()
         self.down = nn.Linear(3 * patch * patch, width)
         self.up = nn.Linear(width, 3 * patch * patch)
-
-
-class Exact(Posterior):
-    """Latents without a distribution around them."""
-
-    def __init__(self, latents: Tensor):
-        self.latents = latents
-
-    def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
-        return self.latents
-
-    def mode(self) -> Tensor:
-        return self.latents
-
-    def regularization(self) -> dict[str, Tensor]:
-        return {}
-
-    def rate(self) -> None:
-        return None
 
 
 class PatchLinearAutoencoder(Autoencoder):
@@ -70,11 +50,11 @@ class PatchLinearAutoencoder(Autoencoder):
         )
         return AutoencoderSpec(pixels=RGB, latents=latents)
 
-    def encode(self, pixel_values: Tensor) -> Exact:
+    def encode(self, pixel_values: Tensor) -> DeterministicPosterior:
         self.pixel_spec.require_images(pixel_values)
         self.latent_spec.latent_size(*pixel_values.shape[-2:])
         patches = nn.functional.pixel_unshuffle(pixel_values.to(self.dtype), self.net.config.patch)
-        return Exact(self._linear(self.net.down, patches).float())
+        return DeterministicPosterior(self._linear(self.net.down, patches).float())
 
     def decode(self, latents: Tensor) -> Tensor:
         if latents.ndim != 4 or latents.shape[1] != self.latent_spec.channels:
