@@ -164,7 +164,7 @@ def _table(contestants: list[Contestant]) -> list[str]:
 
 
 def _lesson(shipped: Contestant, trained: Contestant) -> str:
-    """Return what longer training gives, as HTML, from the scores of this run."""
+    """Return the gain from longer training, as HTML, from the scores of this run."""
 
     def reached(contestant: Contestant) -> str:
         scores = contestant.evaluation.scores

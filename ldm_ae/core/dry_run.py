@@ -45,7 +45,7 @@ def dry_run(module: Module, call: Callable[[Module, Sequence[Tensor]], Any], sha
             _TORCH_LOG.disabled = True
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 return call(_faked(module, mode), [torch.empty(shape, device=device) for shape in shapes])
-        except Exception:  # noqa: BLE001 - of the shapes, or of an operation that needs numbers: the next pass tells
+        except Exception:  # noqa: BLE001 - caused by the shapes or by an operation that needs numbers: the next pass shows
             pass
         finally:
             _TORCH_LOG.disabled = heard

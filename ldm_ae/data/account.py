@@ -37,7 +37,7 @@ class Group:
 
 @dataclass(kw_only=True)
 class Account:
-    """Properties of a source that are known once it is open; no image has been decoded."""
+    """Properties of a source that are available once it is open; no image has been decoded."""
 
     kind: str
     """Kind of the source, such as `folder`."""
@@ -55,7 +55,7 @@ class Account:
     unusable: dict[str, Group] = field(default_factory=dict)
     """Captions and labels of tables that cannot be used, by the reason."""
     notes: list[str] = field(default_factory=list)
-    """Other facts that a user must know."""
+    """Other notes for the user."""
 
     def pass_over(self, reason: str, name: str) -> None:
         """Count an unused file."""
@@ -76,7 +76,7 @@ class Account:
             self.unmatched.setdefault(printable(place), Group()).add(name)
 
     def lines(self) -> list[str]:
-        """Return a line for each fact that a user must know."""
+        """Return a line for each fact that concerns the user."""
         found = [f"source: {self.images} images ({self.kind})"]
         for what, places in (("captions", self.captions), ("labels", self.labels)):
             if places:

@@ -131,8 +131,8 @@ class BatchBuilder(Dataset[Batch]):
         replace_bad: bool,
         cache_bytes: int = 0,
     ) -> None:
-        """Args: pool is the (N,) int64 indices in use, from which replacements are taken; cache_bytes is the size of
-        the decoded images that each worker keeps, the first ones that it reads.
+        """Store the arguments: `pool` holds the (N,) int64 indices in use, from which replacements are taken;
+        `cache_bytes` is the size of the decoded images that each worker keeps, the first ones that it reads.
         """
         self.source = source
         self.transform = transform

@@ -25,7 +25,7 @@ def split_holdout(source: Source, count: int, seed: int) -> tuple[list[int], lis
 
 
 def split_keys(keys: Sequence[str], count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Do `split_holdout` for images that are known by their keys alone."""
+    """Split as `split_holdout`, for images given by their keys alone."""
     if not 0 <= count < len(keys):
         raise UserError(f"cannot hold out {count} of {len(keys)} images; at least one must be left to train on")
     digests = [hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in keys]

@@ -15,7 +15,7 @@ def to_levels(pixel_values: Tensor) -> Tensor:
 
 
 def to_uint8(pixel_values: Tensor) -> Tensor:
-    """Do the same as uint8, on the device of `pixel_values`. NaN has no level: check for it before the call."""
+    """Convert pixel values to uint8 levels, on the same device. NaN has no level: check for it before the call."""
     return to_levels(pixel_values).to(torch.uint8)
 
 

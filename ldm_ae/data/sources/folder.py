@@ -41,8 +41,13 @@ class FolderSource(Source):
     scheme = "folder"
 
     def __init__(self, root: Path, paths: list[str], beside: Collection[str] = (), tree: Tree | None = None) -> None:
-        """Args: root, the images' POSIX paths relative to it in their final order, those of texts beside them, and the
-        other contents of the folder.
+        """Find the texts and tables of the images.
+
+        Args:
+            root: The folder.
+            paths: The images' POSIX paths relative to it, in their final order.
+            beside: The paths of texts beside them.
+            tree: The other contents of the folder.
         """
         self._root = root
         self._paths = StringTable(paths)

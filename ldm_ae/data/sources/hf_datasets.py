@@ -29,7 +29,13 @@ class HFDatasetsSource(ColumnSource):
     scheme = "saved"
 
     def __init__(self, data: datasets.Dataset, location: str, tree: Tree | None = None) -> None:
-        """Args: one split, its name in messages, and the contents of its folder, if it is one."""
+        """Find the columns of the split.
+
+        Args:
+            data: One split.
+            location: Its name in messages.
+            tree: The contents of its folder, if it is one.
+        """
         import datasets
 
         schema = data.features.arrow_schema

@@ -65,7 +65,13 @@ class ParquetSource(ColumnSource):
     scheme = "parquet"
 
     def __init__(self, files: Sequence[Path], split: str, location: str, tree: Tree | None = None) -> None:
-        """Args: the files in their order, the prefix of the keys, the name in messages, and the other contents.
+        """Read the schemas of the files.
+
+        Args:
+            files: The files in their order.
+            split: The prefix of the keys.
+            location: The name in messages.
+            tree: The other contents of the folder.
 
         Raises:
             UserError: A file cannot be read or has no image, or there are no rows.

@@ -39,7 +39,11 @@ class WebDatasetSource(Source):
     scheme = "tars"
 
     def __init__(self, tars: list[Path], tree: Tree | None = None) -> None:
-        """Args: tars in their final order, at least one, and the other contents of their folder.
+        """Scan the headers of the tars.
+
+        Args:
+            tars: The tars in their final order, at least one.
+            tree: The other contents of their folder.
 
         Raises:
             UserError: A tar is compressed, damaged or missing, two samples share a name, or there are no images.
