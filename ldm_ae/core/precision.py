@@ -82,7 +82,7 @@ class Numerics:
     machine: str
     """The kind of device, as `machine_name` returns it."""
     reason: str
-    """Why this precision was selected, as readable text."""
+    """Reason for the selected precision, as readable text."""
 
     @property
     def dtype(self) -> torch.dtype:

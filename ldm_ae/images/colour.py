@@ -35,7 +35,7 @@ class _Conversion(NamedTuple):
     mode: str
     """Mode of the input samples."""
     transform: ImageCms.ImageCmsTransform | None
-    """None if the samples are left unchanged."""
+    """Transform of the samples; None leaves them unchanged."""
     account: str | None
     """Name of the profile, None for sRGB."""
 
