@@ -1,6 +1,6 @@
 """The first stage of latent diffusion: train, measure and use image autoencoders.
 
-model = ldm_ae.load()  # the one that comes with ldm_ae; or ldm_ae.load("runs/mine")
+model = ldm_ae.load()  # the model that ships with ldm_ae; or ldm_ae.load("runs/mine")
 latents = model.encode(ldm_ae.load_image("photo.jpg", size=256)).mode()
 image = model.decode(latents)
 """
@@ -23,11 +23,11 @@ __all__ = ["__version__", "load", "load_image"]
 
 
 def load(path: str | Path = DEFAULT_MODEL, *, device: str | torch.device = "cpu") -> Autoencoder:
-    """The autoencoder of a diffusers folder, a run directory, a checkpoint, a name on the Hub, or of a shipped model's
-    name (`kl-f8c4-small`, `vq-f8-small`), in float32.
+    """Load the autoencoder of a diffusers folder, a run directory, a checkpoint, a name on the Hub or the name of a
+    shipped model (`kl-f8c4-small`, `vq-f8-small`), in float32.
 
     Raises:
-        UserError: there is none, or it does not load.
+        UserError: No autoencoder is found, or it does not load.
     """
     from ldm_ae.models import load_autoencoder
 
@@ -35,10 +35,10 @@ def load(path: str | Path = DEFAULT_MODEL, *, device: str | torch.device = "cpu"
 
 
 def load_image(path: str | Path, *, size: int) -> torch.Tensor:
-    """An image file as `pixel_values` (1, 3, size, size) in [-1, 1]: resized to cover the square, cropped centrally.
+    """Load an image file as `pixel_values` (1, 3, size, size) in [-1, 1], resized and center-cropped to the square.
 
     Raises:
-        UserError: there is no such image, or it cannot be decoded.
+        UserError: The image does not exist or cannot be decoded.
     """
     from ldm_ae.core.errors import UserError
     from ldm_ae.data import BadImage, ImageTransform, decode_image, open_source

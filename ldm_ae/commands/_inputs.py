@@ -1,4 +1,4 @@
-"""From the shared options to a model, images and their transform, each checked before anything is computed."""
+"""Build a model, images and their transform from the shared options, and check each before any computation."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def print_notes(notes: Sequence[str]) -> None:
 
 
 def option_of(name: str) -> str:
-    """The option that argparse stores as `name`."""
+    """Return the option that argparse stores as `name`."""
     return f"--{name.replace('_', '-')}"
 
 
 def choose_precision(args: argparse.Namespace) -> None:
-    """Replace `--precision auto` by what is fast on this machine, and print it."""
+    """Replace `--precision auto` by the precision that is fast on this machine, and print it."""
     if args.precision != "auto":
         return
     from ldm_ae.core.devices import pick_device
@@ -39,7 +39,7 @@ def choose_precision(args: argparse.Namespace) -> None:
 
 
 def square_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform]:
-    """Return model, images and the transform to one size."""
+    """Return the model, the images and the transform to one size."""
     from ldm_ae.data import ImageTransform
 
     model, source = _model_and_images(args)
@@ -54,7 +54,7 @@ def square_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageT
 
 
 def whole_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, WholeTransform]:
-    """The same where images are kept whole."""
+    """Return the model, the images and the transform that keeps images whole."""
     from ldm_ae.data import WholeTransform
 
     others = [name for name in ("sizes", "area", "multiple", "max_ratio") if getattr(args, name) is not None]
@@ -70,7 +70,7 @@ def whole_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, WholeTr
 
 
 def bucketed_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform | BucketTransform]:
-    """The same where `--sizes` or `--area` may give several sizes."""
+    """Return the model, the images and the transform; `--sizes` or `--area` may give several sizes."""
     from ldm_ae.data import BucketTransform, ImageTransform, sizes_of_area
 
     given = [name for name in ("sizes", "area") if getattr(args, name) is not None]
@@ -97,13 +97,13 @@ def bucketed_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, Imag
 
 
 def _decoding(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a transform that say how files are decoded."""
+    """Return the transform options that control how files are decoded."""
     options = {"colour_profiles": args.colour_profiles, "max_pixels": args.max_pixels}
     return {name: value for name, value in options.items() if value is not None}
 
 
 def _size(text: str, option: str) -> tuple[int, int]:
-    """(height, width) of HxW."""
+    """Parse HxW into (height, width)."""
     height, times, width = text.strip().partition("x")
     if not times or not height.isdecimal() or not width.isdecimal():
         raise UserError(f"--{option} has '{text}'; give height x width in pixels, such as 256x192")

@@ -1,4 +1,4 @@
-"""What a path is: a model, a checkpoint, a run, a latent store or a prior; and whether it is sound."""
+"""Describe what a path holds (a model, a checkpoint, a run, a latent store or a prior) and whether it is valid."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _KINDS_OF_FILES = {
     "json": "a JSON file, a part of what inspect takes",
     "zip": "an archive; of EDM2's latents ldm-ae convert --format store makes a store",
 }  # fmt: skip
-"""By extension."""
+"""Descriptions of files, by extension."""
 
 
 def inspect_path(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """A description as JSON values; `kind` says what it is, `problems` why it is not sound, a line each.
+    """Return a description as JSON values: `kind` names the content, `problems` lists its faults, a line each.
 
     Args:
-        path: What to describe.
-        progress: Called with the checks of a store's files that are done, and their total.
+        path: Path to describe.
+        progress: Called with the number of completed checks of a store's files and their total.
 
     Raises:
-        UserError: nothing there, a file, or none of these.
+        UserError: The path does not exist, is a file, or is none of these kinds.
     """
     path = find_folder(path)
     if not path.exists():
@@ -64,14 +64,14 @@ def inspect_path(path: str | Path, *, progress: Callable[[int, int], None] | Non
 
 
 def seems_to_be(path: Path) -> str:
-    """What a file seems to be by its name, and the command that takes such a file where there is one."""
+    """Return what a file seems to be by its name, and the command that takes such a file where there is one."""
     ending, image = path.suffix.lower().removeprefix("."), "an image, which evaluate, encode and reconstruct take"
     kinds = dict.fromkeys(IMAGE_EXTENSIONS, image) | _KINDS_OF_FILES
     return "not a file or folder" if not path.is_file() else kinds.get(ending, "a file")
 
 
 def inspect_codes(store: LatentStore) -> dict[str, Any]:
-    """Which codes the images of a store with indices use, mirror images not counted; each list is by level.
+    """Count which codes the images of a store with indices use, excluding mirrored images; each list is by level.
 
     Few places (`counted`) make a large codebook look small: their bits cannot exceed log2 of their number.
     """
@@ -94,7 +94,7 @@ def inspect_codes(store: LatentStore) -> dict[str, Any]:
 
 
 def inspect_model(path: Path) -> dict[str, Any]:
-    """A diffusers model folder."""
+    """Describe a diffusers model folder."""
     found: dict[str, Any] = {"kind": "model", "path": str(path)}
     try:
         model = load_autoencoder(path)
@@ -117,7 +117,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
 
 
 def inspect_prior(path: Path) -> dict[str, Any]:
-    """A prior over codes."""
+    """Describe a prior over codes."""
     found: dict[str, Any] = {"kind": "prior", "path": str(path)}
     try:
         prior, model_hash, _ = load_prior(path)
@@ -134,7 +134,7 @@ def inspect_prior(path: Path) -> dict[str, Any]:
 
 
 def inspect_checkpoint(path: Path) -> dict[str, Any]:
-    """One checkpoint of a run."""
+    """Describe one checkpoint of a run."""
     found: dict[str, Any] = {"kind": "checkpoint", "path": str(path), "problems": problems(path)}
     return found if found["problems"] else found | _progress(path)
 
@@ -147,7 +147,7 @@ def _progress(checkpoint: Path) -> dict[str, Any]:
 
 
 def inspect_run(path: Path) -> dict[str, Any]:
-    """A run directory: which checkpoints count, and why others do not."""
+    """Describe a run directory: which checkpoints are valid, and why others are not."""
     folder = path / "checkpoints"
     all_checkpoints = {p.name: problems(p) for p in sorted(folder.glob("step-*"))}
     newest = max((name for name, reasons in all_checkpoints.items() if not reasons), default=None)

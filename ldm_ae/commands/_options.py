@@ -1,4 +1,4 @@
-"""The arguments and options that several commands share, each defined once."""
+"""The arguments and options that several commands share. Each is defined once."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ IMAGES = (
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """MODEL, which may be missing."""
+    """Add MODEL, which is optional."""
     parser.add_argument("model", metavar="MODEL", nargs="?", default=DEFAULT_MODEL, help=MODEL)
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
-    """IMAGES."""
+    """Add IMAGES."""
     parser.add_argument("images", metavar="IMAGES", help=IMAGES)
 
 
 def add_store(parser: argparse.ArgumentParser) -> None:
-    """STORE."""
+    """Add STORE."""
     parser.add_argument("store", metavar="STORE", help="the latent store")
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
-    """OUT."""
+    """Add OUT."""
     parser.add_argument("out", metavar="OUT", help="a new folder for the results")
 
 
 def add_images_options(parser: argparse.ArgumentParser) -> None:
-    """How images become pixels of one size."""
+    """Add the options that control how images become pixels of one size."""
     parser.add_argument("--size", type=int, help="side of the central square crop in pixels (default: the size the "
                         "model was trained at)")  # fmt: skip
     parser.add_argument("--resize", help="shorter side before the crop, or none for no resizing (default: the size)")
@@ -57,7 +57,7 @@ def add_images_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_bucket_options(parser: argparse.ArgumentParser) -> None:
-    """How images become pixels of several sizes."""
+    """Add the options that control how images become pixels of several sizes."""
     parser.add_argument("--sizes", metavar="HxW,...", help="several sizes in place of --size, such as "
                         "256x256,192x320,320x192: each image is resized and cropped to the one that is nearest to its "
                         "aspect ratio")  # fmt: skip
@@ -68,7 +68,7 @@ def add_bucket_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_compute_options(parser: argparse.ArgumentParser) -> None:
-    """Where and in what precision the model runs."""
+    """Add the options that select the device and the precision of the model."""
     parser.add_argument("--device", default="auto", help="such as cpu or cuda (default: %(default)s)")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32", help="what the model "
                         "runs in; auto is bf16 on a device that is fast in it and fp32 on others (default: %(default)s)"

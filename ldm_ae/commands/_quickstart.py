@@ -1,5 +1,5 @@
-"""Every step of the toolkit once, on a CPU, without a network: reconstruct, train, score, encode, decode, export, plug
-in."""
+"""Run every step of the toolkit once, on a CPU, without a network: reconstruct, train, score, encode, decode, export,
+plug in."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ console = Console(highlight=False)
 
 
 def quickstart(folder: Path, *, steps: int | None = None, diffusion_steps: int = DIFFUSION_STEPS) -> None:
-    """All of it, into one folder with an `index.html` that has its first pictures within seconds.
+    """Run all steps into one folder, whose `index.html` shows the first images within seconds.
 
     Args:
-        folder: For all results. A training run that is there is continued; the rest is made anew.
+        folder: Folder for all results. An existing training run in it is resumed; everything else is made anew.
         steps: Training steps, instead of the recipe's.
         diffusion_steps: Training steps of the diffusion model.
 
     Raises:
-        UserError: the photos are not installed, or the folder cannot be written.
-        Stopped: a signal ended the training, which has been saved.
-        KeyboardInterrupt: a signal came at another time; Terminated if it was SIGTERM.
+        UserError: The photos are not installed, or the folder cannot be written.
+        Stopped: A signal ended the training, which has been saved.
+        KeyboardInterrupt: A signal came at another time; Terminated if it was SIGTERM.
     """
     with terminable(), new_folder(folder):
         _quickstart(folder, steps, diffusion_steps)
@@ -123,7 +123,7 @@ def _step(text: str) -> Iterator[None]:
 def _contestant(
     folder: Path, model: Autoencoder, name: str, place: str, transform: ImageTransform, run: Path | None = None
 ) -> Contestant:
-    """Score a model on the held-out photos; write its report and pictures. `run` is where it was trained."""
+    """Score a model on the held-out photos; write its report and images. `run` is the run that trained it."""
     report = "evaluation" if run is not None else "evaluation-shipped"
     loader = EvaluationLoader(open_source(HELD_OUT), transform, batch_size=1)
     height, width = model.latent_spec.latent_size(SIZE, SIZE)
@@ -142,7 +142,7 @@ def _contestant(
 
 
 def _training_words(run: Path) -> str:
-    """Steps and time of a run, over all its interruptions."""
+    """Return the steps and time of a run, summed over all its interruptions."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     clock = [float(line["seconds"]) for line in lines]  # each start of the run counts from 0
     seconds = sum(now for now, after in zip(clock, [*clock[1:], 0.0], strict=True) if after < now)
@@ -151,7 +151,7 @@ def _training_words(run: Path) -> str:
 
 
 def _table(contestants: list[Contestant]) -> list[str]:
-    """Lines of the scores of each model, the shipped one first."""
+    """Return lines with the scores of each model, the shipped one first."""
     names = score_names(contestants[0].evaluation)
     rows = [["", *(c.name for c in contestants)], ["numbers per photo", *(f"{c.numbers:,}" for c in contestants)]]
     rows += [[score_label(n), *(score_text(n, c.evaluation.scores[n]) for c in contestants)] for n in names]
@@ -164,7 +164,7 @@ def _table(contestants: list[Contestant]) -> list[str]:
 
 
 def _lesson(shipped: Contestant, trained: Contestant) -> str:
-    """What longer training gives, in HTML, from the scores of this run."""
+    """Return the gain from longer training, as HTML, from the scores of this run."""
 
     def reached(contestant: Contestant) -> str:
         scores = contestant.evaluation.scores
@@ -184,7 +184,7 @@ def _lesson(shipped: Contestant, trained: Contestant) -> str:
 
 
 def _diffusion(model_folder: Path, store: Path, pipeline_folder: Path, steps: int) -> None:
-    """Run the script in this process, then open what it saved with diffusers alone."""
+    """Run the script in this process, then open the pipeline that it saved with diffusers alone."""
     from diffusers import DiffusionPipeline
     from diffusers.utils.logging import disable_progress_bar
 
@@ -207,7 +207,7 @@ def _diffusion(model_folder: Path, store: Path, pipeline_folder: Path, steps: in
 
 
 def _commands() -> list[tuple[str, str]]:
-    """What to run next, each with a few words."""
+    """Return the commands to run next, each with a short description."""
     training = f"ldm-ae train --config {recipe('quickstart.yaml')} --data.train FOLDER --data.validation null"
     return [
         ("Encode your own images with the shipped model, without training:", "ldm-ae encode FOLDER latents"),
@@ -219,7 +219,7 @@ def _commands() -> list[tuple[str, str]]:
 
 
 def _contents(folder: Path) -> list[tuple[Path, str]]:
-    """What is there so far."""
+    """Return the results that exist so far."""
     places = [
         ("evaluation-shipped/report.html", f"{DEFAULT_MODEL}: originals, reconstructions, error maps, scores"),
         ("evaluation/report.html", "the same of the model trained here"),

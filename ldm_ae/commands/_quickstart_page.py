@@ -1,6 +1,6 @@
-"""The page of a quickstart: each held-out photo beside what the shipped model and the one trained here make of it.
+"""The page of a quickstart: each held-out photo beside its reconstructions by the shipped and the newly trained model.
 
-The pictures are files beside the page, so that it needs no network and each can be opened alone.
+The images are files beside the page, so that it needs no network and each can be opened alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ldm_ae.latents.decoding import output_names
 
 ORIGINALS = "originals"
 SCORES = {"psnr": ("PSNR", "{:.1f} dB"), "ssim": ("SSIM", "{:.3f}")}
-"""Label and format by the name of a score. Every other one is a perceptual distance."""
+"""Label and format of a score, by its name. Every other score is a perceptual distance."""
 
 _TITLES = {"chelsea": "a cat", "rocket": "a rocket on its pad", "flower": "a flower"}
 _OWN_STYLE = """
@@ -40,17 +40,17 @@ dt{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.8
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """One of the two models and what it made of the held-out photos."""
+    """One of the two models and its reconstructions of the held-out photos."""
 
     name: str
     origin: str
-    """Where it comes from, in a few words."""
+    """Short description of where the model comes from."""
     folder: str
-    """Of its reconstructions, inside the quickstart's."""
+    """Folder of its reconstructions, inside the quickstart's folder."""
     report: str
-    """The folder of its report, inside the quickstart's."""
+    """Folder of its report, inside the quickstart's folder."""
     numbers: int
-    """How many numbers the latents of one photo are."""
+    """Number of values in the latents of one photo."""
     evaluation: Evaluation
 
 
@@ -68,18 +68,18 @@ def save_pictures(folder: Path, contestant: Contestant) -> None:
 
 
 def score_names(evaluation: Evaluation) -> list[str]:
-    """Of PSNR, SSIM and the perceptual distance, in this order."""
+    """Return the names of PSNR, SSIM and the perceptual distance, in this order."""
     others = [name for name in evaluation.images[0].scores if f"bicubic_{name}" in evaluation.images[0].scores]
     return [*SCORES, *(name for name in others if name not in SCORES)]
 
 
 def score_text(name: str, value: float) -> str:
-    """A score with its unit."""
+    """Format a score with its unit."""
     return SCORES[name][1].format(value) if name in SCORES else f"{value:.3f}"
 
 
 def score_label(name: str) -> str:
-    """What people call a score."""
+    """Return the display name of a score."""
     return SCORES[name][0] if name in SCORES else "Perceptual distance"
 
 
@@ -91,14 +91,14 @@ def write_page(
     commands: Sequence[tuple[str, str]],
     lesson: str = "",
 ) -> None:
-    """Write `index.html` with what there is so far.
+    """Write `index.html` with the results that exist so far.
 
     Args:
-        folder: Of the quickstart; grids of the run and samples of the pipeline are found in it.
-        contestants: The shipped model, and the one trained here once it is.
-        contents: What lies where, with a few words each.
-        commands: What to run next, each after a few words on what it does.
-        lesson: What longer training gave, in a sentence, once it is known.
+        folder: Folder of the quickstart, which holds the grids of the run and the samples of the pipeline.
+        contestants: The shipped model, then the newly trained one once it exists.
+        contents: Paths of the results, with a short description of each.
+        commands: Commands to run next, each after a short description.
+        lesson: The gain from longer training, in a sentence, once it is measured.
     """
     waiting = "" if len(contestants) > 1 else (
         "<p>The model that this command trains appears here when it is trained. Reload the page then.</p>"

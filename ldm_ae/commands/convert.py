@@ -13,14 +13,14 @@ from ldm_ae.core.terminal import progress_bar
 
 
 class Convert(Command):
-    """Between latent stores and other trainers' files."""
+    """Conversion between latent stores and other trainers' files."""
 
     name = "convert"
     summary = "Write a latent store in a trainer's format, or read one into a store."
     order = 90
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Store, format, and what some formats need."""
+        """Add the store, the format, and the options that some formats need."""
         parser.add_argument("source", metavar="STORE", help="the latent store; with --format store the files of "
                             "LightningDiT or EDM2 that are to become one")  # fmt: skip
         parser.add_argument("out", metavar="OUT", help="a new folder; a new .zip file for edm2-zip")

@@ -11,14 +11,14 @@ from ldm_ae.core.terminal import progress_bar
 
 
 class Decode(Command):
-    """A latent store as PNG files."""
+    """Decoding of a latent store into PNG files."""
 
     name = "decode"
     summary = "Decode a latent store to PNG files."
     order = 60
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Model, store, folder."""
+        """Add the model, the store and the folder."""
         add_model(parser)
         add_store(parser)
         add_out(parser)

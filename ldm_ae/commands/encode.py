@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Encode(Command):
-    """A data set into a latent store. An option whose `dest` is a field of `EncodeConfig` becomes that field."""
+    """Encoding of a data set into a latent store. An option whose `dest` is an `EncodeConfig` field sets that field."""
 
     name = "encode"
     summary = (
@@ -39,7 +39,7 @@ class Encode(Command):
     order = 50
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Model, images, sizes, what is stored, who encodes."""
+        """Add the model, the images, the sizes, the stored content and the encoding processes."""
         add_model(parser)
         add_images(parser)
         add_store(parser)
@@ -83,7 +83,7 @@ class Encode(Command):
                             "(default: RAY_ADDRESS, or else a Ray on this machine for this command alone)")  # fmt: skip
 
     def run(self, args: argparse.Namespace) -> None:
-        """Encode what is not encoded yet, and print what the store holds."""
+        """Encode the images that are not encoded yet, and print what the store holds."""
         if os.environ.get("WORLD_SIZE", "1") == "1":
             refuse_if_held(args.store)  # before imports that take seconds
         from ldm_ae.data import Annotated
@@ -93,7 +93,7 @@ class Encode(Command):
         processes = Processes.from_environment()
         engine = _engine(args)
         if args.colour_profiles is None and (earlier := colour_profiles_of(Path(args.store))) is not None:
-            args.colour_profiles = earlier  # goes on as it was begun, by a version that ignored them
+            args.colour_profiles = earlier  # continues as it began, with a version that ignored profiles
             if earlier == "ignore" and processes.rank == 0:
                 print_notes([
                     f"colour profiles are ignored, as {args.store} was made; to convert them, encode into a new store"
@@ -112,7 +112,7 @@ class Encode(Command):
 
 
 def _config(args: argparse.Namespace) -> EncodeConfig:
-    """Return the configuration that the options of its fields' names give."""
+    """Build the configuration from the options that are named like its fields."""
     from ldm_ae.latents.encoding.config import EncodeConfig
     from ldm_ae.latents.store.annotated import read_classes
 

@@ -14,14 +14,14 @@ PERCEPTUAL = ("stlpips_vgg", "stlpips_alex", "lpips_vgg", "lpips_alex", "lpips_s
 
 
 class Evaluate(Command):
-    """Scores and pictures of a model."""
+    """Evaluation of a model: its scores and example images."""
 
     name = "evaluate"
     summary = "Score a model on images: metrics.json and a report.html with pictures."
     order = 30
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Model, images, networks of the scores."""
+        """Add the model, the images and the networks of the scores."""
         add_model(parser)
         add_images(parser)
         parser.add_argument("--out", default="evaluation", help="folder for metrics.json and report.html (%(default)s)")

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Export(Command):
-    """A model in other people's formats."""
+    """Export of a model to the formats of other projects."""
 
     name = "export"
     summary = "Write a model for other people's code: a diffusers folder or CompVis keys."
     order = 70
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Model, format, scale."""
+        """Add the model, the format and the scale."""
         add_model(parser)
         add_out(parser)
         parser.add_argument("--format", choices=("diffusers", "ldm"), default="diffusers", help="(default: "
@@ -93,7 +93,7 @@ def _to_diffusers(args: argparse.Namespace) -> None:
 
 
 def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges, Account]:
-    """The scale of the latents over all images, the range of activations over the first, and what was read."""
+    """Return the scale of the latents over all images, the activation range over the first images, and the account."""
     from ldm_ae.data import EvaluationLoader
     from ldm_ae.evaluation import activation_ranges, first_batches
     from ldm_ae.interop import measure_scaling

@@ -10,14 +10,14 @@ from ldm_ae.commands.interface import Command
 
 
 class Import(Command):
-    """Other people's single files as diffusers folders."""
+    """Import of single files from other projects as diffusers folders."""
 
     name = "import"
     summary = "Read a single file of a KL or VQ autoencoder into a diffusers folder."
     order = 100
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """File, folder, and what the file may not say."""
+        """Add the file, the folder, and the values that the file may lack."""
         parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt, .pth or .safetensors with keys of CompVis's "
                             "latent-diffusion, taming or diffusers, or of a latent diffusion model that has an "
                             "autoencoder")  # fmt: skip
@@ -29,7 +29,7 @@ class Import(Command):
                             "it")  # fmt: skip
 
     def run(self, args: argparse.Namespace) -> None:
-        """Write the folder, and print what the file was."""
+        """Write the folder, and print the detected kind of the file."""
         from ldm_ae.interop import import_ldm
 
         found = import_ldm(args.checkpoint, args.out, config=args.config, family=args.family)

@@ -11,14 +11,14 @@ from ldm_ae.core.terminal import ProgressDisplay, lines_of
 
 
 class Inspect(Command):
-    """What a folder is. What is not valid ends as a UserError, so that the exit status tells."""
+    """Description of a folder. An invalid folder raises UserError, so that the exit status shows it."""
 
     name = "inspect"
     summary = "Say what a model, checkpoint, run, store or prior is, and whether it is sound."
     order = 80
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """A path."""
+        """Add the path."""
         parser.add_argument(
             "path", metavar="PATH", help="a model folder, run directory, checkpoint, latent store, or prior over codes"
         )

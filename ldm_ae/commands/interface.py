@@ -1,4 +1,4 @@
-"""What a command is, and the parser of its options."""
+"""The interface of commands, and the parser of their options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROGRAM = "ldm-ae"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, with the nearest option for one that it does not know."""
+    """A parser whose errors are one line and suggest the nearest option for an unknown one."""
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2."""
@@ -27,25 +27,25 @@ class Parser(argparse.ArgumentParser):
 class Command(ABC):
     """A command of `ldm-ae`: one file of this folder, or a class in a plugin's module.
 
-    Listing the commands and parsing their options must take no second. Therefore the module of a command imports torch
-    and everything that imports torch inside `run`.
+    Listing the commands and parsing their options must take less than a second. Therefore the module of a command
+    imports torch and everything that imports torch inside `run`.
     """
 
     name: ClassVar[str]
-    """What the user types. For a file of this folder it is the file's name, with hyphens for underscores; the file of a
-    Python keyword ends with an underscore."""
+    """The name that the user types. For a file of this folder it is the file's name, with hyphens for underscores; a
+    file that is named after a Python keyword ends with an underscore."""
     summary: ClassVar[str]
-    """One sentence that begins `--help` of the command, and stands in the list of commands."""
+    """One sentence that begins `--help` of the command and describes it in the list of commands."""
     order: ClassVar[int] = 1000
-    """Place in the list of commands. Commands with equal numbers stand in alphabetical order."""
+    """Position in the list of commands. Commands with equal numbers are in alphabetical order."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the options. There are none by default."""
+        """Add the options. The default adds none."""
         del parser
 
     @abstractmethod
     def run(self, args: argparse.Namespace) -> int | None:
-        """Do the work.
+        """Run the command.
 
         Args:
             args: The parsed options.
@@ -54,15 +54,15 @@ class Command(ABC):
             The exit status; None for 0.
 
         Raises:
-            UserError: the user can mend it. The command line prints the message and exits with status 2.
-            RunError: the machine failed. The command line prints the message and exits with status 1.
+            UserError: The user can fix the problem. The command line prints the message and exits with status 2.
+            RunError: The machine failed. The command line prints the message and exits with status 1.
         """
 
     def execute(self, arguments: Sequence[str]) -> int | None:
-        """Parse the words after the command's name, then `run`. Options may stand between positional arguments.
+        """Parse the arguments after the command's name, then `run`. Options may stand between positional arguments.
 
         Raises:
-            SystemExit: the options do not parse, or ask for `--help`.
+            SystemExit: The options are invalid, or `--help` is among them.
         """
         parser = Parser(prog=f"{PROGRAM} {self.name}", description=self.summary)
         self.add_arguments(parser)

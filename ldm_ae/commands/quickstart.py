@@ -9,14 +9,14 @@ from ldm_ae.commands.interface import Command
 
 
 class Quickstart(Command):
-    """Every step of the toolkit once, on real photos and without a network."""
+    """A run of every step of the toolkit, on real photos and without a network."""
 
     name = "quickstart"
     summary = "Train, score and use a small autoencoder on real photos, offline."
     order = 10
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Folder and length."""
+        """Add the folder and the length."""
         parser.add_argument("--out", default="runs/quickstart", help="folder for all results (default: %(default)s)")
         parser.add_argument("--steps", type=int, help="training steps, instead of those of the recipe")
 

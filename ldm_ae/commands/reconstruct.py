@@ -18,14 +18,14 @@ from ldm_ae.core.terminal import progress_bar
 
 
 class Reconstruct(Command):
-    """Reconstructions as PNG files."""
+    """Reconstruction of images as PNG files."""
 
     name = "reconstruct"
     summary = "Encode and decode images, to PNG files."
     order = 40
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Model, images, sizes."""
+        """Add the model, the images and the sizes."""
         add_model(parser)
         add_images(parser)
         add_out(parser)

@@ -14,14 +14,14 @@ from ldm_ae.io.locks import refuse_if_held
 
 
 class Train(Command):
-    """Training. Its options are the keys of the configuration, which jsonargparse derives from `RunConfig`."""
+    """Training of a model. Its options are the configuration's keys, which jsonargparse derives from `RunConfig`."""
 
     name = "train"
     summary = "Train an autoencoder from a configuration, such as configs/kl_f8.yaml."
     order = 20
 
     def execute(self, arguments: Sequence[str]) -> None:
-        """Check what needs no import of seconds, then `run`."""
+        """Check what needs no slow imports, then `run`."""
         if not arguments:
             raise UserError("train needs a configuration: ldm-ae train --config configs/kl_f8.yaml --data.train IMAGES")
         for config in _values(arguments, "--config"):
@@ -32,14 +32,14 @@ class Train(Command):
         self.run(argparse.Namespace(arguments=arguments))
 
     def run(self, args: argparse.Namespace) -> None:
-        """Train as `args.arguments` say, which jsonargparse parses."""
+        """Train with `args.arguments`, which jsonargparse parses."""
         from ldm_ae.training.run import config_parser, train
 
         train(args.arguments, config_parser(prog=f"{PROGRAM} {self.name}"))
 
 
 def _values(arguments: Sequence[str], option: str) -> list[str]:
-    """The value of each time that an option is given, as `--option VALUE` or `--option=VALUE`."""
+    """Return the value of each occurrence of an option, given as `--option VALUE` or `--option=VALUE`."""
     found = []
     for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, after = argument.partition("=")
@@ -49,7 +49,7 @@ def _values(arguments: Sequence[str], option: str) -> list[str]:
 
 
 def _run_folder(arguments: Sequence[str]) -> str | None:
-    """What `--out`, or the last `--config` that has an `out`, names; nothing is checked yet."""
+    """Return the folder that `--out`, or the last `--config` with an `out`, names; nothing is checked yet."""
     if out := _values(arguments, "--out"):
         return out[-1] or None
     for config in _values(arguments, "--config")[-1:]:

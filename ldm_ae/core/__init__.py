@@ -1,1 +1,1 @@
-"""What every part may use and what knows no part: the numbers that a machine is fast in."""
+"""Code that every other package may use and that depends on none of them."""

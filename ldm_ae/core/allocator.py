@@ -8,22 +8,22 @@ import platform
 import torch
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-"""mallopt(3)."""
+"""Parameters of mallopt(3)."""
 _MEBIBYTES_AT_A_TIME = 256
 
 
 def keep_freed_memory(device: torch.device) -> bool:
-    """For networks on a CPU: have this process keep the memory that it frees, and take it again for the next tensors.
+    """Make a process whose networks run on a CPU keep the memory that it frees, and reuse it for the next tensors.
 
-    By itself glibc gives every large tensor fresh pages and returns them at once, so that each step of a training asks
-    the system for all its activations again, a page fault and a zeroed page every 4 KiB. Afterwards the process holds
-    what it once needed, and some more, because freed pieces do not always fit.
+    By default glibc gives every large tensor fresh pages and returns them at once, so that each training step requests
+    the memory of all its activations again, with a page fault and a zeroed page every 4 KiB. With this setting the
+    process keeps its peak memory, and slightly more, because freed pieces do not always fit.
 
     Args:
-        device: Where the networks run.
+        device: Device of the networks.
 
     Returns:
-        Whether it is kept: glibc alone can do it.
+        Whether the memory is kept, which only glibc supports.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return False

@@ -1,4 +1,4 @@
-"""Work that goes on in a thread while the main one does, and whose failure stops the run."""
+"""Work that runs in a thread beside the main one, and whose failure stops the run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _log = logging.getLogger("ldm_ae")
 
 
 class BackgroundWriter:
-    """One job at a time. What a job raises is raised where the run looks next: `check`, `submit` or `wait`.
+    """A thread that runs one job at a time. The next `check`, `submit` or `wait` raises the exception of a failed job.
 
-    As a context it ends once the job has ended; where the block raises, what the job raises beside that is logged.
+    As a context manager it exits once the job has ended; if the block raises, an exception of the job is logged.
     """
 
     def __init__(self) -> None:
@@ -20,23 +20,23 @@ class BackgroundWriter:
         self._job: Future[None] | None = None
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Start `job` once the one before it has ended."""
+        """Start `job` once the previous job has ended."""
         self.wait()
         self._job = self._pool.submit(job)
 
     def check(self) -> None:
-        """Raise what the last job raised, if it has ended so."""
+        """Raise the exception of the last job if it has failed."""
         if self._job is not None and self._job.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until the job has ended; raises what it raised."""
+        """Wait until the job has ended, and raise its exception if it failed."""
         job, self._job = self._job, None
         if job is not None:
             job.result()
 
     def settle(self) -> None:
-        """Until the job has ended, after an error elsewhere: what the job raises beside that is logged."""
+        """Wait until the job has ended, after an error elsewhere; an exception of the job is logged."""
         job, self._job = self._job, None
         if job is not None and (error := job.exception()) is not None:
             _log.warning("%s", error)

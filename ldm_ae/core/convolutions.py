@@ -1,12 +1,12 @@
-"""Training convolutions in float32 on a CPU: fewer multiplications than a library's direct ones.
+"""Training convolutions in float32 on a CPU, with fewer multiplications than a library's direct convolutions.
 
 A wide 3x3 convolution is computed by Winograd's F(4x4, 3x3) (arXiv 1509.09308, section 4.1): 36 multiplications for 16
-outputs instead of 144, as matrix products of `torch`. oneDNN, to which torch gives float32 convolutions on a CPU, has
-direct ones only, and those run at the arithmetic peak already. Activations are channels-last. Where Winograd's
-algorithm does not apply, a weight gradient is computed in plain rows: oneDNN's takes 3 to 5 times as long channels-last
-where AVX512 is missing. `docs/PERFORMANCE.md` has the measurements.
+outputs instead of 144, as matrix products of `torch`. oneDNN, which torch uses for float32 convolutions on a CPU, has
+only direct ones, and those already run at the arithmetic peak. Activations are channels-last. Where Winograd's
+algorithm does not apply, a weight gradient is computed in contiguous layout: oneDNN's takes 3 to 5 times as long
+channels-last where AVX512 is missing. `docs/PERFORMANCE.md` has the measurements.
 
-Sums are taken in another order: a result differs from the exact one by about 3e-6 of its norm, a direct convolution's
+The order of sums differs: a result differs from the exact one by about 3e-6 of its norm, that of a direct convolution
 by 1e-6.
 """
 
@@ -23,16 +23,16 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 WIDE, GRADIENT_WIDE = 256, 128
-"""Winograd's algorithm is faster from this many channels on, of both inputs and outputs: forward, and for weights."""
+"""Numbers of channels, both input and output, from which Winograd's algorithm is faster: forward, and for weights."""
 PIXELS = 1024
-"""Below this many pixels in a batch, the transform of the kernel costs more than the algorithm saves."""
+"""Number of pixels in a batch below which transforming the kernel costs more than the algorithm saves."""
 TILES = 128
-"""About how many tiles of 4x4 pixels are computed at once, which fit in a cache."""
+"""Approximate number of 4x4-pixel tiles that are computed at once and fit in a cache."""
 
 Pair = tuple[int, int]
 ONE: Pair = (1, 1)
 
-# Cook and Toom's matrices for the points 0, 1, -1, 2, -2 and infinity, for one dimension.
+# Cook and Toom's one-dimensional matrices for the points 0, 1, -1, 2, -2 and infinity.
 _INPUT = [
     [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
     [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
@@ -48,11 +48,11 @@ class Transforms(NamedTuple):
     """The three matrices for two dimensions."""
 
     inputs: Tensor
-    """(36, 36)"""
+    """Transform of input tiles, (36, 36)."""
     kernel: Tensor
-    """(36, 9)"""
+    """Transform of kernels, (36, 9)."""
     outputs: Tensor
-    """(16, 36)"""
+    """Transform to output tiles, (16, 36)."""
 
 
 @lru_cache(maxsize=1)
@@ -62,9 +62,9 @@ def _transforms() -> Transforms:
 
 
 class Kernels:
-    """The transformed kernels of one weight, (36, C, D), computed when they are needed first.
+    """The transformed kernels of one weight, (36, C, D), computed on first use.
 
-    A frozen layer keeps them: 4 times the memory of its weight for each direction. A layer that learns does not.
+    A frozen layer keeps them: 4 times the memory of its weight for each direction. A trained layer does not.
     """
 
     def __init__(self) -> None:
@@ -73,19 +73,19 @@ class Kernels:
         self._backward: Tensor | None = None
 
     def of(self, weight: Tensor) -> Kernels:
-        """Itself, emptied if they are of other values."""
+        """Return self, emptied if it holds the kernels of other values."""
         if (now := (weight.data_ptr(), weight._version)) != self._weight:
             self._weight, self._forward, self._backward = now, None, None
         return self
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Of a convolution's weight (D, C, 3, 3)."""
+        """Return the transformed kernels (36, C, D) of a convolution's weight (D, C, 3, 3)."""
         if self._forward is None:
             self._forward = _transforms().kernel @ weight.detach().permute(2, 3, 0, 1).reshape(9, -1)
         return self._forward.view(36, *weight.shape[:2]).transpose(1, 2)
 
     def backward(self, weight: Tensor) -> Tensor:
-        """Of the same turned by 180 degrees, with inputs and outputs exchanged: (36, D, C)."""
+        """Return those of the weight turned by 180 degrees, with inputs and outputs exchanged: (36, D, C)."""
         if self._backward is None:
             self._backward = _transforms().kernel @ weight.detach().permute(2, 3, 0, 1).reshape(9, -1).flip(0)
         return self._backward.view(36, *weight.shape[:2])
@@ -96,7 +96,7 @@ class Conv2d(nn.Conv2d):
 
     @classmethod
     def of(cls, plain: nn.Conv2d) -> Conv2d:
-        """The same layer, which shares its parameters."""
+        """Return the same layer as a `Conv2d` that shares its parameters."""
         layer = cls(
             plain.in_channels, plain.out_channels, plain.kernel_size, plain.stride,
             plain.padding, bias=plain.bias is not None, device="meta",
@@ -109,10 +109,10 @@ class Conv2d(nn.Conv2d):
         self._kernels = Kernels()
 
     def forward(self, input: Tensor) -> Tensor:
-        """As torch's.
+        """Convolve as `torch.nn.Conv2d` does.
 
         Args:
-            input: (B, C, H, W). What is not float32 on a CPU, or is autocast, takes torch's own way.
+            input: (B, C, H, W). Inputs not in float32 on a CPU, or under autocast, use torch's implementation.
         """
         if input.dtype != torch.float32 or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
@@ -121,7 +121,7 @@ class Conv2d(nn.Conv2d):
 
 
 def speed_up(network: nn.Module) -> None:
-    """Put `Conv2d` in the place of every convolution larger than 1x1; parameters stay the same objects."""
+    """Replace every convolution larger than 1x1 by `Conv2d`; parameters stay the same objects."""
     for name, layer in network.named_children():
         if _fits(layer):
             setattr(network, name, Conv2d.of(layer))  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def conv2d(
     padding: Pair = ONE,
     kernels: Kernels | None = None,
 ) -> Tensor:
-    """`convolve`, with gradients."""
+    """Compute `convolve`, with gradients."""
     result: Tensor = _Convolution.apply(inputs, weight, bias, stride, padding, kernels or Kernels())
     return result
 
@@ -186,15 +186,15 @@ def convolve(
     padding: Pair = ONE,
     kernels: Kernels | None = None,
 ) -> Tensor:
-    """The convolution, as `torch.nn.functional.conv2d` computes it.
+    """Compute the convolution as `torch.nn.functional.conv2d` does.
 
     Args:
         inputs: (B, C, H, W) float32.
         weight: (D, C, I, J).
         bias: (D,) or None.
-        stride: Down and across.
+        stride: Vertical and horizontal stride.
         padding: Rows and columns of zeros at each side.
-        kernels: Of this weight, where they are kept.
+        kernels: Kept transformed kernels of this weight, if any.
 
     Returns:
         (B, D, H', W').
@@ -213,12 +213,12 @@ def input_gradient(
     padding: Pair = ONE,
     kernels: Kernels | None = None,
 ) -> Tensor:
-    """The gradient at the inputs of `convolve`: by Winograd a convolution with the kernel turned by 180 degrees.
+    """Compute the gradient at the inputs of `convolve`; Winograd convolves with the kernel turned by 180 degrees.
 
     Args:
         inputs: (B, C, H, W) float32.
         weight: (D, C, I, J).
-        gradient: (B, D, H', W') float32, at the outputs.
+        gradient: (B, D, H', W') float32, gradient at the outputs.
         stride: As in `convolve`.
         padding: As in `convolve`.
         kernels: As in `convolve`.
@@ -234,12 +234,12 @@ def input_gradient(
 def weight_gradient(
     inputs: Tensor, weight: Tensor, gradient: Tensor, stride: Pair = ONE, padding: Pair = ONE
 ) -> Tensor:
-    """The gradient at the weight of `convolve`.
+    """Compute the gradient at the weight of `convolve`.
 
     Args:
         inputs: (B, C, H, W) float32.
         weight: (D, C, I, J).
-        gradient: (B, D, H', W') float32, at the outputs.
+        gradient: (B, D, H', W') float32, gradient at the outputs.
         stride: As in `convolve`.
         padding: As in `convolve`.
 
@@ -260,7 +260,7 @@ def weight_gradient(
 
 
 def _winograd(inputs: Tensor, kernel: Tensor) -> Tensor:
-    """(B, C, H, W) and a transformed kernel (36, C, D) to (B, D, H, W), channels-last."""
+    """Convolve (B, C, H, W) with a transformed kernel (36, C, D) to (B, D, H, W), channels-last."""
     batch, _, height, width = inputs.shape
     matrices, padded = _transforms(), _padded(inputs)
     outputs = torch.empty(batch, kernel.shape[2], height, width, memory_format=torch.channels_last)
@@ -283,12 +283,12 @@ def _is_winograds(inputs: Tensor, weight: Tensor, stride: Pair, padding: Pair, w
 
 
 def _padded(inputs: Tensor) -> Tensor:
-    """(B, H + 2, W + 2, C), contiguous, with zeros around."""
+    """Return (B, H + 2, W + 2, C), contiguous, with a border of zeros."""
     return functional.pad(inputs.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
 
 
 class _Chunk(NamedTuple):
-    """Tiles of 4x4 pixels that are computed at once: some rows of tiles of some images."""
+    """Tiles of 4x4 pixels that are computed at once: some rows of tiles from some images."""
 
     image: int
     images: int
@@ -296,7 +296,7 @@ class _Chunk(NamedTuple):
     rows: int
 
     def of(self, pixels: Tensor) -> Tensor:
-        """(B, H, W, C) to a view of these tiles: (images, rows, 4, columns, 4, C)."""
+        """Return a view of these tiles of (B, H, W, C): (images, rows, 4, columns, 4, C)."""
         part = pixels[self.image : self.image + self.images, 4 * self.row : 4 * (self.row + self.rows)]
         return part.unflatten(1, (-1, 4)).unflatten(3, (-1, 4))
 
@@ -310,7 +310,7 @@ def _chunks(batch: int, rows: int, columns: int, tiles: int) -> Iterator[_Chunk]
 
 
 def _tiles(matrices: Transforms, padded: Tensor, chunk: _Chunk, columns: int) -> Tensor:
-    """Transformed 6x6 tiles that overlap by two pixels: (36, tiles, C)."""
+    """Return the transformed 6x6 tiles, which overlap by two pixels: (36, tiles, C)."""
     of_image, of_row, of_column, _ = padded.stride()
     windows = padded.as_strided(
         (6, 6, chunk.images, chunk.rows, columns, padded.shape[3]),

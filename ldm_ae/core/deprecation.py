@@ -1,4 +1,4 @@
-"""Old names that keep working for one minor release, each use with one line that gives the new name."""
+"""Old names that work for one more minor release; each use logs one line with the new name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def warn_renamed(old: str, new: str) -> None:
 
 
 class RenamedOption(argparse.Action):
-    """An option under its old name. It is not in the help, and sets what the new name sets.
+    """An option under its old name. It is hidden from the help and sets the value of the new name.
 
     Args:
         new: The new option, such as `--max-bad-fraction`.
@@ -30,7 +30,7 @@ class RenamedOption(argparse.Action):
 
     def __call__(
         self,
-        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse gives it
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse passes it
         namespace: argparse.Namespace,
         values: Any,
         option: str | None = None,
@@ -41,10 +41,10 @@ class RenamedOption(argparse.Action):
 
 
 def rename_keys(content: dict[str, Any], renamed: Mapping[str, str]) -> list[str]:
-    """Move values of a nested configuration from their old keys to the new ones; the old keys that were there.
+    """Move values of a nested configuration from their old keys to the new ones, and return the old keys found.
 
     Args:
-        content: Changed in place. A key that is there under both names keeps the new name's value.
+        content: Changed in place. If a key exists under both names, the new name's value is kept.
         renamed: New keys by old ones, such as `data.max_bad_fraction` by `data.bad_share`, in the same mapping.
     """
     found = []
@@ -61,7 +61,7 @@ def rename_keys(content: dict[str, Any], renamed: Mapping[str, str]) -> list[str
 
 
 def rename_arguments(arguments: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
-    """Command-line arguments with the new name of each old option, `--old VALUE` or `--old=VALUE`."""
+    """Return command-line arguments with old options renamed, given as `--old VALUE` or `--old=VALUE`."""
     found = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -73,7 +73,7 @@ def rename_arguments(arguments: Sequence[str], renamed: Mapping[str, str]) -> li
 
 
 def old_export(package: str, name: str, renamed: Mapping[str, str]) -> str | None:
-    """The new name of what `package` exported as `name`, with a FutureWarning; None if it is not an old name."""
+    """Return the new name of `package`'s old export `name`, with a FutureWarning; None if it is not an old name."""
     new = renamed.get(name)
     if new is not None:
         warnings.warn(f"{package}.{name} is deprecated; use {package}.{new}", FutureWarning, stacklevel=3)

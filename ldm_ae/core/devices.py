@@ -1,4 +1,4 @@
-"""Devices by name."""
+"""Selection of devices by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ldm_ae.core.errors import UserError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is the accelerator if there is one, else the CPU; UserError for one that is not there."""
+    """Return the device; `auto` is the accelerator if there is one, else the CPU. UserError if it is unavailable."""
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator is not None else torch.device("cpu")

@@ -8,20 +8,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# What draws are for: streams of the same seeds that are not related.
+# Purposes of draws: unrelated streams of the same seeds.
 REGULARIZER, AUGMENTATION = "regularizer", "augmentation"
 
 
 class Draws:
     """A source of random numbers in which every sample has its own generator.
 
-    A row depends on the seed of its sample, the stream and the draws before it, and on nothing else: not on the other
-    samples of the batch, the process or the device. Gradient accumulation, several processes and a resumed run
-    therefore draw the same numbers.
+    A row depends only on the seed of its sample, the stream and the earlier draws, not on the other samples of the
+    batch, the process or the device. Gradient accumulation, several processes and a resumed run therefore draw the same
+    numbers.
 
     Args:
-        seeds: One for each of B samples, at least 0.
-        stream: What the numbers are for; numbers of different streams are independent.
+        seeds: One seed, at least 0, for each of B samples.
+        stream: Purpose of the numbers; numbers of different streams are independent.
     """
 
     def __init__(self, seeds: Sequence[int], stream: str):
@@ -33,21 +33,21 @@ class Draws:
         return len(self._seeds)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers, (B, *shape) float32 on the CPU."""
+        """Return standard normal numbers, (B, *shape) float32 on the CPU."""
         values = torch.empty(len(self), *shape)
         for row, generator in zip(values, self._all(), strict=True):
             row.normal_(generator=generator)
         return values
 
     def uniform(self, *shape: int) -> Tensor:
-        """Numbers in [0, 1), (B, *shape) float32 on the CPU."""
+        """Return numbers in [0, 1), (B, *shape) float32 on the CPU."""
         values = torch.empty(len(self), *shape)
         for row, generator in zip(values, self._all(), strict=True):
             row.uniform_(generator=generator)
         return values
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        """Whole numbers in [low, high), (B, *shape) int64 on the CPU."""
+        """Return integers in [low, high), (B, *shape) int64 on the CPU."""
         values = torch.empty(len(self), *shape, dtype=torch.int64)
         for row, generator in zip(values, self._all(), strict=True):
             row.random_(low, high, generator=generator)
@@ -60,6 +60,6 @@ class Draws:
 
 
 def _mixed(seed: int, stream: str) -> int:
-    """A seed in [0, 2^63)."""
+    """Return a seed in [0, 2^63)."""
     digest = hashlib.blake2b(f"{stream} {seed}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -1,7 +1,7 @@
-"""Whether a network takes tensors of a shape, found out before any work is done.
+"""Check whether a network accepts tensors of a shape before any work is done.
 
-The pass runs on PyTorch's fake tensors, which have a shape and a device but no numbers: it costs milliseconds whatever
-the size, and no memory. What does not run on them is computed for real, on at most two samples.
+The pass runs on PyTorch's fake tensors, which have a shape and a device but no numbers: it takes milliseconds whatever
+the size, and no memory. A network that does not run on them is computed for real, on at most two samples.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from ldm_ae.core.errors import reason
 _MOST_SAMPLES = 2
 _LONGEST_SIDE = 256
 _TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
-"""It prints a traceback for a shape that is refused."""
+"""Logger that prints a traceback for a rejected shape."""
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def dry_run(module: Module, call: Callable[[Module, Sequence[Tensor]], Any], shapes: Sequence[tuple[int, ...]]) -> Any:
-    """What `call` gives for a copy of the module, in its own mode, and tensors of these shapes.
+    """Return the result of `call` for a copy of the module, in its own mode, and tensors of these shapes.
 
     The module and the state of the random number generators stay as they are.
 
     Args:
         module: Any network, on any device.
-        call: Given the copy and the tensors, float32 in [-1, 1] on the module's device.
-        shapes: Of the tensors, (B, ...) each.
+        call: Receives the copy and the tensors, float32 in [-1, 1] on the module's device.
+        shapes: Shape (B, ...) of each tensor.
 
     Raises:
-        RefusedError: the network cannot take these shapes, with PyTorch's reason.
+        RefusedError: The network does not accept these shapes; the text gives PyTorch's reason.
     """
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
     heard = _TORCH_LOG.disabled
@@ -45,7 +45,7 @@ def dry_run(module: Module, call: Callable[[Module, Sequence[Tensor]], Any], sha
             _TORCH_LOG.disabled = True
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 return call(_faked(module, mode), [torch.empty(shape, device=device) for shape in shapes])
-        except Exception:  # noqa: BLE001 - of the shapes, or of an operation that needs numbers: the next pass tells
+        except Exception:  # noqa: BLE001 - caused by the shapes or by an operation that needs numbers: the next pass shows
             pass
         finally:
             _TORCH_LOG.disabled = heard
@@ -60,13 +60,13 @@ def dry_run(module: Module, call: Callable[[Module, Sequence[Tensor]], Any], sha
 def smallest_side(
     module: Module, call: Callable[[Module, Sequence[Tensor]], Any], shape: tuple[int, ...], *, multiple: int = 1
 ) -> int | None:
-    """The shortest side of square images that a network takes; None if it takes none of up to `_LONGEST_SIDE`.
+    """Return the shortest side of square images that a network accepts; None if it accepts none up to `_LONGEST_SIDE`.
 
     Args:
         module: Any network, as for `dry_run`.
-        call: The same.
-        shape: (B, 3, H, W) of images that it does not take; smaller ones are not tried.
-        multiple: What divides the side.
+        call: As for `dry_run`.
+        shape: (B, 3, H, W) of images that it does not accept; smaller ones are not tried.
+        multiple: Divisor of the side.
     """
     for side in range((min(shape[2:]) // multiple + 1) * multiple, _LONGEST_SIDE + 1, multiple):
         try:
@@ -78,11 +78,11 @@ def smallest_side(
 
 
 class RefusedError(Exception):
-    """A network cannot take a shape; the text is the reason in one line."""
+    """A network does not accept a shape; the text is the reason in one line."""
 
 
 def _faked(module: Module, mode: FakeTensorMode) -> Module:
-    """A copy whose parameters and buffers are fake, so that no weight is copied."""
+    """Return a copy whose parameters and buffers are fake, so that no weight is copied."""
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(module.parameters(), module.buffers()):
         fake = mode.from_tensor(tensor.detach())

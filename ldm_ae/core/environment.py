@@ -1,4 +1,4 @@
-"""What a result was made with: versions, commit, device."""
+"""The environment that produced a result: versions, commit, device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = (
 
 
 def package_versions() -> dict[str, str | None]:
-    """Versions of this package, Python and what results depend on; None for one that is not installed."""
+    """Return versions of this package, Python and packages that affect results; None for one that is not installed."""
     versions: dict[str, str | None] = {"ldm_ae": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -29,7 +29,7 @@ def package_versions() -> dict[str, str | None]:
 
 
 def git_commit(folder: str | Path = ".") -> str | None:
-    """The commit that `folder` is at, with `-dirty` if tracked files differ from it; None outside a repository."""
+    """Return the commit of `folder`, with `-dirty` if tracked files differ from it; None outside a repository."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -39,9 +39,9 @@ def git_commit(folder: str | Path = ".") -> str | None:
 
 
 ENVIRONMENT = "environment.json"
-"""In a run directory: `describe_environment`, and `numerics` as `Numerics.describe` gives it."""
+"""File in a run directory that holds `describe_environment`, and `numerics` as `Numerics.describe` returns it."""
 
 
 def describe_environment(device: torch.device) -> dict[str, object]:
-    """Versions, commit and device, as JSON values."""
+    """Return versions, commit and device, as JSON values."""
     return {"versions": package_versions(), "git_commit": git_commit(), "device": machine_name(device)}

@@ -1,6 +1,6 @@
-"""The errors that are told in words, the exit status of each, and what may stand in a message.
+"""The errors that are reported as messages, the exit status of each, and the text that a message may contain.
 
-Everything else that is raised is a defect of ours and keeps its traceback.
+Every other exception is a defect of this package and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ _TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class UserError(ValueError):
-    """A user's mistake: what is wrong, where, and what to do, in one or two lines.
+    """A user's mistake; the message gives the problem, its place and the fix, in one or two lines.
 
     The command line prints the message alone and exits with status 2.
     """
 
 
 class RunError(RuntimeError):
-    """The work cannot go on though the command was right, such as for a full disk; in one or two lines.
+    """A failure of the machine during a valid command, such as a full disk; the message has one or two lines.
 
     The command line prints the message alone and exits with status 1.
     """
 
 
-class Stopped(Exception):  # noqa: N818 - it is no error: the run was asked to stop, and has been saved
-    """The work was saved and ended by a signal, and a line has told so; `status` is the exit status."""
+class Stopped(Exception):  # noqa: N818 - this is not an error: a signal stopped the run, and it has been saved
+    """A signal ended the work after it was saved and a line reported it; `status` is the exit status."""
 
     def __init__(self, number: int):
         self.status = 128 + number
@@ -37,14 +37,14 @@ class Stopped(Exception):  # noqa: N818 - it is no error: the run was asked to s
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM where it does the same as Ctrl-C."""
+    """SIGTERM in places where it acts like Ctrl-C."""
 
 
 def told(error: BaseException | None) -> UserError | RunError | Stopped | None:
-    """The error for people in `error`: itself, or what it wraps; None if there is none.
+    """Return the reportable error in `error`: the error itself or the one that it wraps; None if there is none.
 
-    A wrapper names what it wraps by `raise ... from`, or quotes its message, as jsonargparse does for an error in the
-    constructor of a configured class. An error that merely happened while another was handled is no wrapper.
+    A wrapper names the wrapped error by `raise ... from`, or quotes its message, as jsonargparse does for an error in
+    the constructor of a configured class. An error raised while another was handled is not a wrapper.
     """
     while error is not None:
         if isinstance(error, UserError | RunError | Stopped):
@@ -56,15 +56,15 @@ def told(error: BaseException | None) -> UserError | RunError | Stopped | None:
 
 
 def exit_status(command: Callable[[], int | None], program: str = "ldm-ae") -> int:
-    """Run a command: its exit status, after one line on stderr if it failed for a reason that is told in words.
+    """Run a command and return its exit status; a reportable failure prints one line on stderr.
 
     Returns:
-        0 on success or what the command returns, 2 for a user's mistake, 1 where the machine failed, 128 + n after
-        signal n.
+        0 on success or the value that the command returns, 2 for a user's mistake, 1 if the machine failed, 128 + n
+        after signal n.
     """
     try:
         return command() or 0
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt as interrupt:
@@ -75,7 +75,7 @@ def exit_status(command: Callable[[], int | None], program: str = "ldm-ae") -> i
         found = told(error)
         if isinstance(found, Stopped):
             return found.status
-        if found is None and isinstance(error, OSError):  # a full disk, a file that went away: the machine's fault
+        if found is None and isinstance(error, OSError):  # a full disk, a file that vanished: the machine's fault
             found = RunError(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
         if found is None:
             raise
@@ -84,12 +84,12 @@ def exit_status(command: Callable[[], int | None], program: str = "ldm-ae") -> i
 
 
 def printable(text: object, limit: int = 160) -> str:
-    """`text` for a message of one line, whatever a stranger's file has put there: control characters are escaped."""
+    """Return `text` for a one-line message; control characters, which untrusted files may contain, are escaped."""
     found = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(text)[:limit])
     return found if len(found) <= limit else f"{found[: limit - 3]}..."
 
 
 def reason(error: BaseException, limit: int = 160) -> str:
-    """The first line of another library's exception without terminal codes, or its class if it says nothing."""
+    """Return the first line of another library's exception without terminal codes, or its class if it has no text."""
     lines = _TERMINAL_CODE.sub("", str(error)).strip().splitlines()
     return printable(lines[0] if lines else type(error).__name__, limit)

@@ -1,4 +1,4 @@
-"""Networks of which a part never learns, such as a pretrained backbone."""
+"""Networks with a part that is never trained, such as a pretrained backbone."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from torch import Tensor, nn
 
 
 class PartlyFrozen(nn.Module):
-    """A module whose class declares in `frozen` which of its submodules never learn.
+    """A module whose class declares in `frozen` the submodules that are never trained.
 
-    These are in eval mode and without gradients from the moment that they are assigned, and no state dict holds them:
-    their weights come from elsewhere. They stay out of the optimizer and out of checkpoints.
+    These are in eval mode and without gradients from the moment they are assigned, and state dicts exclude them: their
+    weights come from elsewhere. They are excluded from the optimizer and from checkpoints.
     """
 
     frozen: ClassVar[tuple[str, ...]] = ()
-    """Names of the submodules that never learn."""
+    """Names of the submodules that are never trained."""
 
     def learning_parameters(self) -> Iterator[nn.Parameter]:
-        """What an optimizer updates."""
+        """Return the parameters that an optimizer updates."""
         return (parameter for parameter in self.parameters() if parameter.requires_grad)
 
     def learning_buffers(self) -> Iterator[Tensor]:
-        """Buffers outside the frozen submodules: running statistics and averages."""
+        """Return the buffers outside the frozen submodules: running statistics and averages."""
         prefixes = tuple(f"{name}." for name in self.frozen)
         return (buffer for name, buffer in self.named_buffers() if not name.startswith(prefixes))
 
     def train(self, mode: bool = True) -> PartlyFrozen:
-        """The frozen submodules stay in eval mode."""
+        """Set the mode of all submodules except the frozen ones, which stay in eval mode."""
         super().train(mode)
         for module in self._frozen_modules().values():
             module.eval()
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Without the frozen submodules."""
+        """Return the state dict without the frozen submodules."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         for name, module in self._frozen_modules().items():
             for key in module.state_dict():
@@ -43,7 +43,7 @@ class PartlyFrozen(nn.Module):
         return state
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # The frozen submodules find their own values in it, so that a strict load misses nothing.
+        # The frozen submodules find their own values in it, so that a strict load has no missing keys.
         for name, module in self._frozen_modules().items():
             state_dict |= {f"{prefix}{name}.{key}": value for key, value in module.state_dict().items()}
         super()._load_from_state_dict(state_dict, prefix, *rest)

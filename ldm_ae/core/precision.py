@@ -1,12 +1,12 @@
-"""The precision and the memory layout that fit a machine, decided here and nowhere else.
+"""The precision and the memory layout that fit a machine. All such decisions are made here.
 
-Whether bfloat16 is fast cannot be read off a processor's name: with AVX512-bf16 or AMX it takes half the time of
-float32, with AVX2 alone fifty times as long. `auto` therefore times one small convolution both ways, forward and
-backward, once a process and in under half a second. On CUDA torch documents a capability, which is read instead.
+A processor's name does not show whether bfloat16 is fast: with AVX512-bf16 or AMX it takes half the time of float32,
+with AVX2 alone fifty times as long. `auto` therefore times one small convolution both ways, forward and backward, once
+a process and in under half a second. On CUDA, torch documents a capability, which is read instead.
 
 A memory layout changes the order of sums and with it the last bits of a result. For training it is measured too, and
 recorded with the run, so that a resumed run keeps it. For inference it is the same everywhere: shards of a latent store
-must not depend on how busy the machine was when a command started.
+must not depend on the load of the machine when a command started.
 `docs/PERFORMANCE.md` has the measurements behind the rules.
 """
 
@@ -32,60 +32,61 @@ from ldm_ae.core import convolutions
 from ldm_ae.core.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "no"]
-"""What commands and configurations take. `no` is Accelerate's name of fp32; `auto` is bf16 where that is fast."""
+"""Values in commands and configurations. `no` is Accelerate's name of fp32; `auto` is bf16 where it is fast."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtype of activations, by the name of a precision."""
 PRECISIONS = ("auto", *DTYPES)
-"""The names that commands take."""
+"""Names that commands accept."""
 Layout = Literal["channels_last", "contiguous"]
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 """torch's name of each layout of 4D tensors."""
 Convolutions = Literal["torch", "winograd"]
-"""Whose training convolutions: torch's, or those of `core/convolutions.py`."""
+"""Implementation of training convolutions: torch's, or that of `core/convolutions.py`."""
 INFERENCE_LAYOUT: Layout = "channels_last"
-"""Of networks whose weights do not learn; `docs/PERFORMANCE.md` has it beside plain rows on both kinds of CPU."""
+"""Layout of networks whose weights are not trained; `docs/PERFORMANCE.md` compares it with contiguous layout on both
+kinds of CPU."""
 
 FAST = 1.1
-"""`auto` takes bfloat16 from this speed-up on."""
+"""Speed-up from which `auto` selects bfloat16."""
 SLOW = 0.9
-"""Below this speed-up an explicit bf16 gets a warning."""
+"""Speed-up below which an explicit bf16 causes a warning."""
 CLEARLY = 1.4
-"""By how much two measurements in a row must contradict the usual placement, so that two runs of one machine agree
-even where it is busy."""
+"""Factor by which two measurements in a row must contradict the usual placement, so that two runs of one machine agree
+even under load."""
 SPEED_VARIABLE = "LDM_AE_BF16_SPEED"
-"""An environment variable: how many times as fast as float32 bfloat16 is. It takes the place of the measurement."""
+"""Environment variable with the speed of bfloat16 relative to float32. It replaces the measurement."""
 _log = logging.getLogger("ldm_ae")
 
 
 class Placement(NamedTuple):
-    """How a network that learns is laid out and computed."""
+    """The layout and the convolutions of a network that is trained."""
 
     layout: Layout
     convolutions: Convolutions = "torch"
 
 
 PLAIN = Placement("contiguous")
-"""Plain rows and torch's convolutions."""
+"""Contiguous layout and torch's convolutions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """What networks compute in, and why."""
+    """The numerics of networks, and the reason for them."""
 
     precision: Literal["fp32", "bf16", "fp16"]
-    """Of activations; in training, parameters stay float32."""
+    """Precision of activations; in training, parameters stay float32."""
     layout: Layout
-    """Of 4D activations and weights."""
+    """Layout of 4D activations and weights."""
     convolutions: Convolutions = "torch"
-    """Of networks that are trained or trained through."""
+    """Convolutions of networks that are trained or that gradients pass through."""
     machine: str
-    """The kind of device, as `machine_name` gives it."""
+    """The kind of device, as `machine_name` returns it."""
     reason: str
-    """Why this precision, for people."""
+    """Reason for the selected precision, as readable text."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations."""
+        """Dtype of activations."""
         return DTYPES[self.precision]
 
     @property
@@ -95,7 +96,7 @@ class Numerics:
 
     @property
     def placement(self) -> Placement:
-        """Of networks that learn."""
+        """Placement of networks that are trained."""
         return Placement(self.layout, self.convolutions)
 
     @property
@@ -104,7 +105,7 @@ class Numerics:
         return "no" if self.precision == "fp32" else self.precision
 
     def describe(self) -> dict[str, str]:
-        """As JSON values, from which `training_numerics` takes a recorded choice."""
+        """Return JSON values, from which `training_numerics` restores a recorded choice."""
         return {
             "precision": self.precision,
             "layout": self.layout,
@@ -114,7 +115,7 @@ class Numerics:
         }
 
     def line(self) -> str:
-        """One line for a terminal."""
+        """Return one line for a terminal."""
         kind = " with Winograd convolutions" if self.convolutions == "winograd" else ""
         return f"{self.precision}, {self.layout.replace('_', '-')}{kind} on {self.machine}: {self.reason}"
 
@@ -122,17 +123,17 @@ class Numerics:
 def training_numerics(
     requested: str, device: torch.device, recorded: dict[str, Any] | None = None, *, compiled: bool = False
 ) -> Numerics:
-    """The numerics of a run.
+    """Select the numerics of a run.
 
     Args:
         requested: auto, fp32, bf16, fp16, or no (fp32).
-        device: Where the run computes.
-        recorded: `Numerics.describe` of the run when it was started before. `auto` keeps its precision on every
-            machine; its placement is kept on the same kind of machine.
-        compiled: torch.compile will compile the networks.
+        device: Device of the run.
+        recorded: `Numerics.describe` from an earlier start of the run. `auto` keeps its precision on every machine; its
+            placement is kept on the same kind of machine.
+        compiled: Whether torch.compile will compile the networks.
 
     Raises:
-        UserError: not a precision, or fp16 on a CPU.
+        UserError: The precision is unknown, or is fp16 on a CPU.
     """
     check_precision(requested)
     machine = machine_name(device)
@@ -155,11 +156,11 @@ def training_numerics(
 def agreed_numerics(
     requested: str, device: torch.device, recorded: dict[str, Any] | None = None, *, compiled: bool = False
 ) -> Numerics:
-    """`training_numerics` of the main process, in every process that Accelerate knows of."""
+    """Return `training_numerics` of the main process, in every process that Accelerate manages."""
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    # Accelerate takes processes of torchrun for a GPU's each; without `cpu` they would not know of each other.
+    # Accelerate assigns torchrun's processes to one GPU each; without `cpu` they would not form a group.
     state = PartialState(cpu=device.type == "cpu")
     found: list[Any] = [None]
     if state.is_main_process:
@@ -174,14 +175,14 @@ def agreed_numerics(
 
 
 def inference_numerics(requested: str, device: torch.device) -> Numerics:
-    """The numerics of encoding, decoding or scoring.
+    """Select the numerics of encoding, decoding or scoring.
 
     Args:
         requested: auto, fp32, bf16, fp16, or no (fp32).
-        device: Where the model runs.
+        device: Device of the model.
 
     Raises:
-        UserError: not a precision.
+        UserError: The precision is unknown.
     """
     check_precision(requested)
     precision, reason = _resolve(requested, device)
@@ -192,7 +193,7 @@ def inference_numerics(requested: str, device: torch.device) -> Numerics:
 
 
 def check_precision(requested: str) -> None:
-    """UserError for what is not a precision."""
+    """Raise UserError for an unknown precision."""
     if requested not in (*PRECISIONS, "no"):
         raise UserError(f"precision '{requested}' is not one of {', '.join(PRECISIONS)}")
 
@@ -209,7 +210,7 @@ def _resolve(requested: str, device: torch.device) -> tuple[str, str]:
 
 @lru_cache(maxsize=16)
 def _warn_if_slow(precision: str, device: torch.device, remedy: str) -> None:
-    """Once a process."""
+    """Warn about a slow precision, once a process."""
     if precision == "bf16" and (speed := bfloat16_speed(device)) < SLOW:
         _log.warning(
             "bf16 is slow on %s: it has %.2g times the speed of fp32. Use %s, or auto to have it chosen",
@@ -221,7 +222,7 @@ def _warn_if_slow(precision: str, device: torch.device, remedy: str) -> None:
 
 
 def bfloat16_speed(device: torch.device) -> float:
-    """How many times as fast as float32 bfloat16 is: of one convolution, forward and backward. Measured once."""
+    """Return the speed of bfloat16 relative to float32 for one convolution, forward and backward. Measured once."""
     return _bfloat16_speed(device.type, device.index, os.environ.get(SPEED_VARIABLE))
 
 
@@ -241,7 +242,7 @@ def _bfloat16_speed(kind: str, index: int | None, given: str | None) -> float:
         if first < 1 / 3:
             return first
         return _ratio([_convolution(device, dtype, 128, 64) for dtype in (torch.float32, torch.bfloat16)], 3)
-    except (RuntimeError, TypeError):  # as torch raises for a dtype that a device does not have
+    except (RuntimeError, TypeError):  # torch raises these for a dtype that a device does not support
         return 0.0
 
 
@@ -249,9 +250,9 @@ def _bfloat16_speed(kind: str, index: int | None, given: str | None) -> float:
 
 
 def training_placement(device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> Placement:
-    """Channels-last on accelerators. On a CPU usually channels-last too, in float32 with our own convolutions, and
-    plain rows with torch's where a measurement says clearly that those are faster. torch.compile takes torch's
-    convolutions, whose float32 weight gradients are slow channels-last."""
+    """Select the placement of training: channels-last on accelerators. On a CPU it is usually channels-last too, in
+    float32 with our own convolutions, and contiguous with torch's where a measurement clearly shows that those are
+    faster. torch.compile uses torch's convolutions, whose float32 weight gradients are slow channels-last."""
     if device.type != "cpu":
         return Placement("channels_last")
     if dtype != torch.float32:
@@ -265,7 +266,7 @@ def training_placement(device: torch.device, dtype: torch.dtype, *, compiled: bo
 
 @lru_cache(maxsize=4)
 def _measured_placement(dtype: torch.dtype, usual: Placement) -> Placement:
-    """Of training on the CPU."""
+    """Measure the placement of training on the CPU."""
     other = PLAIN
     channels, size = (128, 64) if dtype != torch.float32 else (256, 48)
     calls = [_convolution(torch.device("cpu"), dtype, channels, size, way) for way in (usual, other)]
@@ -273,7 +274,7 @@ def _measured_placement(dtype: torch.dtype, usual: Placement) -> Placement:
 
 
 def place(module: nn.Module, device: torch.device, placement: Placement) -> None:
-    """Move a module to a device, in place, its 4D weights in a layout."""
+    """Move a module to a device, in place, with its 4D weights in a layout."""
     module.to(device, memory_format=LAYOUTS[placement.layout])  # type: ignore[call-overload]
     if placement.convolutions == "winograd":
         convolutions.speed_up(module)
@@ -285,9 +286,9 @@ def place(module: nn.Module, device: torch.device, placement: Placement) -> None
 def _convolution(
     device: torch.device, dtype: torch.dtype, channels: int, size: int, placement: Placement = PLAIN
 ) -> Callable[[], None]:
-    """A normalization, an activation and a convolution of one image as autoencoders have them, forward and backward.
+    """Return a normalization, an activation and a convolution of one image as in autoencoders, forward and backward.
 
-    Its numbers come from a generator of its own, so that a seeded run does not change.
+    The numbers come from a separate generator, so that a seeded run does not change.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -311,7 +312,7 @@ def _convolution(
 
 
 def _ratio(calls: list[Callable[[], None]], rounds: int) -> float:
-    """Least time of the first call / least time of the second, which take turns after one call each to warm up."""
+    """Return least time of the first call / least time of the second; they alternate after one warm-up call each."""
     least = [float("inf")] * len(calls)
     for attempt in range(rounds + 1):
         for i, call in enumerate(calls):
@@ -326,7 +327,7 @@ def _ratio(calls: list[Callable[[], None]], rounds: int) -> float:
 
 
 def machine_name(device: torch.device) -> str:
-    """For example `cpu: AMD EPYC, AVX512, 2 threads` or `cuda: NVIDIA H200`: what results and times depend on."""
+    """Return what results and times depend on, such as `cpu: AMD EPYC, AVX512, 2 threads` or `cuda: NVIDIA H200`."""
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     if device.type == "cpu":
@@ -337,7 +338,7 @@ def machine_name(device: torch.device) -> str:
 
 @lru_cache(maxsize=1)
 def processor_name() -> str:
-    """The CPU's name as its maker gives it, or its architecture."""
+    """Return the CPU's name as its vendor gives it, or its architecture."""
     found = None
     if sys.platform == "linux":
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))

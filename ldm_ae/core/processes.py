@@ -1,7 +1,7 @@
 """Several processes on one store, as `torchrun` and `accelerate launch` start them.
 
-They exchange a few words at the start and at the end, over gloo, and nothing between: each encodes its own share. A
-process that dies closes its connections, which ends the others' waiting at once; what is finished stays.
+They exchange small messages at the start and at the end, over gloo, and none between: each encodes its own part. A
+process that dies closes its connections, which ends the others' waiting at once; finished work stays.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import RunError, UserError
 
 _MEETING = timedelta(minutes=10)
-"""How long they wait at the start for one that has not come. One that has died before it could be reached looks the
-same, so that without a launcher to end them the others wait as long."""
+"""Maximum wait at the start for a missing process. One that died before it was reachable looks the same, so that
+without a launcher to end them the others wait as long."""
 _WAITING = timedelta(hours=24)
-"""How long a process that is done waits for the slowest. A machine that loses its network closes no connection."""
+"""Maximum wait of a finished process for the slowest. A machine that loses its network closes no connection."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Which of how many processes this is."""
+    """Rank of this process and number of processes."""
 
     rank: int = 0
     count: int = 1
     local_rank: int = 0
-    """Among those of this machine."""
+    """Rank among the processes of this machine."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.count or self.local_rank < 0:
@@ -42,10 +42,10 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """As the launcher says in RANK, WORLD_SIZE and LOCAL_RANK; one process if it says nothing.
+        """Read the launcher's RANK, WORLD_SIZE and LOCAL_RANK; without them there is one process.
 
         Raises:
-            UserError: they do not fit, or the address where the processes meet is missing.
+            UserError: The values are inconsistent, or the address where the processes meet is missing.
         """
         names = {"rank": ("RANK", "0"), "count": ("WORLD_SIZE", "1"), "local_rank": ("LOCAL_RANK", "0")}
         values = {key: os.environ.get(name, default) for key, (name, default) in names.items()}
@@ -60,7 +60,7 @@ class Processes:
         return found
 
     def device(self, name: str | torch.device) -> torch.device:
-        """The device of this process: where a machine has several of the kind that is asked for, its own."""
+        """Return the device of this process; on a machine with several devices of the requested kind, its own."""
         device = pick_device(name) if isinstance(name, str) else name
         if self.count > 1 and device.type == "cuda" and device.index is None:
             return torch.device("cuda", self.local_rank % torch.cuda.device_count())
@@ -68,10 +68,10 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[Channel]:
-        """Within it the processes can speak to each other.
+        """Open a channel between the processes for the duration of the context.
 
         Raises:
-            RunError: the others do not come.
+            RunError: The other processes do not connect.
         """
         if self.count == 1:
             yield Channel(self, None)
@@ -88,14 +88,14 @@ class Processes:
 
 
 class Channel:
-    """Words between the processes of `Processes.together`."""
+    """Broadcast, vote and barrier across the processes of `Processes.together`."""
 
     def __init__(self, processes: Processes, group: Any):
         self._processes = processes
         self._group = group
 
     def from_first(self, value: Any) -> Any:
-        """What process 0 gives, JSON values, in all processes; RunError if one has died."""
+        """Return the value of process 0, JSON values, in all processes; RunError if one has died."""
         if self._processes.count == 1:
             return value
         with _or_run_error():
@@ -108,7 +108,7 @@ class Channel:
         return json.loads(bytes(content.tolist()))
 
     def all_agree(self, opinion: bool) -> bool:
-        """Whether the opinion of every process is true; RunError if one has died."""
+        """Return whether `opinion` is true in every process; RunError if one has died."""
         if self._processes.count == 1:
             return opinion
         with _or_run_error():
@@ -117,7 +117,7 @@ class Channel:
         return bool(votes.item())
 
     def wait_for_all(self) -> None:
-        """Until every process is here; RunError if one has died."""
+        """Wait until every process has arrived; RunError if one has died."""
         if self._processes.count > 1:
             with _or_run_error():
                 dist.barrier(group=self._group)
@@ -127,7 +127,7 @@ class Channel:
 def _or_run_error() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # gloo has no class of its own
+    except RuntimeError as error:  # gloo has no exception class of its own
         raise RunError(
             "another process of this command has ended or cannot be reached; what it printed says why. Give the same "
             "command again: finished files stay"

@@ -1,14 +1,14 @@
 """Classes that are found by name: those in a folder of this package, and those of other packages.
 
-A class registers by lying in its folder: a registry scans the modules of one package of ours for concrete subclasses of
+A class registers by its location: a registry scans the modules of one package of ours for concrete subclasses of
 one base class. Modules whose names begin with `_` are skipped. Another package adds classes by an entry point:
 
     [project.entry-points."ldm_ae.plugins"]
     my_plugin = "my_package.my_module"
 
-Each entry point names a module. Every concrete subclass of a registry's base class that this module defines counts as
-if it lay in the registry's folder. A file or a command line can name registered classes only, so that loading is safe:
-a name is looked up, and nothing is imported because a file names it.
+Each entry point names a module. Every concrete subclass of a registry's base class that this module defines is treated
+as if it were in the registry's folder. A file or a command line can name only registered classes, so that loading is
+safe: a name is looked up, and nothing is imported because a file names it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ PLUGINS = "ldm_ae.plugins"
 T = TypeVar("T")
 
 _importing: list[str] = []
-"""Names of plugins whose import is under way. A registry that is asked meanwhile does not keep its answer."""
+"""Names of plugins whose import is in progress. A registry that is queried meanwhile does not cache its result."""
 
 
 class UnknownNameError(UserError, KeyError):
-    """A name that a registry does not have. As a `KeyError` it makes `in` and `get` of the registry work."""
+    """A name that a registry does not have. Because it is a `KeyError`, `in` and `get` of the registry work."""
 
     __str__ = Exception.__str__
 
@@ -47,11 +47,11 @@ class Registry(Mapping[str, type[T]]):
 
     Args:
         package: The package whose modules are scanned, such as `ldm_ae.quantizers`.
-        base: The class that they are subclasses of.
-        kind: What one of them is called in messages, such as `quantizer`.
-        key: The attribute of a class that holds its name or a tuple of names.
-        by_file: Whether each module (`interface.py` aside) holds one class whose name is the module's, with hyphens for
-            underscores. Then `names` imports none of them, and `[name]` imports one.
+        base: Base class of the registered classes.
+        kind: Name of the kind in messages, such as `quantizer`.
+        key: Class attribute that holds a class's name or a tuple of names.
+        by_file: Whether each module (except `interface.py`) holds one class whose name is the module's, with hyphens
+            for underscores. Then `names` imports none of them, and `[name]` imports one.
     """
 
     def __init__(self, package: str, base: type[T], kind: str, *, key: str = "__name__", by_file: bool = False):
@@ -60,11 +60,11 @@ class Registry(Mapping[str, type[T]]):
         self._others: dict[str, type[T]] | None = None
 
     def __getitem__(self, name: str) -> type[T]:
-        """The class of a name.
+        """Return the class of a name.
 
         Raises:
-            UnknownNameError: there is none; the message lists the names and gives the nearest one.
-            UserError: a plugin cannot be imported, or two classes have one name.
+            UnknownNameError: No class has this name; the message lists the names and suggests the nearest one.
+            UserError: A plugin cannot be imported, or two classes have one name.
         """
         names = self.names()
         if name not in names:
@@ -78,10 +78,10 @@ class Registry(Mapping[str, type[T]]):
         return len(self.names())
 
     def names(self) -> tuple[str, ...]:
-        """All names, sorted. With `by_file` only plugins are imported for them.
+        """Return all names, sorted. With `by_file` this imports only plugins.
 
         Raises:
-            UserError: a plugin cannot be imported, or two classes have one name.
+            UserError: A plugin cannot be imported, or two classes have one name.
         """
         if not self.by_file:
             self._scan()
@@ -93,14 +93,14 @@ class Registry(Mapping[str, type[T]]):
         return tuple(sorted({*own, *others}))
 
     def classes(self) -> tuple[type[T], ...]:
-        """Every class once, in the order of its first name."""
+        """Return every class once, in the order of its first name."""
         return tuple(dict.fromkeys(self.values()))
 
     def of_path(self, path: str) -> type[T]:
-        """The class of a class path such as `ldm_ae.quantizers.VQ`, or of a class's name. Nothing is imported by it.
+        """Return the class of a class path such as `ldm_ae.quantizers.VQ` or of a class's name, without importing it.
 
         Raises:
-            UnknownNameError: no registered class has this path.
+            UnknownNameError: No registered class has this path.
         """
         classes = self.classes()
         for cls in classes:
@@ -123,7 +123,7 @@ class Registry(Mapping[str, type[T]]):
             self._ours = found
 
     def _plugins(self) -> dict[str, type[T]]:
-        """The classes of plugins by name, kept once all plugins are imported."""
+        """Return the classes of plugins by name, cached once all plugins are imported."""
         if self._others is None:
             found: dict[str, type[T]] = {}
             for module in plugin_modules():
@@ -156,7 +156,7 @@ class Registry(Mapping[str, type[T]]):
 
 
 def unknown_name(kind: str, name: object, names: Sequence[str]) -> UnknownNameError:
-    """The refusal of `name`, which is not among `names`: it lists them and gives the nearest one."""
+    """Build the error for `name`, which is not among `names`: it lists them and suggests the nearest one."""
     leaf = str(name).rpartition(".")[2].lower()
     near = difflib.get_close_matches(leaf, [known.lower() for known in names], n=1)
     meant = [known for known in names if known.lower() in near]
@@ -165,16 +165,16 @@ def unknown_name(kind: str, name: object, names: Sequence[str]) -> UnknownNameEr
 
 
 def class_paths(cls: type[Any]) -> list[str]:
-    """What a file may call a class by: its name in its module, or in a package above that may export it."""
+    """Return the paths by which a file may name a class: in its module, or in a parent package that may export it."""
     parts = cls.__module__.split(".")
     return [".".join([*parts[:count], cls.__name__]) for count in range(1, len(parts) + 1)]
 
 
 def export(package: str, name: str, *registries: Registry[Any]) -> type[Any]:
-    """The class called `name` of `registries`, for the module `__getattr__` of a package that exports what they have.
+    """Return the class `name` of `registries`, for the module `__getattr__` of a package that exports their classes.
 
     Raises:
-        AttributeError: there is none.
+        AttributeError: No class has this name.
     """
     if not name.startswith("_") and f"{package}.{name}" not in modules_by_name(package).values():
         for cls in (cls for registry in registries for cls in registry.classes()):
@@ -184,10 +184,10 @@ def export(package: str, name: str, *registries: Registry[Any]) -> type[Any]:
 
 
 def modules_by_name(package: str) -> dict[str, str]:
-    """The modules of a package of ours by what each may be called (`fast-dit` for `fast_dit.py`, `import` for
+    """Return the modules of a package of ours by their public names (`fast-dit` for `fast_dit.py`, `import` for
     `import_.py`), sorted.
 
-    Only files are listed, nothing is imported: neither the modules nor the package, which may take seconds.
+    Only files are listed. Neither the modules nor the package, which may take seconds, are imported.
     """
     root, *parts = package.split(".")
     folders = [str(Path(folder, *parts)) for folder in importlib.import_module(root).__path__]
@@ -197,7 +197,7 @@ def modules_by_name(package: str) -> dict[str, str]:
 
 
 def names_of(package: str, registry: str) -> tuple[str, ...]:
-    """The names of a registry `by_file`, without an import of its package as long as no plugin is installed.
+    """Return the names of a registry `by_file`, without importing its package unless a plugin is installed.
 
     Args:
         package: The package that is scanned, such as `ldm_ae.latents.formats`.
@@ -210,15 +210,15 @@ def names_of(package: str, registry: str) -> tuple[str, ...]:
 
 
 def plugin_entry_points() -> list[EntryPoint]:
-    """The entry points of installed plugins, sorted by name; nothing is imported."""
+    """Return the entry points of installed plugins, sorted by name, without importing them."""
     return sorted(entry_points(group=PLUGINS), key=lambda point: (point.name, point.value))
 
 
 def plugin_modules() -> list[ModuleType]:
-    """The module of each installed plugin, imported once.
+    """Return the module of each installed plugin, imported once.
 
     Raises:
-        UserError: one cannot be imported.
+        UserError: A plugin cannot be imported.
     """
     found = []
     for point in plugin_entry_points():
@@ -237,7 +237,7 @@ def plugin_modules() -> list[ModuleType]:
 
 
 def classes_of(module: ModuleType, base: type[T]) -> list[type[T]]:
-    """The public concrete subclasses of `base` that `module` itself defines."""
+    """Return the public concrete subclasses of `base` that `module` itself defines."""
     return [
         item
         for name, item in vars(module).items()
@@ -252,5 +252,5 @@ def classes_of(module: ModuleType, base: type[T]) -> list[type[T]]:
 
 
 def full_name(cls: type[Any]) -> str:
-    """The module and name of a class."""
+    """Return the module and name of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"

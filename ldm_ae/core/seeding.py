@@ -1,8 +1,8 @@
-"""Seeds and noise as functions of what they are for, so that they do not depend on who computes them, or when.
+"""Seeds and noise as functions of their purpose, independent of the process and the time at which they are computed.
 
-`mix` and `mix_seed` take numbers, and arrays of them: the order of a run is the same whatever the versions of NumPy and
-torch, and needs no state to resume. `derive_seed` takes strings too, such as an image's key. What each gives is part of
-what runs and stores record, so that neither can become the other.
+`mix` and `mix_seed` accept numbers, and arrays of them: the order of a run is the same in all versions of NumPy and
+torch, and resuming needs no state. `derive_seed` accepts strings too, such as an image's key. Runs and stores
+record results of both, so that neither can replace the other.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import Tensor
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that is a function of `parts` alone: JSON values."""
+    """Return a 63-bit seed that is a function of `parts` alone, which are JSON values."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "little") >> 1
 
 
 def _scramble(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's step and finalizer (Steele, Lea, Flood 2014): a bijection whose output passes randomness tests."""
-    with np.errstate(over="ignore"):  # arithmetic is modulo 2^64 on purpose
+    """Apply SplitMix64's step and finalizer (Steele, Lea, Flood 2014), a bijection that passes randomness tests."""
+    with np.errstate(over="ignore"):  # arithmetic is intentionally modulo 2^64
         state = state + np.uint64(0x9E3779B97F4A7C15)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -31,7 +31,7 @@ def _scramble(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def mix(*numbers: int | NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Numbers >= 0 to uint64 that look random; arrays are broadcast, all scalars give shape ()."""
+    """Map numbers >= 0 to uint64 that look random; arrays are broadcast, scalars alone give shape ()."""
     state = np.zeros((), np.uint64)
     for number in numbers:
         state = _scramble(state ^ np.asarray(number, np.uint64))
@@ -39,16 +39,16 @@ def mix(*numbers: int | NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 def mix_seed(*numbers: int) -> int:
-    """A seed in [0, 2^63) from numbers >= 0."""
+    """Return a seed in [0, 2^63) from numbers >= 0."""
     return int(mix(*numbers) >> np.uint64(1))
 
 
 def seeded_noise(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise of which each row depends on its own seed alone.
+    """Return standard normal noise in which each row depends on its own seed alone.
 
     Args:
         seeds: (B,) int64, e.g. `Batch.seeds`.
-        shape: of one row.
+        shape: Shape of one row.
 
     Returns:
         (B, *shape) float32 on the CPU.

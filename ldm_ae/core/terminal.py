@@ -1,4 +1,4 @@
-"""What commands show of long work, on stderr: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work on stderr: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from rich.progress import (
 from rich.text import Text
 
 LINE_SECONDS = 10.0
-"""Seconds between lines. At most 15 are promised; a busy machine wakes the thread that prints them late."""
+"""Seconds between lines. The documented maximum is 15; a busy machine wakes the printing thread late."""
 _SPEED_SECONDS = 20.0
 """Seconds over which the speed is measured."""
 
 
 class ProgressLines(AbstractContextManager["ProgressLines"]):
-    """Prints a line every few seconds from a thread, so that a slow step does not silence it.
+    """Progress lines that a thread prints every few seconds, so that output continues during a slow step.
 
     Args:
         text: The name of the work.
-        total: How many units there are, None where it is not known yet.
-        unit: What is counted, in the plural.
-        images_per_unit: Images of one unit, for the images per second; None for work that is not on images.
-        seconds: Between two lines. Work that takes less prints none.
-        clock: Seconds that only grow.
+        total: Number of units, None where it is not known yet.
+        unit: Name of the units, in the plural.
+        images_per_unit: Images in one unit, for the images per second; None for work that is not on images.
+        seconds: Seconds between two lines. Shorter work prints none.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ProgressLines(AbstractContextManager["ProgressLines"]):
         self.printed = 0
         self._seconds, self._clock = seconds, clock
         self._started = clock()
-        self._updates: deque[tuple[float, int]] = deque()  # when, and how much was done then
+        self._updates: deque[tuple[float, int]] = deque()  # times, and the units done by then
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._print_lines, name="progress", daemon=True)
@@ -74,21 +74,21 @@ class ProgressLines(AbstractContextManager["ProgressLines"]):
             self._print()
 
     def update(self, done: int, total: int | None = None) -> None:
-        """Take note that `done` units are done. The first call is where the speed is measured from."""
+        """Record that `done` units are done. The speed is measured from the first call."""
         with self._lock:
             self.done = done
             self.total = self.total if total is None else total
             now = self._clock()
             self._updates.append((now, done))
-            # The last one that is older stays: a step may take longer than the window.
+            # The last older entry stays: a step may take longer than the window.
             while len(self._updates) > 2 and self._updates[1][0] <= now - _SPEED_SECONDS:
                 self._updates.popleft()
-            # The newest replaces one of the same quarter second, so that a million images do not fill the memory.
+            # The newest entry replaces one of the same quarter second, so that a million images do not fill the memory.
             if len(self._updates) > 2 and now - self._updates[-3][0] < 0.25:
                 del self._updates[-2]
 
     def line(self) -> str:
-        """Name, units done of all, images per second, time elapsed and left."""
+        """Return the name, units done of all, images per second, time elapsed and left."""
         with self._lock:
             done, total = self.done, self.total
             (first, before), (last, after) = (
@@ -104,7 +104,7 @@ class ProgressLines(AbstractContextManager["ProgressLines"]):
         return ", ".join(parts)
 
     def _print_lines(self) -> None:
-        # Signals are the main thread's, which holds them back while workers start.
+        # The main thread handles signals, and blocks them while workers start.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         while not self._ended.wait(self._seconds):
             self._print()
@@ -116,14 +116,14 @@ class ProgressLines(AbstractContextManager["ProgressLines"]):
 
 
 class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
-    """A bar on a terminal; a line every few seconds in a log, a notebook or CI. Called with what is done and its total.
+    """A bar on a terminal; a line every few seconds in a log, a notebook or CI. Call it with units done and total.
 
     Args:
         text: The name of the work.
-        total: How many units there are, None where it is not known yet.
-        unit: What is counted, in the plural.
-        images_per_unit: Images of one unit, for the images per second; None for work that is not on images.
-        shown: False for a process that shows nothing.
+        total: Number of units, None where it is not known yet.
+        unit: Name of the units, in the plural.
+        images_per_unit: Images in one unit, for the images per second; None for work that is not on images.
+        shown: False for a process that displays nothing.
     """
 
     def __init__(
@@ -178,12 +178,12 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
 
 
 def progress_bar(text: str, total: int | None, *, shown: bool = True) -> ProgressDisplay:
-    """The display of work that counts images."""
+    """Return the display of work that counts images."""
     return ProgressDisplay(text, total, shown=shown)
 
 
 def lines_of(value: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """A tree of JSON values, a line each."""
+    """Format a tree of JSON values, a line each."""
     for key, item in value.items():
         if isinstance(item, dict) and item:
             yield f"{indent}{key}:"
@@ -196,7 +196,7 @@ def lines_of(value: dict[str, Any], indent: str = "") -> Iterator[str]:
 
 
 def _is_terminal(console: Console) -> bool:
-    """Whether a bar can be redrawn; rich takes a pipe for a terminal where FORCE_COLOR is set, as CI does."""
+    """Return whether a bar can be redrawn; rich treats a pipe as a terminal where FORCE_COLOR is set, as CI does."""
     return console.is_interactive and sys.stderr.isatty()
 
 

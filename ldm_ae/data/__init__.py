@@ -1,4 +1,4 @@
-"""Images from where they lie to batches: sources, decoding, transforms, and the resumable loader."""
+"""Images from their location to batches: sources, decoding, transforms, and the resumable loader."""
 
 from ldm_ae.core.seeding import seeded_noise
 from ldm_ae.data.account import Account

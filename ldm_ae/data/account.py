@@ -1,7 +1,7 @@
-"""The account of a source: what it takes, what it passes over and why, and where captions and labels come from.
+"""The account of a source: what it uses, what it skips and why, and where captions and labels come from.
 
-Nothing that looks like an image, a caption or a label is passed over silently: whatever is not used is counted here,
-with its reason and the first names. Commands print `lines`, and a store keeps `to_json` in its index.
+No file that looks like an image, a caption or a label is skipped silently: everything unused is counted here, with its
+reason and the first names. Commands print `lines`, and a store keeps `to_json` in its index.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from ldm_ae.core.errors import printable
 _EXAMPLES = 3
 _CLASSES_SHOWN = 8
 _LONGEST = 2000
-"""Characters of a line."""
+"""Maximum characters of a line."""
 
 
 @dataclass
 class Group:
-    """Things of one kind: how many, and the first of them."""
+    """Number of items of one kind, and the names of the first of them."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
     def add(self, name: str) -> None:
-        """Count one more."""
+        """Count one more item."""
         self.count += 1
         if len(self.examples) < _EXAMPLES:
             self.examples.append(printable(name))
@@ -37,32 +37,32 @@ class Group:
 
 @dataclass(kw_only=True)
 class Account:
-    """What is known of a source once it is open; no image has been decoded."""
+    """Properties of a source that are available once it is open; no image has been decoded."""
 
     kind: str
-    """Such as `folder`."""
+    """Kind of the source, such as `folder`."""
     images: int
     passed_over: dict[str, Group] = field(default_factory=dict)
-    """Files that are not used, by the reason."""
+    """Unused files, by the reason."""
     captions: dict[str, int] = field(default_factory=dict)
-    """How many images may have a caption, by where it comes from."""
+    """Number of images that may have a caption, by the caption's origin."""
     labels: dict[str, int] = field(default_factory=dict)
-    """How many images may have a label, by where it comes from."""
+    """Number of images that may have a label, by the label's origin."""
     classes: list[str] = field(default_factory=list)
-    """The names of labels 0, 1, ..., where they have names."""
+    """Names of labels 0, 1, ..., if they have names."""
     unmatched: dict[str, Group] = field(default_factory=dict)
-    """Captions and labels that belong to no image, by where they are."""
+    """Captions and labels that belong to no image, by their location."""
     unusable: dict[str, Group] = field(default_factory=dict)
     """Captions and labels of tables that cannot be used, by the reason."""
     notes: list[str] = field(default_factory=list)
-    """Anything else that a user has to know."""
+    """Other notes for the user."""
 
     def pass_over(self, reason: str, name: str) -> None:
-        """Count a file that is not used."""
+        """Count an unused file."""
         self.passed_over.setdefault(printable(reason), Group()).add(name)
 
     def take_back(self, reason: str, path: str) -> None:
-        """Count the file at `path` no longer, if it is among the first names of those passed over for this reason."""
+        """Stop counting the file at `path` if it is among the first names of those skipped for this reason."""
         group = self.passed_over.get(reason, Group())
         for name in [name for name in group.examples if f"/{path}".endswith(f"/{name}")]:
             group.examples.remove(name)
@@ -71,12 +71,12 @@ class Account:
             self.passed_over.pop(reason, None)
 
     def add_unmatched(self, place: str, names: Iterable[str]) -> None:
-        """Count what belongs to no image."""
+        """Count captions or labels that belong to no image."""
         for name in names:
             self.unmatched.setdefault(printable(place), Group()).add(name)
 
     def lines(self) -> list[str]:
-        """A line for each thing that a user has to know."""
+        """Return a line for each fact that concerns the user."""
         found = [f"source: {self.images} images ({self.kind})"]
         for what, places in (("captions", self.captions), ("labels", self.labels)):
             if places:
@@ -90,7 +90,7 @@ class Account:
         return [printable(line, _LONGEST) for line in found] + self.concerns()
 
     def concerns(self) -> list[str]:
-        """The lines about what is not used."""
+        """Return the lines about unused items."""
         found = [f"passed over: {group.count} {reason}: {group}" for reason, group in self.passed_over.items()]
         found += [
             f"{place}: {group.count} {'belongs' if group.count == 1 else 'belong'} to no image: {group}"
@@ -101,5 +101,5 @@ class Account:
         return [printable(line, _LONGEST) for line in found]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values, without what is empty."""
+        """Return JSON values, without empty entries."""
         return {name: value for name, value in asdict(self).items() if value not in ({}, [])}

@@ -1,4 +1,4 @@
-"""Labels and captions from a file of their own, whatever the images lie in."""
+"""Labels and captions from a separate file, for any kind of source."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _Value = TypeVar("_Value", int, str)
 
 
 class Annotated(Wrapped):
-    """A source whose labels, or captions, are those of a file; an image that the file does not name has none.
+    """A source whose labels, or captions, come from a file; an image that the file does not name has none.
 
-    `read_table` says what the file may be. Entries have `key` or `file_name`, and `label` (a class number) or
-    `caption`, which may be null or missing in some of them. An entry belongs to the image with that key, or else to the
-    one image with that file name that no other entry names by its key. Entries that belong to no image, and captions
-    that are not valid, are in the account.
+    `read_table` describes the file's formats. Entries have `key` or `file_name`, and `label` (a class number) or
+    `caption`, which may be null or missing in some of them. An entry belongs to the image with that key, or else to
+    the one image with that file name that no other entry names by its key. The account lists entries that belong to no
+    image, and captions that are not valid.
 
     Args:
         source: The images.
-        labels: The file of labels, or None to leave the source's own.
-        captions: The same for captions.
+        labels: The file of labels, or None to keep the source's own.
+        captions: The file of captions, or None to keep the source's own.
 
     Raises:
-        UserError: a file or a line of it cannot be used, or it names none of the images, or has the name of several
-            images.
+        UserError: A file or one of its lines cannot be used, the file names none of the images, or a name matches
+            several images.
     """
 
     name = "annotated"
@@ -50,7 +50,7 @@ class Annotated(Wrapped):
             self._captions = self._match(Path(captions), values)
 
     def _match(self, path: Path, values: dict[str, _Value]) -> dict[str, _Value]:
-        """The values by the images' keys."""
+        """Return the values by the images' keys."""
         keys = [self.key(i) for i in range(len(self))]
         found = {key: values[key] for key in keys if key in values}
         candidates: dict[str, list[str]] = {}
@@ -75,7 +75,7 @@ class Annotated(Wrapped):
         return found
 
     def account(self) -> Account:
-        """The source's, with what the files say."""
+        """Return the source's account, with the content of the files."""
         account = self._source.account()
         for path in self._files.values():
             account.take_back(NOT_ANNOTATIONS, path)
@@ -88,7 +88,7 @@ class Annotated(Wrapped):
         return account
 
     def with_classes(self, classes: Sequence[str], origin: str) -> Source:
-        """See `Source.with_classes`; labels of a file are numbers, and have no names."""
+        """See `Source.with_classes`; labels of a file are numbers and have no names."""
         if self._labels is not None:
             raise UserError(f"{self._files['labels']} has the numbers of the classes, so that {origin} has no effect")
         return super().with_classes(classes, origin)
@@ -108,7 +108,7 @@ def _read(
     check: Callable[[Any], _Value | None],
     unusable: dict[str, Group] | None = None,
 ) -> dict[str, _Value]:
-    """Value by name, of the entries that have one; those that `check` refuses go into `unusable` if it is there."""
+    """Return values by name, of entries that have one; those that `check` refuses go into `unusable` if given."""
     values: dict[str, _Value] = {}
     try:
         table = read_table(path, columns[0])

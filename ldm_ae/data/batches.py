@@ -1,4 +1,4 @@
-"""A batch, and how the indices of one are turned into it, in whatever process."""
+"""A batch, and how any process builds it from its indices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ldm_ae.images.decoding import BadImage, Decoded
 from ldm_ae.images.transforms import ImageTransform, TransformedImage
 
 _log = logging.getLogger("ldm_ae")
-_MAX_ATTEMPTS = 32  # replacements tried for one image; with a tenth of a data set bad, 1e-32 is the chance to fail
+_MAX_ATTEMPTS = 32  # replacements tried for one image; with a tenth of a data set bad, the chance to fail is 1e-32
 
 
 class _Item(NamedTuple):
@@ -30,20 +30,20 @@ class _Item(NamedTuple):
     """Index into the source."""
     noise_seed: int
     raw: RawImage
-    """As it lies in the source; without its bytes where it was cached."""
+    """The image as stored in the source; without its bytes if it was cached."""
     decoded: Decoded
     transformed: TransformedImage
 
 
 class Failure(NamedTuple):
-    """Why a worker cannot go on; `error` makes an exception of it in the main process."""
+    """The reason why a worker cannot continue; `error` converts it to an exception in the main process."""
 
     message: str
     trace: str = ""
-    """Of an error that is not the user's mistake."""
+    """Traceback of an error that is not the user's mistake."""
 
     def error(self) -> Exception:
-        """What the main process raises."""
+        """Return the exception that the main process raises."""
         if not self.trace:
             return UserError(self.message)
         _log.error("%s", self.trace.rstrip())
@@ -52,47 +52,47 @@ class Failure(NamedTuple):
 
 @dataclass(kw_only=True)
 class Batch:
-    """Images of one size, and what is known of each. B is the number of images."""
+    """Images of one size, with their metadata. B is the number of images."""
 
     pixel_values: Tensor
     """(B, 3, H, W) float32 RGB in [-1, 1]."""
     indices: Tensor
-    """(B,) int64 into the source."""
+    """(B,) int64 indices into the source."""
     keys: list[str]
-    """The images' keys in the source."""
+    """Keys of the images in the source."""
     seeds: Tensor
-    """(B,) int64 >= 0: each sample's own randomness, for `seeded_noise`; not what crop and flip were drawn from."""
+    """(B,) int64 >= 0: each sample's own randomness, for `seeded_noise`; crop and flip use other random numbers."""
     labels: Tensor
-    """(B,) int64, -1 where there is none."""
+    """(B,) int64, -1 where an image has no label."""
     captions: list[str | None]
-    """Texts, None where there is none."""
+    """Texts, None where an image has no caption."""
     original_sizes: Tensor
     """(B, 2) int64, height and width after the EXIF rotation."""
     crops_ltrb: Tensor
-    """(B, 4) int64, left, top, right, bottom of what is seen, in pixels of the original."""
+    """(B, 4) int64, left, top, right, bottom of the visible part, in pixels of the original."""
     notes: list[tuple[str, ...]]
-    """Why a caption or label that an image has is not used."""
+    """Reasons why an existing caption or label of an image is not used."""
     orientations: Tensor
     """(B,) int64, the EXIF orientation that was undone, 1 to 8."""
     colour_profiles: list[str | None]
-    """What was done about each file's colours, see `Decoded`."""
+    """Colour conversion of each file, see `Decoded`."""
     rejected: dict[str, str] = field(default_factory=dict)
-    """Reasons by key of the unusable images that were met while this batch was made."""
+    """Reasons by key of the unusable images that were found while this batch was built."""
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, rows: slice) -> Batch:
-        """Some of the images."""
+        """Return a batch with some of the images."""
         named = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "rejected"}
         return Batch(**{name: value[rows] for name, value in named.items()})
 
     def pin_memory(self) -> Batch:
-        """A copy whose pixels lie in pinned memory."""
+        """Return a copy whose pixels are in pinned memory."""
         return replace(self, pixel_values=self.pixel_values.pin_memory())
 
     def to(self, device: torch.device | str) -> Batch:
-        """A copy with pixels and labels on `device`; what is bookkeeping stays on the CPU, where it is read."""
+        """Return a copy with pixels and labels on `device`; other fields stay on the CPU, where they are read."""
         return replace(
             self,
             pixel_values=self.pixel_values.to(device, non_blocking=True),
@@ -101,7 +101,7 @@ class Batch:
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
-    """Images of one size in one batch; `rejected` is left behind."""
+    """Join batches of images of one size; `rejected` is dropped."""
     if len(batches) == 1:
         return batches[0]
     joined: dict[str, Any] = {}
@@ -115,9 +115,9 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
 
 
 class BatchBuilder(Dataset[Batch]):
-    """Makes a batch of (epoch, index) pairs; runs in the workers. Nothing in it depends on which worker that is.
+    """Builder of a batch from (epoch, index) pairs, run in the workers. The result does not depend on the worker.
 
-    A bad image is left out, or with `replace_bad` replaced by another that its own seed chooses, so that training
+    A bad image is skipped, or with `replace_bad` replaced by another that its own seed selects, so that training
     batches are always full.
     """
 
@@ -131,8 +131,8 @@ class BatchBuilder(Dataset[Batch]):
         replace_bad: bool,
         cache_bytes: int = 0,
     ) -> None:
-        """Args: pool is the (N,) int64 indices in use, of which replacements are taken; cache_bytes is how much of
-        decoded images each worker keeps, the first that it meets.
+        """Store the arguments: `pool` holds the (N,) int64 indices in use, from which replacements are taken;
+        `cache_bytes` is the size of the decoded images that each worker keeps, the first ones that it reads.
         """
         self.source = source
         self.transform = transform
@@ -142,14 +142,14 @@ class BatchBuilder(Dataset[Batch]):
         self._cache: dict[int, tuple[RawImage, Decoded]] = {}
         self._cache_room = cache_bytes
         self._at = 0
-        """The image that is being read, for the message of an unexpected error."""
+        """Index of the image that is being read, for the message of an unexpected error."""
 
     def __getitems__(self, samples: list[tuple[int, int]]) -> Batch | Failure:
-        """One batch, fewer images than asked for if some are bad and not replaced.
+        """Return one batch, with fewer images than requested if some are bad and not replaced.
 
         Returns:
-            The batch, or why there is none: raised here, torch would wrap an error with a worker's traceback, and
-            as an object it would form a cycle with the frame that raises it and keep the workers alive.
+            The batch, or the reason why there is none: if it were raised here, torch would wrap it with a worker's
+            traceback, and as an object it would form a cycle with the frame that raises it and keep the workers alive.
         """
         found = self._load_all(samples)
         if isinstance(found, Failure):
@@ -159,9 +159,9 @@ class BatchBuilder(Dataset[Batch]):
         return _collate(*found, self.transform.pixels.channels, size)
 
     def by_size(self, samples: list[tuple[int, int]]) -> list[Batch] | Failure:
-        """A batch for each size that the images have after the transform, in the order in which they are met.
+        """Return a batch for each size of the images after the transform, in the order in which sizes first occur.
 
-        The first has all that are rejected; if no image is good, it is empty. Errors as above.
+        The first batch has all rejected images; if no image is good, it is empty. Errors are as in `__getitems__`.
         """
         found = self._load_all(samples)
         if isinstance(found, Failure):
@@ -177,7 +177,7 @@ class BatchBuilder(Dataset[Batch]):
         return batches
 
     def _load_all(self, samples: list[tuple[int, int]]) -> tuple[list[_Item], dict[str, str]] | Failure:
-        """The good images, and the reasons of the others; or why this cannot go on."""
+        """Return the good images, and the reasons of the bad ones; or the reason why loading cannot continue."""
         rejected: dict[str, str] = {}
         items = []
         for epoch, index in samples:
@@ -192,11 +192,11 @@ class BatchBuilder(Dataset[Batch]):
         return [item for item in items if item is not None], rejected
 
     def __getitem__(self, sample: tuple[int, int]) -> Batch | Failure:  # type: ignore[override]
-        """A batch of one, for debugging."""
+        """Return a batch of one image, for debugging."""
         return self.__getitems__([sample])
 
     def _load(self, epoch: int, index: int, rejected: dict[str, str]) -> _Item | None:
-        """A sample or its replacement; None if it is bad and left out."""
+        """Return a sample or its replacement; None if it is bad and skipped."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, TRANSFORM, epoch, index))
         noise_seed = mix_seed(self.seed, NOISE, epoch, index)
         candidate = index

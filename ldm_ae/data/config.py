@@ -1,4 +1,4 @@
-"""What a run reads: its images, their transform, and what is held out."""
+"""The data of a run: its images, their transform, and the held-out images."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ class DataConfig:
     def loaders(
         self, *, batch_size: int, accumulation: int, seed: int, rank: int, world_size: int
     ) -> tuple[TrainingLoader, EvaluationLoader | None]:
-        """The training loader of this process, and the validation loader, which is whole on every process.
+        """Build the training loader of this process, and the validation loader, which is complete on every process.
 
         Raises:
-            UserError: no such images, or too few to hold some out.
+            UserError: The images do not exist, or are too few to hold some out.
         """
         source = open_source(self.train)
         if rank == 0:

@@ -1,4 +1,4 @@
-"""Which images are kept from training, for validation."""
+"""Selection of the images that are held out from training, for validation."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from ldm_ae.data.sources.interface import Source
 
 
 def split_holdout(source: Source, count: int, seed: int) -> tuple[list[int], list[int]]:
-    """Splits off `count` images for validation: those whose hashed keys are smallest.
+    """Split off `count` images for validation: those with the smallest hashed keys.
 
-    The choice depends on the images' keys, not on their positions: adding images to the data set moves few of the
+    The selection depends on the images' keys, not on their positions: adding images to the data set moves few of the
     old ones from one side to the other.
 
     Returns:
-        Training and held-out indices, both ascending, disjoint, together all of the source.
+        Training and held-out indices, both ascending, disjoint, together the whole source.
 
     Raises:
-        UserError: nothing would be left to train on.
+        UserError: No image would remain for training.
     """
     return split_keys([source.key(i) for i in range(len(source))], count, seed)
 
 
 def split_keys(keys: Sequence[str], count: int, seed: int) -> tuple[list[int], list[int]]:
-    """`split_holdout` of images that are known by their keys alone."""
+    """Split as `split_holdout`, for images given by their keys alone."""
     if not 0 <= count < len(keys):
         raise UserError(f"cannot hold out {count} of {len(keys)} images; at least one must be left to train on")
     digests = [hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in keys]

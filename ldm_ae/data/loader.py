@@ -1,8 +1,8 @@
-"""Loading that is a function of (seed, position) alone: resumable anywhere, the same for any number of processes.
+"""Loading as a function of (seed, position) alone: resumable anywhere, the same for any number of processes.
 
 The training stream is the concatenation over epochs of a permutation of the images. Global step s takes the positions
-[s G, (s + 1) G) with G = batch_size * world_size * accumulation, and micro-batch j of rank r takes the part of
-batch_size positions from (j * world_size + r) * batch_size on. Nothing is dropped or doubled where epochs meet.
+[s G, (s + 1) G) with G = batch_size * world_size * accumulation, and micro-batch j of rank r takes the batch_size
+positions that start at (j * world_size + r) * batch_size. No image is dropped or duplicated where epochs meet.
 Prefetching, pinning and worker processes are `torch.utils.data.DataLoader`'s.
 """
 
@@ -28,11 +28,11 @@ from ldm_ae.images.transforms import ImageTransform
 _log = logging.getLogger("ldm_ae")
 _ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM)
 _SECONDS_AFTER_SIGTERM = 60
-"""How long a worker goes on, for its main process to end in good order."""
+"""Seconds that a worker continues, so that its main process can exit cleanly."""
 
 
 class _StreamSampler(Sampler[list[tuple[int, int]]]):
-    """(epoch, index) pairs of one rank's micro-batches, without end, from a position of the global stream on."""
+    """(epoch, index) pairs of one rank's micro-batches, without end, from a position of the global stream."""
 
     def __init__(self, indices: NDArray, seed: int, position: int, batch_size: int, rank: int, world_size: int) -> None:
         self._indices = indices
@@ -67,7 +67,7 @@ class Rejects:
         self.total = total
 
     def add(self, rejected: dict[str, str]) -> None:
-        """Reasons by key."""
+        """Add reasons by key."""
         for key, reason in rejected.items():
             self.reasons.setdefault(key, reason)
             if key not in self._reported:
@@ -75,7 +75,7 @@ class Rejects:
                 _log.warning("skipped %s: %s", key, reason)
 
     def check(self) -> None:
-        """UserError past the share."""
+        """Raise UserError if the fraction of bad images exceeds the maximum."""
         bad = len(self.reasons)
         if bad > self._max_bad_fraction * self.total:
             first = "; ".join(f"{key}: {reason}" for key, reason in islice(self.reasons.items(), 3))
@@ -92,17 +92,17 @@ class TrainingLoader:
     than `max_bad_fraction` of the data set raises a UserError.
 
     Args:
-        source: the images.
-        transform: applied with each sample's own randomness, a function of (seed, epoch, index).
-        batch_size: images of one micro-batch.
-        seed: >= 0; of order and randomness.
-        rank: of this process.
-        world_size: number of processes.
-        accumulation: micro-batches of one step.
-        workers: decoding processes; 0 decodes in this one.
-        max_bad_fraction: from 0 to 1.
-        indices: the images to use, all of them if None.
-        cache_bytes: of decoded images that each worker keeps, for data sets that fit.
+        source: The images.
+        transform: Applied with each sample's own randomness, a function of (seed, epoch, index).
+        batch_size: Images of one micro-batch.
+        seed: Seed >= 0 of order and randomness.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        accumulation: Micro-batches of one step.
+        workers: Decoding processes; 0 decodes in this one.
+        max_bad_fraction: Maximum fraction of bad images, from 0 to 1.
+        indices: The images to use, all of them if None.
+        cache_bytes: Size of the decoded images that each worker keeps, for data sets that fit.
     """
 
     def __init__(
@@ -142,30 +142,30 @@ class TrainingLoader:
 
     @property
     def global_batch(self) -> int:
-        """Images of one step over all processes and micro-batches, G."""
+        """Number of images of one step over all processes and micro-batches, G."""
         return self._batch_size * self._world_size * self._accumulation
 
     @property
     def rejected(self) -> dict[str, str]:
-        """Reasons by key of the bad images met so far by this rank."""
+        """Reasons by key of the bad images that this rank has found so far."""
         return self._rejects.reasons
 
     def __len__(self) -> int:
-        """Images of one epoch over all processes."""
+        """Return the number of images of one epoch over all processes."""
         return len(self._indices)
 
     def epoch(self, position: int) -> float:
-        """How many times the stream has gone through the data set at `position`."""
+        """Return how many times the stream has traversed the data set at `position`."""
         return position / len(self._indices)
 
     def steps(self, position: int = 0) -> Iterator[list[Batch]]:
-        """The micro-batches of each step, `accumulation` of them, without end.
+        """Yield the micro-batches of each step, `accumulation` of them, without end.
 
         Args:
-            position: images of the global stream that are already consumed, any number >= 0.
+            position: Number of images of the global stream that are already consumed, any number >= 0.
 
         Raises:
-            UserError: too many images are bad.
+            UserError: Too many images are bad.
         """
         assert position >= 0, position
         sampler = _StreamSampler(self._indices, self._seed, position, self._batch_size, self._rank, self._world_size)
@@ -181,27 +181,27 @@ class TrainingLoader:
                     self._rejects.check()
                 yield step
         finally:
-            # An error's traceback holds this frame, and through it the workers, until it is garbage collected, where
+            # An error's traceback holds this frame, and through it the workers, until it is garbage collected; there
             # torch waits five seconds for each of them.
             del batches
 
 
 class EvaluationLoader:
-    """Every good image exactly once, in order; each rank takes a contiguous range, nothing is padded.
+    """Batches of every good image exactly once, in order; each rank takes a contiguous range without padding.
 
-    Bad images are left out and collected in `rejected`; too many are a UserError after the last batch, so that what is
-    good is not lost. A batch that holds bad images is that much shorter, and so is the last one.
+    Bad images are skipped and collected in `rejected`; too many raise a UserError after the last batch, so that the
+    good images are not lost. A batch with bad images is shorter by their number, and the last batch may be shorter.
 
     Args:
-        source: the images.
-        transform: applied with each sample's own randomness, a function of (seed, index).
-        batch_size: images of one batch.
-        workers: decoding processes; 0 decodes in this one.
-        rank: of this process.
-        world_size: number of processes.
-        max_bad_fraction: from 0 to 1, of the images that this rank visits.
-        indices: the images to use, in this order; all of them if None.
-        seed: >= 0; of random transforms and of `Batch.seeds`.
+        source: The images.
+        transform: Applied with each sample's own randomness, a function of (seed, index).
+        batch_size: Images of one batch.
+        workers: Decoding processes; 0 decodes in this one.
+        rank: Rank of this process.
+        world_size: Number of processes.
+        max_bad_fraction: Maximum fraction of bad images, from 0 to 1, among those that this rank visits.
+        indices: The images to use, in this order; all of them if None.
+        seed: Seed >= 0 of random transforms and of `Batch.seeds`.
     """
 
     def __init__(
@@ -229,11 +229,11 @@ class EvaluationLoader:
 
     @property
     def rejected(self) -> dict[str, str]:
-        """Reasons by key of the bad images met so far."""
+        """Reasons by key of the bad images found so far."""
         return self._rejects.reasons
 
     def __len__(self) -> int:
-        """Images that this rank visits, bad ones included."""
+        """Return the number of images that this rank visits, bad ones included."""
         return self._rejects.total
 
     def __iter__(self) -> Iterator[Batch]:
@@ -252,14 +252,14 @@ def data_loader(
     builder: Dataset[Any], batches: Sampler[list[tuple[int, int]]] | list[list[tuple[int, int]]], workers: int,
     *, persistent: bool,
 ) -> DataLoader[Any]:  # fmt: skip
-    """What `builder` makes of each batch of (epoch, index) pairs, in their order."""
+    """Return a loader of the result of `builder` for each batch of (epoch, index) pairs, in their order."""
     return DataLoader(
         builder,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_is,
         pin_memory=torch.cuda.is_available(),
-        # torch draws the workers' base seed from here, and from the global generator without it; nothing else uses it.
+        # torch draws the workers' base seed from here instead of from the global generator; nothing else uses it.
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_start_worker,
         persistent_workers=persistent and workers > 0,
@@ -267,13 +267,13 @@ def data_loader(
 
 
 def _as_is(batch: Any) -> Any:  # torch types it as a list of samples
-    """The builder has already made a batch."""
+    """Return `batch`, which the builder has already assembled."""
     return batch
 
 
 @contextmanager
 def signals_held_back() -> Iterator[None]:
-    """Signals that come while workers start reach this process a moment later, and the workers once they are ready."""
+    """Delay signals that arrive while workers start: for this process briefly, for the workers until they are ready."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASK_TO_STOP)
     try:
         yield
@@ -282,17 +282,17 @@ def signals_held_back() -> Iterator[None]:
 
 
 def _start_worker(worker: int) -> None:  # noqa: ARG001 - torch calls it with the worker's number
-    """Ctrl-C and Slurm's SIGTERM go to every process of a job; the main process alone decides what they mean, and needs
-    its workers until it has saved. torch itself sets one thread a worker.
+    """Ignore Ctrl-C and delay Slurm's SIGTERM, which go to every process of a job: the main process alone handles them,
+    and needs its workers until it has saved. torch itself sets one thread a worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Not ignored for ever: torch ends a worker that is stuck by this very signal.
+    # Not ignored forever: torch ends a stuck worker by this signal.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASK_TO_STOP)
 
 
 def check_counts(**counts: int) -> None:
-    """UserError unless each of these options is at least 1."""
+    """Raise UserError unless each of these options is at least 1."""
     for name, value in counts.items():
         if value < 1:
             raise UserError(f"{name} is {value}; it must be at least 1")

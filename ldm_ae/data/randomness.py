@@ -1,4 +1,4 @@
-"""The order of the images, and what the numbers of a loader's seeds are for."""
+"""The order of the images, and the purposes of the numbers that a loader draws from its seeds."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.core.seeding import mix
 from ldm_ae.data.sources.interface import Source
 
-# What a number is for: streams of one seed that must not be related.
+# Purposes of numbers: unrelated streams of one seed.
 ORDER, TRANSFORM, NOISE, REPLACEMENT = range(4)
 
 
 def epoch_order(indices: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """`indices` in the order of an epoch: a permutation that is a function of (seed, epoch) and of the set."""
+    """Return `indices` in the order of an epoch: a permutation that is a function of (seed, epoch) and of the set."""
     return indices[np.argsort(mix(seed, ORDER, epoch, indices), kind="stable")]
 
 
 def chosen_indices(source: Source, indices: Sequence[int] | None) -> NDArray[np.int64]:
-    """`indices` checked, or all of the source; (N,) with N >= 1."""
+    """Return `indices` after checks, or those of the whole source; (N,) with N >= 1."""
     chosen = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
     if len(chosen) == 0:
         raise UserError("there are no images to load")

@@ -1,4 +1,4 @@
-"""Loading a source range by range, for work that is divided into ranges."""
+"""Loading of a source range by range, for work that is divided into ranges."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from ldm_ae.images.buckets import BucketTransform, WholeTransform
 from ldm_ae.images.transforms import ImageTransform
 
 _WAITING = 8
-"""Batches that may wait for more images of their size; memory would grow with the number of sizes otherwise."""
+"""Batches that may wait for more images of their size; without a limit, memory would grow with the number of sizes."""
 
 
 class RangeLoader:
-    """Every good image of some ranges exactly once, in batches of one size that reach over no range's end.
+    """Batches of every good image of some ranges exactly once, of one size each, that never cross the end of a range.
 
-    What the batches of a range are follows from its images and `batch_size` alone. With an `ImageTransform` a batch is
-    `batch_size` consecutive images, shorter by the bad ones. With a `BucketTransform` images wait for others of their
-    size; within a size they keep the order of the source. With a `WholeTransform`, whose sizes have no end, a batch is
-    those of `batch_size` consecutive images that have one size. The workers go on from range to range. Bad images are
-    left out and collected in `rejected`.
+    The batches of a range depend only on its images and `batch_size`. With an `ImageTransform` a batch is `batch_size`
+    consecutive images, minus the bad ones. With a `BucketTransform` images wait for others of their size; within a
+    size they keep the order of the source. With a `WholeTransform`, whose number of sizes is unlimited, a batch is the
+    images of one size among `batch_size` consecutive images. The workers continue from range to range. Bad images are
+    skipped and collected in `rejected`.
 
     Args:
         source: The images.
-        transform: Without randomness.
-        ranges: Of the source, none of them empty, none overlapping.
+        transform: A transform without randomness.
+        ranges: Ranges of the source, none of them empty, none overlapping.
         batch_size: Images of one batch.
         workers: Decoding processes; 0 decodes in this one.
-        max_bad_fraction: Share of bad images, from 0 to 1, past which a UserError follows the last batch.
+        max_bad_fraction: Fraction of bad images, from 0 to 1, above which a UserError follows the last batch.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class RangeLoader:
 
     @property
     def rejected(self) -> dict[str, str]:
-        """Reasons by key of the bad images met so far."""
+        """Reasons by key of the bad images found so far."""
         return self._rejects.reasons
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
-        """The number of a range, and a batch of it."""
+        """Yield the number of a range, and a batch of it."""
         if not self._ranges:
             return
         with signals_held_back():
@@ -79,7 +79,7 @@ class RangeLoader:
                 yield from ((number, one) for one in waiting.rest())
             self._rejects.check()
         finally:
-            del chunks  # as in TrainingLoader.steps
+            del chunks  # for the reason given in TrainingLoader.steps
 
 
 class _Chunks(Sampler[list[tuple[int, int]]]):
@@ -96,13 +96,13 @@ class _Chunks(Sampler[list[tuple[int, int]]]):
 
 
 class _BySize(Dataset[list[Batch]]):
-    """A batch for each size among the images of a chunk; runs in the workers."""
+    """Builder of a batch for each size among the images of a chunk, run in the workers."""
 
     def __init__(self, builder: BatchBuilder):
         self._builder = builder
 
     def __getitems__(self, samples: list[tuple[int, int]]) -> list[Batch] | Failure:
-        """Or why there is none, see `BatchBuilder`."""
+        """Return the batches, or the reason why there are none, see `BatchBuilder`."""
         return self._builder.by_size(samples)
 
 
@@ -114,7 +114,7 @@ class _Waiting:
         self._by_size: dict[tuple[int, int], list[Batch]] = {size: [] for size in sizes}
 
     def add(self, batch: Batch) -> list[Batch]:
-        """The full batches that there are now, and where too much waits, all that waits of the most frequent size."""
+        """Return the batches that are full now and, if too many images wait, all those of the most frequent size."""
         if not len(batch):
             return []
         height, width = batch.pixel_values.shape[-2:]
@@ -139,5 +139,5 @@ class _Waiting:
         return concatenate(found)
 
     def rest(self) -> list[Batch]:
-        """What still waits, a batch for each size."""
+        """Return the images that still wait, a batch for each size."""
         return [self._take(size) for size, found in self._by_size.items() if found]

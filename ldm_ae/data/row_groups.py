@@ -1,4 +1,4 @@
-"""Reading single rows of Parquet files, by row groups that are kept for the rows that come next."""
+"""Reading of single rows of Parquet files, by row groups that are kept for the next rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ldm_ae.core.errors import UserError, reason
 
 _WHOLE = 64 * 2**20
-"""Bytes of a row group that is read as a whole. Of a larger one a run of rows at a time is in memory."""
+"""Maximum bytes of a row group that is read as a whole. A larger one is read in runs of rows."""
 _KEPT = 256 * 2**20
 """Bytes of whole row groups that a process keeps."""
 _RUN = 64
@@ -24,10 +24,10 @@ _RUN = 64
 
 @contextmanager
 def open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
-    """An open Parquet file.
+    """Open a Parquet file for the duration of the context.
 
     Raises:
-        UserError: it is not one, or it cannot be read.
+        UserError: The file is not a Parquet file, or cannot be read.
     """
     try:
         if not file.is_file():
@@ -40,7 +40,7 @@ def open_parquet(file: Path) -> Iterator[pq.ParquetFile]:
 
 
 class RowGroups:
-    """Finds rows. What is kept belongs to this process; a copy in another one, or a pickle, starts empty."""
+    """Reader of rows. Its cache belongs to this process; a copy in another process, or a pickle, starts empty."""
 
     def __init__(self) -> None:
         self._forget()
@@ -54,11 +54,11 @@ class RowGroups:
         return RowGroups, ()
 
     def find(self, file: Path, group: int, row: int, columns: list[str]) -> tuple[pa.Table, int]:
-        """A table with these columns that holds a row of a row group, and its place there.
+        """Return a table with these columns that holds a row of a row group, and the row's position in the table.
 
         Raises:
-            pa.ArrowException, OSError, UserError: the file cannot be read.
-            IndexError: it has no such row any more.
+            pa.ArrowException, OSError, UserError: The file cannot be read.
+            IndexError: The file no longer has the row.
         """
         if self._owner != os.getpid():
             self._forget()
@@ -80,19 +80,19 @@ class RowGroups:
 
 
 class _Run:
-    """Some rows of a large row group, and the way to those that follow."""
+    """Some rows of a large row group, and a reader of the rows that follow."""
 
     def __init__(self, file: Path, group: int, columns: list[str], rows: int) -> None:
         self.place = file, group
         self.first = 0
-        """The row that the run begins with."""
-        # With a buffer, pages are read as they are needed, and not the column's part of the group at once.
+        """Index of the first row of the run."""
+        # With a buffer, pages are read on demand, not the column's whole part of the group at once.
         opened = pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
         self._rest = opened.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
         self._table = pa.Table.from_batches([next(self._rest)])
 
     def find(self, row: int) -> tuple[pa.Table, int]:
-        """Go on to the run that holds the row."""
+        """Advance to the run that holds the row."""
         while row - self.first >= len(self._table):
             self.first += len(self._table)
             batch = next(self._rest, None)
@@ -103,7 +103,7 @@ class _Run:
 
 
 def _bytes(opened: pq.ParquetFile, group: int, columns: list[str]) -> int:
-    """Bytes of these columns of a group, uncompressed."""
+    """Return the uncompressed bytes of these columns of a group."""
     found = opened.metadata.row_group(group)
     parts = (found.column(i) for i in range(found.num_columns))
     return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] in columns)

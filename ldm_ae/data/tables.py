@@ -1,4 +1,4 @@
-"""Tables of captions and labels: JSON, JSON lines, or text with a delimiter, one entry an image."""
+"""Tables of captions and labels: JSON, JSON lines, or delimited text, one entry per image."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from ldm_ae.core.errors import printable
 from ldm_ae.data.texts import BadText, decode_json, decode_text, named, spelled
 
 NAMES = ("key", "file_name", "filename", "file", "image", "path", "image_path", "img")
-"""Columns that name the image, the first that is there."""
+"""Columns that name the image; the first one present is used."""
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 _DELIMITERS = ",;\t|"
 
 
 class Entry(NamedTuple):
-    """What a table says of one image."""
+    """The entry of a table for one image."""
 
     name: str
-    """Of the image."""
+    """Name of the image."""
     values: dict[str, Any]
-    """By column."""
+    """Values by column."""
 
 
 class Table(NamedTuple):
-    """What a file of captions or labels holds."""
+    """The content of a file of captions or labels."""
 
     entries: list[Entry]
-    """In the order of the file."""
+    """Entries in the order of the file."""
     problems: list[str]
     """Lines, or entries of a list, that cannot be used, each with the reason."""
 
     def lacks(self, columns: tuple[str, ...]) -> str | None:
-        """The reason why no entry says anything, if none has a value in any of these columns; None for no entries."""
+        """Return why no entry is usable if none has a value in these columns; otherwise, or without entries, None."""
         if not self.entries or any(named(entry.values, columns)[1] is not None for entry in self.entries):
             return None
         found = dict.fromkeys(str(column) for entry in self.entries for column in entry.values)
@@ -44,18 +44,18 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path, column: str) -> Table:
-    """The entries of a file.
+    """Read the entries of a file.
 
-    A line that cannot be used costs itself alone. A row with more cells than the header has is one: its text has a
-    delimiter and no quotes, and would be cut. So is one with text behind a quoted cell, which would lose its quotes.
+    An unusable line affects only itself. A row with more cells than the header is unusable: its text has an unquoted
+    delimiter, and would be cut. So is one with text behind a quoted cell, which would lose its quotes.
 
     Args:
         path: `.json`, an object from names to values, or a list of objects; `.jsonl`, an object a line; `.csv` or
-            `.tsv` with a first line of column names, whatever the delimiter (comma, semicolon, tab or `|`).
-        column: What an object's plain values are called.
+            `.tsv` with a first line of column names and any delimiter (comma, semicolon, tab or `|`).
+        column: Column name of an object's plain values.
 
     Raises:
-        BadText: the file cannot be read, or has something else in it.
+        BadText: The file cannot be read, or has other content.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -78,7 +78,7 @@ def read_table(path: Path, column: str) -> Table:
 
 
 def _entries(found: Any, column: str) -> Iterator[tuple[str, Any]]:
-    """Where each entry of a JSON value is, and the entry."""
+    """Yield the location of each entry of a JSON value, and the entry."""
     if isinstance(found, dict):
         found = [{NAMES[0]: name, column: value} for name, value in found.items()]
     if not isinstance(found, list):
@@ -88,7 +88,7 @@ def _entries(found: Any, column: str) -> Iterator[tuple[str, Any]]:
 
 
 def _lines(text: str) -> Iterator[tuple[str, Any]]:
-    """The same of a JSON value a line; the reason where a line cannot be used."""
+    """Yield the location and entry of each line, which is a JSON value; or the reason if a line cannot be used."""
     for number, line in enumerate(text.encode().splitlines(), start=1):
         if line.strip():
             try:
@@ -99,7 +99,7 @@ def _lines(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _rows(text: str) -> Iterator[tuple[str, Any]]:
-    """The same of text with a delimiter; the reason where a row cannot be used."""
+    """Yield the location and entry of each row of delimited text; or the reason if a row cannot be used."""
     lines = list(io.StringIO(text, newline=""))  # a line may end in a carriage return alone
     delimiter = _delimiter(lines[0].rstrip("\r\n") if lines else "")
     rows = csv.reader(lines, delimiter=delimiter)
@@ -130,7 +130,7 @@ def _rows(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _wrong_quotes(lines: list[str], delimiter: str) -> str | None:
-    """What is wrong with the quotes of one row, which reading it would hide by changing the text; None for nothing."""
+    """Return the fault of one row's quotes, which reading would hide by changing the text; None if there is none."""
     if not any('"' in line for line in lines):
         return None
     try:
@@ -143,7 +143,7 @@ def _wrong_quotes(lines: list[str], delimiter: str) -> str | None:
 
 
 def _delimiter(header: str) -> str:
-    """The delimiter by which the header has a column that names images."""
+    """Return the delimiter with which the header has a column that names images."""
     for delimiter in _DELIMITERS:
         try:
             names = next(csv.reader([header], delimiter=delimiter), [])

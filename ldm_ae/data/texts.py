@@ -1,6 +1,6 @@
-"""Captions and labels as other people's files hold them: valid values, or the reason why one cannot be used.
+"""Captions and labels from the files of other programs: valid values, or the reason why one cannot be used.
 
-A value is checked where it is read. A caption with half of a surrogate pair, as JSON's escapes allow, can be neither
+A value is checked where it is read. A caption with half of a surrogate pair, which JSON's escapes allow, can be neither
 printed nor written to the index, and would be noticed only after everything has been encoded.
 """
 
@@ -18,11 +18,11 @@ from ldm_ae.core.errors import printable
 
 _WHOLE_NUMBER = re.compile(r"\s*(\d{1,19})(?:\.0*)?\s*", re.ASCII)
 CAPTION_NAMES = ("caption", "text", "txt", "prompt")
-"""Keys and columns that hold captions, of each image the first that has a value."""
+"""Keys and columns that hold captions; for each image the first with a value is used."""
 LABEL_NAMES = ("label", "labels", "cls")
-"""Keys and columns that hold class numbers, the first that is there."""
+"""Keys and columns that hold class numbers; the first one present is used."""
 LABEL_LIMIT = 2**63
-"""Labels are below it: they are stored as int64."""
+"""Upper limit (exclusive) of labels, which are stored as int64."""
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
@@ -30,14 +30,14 @@ _MARKS = {
 
 
 class BadText(ValueError):  # noqa: N818 - a fact about the data that is recorded, as BadImage is
-    """A caption or label that cannot be used; the text is the reason, in a few words."""
+    """A caption or label that cannot be used; the text is a short reason."""
 
 
 def decode_text(data: bytes) -> str:
     """Decode UTF-8 with or without a byte order mark.
 
     Raises:
-        BadText: it is another encoding.
+        BadText: The data have another encoding.
     """
     name = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     if name is not None:
@@ -53,7 +53,7 @@ def decode_json(data: bytes) -> Any:
     """Decode a JSON value in UTF-8.
 
     Raises:
-        BadText: it is not JSON, or another encoding.
+        BadText: The data are not JSON, or have another encoding.
     """
     try:
         return json.loads(decode_text(data))
@@ -66,10 +66,10 @@ def decode_json(data: bytes) -> Any:
 
 
 def read_caption(value: Any) -> str | None:
-    """Return a caption, of a list of captions the first, or None for null.
+    """Return a caption, the first one of a list of captions, or None for null.
 
     Raises:
-        BadText: it is not text, or text that is not valid Unicode.
+        BadText: The value is not text, or is text that is not valid Unicode.
     """
     if isinstance(value, (list, tuple)):
         value = value[0] if value else None
@@ -88,10 +88,10 @@ def read_caption(value: Any) -> str | None:
 def read_label(value: Any) -> int | None:
     """Return a class number, or None for null, NaN and numbers below zero, which mean that there is none.
 
-    A column of numbers in which some are missing is one of floats where pandas has written it: 3.0 is 3.
+    pandas writes a column of numbers with missing values as floats: 3.0 is 3.
 
     Raises:
-        BadText: it is not a whole number below 2^63.
+        BadText: The value is not an integer below 2^63.
     """
     if isinstance(value, str) and (match := _WHOLE_NUMBER.fullmatch(value)):
         value = int(match[1])
@@ -110,7 +110,7 @@ def check_names(value: Any) -> list[str]:
     """Return a list of distinct names that are text.
 
     Raises:
-        BadText: it is something else.
+        BadText: The value is anything else.
     """
     if not isinstance(value, list) or not value or not all(isinstance(name, str) and name for name in value):
         raise BadText("it is not a list of names")
@@ -120,22 +120,22 @@ def check_names(value: Any) -> list[str]:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value is none: null, no text, or a list that begins with either or has nothing in it."""
+    """Return whether a value is empty: null, empty text, a list that begins with either, or an empty list."""
     if isinstance(value, (list, tuple)):
         value = value[0] if value else None
     return value is None or value == ""
 
 
 def named(values: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, Any]:
-    """The first of these keys, in whatever case, that has a value, and that value; if none has one the first name and
-    None.
+    """Return the first of these keys, in any case, that has a value, with the value; the first name and None if none
+    has one.
     """
     keys = [key for name in names if (key := spelled(values, name)) is not None]
     return next(((key, values[key]) for key in keys if not is_empty(values[key])), (names[0], None))
 
 
 def spelled(keys: Collection[str], name: str) -> str | None:
-    """How `name`, in lower case, is spelled among some keys; None if it is not there, or there in several ways."""
+    """Return the spelling of `name` (in lower case) among some keys; None if it is absent or has several spellings."""
     if name in keys:
         return name
     found = [key for key in keys if key.lower() == name]
@@ -143,14 +143,14 @@ def spelled(keys: Collection[str], name: str) -> str | None:
 
 
 class Annotations:
-    """The label and caption of one image, from what lies beside it.
+    """The label and caption of one image, from the files beside it.
 
-    What cannot be used costs itself alone: the reason is in `notes`, and the image stays. What is added later goes
-    before what is there.
+    An unusable value affects only itself: the reason is in `notes`, and the image stays. Values that are added later
+    override earlier ones.
 
     Args:
-        label: The image's, unless something that is added has another.
-        caption: The same.
+        label: Label of the image, unless an added value overrides it.
+        caption: Caption of the image, unless an added value overrides it.
     """
 
     def __init__(self, label: int | None = None, caption: str | None = None) -> None:
@@ -160,7 +160,7 @@ class Annotations:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why a caption or label that is there is not used."""
+        """Reasons why an existing caption or label is not used."""
         return tuple(self._notes)
 
     def add_text(self, name: str, read: Callable[[], bytes]) -> None:
@@ -169,21 +169,21 @@ class Annotations:
             self._add_caption(decode_text(read()).strip())
 
     def add_object(self, name: str, read: Callable[[], bytes]) -> None:
-        """Add what a JSON object in a file called `name` says."""
+        """Add the values of a JSON object in a file called `name`."""
         with self._noting(name):
             content = decode_json(read())
             if isinstance(content, dict):
                 self.add_values(name, content)
 
     def add_values(self, name: str, values: Mapping[str, Any]) -> None:
-        """Add what the keys `CAPTION_NAMES` and `LABEL_NAMES` say."""
+        """Add the values of the keys `CAPTION_NAMES` and `LABEL_NAMES`."""
         for kind, names in (("caption", CAPTION_NAMES), ("label", LABEL_NAMES)):
             key, value = named(values, names)
             if value is not None:
                 self.add_value(kind, f"{name} {key}", partial(values.get, key))
 
     def add_columns(self, captions: Sequence[str], label: str | None, read: Callable[[str], Any]) -> None:
-        """Add what `read` returns for the first of the columns `captions` that has a value, and for `label`."""
+        """Add the result of `read` for the first of the columns `captions` that has a value, and for `label`."""
         for column in captions:
             self.add_value("caption", f"column {column}", partial(read, column))
             if self.caption or self._notes:
@@ -192,7 +192,7 @@ class Annotations:
             self.add_value("label", f"column {label}", partial(read, label))
 
     def add_value(self, kind: str, name: str, read: Callable[[], Any]) -> None:
-        """Add a `caption` or a `label` that is called `name` in messages."""
+        """Add a `caption` or a `label`, called `name` in messages."""
         with self._noting(name):
             if kind == "caption":
                 self._add_caption(read_caption(read()))
@@ -208,7 +208,7 @@ class Annotations:
             yield
         except BadText as error:
             self._notes.append(f"{name}: {error}")
-        except UnicodeDecodeError as error:  # pyarrow's, of a string that is not UTF-8
+        except UnicodeDecodeError as error:  # raised by pyarrow for a string that is not UTF-8
             self._notes.append(f"{name}: it is not UTF-8: {error.reason}")
         except OSError as error:
             self._notes.append(f"{name}: it cannot be read: {error.strerror or error}")

@@ -1,4 +1,4 @@
-"""Images of several aspect ratios, each cropped to the size that is nearest to its own, or kept whole."""
+"""Images of several aspect ratios, each cropped to the size nearest to its own, or kept whole."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Size = tuple[int, int]
 
 
 class BucketTransform:
-    """Any RGB image to the one of several sizes whose aspect ratio is nearest: resized to cover it, cropped centrally.
+    """Resizing of an RGB image to cover the size of nearest aspect ratio among several, then a central crop.
 
-    Nearest is the smallest ratio between the two aspect ratios, so that a portrait is treated as the landscape that it
-    is when turned. Where sizes are equally near, an image is not enlarged if that can be helped, and then takes the
-    largest that it fills, or of those that it does not fill the smallest; a square one takes a landscape.
+    Nearest is the smallest ratio between the two aspect ratios, so that a portrait is treated like the same image
+    turned to landscape. Among equally near sizes, one that needs no enlarging is preferred: the largest that the image
+    fills, or the smallest if it fills none; a square image takes a landscape size.
 
     Args:
         sizes: (height, width) of the results, in any order.
         background: RGB, 0..255, shown through transparent pixels when the loader decodes.
         colour_profiles: "convert" or "ignore" colour profiles when the loader decodes, see `Decoding`.
-        max_pixels: of a file; larger ones are bad images.
+        max_pixels: Maximum pixels of a file; larger ones are bad images.
 
     Raises:
-        UserError: no size, or one that is not positive.
+        UserError: There is no size, or one is not positive.
     """
 
     is_random = False
@@ -57,16 +57,16 @@ class BucketTransform:
             for size in self.sizes
         }
         self.decode = self._transforms[self.sizes[0]].decode
-        """From a file's bytes to the image that this transform takes."""
+        """Decoder of a file's bytes to the image that this transform accepts."""
 
     def describe(self) -> dict[str, object]:
-        """Everything that changes the pixels, as JSON values."""
+        """Return everything that changes the pixels, as JSON values."""
         described = self._transforms[self.sizes[0]].describe()
         del described["size"]
         return {"sizes": [list(size) for size in self.sizes]} | described
 
     def choose(self, height: int, width: int) -> Size:
-        """The size for an image of height x width."""
+        """Return the size for an image of height x width."""
 
         def rank(size: Size) -> tuple[Fraction, bool, int]:
             mine, other = height * size[1], width * size[0]
@@ -77,21 +77,21 @@ class BucketTransform:
         return min(self.sizes, key=rank)
 
     def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> TransformedImage:
-        """One image of mode RGB to (3, H, W) of one of `sizes`; BadImage as `ImageTransform`."""
+        """Transform one image of mode RGB to (3, H, W) of one of `sizes`; BadImage as in `ImageTransform`."""
         return self._transforms[self.choose(image.height, image.width)](image, generator)
 
 
 class WholeTransform:
-    """Any RGB image whole: its shorter side resized to a length, its sides rounded to multiples.
+    """Resizing of a whole RGB image: its shorter side to a length, its sides rounded to multiples.
 
-    Rounding cuts off less than a multiple, or half of one where the image is resized; an image that is smaller than a
+    Rounding cuts off less than a multiple, or half of one if the image is resized; an image that is smaller than a
     multiple without resizing is a bad image.
 
     Args:
         shorter: Length of the shorter side in pixels, a multiple of `multiple`; None for no resizing.
-        multiple: What divides the sides of the results.
+        multiple: Divisor of the sides of the results.
         colour_profiles: "convert" or "ignore" colour profiles when the loader decodes, see `Decoding`.
-        max_pixels: of a file; larger ones are bad images.
+        max_pixels: Maximum pixels of a file; larger ones are bad images.
     """
 
     is_random = False
@@ -110,10 +110,10 @@ class WholeTransform:
         self._multiple = multiple
         self._options: dict[str, Any] = {"colour_profiles": colour_profiles, "max_pixels": max_pixels}
         self.decode = ImageTransform(size=multiple, **self._options).decode
-        """From a file's bytes to the image that this transform takes."""
+        """Decoder of a file's bytes to the image that this transform accepts."""
 
     def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> TransformedImage:
-        """One image of mode RGB to (3, H, W) of its own size; BadImage as `ImageTransform`."""
+        """Transform one image of mode RGB to (3, H, W) of its own size; BadImage as in `ImageTransform`."""
         if self._shorter is None:
             height, width = (max(side // self._multiple, 1) * self._multiple for side in (image.height, image.width))
             return ImageTransform(size=(height, width), resize="none", **self._options)(image, generator)
@@ -123,21 +123,22 @@ class WholeTransform:
 
 
 def sizes_of_area(height: int, width: int, *, multiple: int = 64, max_ratio: float = 4.0) -> list[Size]:
-    """Sizes of about height * width pixels and all aspect ratios that a multiple allows.
+    """Return sizes of about height * width pixels and all aspect ratios that a multiple allows.
 
-    For each side the largest other side that does not exceed the area, and the square, as NovelAI's aspect ratio
-    bucketing (https://github.com/NovelAI/novelai-aspect-ratio-bucketing) and sd-scripts' `make_bucket_resolutions` do.
+    These are, for each side, the largest other side that does not exceed the area, and the square, as in NovelAI's
+    aspect ratio bucketing (https://github.com/NovelAI/novelai-aspect-ratio-bucketing) and sd-scripts'
+    `make_bucket_resolutions`.
     The defaults are SDXL's (arXiv 2307.01952, appendix I): multiples of 64, which a U-Net with three downsamplings over
     latents of factor 8 needs, and aspect ratios from 1:4 to 4:1.
 
     Args:
-        height: With `width`, of an image with the wanted number of pixels.
+        height: Height of an image with the desired number of pixels, together with `width`.
         width: See `height`.
-        multiple: What divides every side.
-        max_ratio: Of the longer side to the shorter.
+        multiple: Divisor of every side.
+        max_ratio: Maximum ratio of the longer side to the shorter.
 
     Raises:
-        UserError: numbers that are not positive, a ratio below 1, or an area too small for the multiple.
+        UserError: A number is not positive, the ratio is below 1, or the area is too small for the multiple.
     """
     area = height * width
     if min(height, width, multiple) < 1 or max_ratio < 1:

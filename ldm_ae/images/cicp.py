@@ -1,4 +1,4 @@
-"""PNG's cICP chunk: the colour space of a file by code points of ITU-T H.273, which goes before its ICC profile."""
+"""PNG's cICP chunk: a file's colour space by code points of ITU-T H.273. It has priority over the ICC profile."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CodePoints(NamedTuple):
 
 
 class UnsupportedError(ValueError):
-    """Code points that cannot be converted; the text says which."""
+    """Code points that cannot be converted; the text names them."""
 
 
 @lru_cache(maxsize=32)
@@ -49,8 +49,8 @@ def cicp_profile(points: CodePoints, *, grey: bool) -> bytes | None:
     """Return an ICC profile of the colour space, or None where the chunk specifies none.
 
     Raises:
-        UnsupportedError: HDR, samples that are not RGB of full range, or code points that are reserved or have no ICC
-            profile.
+        UnsupportedError: The chunk specifies HDR, samples that are not full-range RGB, or code points that are reserved
+            or have no ICC profile.
     """
     if _UNSPECIFIED in (points.primaries, points.transfer):
         return None
@@ -64,6 +64,6 @@ def cicp_profile(points: CodePoints, *, grey: bool) -> bytes | None:
     curve = _CURVES[points.transfer]
     space = _NAMES.get(points.primaries, f"primaries {points.primaries}")
     name = f"cICP {space}" + ("" if curve is None else f", transfer {points.transfer}")
-    if grey:  # which has no primaries
+    if grey:  # grey samples have no primaries
         white, primaries = D65, SRGB_PRIMARIES
     return rgb_profile(name, primaries, white, curve)

@@ -1,8 +1,8 @@
-"""Samples to sRGB by the colour profile of their file.
+"""Conversion of samples to sRGB by the colour profile of their file.
 
-Littlecms converts (through Pillow), relative to the white and with black point compensation, which Photoshop and GIMP
-do unless told otherwise. A profile under which no colour moves by more than two levels is sRGB under one of its many
-names, and the samples stay as they are.
+Littlecms converts (through Pillow), relative to the white and with black point compensation, the defaults of Photoshop
+and GIMP. A profile that moves no colour by more than two levels is treated as one of the many variants of sRGB, and the
+samples stay unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ldm_ae.images.cicp import CodePoints, UnsupportedError, cicp_profile
 from ldm_ae.images.profiles import ADOBE_RGB_GAMMA, ADOBE_RGB_PRIMARIES, D65, SRGB_PRIMARIES, rgb_profile
 
 NOT_APPLIED = "not applied: "
-"""The start of the account of a profile that cannot be used."""
+"""Prefix of the account of a profile that cannot be used."""
 _SAME = 2  # levels; published variants of the sRGB profile differ by one, the nearest other spaces by six or more
 _NAMED = 3  # profiles in a message
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # Pillow's mode of the samples that a profile is for
@@ -28,16 +28,16 @@ _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
 
 
 class _Unusable(Exception):  # noqa: N818 - the account of a file, not an error
-    """What is wrong with the colours that a file states."""
+    """A fault of the colours that a file declares."""
 
 
 class _Conversion(NamedTuple):
     mode: str
-    """The mode of the samples that go in."""
+    """Mode of the input samples."""
     transform: ImageCms.ImageCmsTransform | None
-    """None: to be left as they are."""
+    """Transform of the samples; None leaves them unchanged."""
     account: str | None
-    """The profile's name, None for sRGB."""
+    """Name of the profile, None for sRGB."""
 
 
 def to_srgb(image: Image.Image, file: Image.Image) -> tuple[Image.Image, str | None]:
@@ -45,11 +45,11 @@ def to_srgb(image: Image.Image, file: Image.Image) -> tuple[Image.Image, str | N
 
     Args:
         image: The samples, mode L, LA, RGB, RGBA, CMYK or LAB.
-        file: What Pillow opened, which states the profile.
+        file: The image as Pillow opened it, which declares the profile.
 
     Returns:
-        The image: RGB or RGBA if it was converted, otherwise as it came; and what was done: None if it is sRGB or
-        states nothing, the name of its profile, or `NOT_APPLIED` and why.
+        The image, RGB or RGBA if it was converted, otherwise unchanged; and the account: None if it is sRGB or declares
+        nothing, the name of its profile, or `NOT_APPLIED` and the reason.
     """
     if image.mode == "LAB":
         return _applied(_lab_transform(), image), "CIE L*a*b*"
@@ -76,7 +76,7 @@ def _applied(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image
 
 
 def conversion_lines(counts: Mapping[str, int]) -> list[str]:
-    """Say how many images were converted, and how many state a profile in vain; `counts` is images by account."""
+    """Report how many images were converted, and how many profiles were not applied; `counts` is images by account."""
     converted = {name: count for name, count in counts.items() if not name.startswith(NOT_APPLIED)}
     others = {name: count for name, count in counts.items() if name not in converted}
     lines = []
@@ -100,7 +100,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 @lru_cache(maxsize=1)
 def _lab_transform() -> ImageCms.ImageCmsTransform:
-    """From CIE L*a*b* relative to D50, which TIFF writers mean."""
+    """Return the transform from CIE L*a*b* relative to D50, the convention of TIFF writers."""
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
     return ImageCms.buildTransform(lab, _srgb(), "LAB", "RGB", _INTENT, _FLAGS)
 
@@ -129,7 +129,7 @@ def _space(mode: str) -> str:
 
 
 def _moves(transform: ImageCms.ImageCmsTransform, mode: str) -> int:
-    """By how many levels the transform moves a sample at most, over greys and a grid of colours."""
+    """Return the maximum levels by which the transform moves a sample, over greys and a grid of colours."""
     greys = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
     steps = np.linspace(0, 255, 9).round().astype(np.uint8)
     colours = (
@@ -141,7 +141,7 @@ def _moves(transform: ImageCms.ImageCmsTransform, mode: str) -> int:
 
 
 def _name(profile: ImageCms.ImageCmsProfile) -> str:
-    """The profile's description as one short printable line."""
+    """Return the profile's description as one short printable line."""
     try:
         text = ImageCms.getProfileDescription(profile)
     except ImageCms.PyCMSError:
@@ -151,8 +151,8 @@ def _name(profile: ImageCms.ImageCmsProfile) -> str:
 
 
 def _profile_of(file: Image.Image, *, grey: bool) -> bytes | None:
-    """The profile of a file, or one of what it states without a profile; PNG's chunks count in the order of its
-    specification: cICP, unless it cannot be used and a profile can, iCCP, sRGB, gAMA and cHRM.
+    """Return the profile of a file, or one built from its other colour data; the order of PNG's chunks is that of its
+    specification: cICP, unless it is unusable and a profile is usable, iCCP, sRGB, gAMA and cHRM.
     """
     profile: bytes | None = file.info.get("icc_profile")
     points: CodePoints | None = file.info.get("cicp")
@@ -166,7 +166,7 @@ def _profile_of(file: Image.Image, *, grey: bool) -> bytes | None:
 
 
 def _stated(file: Image.Image, *, grey: bool) -> bytes | None:
-    """A profile of what a file without one states: PNG's gAMA and cHRM, or Adobe RGB in the EXIF data of cameras."""
+    """Return a profile for a file without one, from PNG's gAMA and cHRM, or Adobe RGB in the EXIF data of cameras."""
     if file.format == "PNG":
         if "srgb" in file.info:
             return None
@@ -176,7 +176,7 @@ def _stated(file: Image.Image, *, grey: bool) -> bytes | None:
 
 @lru_cache(maxsize=32)
 def _png_profile(gamma: float | None, chromaticity: tuple[float, ...] | None, grey: bool) -> bytes | None:
-    """gAMA within 5 % of 1 / 2.2 means sRGB's curve: libpng's own threshold, and what most writers of it mean."""
+    """Build a profile; gAMA within 5 % of 1 / 2.2 means sRGB's curve, libpng's threshold and most writers' intent."""
     curve = None
     if gamma is not None and abs(gamma * 2.2 - 1) > 0.05:
         if not 0.05 < gamma < 20:
@@ -186,7 +186,7 @@ def _png_profile(gamma: float | None, chromaticity: tuple[float, ...] | None, gr
         return None
     name = ("" if curve is None else f"gAMA {gamma:g}") + ("" if chromaticity is None or grey else " cHRM")
     try:
-        # Of grey samples too: through a profile of three channels littlecms keeps the shadows of linear light.
+        # Also for grey samples: through a three-channel profile littlecms keeps the shadows of linear light.
         white, *primaries = [D65, *SRGB_PRIMARIES] if grey or chromaticity is None else _pairs(chromaticity)
         return rgb_profile(name.strip(), primaries, white, curve)
     except ValueError as error:
@@ -203,7 +203,7 @@ def _adobe_rgb() -> bytes:
 
 
 def _exif_says_adobe_rgb(file: Image.Image) -> bool:
-    """Whether the file follows DCF's optional colour space: interoperability index R03, and not marked as sRGB."""
+    """Return whether the file uses DCF's optional colour space: interoperability index R03, and not marked as sRGB."""
     try:
         exif = file.getexif()
         if ExifTags.IFD.Exif not in exif:
@@ -212,5 +212,5 @@ def _exif_says_adobe_rgb(file: Image.Image) -> bool:
         if details.get(ExifTags.Base.ColorSpace) == 1 or ExifTags.IFD.Interop not in details:
             return False
         return str(exif.get_ifd(ExifTags.IFD.Interop).get(1, "")).startswith("R03")
-    except Exception:  # noqa: BLE001 - Pillow's EXIF reader raises whatever damaged metadata makes it stumble over
+    except Exception:  # noqa: BLE001 - Pillow's EXIF reader raises arbitrary errors for damaged metadata
         return False

@@ -1,4 +1,4 @@
-"""What cropping and resizing did to images."""
+"""Statistics of how images were cropped and resized."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True)
 class Crops:
-    """Of the good images whose original size is known."""
+    """Statistics of the good images whose original size is known."""
 
     mean_share: float
-    """Of an image's area that was cut off, mean over the images."""
+    """Fraction of an image's area that was cut off, mean over the images."""
     enlarged: int
-    """Images that were smaller than their bucket, and so resized to more pixels than they have."""
+    """Number of images smaller than their bucket, which were resized to more pixels than they have."""
 
     def line(self) -> str:
-        """For people."""
+        """Return one readable line."""
         enlarged = f"; {self.enlarged} images are smaller than that and were enlarged" if self.enlarged else ""
         return f"{self.mean_share:.1%} of an image cropped off on average{enlarged}"
 
 
 def describe_crops(rows: pa.Table) -> Crops:
-    """From the index rows of good images."""
+    """Compute the statistics from the index rows of good images."""
     rows = rows.filter(pc.and_(pc.is_valid(rows["width"]), pc.is_valid(rows["crop"])))
     if len(rows) == 0:
         return Crops(mean_share=0.0, enlarged=0)
@@ -39,7 +39,7 @@ def describe_crops(rows: pa.Table) -> Crops:
 
 
 def measure_crops(crops: NDArray[Any], originals: NDArray[Any], sizes: NDArray[Any]) -> Crops:
-    """Measure what was cut off.
+    """Measure the area that was cut off.
 
     Args:
         crops: (N, 4) left, top, right, bottom in pixels of the originals.
@@ -52,5 +52,5 @@ def measure_crops(crops: NDArray[Any], originals: NDArray[Any], sizes: NDArray[A
     width, height = crops[:, 2] - crops[:, 0], crops[:, 3] - crops[:, 1]
     return Crops(
         mean_share=float(np.mean(1 - width * height / originals.prod(axis=1))),
-        enlarged=int(np.sum(width < sizes[:, 1])),  # both sides are scaled alike
+        enlarged=int(np.sum(width < sizes[:, 1])),  # both sides have the same scale
     )

@@ -1,9 +1,9 @@
-"""Bytes to an 8-bit RGB image, with the pixels that the file means, or a reason why not.
+"""Decoding of bytes to an 8-bit RGB image with the intended pixels, or a reason for failure.
 
 Pillow's own `.convert("RGB")` saturates 16-bit grey, turns float TIFF black, ignores colour profiles and EXIF rotation,
-shows the hidden colour under transparency, and expands a file of kilobytes into gigabytes with a mere warning. Here:
-rotation applied, colours converted to sRGB, alpha composited, 16 bits scaled, the first frame of an animation, and
-sizes checked in the header.
+shows the hidden colour under transparency, and expands a file of kilobytes into gigabytes with a mere warning. This
+module applies the rotation, converts colours to sRGB, composites alpha, scales 16 bits, takes the first frame of an
+animation, and checks sizes in the header.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ from ldm_ae.images.other_formats import optional_format, other_name
 
 _AVIF = ("AVIF",) if importlib.util.find_spec("PIL.AvifImagePlugin") else ()  # since Pillow 11.3
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP", "JPEG2000", *_AVIF)
-"""What is opened, by content: JPEG includes MPO. The rest of Pillow's forty readers are rarely needed and rarely
-tested. HEIC and JPEG XL are opened where their packages are installed."""
+"""Formats that are opened, by content: JPEG includes MPO. Pillow's other readers, some forty in all, are rarely needed
+and rarely tested. HEIC and JPEG XL are opened where their packages are installed."""
 MAX_PIXELS = 89_478_485
 """Pillow's own threshold: 256 MiB of RGB."""
 Colour = tuple[int, int, int]
 ColourProfiles = Literal["convert", "ignore"]
 
 
-class BadImage(Exception):  # noqa: N818 - a fact about the data that is recorded, seldom an error of the program
-    """An image that cannot be used; the text is the reason, in a few words."""
+class BadImage(Exception):  # noqa: N818 - a fact about the data that is recorded, rarely an error of the program
+    """An image that cannot be used; the text is a short reason."""
 
 
 class Decoded(NamedTuple):
-    """What a file holds."""
+    """The decoded content of a file."""
 
     image: Image.Image
-    """Mode RGB, 8 bits, upright."""
+    """Image of mode RGB, 8 bits, upright."""
     orientation: int
-    """The EXIF orientation, 1 to 8, that was undone; from 5 on the file has width and height the other way round."""
+    """EXIF orientation, 1 to 8, that was undone; from 5 on the file has width and height swapped."""
     colour_profile: str | None
-    """The name of the profile from which colours were converted to sRGB; "not applied: " and the reason where the file
-    has one that cannot be used; None if it has none, or sRGB."""
+    """Name of the profile from which colours were converted to sRGB; "not applied: " and the reason if the file has an
+    unusable one; None if it has none, or sRGB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How files become images.
+    """Decoder of files to images, with its settings.
 
     Peak memory is about 10 bytes a pixel, 20 for WebP, whose reader keeps several copies.
 
     Args:
         background: RGB, 0..255, shown through transparent pixels.
         colour_profiles: `convert` converts colours to sRGB by ICC profiles, PNG's gAMA and cHRM, and the EXIF mark of
-            Adobe RGB; `ignore` takes all samples for sRGB, as the data sets did that published models were trained on.
+            Adobe RGB; `ignore` treats all samples as sRGB, as in the data sets that published models were trained on.
             Samples of 16 bits are reduced to 8 before they are converted.
-        max_pixels: larger images are refused before their pixels are expanded. Above `MAX_PIXELS` this also raises
+        max_pixels: Larger images are refused before their pixels are expanded. Values above `MAX_PIXELS` also raise
             Pillow's limit, for the whole process.
     """
 
@@ -68,15 +68,16 @@ class Decoding:
     max_pixels: int = MAX_PIXELS
 
     def __call__(self, data: bytes) -> Decoded:
-        """Decode one image file: the whole file, of any of `FORMATS` whatever its name.
+        """Decode one complete image file of any of `FORMATS`, whatever its name.
 
         Raises:
-            BadImage: not an image of these formats, damaged, too large, or of samples that have no defined range.
+            BadImage: The file is not an image of these formats, is damaged or too large, or its samples have no defined
+                range.
         """
         if not data:
             raise BadImage("empty file")
         with warnings.catch_warnings():
-            # What Pillow warns of (odd EXIF, sizes near its limit, trailing bytes) is either decided here or harmless.
+            # Pillow's warnings (odd EXIF, sizes near its limit, trailing bytes) are either handled here or harmless.
             warnings.simplefilter("ignore")
             file, orientation = _read(data, self.max_pixels)
             with file:
@@ -102,7 +103,7 @@ def decode_image(
 
 
 def _read(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
-    """The first frame as Pillow reads it, pixels included, and its EXIF orientation."""
+    """Return the first frame as Pillow reads it, with its pixels loaded, and its EXIF orientation."""
     if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
@@ -130,9 +131,9 @@ def _load(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
         raise BadImage(
             f"{width}x{height} is {width * height:,} pixels, more than {max_pixels:,}; max_pixels sets the limit"
         )
-    orientation = _orientation(image) if image.format == "TIFF" else 1  # loading takes the tag away
+    orientation = _orientation(image) if image.format == "TIFF" else 1  # loading removes the tag
     image.load()
-    if image.format != "TIFF":  # of PNG, reading the tag loads the pixels
+    if image.format != "TIFF":  # for PNG, reading the tag loads the pixels
         orientation = _orientation(image)
     if image.format == "PNG" and (points := png.code_points(data)) is not None:
         image.info["cicp"] = points
@@ -167,7 +168,7 @@ _TRANSPOSE = {
 }
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
 _BAND_ROWS = 256  # rows turned into NumPy arrays at a time, which bounds the memory of wide samples
-# What each of Pillow's modes is converted to before colours are. The first of two is for files with transparency.
+# Conversion of each of Pillow's modes before colours are converted. The first of two is for files with transparency.
 _PLAIN = {
     "1": ("LA", "L"), "L": ("LA", "L"), "LA": ("LA", "LA"), "P": ("RGBA", "RGB"), "PA": ("RGBA", "RGBA"),
     "RGB": ("RGBA", "RGB"), "RGBA": ("RGBA", "RGBA"), "RGBa": ("RGBA", "RGBA"), "RGBX": ("RGB", "RGB"),
@@ -176,25 +177,25 @@ _PLAIN = {
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF (or XMP) orientation, 1 to 8."""
+    """Return the EXIF (or XMP) orientation, 1 to 8."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except (SyntaxError, ValueError, struct.error, OSError):
-        return 1  # unreadable metadata says nothing about the pixels; browsers show such photos as they are
+        return 1  # unreadable metadata does not describe the pixels; browsers show such photos unrotated
     return orientation if orientation in _TRANSPOSE else 1
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Any mode to L, LA, RGB, RGBA, CMYK or LAB."""
+    """Convert any mode to L, LA, RGB, RGBA, CMYK or LAB."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N"):
         return _scaled_grey(image, _full_scale(image))
     if image.mode == "I":
-        if image.format != "PNG":  # Pillow before 11.1 opens 16-bit grey PNG so
+        if image.format != "PNG":  # Pillow before 11.1 opens 16-bit grey PNG in this mode
             raise BadImage("signed or 32-bit integer samples have no defined white")
         return _scaled_grey(image, 65535)
     if image.mode == "F":
         return _scaled_grey(image, 1.0)
-    if image.mode == "La":  # premultiplied; Pillow converts it to this one mode only
+    if image.mode == "La":  # premultiplied; Pillow converts it only to LA
         return image.convert("LA")
     if image.mode not in _PLAIN:
         raise BadImage(f"colour mode {image.mode} is not supported")
@@ -204,7 +205,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _flatten(image: Image.Image, background: Colour) -> Image.Image:
-    """L, LA, RGB, RGBA or CMYK to RGB."""
+    """Convert L, LA, RGB, RGBA or CMYK to RGB."""
     if image.mode in ("LA", "RGBA"):
         flat = Image.new("RGB", image.size, background)
         flat.paste(image.convert("RGB"), mask=image.getchannel("A"))
@@ -213,17 +214,17 @@ def _flatten(image: Image.Image, background: Colour) -> Image.Image:
 
 
 def _full_scale(image: Image.Image) -> int:
-    """The largest value of a 16-bit container: TIFF also keeps 12 bits in it."""
+    """Return the largest value of a 16-bit container: TIFF also stores 12 bits in it."""
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
     return (1 << int(bits)) - 1
 
 
 def _scaled_grey(image: Image.Image, full_scale: float) -> Image.Image:
-    """One channel of 16 bits or floats in [0, full_scale] to 8 bits, rounded to the nearest.
+    """Convert one channel of 16 bits or floats in [0, full_scale] to 8 bits, rounded to the nearest.
 
-    Pillow reads these samples raw, so that WhiteIsZero (TIFF photometric 0) and the one transparent grey value that a
-    PNG may name are left to us.
+    Pillow reads these samples raw, so that this function handles WhiteIsZero (TIFF photometric 0) and the one
+    transparent grey value that a PNG may declare.
     """
     white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
     transparent = image.info.get("transparency")

@@ -1,4 +1,4 @@
-"""Image formats that Pillow does not open by itself: through an optional package, or named in the reason."""
+"""Image formats that Pillow does not open by itself: opened by an optional package, or named in the reason."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from PIL import Image
 
 class _Optional(NamedTuple):
     name: str
-    """For messages."""
+    """Name in messages."""
     format: str
-    """Pillow's name once the package is there."""
+    """Pillow's name of the format once the package is loaded."""
     module: str
     extra: str
     """The extra of ldm_ae that installs it."""
@@ -47,7 +47,7 @@ def optional_format(data: bytes) -> str | None:
     """Return Pillow's name of the format that an optional package opens, after loading the package.
 
     Raises:
-        ImportError: The package is missing; the text says how to get it.
+        ImportError: The package is missing; the text describes how to install it.
     """
     kind = _optional_kind(data)
     if kind is None:
@@ -70,13 +70,13 @@ def _optional_kind(data: bytes) -> _Optional | None:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """The compatible brands of an ISO base media file."""
+    """Return the compatible brands of an ISO base media file."""
     end = min(int.from_bytes(data[:4], "big"), 256)
     return {data[start : start + 4] for start in range(16, end - 3, 4)}
 
 
 def other_name(data: bytes) -> str | None:
-    """Say what a file is that is not opened, as far as its first bytes show it."""
+    """Return the name of an unsupported file's format, as far as its first bytes show it."""
     for start, name in _STARTS.items():
         if data.startswith(start):
             return name

@@ -1,7 +1,7 @@
-"""What the numbers of an image mean: how many channels, of what, in which range.
+"""The meaning of an image's numbers: how many channels, of which quantities, in which range.
 
-A model's `spec` has one for its images; whatever else takes images (transforms, losses, discriminators, metrics)
-declares its own, and the two are compared where they meet.
+A model's `spec` has one for its images; everything else that takes images (transforms, losses, discriminators,
+metrics) declares its own, and the two are compared where they meet.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Meaning(NamedTuple):
     channels: int
     range: tuple[float, float]
     mode: str
-    """Pillow's mode of such an image in 8 bits."""
+    """Pillow's mode of an 8-bit image with this meaning."""
 
 
 MEANINGS: dict[str, Meaning] = {"rgb": Meaning(3, (-1.0, 1.0), "RGB")}
-"""What is supported so far, by name."""
+"""The supported meanings, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class PixelSpec:
 
     channels: int
     meaning: str
-    """Of the channels, in order: `rgb`."""
+    """Meaning of the channels, in order: `rgb`."""
     range: tuple[float, float] = (-1.0, 1.0)
     """The smallest and the largest value."""
 
@@ -45,21 +45,21 @@ class PixelSpec:
 
     @property
     def mode(self) -> str:
-        """Pillow's mode of such an image in 8 bits; UserError if it is not supported."""
+        """Pillow's mode of such an image in 8 bits; UserError if the meaning is not supported."""
         self.require_supported("an image")
         return MEANINGS[self.meaning].mode
 
     @property
     def words(self) -> str:
-        """For protocols and files, such as `RGB in [-1, 1]`."""
+        """Description for protocols and files, such as `RGB in [-1, 1]`."""
         low, high = self.range
         return f"{self.mode} in [{low:g}, {high:g}]"
 
     def require_supported(self, what: str) -> PixelSpec:
-        """Return self; UserError in one line if nothing here reads or writes such images.
+        """Return self; raise a one-line UserError if nothing here reads or writes such images.
 
         Args:
-            what: Whose images they are, to begin the message with.
+            what: Description of the images, with which the message begins.
         """
         meaning = MEANINGS.get(self.meaning)
         if meaning is None or (meaning.channels, meaning.range) != (self.channels, self.range):
@@ -70,17 +70,17 @@ class PixelSpec:
         return self
 
     def require_match(self, needed: PixelSpec, who: str) -> None:
-        """UserError in one line unless these images, a model's, are those of `who`.
+        """Raise a one-line UserError unless these images, a model's, match those of `who`.
 
         Args:
-            needed: What it declares.
-            who: A transform, a network, a loss or a metric, by name.
+            needed: Images that `who` declares.
+            who: Name of a transform, a network, a loss or a metric.
         """
         if self != needed:
             raise UserError(f"{who} works on images that are {needed}, and the model on {self}")
 
     def require_images(self, images: Tensor, name: str = "pixel_values") -> None:
-        """UserError unless `images` is (B, channels, H, W)."""
+        """Raise UserError unless `images` is (B, channels, H, W)."""
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise UserError(f"{name} must be (B, {self.channels}, H, W), got {tuple(images.shape)}")
 
@@ -94,6 +94,6 @@ RGB = PixelSpec(channels=3, meaning="rgb")
 
 
 def of_channels(channels: int) -> PixelSpec:
-    """The pixels of a network whose configuration states a number of channels and not what they mean."""
+    """Return the pixels of a network whose configuration declares the number of channels but not their meaning."""
     names = {meaning.channels: name for name, meaning in MEANINGS.items()}
     return PixelSpec(channels=channels, meaning=names.get(channels, "unknown"))

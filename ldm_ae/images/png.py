@@ -1,4 +1,4 @@
-"""What Pillow's PNG reader gets wrong, taken from the file itself."""
+"""Corrections of errors of Pillow's PNG reader, from the file itself."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ldm_ae.images.cicp import CodePoints
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MOST_PROFILE = 2**24
-"""Bytes of an ICC profile at most; profiles with tables for printers take a few megabytes."""
+"""Maximum bytes of an ICC profile; profiles with tables for printers take a few megabytes."""
 _MOST_XMP = 2**20
 _TEXT = (b"tEXt", b"zTXt", b"iTXt")
 
 
 def transparent_samples(data: bytes, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
-    """Bring what a tRNS chunk holds to the scale of the samples as Pillow gives them.
+    """Convert the content of a tRNS chunk to the scale of the samples as Pillow returns them.
 
-    Pillow scales grey of 1, 2 and 4 bits to 8, takes the upper byte of colours of 16 bits, and leaves tRNS as it is,
-    but for grey of 1 bit in its later releases.
-    Colours of 16 bits that share the upper bytes with the transparent one become transparent with it.
+    Pillow scales grey of 1, 2 and 4 bits to 8, takes the upper byte of colours of 16 bits, and leaves tRNS unchanged,
+    except for grey of 1 bit in its later releases.
+    Colours of 16 bits that have the same upper bytes as the transparent one become transparent with it.
 
     Args:
         data: A PNG file that Pillow has opened, without a palette.
@@ -35,7 +35,7 @@ def transparent_samples(data: bytes, value: int | tuple[int, ...]) -> int | tupl
 
 
 def code_points(data: bytes) -> CodePoints | None:
-    """Return the content of a PNG file's cICP chunk, None if it has none; it stands before the pixels."""
+    """Return the content of a PNG file's cICP chunk, which precedes the pixels; None if it has none."""
     for kind, content, _ in _chunks(data):
         if kind == b"cICP" and len(content) == len(CodePoints._fields):
             return CodePoints(*content)
@@ -48,8 +48,8 @@ def without_large_chunks(data: bytes) -> tuple[bytes, bytes | None]:
     """Return a PNG file without its texts and its ICC profile, and the profile.
 
     Pillow refuses a file whose texts or profile are larger than a megabyte, whatever its pixels. XMP, which may hold
-    the orientation, stays unless it is as large. The profile is None if there is none, or if it is damaged or larger
-    than any real one.
+    the orientation, stays unless it is as large. The profile is None if it is absent, damaged, or larger than any real
+    profile.
     """
     kept, profile = [SIGNATURE], None
     for kind, content, whole in _chunks(data):
@@ -61,7 +61,7 @@ def without_large_chunks(data: bytes) -> tuple[bytes, bytes | None]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Kind, content and all bytes of each chunk; the remainder of a damaged file is one chunk of no kind."""
+    """Yield type, content and all bytes of each chunk; the remainder of a damaged file is one chunk of empty type."""
     start = len(SIGNATURE)
     while start < len(data):
         if start + 12 > len(data):

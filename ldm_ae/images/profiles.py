@@ -1,4 +1,4 @@
-"""ICC profiles made from numbers, for files that state their colours without a profile."""
+"""ICC profiles built from numbers, for files that declare their colours without a profile."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 D65 = (0.3127, 0.3290)
-"""The chromaticity (x, y) of sRGB's white."""
+"""Chromaticity (x, y) of sRGB's white."""
 SRGB_PRIMARIES = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
-"""The chromaticities of sRGB's red, green and blue."""
+"""Chromaticities of sRGB's red, green and blue."""
 ADOBE_RGB_PRIMARIES = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06))
 ADOBE_RGB_GAMMA = 563 / 256
 
@@ -32,10 +32,10 @@ def rgb_profile(name: str, primaries: Sequence[Chromaticity], white: Chromaticit
         name: ASCII text for the profile's description.
         primaries: The chromaticities of red, green and blue.
         white: The chromaticity of equal samples; it is mapped to the connection space's white by Bradford's method.
-        curve: From samples to light, see `Curve`.
+        curve: Curve from samples to light, see `Curve`.
 
     Raises:
-        ValueError: the chromaticities do not span a colour space, or a number does not fit into a profile.
+        ValueError: The chromaticities do not span a colour space, or a number does not fit into a profile.
     """
     columns = _adapted(primaries, white)
     tags = {name: _xyz(column) for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), columns.T, strict=True)}
@@ -44,7 +44,7 @@ def rgb_profile(name: str, primaries: Sequence[Chromaticity], white: Chromaticit
 
 
 def _adapted(primaries: Sequence[Chromaticity], white: Chromaticity) -> NDArray[np.float64]:
-    """(3, 3): the XYZ of each primary under the connection space's white, as columns."""
+    """Return (3, 3): the XYZ of each primary under the connection space's white, as columns."""
     chromaticities = [*primaries, white]
     if any(not (0 <= x <= 1 and 0 < y <= 1 and x + y <= 1 + 1e-4) for x, y in chromaticities):
         raise ValueError("chromaticities outside of the diagram")
@@ -59,7 +59,7 @@ def _adapted(primaries: Sequence[Chromaticity], white: Chromaticity) -> NDArray[
 
 
 def _profile(name: str, space: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """ICC.1:2010 (version 4.3): header, tag table, tags."""
+    """Build a profile by ICC.1:2010 (version 4.3): header, tag table, tags."""
     tags = {b"desc": _text(name), b"cprt": _text("CC0"), b"wtpt": _xyz(_D50)} | tags
     offset = 128 + 4 + 12 * len(tags)
     table, content = struct.pack(">I", len(tags)), b""
@@ -74,7 +74,7 @@ def _profile(name: str, space: bytes, tags: dict[bytes, bytes]) -> bytes:
 
 
 def _numbers(values: Sequence[float] | NDArray[np.float64]) -> bytes:
-    """Return s15Fixed16Numbers."""
+    """Encode numbers as s15Fixed16Numbers."""
     fixed = [round(float(value) * 65536) for value in values]
     if any(abs(value) > 0x7FFFFFFF for value in fixed):
         raise ValueError("a number that does not fit into a profile")
@@ -86,7 +86,7 @@ def _xyz(values: Sequence[float] | NDArray[np.float64]) -> bytes:
 
 
 def _text(text: str) -> bytes:
-    """Return a multiLocalizedUnicode of one language."""
+    """Encode text as a multiLocalizedUnicode of one language."""
     encoded = text.encode("utf-16-be")
     return b"mluc\0\0\0\0" + struct.pack(">II2s2sII", 1, 12, b"en", b"US", len(encoded), 28) + encoded
 

@@ -1,8 +1,8 @@
-"""A decoded image to `pixel_values` of one size, and the account of what was done to it.
+"""Transform of a decoded image to `pixel_values` of one size, with a record of the operations.
 
-Crop `adm` is ADM's `center_crop_arr` (openai/guided-diffusion, guided_diffusion/image_datasets.py), by which published
-scores on ImageNet are measured: halved by a box filter while the shorter side is at least twice the size, then resized
-by a bicubic filter, then cropped centrally. DiT, SiT, MAR and EDM2 make their latents with it too.
+Crop `adm` is ADM's `center_crop_arr` (openai/guided-diffusion, guided_diffusion/image_datasets.py), with which
+published scores on ImageNet are measured: halved by a box filter while the shorter side is at least twice the size,
+then resized by a bicubic filter, then cropped centrally. DiT, SiT, MAR and EDM2 make their latents with it too.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from ldm_ae.images.decoding import MAX_PIXELS, BadImage, Colour, ColourProfiles,
 from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.images.uint8 import from_levels
 
-# Pillow widens the bicubic kernel with the scale factor, which is what antialiasing means; torch's and OpenCV's
-# default resizing do not. Bicubic is what LDM's and ADM's data pipelines end with and what clean-fid (arXiv
-# 2104.11222) measures on; Lanczos is sharper by ringing at edges, which an autoencoder would learn to reproduce.
+# Pillow widens the bicubic kernel with the scale factor, which is antialiasing; torch's and OpenCV's default resizing
+# does not. LDM's and ADM's data pipelines end with bicubic and clean-fid (arXiv 2104.11222) measures on it; Lanczos is
+# sharper because it rings at edges, which an autoencoder would learn to reproduce.
 _FILTER = Image.Resampling.BICUBIC
 
 
 class TransformedImage(NamedTuple):
-    """What a transform made of one image."""
+    """The result of a transform for one image."""
 
     pixel_values: Tensor
     """(3, H, W) float32 RGB, exactly uint8 / 127.5 - 1."""
     original_size: tuple[int, int]
     """(height, width) before resizing, after the EXIF rotation."""
     crop_ltrb: tuple[int, int, int, int]
-    """Left, top, right, bottom of what is seen, in pixels of the original, rounded."""
+    """Left, top, right, bottom of the visible part, in pixels of the original, rounded."""
     flipped: bool
-    """Mirrored left to right, after cropping."""
+    """Whether the image is mirrored left to right, after cropping."""
 
 
 class ImageTransform:
-    """Resize, crop, flip: any RGB image to one size.
+    """Resizing, cropping and flipping of any RGB image to one size.
 
     Args:
-        size: of the result, one number for a square or (height, width), in pixels.
-        resize: length to which the shorter side is scaled before the crop, aspect kept. None: scaled until the image
+        size: Size of the result in pixels, one number for a square or (height, width).
+        resize: Length to which the shorter side is scaled before the crop, aspect kept. None: scaled until the image
             just covers `size`. "none": not scaled; an image smaller than `size` is then a bad image.
         crop: "center", "random" (uniform over all positions), or "adm" (the center, resized as ADM does).
-        flip: mirror every second image, at random.
+        flip: Mirror every second image, at random.
         background: RGB, 0..255, shown through transparent pixels when the loader decodes.
         colour_profiles: "convert" or "ignore" colour profiles when the loader decodes, see `Decoding`.
-        max_pixels: of a file; larger ones are bad images.
+        max_pixels: Maximum pixels of a file; larger ones are bad images.
 
     Raises:
-        UserError: sizes that are not positive, `resize` too small for the crop, or an "adm" crop that is not a square
-            or has a `resize`.
+        UserError: A size is not positive, `resize` is too small for the crop, or an "adm" crop is not a square or has a
+            `resize`.
     """
 
     pixels: PixelSpec = RGB
-    """Of the images that it takes and gives."""
+    """Format of the images that it accepts and returns."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class ImageTransform:
             background=(background[0], background[1], background[2]), colour_profiles=colour_profiles,
             max_pixels=max_pixels,
         )  # fmt: skip
-        """From a file's bytes to the image that this transform takes."""
+        """Decoder of a file's bytes to the image that this transform accepts."""
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -112,10 +112,10 @@ class ImageTransform:
         return self.flip or self.crop == "random"
 
     def describe(self) -> dict[str, object]:
-        """Everything that changes the pixels, as JSON values. `version` counts changes of the code itself.
+        """Return everything that changes the pixels, as JSON values. `version` counts changes of the code itself.
 
-        `described_options` reads it. Options that came later have a key only where they are not what their absence
-        means: `colour_profiles` "ignore" and `max_pixels` of `MAX_PIXELS`.
+        `described_options` reads it. Newer options have a key only if their value differs from the meaning of an absent
+        key: `colour_profiles` "ignore" and `max_pixels` of `MAX_PIXELS`.
         """
         described: dict[str, object] = {
             "version": 1,
@@ -133,14 +133,14 @@ class ImageTransform:
         return described
 
     def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> TransformedImage:
-        """One RGB image to (3, height, width).
+        """Transform one RGB image to (3, height, width).
 
         Args:
-            image: mode RGB.
-            generator: CPU; needed if the transform is random, and its only source of randomness.
+            image: Image of mode RGB.
+            generator: CPU generator; required if the transform is random, and its only source of randomness.
 
         Raises:
-            BadImage: too small without resizing, or so thin that resizing would make it huge.
+            BadImage: The image is too small without resizing, or so thin that resizing would make it huge.
         """
         assert image.mode == self.pixels.mode, image.mode
         assert generator is not None or not self.is_random, "a random transform needs a generator"
@@ -179,9 +179,9 @@ class ImageTransform:
         )
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) after resizing."""
+        """Return (width, height) after resizing."""
         if self.crop == "adm":
-            scale = self.height / min(width, height)  # multiplied in this order, for the published roundings
+            scale = self.height / min(width, height)  # multiplied in this order, to match the published roundings
             return round(width * scale), round(height * scale)
         if self.resize == "none":
             return width, height
@@ -194,14 +194,14 @@ class ImageTransform:
 
 
 def _halved(image: Image.Image, size: int) -> Image.Image:
-    """ADM's first step: half the image, rounded down, while its shorter side stays at least `size`."""
+    """Apply ADM's first step: halve the image, rounded down, while its shorter side stays at least `size`."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     return image
 
 
 def described_options(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of an `ImageTransform` without its size, from what `describe` gave, in whatever version.
+    """Return the arguments of an `ImageTransform` without its size, from the result of `describe` in any version.
 
     Raises:
         KeyError: The description is not one of a transform.

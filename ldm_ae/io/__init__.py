@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, read without unpickling."""
+"""Files that are written atomically and read without unpickling."""

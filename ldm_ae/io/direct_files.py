@@ -1,7 +1,7 @@
-"""Large files that nobody reads soon: hashed from memory while they are written past the page cache.
+"""Large files that are not read soon: hashed from memory while they are written past the page cache.
 
-A file that has to be on the disk before anything goes on gains nothing from the cache. Its bytes would be copied there,
-into pages that the machine first has to find, written back from there, and read once more for the hash.
+A file that must be on the disk before work continues gains nothing from the cache. Its bytes would be copied into
+newly allocated pages, written back from there, and read once more for the hash.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import numpy as np
 from ldm_ae.core.background import BackgroundWriter
 
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
-_BLOCK = 4096  # what such a write is a multiple of, in memory and on the disk
+_BLOCK = 4096  # direct writes are multiples of this, in memory and on the disk
 _BUFFER = 8 << 20
 _PIECE = 1 << 20  # hashed and copied at once, so that it is copied from the processor's cache
 
 
 class Written(NamedTuple):
-    """What tells whether a file is still the one that was written."""
+    """The values that show whether a file is unchanged since it was written."""
 
     sha256: str
     size: int
@@ -35,11 +35,11 @@ class Written(NamedTuple):
 def write_direct(path: str | Path, pieces: Iterable[bytes | memoryview]) -> Written:
     """Write a new file from its pieces and flush it; the disk works while the next bytes are hashed.
 
-    Where the file system cannot write past its cache, the file is written like any other.
+    Where the file system cannot write past its cache, the file is written normally.
 
     Raises:
-        FileExistsError: there is such a file.
-        OSError: the disk is full, or fails.
+        FileExistsError: The file exists.
+        OSError: The disk is full, or fails.
     """
     digest, size = hashlib.sha256(), 0
     with _DirectFile(path) as file, file.disk:
@@ -53,7 +53,7 @@ def write_direct(path: str | Path, pieces: Iterable[bytes | memoryview]) -> Writ
 
 
 class _DirectFile:
-    """Two buffers of whole pages: one is filled while the other is on its way to the disk."""
+    """Two buffers of whole pages: one is filled while the other is being written to the disk."""
 
     def __init__(self, path: str | Path):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -62,16 +62,16 @@ class _DirectFile:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            Path(path).unlink(missing_ok=True)  # some file systems refuse after they have made it
+            Path(path).unlink(missing_ok=True)  # some file systems refuse only after they have created the file
             self._file = os.open(path, flags, 0o666)
-        # Shared, so that a process that forks meanwhile cannot move the pages from under the disk.
+        # Shared, so that a process that forks meanwhile cannot move the pages during the write.
         self._buffer, self._other = mmap.mmap(-1, _BUFFER), mmap.mmap(-1, _BUFFER)
         self._filled = 0
         self.disk = BackgroundWriter()
-        """One buffer at a time. It must have ended when the file does."""
+        """Writes one buffer at a time. The last write must have ended when the file is closed."""
 
     def write(self, piece: memoryview) -> None:
-        """Take these bytes; an error may be that of bytes taken earlier."""
+        """Accept these bytes; an error may concern bytes accepted earlier."""
         source, done = np.frombuffer(piece, np.uint8), 0  # numpy copies without the interpreter's lock
         while done < source.size:
             count = min(source.size - done, _BUFFER - self._filled)
@@ -90,7 +90,7 @@ class _DirectFile:
             if kind is None:
                 whole = self._filled - self._filled % _BLOCK
                 self._put(self._buffer, 0, whole)
-                self._use_cache()  # for what is no whole block
+                self._use_cache()  # for the part that is not a whole block
                 self._put(self._buffer, whole, self._filled)
                 os.fsync(self._file)
         finally:
@@ -102,12 +102,12 @@ class _DirectFile:
             try:
                 start += os.write(self._file, view[start:end])
             except OSError as error:
-                # Another size of blocks, or a rest after the disk took a part: the cache takes anything.
+                # Another block size, or a remainder after a partial write: the cache accepts any size.
                 if error.errno != errno.EINVAL or not self._use_cache():
                     raise
 
     def _use_cache(self) -> bool:
-        """Go on like with any other file; whether that changed anything."""
+        """Continue with normal cached writes; return whether that changed anything."""
         if not _O_DIRECT:
             return False
         import fcntl

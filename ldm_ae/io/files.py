@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: temporary name, fsync, rename, fsync of the folder."""
+"""Files that are either complete or absent: temporary name, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import Any
 
 from ldm_ae.core.errors import RunError, UserError
 
-_OURS = ".{name}.{pid}.{kind}"  # names of what is not finished, or not yet removed
+_OURS = ".{name}.{pid}.{kind}"  # names of unfinished files and of files that are not yet removed
 
 
 @contextmanager
 def writing(path: str | Path, *, size: int = 0) -> Iterator[Path]:
-    """A temporary path beside `path`, put in its place on success and removed on failure.
+    """Yield a temporary path beside `path`, renamed to `path` on success and removed on failure.
 
-    The file that takes the place has the mode that the umask gives, whatever its writer left.
+    The resulting file has the mode of the umask, whatever mode its writer set.
 
     Args:
         path: The file.
         size: Bytes that will be written, if known.
 
     Raises:
-        RunError: the disk is full.
+        RunError: The disk is full.
     """
     path = Path(path)
     temporary = path.with_name(_OURS.format(name=path.name, pid=os.getpid(), kind="tmp"))
@@ -45,16 +45,16 @@ def writing(path: str | Path, *, size: int = 0) -> Iterator[Path]:
 
 @contextmanager
 def writing_folder(folder: str | Path, *, size: int = 0, many_files: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name on success; what stood there before goes after that.
+    """Yield a temporary folder beside `folder`, renamed to `folder` on success; then a previous folder is removed.
 
     Args:
         folder: The folder.
         size: Bytes that will be written, if known.
-        many_files: Flush everything that the machine has to write, once, in place of an fsync for each file: at two
-            milliseconds each, a million of them take over half an hour.
+        many_files: Flush all pending writes of the machine once instead of an fsync for each file: at two milliseconds
+            each, a million of them take over half an hour.
 
     Raises:
-        RunError: the disk is full.
+        RunError: The disk is full.
     """
     folder = Path(folder)
     temporary = folder.with_name(_OURS.format(name=folder.name, pid=os.getpid(), kind="tmp"))
@@ -78,9 +78,9 @@ def writing_folder(folder: str | Path, *, size: int = 0, many_files: bool = Fals
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Give the finished folder `source` the name `target`; an old `target` goes once the new one stands.
+    """Rename the finished folder `source` to `target`; an old `target` is removed once the new one is in place.
 
-    Of a link, the link goes and not what it leads to.
+    If `target` is a link, the link is removed, not the folder that it points to.
     """
     old = target.with_name(_OURS.format(name=target.name, pid=os.getpid(), kind="old"))
     _remove(old)
@@ -99,9 +99,9 @@ def _remove(path: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Finish what a killed process left in `folder`: put an old folder back that lost its name, remove the rest.
+    """Clean up after a killed process in `folder`: restore an old folder that lost its name, remove other leftovers.
 
-    Only for a folder that no other process writes to.
+    Call it only for a folder that no other process writes to.
     """
     for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
         name, pid, kind = path.name[1:].rsplit(".", 2) if path.name.count(".") >= 3 else ("", "", "")
@@ -117,7 +117,7 @@ def clear_leftovers(folder: Path) -> None:
 
 @contextmanager
 def _room_for(path: Path, size: int) -> Iterator[None]:
-    """RunError where `size` bytes find no room, before anything is written if the file system tells the truth."""
+    """Raise RunError if `size` bytes do not fit, before writing if the file system reports free space correctly."""
     if shutil.disk_usage(path.parent).free < size:
         raise _no_room(path, size)
     try:
@@ -127,7 +127,7 @@ def _room_for(path: Path, size: int) -> Iterator[None]:
             raise
         raise _no_room(path, size) from error
     except Exception as error:
-        # safetensors raises its own class with the system's words.
+        # safetensors raises its own class with the system's message.
         if f"os error {errno.ENOSPC}" not in str(error) and f"os error {errno.EDQUOT}" not in str(error):
             raise
         raise _no_room(path, size) from error
@@ -142,7 +142,7 @@ def _no_room(path: Path, size: int) -> RunError:
 
 
 def sync(path: Path) -> None:
-    """fsync of a file or a folder."""
+    """Call fsync on a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -151,29 +151,29 @@ def sync(path: Path) -> None:
 
 
 def apply_umask(path: Path) -> None:
-    """The mode that a plain `open` would have given; safetensors 0.8 leaves 0600."""
+    """Set the mode that a plain `open` would have set; safetensors 0.8 leaves 0600."""
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """`value` as indented JSON, atomically."""
+    """Write `value` as indented JSON, atomically."""
     content = _json_bytes(value)
     with writing(path, size=len(content)) as temporary:
         temporary.write_bytes(content)
 
 
 def read_json(path: str | Path, *, as_written: bool = False) -> Any:
-    """The JSON value in a file.
+    """Read the JSON value in a file.
 
     Args:
         path: The file.
-        as_written: Accept only what `write_json` writes, byte for byte, so that no change to the file goes unseen.
+        as_written: Accept only the bytes that `write_json` writes, so that every change to the file is detected.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no UTF-8, no JSON, nested too deeply, or not as it was written; the reason on one line.
+        OSError: The file cannot be read.
+        ValueError: The file is not UTF-8, not JSON, nested too deeply, or not as written; the reason is on one line.
     """
     data = Path(path).read_bytes()
     try:
@@ -190,7 +190,7 @@ def _json_bytes(value: object) -> bytes:
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
 
@@ -203,7 +203,7 @@ def _digest(file: object) -> str:  # Python 3.10 has no hashlib.file_digest
 
 
 def require_new_folder(path: str | Path, purpose: str) -> None:
-    """UserError if `path` is a file, or a folder with anything in it; `purpose` says what the folder is for."""
+    """Raise UserError if `path` is a file or a non-empty folder; `purpose` describes the folder's use."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for {purpose}")
@@ -212,7 +212,7 @@ def require_new_folder(path: str | Path, purpose: str) -> None:
 
 
 def make_folder(path: str | Path) -> Path:
-    """The folder, made if it is not there; UserError if it cannot be written to."""
+    """Return the folder, created if it is absent; UserError if it is not writable."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -225,10 +225,10 @@ def make_folder(path: str | Path) -> Path:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Make a folder for the block; where the block raises, what was made goes again unless something is in it.
+    """Create a folder for the block; if the block raises, created folders are removed unless they contain something.
 
     Raises:
-        UserError: the folder cannot be written to.
+        UserError: The folder is not writable.
     """
     folder = Path(path)
     with leaving_nothing(folder):
@@ -237,9 +237,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def leaving_nothing(path: str | Path) -> Iterator[Callable[[], None]]:
-    """Remove a folder, and its parents, that the block made and left empty when it raised.
+    """Remove a folder, and its parents, that the block created and left empty when it raised.
 
-    Yields a function that ends this: after it is called, the folder stays.
+    Yields a function that disables this: after it is called, the folder stays.
     """
     missing = [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
     kept: list[bool] = []
@@ -247,7 +247,7 @@ def leaving_nothing(path: str | Path) -> Iterator[Callable[[], None]]:
         yield lambda: kept.append(True)
     except BaseException:
         if not kept:
-            with suppress(OSError):  # it is not empty, or was never made
+            with suppress(OSError):  # it is not empty, or was never created
                 for folder in missing:
                     folder.rmdir()
         raise

@@ -1,4 +1,4 @@
-"""The one place that opens pickled weights, and only with PyTorch's unpickler that builds nothing but tensors."""
+"""Reader of pickled weights, the only place that opens them, with PyTorch's unpickler that builds only tensors."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ldm_ae.core.errors import UserError, printable
 
 
 class _Ignored:
-    """Stands in a checkpoint's bookkeeping for a class that is not built; it takes any arguments and does nothing."""
+    """Stand-in for a class in a checkpoint's bookkeeping that is not built; it takes any arguments and does nothing."""
 
     def __init__(self, *_: Any):
         pass
 
 
 _NAMED = (
-    # CompVis's checkpoints name this class in what Lightning kept of its callbacks, beside the weights ...
+    # CompVis's checkpoints name this class in the callback state that Lightning stores beside the weights ...
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.utilities.parsing.AttributeDict",
-    # ... and later ones keep the configuration that they were trained with, as hyper_parameters of omegaconf.
+    # ... and later ones store their training configuration, as hyper_parameters of omegaconf.
     "omegaconf.dictconfig.DictConfig",
     "omegaconf.listconfig.ListConfig",
     "omegaconf.base.ContainerMetadata",
@@ -32,47 +32,47 @@ _NAMED = (
     "omegaconf.nodes.AnyNode",
     "typing.Any",
 )
-"""Bookkeeping of known programs, for which `_Ignored` stands in. Any other class or function is refused."""
+"""Bookkeeping classes of known programs, for which `_Ignored` stands in. Any other class or function is refused."""
 CONTAINERS = (
     "state_dict", "model", "module", "model_state_dict", "generator", "vae", "autoencoder", "net", "params", "weights",
     "ema", "model_ema", "params_ema", "ema_state_dict", "state_dict_ema",
 )  # fmt: skip
-"""The names under which a checkpoint keeps its weights beside optimizers and counters, in the order of preference."""
+"""Names under which a checkpoint keeps its weights beside optimizers and counters, in order of preference."""
 _DEEPEST = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class LegacyWeights:
-    """The tensors of a pickled checkpoint, and where in it they were."""
+    """The tensors of a pickled checkpoint, and their location in it."""
 
     tensors: dict[str, Tensor]
     container: tuple[str, ...]
-    """The names of the dictionaries that were opened, the outermost first."""
+    """Names of the opened dictionaries, the outermost first."""
     beside: tuple[str, ...]
-    """Other dictionaries of weights beside the one that was opened."""
+    """Other dictionaries of weights beside the opened one."""
     scale_factor: Tensor | None = None
-    """A latent diffusion model's, where it is no tensor among the others: the innermost beside the dictionaries that
-    were opened, or a plain number."""
+    """Scale factor of a latent diffusion model, where it is not a tensor among the others: the innermost one beside the
+    opened dictionaries, or a plain number."""
 
 
 def read_legacy_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a `.pth` or `.ckpt` file by name, on the CPU; a `state_dict`, `model`, ... inside it is opened.
+    """Read the tensors of a `.pth` or `.ckpt` file by name, on the CPU; an inner `state_dict`, `model`, ... is opened.
 
     Raises:
-        UserError: no such file, not a PyTorch file, or one that holds anything but plain data.
+        UserError: The file does not exist, is not a PyTorch file, or contains anything but plain data.
     """
     return open_legacy_weights(path).tensors
 
 
 def open_legacy_weights(path: str | Path) -> LegacyWeights:
-    """`read_legacy_weights`, and where the tensors were found."""
+    """Read as `read_legacy_weights`, and return where the tensors were found."""
     try:
-        # An open file: by the name .safetensors alone torch would take it for one of those.
+        # Pass an open file: by the name .safetensors alone torch would treat it as one of those.
         with torch.serialization.safe_globals([(_Ignored, name) for name in _NAMED]), Path(path).open("rb") as file:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
-    except Exception as error:  # of a damaged file, whatever the unpickler stumbles over: KeyError, AssertionError, ...
+    except Exception as error:  # damaged files make the unpickler raise KeyError, AssertionError, ...
         raise UserError(f"{path} was not opened: {_refusal(error)}") from error
     if isinstance(content, Tensor):
         raise UserError(f"{path} holds a single tensor of shape {tuple(content.shape)}, not the weights of a network")
@@ -99,7 +99,7 @@ def open_legacy_weights(path: str | Path) -> LegacyWeights:
 
 
 def _scale_factor(content: dict[Any, Any], outer: Tensor | None) -> Tensor | None:
-    """This dictionary's own, a tensor or a plain number; else `outer`."""
+    """Return the scale factor of this dictionary, a tensor or a plain number; else `outer`."""
     value = content.get("scale_factor")
     if isinstance(value, Tensor):
         return value
@@ -108,7 +108,7 @@ def _scale_factor(content: dict[Any, Any], outer: Tensor | None) -> Tensor | Non
 
 
 def _has_tensors(value: object, depth: int = _DEEPEST) -> bool:
-    """Whether `value` is a dictionary with tensors, or one with such a dictionary under a known name."""
+    """Return whether `value` is a dictionary with tensors, or one with such a dictionary under a known name."""
     if not isinstance(value, dict):
         return False
     if any(isinstance(item, Tensor) for item in value.values()):
@@ -117,7 +117,7 @@ def _has_tensors(value: object, depth: int = _DEEPEST) -> bool:
 
 
 def _refusal(error: Exception) -> str:
-    """Why PyTorch's unpickler stopped, in one line: its own text has several, and advice that is unsafe."""
+    """Return in one line why PyTorch's unpickler stopped: its own text has several lines and unsafe advice."""
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
     if found := re.search(r"(?:Unsupported global: GLOBAL|load unsupported GLOBAL) (\S+)", text):
         return (

@@ -1,7 +1,7 @@
 """One folder, one writer.
 
-A record lock (POSIX `fcntl`) on `.lock` in the folder. The system drops it when its process ends in whatever way, so a
-lock is never stale, and processes forked from its holder do not keep it. The file's content only names the holder.
+A record lock (POSIX `fcntl`) on `.lock` in the folder. The system releases it however its process ends, so a lock is
+never stale, and processes forked from its holder do not keep it. The file's content only names the holder.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ldm_ae.core.errors import UserError
 LOCK = ".lock"
 _REFUSED = (errno.EACCES, errno.EAGAIN)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_held: set[str] = set()  # record locks are the process's, so a second one of the same process would be granted
+_held: set[str] = set()  # record locks belong to the process, which would be granted a second one
 _log = logging.getLogger("ldm_ae")
 
 
 @contextmanager
 def only_writer(folder: str | Path) -> Iterator[None]:
-    """Within it no other process that asks, on this machine or another on the same file system, gets `folder`.
+    """Lock `folder` against other writers that use this lock, on this machine or another on the same file system.
 
     Raises:
-        UserError: another process has it; the message names its host, PID and since when.
+        UserError: Another process holds the lock; the message names its host, PID and start time.
     """
     path = Path(folder).resolve() / LOCK
     descriptor = _acquire(path)
@@ -40,18 +40,18 @@ def only_writer(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         _held.discard(str(path))
-        path.unlink(missing_ok=True)  # before the lock goes, so that nobody's new lock is unlinked
+        path.unlink(missing_ok=True)  # before the lock is released, so that no new lock is unlinked
         os.close(descriptor)
 
 
 def refuse_if_held(folder: str | Path) -> None:
-    """UserError if another process has `folder`; makes nothing. For a quick answer before slow imports."""
+    """Raise UserError if another process holds `folder`; creates nothing. A quick check before slow imports."""
     if (who := holder(folder)) is not None:
         raise _in_use(Path(folder).resolve(), who)
 
 
 def holder(folder: str | Path) -> str | None:
-    """Which other process has `folder`, in words; None for none."""
+    """Describe the other process that holds `folder`; None if there is none."""
     path = Path(folder).resolve() / LOCK
     if str(path) in _held or not path.is_file():
         return None
@@ -82,7 +82,7 @@ def _acquire(path: Path) -> int:
             raise
         if _is_still(descriptor, path):
             break
-        os.close(descriptor)  # its holder has just unlinked it: the lock is on a file that nobody else will find
+        os.close(descriptor)  # the holder has just unlinked it: the lock is on a file that no other process finds
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(mine).encode(), 0)
@@ -104,7 +104,7 @@ def _read(path: Path) -> str:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return f"process {int(found['pid'])} on {found['host']}, since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it is just being written
+    except (OSError, ValueError, KeyError, TypeError):  # the file is being written
         return "another process"
 
 

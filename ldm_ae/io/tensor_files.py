@@ -1,4 +1,4 @@
-"""Safetensors: read with an error of one line for each way a file can be wrong, and written piece by piece."""
+"""Safetensors files: read with a one-line error for each kind of damage, and written piece by piece."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ DTYPE_NAMES = {
     torch.int16: "I16", torch.float8_e8m0fnu: "F8_E8M0", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-"""The format's names, in the order in which the library puts the tensors of a file."""
+"""Names of dtypes in the format, in the order in which the library writes the tensors of a file."""
 _PLACES = {dtype: place for place, dtype in enumerate(DTYPE_NAMES)}
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name, on the CPU.
+    """Read the tensors of a safetensors file by name, on the CPU.
 
     Raises:
-        UserError: no such file, or a damaged one.
+        UserError: The file does not exist or is damaged.
     """
     try:
         return load_file(path)
@@ -40,20 +40,20 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         TypeError,
         ValueError,
         RuntimeError,
-    ) as error:  # the latter are torch's, of shapes
+    ) as error:  # the last ones come from torch, about shapes
         raise UserError(f"{path} is not a sound safetensors file: {reason(error)}") from error
 
 
 def safetensors_pieces(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> Iterator[bytes | memoryview]:
-    """The bytes of the safetensors file of `tensors`: its header, then each tensor as plain rows, one at a time.
+    """Yield the bytes of the safetensors file of `tensors`: its header, then one contiguous tensor at a time.
 
-    They are those that `safetensors.torch.save` gives, which takes all at once and a copy of each; only the metadata
-    are in the order of their names, where the library's changes from process to process.
+    The bytes equal those of `safetensors.torch.save`, which takes all tensors at once and a copy of each; only the
+    metadata are sorted by name, while the library's order changes from process to process.
 
     Raises:
-        KeyError: a dtype that the library's files do not hold.
+        KeyError: The library's files do not support the dtype.
     """
     names = sorted(tensors, key=lambda name: (_PLACES[tensors[name].dtype], name))
     header: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""Weights that other programs wrote. What a file is shows in its first bytes, whatever its name ends with."""
+"""Weights written by other programs. The first bytes of a file determine its format, not its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldm_ae.io.tensor_files import read_tensors
 
 _HEAD = 4096
 _LONGEST_HEADER = 100_000_000
-"""Bytes of a safetensors header, the library's own limit."""
+"""Maximum bytes of a safetensors header, the library's own limit."""
 _BEGINNINGS = (
     (b"version https://git-lfs", "a Git LFS pointer instead of the file it stands for; run `git lfs pull`"),
     (b"GGUF", "a GGUF file, which holds quantized weights of language and diffusion models"),
@@ -45,18 +45,18 @@ class WeightFile:
 
     tensors: dict[str, Tensor]
     container: tuple[str, ...] = ()
-    """The dictionaries of a pickled checkpoint that were opened to get at them, the outermost first."""
+    """Dictionaries of a pickled checkpoint that were opened to reach the tensors, the outermost first."""
     beside: tuple[str, ...] = ()
     """Other dictionaries of weights, which were not opened."""
     scale_factor: Tensor | None = None
-    """A latent diffusion model's that is none of `tensors`: beside the dictionary of them, or a plain number."""
+    """Scale factor of a latent diffusion model that is not in `tensors`: beside their dictionary, or a plain number."""
 
 
 def read_weight_file(path: str | Path) -> WeightFile:
-    """The tensors of a safetensors file or of a PyTorch checkpoint, whose pickle may hold tensors and plain data alone.
+    """Read the tensors of a safetensors file or of a PyTorch checkpoint whose pickle holds only tensors and plain data.
 
     Raises:
-        UserError: no such file, or one that is neither; the message says what it seems to be.
+        UserError: The file does not exist, or is neither; the message describes what it seems to be.
     """
     path = Path(path)
     if path.is_dir():
@@ -83,7 +83,7 @@ def _is_safetensors(head: bytes) -> bool:
 
 
 def _is_torch_archive(path: Path) -> bool:
-    """Whether it is one of PyTorch's; a damaged archive may be, so that PyTorch shall say what is wrong with it."""
+    """Return whether it is a PyTorch archive; a damaged archive counts as one, so that PyTorch reports the damage."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
@@ -92,7 +92,7 @@ def _is_torch_archive(path: Path) -> bool:
 
 
 def _seems(head: bytes) -> str:
-    """What a file that is no checkpoint begins like."""
+    """Describe the first bytes of a file that is not a checkpoint."""
     if not head:
         return "empty; the download may have failed"
     if head[:4] == b"PK\x03\x04":

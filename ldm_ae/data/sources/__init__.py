@@ -1,4 +1,4 @@
-"""Where images come from, one file a kind. A new kind is one new file with a `Source` class in it."""
+"""The kinds of image sources, one file each. To add a kind, add one file with a `Source` class in it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["SOURCES", "RawImage", "Source", "Wrapped", "open_source"]
 
 
 SOURCES: Registry[Source] = Registry(__name__, Source, "image source", key="name")  # type: ignore[type-abstract]
-"""Every kind of source by its name, in the order in which they are asked."""
+"""Every kind of source by its name, in the order in which they are tried."""
 
 
 def open_source(location: str | Path) -> Source:
-    """The images at `location`.
+    """Open the images at `location`.
 
     `location` is a folder of images (or one image file); one `.tar`, a folder of them, or a pattern such as
     `shards/{000..009}.tar` or `shards/*.tar`; a Parquet file, a folder of them, or a folder that `datasets` saved;
     `hf:owner/name[:split]`; `photos:train` or `photos:heldout`, real photos that come with the `offline` extra.
-    Before a folder that can be read in several ways, `folder:`, `tars:`, `parquet:` or `saved:` chooses one.
+    If a folder can be read in several ways, the prefix `folder:`, `tars:`, `parquet:` or `saved:` selects one.
 
     Raises:
-        UserError: there is nothing of these kinds, it cannot be read, or it can be read in several ways.
+        UserError: Nothing of these kinds is there, it cannot be read, or it can be read in several ways.
     """
     location = str(location)
     scheme, _, rest = location.partition(":")
@@ -44,7 +44,7 @@ def open_source(location: str | Path) -> Source:
         raise UserError(f"{location} can be read in {len(opened)} ways; choose one by its first word:\n{readings}")
     if tree is not None:
         if tables := tree.files("parquet"):
-            ParquetSource([tree.root / tables[0]], "", location)  # which says why it is not one
+            ParquetSource([tree.root / tables[0]], "", location)  # which reports why it is not one
         raise UserError(_nothing(location, tree, chosen))
     if Path(location).exists():
         extensions = " ".join(IMAGE_EXTENSIONS)
@@ -55,7 +55,7 @@ def open_source(location: str | Path) -> Source:
 
 
 def _nothing(location: str, tree: Tree, chosen: list[type[Source]]) -> str:
-    """Why a folder is not a source, and what lies in it."""
+    """Return why a folder is not a source, and what it contains."""
     account = Account(kind="", images=0)
     tree.describe(account, used=())
     found = "; ".join(f"{group.count} {reason}: {group}" for reason, group in account.passed_over.items())

@@ -29,12 +29,11 @@ class FolderSource(Source):
     """All image files below a folder, sorted by their path relative to it, which is also the key.
 
     The label is the position of the first-level folder among all such folders that hold images, sorted by name; an
-    image that lies directly in the root has none. Beside `photo.jpg`, `photo.txt` or `photo.caption` holds its caption,
-    and `photo.json` an object with a caption and a label, a class number that goes before the folder's. A table
-    `metadata.jsonl`, `metadata.csv` or `metadata.tsv` in any folder, as `datasets` has it, names images relative to
-    that folder, and counts where nothing lies beside the image; one that cannot be used is in the account. Links are
-    followed; names that start with a dot are not
-    looked at.
+    image directly in the root has no label. Beside `photo.jpg`, `photo.txt` or `photo.caption` holds its caption, and
+    `photo.json` an object with a caption and a label, a class number that overrides the folder's. A table
+    `metadata.jsonl`, `metadata.csv` or `metadata.tsv` in any folder, as in `datasets`, names images relative to that
+    folder, and is overridden by files beside the image; the account reports an unusable table. Links are followed;
+    names that start with a dot are ignored.
     """
 
     name = "folder"
@@ -42,13 +41,18 @@ class FolderSource(Source):
     scheme = "folder"
 
     def __init__(self, root: Path, paths: list[str], beside: Collection[str] = (), tree: Tree | None = None) -> None:
-        """Args: root, the images' POSIX paths relative to it in their final order, those of texts beside them, and what
-        else lies there.
+        """Find the texts and tables of the images.
+
+        Args:
+            root: The folder.
+            paths: The images' POSIX paths relative to it, in their final order.
+            beside: The paths of texts beside them.
+            tree: The other contents of the folder.
         """
         self._root = root
         self._paths = StringTable(paths)
         self._beside = StringTable(sorted(beside))
-        # Looked up once here: asking the file system for each image costs several calls in each epoch.
+        # Looked up once here: querying the file system for each image costs several calls in each epoch.
         texts, unused = _find_texts(paths, self._beside[:])
         self._texts = np.array(texts, dtype=np.int32).reshape(-1, len(TEXTS))
         self.classes: list[str] = sorted({path.partition("/")[0] for path in paths if "/" in path})
@@ -78,7 +82,7 @@ class FolderSource(Source):
         return cls(path, paths, tree.files(*TEXTS), tree) if paths else None
 
     def _read_tables(self, tables: list[str], paths: set[str]) -> None:
-        """The rows of metadata tables by the image's path; a table or line that cannot be used costs itself alone."""
+        """Return the rows of metadata tables by the image's path; an unusable table or line affects only itself."""
         for table in tables:
             folder = table.rpartition("/")[0]
             try:
@@ -106,7 +110,7 @@ class FolderSource(Source):
         self._account.unusable.setdefault(valid_text(what), Group()).add(name)
 
     def _describe(self, paths: list[str]) -> None:
-        """Count where captions and labels come from."""
+        """Count the origins of captions and labels."""
         for number, ending in enumerate(TEXTS):
             if count := int((self._texts[:, number] >= 0).sum()):
                 self._account.captions[f".{ending} beside the image"] = count
@@ -135,11 +139,11 @@ class FolderSource(Source):
         return len(self._paths)
 
     def key(self, index: int) -> str:
-        """Path relative to the root, with forward slashes."""
+        """Return the path relative to the root, with forward slashes."""
         return valid_text(self._paths[index])
 
     def bytes_of(self, index: int) -> int | None:
-        """As the file system has it; None where it says nothing."""
+        """Return the size in the file system; None if it is unavailable."""
         try:
             return (self._root / self._paths[index]).stat().st_size
         except OSError:
@@ -161,7 +165,7 @@ class FolderSource(Source):
 
 
 def _find_texts(paths: list[str], beside: list[str]) -> tuple[list[list[int]], list[str]]:
-    """For each image the positions of its texts in `beside`, -1 for none; and the texts that no image has."""
+    """Return for each image the positions of its texts in `beside`, -1 for none; and the texts without an image."""
     places: dict[str, dict[str, int]] = {ending: {} for ending in TEXTS}
     for number, name in enumerate(beside):
         stem, _, ending = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` library: saved folders, and names on the hub."""
+"""Data sets of the `datasets` library: saved folders, and names on the Hub."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class HFDatasetsSource(ColumnSource):
-    """Rows of one split, images as the encoded bytes that the data set holds.
+    """Rows of one split, with images as the encoded bytes that the data set holds.
 
-    Columns are chosen as in Parquet files, and the key is the split and the row number. What `datasets` downloads and
-    converts lies in its cache, which the account names.
+    Columns are selected as in Parquet files, and the key is the split and the row number. Downloads and conversions of
+    `datasets` are in its cache, which the account names.
     """
 
     name = "hf_datasets"
@@ -29,7 +29,13 @@ class HFDatasetsSource(ColumnSource):
     scheme = "saved"
 
     def __init__(self, data: datasets.Dataset, location: str, tree: Tree | None = None) -> None:
-        """Args: one split, what to call it in messages, and what lies in its folder, if it is one."""
+        """Find the columns of the split.
+
+        Args:
+            data: One split.
+            location: Its name in messages.
+            tree: The contents of its folder, if it is one.
+        """
         import datasets
 
         schema = data.features.arrow_schema
@@ -60,7 +66,7 @@ class HFDatasetsSource(ColumnSource):
         return len(self._data)
 
     def key(self, index: int) -> str:
-        """Split and row."""
+        """Return split and row."""
         return f"{self._split}{index:08d}"
 
     def __getitem__(self, index: int) -> RawImage:
@@ -78,7 +84,7 @@ class HFDatasetsSource(ColumnSource):
 
 def _describe(data: datasets.Dataset, columns: Columns, skipped: list[str], classes: list[str]) -> Account:
     account = Account(kind=HFDatasetsSource.name, images=len(data), classes=list(classes))
-    # Where the data set takes some of the rows of its table, all of them may have a value.
+    # If the data set selects some of the rows of its table, all of them may have a value.
     nulls = {name: data.data.column(name).null_count if data.data.num_rows == len(data) else 0 for name in columns.used}
     if columns.label:
         account.labels = {f"column {columns.label}": len(data) - nulls[columns.label]}
@@ -92,7 +98,7 @@ def _describe(data: datasets.Dataset, columns: Columns, skipped: list[str], clas
 
 
 def _load(name: str, location: str) -> Any:
-    """A `Dataset`, or a dictionary of them by split."""
+    """Return a `Dataset`, or a dictionary of them by split."""
     try:
         import datasets
     except ImportError:
@@ -104,7 +110,7 @@ def _load(name: str, location: str) -> Any:
         raise UserError(f"no such folder or file: {name}, and a data set on the hub is hf:owner/name[:split]")
     try:
         return datasets.load_from_disk(name) if is_saved(path) else datasets.load_dataset(name)
-    except Exception as error:  # many kinds come out of it; each means that there is no data set
+    except Exception as error:  # the library raises many kinds; each means that there is no data set
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         if path.exists():
             raise UserError(f"{name} cannot be read as a data set: {reason}") from error

@@ -1,4 +1,4 @@
-"""What every source of images is: a list of encoded images, read by index."""
+"""The interface of every image source: a list of encoded images, read by index."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ IMAGE_EXTENSIONS = (
     "avif", "bmp", "gif", "heic", "heif", "hif", "j2c", "j2k", "jfif", "jp2", "jpc", "jpe", "jpeg", "jpf", "jpg", "jpx",
     "jxl", "mpo", "png", "tif", "tiff", "webp",
 )  # fmt: skip
-"""Lower case, without the dot. What a file really is, its content says; these only choose which files are looked at."""
+"""Extensions in lower case, without the dot, that select files to inspect. The content determines the format."""
 
 
 class RawImage(NamedTuple):
-    """One image as it lies in the source, not decoded."""
+    """One image as stored in the source, not decoded."""
 
     key: str
-    """Stable and unique within the source."""
+    """Name that is stable and unique within the source."""
     data: bytes
-    """The encoded file."""
+    """Content of the encoded file."""
     label: int | None = None
-    """Class, from 0."""
+    """Class number, from 0."""
     caption: str | None = None
     """Text that belongs to the image."""
     notes: tuple[str, ...] = ()
-    """Why a caption or label that is there is not used; the image itself is."""
+    """Reasons why an existing caption or label is not used, although the image is."""
 
 
 class Source(abc.ABC):
-    """A map-style, picklable list of images. A subclass in a file of this folder is found by `open_source`.
+    """A map-style, picklable list of images. `open_source` finds a subclass in a file of this folder.
 
     Order and keys depend on the data alone, so that an index means the same image in every process and in every run.
     """
@@ -51,37 +51,37 @@ class Source(abc.ABC):
     name: ClassVar[str]
     """Short name of the kind, for messages and for the contract test."""
     accepts: ClassVar[str]
-    """What a location of this kind looks like, for error messages."""
+    """Description of locations of this kind, for error messages."""
     scheme: ClassVar[str] = ""
-    """`SCHEME:PATH` reads a path as this kind where it could be several; "" if only this kind reads such locations."""
+    """`SCHEME:PATH` reads an ambiguous path as this kind; "" if only this kind reads such locations."""
 
     @classmethod
     @abc.abstractmethod
     def open(cls, location: str, tree: Tree | None = None) -> Source | None:
-        """The source at `location`, or None if that is no location of this kind.
+        """Return the source at `location`, or None if it is not a location of this kind.
 
         Args:
-            location: As the user names it, without a scheme.
-            tree: What lies in `location`, if that is a folder and somebody has walked it already.
+            location: The user's location, without a scheme.
+            tree: Contents of `location`, if it is a folder that has already been walked.
 
         Raises:
-            UserError: it is one of this kind, and cannot be read.
+            UserError: The location is of this kind, and cannot be read.
         """
 
     def account(self) -> Account:
-        """What it takes and passes over, and where captions and labels come from."""
+        """Return what the source uses and skips, and where captions and labels come from."""
         return Account(kind=self.name, images=len(self))
 
     def bytes_of(self, index: int) -> int | None:
-        """How large an encoded image is, where that is known without reading it."""
+        """Return the size of an encoded image, or None if it is unknown without reading the image."""
         del index
         return None
 
     def with_classes(self, classes: Sequence[str], origin: str) -> Source:
-        """The same images, whose class names have the numbers that they have in `classes`.
+        """Return the same images, with class names numbered as in `classes`.
 
         Raises:
-            UserError: labels have no names here, or some are not in `classes`, which are those of `origin`.
+            UserError: Labels have no names here, or some are not in `classes`, which are those of `origin`.
         """
         del classes
         raise UserError(f"the labels of a source of the kind {self.name} have no names, so that {origin} has no effect")
@@ -91,26 +91,26 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def key(self, index: int) -> str:
-        """Stable, unique, printable name of image `index`; cheap, reads no image."""
+        """Return the stable, unique, printable name of image `index`; this is cheap and reads no image."""
 
     @abc.abstractmethod
     def __getitem__(self, index: int) -> RawImage:
-        """Image `index`, 0 <= index < len.
+        """Return image `index`, 0 <= index < len.
 
         Raises:
-            BadImage: what lies there is unusable for a reason other than its pixels, e.g. a label that is no number.
-            OSError: it can no longer be read.
+            BadImage: The image is unusable for a reason other than its pixels, e.g. a label that is not a number.
+            OSError: The image can no longer be read.
         """
 
 
 class ColumnSource(Source):
-    """Rows of a table, whose labels are numbers of classes that the table may name. Not a kind of its own."""
+    """Rows of a table, whose labels are numbers of classes that the table may name. It is not a kind of its own."""
 
     classes: list[str]
-    """Names of the classes 0, 1, ... of the table; empty where it names none."""
+    """Names of the classes 0, 1, ... of the table; empty if it names none."""
     _account: Account
     _numbers: list[int] | None = None
-    """Which number each class has instead, after `with_classes`."""
+    """New number of each class, after `with_classes`."""
 
     def account(self) -> Account:
         """See `Source.account`."""
@@ -127,7 +127,7 @@ class ColumnSource(Source):
         return found
 
     def _numbered(self, label: int | None) -> int | None:
-        """The number that a row's label stands for; BadImage for a class without a name."""
+        """Return the number that a row's label represents; BadImage for a class without a name."""
         if label is None or self._numbers is None:
             return label
         if label >= len(self._numbers):
@@ -136,7 +136,7 @@ class ColumnSource(Source):
 
 
 class Wrapped(Source):
-    """Another source's images, with something done to each; made from that source, never from a location."""
+    """Another source's images, each modified; built from that source, never from a location."""
 
     accepts = "another source"
 
@@ -145,18 +145,18 @@ class Wrapped(Source):
 
     @classmethod
     def open(cls, location: str, tree: Tree | None = None) -> Source | None:  # noqa: ARG003
-        """None."""
+        """Return None."""
         return None
 
     def __len__(self) -> int:
         return len(self._source)
 
     def key(self, index: int) -> str:
-        """The source's."""
+        """Return the source's key."""
         return self._source.key(index)
 
     def account(self) -> Account:
-        """The source's."""
+        """Return the source's account."""
         return self._source.account()
 
     def with_classes(self, classes: Sequence[str], origin: str) -> Source:
@@ -169,8 +169,8 @@ class Wrapped(Source):
 class StringTable(Sequence[str]):
     """A read-only list of strings in two flat buffers.
 
-    A Python list of a million paths is touched (reference counts) and thus copied by every forked worker, and costs
-    three times the memory; this is neither.
+    Reference counts in a Python list of a million paths make every forked worker copy it, and it takes three times
+    the memory; this table avoids both.
     """
 
     def __init__(self, strings: Iterable[str]) -> None:
@@ -195,7 +195,7 @@ class StringTable(Sequence[str]):
 
 
 def numbered(names: Sequence[str], classes: Sequence[str], origin: str) -> list[int]:
-    """The number in `classes`, those of `origin`, of each of these names; UserError for one that is not there."""
+    """Return the number of each of these names in `classes`, those of `origin`; UserError for one that is missing."""
     numbers = {name: number for number, name in enumerate(classes)}
     if missing := [name for name in names if name not in numbers]:
         raise UserError(
@@ -206,10 +206,10 @@ def numbered(names: Sequence[str], classes: Sequence[str], origin: str) -> list[
 
 
 def read_regular(path: str | Path) -> bytes:
-    """The content of a regular file. A pipe or a device of that name would wait for a writer, or never end.
+    """Return the content of a regular file. Opening a pipe or a device would wait for a writer, or never end.
 
     Raises:
-        OSError: it cannot be read, or is not a regular file.
+        OSError: The file cannot be read, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
@@ -219,10 +219,10 @@ def read_regular(path: str | Path) -> bytes:
 
 
 def valid_text(name: str) -> str:
-    """`name` as valid text: bytes of a file name that are not UTF-8 become backslash escapes."""
+    """Return `name` as valid text: bytes of a file name that are not UTF-8 become backslash escapes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def extension(name: str) -> str:
-    """Lower-case extension of a file name without the dot, "" if there is none."""
+    """Return the lower-case extension of a file name without the dot, "" if there is none."""
     return name.rpartition(".")[2].lower() if "." in name else ""

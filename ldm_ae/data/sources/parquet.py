@@ -1,4 +1,4 @@
-"""Parquet files of images, read directly: what is encoded is what lies in the files now, and not a cache's copy."""
+"""Parquet files of images, read directly: the current content of the files is encoded, not a cached copy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ldm_ae.data.texts import CAPTION_NAMES, LABEL_NAMES, Annotations, spelled
 from ldm_ae.images.decoding import BadImage
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
-"""Columns of encoded images, the first that is there."""
+"""Columns of encoded images; the first one present is used."""
 _SHARDED = re.compile(r"data/(\w+)-\d{5}-of-\d{5}[^/]*")
 _SPLITS = {
     "train": ("train", "training"),
@@ -33,12 +33,12 @@ _SPLITS = {
 
 
 class Columns(NamedTuple):
-    """Which columns of a file are used."""
+    """The columns of a file that are used."""
 
     image: str
     label: str | None
     captions: tuple[str, ...]
-    """Of each row the first that has a value counts."""
+    """For each row the first of these with a value is used."""
 
     @property
     def used(self) -> list[str]:
@@ -49,15 +49,15 @@ class ParquetSource(ColumnSource):
     """Rows of the Parquet files of one split, with the encoded images that they hold.
 
     The image is the one column that `datasets` has marked as Image (the one called "image" if there are several), or
-    else a column of bytes, or of objects with `bytes`, called image, img, jpg, jpeg, png or webp; the label an integer
-    column called label, labels or cls, where a negative number means none; the caption a column of text, or of lists of
-    text, of which the first counts, called caption, text, txt or prompt, of each row the first that has a value. The
-    case of the names does not matter; a column of floats has labels where they are whole numbers. The key is the split
-    and the row number.
+    else a column of bytes, or of objects with `bytes`, called image, img, jpg, jpeg, png or webp. The label is an
+    integer column called label, labels or cls, where a negative number means none; a column of floats has labels where
+    they are integers. The caption is a column of text, or of lists of text, of which the first is used, called caption,
+    text, txt or prompt; for each row the first with a value is used. The case of the names does not matter. The key is
+    the split and the row number.
 
-    The files of a folder belong to splits by their names, as `datasets` has it: `data/train-00000-of-00002.parquet`, a
-    folder or a file called after train, validation or test, or all to the split train. A row group is read as a whole;
-    one of about 100 images, which `datasets` writes, suits reading in any order.
+    The files of a folder belong to splits by their names, as in `datasets`: `data/train-00000-of-00002.parquet`, a
+    folder or a file named after train, validation or test, or else all to the split train. A row group is read as a
+    whole; one of about 100 images, which `datasets` writes, suits reading in any order.
     """
 
     name = "parquet"
@@ -65,10 +65,16 @@ class ParquetSource(ColumnSource):
     scheme = "parquet"
 
     def __init__(self, files: Sequence[Path], split: str, location: str, tree: Tree | None = None) -> None:
-        """Args: the files in their order, what the keys begin with, what to call it in messages, what else is there.
+        """Read the schemas of the files.
+
+        Args:
+            files: The files in their order.
+            split: The prefix of the keys.
+            location: The name in messages.
+            tree: The other contents of the folder.
 
         Raises:
-            UserError: a file cannot be read or has no image, or there are no rows.
+            UserError: A file cannot be read or has no image, or there are no rows.
         """
         self._files = list(files)
         self._split = split
@@ -118,10 +124,10 @@ class ParquetSource(ColumnSource):
 
     @classmethod
     def of_split(cls, root: Path, split: str, tree: Tree | None = None) -> ParquetSource | None:
-        """The files of one split below a folder; None if none of them has an image.
+        """Return the files of one split below a folder; None if none of them has an image.
 
         Raises:
-            UserError: there are several splits and none is named, or none of that name.
+            UserError: There are several splits and none is named, or there is none of that name.
         """
         tree = tree or Tree(root)
         names = [name for name in tree.files("parquet") if _holds_images(root / name)]
@@ -155,7 +161,7 @@ class ParquetSource(ColumnSource):
         return int(self._starts[-1])
 
     def key(self, index: int) -> str:
-        """Split and row."""
+        """Return split and row."""
         return f"{self._split}/{index:08d}"
 
     def __getitem__(self, index: int) -> RawImage:
@@ -175,10 +181,10 @@ class ParquetSource(ColumnSource):
 
 
 def find_columns(schema: pa.Schema, features: Mapping[str, Any], location: str) -> Columns:
-    """Which columns hold the images, labels and captions.
+    """Return the columns that hold the images, labels and captions.
 
     Raises:
-        UserError: none holds images, or several do.
+        UserError: No column holds images, or several do.
     """
     typed = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
     if len(typed) > 1 and "image" not in typed:
@@ -193,14 +199,14 @@ def find_columns(schema: pa.Schema, features: Mapping[str, Any], location: str) 
 
 
 def _spelled(schema: pa.Schema, names: Sequence[str]) -> list[str]:
-    """Those of the names that are columns, as they are spelled there."""
+    """Return those of the names that are columns, with their spelling there."""
     return [column for name in names if (column := spelled(schema.names, name)) is not None]
 
 
 def split_files(names: Sequence[str]) -> dict[str, list[str]]:
-    """Files of each split by their paths in the folder, as `datasets` deals them out.
+    """Return the files of each split by their paths in the folder, as `datasets` assigns them.
 
-    The order of the files of a split, and with it the numbers in the keys, is that of `datasets` too.
+    The order of the files of a split, and with it the numbers in the keys, also matches `datasets`.
     """
     names = [name for name in sorted(names) if not any(part.startswith("__") for part in name.split("/"))]
     sharded: dict[str, list[str]] = {}
@@ -224,7 +230,7 @@ def split_files(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _patterns(word: str, *, by_folder: bool) -> list[str]:
-    """Of paths that belong to the split which this word stands for, in the order in which `datasets` asks for them."""
+    """Return patterns of paths that belong to the split of this word, in the order in which `datasets` tries them."""
     start, end = "(?:^|/)", "/" if by_folder else "[^/]*$"
     apart, any_name = "[-._ 0-9]", "[^/]*"
     if by_folder:
@@ -240,7 +246,7 @@ def _patterns(word: str, *, by_folder: bool) -> list[str]:
 
 
 def _holds_images(file: Path) -> bool:
-    """Whether it is a Parquet file with an image column; the account counts those that are not."""
+    """Return whether it is a Parquet file with an image column; the account counts those that are not."""
     try:
         with open_parquet(file) as opened:
             find_columns(opened.schema_arrow, features_of(opened.schema_arrow), str(file))
@@ -250,8 +256,8 @@ def _holds_images(file: Path) -> bool:
 
 
 def _count_values(opened: pq.ParquetFile, names: Sequence[str]) -> dict[str, int]:
-    """How many rows have a value in each of these columns: those that are not null, or of lists, whose nulls a file
-    does not count by rows, and of files without statistics all.
+    """Return how many rows have a value in each of these columns: those that are not null, or all rows for lists, whose
+    nulls a file does not count by rows, and for files without statistics.
     """
     counts = dict.fromkeys(names, opened.metadata.num_rows)
     places = {opened.schema.column(i).path: i for i in range(len(opened.schema))}
@@ -264,7 +270,7 @@ def _count_values(opened: pq.ParquetFile, names: Sequence[str]) -> dict[str, int
 
 
 def features_of(schema: pa.Schema) -> dict[str, Any]:
-    """What `datasets` has written about the columns, empty if it has not."""
+    """Return the features that `datasets` has written about the columns, empty if it has not."""
     try:
         found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError):
@@ -277,7 +283,7 @@ def features_of(schema: pa.Schema) -> dict[str, Any]:
 
 
 def class_names(features: Mapping[str, Any], label: str | None) -> list[str]:
-    """The names of the labels 0, 1, ..., empty if `datasets` has not written them."""
+    """Return the names of the labels 0, 1, ..., empty if `datasets` has not written them."""
     names = features.get(label or "", {}).get("names")
     return [str(name) for name in names] if isinstance(names, list) else []
 

@@ -1,4 +1,4 @@
-"""Real photos that come inside the wheels of scikit-image and scikit-learn, for use without a network."""
+"""Real photos from the wheels of scikit-image and scikit-learn, for use without a network."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ldm_ae.data.sources.interface import RawImage, Source
 from ldm_ae.data.sources.tree import Tree
 
 _FOLDERS = {"scikit-image": ("skimage", "data"), "scikit-learn": ("sklearn", "datasets/images")}
-# Split by image, and the two views of one motorcycle on the same side. Held out are three ordinary photos (a cat, a
-# flower, a rocket on its pad); the microscope, the retina and the telescope are left to training.
+# Split by image, with the two views of one motorcycle on the same side. Three ordinary photos are held out (a cat, a
+# flower, a rocket on its pad); the microscope, the retina and the telescope are for training.
 _SPLITS = {
     "train": (
         "scikit-image/astronaut.png",
@@ -57,7 +57,7 @@ class PhotosSource(Source):
         return len(self._keys)
 
     def key(self, index: int) -> str:
-        """Wheel and file name."""
+        """Return wheel and file name."""
         return self._keys[index]
 
     def __getitem__(self, index: int) -> RawImage:
@@ -65,7 +65,7 @@ class PhotosSource(Source):
 
 
 def _find_folder(wheel: str, package: str, folder: str) -> Path:
-    """A folder in an installed package, which is not imported: that would take seconds and half of SciPy."""
+    """Return a folder in an installed package without importing it, which would take seconds and half of SciPy."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"the bundled photos need {wheel}, which is missing; pip install 'ldm_ae[offline]'")

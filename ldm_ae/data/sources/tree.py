@@ -1,4 +1,4 @@
-"""What lies in a folder, walked once for every kind of source."""
+"""The contents of a folder, walked once for every kind of source."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ldm_ae.data.account import Account
 from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS, extension
 
 TEXTS = ("txt", "caption", "json")
-"""Extensions of files that may lie beside an image, in the order in which their captions count."""
+"""Extensions of files that may be beside an image, in the order of priority of their captions."""
 TABLES = ("csv", "jsonl", "tsv")
-"""Of tables that name images."""
+"""Extensions of tables that name images."""
 METADATA = tuple(f"metadata.{ending}" for ending in TABLES)
-"""Names of tables that are read by themselves, where the source is a folder of images."""
+"""Names of tables that are read automatically if the source is a folder of images."""
 _OTHER_TABLE = re.compile(r"annotation|caption|label|metadata|prompt", re.IGNORECASE)
-"""Names of JSON files that are no image's, but tables of many."""
+"""Names of JSON files that are tables of many images, not the text of one."""
 NOT_ANNOTATIONS = "not read as annotations; encode takes such a file with --captions or --labels"
 ARCHIVES = ("7z", "bz2", "gz", "rar", "tgz", "xz", "zip", "zst")
 _IMAGE_LIKE = (
@@ -29,21 +29,21 @@ _IMAGE_LIKE = (
     "tga", "tif", "tiff", "webp", "xcf",
 )  # fmt: skip
 IMAGE_LIKE = frozenset(_IMAGE_LIKE) - frozenset(IMAGE_EXTENSIONS)
-"""Extensions of images that are not opened; files of these names are in the account."""
+"""Extensions of images that are not opened; the account lists files with these names."""
 _KNOWN = IMAGE_LIKE | {*IMAGE_EXTENSIONS, *TEXTS, *TABLES, *ARCHIVES, "tar", "parquet"}
 
 
 class Tree:
-    """The regular files below a folder whose extension says something, and what cannot be read.
+    """The regular files below a folder that have a known extension, and those that cannot be read.
 
-    Links are followed, but not to a folder that the link lies in. Names that start with a dot are not looked at
+    Links are followed, except to a folder that contains the link. Names that start with a dot are ignored
     (`.thumbnails`, and the `._photo.jpg` that macOS leaves).
 
     Args:
         root: The folder.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: The folder cannot be read.
     """
 
     def __init__(self, root: Path) -> None:
@@ -85,14 +85,14 @@ class Tree:
                     self._left_out.append((kind, name))
 
     def files(self, *extensions: str) -> list[str]:
-        """Paths relative to the root, with forward slashes, in the order of their names."""
+        """Return paths relative to the root, with forward slashes, in the order of their names."""
         return sorted(name for ending in extensions for name in self._files.get(ending, ()))
 
     def other_tables(self, *, read: Iterable[str]) -> list[str]:
-        """Files that seem to be tables of captions or labels and are not read as such.
+        """Return files that seem to be tables of captions or labels and are not read as such.
 
         Args:
-            read: Names of tables that are read, in whatever folder.
+            read: Names of tables that are read, in any folder.
         """
         images = {name.rpartition(".")[0] for name in self.files(*IMAGE_EXTENSIONS)}
         tables = [name for name in self.files(*TABLES) if name.rpartition("/")[2] not in read]
@@ -102,11 +102,11 @@ class Tree:
         ]  # fmt: skip
 
     def describe(self, account: Account, *, used: Iterable[str]) -> None:
-        """Count in the account what is not used.
+        """Count unused files in the account.
 
         Args:
-            account: Of the source that was chosen.
-            used: The extensions that the source has decided on; what it does not take of them it counts itself.
+            account: Account of the selected source.
+            used: Extensions that the source handles; it counts its own unused files of these itself.
         """
         for reason, name in self._left_out:
             account.pass_over(reason, name.rstrip("/") or str(self.root))
@@ -124,14 +124,14 @@ class Tree:
 
 
 def is_saved(path: Path) -> bool:
-    """Whether `datasets` has saved a data set, or several splits of one, in this folder."""
+    """Return whether `datasets` has saved a data set, or several splits of one, in this folder."""
     return (path / "dataset_dict.json").is_file() or (
         (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
     )
 
 
 def _is(question: Callable[[], bool]) -> bool:
-    """Whether a directory entry's method says yes; for a link that leads to itself none does."""
+    """Return the result of a directory entry's method; False for a link that leads to itself."""
     try:
         return question()
     except OSError:

@@ -1,4 +1,4 @@
-"""WebDataset tars, read at offsets so that any sample can be had at any time."""
+"""WebDataset tars, read at offsets so that samples can be read in any order."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class WebDatasetSource(Source):
     """Samples of uncompressed tars: members of one tar that share the name up to the first dot of its last part.
 
     The image is the member with an image's extension, the label the number in `.cls`, the caption the text of `.txt` or
-    `.caption`; an object in `.json` may have a caption and a label too. A hard link is the member that it links to. The
-    tars are scanned once, headers only; after that every sample is a read at an
-    offset, so that, unlike a stream of tars, the order is free and a run can resume anywhere. The key is the tar's
-    path below the folder that holds all the tars, a slash, and the sample's name.
+    `.caption`; an object in `.json` may have a caption and a label too. A hard link has the content of its target. The
+    tars are scanned once, headers only; after that every sample is a read at an offset, so that, unlike in a stream of
+    tars, the order is free and a run can resume anywhere. The key is the tar's path below the folder that holds all the
+    tars, a slash, and the sample's name.
     """
 
     name = "webdataset"
@@ -39,10 +39,14 @@ class WebDatasetSource(Source):
     scheme = "tars"
 
     def __init__(self, tars: list[Path], tree: Tree | None = None) -> None:
-        """Args: tars in their final order, at least one, and what else lies in their folder.
+        """Scan the headers of the tars.
+
+        Args:
+            tars: The tars in their final order, at least one.
+            tree: The other contents of their folder.
 
         Raises:
-            UserError: a tar is compressed, damaged or missing, two samples share a name, or there are no images.
+            UserError: A tar is compressed, damaged or missing, two samples share a name, or there are no images.
         """
         folders = {tar.parent for tar in tars}
         root = tars[0].parent if len(folders) == 1 else _common_folder(tars)
@@ -107,7 +111,7 @@ class WebDatasetSource(Source):
         return len(self._keys)
 
     def key(self, index: int) -> str:
-        """Tar and sample name."""
+        """Return tar and sample name."""
         return valid_text(self._keys[index])
 
     def __getitem__(self, index: int) -> RawImage:
@@ -135,7 +139,7 @@ def _label(parts: dict[str, bytes]) -> int | None:
 
 
 def _scan(tar: Path, place: str, account: Account) -> dict[str, dict[str, tuple[int, int]]]:
-    """Offset and size of each part of each sample that has an image; members that are not used go into the account."""
+    """Return offset and size of each part of each sample with an image; unused members are added to the account."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     whole: dict[str, tuple[int, int]] = {}
     try:
@@ -147,7 +151,7 @@ def _scan(tar: Path, place: str, account: Account) -> dict[str, dict[str, tuple[
             raise UserError(
                 f"{tar} is compressed with {_MAGIC[start]}, so that samples cannot be read out of order; unpack it"
             )
-        if tar.stat().st_size % tarfile.BLOCKSIZE:  # tarfile takes a header that is cut short for the end
+        if tar.stat().st_size % tarfile.BLOCKSIZE:  # tarfile treats a truncated header as the end
             raise UserError(f"{tar} is not a sound tar file: cut short, its size is no multiple of 512 bytes")
         with tarfile.open(tar, "r:", errors="surrogateescape") as archive:
             for member in archive:
@@ -174,7 +178,7 @@ def _scan(tar: Path, place: str, account: Account) -> dict[str, dict[str, tuple[
 
 
 def _not_used(file_name: str, ending: str, member: tarfile.TarInfo) -> str | None:
-    """Why a member that may be an image is not used, None for anything else."""
+    """Return why a member that may be an image is not used, None for anything else."""
     last = extension(file_name)
     if last not in IMAGE_LIKE and last not in IMAGE_EXTENSIONS:
         return None
@@ -188,7 +192,7 @@ def _not_used(file_name: str, ending: str, member: tarfile.TarInfo) -> str | Non
 
 
 def _expand(pattern: str) -> list[Path]:
-    """The tars of a pattern with number ranges and shell wildcards; each part of it must match something."""
+    """Return the tars of a pattern with number ranges and shell wildcards; each part of it must match a file."""
     patterns = [pattern]
     while match := _RANGE.search(patterns[0]):
         first, last = match.groups()
