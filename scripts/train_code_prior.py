@@ -1,4 +1,4 @@
-"""Train a prior over the codes of a discrete autoencoder, and say what rate an entropy coder reaches with it.
+"""Train a prior over the codes of a discrete autoencoder, and report the rate that an entropy coder reaches with it.
 
     ldm-ae encode MODEL IMAGES STORE
     python scripts/train_code_prior.py --store STORE --model MODEL --out DIR --prior pixelcnn

@@ -98,7 +98,7 @@ def check(store: LatentStore, autoencoder: Autoencoder, kind: str) -> None:
 
 
 def open_latents(store: LatentStore, spec: LatentSpec, seed: int) -> LatentDataset:
-    """Return the scaled latents; with new samples in every epoch if the store has moments and its latents are samples."""
+    """Return the scaled latents; with new samples in every epoch if the store has moments and stores samples."""
     flip: Literal["half", "never"] = "half" if store.request.flips else "never"
     data = LatentDataset(store, flip=flip, seed=seed, spec=spec)
     if "moments" not in data.tensor_names:

@@ -32,7 +32,7 @@ _WRITERS = 4  # PNG compression releases the interpreter's lock
 
 
 def output_names(keys: Iterable[str]) -> dict[str, str]:
-    """Return a distinct relative path ending in .png for each key; all lie inside the output folder, whatever the key.
+    """Return a distinct relative path ending in .png for each key; for any key it lies inside the output folder.
 
     The suffix .png replaces the key's own extension. Parts that lead elsewhere (.., a leading /, a drive) are dropped,
     and characters that a file system rejects are replaced. If two names are equal (a.jpg and a.gif, or by case alone),

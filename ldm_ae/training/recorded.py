@@ -11,7 +11,7 @@ from ldm_ae.core.precision import DTYPES, LAYOUTS, Convolutions
 from ldm_ae.io.files import read_json
 
 _BEFORE_NUMERICS = {"precision": "bf16", "layout": "channels_last", "machine": "", "reason": ""}
-"""The meaning of `auto` in a run from before precision was chosen automatically: what every recipe had then."""
+"""The meaning of `auto` in a run from before precision was chosen automatically: the values of every recipe then."""
 
 
 def recorded_numerics(run: Path) -> dict[str, str] | None:

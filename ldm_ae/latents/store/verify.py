@@ -55,7 +55,7 @@ def verify_store(path: str | Path, *, progress: Callable[[int, int], None] | Non
     sound = {
         name: rows for name, rows in _shards(store).items() if not any(problem.startswith(name) for problem in problems)
     }
-    # Latents that were imported from external files come without moments, in every shard.
+    # Latents that were imported from external files have no moments, in every shard.
     moments = any(_holds_moments(store.path / name) for name in sound)
     for name, rows in sound.items():
         problems += [f"{name} {problem}" for problem in _check_shard(store, name, rows, moments=moments)]

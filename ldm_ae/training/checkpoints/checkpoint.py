@@ -7,8 +7,8 @@
         MANIFEST.json                  written last: size and sha256 of every other file
 
 Everything is written under a temporary name, bypassing the page cache where possible, flushed and renamed, and the
-parent folder is flushed. A folder is valid only if it has a manifest as `write_checkpoint` writes it, which names every
-file (except those whose names begin with a dot) and agrees with them; `problems` lists why a folder is not valid.
+parent folder is flushed. A checkpoint is valid only if it has a manifest as `write_checkpoint` writes it, which names
+every file (except those whose names begin with a dot) and agrees with them; `problems` lists why one is not valid.
 Older checkpoints are removed only after a new one is valid. Nothing here is a pickle.
 """
 

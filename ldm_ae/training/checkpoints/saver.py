@@ -1,4 +1,4 @@
-"""Saving a run's state to checkpoints and restoring it: what is saved, when it is copied, which process writes it."""
+"""Saving and restoring a run's state: the contents of a checkpoint, the time of copying, the writing process."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ ALARMS: dict[str, tuple[Check, str]] = {
 
 
 class Alarms:
-    """Detection of faults: each is named after `PATIENCE` consecutive log lines, and again only after it has gone."""
+    """Detection of faults: each is named after `PATIENCE` consecutive log lines, and again only if it returns."""
 
     def __init__(self) -> None:
         self._seen = dict.fromkeys(ALARMS, 0)
