@@ -1,11 +1,11 @@
 """Run the tests with the newest and with the oldest versions of the dependencies, and write docs/COMPATIBILITY.md.
 
-Each set of versions is installed into a fresh virtual environment: the newest by pip, as the README says, the oldest
+Each set of versions is installed into a fresh virtual environment: the newest by pip, as in the README, the oldest
 that `pyproject.toml` allows by uv's resolution `lowest-direct`. Only the standard library and uv are needed:
 
     python scripts/compatibility.py            # both; about half an hour on two cores
     python scripts/compatibility.py oldest --python 3.10
-    python scripts/compatibility.py newest --environment .venv/bin/python    # what is installed there already
+    python scripts/compatibility.py newest --environment .venv/bin/python    # the packages installed there
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ DOCUMENT, RESULTS = ROOT / "docs" / "COMPATIBILITY.md", ROOT / "docs" / "compati
 BEGIN, END = "<!-- results: written by scripts/compatibility.py -->", "<!-- end of results -->"
 KINDS = ("newest", "oldest")
 TESTS = ("-n", "logical", "--dist", "worksteal")
-# This checkout is tested, whichever one an environment was made for.
+# The tests run on this checkout, even if an environment was made for another one.
 SETTINGS = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-# Run inside an environment: what it holds, and which kind of CPU runs it.
+# A program that runs inside an environment and prints its versions and the kind of CPU.
 FACTS = """
 import importlib.metadata, json, platform, re, sys, torch
 from ldm_ae.core.environment import git_commit
@@ -46,7 +46,7 @@ print(json.dumps({
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it from the command line; 1 where a test fails."""
+    """Run the script from the command line; return 1 if a test fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("kinds", nargs="*", metavar="newest|oldest", help="which versions (default both)")
     parser.add_argument(
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for kind in kinds:
         with tempfile.TemporaryDirectory(prefix="ldm-ae-compatibility-") as folder:
-            # Not resolved: a virtual environment's interpreter is a link.
+            # The path is not resolved: a virtual environment's interpreter is a link.
             python = options.environment and options.environment.absolute()
             python = python or install(kind, options.python, Path(folder))
             results[kind] = run_tests(python, Path(folder), more)
@@ -87,7 +87,7 @@ def install(kind: str, version: str, folder: Path) -> Path:
     if kind == "newest":
         subprocess.run([python, "-m", "pip", "install", "--quiet", "-e", f"{ROOT}[dev]"], check=True)
         return python
-    # Wheels only: releases that have none for this Python would take a compiler and their time's build tools.
+    # Wheels only: releases without a wheel for this Python would need a compiler and build tools of their time.
     resolve = ["uv", "pip", "compile", "--quiet", "--resolution", "lowest-direct", "--only-binary", ":all:"]
     wanted = folder / "requirements.txt"
     command = [*resolve, "--python", python, "--extra", "dev", "-o", wanted, ROOT / "pyproject.toml"]

@@ -1,12 +1,12 @@
 """Photos beside copies of themselves in other colours: for training sets that are small.
 
-A few hundred photos have few saturated colours, and an autoencoder that sees no others turns green eyes brown. A copy
-has the brightness of its photo (Y of JPEG's YCbCr), its colours turned around grey by a random angle and made paler or
-stronger by a random factor.
+A few hundred photos have few saturated colours, and an autoencoder trained on them alone turns green eyes brown. A copy
+has the brightness of its photo (Y of JPEG's YCbCr); its colours are rotated around grey by a random angle and their
+saturation is scaled by a random factor.
 
-    python scripts/recolour.py IMAGES OUT       # OUT/photos: the files as they are; OUT/recoloured: PNG
+    python scripts/recolour.py IMAGES OUT       # OUT/photos: the unchanged files; OUT/recoloured: PNG
 
-Angle and factor follow from the seed and the image's key.
+Angle and factor are functions of the seed and the image's key.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from ldm_ae.io.files import require_new_folder
 from ldm_ae.latents.decoding import output_names
 
 LEAST, MOST = 0.5, 1.8
-"""Range of the factor; 1 leaves the strength of the colours as it is."""
+"""Range of the factor; 1 keeps the saturation of the colours."""
 
 
 def recolour(image: Image.Image, angle: float, factor: float) -> Image.Image:
-    """The image with its colours turned by `angle` radians around grey and `factor` times as strong."""
+    """Return the image with its colours rotated by `angle` radians around grey and `factor` times as saturated."""
     y, cb, cr = (np.asarray(plane).astype(np.float32) for plane in image.convert("YCbCr").split())
     chroma = (cb - 128 + 1j * (cr - 128)) * factor * np.exp(1j * angle)
     planes = (plane.round().clip(0, 255).astype(np.uint8) for plane in (y, chroma.real + 128, chroma.imag + 128))
@@ -38,7 +38,7 @@ def recolour(image: Image.Image, angle: float, factor: float) -> Image.Image:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; the exit status, as of `ldm-ae`."""
+    """Run the command and return the exit status, as for `ldm-ae`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("images", help="IMAGES, as ldm-ae train takes them")
     parser.add_argument("out", type=Path, help="a new folder")

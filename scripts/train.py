@@ -1,6 +1,6 @@
 """Train from a configuration: `accelerate launch scripts/train.py --config configs/kl_f8.yaml --data.train IMAGES`.
 
-The same as `ldm-ae train`; a file, because `accelerate launch` takes one.
+It does the same as `ldm-ae train`; it is a file, because `accelerate launch` takes one.
 """
 
 import sys

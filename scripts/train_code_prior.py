@@ -1,26 +1,26 @@
-"""Train a prior over the codes of a discrete autoencoder, and say what rate an entropy coder reaches with it.
+"""Train a prior over the codes of a discrete autoencoder, and report the rate that an entropy coder reaches with it.
 
     ldm-ae encode MODEL IMAGES STORE
     python scripts/train_code_prior.py --store STORE --model MODEL --out DIR --prior pixelcnn
     accelerate launch scripts/train_code_prior.py ...
     ldm-ae evaluate MODEL OTHER_IMAGES --prior DIR
 
-`pixelcnn` is a gated PixelCNN of ours (arXiv 1606.05328), `transformer` is GPT-2 of the library transformers over the
-codes in raster order, which also takes the levels of a residual quantizer. If the store has labels, the prior knows
-classes; one label in ten is left out in training, so that it can also do without.
+`pixelcnn` is our gated PixelCNN (arXiv 1606.05328), `transformer` is GPT-2 of the library transformers over the codes
+in raster order, which also takes the levels of a residual quantizer. If the store has labels, the prior is conditioned
+on classes; one label in ten is dropped in training, so that the prior also works without.
 
-A share of the images is held out. DIR/metrics.json has the bits per code and per pixel of these, by each way of
-counting:
+A fraction of the images is held out. DIR/metrics.json has their bits per code and per pixel, by each way of counting:
 
     fixed_length       log2 of the codebook's size for every code
-    entropy            of the held-out codes' own frequencies, as if these could be known for nothing
+    entropy            of the held-out codes' own frequencies, as if these were known at no cost
     frequencies        without context, by the frequencies of the training images' codes
-    prior              -log2 of the probability that the trained prior gives, no class told
-    prior_given_class  the same with the image's class told, whose own bits are not counted
-    range_coder        what a range coder spends on a few of them with the prior, class told; they are decoded again
-    prior_of_the_coded the prior's number for these few
+    prior              -log2 of the trained prior's probability, without a class
+    prior_given_class  the same with the image's class, whose own bits are not counted
+    range_coder        the size of some of them after range coding with the prior and the class; they are decoded again
+    prior_of_the_coded the prior's number for these images
 
-DIR/samples.png has held-out images as their own codes decode, and below each a sample of the prior, of the same class.
+DIR/samples.png has held-out images decoded from their own codes, and below each a sample of the prior, of the same
+class.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from ldm_ae.models import Autoencoder, load_autoencoder, pick_device
 from ldm_ae.priors import CausalTransformer, CodePrior, GatedPixelCNN, decode_indices, encode_indices, save_prior
 
 LABEL_DROPOUT = 0.1
-"""Share of labels replaced by none, so that the prior learns to do without."""
+"""Fraction of labels that are replaced by none, so that the prior also learns to work without labels."""
 PRIORS: dict[str, type[CodePrior]] = {"pixelcnn": GatedPixelCNN, "transformer": CausalTransformer}
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError for options that mean nothing."""
+    """Raise `UserError` for invalid options."""
     require_new_folder(args.out, "the prior")
     for name in ("steps", "batch_size", "log_every", "coded", "samples"):
         if getattr(args, name) < 1:
@@ -67,7 +67,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def image_pixels(store: LatentStore) -> int:
-    """Of every image; UserError where they differ."""
+    """Return the number of pixels of each image; raise `UserError` if the images differ."""
     buckets = store.good()["bucket"].unique().to_pylist()
     if len(buckets) > 1:
         raise UserError(f"{store.path} has images of {', '.join(buckets)}; a prior is of one size")
@@ -76,7 +76,7 @@ def image_pixels(store: LatentStore) -> int:
 
 
 def build_prior(args: argparse.Namespace, data: LatentDataset) -> CodePrior:
-    """The prior that was asked for, with the classes that the store has."""
+    """Return the requested prior, with the classes of the store."""
     sizes = {name: value for name in ("width", "depth") if (value := getattr(args, name)) is not None}
     return PRIORS[args.prior](
         codebook_size=data.store.spec.codebook_size, shape=tuple(data[0]["indices"].shape),
@@ -86,7 +86,7 @@ def build_prior(args: argparse.Namespace, data: LatentDataset) -> CodePrior:
 
 @torch.no_grad()
 def bits_per_image(prior: CodePrior, loader: DataLoader, accelerator: Accelerator, *, told: bool) -> float:
-    """Mean over the images of all processes; `told` gives the prior their classes."""
+    """Return the mean over the images of all processes; `told` gives the prior their classes."""
     prior.eval()
     found: list[Tensor] = []
     for batch in loader:
@@ -96,7 +96,7 @@ def bits_per_image(prior: CodePrior, loader: DataLoader, accelerator: Accelerato
 
 
 def without_context(size: int, training: Dataset, held_out: Dataset) -> dict[str, float]:
-    """Bits of a held-out image in which every code costs the same wherever it stands."""
+    """Return the bits of a held-out image if every code costs the same at each position."""
     usage = {"entropy": CodebookUsage(size), "frequencies": CodebookUsage(size)}
     for name, images in (("entropy", held_out), ("frequencies", training)):
         for batch in DataLoader(images, batch_size=64):
@@ -112,7 +112,7 @@ def without_context(size: int, training: Dataset, held_out: Dataset) -> dict[str
 
 
 def range_coded(prior: CodePrior, images: Sequence[dict]) -> dict[str, float]:
-    """Bits of an image as a range coder spends them and as the prior says; RunError if other codes come back."""
+    """Return the bits of an image from a range coder and from the prior; RunError if the decoded codes differ."""
     words, bits = 0, 0.0
     with ProgressDisplay("range coding", len(images)) as progress:
         for number, image in enumerate(images):
@@ -129,7 +129,7 @@ def range_coded(prior: CodePrior, images: Sequence[dict]) -> dict[str, float]:
 
 
 def sample_grid(prior: CodePrior, autoencoder: Autoencoder, images: Sequence[dict], seed: int) -> Image.Image:
-    """Images decoded from their own codes, and below each a sample of its class."""
+    """Return images decoded from their own codes, and below each a sample of its class."""
     labels = torch.tensor([image["label"] if prior.classes else -1 for image in images])
     generator = torch.Generator(prior.device).manual_seed(seed)
     with ProgressDisplay("sampling", None):
@@ -157,13 +157,13 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     set_seed(args.seed)
     flip = "half" if store.request.flips else "never"
     data, plain = (LatentDataset(store, draw="indices", flip=f, seed=args.seed) for f in (flip, "never"))
-    for _ in store.indices():  # codes that there are not are an error now, and not in the middle of the training
+    for _ in store.indices():  # Raise an error for missing codes now, and not in the middle of the training.
         pass
     keys = store.good()["key"].to_pylist()
     chosen, left_out = split_keys(keys, max(1, round(args.held_out * len(keys))), args.seed)
     held_out = Subset(plain, left_out)
     model = build_prior(args, data)
-    set_seed(args.seed, device_specific=True)  # the same weights, but other dropout in each process
+    set_seed(args.seed, device_specific=True)  # the same weights, but different dropout in each process
     batch_size = min(args.batch_size, len(chosen))
     loader = DataLoader(Subset(data, chosen), batch_size=batch_size, shuffle=True, drop_last=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
@@ -229,7 +229,7 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Train a prior over the codes in a latent store.")
     parser.add_argument("--store", required=True, help="folder that `ldm-ae encode` wrote with a discrete model")
     parser.add_argument("--model", required=True, help="that model, to decode samples with")
@@ -253,7 +253,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status, as of `ldm-ae`."""
+    """Run the command and return the exit status, as for `ldm-ae`."""
 
     def command() -> None:
         train(build_parser().parse_args(argv))

@@ -1,4 +1,4 @@
-"""Train a small diffusion model on a latent store and save a pipeline that diffusers opens without code of ours.
+"""Train a small diffusion model on a latent store and save a pipeline that diffusers opens without our code.
 
     python scripts/train_latent_diffusion.py --store STORE --autoencoder MODEL --out DIR --model dit --objective flow
     accelerate launch scripts/train_latent_diffusion.py ...
@@ -7,16 +7,16 @@
                                                                # and  pipeline(class_labels=[0, 1])  for dit
 
 `unet` is diffusers' UNet2DModel, without classes, in an LDMPipeline. `dit` is its DiTTransformer2DModel (Peebles and
-Xie, arXiv 2212.09748) with the store's labels as classes, in a DiTPipeline; that pipeline takes class 1000 for none.
+Xie, arXiv 2212.09748) with the store's labels as classes, in a DiTPipeline, in which class 1000 means none.
 
 `ddpm` predicts the noise of x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) n (Ho et al., arXiv 2006.11239, equation 14) and is
 saved with a DDIMScheduler. `flow` predicts n - x_0 at x_s = (1 - s) x_0 + s n (Lipman et al., arXiv 2210.02747; Liu et
 al., arXiv 2209.03003). These pipelines do not run a FlowMatchEulerDiscreteScheduler, which lacks two methods they
 call, so it is saved with a DPMSolverMultistepScheduler over the same sigmas, whose first order is Euler's step.
 
-Both pipelines decode latents / scaling_factor and nothing else, so the latents are scaled by 1 / (standard deviation
-of the whole store), and the autoencoder in the pipeline has that scaling_factor, whatever it had before. A store with
-moments gives other samples in every epoch.
+Both pipelines decode latents / scaling_factor without any other step, so the latents are scaled by 1 / (standard
+deviation of the whole store), and the pipeline's autoencoder gets that scaling_factor, whatever its own was. A store
+with moments provides new samples in every epoch.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ from ldm_ae.latents import LatentDataset, LatentStore, endless
 from ldm_ae.models import Autoencoder, LatentSpec, load_autoencoder, pick_device
 
 NO_CLASS = 1000
-"""The class that DiTPipeline means by none; real ones lie below."""
+"""DiTPipeline's class for none; real classes are below it."""
 LABEL_DROPOUT = 0.1
-"""Share of labels replaced by none, for classifier-free guidance (arXiv 2207.12598)."""
+"""Fraction of labels that are replaced by none, for classifier-free guidance (arXiv 2207.12598)."""
 TIMESTEPS = 1000
 NOISE_SCHEDULE = DDPMScheduler(num_train_timesteps=TIMESTEPS)
 
 
 def build_model(kind: str, channels: int, size: int, width: int, depth: int) -> nn.Module:
-    """A network of (B, channels, size, size) latents; `width` is a multiple of 32."""
+    """Return a network for (B, channels, size, size) latents; `width` is a multiple of 32."""
     if kind == "unet":
         levels = 3 if size % 4 == 0 else 2 if size % 2 == 0 else 1
         return UNet2DModel(
@@ -77,12 +77,12 @@ def build_model(kind: str, channels: int, size: int, width: int, depth: int) -> 
     )  # fmt: skip
     for module in model.modules():
         if isinstance(module, LabelEmbedding):
-            module.dropout_prob = 0.0  # each block would drop other labels than the next; we drop them once
+            module.dropout_prob = 0.0  # Each block would drop different labels; the loop drops them once.
     return model
 
 
 def check(store: LatentStore, autoencoder: Autoencoder, kind: str) -> None:
-    """UserError for a store that this autoencoder, model or pipeline cannot use."""
+    """Raise `UserError` for a store that this autoencoder, model or pipeline cannot use."""
     store.check_model(autoencoder)
     if store.request.indices_alone:
         raise UserError(f"{store.path} holds indices and no latents; encode without --store lean")
@@ -98,7 +98,7 @@ def check(store: LatentStore, autoencoder: Autoencoder, kind: str) -> None:
 
 
 def open_latents(store: LatentStore, spec: LatentSpec, seed: int) -> LatentDataset:
-    """Its latents, scaled; other samples in every epoch if it holds moments of which samples were asked for."""
+    """Return the scaled latents; with new samples in every epoch if the store has moments and stores samples."""
     flip: Literal["half", "never"] = "half" if store.request.flips else "never"
     data = LatentDataset(store, flip=flip, seed=seed, spec=spec)
     if "moments" not in data.tensor_names:
@@ -107,11 +107,11 @@ def open_latents(store: LatentStore, spec: LatentSpec, seed: int) -> LatentDatas
 
 
 def training_loss(model: nn.Module, latents: Tensor, labels: Tensor | None, objective: str) -> Tensor:
-    """Mean squared error of the prediction at random times, a scalar.
+    """Return the mean squared error of the prediction at random times, a scalar.
 
     Args:
         model: UNet2DModel if `labels` is None, else DiTTransformer2DModel.
-        latents: (B, C, h, w) scaled.
+        latents: (B, C, h, w), scaled.
         labels: (B,) int64.
         objective: flow or ddpm.
     """
@@ -129,7 +129,7 @@ def training_loss(model: nn.Module, latents: Tensor, labels: Tensor | None, obje
 
 
 def as_diffusers(net: nn.Module) -> nn.Module:
-    """The autoencoder's network in diffusers' own class, by whose name a pipeline finds it; UserError without one."""
+    """Return the network in diffusers' own class, by whose name a pipeline finds it; UserError without such a class."""
     own = getattr(diffusers, type(net).__name__, None)
     if own is None:
         raise UserError(f"diffusers has no {type(net).__name__}, so that no pipeline of it can hold this autoencoder")
@@ -141,10 +141,10 @@ def as_diffusers(net: nn.Module) -> nn.Module:
 
 
 def build_pipeline(kind: str, objective: str, model: nn.Module, autoencoder: nn.Module) -> DiffusionPipeline:
-    """The pipeline that samples from the trained model."""
+    """Return the pipeline that samples from the trained model."""
     if objective == "flow":
         scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    else:  # the latents are not confined to [-1, 1], and sampling starts at the last training step
+    else:  # The latents are not confined to [-1, 1], and sampling starts at the last training step.
         scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
     assert scheduler.config.num_train_timesteps == TIMESTEPS
     if kind == "unet":
@@ -173,7 +173,7 @@ def train(args: argparse.Namespace) -> list[float]:
     data = open_latents(store, autoencoder.latent_spec, args.seed)
     channels, size, _ = data[0]["latents"].shape
     model = build_model(args.model, channels, size, args.width, args.depth)
-    set_seed(args.seed, device_specific=True)  # the same weights, but other noise in each process
+    set_seed(args.seed, device_specific=True)  # the same weights, but different noise in each process
     loader = DataLoader(data, batch_size=min(args.batch_size, len(data)), shuffle=True, drop_last=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
@@ -217,7 +217,7 @@ def train(args: argparse.Namespace) -> list[float]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Train a latent diffusion model on a latent store.")
     parser.add_argument("--store", required=True, help="folder that `ldm-ae encode` wrote")
     parser.add_argument("--autoencoder", required=True, help="the model it was encoded with: a run or diffusers folder")
@@ -237,7 +237,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status, as of `ldm-ae`."""
+    """Run the command and return the exit status, as for `ldm-ae`."""
 
     def command() -> None:
         train(build_parser().parse_args(argv))

@@ -1,4 +1,4 @@
-"""The latent store: written once by an encoder, read by anyone's trainer. `store.py` describes the format."""
+"""The latent store: written once by an encoder, read by any trainer. `store/format.py` describes the format."""
 
 from ldm_ae.core.processes import Processes
 from ldm_ae.latents.decoding import decode_store, reconstruct_images

@@ -1,4 +1,4 @@
-"""Latents and images back to images: PNG files named by key."""
+"""Decoding of latents, and reconstruction of images, to PNG files named by key."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _WRITERS = 4  # PNG compression releases the interpreter's lock
 
 
 def output_names(keys: Iterable[str]) -> dict[str, str]:
-    """A relative path ending in .png for each key, inside the output folder whatever the key, no two alike.
+    """Return a distinct relative path ending in .png for each key; for any key it lies inside the output folder.
 
-    The key's own extension gives way to .png. Parts that lead elsewhere (.., a leading /, a drive) are dropped, and
-    what a file system refuses is replaced. Where two keys come out alike (a.jpg and a.gif, or by case alone), or one's
-    file would be the other's folder, the later gets a number.
+    The suffix .png replaces the key's own extension. Parts that lead elsewhere (.., a leading /, a drive) are dropped,
+    and characters that a file system rejects are replaced. If two names are equal (a.jpg and a.gif, or by case alone),
+    or one key's file would be another's folder, the later name gets a number.
     """
     names: dict[str, str] = {}
     taken: set[str] = set()  # files and folders, lower case
@@ -59,7 +59,7 @@ def output_names(keys: Iterable[str]) -> dict[str, str]:
 
 def _safe(part: str) -> str:
     part = _UNSAFE.sub("_", part).strip(" ")
-    # 255 bytes is the longest name that common file systems take.
+    # 255 bytes is the longest name that common file systems accept.
     return part if len(part.encode()) <= 200 else hashlib.sha256(part.encode()).hexdigest()
 
 
@@ -78,13 +78,13 @@ def decode_store(
     """Decode every image of a store to a PNG file named by its key.
 
     Args:
-        model: In float32; a copy of it runs.
+        model: The model, in float32; a copy of it runs.
         store: The store's folder.
         out: A new or empty folder.
-        latents: `stored` decodes `latents` as diffusion trainers get them, `mode` the moments' mean. Where there are
-            indices alone, both are what the model looks up.
-        batch_size: Images a forward pass.
-        device: Where to decode; `auto` picks an accelerator if there is one.
+        latents: `stored` decodes `latents` as diffusion trainers get them, `mode` the moments' mean. If the store holds
+            indices alone, both decode the latents that the model looks up.
+        batch_size: Images per forward pass.
+        device: The device that decodes; `auto` picks an accelerator if there is one.
         precision: auto, fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
         allow_other_model: Decode with a model whose hash is not the store's, such as a fine-tuned decoder.
         progress: Called after every batch.
@@ -93,8 +93,8 @@ def decode_store(
         The number of images written.
 
     Raises:
-        UserError: the store is unsound or another model's, an image does not decode to finite values, or `out` is not
-            empty or cannot be written.
+        UserError: The store is not valid or belongs to another model, an image does not decode to finite values, or
+            `out` is not empty or cannot be written.
     """
     opened = LatentStore(store)
     if not allow_other_model:
@@ -125,11 +125,11 @@ def decode_store(
 
 
 class Reconstructions(NamedTuple):
-    """What `reconstruct_images` wrote."""
+    """The results of `reconstruct_images`."""
 
     images: int
     crops: Crops
-    """What was cut off."""
+    """The parts of the images that were cropped off."""
 
 
 def reconstruct_images(
@@ -148,19 +148,20 @@ def reconstruct_images(
     """Encode and decode every image, by the posterior's mode, to a PNG file named by its key.
 
     Args:
-        model: In float32; a copy of it runs.
+        model: The model, in float32; a copy of it runs.
         source: The images.
         out: A new or empty folder.
-        transform: To one size, several, or each image's own; the model's downsample factor must divide them.
-        batch_size: Images a forward pass.
-        workers: Processes that decode image files.
-        device: Where to run; `auto` picks an accelerator if there is one.
+        transform: The transform to one size, several, or each image's own; the model's downsample factor must divide
+            them.
+        batch_size: Images per forward pass.
+        workers: Number of processes that decode image files.
+        device: The device; `auto` picks an accelerator if there is one.
         precision: auto, fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
-        max_bad_fraction: Share of unusable images past which this ends with an error, after all that is good.
+        max_bad_fraction: Fraction of unusable images above which this ends with an error, after all valid images.
         progress: Called after every batch.
 
     Raises:
-        UserError: the size does not fit the model, too many images are bad, a reconstruction is not finite, or `out`
+        UserError: The size does not fit the model, too many images are bad, a reconstruction is not finite, or `out`
             is not empty or cannot be written.
     """
     model.pixel_spec.require_match(transform.pixels, "the transform")
@@ -197,12 +198,12 @@ def _codes(size: int | None, levels: int | None) -> str:
 
 @torch.inference_mode()
 def _decode(model: Autoencoder, values: Tensor, keys: list[str], precision: str, *, encode: bool = False) -> Tensor:
-    """Latents, or images to be encoded first, to uint8 (B, H, W, 3) on the CPU; UserError if not finite."""
+    """Decode latents, or images to be encoded first, to uint8 (B, H, W, 3) on the CPU; UserError if not finite."""
     values = values.to(model.device)
     if encode:
         values = model.encode(values).mode()
     images = model.decode(values)
-    require_finite(images, keys, precision)  # NaN would come out as black
+    require_finite(images, keys, precision)  # NaN would be written as black.
     return to_uint8(images).permute(0, 2, 3, 1).cpu()
 
 
@@ -210,7 +211,7 @@ def _write_images(
     batches: Iterator[tuple[list[str], Tensor]], names: dict[str, str], out: str | Path, *, total: int,
     progress: Progress | None,
 ) -> int:  # fmt: skip
-    """PNG files, written while the next batch is computed."""
+    """Write PNG files while the next batch is computed, and return their number."""
     folder = Path(out)
     require_new_folder(folder, "the images")
     done = 0

@@ -1,4 +1,4 @@
-"""What a trainer's file holds in place of unscaled latents, and the way back: latents = values * scale + bias."""
+"""The values in a trainer's file in place of unscaled latents, and the inverse: latents = values * scale + bias."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ldm_ae.models import ChannelStatistics, LatentSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Constants:
-    """What is hard-coded in a trainer: it makes (values - shift) * factor of what it reads."""
+    """The constants hard-coded in a trainer, which computes (values - shift) * factor of the values that it reads."""
 
     factor: tuple[float, ...]
-    """One number, or one a channel."""
+    """One number, or one per channel."""
     shift: tuple[float, ...] = (0.0,)
-    """One number, or one a channel."""
+    """One number, or one per channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,30 +28,30 @@ class Fold:
     """An affine map per channel between `latents` and the values in a file."""
 
     scale: tuple[float, ...]
-    """Per channel, positive."""
+    """One positive number per channel."""
     bias: tuple[float, ...]
-    """Per channel."""
+    """One number per channel."""
 
     @classmethod
     def none(cls, channels: int) -> Fold:
-        """The values are the latents."""
+        """Return the map for values that equal the latents."""
         return cls(scale=(1.0,) * channels, bias=(0.0,) * channels)
 
     @classmethod
     def of_model(cls, spec: LatentSpec) -> Fold:
-        """The values are the model's `scaled_latents`."""
+        """Return the map for values that are the model's `scaled_latents`."""
         if spec.latents_mean is not None and spec.latents_std is not None:
             return cls(scale=tuple(std / spec.scaling_factor for std in spec.latents_std), bias=spec.latents_mean)
         return cls(scale=(1.0 / spec.scaling_factor,) * spec.channels, bias=(spec.shift_factor,) * spec.channels)
 
     @classmethod
     def for_trainer(cls, statistics: ChannelStatistics, constants: Constants) -> Fold:
-        """The values at which a trainer's `constants` come out with mean 0 and deviation 1 in every channel.
+        """Return the map with which a trainer's `constants` yield mean 0 and standard deviation 1 in every channel.
 
-        With mean μ and deviation σ of a channel of the latents, the value is (latent - μ) / σ / factor + shift.
+        With mean μ and standard deviation σ of a latent channel, the value is (latent - μ) / σ / factor + shift.
 
         Raises:
-            UserError: a channel is constant, or the constants are for another number of channels.
+            UserError: A channel is constant, or the constants are for another number of channels.
         """
         if constant := statistics.constant_channels:
             raise UserError(
@@ -66,10 +66,10 @@ class Fold:
 
     @classmethod
     def from_json(cls, content: Any) -> Fold:
-        """The inverse of `to_json`.
+        """Invert `to_json`.
 
         Raises:
-            ValueError: it is none.
+            ValueError: The content is not valid.
         """
         if not isinstance(content, dict) or not content.get("scale"):
             raise ValueError("no scale of the values")
@@ -79,27 +79,27 @@ class Fold:
         return cls(scale=scale, bias=bias)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values that say what they are for."""
+        """Return JSON values with an explanation of their purpose."""
         return {"meaning": "latents = values * scale + bias", "scale": list(self.scale), "bias": list(self.bias)}
 
     def fold(self, latents: Tensor) -> Tensor:
-        """(C, h, w) or (N, C, h, w) `latents` -> values, float32."""
+        """Map (C, h, w) or (N, C, h, w) `latents` to values, float32."""
         scale, bias = self._like(latents)
         return ((latents.double() - bias) / scale).float()
 
     def unfold(self, values: Tensor) -> Tensor:
-        """(C, h, w) or (N, C, h, w) values -> `latents`, float32; a trainer's samples are values times its constant."""
+        """Map (C, h, w) or (N, C, h, w) values to float32 `latents`; trainers' samples are values times a constant."""
         scale, bias = self._like(values)
         return (values.double() * scale + bias).float()
 
     def fold_moments(self, moments: Tensor) -> Tensor:
-        """(2C, h, w) or (N, 2C, h, w) mean and log-variance of the latents -> those of the values, float32."""
+        """Map (2C, h, w) or (N, 2C, h, w) mean and log-variance of the latents to those of the values, float32."""
         mean, log_variance = moments.chunk(2, dim=-3)
         scale, _ = self._like(mean)
         return torch.cat([self.fold(mean), (log_variance.double() - 2 * scale.log()).float()], dim=-3)
 
     def unfold_moments(self, moments: Tensor) -> Tensor:
-        """The inverse of `fold_moments`."""
+        """Invert `fold_moments`."""
         mean, log_variance = moments.chunk(2, dim=-3)
         scale, _ = self._like(mean)
         return torch.cat([self.unfold(mean), (log_variance.double() + 2 * scale.log()).float()], dim=-3)

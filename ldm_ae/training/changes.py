@@ -1,8 +1,9 @@
-"""What a run that is continued may change, and what it may not.
+"""The settings that a resumed run may change, and those that it may not.
 
-A run's *identity* is what its further course is a continuation of: the networks, the regularizer, their optimizers,
-which parameters learn, the images and their order. A checkpoint with another identity is refused by name. Every other
-setting takes effect from the step at which the run is continued; what has changed is printed and logged there.
+The *identity* of a run is everything that a resumed run must share with it: the networks, the regularizer, their
+optimizers, the parameters that learn, the images and their order. A checkpoint with another identity is refused, and
+the message names the difference. Every other setting takes effect from the step at which the run resumes; changed
+settings are printed and logged there.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from ldm_ae.core.errors import UserError, printable
 from ldm_ae.data import Source
 
 CONFIG = "config.yaml"
-"""In a run directory: the resolved configuration."""
+"""The resolved configuration in a run directory."""
 _OF_THE_COMMAND = ("out", "config")
 _OF_A_RUN = (CONFIG, "checkpoints", "metrics.jsonl", "environment.json", "model")
 _LOGS = (".log", ".txt", ".out", ".err")
-"""What a shell or a scheduler writes, maybe into the run directory."""
+"""Suffixes of files that a shell or a scheduler writes, possibly into the run directory."""
 _ABSENT = "(not set)"
 RENAMED = {"data.bad_share": "data.max_bad_fraction"}
-"""The keys of a configuration that were renamed: new ones by old ones."""
+"""The renamed keys of a configuration: new names by old names."""
 _BEFORE = {"data.colour_profiles": '"ignore"'}
-"""What runs did that were begun before these keys were there, where that is not the key's default."""
+"""The values that older runs used before these keys existed, where they differ from the key's default."""
 _UNRECORDED = {"regularizer": "Identity"}
-"""What an identity stands for that does not have these keys, such as one that an older version recorded."""
+"""The values of keys that an identity lacks, such as an identity that an older version recorded."""
 
 
 def hash_images(source: Source) -> str:
-    """Their number and a hash of their keys, and of their sizes where these are cheap to know.
+    """Return the number of images and a hash of their keys, and of their sizes where these are cheap to read.
 
-    Other images, or the same in another order, are another data set.
+    Other images, or the same images in another order, are another data set.
     """
     digest = hashlib.sha256()
     for index in range(len(source)):
@@ -48,13 +49,13 @@ def hash_images(source: Source) -> str:
 def check_identity(
     folder: Path, saved: Mapping[str, Any], now: Mapping[str, Any], remedies: Mapping[str, str] | None = None
 ) -> None:
-    """UserError that names the first difference. What an older version did not record is not compared.
+    """Raise `UserError` that names the first difference. Keys that an older version did not record are not compared.
 
     Args:
         folder: The run directory.
-        saved: The identity of its checkpoint.
-        now: That of this command.
-        remedies: What to do about a difference in a key, where that is not the usual.
+        saved: The identity in its checkpoint.
+        now: The identity of this command.
+        remedies: The fix for a difference in a key, where it is not the usual one.
     """
     saved, now = _UNRECORDED | dict(saved), _UNRECORDED | dict(now)
     usual = "give another --out, or the configuration it was started with"
@@ -69,13 +70,13 @@ def check_identity(
 
 
 def remedies(folder: Path, *, global_batch: int, batch_size: int, processes: int) -> dict[str, str]:
-    """What to do where a run that is continued has another batch, or other images.
+    """Return the fix for each key where a resumed run has another batch size or other images.
 
     Args:
         folder: The run directory.
-        global_batch: Images of one step of the run that is there.
-        batch_size: Images of one forward pass, as asked for now.
-        processes: How many there are now.
+        global_batch: Images of one step of the existing run.
+        batch_size: Images of one forward pass, as this command requests.
+        processes: Number of processes of this command.
     """
     found = {
         "data": "give another --out, and to train on from the weights of this run --model.init_args.pretrained "
@@ -94,7 +95,7 @@ def remedies(folder: Path, *, global_batch: int, batch_size: int, processes: int
 
 
 def other_discriminator(folder: Path, changed: Mapping[str, tuple[str, str]], error: UserError) -> UserError:
-    """The refusal of a checkpoint whose discriminator has another layout, by the settings of it that have changed."""
+    """Return the refusal of a checkpoint whose discriminator has another layout; it names the changed settings."""
     mine = [f"{key} {before}, now {now}" for key, (before, now) in changed.items() if key.startswith("discriminator.")]
     if not mine:
         return error
@@ -105,7 +106,7 @@ def other_discriminator(folder: Path, changed: Mapping[str, tuple[str, str]], er
 
 
 def _difference(value: Any, other: Any) -> str:
-    """The entries of `value`, JSON of a dictionary, that `other` has not; or `value` itself."""
+    """Return the entries of `value`, JSON of a dictionary, that `other` lacks; or `value` itself."""
     mine, theirs = _entries(value), _entries(other)
     if mine is None or theirs is None:
         return str(value)
@@ -113,7 +114,7 @@ def _difference(value: Any, other: Any) -> str:
 
 
 def _entries(value: Any) -> dict[str, Any] | None:
-    """A dictionary that is recorded as JSON; None for anything else."""
+    """Return a dictionary that is recorded as JSON; None for anything else."""
     try:
         found = json.loads(value)
     except (TypeError, ValueError):
@@ -122,7 +123,7 @@ def _entries(value: Any) -> dict[str, Any] | None:
 
 
 def check_place(folder: Path, images: Sequence[str | None]) -> None:
-    """UserError for a run directory that holds something other than a run, or that lies among the run's images."""
+    """Raise `UserError` for a run directory that holds something other than a run, or lies among the run's images."""
     for location in images:
         if location and Path(location).is_dir() and folder.resolve().is_relative_to(Path(location).resolve()):
             raise UserError(
@@ -139,10 +140,10 @@ def check_place(folder: Path, images: Sequence[str | None]) -> None:
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration that a run directory was last started with; None for a run that is new.
+    """Return the configuration that a run directory was last started with; None for a new run.
 
     Raises:
-        UserError: it is damaged.
+        UserError: The configuration is damaged.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -158,7 +159,7 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """From and to of each key whose value is another one, as JSON. New keys of a newer version are no change."""
+    """Return the old and new JSON value of each changed key. New keys of a newer version do not count as changes."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     old = {key: value for key, value in _BEFORE.items() if key in new} | old
     changed = {}
@@ -172,7 +173,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
 
 
 def _is_users(key: str) -> bool:
-    """Whether a key stands in a dictionary whose keys the user chooses."""
+    """Return whether a key stands in a dictionary whose keys the user chooses."""
     return any(f".{name}." in f".{key}" for name in ("options", "regularization_weights"))
 
 

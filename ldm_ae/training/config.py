@@ -1,4 +1,4 @@
-"""How long, how large, how often."""
+"""The training loop's configuration: length, batch size, precision, intervals."""
 
 from __future__ import annotations
 

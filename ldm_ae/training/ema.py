@@ -1,7 +1,7 @@
-"""An exponential moving average of the autoencoder's weights: what is evaluated and exported.
+"""An exponential moving average of the autoencoder's weights, which is evaluated and exported.
 
 Source: Polyak and Juditsky, SIAM J. Control Optim. 30(4), 1992. The warm-up min(decay, (1 + n) / (10 + n)) is LDM's,
-but n counts from 1 there: its first decay is 2/11, ours 1/10.
+but LDM counts n from 1: its first decay is 2/11, ours is 1/10.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ldm_ae.models import Autoencoder
 
 
 class EMA:
-    """averaged = decay_n * averaged + (1 - decay_n) * current, with decay_n = min(decay, (1 + n) / (10 + n)).
+    """The average: averaged = decay_n * averaged + (1 - decay_n) * current, decay_n = min(decay, (1 + n) / (10 + n)).
 
     Buffers are copied. The averaged model is an ordinary autoencoder in eval mode and float32.
 
     Args:
-        model: Whose weights are averaged; its present ones are the start.
-        decay: In [0, 1).
+        model: The model whose weights are averaged; the average starts at its current weights.
+        decay: The final decay, in [0, 1).
     """
 
     def __init__(self, model: Autoencoder, decay: float):
@@ -29,12 +29,12 @@ class EMA:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     def decay_at(self, step: int) -> float:
-        """decay_n of update n = `step`, counted from 0."""
+        """Return decay_n of update n = `step`, counted from 0."""
         return min(self.decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
     def update(self, model: Autoencoder, step: int) -> None:
-        """Fold in the weights after update number `step` (from 0)."""
+        """Average in the weights after update number `step`, counted from 0."""
         averaged, current = _tensors(self.model), _tensors(model)
         torch._foreach_lerp_(averaged, current, 1.0 - self.decay_at(step))
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):

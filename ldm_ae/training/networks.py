@@ -1,4 +1,4 @@
-"""The networks of a run, made ready for its steps: what learns, where it lies, and how it is computed."""
+"""The networks of a run, prepared for its steps: trainable parameters, devices, memory layouts, compilation."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from ldm_ae.training.training_pass import TrainingPass
 
 
 class Networks:
-    """Sets the networks up in place; afterwards `parts` is what the steps take.
+    """The networks of a run, set up in place; the steps take `parts`.
 
     Args:
-        autoencoder: In float32.
-        regularizer: What stands between its encoder and decoder.
+        autoencoder: The model, in float32.
+        regularizer: The module between its encoder and decoder.
         objective: The generator's losses.
-        discriminator: None for none.
+        discriminator: None for training without an adversarial loss.
         accelerator: Devices and processes.
         numerics: Precision and memory layout.
-        config: Which parameters learn, whether weights are averaged, compilation.
+        config: The trainable parameters, weight averaging, compilation.
 
     Raises:
-        UserError: the configuration asks for what the autoencoder's class does not declare.
+        UserError: The configuration needs a capability that the autoencoder's class does not declare.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Networks:
     ):
         device = accelerator.device
 
-        # Which parameters learn, and the average of them.
+        # The trainable parameters and their average.
         set_trainable(autoencoder, config.trainable)
         check_capabilities(autoencoder, objective.config, discriminator, config)
         self.autoencoder, self.regularizer = autoencoder.train(), regularizer.train()
@@ -80,19 +80,19 @@ class Networks:
                 speed_up(objective.perceptual)
 
         # Accelerate's wrappers.
-        with warnings.catch_warnings():  # torch 2.15's new name for it is unknown to the Accelerate that is there
+        with warnings.catch_warnings():  # The installed Accelerate does not use torch 2.15's new name for it.
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
             training_pass = accelerator.prepare_model(TrainingPass(autoencoder, regularizer))
             pair = None if self.discriminator is None else accelerator.prepare_model(BothSides(self.discriminator))
         self.parts = StepParts(accelerator, training_pass, self.objective, pair)
 
     def generator_parameters(self) -> list[nn.Parameter]:
-        """What the generator's optimizer updates."""
+        """Return the parameters that the generator's optimizer updates."""
         found = [*self.autoencoder.parameters(), *self.objective.parameters(), *self.regularizer.parameters()]
         return [parameter for parameter in found if parameter.requires_grad]
 
     def changed_early(self) -> Iterator[Tensor]:
-        """What a step changes before its optimizers do: codebooks, running statistics, averages."""
+        """Yield the tensors that a step changes before its optimizers do: codebooks, running statistics, averages."""
         yield from self.autoencoder.learned_parameters()
         yield from self.autoencoder.buffers()
         yield from self.regularizer.learning_buffers()
@@ -100,17 +100,17 @@ class Networks:
             yield from self.discriminator.learning_buffers()
 
     def models(self) -> dict[str, Autoencoder]:
-        """The autoencoders that a checkpoint holds, by name."""
+        """Return the autoencoders that a checkpoint holds, by name."""
         return {"model": self.autoencoder} | ({} if self.ema is None else {AVERAGED: self.ema.model})
 
     def others(self) -> dict[str, nn.Module]:
-        """What else a checkpoint holds, by name; their state dicts have what learns."""
+        """Return the other modules that a checkpoint holds, by name; their state dicts hold the learned tensors."""
         found: dict[str, nn.Module] = {"objective": self.objective, "regularizer": self.regularizer}
         return found if self.discriminator is None else found | {"discriminator": self.discriminator}
 
 
 def _synchronized(discriminator: Discriminator | None, accelerator: Accelerator) -> Discriminator | None:
-    """Batch normalization over all processes; torch has none on CPUs, where it stays apart in each process."""
+    """Return it with batch normalization over all processes; on CPUs torch has none, and each process uses its own."""
     if discriminator is None or accelerator.num_processes == 1 or accelerator.device.type == "cpu":
         return discriminator
     return nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)

@@ -51,7 +51,7 @@ class OptimizerConfig:
             raise UserError("cooldown_steps belongs to the constant schedule; the cosine falls by itself")
 
     def build(self, parameters: Iterable[nn.Parameter], global_batch: int, *, fused: bool = True) -> Optimizer:
-        """The optimizer over `parameters`, in one group; UserError for a class that is none or wrong options."""
+        """Return the optimizer over `parameters`, in one group; raise `UserError` for an invalid class or options."""
         learning_rate = self.learning_rate * (global_batch if self.scale_learning_rate else 1)
         options = {name: tuple(value) if isinstance(value, list) else value for name, value in self.options.items()}
         cls: type[Any] = _optimizer_class(self.class_path)
@@ -66,13 +66,13 @@ class OptimizerConfig:
         return optimizer
 
     def schedule_step(self, optimizer: Optimizer, step: int, max_steps: int) -> float:
-        """Set the learning rate of update number `step`, counted from 0; the rate of the first group."""
+        """Set the learning rate of update number `step`, counted from 0, and return the rate of the first group."""
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * self.factor(step, max_steps)
         return float(optimizer.param_groups[0]["lr"])
 
     def factor(self, step: int, max_steps: int) -> float:
-        """Share of the learning rate at `step`, counted from 0."""
+        """Return the fraction of the learning rate at `step`, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         floor = self.final_learning_rate_ratio
@@ -84,18 +84,18 @@ class OptimizerConfig:
 
 
 _SHAPE_OF_STATE = ("amsgrad", "centered")
-"""Options that decide what an optimizer's state consists of."""
+"""Options that determine the entries of an optimizer's state."""
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict` of the moments, each in its parameter's memory layout.
+    """Load the moments with `load_state_dict`, each in its parameter's memory layout.
 
-    The options stay the optimizer's own, so that a learning rate which the user has changed takes effect.
+    The optimizer keeps its own options, so that a learning rate which the user has changed takes effect.
 
-    Files hold plain rows, parameters may be channels-last, and a fused optimizer walks both in the order of memory.
+    Files hold contiguous rows, parameters may be channels-last, and a fused optimizer walks both in memory order.
 
     Raises:
-        KeyError, TypeError, ValueError: the state is not this optimizer's.
+        KeyError, TypeError, ValueError: The state does not belong to this optimizer.
     """
     for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for name in _SHAPE_OF_STATE:

@@ -11,14 +11,14 @@ from ldm_ae.core.precision import DTYPES, LAYOUTS, Convolutions
 from ldm_ae.io.files import read_json
 
 _BEFORE_NUMERICS = {"precision": "bf16", "layout": "channels_last", "machine": "", "reason": ""}
-"""What `auto` stands for in a run that was started before precision was chosen: what every recipe had then."""
+"""The meaning of `auto` in a run from before precision was chosen automatically: the values of every recipe then."""
 
 
 def recorded_numerics(run: Path) -> dict[str, str] | None:
-    """The precision and layout that a run directory was started with; None for a run that is new.
+    """Return the precision and layout that a run directory was started with; None for a new run.
 
     Raises:
-        UserError: its environment.json is damaged.
+        UserError: Its environment.json is damaged.
     """
     path = run / ENVIRONMENT
     if not path.is_file():
@@ -26,7 +26,7 @@ def recorded_numerics(run: Path) -> dict[str, str] | None:
     try:
         found = read_json(path).get("numerics", _BEFORE_NUMERICS)
         recorded = {name: str(found[name]) for name in _BEFORE_NUMERICS}
-        recorded["convolutions"] = str(found.get("convolutions", "torch"))  # runs from before 2026-11-28 have none
+        recorded["convolutions"] = str(found.get("convolutions", "torch"))  # Runs from before 2026-11-28 lack it.
         for name, known in (("precision", DTYPES), ("layout", LAYOUTS), ("convolutions", get_args(Convolutions))):
             if recorded[name] not in known:
                 raise ValueError(f"{name} is {printable(recorded[name])}")

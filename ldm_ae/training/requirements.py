@@ -1,4 +1,4 @@
-"""What a run asks of its model, compared with what the model's class declares."""
+"""Comparison of the capabilities that a run requires with those that the model's class declares."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ldm_ae.training.config import TrainingConfig
 def check_capabilities(
     model: Autoencoder, objective: ObjectiveConfig, discriminator: Discriminator | None, training: TrainingConfig
 ) -> None:
-    """UserError that names the first option for which the model's class has no capability, or network of other images.
+    """Raise `UserError` that names the first option whose capability the class lacks, or a network for other images.
 
     Args:
-        model: With its trainable parameters set.
-        objective: Its adaptive weight and perceptual network.
-        discriminator: None for none.
-        training: Gradient checkpointing and compilation.
+        model: The model, with its trainable parameters set.
+        objective: The configuration of the adaptive weight and the perceptual network.
+        discriminator: None for training without an adversarial loss.
+        training: The configuration of gradient checkpointing and compilation.
     """
     network = type(model.net).__name__
     if discriminator is not None and objective.adaptive_gan_weight:

@@ -1,7 +1,7 @@
 """The tree of one run's configuration: YAML, command line, and the checks that span parts.
 
-Each part is a frozen dataclass that lives beside what it configures; a class to be chosen is named as `class_path`
-with `init_args`. jsonargparse derives the file format, the command line, the help and the checks from these.
+Each part is a frozen dataclass that lives beside the component it configures; a class is selected by `class_path` with
+`init_args`. jsonargparse derives the file format, the command line, the help and the checks from these.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from ldm_ae.training.sizes import check_sizes
 from ldm_ae.training.validation import check_best, choose_metrics
 
 NOT_GIVEN = "???"
-"""What a recipe holds where only the user knows."""
+"""The value in a recipe that the user must supply."""
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "model": AUTOENCODERS,
@@ -72,7 +72,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "perceptual": PERCEPTUAL_LOSSES,
     "adversarial": ADVERSARIAL_LOSSES,
 }
-"""Where a configuration's class is looked up, by the last part of its key."""
+"""The registry in which a configuration's class is looked up, by the last part of its key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +102,8 @@ class RunConfig:
 
 
 def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> ArgumentParser:
-    """A parser of RunConfig: `--config FILE` and every key as an option; the command line overrides the file."""
-    # A configuration can import registered classes alone, whatever else can be imported here.
+    """Return a parser of RunConfig: `--config FILE` and every key as an option, which overrides the file."""
+    # A configuration can import registered classes only, even if other modules can be imported here.
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=_allowed_paths())
     parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **kwargs)
     parser.add_argument(
@@ -114,7 +114,7 @@ def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> 
 
 
 def _allowed_paths() -> list[str]:
-    """The class paths of registered classes, and of the dataclasses among their arguments."""
+    """Return the class paths of registered classes, and of the dataclasses among their arguments."""
     found: dict[type[Any], None] = {}
     for cls in (cls for registry in REGISTRIES.values() for cls in registry.classes()):
         try:
@@ -127,10 +127,10 @@ def _allowed_paths() -> list[str]:
 
 
 def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Namespace:
-    """The checked, resolved configuration, nothing built yet.
+    """Return the checked, resolved configuration, without building anything.
 
     Raises:
-        UserError: an unknown key (with the nearest right one), a wrong type, a missing value, no such file.
+        UserError: An unknown key (with the nearest valid one), a wrong type, a missing value, no such file.
     """
     parser = parser or config_parser()
     for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
@@ -151,7 +151,7 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
 
 
 def _renamed(arguments: Sequence[str]) -> list[str]:
-    """The arguments with new names for old ones, also in the files that `--config` names."""
+    """Return the arguments with old names replaced by new ones, also in the files that `--config` names."""
     found = rename_arguments(arguments, RENAMED)
     for place, argument in enumerate(found):
         option, _, path = argument.partition("=")
@@ -165,7 +165,7 @@ def _renamed(arguments: Sequence[str]) -> list[str]:
 
 
 def _takes_none(key: str, config: Namespace, parser: ArgumentParser) -> bool:
-    """Whether null is among the types of a key; jsonargparse takes it for any."""
+    """Return whether null is among the types of a key; jsonargparse accepts it for any."""
     hint = next((getattr(action, "_typehint", None) for action in parser._actions if action.dest == key), None)
     if hint is None and ".init_args." in key:
         owner, _, name = key.rpartition(".init_args.")
@@ -175,7 +175,7 @@ def _takes_none(key: str, config: Namespace, parser: ArgumentParser) -> bool:
 
 
 def _unregistered(error: Exception) -> UserError | None:
-    """The refusal of a class that is not registered, by jsonargparse's message; None for another error."""
+    """Return the refusal of a class that is not registered, from jsonargparse's message; None for another error."""
     text = " ".join(str(error).split())
     match = re.search(r"Importing '([^']+)' is not allowed|Expected a dot import path string: (\S+)", text)
     keys = re.findall(r'Parser key "([^"]+)"', text[: match.start()]) if match else []
@@ -187,7 +187,7 @@ def _unregistered(error: Exception) -> UserError | None:
 
 
 def explain(error: Exception, known: Sequence[str]) -> str:
-    """jsonargparse's message in one or two lines, with the nearest key for one that is not known."""
+    """Return jsonargparse's message in one or two lines, with the nearest valid key for an unknown one."""
     text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
     if match := re.search(
@@ -210,30 +210,30 @@ def _known_keys(parser: ArgumentParser) -> list[str]:
 
 
 def save_config(parser: ArgumentParser, config: Namespace, path: Path) -> None:
-    """The resolved configuration as YAML that reruns the run."""
+    """Write the resolved configuration as YAML that reruns the run."""
     text = parser.dump(config)
     with writing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def _as_saved(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
-    """The configuration as `saved_config` would read it back."""
+    """Return the configuration as `saved_config` would read it back."""
     found: dict[str, Any] = yaml.safe_load(parser.dump(config))
     return found
 
 
 def build_config(config: Namespace, parser: ArgumentParser | None = None) -> RunConfig:
-    """Every class of the configuration built; the initial weights are a function of `seed`.
+    """Build every class of the configuration; the initial weights are a function of `seed`.
 
     Raises:
-        UserError: a class refuses its values, or a check over several of them does.
+        UserError: A class refuses its values, or a check over several of them does.
     """
     set_seed(config.seed)
     try:
         built = (parser or config_parser()).instantiate(
             config, instantiators=[(partial(_construct, config), object, True)]
         )
-    except ValueError as error:  # jsonargparse's own, around what a class raised
+    except ValueError as error:  # jsonargparse's own, around an error that a class raised
         raise told(error) or error from None
     run = RunConfig(**{name: built[name] for name in RunConfig.__dataclass_fields__})
     check(run)
@@ -241,14 +241,14 @@ def build_config(config: Namespace, parser: ArgumentParser | None = None) -> Run
 
 
 def _construct(config: Namespace, cls: type[Any], **values: Any) -> Any:
-    """An object of a configured class. What its constructor refuses becomes a UserError with the key and the values."""
+    """Return an object of a configured class. A refusal becomes a UserError with the key and the values."""
     try:
         return cls(**values)
     except (UserError, RunError):
         raise
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         why = reason(error)
-        # Those that the message speaks of, or else all.
+        # The values that the message mentions, or else all.
         spoken_of = {name: v for name, v in values.items() if name in why or (isinstance(v, str) and v in why)}
         given = ", ".join(f"{name}={value!r}" for name, value in (spoken_of or values).items())
         paths = [key for key, value in config.items() if key.endswith("class_path") and locate(str(value)) is cls]
@@ -257,7 +257,7 @@ def _construct(config: Namespace, cls: type[Any], **values: Any) -> Any:
 
 
 def check(run: RunConfig) -> None:
-    """What no part can see alone. UserError names the keys."""
+    """Check the values that span several parts. The UserError names the keys."""
     run.model.latent_spec.latent_size(run.data.resolution, run.data.resolution)
     run.model.set_sample_size(run.data.resolution)
     validation = choose_metrics(run.training.best_metric, run.objective.perceptual)
@@ -280,7 +280,7 @@ def check(run: RunConfig) -> None:
 
 
 def _check_trackers(names: Sequence[str]) -> None:
-    """UserError for one that Accelerate does not know, or whose package is not installed; it ignores the latter."""
+    """Raise `UserError` for a tracker that Accelerate lacks or ignores because its package is not installed."""
     known = {*LOGGER_TYPE_TO_CLASS, "all"}
     installed = sorted(str(name) for name in get_available_trackers())
     for name in names:
@@ -297,12 +297,12 @@ def _check_trackers(names: Sequence[str]) -> None:
 
 
 def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Path:
-    """Train as the command line says; the run directory.
+    """Train as the command line specifies, and return the run directory.
 
     Raises:
-        UserError: what the user can mend.
-        RunError: the run cannot go on: not finite again and again, or the disk is full.
-        Stopped: ended by a signal, saved.
+        UserError: An error that the user can fix.
+        RunError: The run cannot continue: repeated non-finite steps, or the disk is full.
+        Stopped: A signal ended the run; it is saved.
     """
     parser = parser or config_parser()
     config = parse_config(arguments, parser)
@@ -325,7 +325,7 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
                 if error.part != "discriminator" or before is None:
                     raise
                 raise other_discriminator(folder, changed_settings(before, _as_saved(parser, config)), error) from None
-            # All is checked; from here on the run directory changes.
+            # All checks have passed; from here on the run directory changes.
             begun()
             accelerator.init_trackers("logs")
             if accelerator.is_main_process:
@@ -338,7 +338,7 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
 
 @contextmanager
 def _only_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """The folder's lock, held by the main process; where it is refused all processes raise the same UserError."""
+    """Hold the folder's lock in the main process; where it is refused, all processes raise the same UserError."""
     with ExitStack() as stack:
         refused = ""
         if accelerator.is_main_process:
@@ -352,20 +352,20 @@ def _only_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 
 
 def make_accelerator(training: TrainingConfig, folder: Path, numerics: Numerics) -> Accelerator:
-    """Accelerate with this run's precision and trackers."""
+    """Return an accelerator with this run's precision and trackers."""
     return Accelerator(
-        # Accelerate takes processes of torchrun for a GPU's each; without one they would not know of each other.
+        # Accelerate assigns torchrun's processes one GPU each; without a GPU they would not form one group.
         cpu=pick_device().type == "cpu",
         mixed_precision=numerics.mixed_precision,
         log_with=list(training.trackers) or None,
         project_dir=str(folder),
-        # Buffers are batch normalization's; synchronized ones are equal already, and writing them breaks the graph.
+        # Buffers belong to batch normalization; synchronized ones are already equal, and writing them breaks the graph.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
 
 def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numerics: Numerics) -> Trainer:
-    """The trainer of a built configuration."""
+    """Return the trainer of a built configuration."""
     loader, validation = run.data.loaders(
         batch_size=run.training.batch_size, accumulation=run.training.accumulation, seed=run.seed,
         rank=accelerator.process_index, world_size=accelerator.num_processes,

@@ -1,6 +1,6 @@
-"""Every network that a run will use, tried on the shapes of its first step before anything is written.
+"""A check of every network of a run on the shapes of its first step, before anything is written.
 
-The discriminator of LDM's recipe starts at step 50,001; that it cannot take the images should not show there.
+The discriminator of LDM's recipe starts at step 50,001; an image size that it rejects should not surface only there.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ def check_sizes(
     model: Autoencoder, regularizer: Regularizer, objective: ObjectiveConfig, discriminator: Discriminator | None,
     training: TrainingConfig, *, resolution: int, validation: bool,
 ) -> None:  # fmt: skip
-    """Nothing is changed, and no random number is drawn.
+    """Try every network; change nothing and draw no random number.
 
     Args:
         model: The autoencoder.
-        regularizer: Tried with the model.
-        objective: Its perceptual network and the names of its terms are tried.
-        discriminator: None for none; it is tried if it starts within the run.
+        regularizer: The regularizer, tried with the model.
+        objective: The perceptual network and the names of its terms, which are tried.
+        discriminator: None for training without an adversarial loss; it is tried if it starts within the run.
         training: The batch size of one forward pass, and the length of the run.
         resolution: Side of the crops in pixels.
-        validation: The run scores held-out images.
+        validation: Whether the run scores held-out images.
 
     Raises:
-        UserError: a network cannot take such images, or the model has no term of the name of a weight.
+        UserError: A network rejects such images, or a weight names a term that the model lacks.
     """
     channels = model.pixel_spec.channels
     shape = (training.batch_size, channels, resolution, resolution)
@@ -74,7 +74,7 @@ def check_sizes(
 
 
 def _judge(discriminator: Discriminator, given: Sequence[Tensor]) -> Tensor:
-    """Logits of augmented images."""
+    """Return the logits of augmented images."""
     logits: Tensor = discriminator(discriminator.augment(given[0], Draws(range(len(given[0])), AUGMENTATION)))
     return logits
 
@@ -82,13 +82,13 @@ def _judge(discriminator: Discriminator, given: Sequence[Tensor]) -> Tensor:
 def _smallest(
     network: nn.Module, call: Any, shape: tuple[int, ...], model: Autoencoder, error: RefusedError
 ) -> str:  # fmt: skip
-    """The smallest images that a network takes and the model too, or PyTorch's reason if size is not the reason."""
+    """Return the smallest images that the network and the model take, or PyTorch's reason if it is not size."""
     side = smallest_side(network, call, shape, multiple=model.latent_spec.downsample_factor)
     return str(error) if side is None else f"the smallest are {side}x{side}"
 
 
 def _forward(training_pass: TrainingPass, given: Sequence[Tensor]) -> set[str]:
-    """The names of the posterior's and the regularizer's terms, after a training pass."""
+    """Return the names of the posterior's and the regularizer's terms after a training pass."""
     output = training_pass(given[0], None, Draws(range(len(given[0])), REGULARIZER))
     return {*output.posterior.regularization(), *output.terms}
 

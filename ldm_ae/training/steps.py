@@ -1,7 +1,7 @@
-"""The two optimization steps. This is the file to read first.
+"""The two optimization steps. Read this file first.
 
 A step is one update of the generator (the autoencoder) and, once it has started, one of the discriminator. Both take
-the step's micro-batches at once and leave gradients that equal those of one batch as large as all of them together.
+all the step's micro-batches and leave gradients that equal those of one batch as large as all of them together.
 
 Source: Esser et al., Taming Transformers, arXiv 2012.09841, equation 7 for the adaptive weight; arXiv 2112.10752.
 """
@@ -28,22 +28,22 @@ Logs = dict[str, Tensor]
 
 
 class MicroBatch(NamedTuple):
-    """What one forward pass takes."""
+    """The inputs of one forward pass."""
 
     pixel_values: Tensor
     """(B, 3, H, W) in [-1, 1]."""
     noise: Tensor
     """(B, C, h, w) standard normal, for the posterior's draw."""
     seeds: tuple[int, ...]
-    """Of all further random numbers of each sample in this step."""
+    """Seeds of all further random numbers of each sample in this step."""
 
     def draws(self, stream: str) -> Draws:
-        """The random numbers of a stream, from their start: two passes over the same images draw the same."""
+        """Return a stream's random numbers from its start: two passes over the same images draw the same numbers."""
         return Draws(self.seeds, stream)
 
 
 class Reconstructed(NamedTuple):
-    """What the generator's step made of a micro-batch, without a graph."""
+    """The outputs of the generator's step for a micro-batch, without a graph."""
 
     target: Tensor
     """(B, 3, H, W) in [-1, 1]: the real images of the discriminator's step."""
@@ -53,7 +53,7 @@ class Reconstructed(NamedTuple):
 
 @dataclass
 class StepParts:
-    """What both steps work on. `training_pass` and `discriminator` are as Accelerate prepared them."""
+    """The modules that both steps use. `training_pass` and `discriminator` are as Accelerate prepared them."""
 
     accelerator: Accelerator
     training_pass: nn.Module
@@ -66,7 +66,7 @@ class StepParts:
         self.plain_pass: TrainingPass = _unwrap(self.training_pass)
         self.plain_autoencoder = self.plain_pass.autoencoder
         pair: BothSides | None = None if self.discriminator is None else _unwrap(self.discriminator)
-        # The generator's step bypasses DistributedDataParallel: it wants no gradient of the discriminator.
+        # The generator's step bypasses DistributedDataParallel: it needs no gradient of the discriminator.
         self.plain_discriminator = None if pair is None else pair.discriminator
 
 
@@ -83,13 +83,13 @@ class OutputGradients(NamedTuple):
 def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -> tuple[list[Reconstructed], Logs]:
     """Leave the autoencoder's gradients of the whole objective in `.grad`, and none in the discriminator.
 
-    The losses' gradients are taken once each at the reconstructions, the adaptive weight from those and the last layer
-    alone, and the weighted sum is sent back through the autoencoder in one backward pass.
+    Take each loss's gradient once, at the reconstructions; compute the adaptive weight from those and the last layer
+    alone; and propagate the weighted sum through the autoencoder in one backward pass.
 
     Args:
-        parts: What to work on.
+        parts: The modules.
         batches: The step's micro-batches of this process.
-        step: Updates done so far; the schedule of the adversarial weight counts them.
+        step: Number of updates done so far; the schedule of the adversarial weight counts them.
 
     Returns:
         Targets and reconstructions of each micro-batch, and scalars to log (means over this process).
@@ -132,13 +132,13 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
 def discriminator_step(
     parts: StepParts, batches: Sequence[MicroBatch], results: Sequence[Reconstructed], step: int
 ) -> Logs | None:
-    """Leave the discriminator's gradients in `.grad`, and none in the autoencoder; None before it has started.
+    """Leave the discriminator's gradients in `.grad`, and none in the autoencoder; return None before it has started.
 
     Args:
-        parts: What to work on.
+        parts: The modules.
         batches: The step's micro-batches of this process.
-        results: Of the generator's step.
-        step: Updates done so far.
+        results: The results of the generator's step.
+        step: Number of updates done so far.
     """
     if parts.discriminator is None or step < parts.objective.config.discriminator_start:
         return None
@@ -169,7 +169,7 @@ def discriminator_step(
 def output_gradients(
     parts: StepParts, batch: MicroBatch, reconstructions: Tensor, target: Tensor, with_gan: bool
 ) -> OutputGradients:
-    """∂nll/∂x̂ and, if asked, ∂gan/∂x̂, each through its own network only."""
+    """Return ∂nll/∂x̂ and, if requested, ∂gan/∂x̂, each through its own network only."""
     objective, scale = parts.objective, _loss_scale(parts.accelerator)
     leaf = reconstructions.detach().requires_grad_()
     terms = objective.reconstruction(leaf, target)
@@ -189,7 +189,7 @@ def output_gradients(
 
 
 def last_layer_gradients(parts: StepParts, reconstructions: Tensor, at_output: OutputGradients) -> Tensor:
-    """Gradients of both losses at the decoder's last weight, stacked (2, ...); only that layer is differentiated."""
+    """Return both losses' gradients at the decoder's last weight, stacked (2, ...); differentiate only that layer."""
     last_layer = parts.plain_autoencoder.last_layer
     assert at_output.gan is not None
     assert last_layer is not None, "check_capabilities"
@@ -202,7 +202,7 @@ def last_layer_gradients(parts: StepParts, reconstructions: Tensor, at_output: O
 
 
 def adaptive_weight(parts: StepParts, gradients: Sequence[Tensor]) -> Tensor:
-    """λ = ‖∇nll‖ / (‖∇gan‖ + 1e-4), at most 1e4, of the whole batch: every micro-batch of every process. Scalar."""
+    """Return λ = ‖∇nll‖ / (‖∇gan‖ + 1e-4), at most 1e4, a scalar over every micro-batch of every process."""
     mean = parts.accelerator.reduce(torch.stack(list(gradients)).mean(dim=0), reduction="mean")
     nll_norm, gan_norm = mean.flatten(1).norm(dim=1)
     return (nll_norm / (gan_norm + ADAPTIVE_EPS)).clamp(0.0, ADAPTIVE_MAX)
@@ -211,7 +211,7 @@ def adaptive_weight(parts: StepParts, gradients: Sequence[Tensor]) -> Tensor:
 def _measure_ahead(
     parts: StepParts, batches: Sequence[MicroBatch], gan_weight: float | Tensor
 ) -> tuple[list[OutputGradients], Tensor]:
-    """Every micro-batch's output gradients and the adversarial one's weight, from passes that keep no graphs."""
+    """Return every micro-batch's output gradients and the adversarial weight, from passes that keep no graphs."""
     measured, last = [], []
     with _only_last_layer(parts.plain_pass), parts.accelerator.autocast():
         for batch in batches:
@@ -228,7 +228,7 @@ def _forward(training_pass: nn.Module, batch: MicroBatch) -> TrainingOutput:
 
 @contextmanager
 def _only_last_layer(training_pass: TrainingPass) -> Iterator[None]:
-    """Within it a forward pass keeps a graph for the last layer alone."""
+    """Keep a graph for the last layer alone in forward passes within the context."""
     last = training_pass.autoencoder.last_layer
     frozen = [p for p in training_pass.parameters() if p.requires_grad and p is not last]
     for parameter in frozen:
@@ -241,7 +241,7 @@ def _only_last_layer(training_pass: TrainingPass) -> Iterator[None]:
 
 
 def _gradient(loss: Tensor, leaf: Tensor, scale: float) -> Tensor:
-    # Scaled on the way through half-precision networks, and float32 before and after.
+    # The gradient is scaled on its way through half-precision networks, and is float32 before and after.
     return torch.autograd.grad(loss * scale, leaf)[0].float() / scale
 
 
@@ -250,12 +250,12 @@ def _loss_scale(accelerator: Accelerator) -> float:
 
 
 def _sync_on_last(accelerator: Accelerator, module: nn.Module, i: int, count: int) -> AbstractContextManager[None]:
-    """Processes average gradients in the last micro-batch's backward pass only."""
+    """Average gradients across processes in the last micro-batch's backward pass only."""
     return nullcontext() if i == count - 1 else accelerator.no_sync(module)
 
 
 def _average_gradients(accelerator: Accelerator, objective: Objective) -> None:
-    """The objective's own parameter stands outside DistributedDataParallel."""
+    """Average the gradient of the objective's own parameter, which stands outside DistributedDataParallel."""
     for parameter in objective.parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None

@@ -43,22 +43,22 @@ SAMPLE_IMAGES = 8
 
 
 class Trainer:
-    """Trains one autoencoder in one run directory.
+    """The training of one autoencoder in one run directory.
 
     Args:
-        folder: The run directory; a run that is there is continued.
+        folder: The run directory; an existing run is resumed.
         accelerator: Devices, processes, mixed precision and trackers.
         numerics: The precision that the accelerator was made with, and the memory layout.
-        autoencoder: In float32.
+        autoencoder: The model, in float32.
         objective: The generator's losses.
-        regularizer: What stands between encoder and decoder.
-        discriminator: None for none.
+        regularizer: The module between encoder and decoder.
+        discriminator: None for training without an adversarial loss.
         training: Steps, precision, intervals.
-        optimizer: The autoencoder's and the objective's.
-        discriminator_optimizer: The discriminator's.
+        optimizer: The optimizer of the autoencoder and the objective.
+        discriminator_optimizer: The optimizer of the discriminator.
         loader: Training images of this process.
-        validation: Held-out images, whole on every process, or None.
-        identity: What makes this run this run; a checkpoint with another is refused.
+        validation: Held-out images, all of them on every process, or None.
+        identity: The run's identity; a checkpoint with another one is refused.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Trainer:
         self.optimizer_configs = [optimizer, discriminator_optimizer]
         if self.discriminator is not None:
             self.parameters.append(list(self.discriminator.learning_parameters()))
-        fused = numerics.precision != "fp16"  # a fused optimizer would leave a step out inside, unseen
+        fused = numerics.precision != "fp16"  # A fused optimizer would skip a step internally, unseen.
         self.optimizers = [
             chosen.build(parameters, loader.global_batch, fused=fused)
             for chosen, parameters in zip(self.optimizer_configs, self.parameters, strict=False)
@@ -112,12 +112,12 @@ class Trainer:
     # ---------------------------------------------------------------------------------------------------- the loop
 
     def fit(self) -> None:
-        """Train up to `max_steps`, from the newest checkpoint of the run directory if there is one.
+        """Train up to `max_steps`, from the newest checkpoint in the run directory if one exists.
 
         Raises:
-            Stopped: a signal ended the run; it has been saved.
-            UserError: the run directory holds another run, or too many images are bad.
-            RunError: too many steps in a row were not finite, or a checkpoint could not be written.
+            Stopped: A signal ended the run; it is saved.
+            UserError: The run directory holds another run, or too many images are bad.
+            RunError: Too many consecutive steps were not finite, or a checkpoint could not be written.
         """
         if not self._resumed:
             self.resume()
@@ -155,14 +155,14 @@ class Trainer:
         self.export()
 
     def train_step(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Reconstructed] | None:
-        """One update of the generator and, once it has started, of the discriminator.
+        """Run one update of the generator and, once it has started, of the discriminator.
 
         Returns:
             Scalars to log, and targets and reconstructions of the first micro-batch. None where a loss or a gradient
-            was not finite on some process: no process has changed anything then but the position in the data.
+            was not finite on some process: then no process changes anything but the position in the data.
 
         Raises:
-            RunError: `max_bad_steps` such steps in a row.
+            RunError: `max_bad_steps` consecutive steps were not finite.
         """
         micro_batches = [self._micro_batch(batch) for batch in batches]
         self.guard.before_step()
@@ -183,7 +183,7 @@ class Trainer:
         return (logs | norms, results[0]) if sound else None
 
     def _gradient_norms(self, count: int) -> dict[str, Tensor]:
-        """The norm of the gradients of each of the first `count` optimizers, unscaled, before clipping."""
+        """Return the gradient norm of each of the first `count` optimizers, unscaled, before clipping."""
         if self.accelerator.scaler is not None:
             for optimizer in self.optimizers[:count]:
                 self.accelerator.scaler.unscale_(optimizer)
@@ -192,7 +192,7 @@ class Trainer:
         return {name: get_total_norm(found) for name, found in zip(names, gradients, strict=False)}
 
     def _update(self, norms: dict[str, Tensor]) -> None:
-        """Set the learning rates, clip, update, average."""
+        """Set the learning rates, clip the gradients, update the parameters, and update the averages."""
         self.saver.before_update()
         scaler = self.accelerator.scaler
         for which, norm in enumerate(norms.values()):
@@ -213,13 +213,13 @@ class Trainer:
     def _leave_out(
         self, logs: dict[str, Tensor], norms: dict[str, Tensor], batches: Sequence[Batch], fakes: Sequence[Tensor]
     ) -> None:
-        """A step that was not finite: undo what it did, say so, and stop if there were too many."""
+        """Skip a step that was not finite: undo its changes, report it, and stop if there were too many."""
         self.skipped_steps += 1
         self.guard.undo()
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.update()
-            # A gradient that leaves fp16's range is how the scaler finds its scale; below 1 there is none to find.
+            # The scaler finds its scale by gradients that overflow fp16; below a scale of 1 there is none to find.
             if self.guard.is_sound(logs) and scaler.get_scale() >= 1.0:
                 return
         words = self.guard.describe(logs | norms, batches, fakes)
@@ -227,7 +227,7 @@ class Trainer:
         self.guard.count(words)
 
     def _after_step(self, logs: dict[str, Tensor], result: Reconstructed, seconds: float) -> bool:
-        """Log, picture and validate where due; whether a checkpoint is due."""
+        """Log, save a sample grid and validate where due; return whether a checkpoint is due."""
         config = self.config
         self.window.add(logs, self.loader.global_batch, seconds)
         self.log.advance(self.step)
@@ -283,13 +283,13 @@ class Trainer:
         return math.prod(self.autoencoder.latent_spec.latent_size(size, size))
 
     def _most_codes(self) -> int:
-        """How many codes one step can use: each once, or each position one."""
+        """Return how many codes one step can use at most: each code once, or one per position."""
         size = self.autoencoder.latent_spec.codebook_size
         assert size is not None
         return min(size, self.loader.global_batch * self._latent_positions())
 
     def validate(self) -> bool:
-        """Score the averaged model on the held-out images; whether it is the best so far. Main process, others wait."""
+        """Score the averaged model on held-out images in the main process; return whether it is the best so far."""
         if self.validation is None:
             return False
         improved = torch.zeros((), device=self.accelerator.device)
@@ -306,20 +306,20 @@ class Trainer:
         return bool(self.accelerator.reduce(improved, reduction="sum"))
 
     def _result(self) -> Autoencoder:
-        """What is evaluated and exported: the averaged weights if there are any."""
+        """Return the model that is evaluated and exported: the averaged weights if they exist."""
         return self.ema.model if self.ema is not None else self.autoencoder
 
     # ------------------------------------------------------------------------------------------ saving and resuming
 
     def save(self) -> None:
-        """A checkpoint and the newest model beside it."""
+        """Write a checkpoint and the newest model beside it."""
         self.saver.save(Progress(self.step, self.position, self.best, self.skipped_steps))
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint that counts, or begin; checks all of it before `fit` writes anything.
+        """Resume from the newest valid checkpoint, or begin; check all of it before `fit` writes anything.
 
         Raises:
-            UserError: the run directory holds another run, a model without a checkpoint, or more steps than asked for.
+            UserError: The run directory holds another run, a model without a checkpoint, or more steps than requested.
         """
         found = self.saver.restore(self.log)
         if found is not None:
@@ -337,7 +337,7 @@ class Trainer:
         self._resumed = True
 
     def export(self) -> None:
-        """The run's `model/`; a changed encoder's scale is measured on the held-out images if there are any."""
+        """Write the run's `model/`; measure a changed encoder's scale on the held-out images if there are any."""
         if self.accelerator.is_main_process:
             result = self._result()
             with ProgressDisplay("measuring the scale of the latents", None) as progress:
@@ -352,7 +352,7 @@ class Trainer:
         self.accelerator.end_training()
 
     def _agree(self, received: int) -> int:
-        """The largest signal number that any process has received, 0 for none."""
+        """Return the largest signal number that any process has received; 0 for none."""
         if self.accelerator.num_processes == 1:
             return received
         numbers = self.accelerator.gather(torch.tensor([received], device=self.accelerator.device))

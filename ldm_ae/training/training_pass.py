@@ -12,23 +12,23 @@ from ldm_ae.regularizers import Identity, Regularizer
 
 
 class TrainingOutput(NamedTuple):
-    """What a training forward pass gives."""
+    """The outputs of a training forward pass."""
 
     reconstructions: Tensor
     """(B, 3, H, W) float32, not clamped."""
     target: Tensor
-    """(B, 3, H, W) in [-1, 1]: what they are compared with."""
+    """(B, 3, H, W) in [-1, 1]: the target of the reconstructions."""
     posterior: Posterior
     terms: dict[str, Tensor]
     """The regularizer's named losses, (B,) float32 each, summed over one image's latents."""
 
 
 class TrainingPass(nn.Module):
-    """Autoencoder and regularizer in one call, which is what DistributedDataParallel wraps and sees.
+    """Autoencoder and regularizer in one call, which DistributedDataParallel wraps.
 
     Args:
-        autoencoder: What is trained.
-        regularizer: What stands between its encoder and decoder; `Identity` by default.
+        autoencoder: The model to train.
+        regularizer: The module between its encoder and decoder; `Identity` by default.
     """
 
     def __init__(self, autoencoder: Autoencoder, regularizer: Regularizer | None = None):
@@ -37,7 +37,7 @@ class TrainingPass(nn.Module):
         self.regularizer = Identity() if regularizer is None else regularizer
 
     def forward(self, pixel_values: Tensor, noise: Tensor | None, draws: Draws) -> TrainingOutput:
-        """Of (B, 3, H, W) images in [-1, 1].
+        """Return the reconstructions, targets and terms of (B, 3, H, W) images in [-1, 1].
 
         Args:
             pixel_values: The images.

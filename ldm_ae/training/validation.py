@@ -1,4 +1,4 @@
-"""Which metrics a validation computes, and by which one the best checkpoint is chosen."""
+"""The metrics that a validation computes, and the metric by which the best checkpoint is chosen."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Validation(NamedTuple):
 
     metrics: list[Metric]
     best: Metric
-    """One of them, by which checkpoints are compared."""
+    """The metric among them by which checkpoints are compared."""
     added: bool
-    """Whether `best` is beside the metrics that every validation has."""
+    """Whether `best` is additional to the metrics that every validation has."""
 
     def rank(self, scores: dict[str, float]) -> float:
         """Return the score of `best` with the sign that makes higher better.
@@ -37,14 +37,14 @@ class Validation(NamedTuple):
 
 
 def choose_metrics(best_metric: str, perceptual: PerceptualDistance | None) -> Validation:
-    """Return PSNR, SSIM and the objective's perceptual distance, and what `training.best_metric` names beside them.
+    """Return PSNR, SSIM, the objective's perceptual distance, and the metric that `training.best_metric` adds.
 
     Args:
         best_metric: A registered metric's name; `perceptual` stands for the objective's network.
         perceptual: That network.
 
     Raises:
-        UserError: an unknown name, or a metric of which no direction is better.
+        UserError: An unknown name, or a metric without a better direction.
     """
     metrics: list[Metric] = [*validation_metrics(perceptual)]
     if best_metric == Perceptual.name:
@@ -65,7 +65,7 @@ def choose_metrics(best_metric: str, perceptual: PerceptualDistance | None) -> V
 
 def check_best(validation: Validation, *, resolution: int, images: int) -> None:
     """Raise `UserError` if the held-out images do not allow the metric that `training.best_metric` adds. `check_sizes`
-    tries the others."""
+    tries the other metrics."""
     best = validation.best
     if not validation.added:
         return

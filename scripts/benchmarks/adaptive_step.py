@@ -1,10 +1,10 @@
 """The generator's step with the adaptive GAN weight against the same step with a fixed weight.
 
-`textbook` is the adaptive weight as papers write it: the losses stay attached to the autoencoder's graph, their
-gradients at the last layer are two `autograd.grad` calls through all loss networks, and the backward pass goes through
-the loss networks once more. Everything else (networks, layout, LPIPS) is ours in all variants.
+`textbook` is the adaptive weight as in the papers: the losses stay attached to the autoencoder's graph, their gradients
+at the last layer are two `autograd.grad` calls through all loss networks, and the backward pass goes through the loss
+networks once more. Everything else (networks, layout, LPIPS) is ours in all variants.
 
-With two micro-batches the weight belongs to both together and must be known before the first backward pass, which
+With two micro-batches the weight belongs to both together and must be computed before the first backward pass, which
 costs a forward pass of each without a graph.
 """
 
@@ -27,18 +27,18 @@ from ldm_ae.training.steps import ADAPTIVE_EPS, ADAPTIVE_MAX, MicroBatch, StepPa
 
 
 def own_step(parts: StepParts, batches: list[MicroBatch]) -> None:
-    """Ours; the gradients are left in `.grad`."""
+    """Run our step; it leaves the gradients in `.grad`."""
     parts.training_pass.zero_grad(set_to_none=True)
     generator_step(parts, batches, step=0)
 
 
 def textbook_step(parts: StepParts, batch: MicroBatch) -> Tensor:
-    """The same gradients, with the weight computed through the whole graph; returns the weight."""
+    """Compute the same gradients, with the weight computed through the whole graph; return the weight."""
     parts.training_pass.zero_grad(set_to_none=True)
     config = parts.objective.config
     reconstructions, target, posterior, _ = parts.training_pass(*batch[:2], batch.draws(REGULARIZER))
     nll = parts.objective.reconstruction(reconstructions, target).nll
-    parts.plain_discriminator.requires_grad_(False)  # or its gradients would be computed and thrown away
+    parts.plain_discriminator.requires_grad_(False)  # Otherwise its gradients would be computed and discarded.
     with parts.accelerator.autocast():
         logits_fake = parts.plain_discriminator(reconstructions)
     parts.plain_discriminator.requires_grad_(True)
@@ -52,7 +52,7 @@ def textbook_step(parts: StepParts, batch: MicroBatch) -> Tensor:
 
 
 def variants(setting: Setting) -> list[Variant]:
-    """Fixed, adaptive and textbook, and the first two over two micro-batches."""
+    """Return fixed, adaptive and textbook, and the first two over two micro-batches."""
 
     def build(adaptive: bool, count: int) -> Callable[[], object]:
         parts = make_parts(setting, adaptive=adaptive)
@@ -71,7 +71,7 @@ def variants(setting: Setting) -> list[Variant]:
 
 
 def main() -> None:
-    """Run it from the command line."""
+    """Run the benchmark from the command line."""
     parser = measuring.arguments(__doc__)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=1)

@@ -2,9 +2,9 @@
 
 The state: autoencoder, its average, PatchGAN, both Adam optimizers with their moments, random generators. Accelerate
 writes it without flushing or hashing, and removes the old checkpoint first; ours flushes, hashes, renames and removes
-the old one last. `in the background` is how long the training loop stands still where the writer thread does the rest;
-its copies are made while the next batch is computed, and the last variant is how long they take where the next update
-would come at once. After every call all data are flushed, untimed, so that nobody pays for another's.
+the old one last. `in the background` is the time that the training loop waits while the writer thread does the
+remainder; its copies are made while the next batch is computed, and the last variant is the time that they take if the
+next update follows at once. After every call all data are flushed, untimed, so that no variant pays for another.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KL_F8 = (128, 256, 512, 512)
 
 
 class Parts(NamedTuple):
-    """What there is to save."""
+    """The objects to save."""
 
     autoencoder: KLAutoencoder
     average: KLAutoencoder
@@ -46,7 +46,7 @@ class Parts(NamedTuple):
 
 
 def make_parts(widths: tuple[int, ...], device: torch.device) -> Parts:
-    """Networks in the layout in which they are trained in bfloat16, and optimizers that have made one step."""
+    """Return networks in the layout in which they are trained in bfloat16, and optimizers that have made one step."""
     autoencoder, discriminator = KLAutoencoder(block_out_channels=widths), PatchDiscriminator()
     for network in (autoencoder, discriminator):
         place(network, device, training_placement(device, torch.bfloat16))
@@ -63,7 +63,7 @@ def make_parts(widths: tuple[int, ...], device: torch.device) -> Parts:
 
 
 class OwnSave:
-    """One checkpoint a call; with `update`, as far as the update of the next step may begin."""
+    """One checkpoint per call; with `update`, up to the point where the update of the next step may begin."""
 
     def __init__(
         self, widths: tuple[int, ...], device: torch.device, folder: Path, *, background: bool, update: bool = False
@@ -84,13 +84,13 @@ class OwnSave:
             self.saver.before_update()
 
     def settle(self) -> None:
-        """The background's work, and everything on the disk."""
+        """Finish the background's work, and flush everything to the disk."""
         self.saver.wait()
         os.sync()
 
 
 class AcceleratesSave:
-    """One `save_state` a call, the newest kept."""
+    """One `save_state` per call; the newest one is kept."""
 
     def __init__(self, widths: tuple[int, ...], device: torch.device, folder: Path):
         project = ProjectConfiguration(str(folder), automatic_checkpoint_naming=True, total_limit=1)
@@ -103,12 +103,12 @@ class AcceleratesSave:
         self.accelerator.save_state()
 
     def settle(self) -> None:
-        """Everything on the disk."""
+        """Flush everything to the disk."""
         os.sync()
 
 
 def variants(widths: tuple[int, ...], device: torch.device, folder: Path) -> list[Variant]:
-    """Accelerate's, ours in the loop, ours in the background, and that until all is copied."""
+    """Return Accelerate's, ours in the loop, ours in the background, and the latter until all is copied."""
     base, own = "accelerate save_state", "ours"
 
     def ours(name: str, *, background: bool, update: bool = False) -> OwnSave:
@@ -123,9 +123,9 @@ def variants(widths: tuple[int, ...], device: torch.device, folder: Path) -> lis
 
 
 def main() -> None:
-    """Run it from the command line."""
+    """Run the benchmark from the command line."""
     options = measuring.arguments(__doc__).parse_args()
-    keep_freed_memory(pick_device(options.device))  # as training does, for both sides
+    keep_freed_memory(pick_device(options.device))  # as in training, for both sides
     with tempfile.TemporaryDirectory() as folder:
         measuring.run(
             "Saving a checkpoint: kl_f8 widths", variants(KL_F8, pick_device(options.device), Path(folder)), options

@@ -1,6 +1,6 @@
 """Encoding and decoding at kl_f8 widths: ours in bfloat16, channels-last, against diffusers' AutoencoderKL as it comes.
 
-The same random weights on both sides. diffusers' runs under `torch.no_grad()`, in float32 and NCHW.
+Both sides have the same random weights. diffusers' model runs under `torch.no_grad()`, in float32 and NCHW.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from ldm_ae.models import Autoencoder, for_inference, pick_device
 
 
 def own(setting: Setting, precision: str) -> Autoencoder:
-    """Ours, ready for inference."""
+    """Return our model, ready for inference."""
     return for_inference(
         make_autoencoder(setting), device=setting.device, precision=precision, compiled=setting.compiled
     )
 
 
 def diffusers(setting: Setting, dtype: torch.dtype) -> AutoencoderKL:
-    """diffusers' with the same weights."""
-    return torch.nn.Module.to(make_autoencoder(setting).net.eval(), dtype)  # its own `to` warns of what it does not do
+    """Return diffusers' model with the same weights."""
+    return torch.nn.Module.to(make_autoencoder(setting).net.eval(), dtype)  # Its own `to` warns without cause.
 
 
 def calls(setting: Setting, model: Autoencoder) -> dict[str, Callable[[], Tensor]]:
-    """`encode` gives (B, 4, h, w) latents, `decode` (B, 3, H, W) reconstructions of noise."""
+    """Return `encode`, which returns (B, 4, h, w) latents, and `decode`, (B, 3, H, W) reconstructions of noise."""
     batch = make_batch(setting, 0)
 
     @torch.inference_mode()
@@ -48,7 +48,7 @@ def calls(setting: Setting, model: Autoencoder) -> dict[str, Callable[[], Tensor
 
 
 def diffusers_calls(setting: Setting, model: AutoencoderKL) -> dict[str, Callable[[], Tensor]]:
-    """The same with diffusers' methods."""
+    """Return the same calls with diffusers' methods."""
     batch = make_batch(setting, 0)
     pixel_values, noise = batch.pixel_values.contiguous().to(model.dtype), batch.noise.to(model.dtype)
 
@@ -64,7 +64,7 @@ def diffusers_calls(setting: Setting, model: AutoencoderKL) -> dict[str, Callabl
 
 
 def variants(setting: Setting) -> list[Variant]:
-    """Encode and decode: diffusers, ours in float32, ours in bfloat16 where that is fast."""
+    """Return encode and decode: diffusers, ours in float32, ours in bfloat16 on devices that are fast in it."""
     found = []
     for task in ("encode", "decode"):
 
@@ -85,7 +85,7 @@ def variants(setting: Setting) -> list[Variant]:
 
 
 def main() -> None:
-    """Run it from the command line."""
+    """Run the benchmark from the command line."""
     parser = measuring.arguments(__doc__)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=1)

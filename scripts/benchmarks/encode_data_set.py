@@ -2,11 +2,11 @@
 
 *plain*: PIL and torchvision's transforms in a DataLoader, diffusers' AutoencoderKL in float32 and NCHW under
 `torch.no_grad()`, all samples in one safetensors file at the end. *npy* writes a file for each image. Ours does the
-same and more: it hashes every image, flushes and hashes what it writes, and writes index and statistics. All store one
-sample of each image and nothing of its mirror image, and decode with as many worker processes.
+same and more: it hashes every image, flushes and hashes all files, and writes index and statistics. All store one
+sample of each image and nothing of its mirror image, and decode with the same number of worker processes.
 
-`--memory` measures the peak memory over 1,000 and over 10,000 images with a tiny model, which shows what grows with
-the data set; `--bytes` how many bytes of a store an image takes.
+`--memory` measures the peak memory over 1,000 and over 10,000 images with a tiny model, which shows the growth with
+the data set; `--bytes` measures the bytes of a store per image.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from ldm_ae.models import KLAutoencoder, pick_device
 
 
 class Work(NamedTuple):
-    """What is encoded with what."""
+    """The images and the setting of one encoding."""
 
     setting: Setting
-    """The batch is that of one forward pass."""
+    """The setting, whose batch is that of one forward pass."""
     images: Path
     out: Path
-    """A folder for the variants' results, of which each has its own."""
+    """A folder for the variants' results; each variant has its own subfolder."""
     workers: int
     latents: Literal["sample", "mode"] = "sample"
 
 
 class Photos(Dataset[Tensor]):
-    """Images as a script reads them, (3, H, W) in [-1, 1]."""
+    """Images as a plain script reads them, (3, H, W) in [-1, 1]."""
 
     def __init__(self, folder: Path, size: int):
         self.files = sorted(folder.glob("*.jpg"))
@@ -74,7 +74,7 @@ class Photos(Dataset[Tensor]):
 
 
 class Emptied:
-    """A way of encoding, called with a folder that is not there yet."""
+    """A way of encoding, called with a folder that does not exist yet."""
 
     def __init__(self, folder: Path, way: Callable[[Path], object]):
         self.folder = folder
@@ -85,13 +85,13 @@ class Emptied:
         return self.folder
 
     def settle(self) -> None:
-        """Remove the result, with everything on the disk."""
+        """Remove the result, and flush everything to the disk."""
         shutil.rmtree(self.folder)
         os.sync()
 
 
 def script(work: Work, *, one_file: bool) -> Callable[[Path], None]:
-    """A plain script's loop, as a function of where it writes."""
+    """Return a plain script's loop, as a function of its output folder."""
     model = one_batch.diffusers(work.setting, torch.float32)
     photos = Photos(work.images, work.setting.size)
 
@@ -116,7 +116,7 @@ def script(work: Work, *, one_file: bool) -> Callable[[Path], None]:
 
 
 def own(work: Work, model: KLAutoencoder, precision: str, **options: object) -> Callable[[Path], None]:
-    """`encode_images`, as a function of where it writes."""
+    """Return `encode_images`, as a function of its output folder."""
     source = open_source(str(work.images))
 
     def run(folder: Path) -> None:
@@ -130,14 +130,14 @@ def own(work: Work, model: KLAutoencoder, precision: str, **options: object) -> 
 
 
 def variants(work: Work) -> list[Variant]:
-    """The two scripts, ours in float32, ours in bfloat16 where that is fast."""
+    """Return the two scripts, ours in float32, ours in bfloat16 on devices that are fast in it."""
     images = len(sorted(work.images.glob("*.jpg")))
 
     def theirs(name: str, *, one_file: bool) -> Emptied:
         return Emptied(work.out / name, script(work, one_file=one_file))
 
     def ours(precision: str) -> Emptied:
-        keep_freed_memory(work.setting.device)  # as `ldm-ae encode` does
+        keep_freed_memory(work.setting.device)  # as in `ldm-ae encode`
         model = make_autoencoder(work.setting)
         return Emptied(work.out / precision, own(work, model, precision, content="samples", flips=False))
 
@@ -153,7 +153,7 @@ def variants(work: Work) -> list[Variant]:
 
 
 def tiny_model() -> KLAutoencoder:
-    """Downsample factor 8, as kl_f8, and next to no work."""
+    """Return a model of downsample factor 8, as kl_f8, with almost no computation."""
     torch.manual_seed(0)
     return KLAutoencoder(
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False
@@ -161,7 +161,7 @@ def tiny_model() -> KLAutoencoder:
 
 
 def memory_variants(folder: Path, device: torch.device, few: int, many: int) -> list[Variant]:
-    """The same encoding of few and of many images of 64², decoded in the process that is measured."""
+    """Return the same encoding of few and of many images of 64², decoded in the measured process."""
 
     def build(count: int) -> Emptied:
         images = make_images(folder / f"{count} images", count, different=100, size=(80, 64))
@@ -172,7 +172,7 @@ def memory_variants(folder: Path, device: torch.device, few: int, many: int) -> 
 
 
 def bytes_per_image(folder: Path, device: torch.device, *, count: int, size: int) -> list[str]:
-    """A Markdown table: what lies on the disk of a store, by what it keeps."""
+    """Return a Markdown table of a store's bytes on the disk, by its contents."""
     images = make_images(folder / "images", count, different=16, size=(size, size))
     work = Work(Setting((), size, 32, device), images, folder, workers=0)
     lines = ["| content | dtype | with mirror images | bytes an image |", "|---|---|---|---|"]
@@ -189,7 +189,7 @@ def bytes_per_image(folder: Path, device: torch.device, *, count: int, size: int
 
 
 def make_images(folder: Path, count: int, *, different: int, size: tuple[int, int]) -> Path:
-    """JPEG files of (width, height), smooth with grain; some of them links to the same file. Made once."""
+    """Make JPEG files of (width, height), smooth with grain; some of them link to the same file. They are made once."""
     if folder.exists():
         return folder
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
@@ -204,13 +204,13 @@ def make_images(folder: Path, count: int, *, different: int, size: tuple[int, in
         smooth = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
         grain = random.normal(0, 8, smooth.shape)
         Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(file, quality=90)
-    if not folder.exists():  # another variant's process may have been faster
+    if not folder.exists():  # Another variant's process may have been faster.
         os.rename(temporary, folder)
     return folder
 
 
 def main() -> None:
-    """Run it from the command line."""
+    """Run the benchmark from the command line."""
     parser = measuring.arguments(__doc__, runs=5)
     parser.add_argument("--images", type=int, default=64, help="how many (default: 64)")
     parser.add_argument("--folder", help="JPEG files to encode in place of made ones of 500x375 pixels")
@@ -221,7 +221,7 @@ def main() -> None:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--memory", action="store_true", help="peak memory by the number of images")
     mode.add_argument("--bytes", action="store_true", help="bytes of a store by what it keeps")
-    # All processes of one run work in one folder.
+    # All processes of one run use one folder.
     parser.add_argument("--scratch", help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = pick_device(options.device)
@@ -234,7 +234,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, folder: Path, device: torch.device) -> None:
-    """What the options ask for."""
+    """Run the requested measurement."""
     if options.bytes:
         lines = bytes_per_image(folder, device, count=256, size=options.size)
         print(f"### Bytes of a store for each image of {options.size}², factor 8, 4 channels\n", *lines, sep="\n")

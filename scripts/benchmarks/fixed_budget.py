@@ -1,7 +1,7 @@
 """What a configuration reaches in so many steps: the regression test of training quality.
 
-Two commits, or two settings, are compared by running the same line for both. The order of the images, their crops and
-the initial weights are functions of the seed; what differs between two runs of one commit is rounding alone.
+To compare two commits, or two settings, run the same line for both. The order of the images, their crops and the
+initial weights are functions of the seed; two runs of one commit differ only by rounding.
 
     python scripts/benchmarks/fixed_budget.py --config configs/quickstart.yaml --steps 300 \\
         --train PHOTOS --test OTHER_PHOTOS [--KEY VALUE, as of ldm-ae train]
@@ -23,7 +23,7 @@ from ldm_ae.core.errors import exit_status
 
 
 def main() -> None:
-    """Run it from the command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", required=True, help="a recipe")
     parser.add_argument("--steps", type=int, required=True, help="training steps")

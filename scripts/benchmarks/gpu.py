@@ -1,7 +1,7 @@
 """On an accelerator: images per second of training, encoding and decoding at kl_f8 widths, bf16, against diffusers.
 
 Both sides run in bfloat16. diffusers' side is eager and NCHW: the textbook step of `training_step.py` under autocast,
-and `encode` and `decode` of a bfloat16 AutoencoderKL. Ours is measured eager, and with `--compile` compiled too.
+and `encode` and `decode` of a bfloat16 AutoencoderKL. Ours is measured eager, and with `--compile` also compiled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TARGET = 1.5
 
 
 def variants(training: Setting, inference: Setting, *, compiled: bool) -> list[Variant]:
-    """Training, encoding and decoding: diffusers, ours, and ours compiled if asked for."""
+    """Return training, encoding and decoding: diffusers, ours, and, if requested, ours compiled."""
 
     def theirs(task: str) -> Callable[[], object]:
         if task == "train":
@@ -49,7 +49,7 @@ def variants(training: Setting, inference: Setting, *, compiled: bool) -> list[V
 
 
 def main() -> None:
-    """Run it from the command line."""
+    """Run the benchmark from the command line."""
     parser = measuring.arguments(__doc__)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8, help="images of a training step")

@@ -1,7 +1,7 @@
 """Memory layouts, convolutions and precisions side by side: the measurements behind `ldm_ae/core/precision.py`.
 
 Each variant is one autoencoder in training (forward and backward, parameters in float32, autocast) or in inference. To
-see a CPU of the other kind on one with fast bfloat16, set ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2.
+emulate a CPU without fast bfloat16 on one with it, set ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NETWORKS: dict[str, dict[str, object]] = {
 def build(
     network: str, size: int, batch: int, device: torch.device, precision: str, placement: Placement, training: bool
 ) -> Callable[[], object]:
-    """One pass of a network with seeded weights."""
+    """Return one pass of a network with seeded weights."""
     keep_freed_memory(device)
     torch.manual_seed(0)
     model = KLAutoencoder(**NETWORKS[network])  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def build(
 
 
 def placements(device: torch.device, precision: str, training: bool) -> dict[str, Placement]:
-    """What is compared, by name: plain rows first."""
+    """Return the placements to compare, by name; contiguous rows come first."""
     found = {"plain rows": PLAIN, "channels-last": Placement("channels_last")}
     if training and precision == "fp32" and device.type == "cpu":
         found["channels-last, Winograd"] = Placement("channels_last", "winograd")
@@ -60,7 +60,7 @@ def placements(device: torch.device, precision: str, training: bool) -> dict[str
 
 
 def variants(network: str, size: int, batch: int, device: torch.device) -> list[Variant]:
-    """The placements of each precision that the device is fast in."""
+    """Return the placements for each precision in which the device is fast."""
     found = []
     for training in (True, False):
         for precision in ("fp32", "bf16") if bfloat16_speed(device) >= FAST else ("fp32",):
@@ -73,7 +73,7 @@ def variants(network: str, size: int, batch: int, device: torch.device) -> list[
 
 
 def main() -> None:
-    """Run it from the command line."""
+    """Run the benchmark from the command line."""
     parser = measuring.arguments(__doc__, runs=5)
     parser.add_argument("--network", choices=tuple(NETWORKS), default="kl_f8")
     parser.add_argument("--size", type=int, default=128)

@@ -1,9 +1,9 @@
-"""How every benchmark here measures.
+"""The measuring method of every benchmark here.
 
-Each variant lives in a process of its own. After a warm-up they take turns, one call each per round and starting with
-another one each round; what counts is the median over rounds of the ratio of two times of the same round. A machine
-that is busy for a while slows both, where measuring one variant after the other would report its mood. Peak memory is
-that of the calls: above it stands what was resident once models and inputs were there.
+Each variant runs in its own process. After a warm-up they take turns, one call each per round, starting with another
+one each round; the result is the median over rounds of the ratio of two times of the same round. A machine that is busy
+for a while slows both, whereas measuring one variant after the other would include that. Peak memory is that of the
+calls, relative to the resident memory once models and inputs exist.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ MEMORY_INFO, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs
 
 
 class Variant(NamedTuple):
-    """One way of doing the work."""
+    """One way to do the work."""
 
     name: str
     build: Callable[[], Callable[[], object]]
-    """Makes models and inputs and gives the function to time. A `settle` that it has runs after each call, untimed."""
+    """Makes models and inputs and returns the function to time; its `settle`, if any, runs untimed after each call."""
     against: str | None = None
-    """The variant that it is compared with."""
+    """The name of the variant that it is compared with."""
     cost: bool = False
-    """Report time / time of the other (at most wanted) instead of the speed-up, its inverse (at least wanted)."""
+    """Report time / time of the other (an upper target) instead of the speed-up, its inverse (a lower target)."""
     others: bool = False
-    """Another's way beside ours: of its cost the target is the least."""
+    """Whether it is another library's way beside ours; the target is then the lower bound of its cost."""
     target: float | None = None
     images: int | None = None
-    """Images of one call, to report images per second."""
+    """Number of images of one call, to report images per second."""
 
 
 def arguments(description: str | None, *, runs: int = 9) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+    """Return a parser with the options that every benchmark has."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=runs, help=f"timed rounds (default {runs})")
     parser.add_argument("--device", default="auto", help="auto (an accelerator if there is one), cpu, cuda, ...")
@@ -58,7 +58,7 @@ def arguments(description: str | None, *, runs: int = 9) -> argparse.ArgumentPar
         action="store_true",
         help="one thread and the processor's time instead of the clock's: for a machine that is busy with other work",
     )
-    # What a variant's own process is started with.
+    # The option with which a variant's own process is started.
     parser.add_argument("--serve", metavar="VARIANT", help=argparse.SUPPRESS)
     return parser
 
@@ -81,7 +81,7 @@ def run(title: str, variants: Sequence[Variant], options: argparse.Namespace) ->
 
 
 def interleaved(variants: Sequence[Variant], runs: int) -> tuple[dict[str, list[float]], dict[str, dict[str, int]]]:
-    """Seconds of each call in rounds of one call each, and memory in MiB, by variant."""
+    """Return the seconds of each call in rounds of one call each, and memory in MiB, by variant."""
     processes = {v.name: _start(v.name) for v in variants}
     times: dict[str, list[float]] = {name: [] for name in processes}
     names = list(processes)
@@ -97,7 +97,7 @@ def interleaved(variants: Sequence[Variant], runs: int) -> tuple[dict[str, list[
 
 
 def serve(variant: Variant, device: torch.device, clock: Callable[[], float]) -> None:
-    """Build the variant, then do what each line of the standard input asks; one line of JSON answers."""
+    """Build the variant, then execute the request in each line of the standard input; answer with one line of JSON."""
     torch.manual_seed(0)
     call = variant.build()
     before = _start_peak(device)
@@ -107,13 +107,13 @@ def serve(variant: Variant, device: torch.device, clock: Callable[[], float]) ->
             answer = {"before": before >> 20, "peak": _peak(device) >> 20}
         elif line == "call\n":
             answer = {"seconds": _timed(call, device, clock)}
-        else:  # twice: optimizers allocate in their first call, allocators settle in the second
+        else:  # Call it twice: optimizers allocate in their first call, allocators settle in the second.
             _timed(call, device, clock), _timed(call, device, clock)
         print(json.dumps(answer), flush=True)
 
 
 def table(variants: Sequence[Variant], times: dict[str, list[float]], memory: dict[str, dict[str, int]]) -> str:
-    """Median seconds, ratios and memory as a Markdown table."""
+    """Return median seconds, ratios and memory as a Markdown table."""
     lines = ["| variant | median (min-max), s | images/s | ratio, median (min-max) | target | peak memory, MiB |"]
     lines.append("|---|---|---|---|---|---|")
     for v in variants:
@@ -136,7 +136,7 @@ def table(variants: Sequence[Variant], times: dict[str, list[float]], memory: di
 
 
 def environment(device: torch.device) -> str:
-    """One line on what this was measured with."""
+    """Return one line that describes the environment of the measurement."""
     versions = package_versions()
     speed = f"bf16 at {bfloat16_speed(device):.2g} × fp32"
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "diffusers", "accelerate", "lpips"))
@@ -144,7 +144,7 @@ def environment(device: torch.device) -> str:
 
 
 def quiet_lpips(net: str) -> torch.nn.Module:
-    """`lpips.LPIPS` with its own channel weights and a random trunk, without the warnings that it raises."""
+    """Return `lpips.LPIPS` with its own channel weights and a random trunk, without its warnings."""
     import lpips
 
     with warnings.catch_warnings():
@@ -153,7 +153,7 @@ def quiet_lpips(net: str) -> torch.nn.Module:
 
 
 def copy_trunk(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Give the convolutions of `target` the weights of `source`'s, in order."""
+    """Copy the weights of the convolutions of `source` to those of `target`, in order."""
     ours, theirs = ([m for m in part.modules() if isinstance(m, torch.nn.Conv2d)] for part in (source, target))
     for mine, other in zip(ours, theirs, strict=True):
         other.load_state_dict(mine.state_dict())
@@ -187,7 +187,7 @@ def _ask(process: subprocess.Popen[str], request: str) -> dict[str, Any]:
 
 
 def _start_peak(device: torch.device) -> int:
-    """Bytes in use now; the peak counts from here."""
+    """Return the bytes in use; the peak counts from here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)

@@ -2,8 +2,8 @@
 
 All three compare Euclidean distances and choose the same codes. taming-transformers computes the whole N x K matrix of
 squared distances and takes the smallest. vector-quantize-pytorch (1.32, `cdist` and `gumbel_sample`) takes its square
-root, the largest of the negative, and makes the one-hot matrix of the choice, which its averages need. Both are written
-here from their formulas.
+root and the maximum of its negative, and makes the one-hot matrix of the choice, which its averages need. Both are
+written here from their formulas.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ldm_ae.quantizers import nearest_codes
 
 
 def latents_and_codes(rows: int, codes: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(N, D) and (K, D), standard normal."""
+    """Return (N, D) and (K, D), standard normal."""
     generator = torch.Generator().manual_seed(0)
     sizes = ((rows, dim), (codes, dim))
     latents, table = (torch.randn(size, generator=generator).to(device) for size in sizes)
@@ -32,21 +32,21 @@ def latents_and_codes(rows: int, codes: int, dim: int, device: torch.device) -> 
 
 
 def squared_distances(latents: Tensor, table: Tensor) -> Tensor:
-    """|z|^2 + |e|^2 - 2 z e, (N, K)."""
+    """Return |z|^2 + |e|^2 - 2 z e, (N, K)."""
     products = torch.einsum("nd,kd->nk", latents, table)
     return latents.square().sum(dim=1, keepdim=True) + table.square().sum(dim=1) - 2 * products
 
 
 def taming(latents: Tensor, table: Tensor) -> Tensor:
-    """taming-transformers' `VectorQuantizer2`."""
+    """Return the indices as taming-transformers' `VectorQuantizer2` does."""
     return squared_distances(latents, table).argmin(dim=1)
 
 
 def vector_quantize_pytorch(latents: Tensor, table: Tensor) -> Tensor:
-    """vector-quantize-pytorch's `EuclideanCodebook`."""
+    """Return the indices as vector-quantize-pytorch's `EuclideanCodebook` does."""
     distances = -squared_distances(latents, table).clamp(min=1e-8).sqrt()
     indices = distances.argmax(dim=1)
-    F.one_hot(indices, len(table)).type(distances.dtype)  # made at every call, whatever it is used for
+    F.one_hot(indices, len(table)).type(distances.dtype)  # It is made at every call, even if it is not used.
     return indices
 
 
@@ -56,11 +56,11 @@ SEARCHES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "vector-quantize-pytorch": vector_quantize_pytorch,
 }
 TARGETS = {"taming": {8: 1.8, 256: 1.4}, "vector-quantize-pytorch": {8: 5.0, 256: 4.0}}
-"""By width of the codes, with N = K = 16384."""
+"""Target ratios by width of the codes, with N = K = 16384."""
 
 
 def variants(rows: int, codes: int, dim: int, device: torch.device) -> list[Variant]:
-    """One of each, the others beside ours."""
+    """Return one variant of each, the others beside ours."""
 
     def build(search: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
         return partial(search, *latents_and_codes(rows, codes, dim, device))
@@ -76,14 +76,14 @@ def variants(rows: int, codes: int, dim: int, device: torch.device) -> list[Vari
 
 
 def differing(rows: int, codes: int, dim: int, device: torch.device) -> dict[str, int]:
-    """Of how many vectors the others choose another code than ours: those that are as near within rounding."""
+    """Return for how many vectors the others choose another code than ours: those that are as near within rounding."""
     pair = latents_and_codes(rows, codes, dim, device)
     own = nearest_codes(*pair)
     return {name: int((search(*pair) != own).sum()) for name, search in SEARCHES.items() if name != "ours"}
 
 
 def main() -> None:
-    """Run it from the command line."""
+    """Run the benchmark from the command line."""
     parser = measuring.arguments(__doc__)
     parser.add_argument("--rows", type=int, default=16384, help="N, latent vectors")
     parser.add_argument("--codes", type=int, default=16384, help="K")

@@ -1,6 +1,6 @@
 """LPIPS (vgg), forward and backward to the reconstruction: ours against the `lpips` package, same trunk weights.
 
-The trunk's weights are random: speed does not depend on them, and both compute the same function.
+The trunk's weights are random: speed does not depend on them, and both sides compute the same function.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ldm_ae.models import pick_device
 
 
 def images(batch: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Reconstructions and pixel_values, (B, 3, size, size): blurred noise and the same with errors of 0.1."""
+    """Return reconstructions and pixel_values, (B, 3, size, size): blurred noise, and the same with errors of 0.1."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(batch, 3, size // 8, size // 8, generator=generator) * 2 - 1
     pixel_values = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic").clamp(-1, 1)
@@ -32,7 +32,7 @@ def images(batch: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]
 
 
 def ours(net: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Our distance with a seeded random trunk, computed as in training."""
+    """Return our distance with a seeded random trunk, computed as in training."""
     torch.manual_seed(0)
     loss = LPIPS(net=net, pretrained=False).to(device).set_precision(dtype)
     if training_placement(device, dtype).convolutions == "winograd":
@@ -41,24 +41,24 @@ def ours(net: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
 
 
 def package(net: str, device: torch.device) -> nn.Module:
-    """The lpips package's, with the same trunk."""
+    """Return the lpips package's distance, with the same trunk."""
     theirs = measuring.quiet_lpips(net)
     measuring.copy_trunk(ours(net, torch.float32, torch.device("cpu")), theirs.net)
     return theirs.to(device)
 
 
 def distance_and_gradient(loss: nn.Module, reconstructions: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean distance, and its gradient at the reconstructions."""
+    """Return the mean distance, and its gradient at the reconstructions."""
     leaf = reconstructions.detach().requires_grad_()
     distance = loss(leaf, pixel_values).mean()
     return distance.detach(), torch.autograd.grad(distance, leaf)[0]
 
 
 def variants(net: str, batch: int, size: int, device: torch.device) -> list[Variant]:
-    """The package and ours on one batch."""
+    """Return the package and ours on one batch."""
 
     def build_ours(dtype: torch.dtype) -> Callable[[], object]:
-        keep_freed_memory(device)  # as `ldm-ae train` does
+        keep_freed_memory(device)  # as in `ldm-ae train`
         return build(partial(ours, net, dtype, device))
 
     def build(make: Callable[[], nn.Module]) -> Callable[[], object]:
@@ -77,7 +77,7 @@ def variants(net: str, batch: int, size: int, device: torch.device) -> list[Vari
 
 
 def bfloat16_error(net: str, size: int, device: torch.device) -> tuple[float, float]:
-    """Relative error of the distance and cosine of the gradient, bf16 against fp32."""
+    """Return the relative error of the distance and the cosine of the gradient, bf16 against fp32."""
     pair = images(1, size, device)
     distance, gradient = distance_and_gradient(ours(net, torch.float32, device), *pair)
     near, near_gradient = distance_and_gradient(ours(net, torch.bfloat16, device), *pair)
@@ -86,7 +86,7 @@ def bfloat16_error(net: str, size: int, device: torch.device) -> tuple[float, fl
 
 
 def main() -> None:
-    """Run it from the command line."""
+    """Run the benchmark from the command line."""
     parser = measuring.arguments(__doc__)
     parser.add_argument("--net", choices=["vgg", "alex", "squeeze"], default="vgg")
     parser.add_argument("--shapes", nargs="+", default=["1x128", "4x128", "1x256"], help="batch x image size")

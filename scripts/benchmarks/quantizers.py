@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/quantizers.py --steps 400 --train photos:train --test photos:heldout --out runs/quantizers
 
-About 512 codes each (2 levels of 512 for the residual one), L1 loss alone, everything else as in
-configs/vq_quickstart.yaml. OUT keeps the runs; one that is there goes on.
+Each has about 512 codes (2 levels of 512 for the residual one) and L1 loss alone; everything else is as in
+configs/vq_quickstart.yaml. OUT keeps the runs; an existing run is resumed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ QUANTIZERS: dict[str, tuple[str, dict[str, Any], dict[str, float]]] = {
         COMMITMENT,
     ),
 }  # fmt: skip
-"""Class, arguments and weights of the regularization by name."""
+"""Class, arguments and weights of the regularization, by name."""
 COLUMNS = {
     "psnr": ".2f",
     "bits_per_pixel": ".3f",
@@ -59,7 +59,7 @@ COLUMNS = {
 
 
 def write_recipe(name: str, path: Path) -> None:
-    """configs/vq_quickstart.yaml with that quantizer, and with L1 as the only other loss."""
+    """Write configs/vq_quickstart.yaml with that quantizer, and with L1 as the only other loss."""
     kind, init_args, weights = QUANTIZERS[name]
     content = yaml.safe_load(recipe("vq_quickstart.yaml").read_text(encoding="utf-8"))
     content["model"]["init_args"]["quantizer"] = {"class_path": f"ldm_ae.quantizers.{kind}", "init_args": init_args}
@@ -70,7 +70,7 @@ def write_recipe(name: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Run it from the command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--steps", type=int, default=400, help="training steps of each (default: %(default)s)")
     parser.add_argument("--train", default="photos:train", help="IMAGES to train on (default: %(default)s)")

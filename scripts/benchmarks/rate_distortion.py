@@ -4,7 +4,7 @@
         --config configs/vq_quickstart.yaml --steps 600 \\
         --sweep model.init_args.quantizer.init_args.codebook_size=64,256,1024
 
-Each value of the sweep is a run of its own in OUT; a run that is there goes on. Further models join by `--model`.
+Each value of the sweep is a separate run in OUT; an existing run is resumed. `--model` adds further models.
 OUT/rate_distortion.json has the numbers, OUT/rate_distortion.png the plot.
 """
 
@@ -41,7 +41,7 @@ class Point(NamedTuple):
 
 
 def points(options: argparse.Namespace, overrides: list[str], protocol: Protocol) -> Iterator[Point]:
-    """The codecs', the given models', and those of the sweep, which are trained."""
+    """Yield the points of the codecs, the given models, and the models of the sweep, which are trained."""
     for codec in CODECS:
         for quality in options.qualities:
             yield Point(codec, str(quality), score_codec(codec, quality, protocol))
@@ -63,7 +63,7 @@ def points(options: argparse.Namespace, overrides: list[str], protocol: Protocol
 
 
 def draw(found: list[Point], perceptual: str, path: Path) -> None:
-    """PSNR, SSIM and perceptual distance over bits per pixel; a line for each curve and way of counting bits."""
+    """Plot PSNR, SSIM and perceptual distance over bits per pixel; one line for each curve and way of counting bits."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -91,7 +91,7 @@ def draw(found: list[Point], perceptual: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Run it from the command line."""
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", help="the recipe that is swept")
     parser.add_argument("--sweep", metavar="KEY=V,V,...", help="a key of the configuration and its values")

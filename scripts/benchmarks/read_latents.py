@@ -1,8 +1,8 @@
 """Reading latents in random order for a trainer: `LatentDataset` against an .npz file for each image.
 
 Both hold samples of 256² images at factor 8, (4, 32, 32) float32, and those of their mirror images. The files are in
-the machine's memory after the first call, so that this is what the reading itself costs. *loader* is a DataLoader with
-batches of 64 and one worker process.
+the machine's memory after the first call, so the result is the cost of the reading itself. *loader* is a DataLoader
+with batches of 64 and one worker process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHARD = 256
 
 
 def make_store(path: Path, count: int) -> Path:
-    """A store of random latents, made once."""
+    """Make a store of random latents, once."""
     spec = LatentSpec(channels=4, downsample_factor=8, scaling_factor=1.0)
     request = StoreRequest(
         source="random", images=count, keys_hash="", model_hash="0" * 64, model_config={}, scaling=scaling_of(spec),
@@ -62,7 +62,7 @@ def make_store(path: Path, count: int) -> Path:
 
 
 def make_files(folder: Path, store: Path) -> Path:
-    """The same latents as .npz files, made once."""
+    """Write the same latents as .npz files, once."""
     if folder.exists():
         return folder
     data = LatentDataset(store)
@@ -74,7 +74,7 @@ def make_files(folder: Path, store: Path) -> Path:
 
 
 class Files(Dataset[dict[str, object]]):
-    """A file for each image, as a script reads it."""
+    """A file for each image, as a plain script reads it."""
 
     def __init__(self, folder: Path):
         self._files = sorted(folder.glob("*.npz"))
@@ -88,19 +88,19 @@ class Files(Dataset[dict[str, object]]):
 
 
 def one_by_one(data: Dataset[dict[str, object]]) -> Tensor:
-    """Each sample once in random order; the sum of their first values, by which two ways can be compared."""
+    """Read each sample once in random order; return the sum of their first values, to compare two ways."""
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     return torch.stack([data[i]["latents"][0, 0, 0] for i in order.tolist()]).double().sum()  # type: ignore[index]
 
 
 def through_a_loader(data: Dataset[dict[str, object]]) -> Tensor:
-    """The same in batches from a worker process."""
+    """Read the same in batches from a worker process."""
     loader = DataLoader(data, batch_size=64, shuffle=True, num_workers=1, generator=torch.Generator().manual_seed(0))
     return torch.cat([batch["latents"][:, 0, 0, 0] for batch in loader]).double().sum()
 
 
 def variants(folder: Path, count: int) -> list[Variant]:
-    """Both ways, one by one and through a loader."""
+    """Return both ways, one by one and through a loader."""
 
     def build(way: Callable[[Dataset[dict[str, object]]], Tensor], ours: bool) -> Callable[[], Tensor]:
         store = folder / "store"
@@ -116,7 +116,7 @@ def variants(folder: Path, count: int) -> list[Variant]:
 
 
 def main() -> None:
-    """Run it from the command line."""
+    """Run the benchmark from the command line."""
     parser = measuring.arguments(__doc__)
     parser.add_argument("--images", type=int, default=5000, help="how many (default: 5000)")
     parser.add_argument("--scratch", help="folder of the latents (default: a temporary one)")

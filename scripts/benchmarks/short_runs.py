@@ -1,4 +1,4 @@
-"""A configuration trained for so many steps, and its scores on images it has not seen."""
+"""Short training runs of a configuration, and their scores on held-out images."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ RATES = ("kl_bits_per_pixel", "bits_per_pixel", "entropy_bits_per_pixel")
 
 
 class Protocol(NamedTuple):
-    """What is scored, and how."""
+    """The scored images, and the method of scoring."""
 
     images: str
-    """IMAGES."""
+    """The location of the images, as `IMAGES` of `ldm-ae`."""
     size: int
     """Side of the central crop; the shorter side is not resized."""
     perceptual: str = "stlpips_alex"
     limit: int | None = None
 
     def loader(self) -> EvaluationLoader:
-        """One image at a time."""
+        """Return a loader of one image at a time."""
         source, transform = open_source(self.images), ImageTransform(size=self.size, resize="none")
         return EvaluationLoader(
             source, transform, batch_size=1, indices=range(min(self.limit or len(source), len(source)))
@@ -42,7 +42,7 @@ class Protocol(NamedTuple):
 
 
 def protocol_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that a Protocol is made of."""
+    """Add the options that define a Protocol."""
     parser.add_argument("--test", required=True, help="IMAGES to score on")
     parser.add_argument("--size", type=int, default=256, help="side of the central crop (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="score the first LIMIT images only")
@@ -50,7 +50,7 @@ def protocol_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train_and_score(folder: Path, arguments: list[str], protocol: Protocol) -> dict[str, float]:
-    """The scores of `ldm-ae train ARGUMENTS --out FOLDER`, in a process of its own; a run that is there goes on."""
+    """Return the scores of `ldm-ae train ARGUMENTS --out FOLDER`, run in a new process; an existing run is resumed."""
     subprocess.run(
         [sys.executable, "-m", "ldm_ae.cli", "train", *arguments, "--out", str(folder)],
         check=True, stdout=sys.stderr,
@@ -59,7 +59,7 @@ def train_and_score(folder: Path, arguments: list[str], protocol: Protocol) -> d
 
 
 def score(model: Path, protocol: Protocol) -> dict[str, float]:
-    """Scores by their names, beside those of a bicubic thumbnail of as many numbers."""
+    """Return scores by name, beside those of a bicubic thumbnail of as many numbers."""
     evaluation = evaluate(
         load_autoencoder(model), protocol.loader(), source=protocol.images, transform_description={},
         model_name=str(model), perceptual=perceptual_network(protocol.perceptual), features=None,
@@ -68,7 +68,7 @@ def score(model: Path, protocol: Protocol) -> dict[str, float]:
 
 
 def score_codec(codec: Codec, quality: int, protocol: Protocol) -> dict[str, float]:
-    """`bits_per_pixel` and the scores of JPEG or WebP on the same images."""
+    """Return `bits_per_pixel` and the scores of JPEG or WebP on the same images."""
     metrics = validation_metrics(perceptual_network(protocol.perceptual))
     bits: list[float] = []
     for metric in metrics:

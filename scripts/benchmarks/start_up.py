@@ -32,7 +32,7 @@ def main() -> None:
         for command in COMMANDS:
             for checkout in options.checkouts:
                 seconds = _call(checkout.resolve(), command.split(), cpu_time=options.cpu_time)
-                if turn:  # the first round reads the files from the disk
+                if turn:  # The first round reads the files from the disk.
                     times.setdefault((command, checkout), []).append(seconds)
     print(f"| `ldm-ae` | {' | '.join(str(checkout) for checkout in options.checkouts)} |")
     print("|---|" + "---|" * len(options.checkouts))

@@ -1,13 +1,13 @@
 """A whole training step of LDM's KL-f8 recipe: ours against a textbook one.
 
-Both: L1 + LPIPS (vgg, random trunk) + KL + PatchGAN with batch normalization and hinge loss, LDM's reductions, adaptive
-weight on, one Adam step of the autoencoder and one of the discriminator.
+Both have L1 + LPIPS (vgg, random trunk) + KL + PatchGAN with batch normalization and hinge loss, LDM's reductions, the
+adaptive weight, one Adam step of the autoencoder and one of the discriminator.
 
-The textbook step: diffusers' AutoencoderKL, the `lpips` package, NCHW and float32 throughout (autocast where `--device`
-is an accelerator), the adaptive weight by two `autograd.grad` calls through the loss networks and a backward pass
-through them again. It is no straw man: the discriminator is frozen in the autoencoder's step and its own step uses the
-same reconstructions again. CompVis's own order (taming and latent-diffusion alike, under Lightning) does neither: the
-discriminator's step runs the autoencoder once more. It is measured beside.
+The textbook step uses diffusers' AutoencoderKL, the `lpips` package, NCHW and float32 throughout (autocast if
+`--device` is an accelerator), the adaptive weight by two `autograd.grad` calls through the loss networks and a backward
+pass through them again. It is not a straw man: the discriminator is frozen in the autoencoder's step, and its own step
+reuses the same reconstructions. CompVis's own order (in both taming and latent-diffusion, under Lightning) does
+neither: the discriminator's step runs the autoencoder once more. It is measured too.
 """
 
 from __future__ import annotations
@@ -42,50 +42,50 @@ ADAM = {"lr": 5e-5, "betas": (0.5, 0.9)}
 
 
 class Setting(NamedTuple):
-    """What is trained on what."""
+    """The model and the data of a measured step."""
 
     widths: tuple[int, ...]
     size: int
     batch: int
     device: torch.device
     precision: str = "no"
-    """Autocast: `no` or `bf16`."""
+    """Autocast precision: `no` or `bf16`."""
     layers_per_block: int = 2
     net: str = "vgg"
     compiled: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations."""
+        """Return the dtype of activations."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     @property
     def placement(self) -> Placement:
-        """Of our networks in training."""
+        """Return the placement of our networks in training."""
         return training_placement(self.device, self.dtype, compiled=self.compiled)
 
 
 def make_autoencoder(setting: Setting) -> KLAutoencoder:
-    """The same weights each time."""
+    """Make an autoencoder with the same weights each time."""
     torch.manual_seed(0)
     model = KLAutoencoder(block_out_channels=setting.widths, layers_per_block=setting.layers_per_block)
     return model.to(setting.device)
 
 
 def make_discriminator(setting: Setting) -> PatchDiscriminator:
-    """The same weights each time."""
+    """Make a discriminator with the same weights each time."""
     torch.manual_seed(1)
     return PatchDiscriminator().to(setting.device)
 
 
 def make_lpips(setting: Setting) -> LPIPS:
-    """The same trunk each time."""
+    """Make an LPIPS with the same trunk each time."""
     torch.manual_seed(2)
     return LPIPS(net=setting.net, pretrained=False).to(setting.device)  # type: ignore[arg-type]
 
 
 def make_batch(setting: Setting, seed: int) -> MicroBatch:
-    """Smooth pictures."""
+    """Make a batch of smooth images."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(setting.batch, 3, 8, 8, generator=generator) * 2 - 1
     pixel_values = F.interpolate(coarse, size=setting.size, mode="bicubic").clamp(-1, 1)
@@ -95,7 +95,7 @@ def make_batch(setting: Setting, seed: int) -> MicroBatch:
 
 
 def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
-    """What our trainer makes of that recipe."""
+    """Make the parts that our trainer makes from that recipe."""
     accelerator = Accelerator(mixed_precision=setting.precision, cpu=setting.device.type == "cpu")
     autoencoder, discriminator = make_autoencoder(setting).train(), make_discriminator(setting)
     for network in (autoencoder, discriminator):
@@ -116,7 +116,7 @@ def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
 
 
 def own_step(parts: StepParts, optimizers: list[Optimizer], batch: MicroBatch) -> None:
-    """As the trainer does it."""
+    """Run the step as the trainer does."""
     results, _ = generator_step(parts, [batch], step=0)
     optimizers[0].step()
     optimizers[0].zero_grad(set_to_none=True)
@@ -126,7 +126,7 @@ def own_step(parts: StepParts, optimizers: list[Optimizer], batch: MicroBatch) -
 
 
 def own(setting: Setting) -> tuple[StepParts, Callable[[], object]]:
-    """Our networks, and one step of them, with freed memory kept as `ldm-ae train` does on a CPU."""
+    """Return our networks, and one step of them, with freed memory kept as in `ldm-ae train` on a CPU."""
     keep_freed_memory(setting.device)
     parts = make_parts(setting)
     networks = (parts.plain_autoencoder, parts.plain_discriminator)
@@ -152,7 +152,7 @@ class Textbook:
         self.autocast = torch.autocast(setting.device.type, torch.bfloat16, enabled=setting.precision == "bf16")
 
     def step(self) -> None:
-        """Both updates."""
+        """Run both updates."""
         x = self.pixel_values
         with self.autocast:
             x_hat, posterior = self.reconstruct(x)
@@ -170,26 +170,26 @@ class Textbook:
         self.update(1, loss)
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, DiagonalGaussianDistribution]:
-        """The reconstructions of one draw, and what it was drawn from."""
+        """Return the reconstructions of one draw, and the posterior that it was drawn from."""
         posterior = self.autoencoder.encode(x).latent_dist
         return self.autoencoder.decode(posterior.mean + posterior.std * self.noise).sample, posterior
 
     def weight(self, nll: Tensor, gan: Tensor) -> Tensor:
-        """The adaptive one."""
+        """Return the adaptive weight."""
         last = self.autoencoder.decoder.conv_out.weight
         nll_norm = torch.autograd.grad(nll, last, retain_graph=True)[0].norm()
         gan_norm = torch.autograd.grad(gan, last, retain_graph=True)[0].norm()
         return torch.clamp(nll_norm / (gan_norm + 1e-4), 0.0, 1e4).detach()
 
     def update(self, which: int, loss: Tensor) -> None:
-        """Backward pass and optimizer."""
+        """Run the backward pass and the optimizer."""
         self.optimizers[which].zero_grad()
         loss.backward()
         self.optimizers[which].step()
 
 
 def variants(setting: Setting, *, compiled: bool = False) -> list[Variant]:
-    """The textbook step, CompVis's order, ours in float32, compiled if asked for, in bfloat16 where that is fast."""
+    """Return the textbook step, CompVis's order, ours in float32, also compiled if requested, in bfloat16 if fast."""
     base = "textbook fp32"
     original = partial(Textbook, setting, original_order=True)
     found = [
@@ -207,7 +207,7 @@ def variants(setting: Setting, *, compiled: bool = False) -> list[Variant]:
 
 
 def main() -> None:
-    """Run it from the command line."""
+    """Run the benchmark from the command line."""
     parser = measuring.arguments(__doc__)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)

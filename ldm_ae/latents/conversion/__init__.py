@@ -1,1 +1,1 @@
-"""Conversion of a store into other trainers' files and back."""
+"""Conversion of a store to other trainers' files and back."""

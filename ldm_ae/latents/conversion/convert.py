@@ -1,4 +1,4 @@
-"""A store into the files that somebody's trainer reads."""
+"""Conversion of a store to the files that a trainer reads."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ldm_ae.version import __version__
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertSummary:
-    """What `convert_store` did."""
+    """The results of `convert_store`."""
 
     path: Path
     images: int
     warnings: list[str]
-    """What the trainer will not have, or not like, one line each."""
+    """The data that the trainer will lack or may not support, one line each."""
 
 
 def convert_store(
@@ -48,26 +48,26 @@ def convert_store(
     no_flips: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ConvertSummary:
-    """Write a store's latents for a trainer. One image is in memory at a time, or one shard of the result.
+    """Write a store's latents for a trainer. One image, or one shard of the result, is in memory at a time.
 
     Args:
         store: A complete store or its folder.
-        out: A new or empty folder, or the name of the one file that the format is.
+        out: A new or empty folder, or the name of a single file, depending on the format.
         format: A name in `FORMATS`; `docs/LATENTS.md` describes them.
-        bucket: HxW of the pixels: only the images of this resolution.
-        fold: Write latents that come out with unit variance where the trainer multiplies by this hard-coded number;
-            `trainer` takes what is known to be in the trainer's code. `Fold` has the inverse, and the metadata its
+        bucket: HxW of the pixels; selects the images of this resolution.
+        fold: Write latents that have unit variance after the trainer multiplies them by this hard-coded number;
+            `trainer` uses the known constants of the trainer's code. `Fold` has the inverse, and the metadata has its
             numbers.
         arch: The diffusion model's architecture, for the formats that name it.
         name: The autoencoder's name, for the formats that name it.
-        images: What was encoded, for the formats that hold the images too.
-        files: The kind of file, for the format that leaves the choice.
-        no_flips: Leave the mirror images out, where they are sequences of their own.
+        images: The encoded images, for the formats that also hold images.
+        files: The kind of file, for the format that has a choice.
+        no_flips: Omit the mirror images, in formats where they are separate sequences.
         progress: Called with the number of images done and their total.
 
     Raises:
-        UserError: the format cannot say what the store holds or lacks what the trainer needs, an option does not fit,
-            a package is missing, or there is something at `out`.
+        UserError: The format cannot represent the store's contents or lacks data that the trainer needs, an option does
+            not fit, a package is missing, or `out` already exists.
     """
     store = store if isinstance(store, LatentStore) else LatentStore(store)
     target = FORMATS[format](Options(arch=arch, name=name, images=images, files=files, no_flips=no_flips))
@@ -100,7 +100,7 @@ def convert_store(
 
 
 def _choose(store: LatentStore, target: Format, bucket: str | None) -> NDArray[np.int64]:
-    """Positions of the images that are to be converted."""
+    """Return the positions of the images to convert."""
     buckets = sorted(store.good()["bucket"].unique().to_pylist())
     if bucket is not None and bucket not in buckets:
         raise UserError(f"{store.path} has no images of {bucket}; it has {', '.join(buckets)}")
@@ -131,7 +131,7 @@ def _fold(store: LatentStore, target: Format, fold: float | Literal["trainer"] |
 
 
 def _check(samples: Samples, target: Format, *, folded: bool) -> Iterator[str]:
-    """Warnings; UserError where the files could not say what the trainer needs."""
+    """Yield warnings; raise `UserError` if the files could not hold data that the trainer needs."""
     store, path, trainer = samples.store, samples.store.path, target.trainer
     if any(tensor.startswith("moments") for tensor in target.tensors) and "moments" not in samples.names:
         raise UserError(f"{trainer} draws from moments, mean and variance, and {path} holds samples only")
@@ -156,7 +156,7 @@ def _check(samples: Samples, target: Format, *, folded: bool) -> Iterator[str]:
 
 
 def _seen_deviation(samples: Samples, target: Format) -> float | None:
-    """What the trainer makes of the latents' deviation, over all channels; None if its constants do not say."""
+    """Return the latents' standard deviation in the trainer, over all channels; None if it is not known."""
     if target.constants is None or len(target.constants.factor) not in (1, samples.store.spec.channels):
         return None
     scale, factor = (np.array(values) for values in (samples.fold.scale, target.constants.factor))
@@ -165,7 +165,7 @@ def _seen_deviation(samples: Samples, target: Format) -> float | None:
 
 
 def _check_complete(samples: Samples, target: Format) -> None:
-    """UserError where an image lacks what the trainer needs to know of each."""
+    """Raise `UserError` if an image lacks data that the trainer needs for each image."""
     missing = {
         "label": (target.needs_labels, samples.labels < 0, "encode images in class folders"),
         "caption": (

@@ -1,4 +1,4 @@
-"""Names of files that a conversion makes of keys."""
+"""Names of files that a conversion derives from keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def stem(key: str) -> str:
     """Return a key as a relative path without the extension. Backslashes are part of a name.
 
     Raises:
-        UserError: it would lead outside the folder, or has a null character.
+        UserError: The path would lead outside the folder, or has a null character.
     """
     path = PurePosixPath(key)
     if path.is_absolute() or ".." in re.split(r"[/\\]", key) or not path.name or "\0" in key:
@@ -25,8 +25,8 @@ def stem(key: str) -> str:
 def file_stem(key: str) -> str:
     """Return the same for a file beside the image, whose name has bytes where the key has escapes for them.
 
-    A folder's keys have backslash escapes for the bytes of a name that are not UTF-8. A name that has such an escape
-    in it as text cannot be told apart from them, and is taken for bytes.
+    A folder's keys have backslash escapes for the bytes of a name that are not UTF-8. A name that contains such an
+    escape as text cannot be distinguished from them, and the escape is interpreted as bytes.
     """
     return _ESCAPED_BYTES.sub(_unescaped, stem(key))
 
@@ -37,4 +37,4 @@ def _unescaped(escapes: re.Match[str]) -> str:
         content.decode()
     except UnicodeDecodeError:
         return content.decode("utf-8", "surrogateescape")
-    return escapes[0]  # these bytes would not have been escaped; the name has backslashes of its own
+    return escapes[0]  # These bytes would not have been escaped; the backslashes belong to the name itself.

@@ -1,4 +1,4 @@
-"""Latents in a trainer's files into a store."""
+"""Import of latents in a trainer's files into a store."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _NO_INDICES = "the indices of the codes do not come back from these files, only 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSummary:
-    """What `import_latents` did."""
+    """The results of `import_latents`."""
 
     path: Path
     format: str
-    """The format that was found."""
+    """The detected format."""
     images: int
     warnings: list[str]
-    """What the files do not say or do not give back, one line each."""
+    """The data that the files lack or that cannot be restored, one line each."""
 
 
 def import_latents(
@@ -49,21 +49,21 @@ def import_latents(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImportSummary:
-    """Read LightningDiT's or EDM2's files into a new store. A shard is in memory at a time.
+    """Read LightningDiT's or EDM2's files into a new store. One shard is in memory at a time.
 
-    What `convert_store` wrote comes back with its keys, captions, sizes and request, unfolded, but without
-    indices. Of other people's files the numbers are the keys. Where there are moments only, the latents are drawn from
-    them as the encoder draws.
+    The output of `convert_store` is restored with its keys, captions, sizes and request, unfolded, but without indices.
+    For other files the numbers are the keys. If there are only moments, the latents are drawn from them as the encoder
+    draws.
 
     Args:
         source: A folder of LightningDiT's safetensors, or EDM2's ZIP file, packed or not.
         store: The store's folder: new or empty.
         model: The autoencoder that made the latents; needed unless `convert_store` wrote the files.
-        seed: Of the draws, unless the files say it.
+        seed: Seed of the draws, unless the files record it.
         progress: Called with the number of images done and their total.
 
     Raises:
-        UserError: the files are of no format that can be read back, or damaged; the model is missing or does not fit;
+        UserError: The files have no format that can be read back, or are damaged; the model is missing or does not fit;
             a value is not finite; or the store's folder holds something else.
     """
     source = Path(source)
@@ -126,7 +126,7 @@ def _open(source: Path) -> tuple[str, Foreign]:
 
 
 def _read_account(foreign: Foreign) -> tuple[StoreRequest, pa.Table, Fold, list[str]] | None:
-    """What `convert_store` wrote beside the latents, None if it did not write them."""
+    """Return the files that `convert_store` wrote beside the latents; None if it did not write them."""
     metadata, index = foreign.described()
     if metadata is None or index is None:
         return None
@@ -137,7 +137,7 @@ def _read_account(foreign: Foreign) -> tuple[StoreRequest, pa.Table, Fold, list[
         rows = complete_columns(rows)
         if rows["status"].unique().to_pylist() != ["ok"]:
             raise ValueError("the index has rows of bad images")
-        read_scaling(request.scaling)  # as it will be read below
+        read_scaling(request.scaling)  # as it is read below
         if len(fold.scale) != foreign.channels:
             raise ValueError(f"a scale for {len(fold.scale)} channels, not {foreign.channels}")
     except (KeyError, TypeError, ValueError) as error:
@@ -146,7 +146,7 @@ def _read_account(foreign: Foreign) -> tuple[StoreRequest, pa.Table, Fold, list[
 
 
 def _unknown(foreign: Foreign, model: Autoencoder | None, seed: int) -> tuple[StoreRequest, pa.Table, Fold, list[str]]:
-    """What can be said of other people's files."""
+    """Return the default request, rows, fold and warnings for files that `convert_store` did not write."""
     if model is None:
         raise UserError(f"{foreign.path} does not say which model made it; name it with --model")
     warnings = ["the files have no names of images: their numbers are the keys"]
@@ -170,7 +170,7 @@ def _unknown(foreign: Foreign, model: Autoencoder | None, seed: int) -> tuple[St
 
 
 def _tensors(chunk: dict[str, Tensor], fold: Fold, keys: list[str], request: StoreRequest) -> dict[str, Tensor]:
-    """A shard's latents and moments, unfolded, in the stored dtype."""
+    """Return a shard's latents and moments, unfolded, in the stored dtype."""
     dtype = DTYPES[request.dtype]
     tensors: dict[str, Tensor] = {}
     for name, values in chunk.items():
@@ -186,7 +186,7 @@ def _tensors(chunk: dict[str, Tensor], fold: Fold, keys: list[str], request: Sto
 
 
 def _bookkeeping(rows: list[dict[str, Any]], labels: Tensor, start: int) -> dict[str, Tensor]:
-    """The small tensors of a shard; zeros where the files do not say."""
+    """Return the small tensors of a shard; zeros where the files have no values."""
     sizes = [[row["height"] or 0, row["width"] or 0] for row in rows]
     return {
         "labels": labels,

@@ -1,10 +1,10 @@
-"""Where a conversion goes: whole or not there, never in the place of somebody's files, and with its own account in it.
+"""The output of a conversion: complete or absent, never overwriting existing files, and with its own description.
 
-    ldm_ae.json         what was converted and how: the format, the fold and its inverse, the store's request
+    ldm_ae.json         the conversion: the format, the fold and its inverse, the store's request
     ldm_ae.parquet      the store's index rows of the images, in the order of their numbers
-    classes.json        the names of the labels 0, 1, ..., where the store has them
+    classes.json        the names of the labels 0, 1, ..., if the store has them
 
-They lie in the folder, or in the ZIP file, where no trainer's reader looks at them.
+They lie in the folder, or in the ZIP file, where trainers' readers ignore them.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ KIND, VERSION = "ldm_ae conversion", 1
 
 @contextlib.contextmanager
 def converting(out: str | Path, *, suffix: str) -> Iterator[Path]:
-    """A place to write to, which becomes `out` when the block ends without an error.
+    """Provide a path to write to, which becomes `out` when the block ends without an error.
 
     Args:
-        out: A new or empty folder, or with `suffix` a file that is not there.
-        suffix: What the one file ends in; empty for a folder.
+        out: A new or empty folder, or with `suffix` a file that does not exist.
+        suffix: The suffix of the single file; empty for a folder.
 
     Raises:
-        UserError: there is something at `out`, it has another ending, or it cannot be written.
+        UserError: `out` already exists, has another suffix, or cannot be written.
     """
     out = Path(out).absolute()
     if suffix:
@@ -53,7 +53,7 @@ def converting(out: str | Path, *, suffix: str) -> Iterator[Path]:
 
 
 def write_account(place: Path, metadata: dict[str, Any], rows: pa.Table, classes: Sequence[str] = ()) -> None:
-    """The files, into a folder or a ZIP file that is otherwise finished."""
+    """Write the description files into a folder or a ZIP file that is otherwise finished."""
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd")
     content = json.dumps({"kind": KIND, "version": VERSION} | metadata, indent=2, allow_nan=False) + "\n"
@@ -70,10 +70,10 @@ def write_account(place: Path, metadata: dict[str, Any], rows: pa.Table, classes
 
 
 def read_account(metadata: bytes, index: bytes, path: Path) -> tuple[dict[str, Any], pa.Table]:
-    """The inverse of `write_account`, without the classes, which the metadata has too.
+    """Read what `write_account` wrote, without the classes, which the metadata also has.
 
     Raises:
-        UserError: the two are damaged, or of another version.
+        UserError: The two are damaged, or have another version.
     """
     try:
         content = json.loads(metadata)
@@ -90,7 +90,7 @@ def read_account(metadata: bytes, index: bytes, path: Path) -> tuple[dict[str, A
 
 
 def member(name: str) -> zipfile.ZipInfo:
-    """A ZIP member that is stored as it is, with the same bytes whenever it is written."""
+    """Return an uncompressed ZIP member, whose bytes do not depend on the time of writing."""
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     info.external_attr = 0o644 << 16
     return info

@@ -1,4 +1,4 @@
-"""The pixels that were encoded, made again from the images for a trainer that wants both."""
+"""The encoded pixels, recreated from the images for a trainer that needs both latents and images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ldm_ae.latents.store.reader import LatentStore
 
 
 class EncodedPictures(Pictures):
-    """Images by key, transformed as the store says.
+    """Images by key, transformed as the store records.
 
     Args:
-        store: Whose images they are.
-        source: Where they are now.
+        store: The store of the encoded images.
+        source: The current source of the images.
 
     Raises:
-        UserError: the store does not say how its images were transformed.
+        UserError: The store does not record how its images were transformed.
     """
 
     def __init__(self, store: LatentStore, source: Source):
@@ -52,7 +52,7 @@ class EncodedPictures(Pictures):
         return buffer.getvalue()
 
     def _find(self, sample: Sample) -> int:
-        """The image's index; where the source is as it was, the row in the store's index is that."""
+        """Return the image's index, which is the row in the store's index if the source is unchanged."""
         if sample.index_row < len(self._source) and self._source.key(sample.index_row) == sample.key:
             return sample.index_row
         if self._places is None:

@@ -1,4 +1,4 @@
-"""What `encode` is asked for, from the command line to the store."""
+"""The options of encoding, from the command line to the store."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class EncodeConfig(StoredOptions):
     finds the value as `config.NAME` in this process and as `job.config.NAME` in an engine's.
 
     Raises:
-        UserError: a value is not among those that its field takes.
+        UserError: A value is not among those that its field takes.
     """
 
     source_name: str = ""
-    """Where the images come from, for the index."""
+    """The origin of the images, for the index."""
     classes: Sequence[str] | None = None
-    """The names of the labels 0, 1, ...; None for those of the store that is there, new ones last, or else those of the
+    """The names of the labels 0, 1, ...; None for those of the existing store, with new ones last, or else those of the
     source in its order."""
     workers: int = 0
-    """Processes that decode images."""
+    """Number of processes that decode images."""
     device: str | torch.device = "auto"
-    """Where to encode; `auto` picks an accelerator if there is one."""
+    """The device that encodes; `auto` picks an accelerator if there is one."""
     max_bad_fraction: float = 0.01
-    """Fraction of unusable images past which encoding ends with an error, after keeping all that is good."""
+    """Fraction of unusable images above which encoding ends with an error, after keeping all valid images."""
     check: bool = True
-    """Read the images of files that are finished, and the files of a complete store, to see whether they are what they
-    were; otherwise only the files of an unfinished store are read."""
+    """Read the images of finished files, and the files of a complete store, to check that they are unchanged; otherwise
+    only the files of an unfinished store are read."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -1,4 +1,4 @@
-"""A data set through an encoder into a latent store, once."""
+"""Encoding of a data set into a latent store, each image once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from ldm_ae.models import (
 )
 
 _FINITE = "finite "
-"""Begins the name of what `_flags` says of a tensor before it is rounded, or of the latents that indices stand for."""
+"""Prefix of the names of flags: `_flags` of a tensor before rounding, or of the latents that indices stand for."""
 
 
 def encode_images(
@@ -65,29 +65,29 @@ def encode_images(
 ) -> EncodeSummary:
     """Encode every image of a source into a store.
 
-    The same command goes on where it was stopped, by whatever, also with another spelling of the source or another
-    batch size; where the source has got new images it encodes those, and puts them after the others. A shard that
-    is finished and has the hash of what was written stays if its images are still those that were encoded, and the
-    store becomes byte for byte what it would have been. On its own complete store it does the same: where nothing
-    has changed nothing is encoded, but every image is read once, unless `check` is off.
+    After any interruption the same command resumes, also with another spelling of the source or another batch size; if
+    the source has new images, they are encoded and appended. A finished shard that has its recorded hash is kept if its
+    images are still those that were encoded, and the store becomes byte for byte the one of an uninterrupted run. The
+    same holds for a complete store of this command: if nothing has changed, nothing is encoded, but every image is read
+    once, unless `check` is off.
 
     Args:
-        model: In float32; a copy of it runs, so that it keeps its weights.
+        model: The model, in float32; a copy of it runs, so that it keeps its weights.
         source: The images.
         path: The store's folder, new, empty, or left by the same command.
-        transform: To one size or, with a `BucketTransform`, to several, without randomness; mirror images are stored
-            beside, not drawn.
-        config: What is asked for. None for the defaults of `EncodeConfig`.
-        processes: Which of several processes this is; all see the store's folder. Each encodes a contiguous share of
-            the files, and all return when the store is complete. None for one process alone.
-        engine: Encodes elsewhere, such as `ldm_ae.latents.encoding.engines.ray.RayEngine`. None for this process.
-        progress: Called after every batch, with the images of this process alone.
+        transform: The transform to one size or, with a `BucketTransform`, to several, without randomness; mirror images
+            are stored in addition, not drawn at random.
+        config: The options. None for the defaults of `EncodeConfig`.
+        processes: The place of this process among several; all see the store's folder. Each encodes a contiguous range
+            of the files, and all return when the store is complete. None for a single process.
+        engine: Encodes in other processes, such as `ldm_ae.latents.encoding.engines.ray.RayEngine`. None for this one.
+        progress: Called after every batch, with the image counts of this process alone.
         options: Fields of `EncodeConfig` by name, such as `batch_size=32`, in place of those in `config`.
 
     Raises:
-        RunError: the disk is full, or another process has died.
-        UserError: another process writes there, the folder holds something else, the image size does not fit the
-            model, a latent is not finite, no image is good, or too many are bad.
+        RunError: The disk is full, or another process has died.
+        UserError: Another process writes there, the folder holds something else, the image size does not fit the
+            model, a latent is not finite, no image is valid, or too many are bad.
     """
     if "bad_share" in options:
         warnings.warn("bad_share of encode_images is deprecated; use max_bad_fraction", FutureWarning, stacklevel=2)
@@ -119,7 +119,7 @@ def encode_images(
         transform=transform.describe(), transform_hash=hash_json(transform.describe()),
         indices=spec.codebook_size is not None and config.content != "samples",
     )  # fmt: skip
-    # First, because each may refuse, and nothing is to be written then.
+    # These come first, because each may refuse, and nothing must be written in that case.
     if config.classes is not None:
         source = source.with_classes(config.classes, "the list of classes")
     runner = None
@@ -195,8 +195,8 @@ def encode_images(
 
 
 def _one_graph_a_size(transform: ImageTransform | BucketTransform) -> AbstractContextManager[None]:
-    """Where torch compiles a graph for each size. One for several sizes would depend on which of them came first, and a
-    run that goes on begins with another one."""
+    """Make torch compile a graph for each size within the context. A shared graph for several sizes would depend on
+    which of them came first, and a resumed run begins with another one."""
     return torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=8 + len(transform.sizes))
 
 
@@ -210,7 +210,7 @@ def encode_units(
     units: range,
     progress: Progress | None,
 ) -> None:
-    """Those of the units that are not done yet. While a thread writes one, the next is encoded."""
+    """Encode those of the units that are not done yet. While a thread writes one, the next is encoded."""
     report = progress or _say_nothing
     total, done = sum(len(writer.indices(unit)) for unit in units), 0
     todo: list[Unit] = []
@@ -248,12 +248,12 @@ def encode_units(
 
 
 def _say_nothing(done: int, total: int) -> None:
-    """In place of a progress bar."""
+    """Do nothing, in place of a progress bar."""
     del done, total
 
 
 def _encode_batches(model: Autoencoder, loader: RangeLoader, request: StoreRequest) -> Iterator[EncodedBatch]:
-    """What the loader gives through the encoder, each once the model has got the next."""
+    """Yield the encoded batches of the loader, each after the model has received the next one."""
     transfers = Transfers(model.device)
     before: EncodedBatch | None = None
     for unit, batch in loader:
@@ -269,7 +269,7 @@ def _encode_batches(model: Autoencoder, loader: RangeLoader, request: StoreReque
 
 @torch.inference_mode()
 def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, transfers: Transfers) -> dict[str, Tensor]:
-    """Latents and moments of one batch, on the device, which may still be computing them."""
+    """Return latents and moments of one batch, on the device, which may still be computing them."""
     pixel_values = transfers.upload(batch.pixel_values)
     missing = request.batch_size - len(batch) if request.compiled else 0
     if missing:
@@ -289,7 +289,7 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, trans
                 values = posterior.sample(noise=noise)
             computed[f"latents{suffix}"] = values
         if posterior.indices is not None and request.indices:
-            # An index is finite, whatever it stands for.
+            # An index is always finite, but the latents that it stands for may not be.
             flags[f"{_FINITE}latents{suffix}"] = _flags(posterior.mode())
             tensors[f"indices{suffix}"] = posterior.indices.to(index_dtype(request.scaling["codebook_size"]))
         if posterior.moments is not None and request.content != "samples":
@@ -300,12 +300,12 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, trans
 
 
 def _flags(values: Tensor) -> Tensor:
-    """(B, 1) of values (B, ...) on the device: NaN for an image whose values are not finite, else 0."""
+    """Return (B, 1) flags of values (B, ...) on the device: NaN for an image whose values are not finite, else 0."""
     return torch.where(finite_rows(values), 0.0, torch.nan)[:, None]
 
 
 def _stored(tensors: dict[str, Tensor], batch: Batch, request: StoreRequest) -> dict[str, Tensor]:
-    """What is stored of the tensors; UserError that names an image if they are not finite."""
+    """Return the tensors that are stored; raise `UserError` that names an image if they are not finite."""
     tensors = dict(tensors)
     for name in [name for name in tensors if name.startswith(_FINITE)]:
         require_finite(tensors.pop(name), batch.keys, request.precision, what=name.removeprefix(_FINITE))

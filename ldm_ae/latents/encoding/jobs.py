@@ -1,4 +1,4 @@
-"""What encoding is asked for, who does it, and what it gives."""
+"""The interfaces of encoding: the job, the engine that executes it, and the summary that it returns."""
 
 from __future__ import annotations
 
@@ -15,64 +15,64 @@ from ldm_ae.latents.store.format import StoreRequest
 from ldm_ae.models import Autoencoder, ChannelStatistics
 
 Progress = Callable[[int, int], None]
-"""Called with the number of images done and their total."""
+"""A function that is called with the number of images done and their total."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that another process needs in order to encode units of a store; it can be pickled."""
+    """All data that another process needs in order to encode units of a store; it can be pickled."""
 
     path: Path
-    """The store's, absolute."""
+    """The store's absolute path."""
     request: StoreRequest
     plan: dict[str, Any]
-    """Of the `StoreWriter` in the process that has the store's lock."""
+    """The plan of the `StoreWriter` in the process that has the store's lock."""
     model: Autoencoder
-    """In float32."""
+    """The model, in float32."""
     source: Source
     transform: ImageTransform | BucketTransform
     config: EncodeConfig
     working_folder: Path
-    """Where the command was given, for images with a relative name."""
+    """The folder in which the command was started, for images with a relative name."""
 
 
 class Engine(Protocol):
-    """Encodes units in other processes."""
+    """An encoder of units in other processes."""
 
     def check(self, device: str) -> None:
-        """UserError if it cannot encode on this device, as the user named it. Called before anything is written."""
+        """Raise `UserError` if it cannot encode on this device, as the user named it. Called before any writing."""
 
     def __call__(self, job: Job, units: range, progress: Progress | None) -> None:
-        """Encode the units; returns when all are done."""
+        """Encode the units; return when all are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSummary:
-    """What `encode_images` did."""
+    """The results of `encode_images`."""
 
     path: Path
     images: int
-    """Good images, each in the store once."""
+    """Number of valid images, each in the store once."""
     bad: dict[str, str]
-    """Reason by key of the images that could not be used."""
+    """Reasons by key for the images that could not be used."""
     statistics: ChannelStatistics
-    """Of the stored latents, mirror images not counted."""
+    """Statistics of the stored latents, without mirror images."""
     buckets: dict[str, int]
-    """Good images by HxW of the pixels, in the order of their areas."""
+    """Number of valid images by HxW of the pixels, in the order of their areas."""
     crops: Crops
-    """What was cut off."""
+    """The parts of the images that were cropped off."""
     colour_profiles: dict[str, int]
-    """Good images by the profile from which they were converted to sRGB, or that was not applied."""
+    """Number of valid images by the profile from which they were converted to sRGB, or that was not applied."""
     already_complete: bool
-    """The store was there, made by the same command; nothing was encoded."""
+    """Whether the store already existed, made by the same command, and nothing was encoded."""
     precision: str
-    """fp32, bf16 or fp16: what the encoder ran in."""
+    """Precision of the encoder: fp32, bf16 or fp16."""
     fp32_fallbacks: int
-    """Batches that overflowed in fp16 and were encoded in float32 from the original weights; mirror images are batches
-    of their own. 0 in other precisions."""
+    """Number of batches that overflowed in fp16 and were encoded in float32 from the original weights; mirror images
+    are separate batches. 0 in other precisions."""
     account: Account
-    """What the source took and passed over."""
+    """The files that the source used and skipped."""
     annotations: AnnotationCount
-    """Captions and labels of the good images."""
+    """Captions and labels of the valid images."""
     warnings: list[str]
-    """What else a user has to know, a line each."""
+    """Further warnings for the user, one line each."""

@@ -1,4 +1,4 @@
-"""Batches to the device and results back, while the model runs on others."""
+"""Transfers of batches to the device and of results back, while the model runs on other batches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Transfers:
-    """Copies that the model does not wait for: on CUDA between pinned memory and the device, each way on a stream of
-    its own; elsewhere ordinary copies.
+    """Copies that the model does not wait for: on CUDA between pinned memory and the device, with one stream per
+    direction; on other devices ordinary copies.
 
     Args:
-        device: Of the model.
+        device: The model's device.
     """
 
     def __init__(self, device: torch.device):
@@ -21,7 +21,7 @@ class Transfers:
         self._streams = (torch.cuda.Stream(device), torch.cuda.Stream(device)) if device.type == "cuda" else None
 
     def upload(self, tensor: Tensor) -> Tensor:
-        """A host tensor on the device, for work that is given to it after this."""
+        """Copy a host tensor to the device, for work that is issued after this call."""
         if self._streams is None:
             return tensor.to(self._device)
         stream, current = self._streams[0], torch.cuda.current_stream(self._device)
@@ -29,11 +29,11 @@ class Transfers:
         with torch.cuda.stream(stream):
             moved = pinned.to(self._device, non_blocking=True)
         current.wait_stream(stream)
-        moved.record_stream(current)  # its memory was taken for the other stream
+        moved.record_stream(current)  # Its memory was allocated on the other stream.
         return moved
 
     def download(self, tensors: dict[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
-        """Start to copy results to the host; calling what this gives waits for them."""
+        """Start to copy results to the host; the returned function waits for them and returns them."""
         if self._streams is None:
             copied = {name: tensor.cpu() for name, tensor in tensors.items()}
             return lambda: copied
@@ -49,7 +49,7 @@ class Transfers:
 
         def wait() -> dict[str, Tensor]:
             done.synchronize()
-            # A whole shard of pinned memory would be missing elsewhere.
+            # Without the copy a whole shard would hold pinned memory, which other allocations need.
             return {name: tensor.clone() for name, tensor in host.items()}
 
         return wait

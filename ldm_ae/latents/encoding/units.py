@@ -1,4 +1,4 @@
-"""One unit of work, a range of the source, while it is encoded."""
+"""One unit of work, a range of the source, during its encoding."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ldm_ae.latents.store.writer import StoreWriter
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedBatch:
-    """Some images of a unit, of one size, on their way from the device."""
+    """Some images of a unit, of one size, in transfer from the device."""
 
     unit: int
-    """Its place among those that are encoded."""
+    """The unit's position among the encoded units."""
     batch: Batch
     tensors: Callable[[], dict[str, Tensor]]
-    """Waits for what the model gave, by name: (B, ...) on the CPU."""
+    """A function that waits for the model's outputs and returns them by name: (B, ...) on the CPU."""
     redone: int
-    """Batches that overflowed in fp16 and were encoded in float32."""
+    """Number of batches that overflowed in fp16 and were encoded in float32."""
 
 
 class Unit:
-    """What is known of a unit's images so far.
+    """The state of a unit's images during encoding.
 
     Args:
-        number: Of the unit.
-        indices: Of its images in the source.
+        number: The number of the unit.
+        indices: The indices of its images in the source.
         source: The images.
-        source_name: Where they come from, for the index.
+        source_name: The origin of the images, for the index.
     """
 
     def __init__(self, number: int, indices: range, source: HashingSource, source_name: str):
@@ -48,11 +48,11 @@ class Unit:
         self._redone = 0
 
     def __len__(self) -> int:
-        """Images encoded so far."""
+        """Return the number of images encoded so far."""
         return len(self._good)
 
     def add(self, encoded: EncodedBatch, tensors: dict[str, Tensor]) -> None:
-        """A batch and what was made of it."""
+        """Add an encoded batch and its tensors."""
         batch = encoded.batch
         height, width = batch.pixel_values.shape[-2:]
         bucket = f"{height}x{width}"
@@ -67,7 +67,7 @@ class Unit:
         self._redone += encoded.redone
 
     def _rows(self, batch: Batch, bucket: str) -> list[dict[str, Any]]:
-        """A manifest row for each image of a batch."""
+        """Return a manifest row for each image of a batch."""
         sizes, crops, labels = batch.original_sizes.tolist(), batch.crops_ltrb.tolist(), batch.labels.tolist()
         orientations = batch.orientations.tolist()
         rows = []
@@ -93,7 +93,7 @@ class Unit:
         return rows
 
     def finished(self, rejected: dict[str, str]) -> list[dict[str, Any]]:
-        """The manifest rows of all images, once all good ones are there; `rejected` has the reasons of the others."""
+        """Return the manifest rows of all images, once all valid ones are there; `rejected` has the others' reasons."""
         return [self._good.get(index) or self._bad_row(index, rejected) for index in self._indices]
 
     def _bad_row(self, index: int, rejected: dict[str, str]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Unit:
         }  # fmt: skip
 
     def write(self, writer: StoreWriter, rows: list[dict[str, Any]]) -> None:
-        """Its shards, then its record."""
+        """Write the unit's shards, then its record."""
         shards = {
             bucket: {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             for bucket, parts in self._parts.items()

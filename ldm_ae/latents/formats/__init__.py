@@ -1,6 +1,6 @@
-"""The files that other people's trainers read, one file of this folder a format.
+"""The file formats of other trainers, one format per file of this folder.
 
-A new format is one new file with a `Format` class in it, whose name is the file's with hyphens for underscores.
+A new format is one new file with a `Format` class, whose name is the file's name with hyphens for underscores.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     OUT/{class:04d}/{i:08d}.npy     (C, h, w) float32 scaled latents
 
-The reader numbers the class folders in their order from 0.
+The reader numbers the class folders from 0 in their order.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
         {i // 1000:05d}/img-mean-std-{i:08d}.npy    (2C, h, w) float32: mean and standard deviation of unscaled latents
         dataset.json                                {"labels": [[name, int], ...]} or {"labels": null}
 
-All samples have one shape. EDM2's own encoder gives its autoencoder pixels of [0, 1] and scales with constants that it
-measured there; ours come from pixels of [-1, 1], which the metadata says. `--fold trainer` makes its constants right
-for these latents; its pictures while training, decoded with Stable Diffusion's autoencoder, are no pictures of them.
+All samples have one shape. EDM2's own encoder gives its autoencoder pixels in [0, 1] and scales with constants measured
+there; ours come from pixels in [-1, 1], which the metadata records. `--fold trainer` makes the constants right for
+these latents; EDM2's images during training, decoded with Stable Diffusion's autoencoder, do not show these latents.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class EDM2Zip(Format):
     square = True
     suffix = ".zip"
     channels = 4
-    # Its latents have a deviation of 0.5, which is part of its noise schedule: that is left to it.
+    # EDM2's latents have a standard deviation of 0.5, which is part of its noise schedule and is left to it.
     constants = Constants(
         factor=tuple(1 / std for std in (4.17, 4.62, 3.71, 3.28)), shift=(5.81, 3.25, 0.12, -2.15)
     )  # fmt: skip
@@ -86,7 +86,7 @@ class EDM2Zip(Format):
 
 
 class _EDM2Archive(Foreign):
-    """Somebody's latents in EDM2's ZIP file, or in a folder that it was unpacked into."""
+    """External latents in EDM2's ZIP file, or in a folder that it was unpacked into."""
 
     names = frozenset({"moments"})
     dtype = "fp32"
@@ -112,7 +112,7 @@ class _EDM2Archive(Foreign):
         self._labels = self._read_labels()
 
     def _bytes(self, name: str) -> bytes | None:
-        """A member's content, None if it is not there."""
+        """Return a member's content; None if it does not exist."""
         try:
             return (self.path / name).read_bytes() if self._zip is None else self._zip.read(name)
         except (KeyError, FileNotFoundError):
@@ -159,7 +159,7 @@ class _EDM2Archive(Foreign):
         if values.shape != (2 * self.channels, *self.latent_size):
             raise UserError(f"{self.path}: {name} is {values.shape}, unlike {self._members[0]}")
         mean, std = torch.from_numpy(values).chunk(2, dim=0)
-        # float32 holds no deviation below exp(-15) as a log-variance of the store, which is clamped to [-30, 20].
+        # The store clamps log-variances to [-30, 20], so it holds no standard deviation below exp(-15).
         return torch.cat([mean, (2 * std.log()).clamp(-30.0, 20.0)], dim=0)
 
     def _label(self, name: str) -> int:

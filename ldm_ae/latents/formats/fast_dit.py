@@ -3,7 +3,7 @@
     OUT/imagenet256_features/{i:08d}.npy    (1, C, h, w) float32 scaled latents
     OUT/imagenet256_labels/{i:08d}.npy      (1,) int64
 
-Paired by the order of the names in the two folders, in which nothing else may lie.
+They are paired by the order of the names in the two folders, which must not contain any other file.
 """
 
 from __future__ import annotations

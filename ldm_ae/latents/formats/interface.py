@@ -1,4 +1,4 @@
-"""What every trainer's format is: a writer of samples, and what it can and cannot say."""
+"""The interface of every trainer's format: a writer of samples, and a declaration of its capabilities."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ from ldm_ae.latents.fold import Constants, Fold
 from ldm_ae.latents.store.reader import LatentDataset, LatentStore
 
 FLIP = "_flip"
-"""Ends the name of a mirror image's tensor."""
+"""Suffix of the name of a mirror image's tensor."""
 SUBFOLDER = 1000
-"""Files of a folder, in formats that number them."""
+"""Number of files per folder, in formats that number them."""
 
 
 class Sample(NamedTuple):
     """One image of a conversion."""
 
     number: int
-    """From 0, in the order in which the trainer reads, if it has one."""
+    """Number from 0, in the order in which the trainer reads, if it has one."""
     key: str
     label: int
-    """-1: none."""
+    """Class label; -1: none."""
     caption: str | None
     size: tuple[int, int]
-    """(H, W) of the pixels that were encoded."""
+    """(H, W) of the encoded pixels."""
     original_size: tuple[int, int] | None
-    """(height, width) of the image before the transform, None if the store does not know it."""
+    """(height, width) of the image before the transform; None if the store does not record it."""
     tensors: dict[str, Tensor]
     """Float32 and folded: `latents` (C, h, w), `moments` (2C, h, w) mean and log-variance; int64: `indices` (h, w) or
-    (Q, h, w); and those of the mirror image under the same names with `_flip`; what the format asks for, as far as the
-    store has it."""
+    (Q, h, w); and those of the mirror image under the same names with `_flip`. It has the tensors that the format
+    requests and the store holds."""
     index_row: int
-    """Of the store's index."""
+    """Row of the store's index."""
     orientation: int | None = None
-    """EXIF's, 1 to 8, which was undone before `original_size`; None if the store does not hold it."""
+    """EXIF orientation, 1 to 8, which was undone before `original_size`; None if the store does not hold it."""
 
 
 class Samples:
     """The images of a conversion, read one at a time.
 
     Args:
-        store: Where they are.
-        positions: Of the images among the store's good ones, in the order in which the trainer reads.
-        want: `latents`, `moments`, `indices`, or any with `_flip`; what of it the store has not is left out.
-        fold: From latents to the values in the file.
+        store: The store that holds them.
+        positions: Positions among the store's valid images, in the order in which the trainer reads.
+        want: `latents`, `moments`, `indices`, or any with `_flip`; tensors that the store lacks are omitted.
+        fold: The map from latents to the values in the file.
         progress: Called with the number of images read and their total.
     """
 
@@ -77,17 +77,17 @@ class Samples:
         self.rows: pa.Table = store.good().take(pa.array(positions))
         """The index rows of the images, in their order."""
         self.labels: NDArray[np.int64] = self.rows["label"].to_numpy()
-        """(N,) int64, -1 for none."""
+        """(N,) int64 labels, -1 for none."""
         stored = LatentDataset(store)
         self.names = stored.tensor_names
-        """Of the tensors that the store holds."""
+        """Names of the tensors that the store holds."""
         self.flips = store.request.flips
-        """Whether there are mirror images."""
+        """Whether the store has mirror images."""
         wanted = [name for name in want if self.flips or not name.endswith(FLIP)]
         self._stored = stored
         self._progress = progress
         self._read = [name for name in wanted if name in self.names]
-        # A store of moments alone still has latents: one draw of each, the same in every conversion.
+        # A store of moments alone still yields latents: one draw of each, the same in every conversion.
         self._drawn = [name for name in wanted if name.startswith("latents") and name not in self.names]
         self._draw = LatentDataset(store, draw="sample", seed=store.request.seed) if self._drawn else None
 
@@ -122,85 +122,85 @@ class Samples:
         return self.fold.fold(value) if name.startswith("latents") else self.fold.fold_moments(value)
 
     def size(self) -> tuple[int, int]:
-        """(H, W) of the pixels of all images, in a format that takes one resolution."""
+        """Return (H, W) of the pixels of all images, in a format that takes one resolution."""
         [bucket] = self.rows["bucket"].unique().to_pylist()
         height, width = (int(side) for side in bucket.split("x"))
         return height, width
 
 
 class Pictures(abc.ABC):
-    """The images themselves, for a trainer that wants them beside the latents."""
+    """The images themselves, for a trainer that needs them beside the latents."""
 
     @abc.abstractmethod
     def png(self, sample: Sample) -> bytes:
-        """A PNG file of exactly the pixels that were encoded.
+        """Return a PNG file of exactly the encoded pixels.
 
         Raises:
-            UserError: the image is missing, unreadable, or not the one that was encoded.
+            UserError: The image is missing, unreadable, or not the encoded one.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a user may say about some formats."""
+    """The options of some formats."""
 
     arch: str | None = None
     """The diffusion model's architecture, by the trainer's short name."""
     name: str | None = None
     """The autoencoder's name, in the files' names."""
     images: Source | None = None
-    """The images that were encoded."""
+    """The encoded images."""
     files: Literal["safetensors", "npy"] | None = None
     """The kind of file."""
     no_flips: bool | None = None
-    """Leave the mirror images out."""
+    """Whether to omit the mirror images."""
 
 
 class Foreign(abc.ABC):
-    """Latents in a trainer's files, to be read into a store."""
+    """Latents in a trainer's files, for import into a store."""
 
     path: Path
     count: int
     channels: int
     latent_size: tuple[int, int]
-    """(h, w)"""
+    """(h, w) of the latents."""
     names: frozenset[str]
-    """Of the tensors that `chunks` gives besides labels: `latents`, `moments`, and either with `_flip`."""
+    """Names of the tensors that `chunks` yields besides labels: `latents`, `moments`, and either with `_flip`."""
     dtype: str
-    """fp32, fp16 or bf16."""
+    """Dtype: fp32, fp16 or bf16."""
     has_own_pixels: bool
     """Whether the trainer's own autoencoder takes pixels of another range than [-1, 1]."""
 
     @abc.abstractmethod
     def described(self) -> tuple[bytes | None, bytes | None]:
-        """The two files that a conversion of ours leaves, None where there are none: metadata, and index."""
+        """Return the two files that our conversion writes, metadata and index; None for a missing file."""
 
     @abc.abstractmethod
     def chunks(self, size: int) -> Iterator[dict[str, Tensor]]:
-        """Up to `size` samples at a time in the trainer's order: `names` as they lie there, (N, C, h, w) or
-        (N, 2C, h, w) with log-variances, and `labels` (N,) int64."""
+        """Yield up to `size` samples at a time in the trainer's order: `names` as stored, (N, C, h, w) or (N, 2C, h, w)
+        with log-variances, and `labels` (N,) int64."""
 
 
 class Format(abc.ABC):
     """A trainer's format. A subclass in a file of this folder is found by its name.
 
-    Class attributes say what the format holds; `convert` refuses, or warns of, a store that does not fit, so that
-    `write` meets only samples that do.
+    Class attributes declare what the format holds; `convert` refuses, or warns of, a store that does not fit, so that
+    `write` receives only samples that fit.
 
     Args:
-        options: What the user said; only those named in `takes`.
+        options: The user's options; only those named in `takes`.
 
     Raises:
-        UserError: an option that says nothing to this format, or one that is missing.
+        UserError: An option has no effect in this format, or a required one is missing.
     """
 
     name: ClassVar[str]
     trainer: ClassVar[str]
-    """Whose reader it is, for messages."""
+    """Name of the trainer, for messages."""
     tensors: ClassVar[tuple[str, ...]]
-    """Of each sample: `latents`, `moments`, `indices`, and any with `_flip`."""
+    """Tensors of each sample: `latents`, `moments`, `indices`, and any with `_flip`."""
     needs_flips: ClassVar[bool] = False
-    """Whether the reader fails without mirror images; with flips in `tensors` and not needed, they are optional."""
+    """Whether the reader fails without mirror images; flips in `tensors` that are not needed are optional."""
     needs_labels: ClassVar[bool] = False
     needs_captions: ClassVar[bool] = False
     needs_original_size: ClassVar[bool] = False
@@ -209,18 +209,18 @@ class Format(abc.ABC):
     square: ClassVar[bool] = False
     """Whether the reader takes latents with h = w only."""
     takes: ClassVar[frozenset[str]] = frozenset()
-    """Names of `Options` that mean something here."""
+    """Names of `Options` that have an effect in this format."""
     suffix: ClassVar[str] = ""
-    """Of the one file that the format is; empty for a folder."""
+    """Suffix of the format's single file; empty for a folder."""
     normalizes: ClassVar[bool] = False
-    """Whether the files say mean and deviation, so that nothing is to be folded."""
+    """Whether the files hold mean and standard deviation, so that no folding is needed."""
 
     channels: int | None = None
-    """C that the trainer's code is written for, None for any."""
+    """C for which the trainer's code is written; None for any."""
     scaled: bool = False
     """Whether the file holds scaled latents, so that the trainer has no constant."""
     constants: Constants | None = None
-    """What is hard-coded in the trainer."""
+    """The constants hard-coded in the trainer."""
 
     def __init__(self, options: Options):
         for field in fields(options):
@@ -233,23 +233,23 @@ class Format(abc.ABC):
 
     @property
     def reads_latents(self) -> bool:
-        """Whether the trainer wants latents, or moments that make some; otherwise it wants indices."""
+        """Return whether the trainer needs latents, or moments to draw them from; otherwise it needs indices."""
         return not any(tensor.startswith("indices") for tensor in self.tensors)
 
     def arrange(self, rows: pa.Table) -> NDArray[np.int64]:
-        """(N,) int64: the order in which the reader will meet these rows of the store's index; some may be left out."""
+        """Return (N,) int64, the order in which the reader gets these rows of the store's index; it may omit some."""
         return np.arange(len(rows), dtype=np.int64)
 
     def check(self, samples: Samples) -> Iterator[str]:  # noqa: ARG002 - most formats have nothing to add
-        """Warnings of one line about what the attributes do not cover.
+        """Yield one-line warnings about aspects that the attributes do not cover.
 
         Raises:
-            UserError: the format cannot hold these samples.
+            UserError: The format cannot hold these samples.
         """
         yield from ()
 
     def metadata(self, samples: Samples) -> dict[str, Any]:  # noqa: ARG002 - most formats have nothing to add
-        """What the format adds to the metadata, as JSON values."""
+        """Return the format's additions to the metadata, as JSON values."""
         return {}
 
     @abc.abstractmethod
@@ -257,32 +257,32 @@ class Format(abc.ABC):
         """Write all samples.
 
         Args:
-            samples: To be iterated over once.
-            out: An empty folder, or with `suffix` a file that is not there yet.
+            samples: The samples, to be iterated over once.
+            out: An empty folder, or with `suffix` a file that does not exist yet.
             pictures: The images, if the format takes them.
         """
 
     @classmethod
     def open_foreign(cls, path: Path) -> Foreign | None:  # noqa: ARG003 - most formats are only written
-        """The latents at `path` if they are of this format and it can be read back, else None.
+        """Return the latents at `path` if they have this format and it can be read back, else None.
 
         Raises:
-            UserError: it is of this format, and damaged.
+            UserError: They have this format, and are damaged.
         """
         return None
 
 
 class ClassFolders(Format):
-    """A folder for each class, which torchvision's `DatasetFolder` numbers in their order from 0."""
+    """A folder for each class; torchvision's `DatasetFolder` numbers them from 0 in their order."""
 
     needs_labels = True
 
     @abc.abstractmethod
     def write_sample(self, sample: Sample, path: Path) -> None:
-        """The file of a sample; `path` is without its extension."""
+        """Write the file of a sample; `path` has no extension."""
 
     def check(self, samples: Samples) -> Iterator[str]:
-        """A warning where the numbers of the folders are not the labels."""
+        """Yield a warning if the numbers of the folders are not the labels."""
         classes = np.unique(samples.labels)
         if not np.array_equal(classes, np.arange(len(classes))):
             yield (
@@ -291,7 +291,7 @@ class ClassFolders(Format):
             )
 
     def metadata(self, samples: Samples) -> dict[str, Any]:
-        """The label of each folder."""
+        """Return the label of each folder."""
         return {"labels": np.unique(samples.labels).tolist()}
 
     def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
@@ -304,7 +304,7 @@ class ClassFolders(Format):
 
 
 def architecture(format_name: str, arch: str | None, known: Iterable[str]) -> str:
-    """`arch` if it is known, else a UserError that lists those that are."""
+    """Return `arch` if it is known; else raise a `UserError` that lists the known ones."""
     if arch is None or arch not in known:
         said = "needs --arch" if arch is None else f"knows no --arch {arch}"
         raise UserError(f"the format {format_name} {said}: one of {', '.join(known)}")
@@ -312,7 +312,7 @@ def architecture(format_name: str, arch: str | None, known: Iterable[str]) -> st
 
 
 def library(module: str, format_name: str) -> Any:
-    """An optional package, or a UserError that says how to get it."""
+    """Import an optional package; if it is missing, raise a `UserError` that explains how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -322,25 +322,25 @@ def library(module: str, format_name: str) -> Any:
 
 
 def mean_and_std(moments: Tensor) -> NDArray[np.float32]:
-    """(2C, h, w) mean and standard deviation of mean and log-variance."""
+    """Return (2C, h, w) mean and standard deviation for mean and log-variance."""
     mean, log_variance = moments.chunk(2, dim=0)
     return torch.cat([mean, torch.exp(0.5 * log_variance)], dim=0).numpy()
 
 
 def npy(values: NDArray[Any]) -> bytes:
-    """The bytes of a .npy file."""
+    """Return the bytes of a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
     return buffer.getvalue()
 
 
 def numbered(number: int, prefix: str, extension: str) -> str:
-    """EDM2's names, sorted by number: 00001/img00001234.png."""
+    """Return a name in EDM2's scheme, sorted by number: 00001/img00001234.png."""
     return f"{number // SUBFOLDER:05d}/{prefix}{number:08d}.{extension}"
 
 
 def write_labels(file: IO[bytes], samples: Samples, prefix: str, extension: str) -> None:
-    """EDM2's dataset.json: a [name, label] for each sample, or null if none has a label."""
+    """Write EDM2's dataset.json: a [name, label] for each sample, or null if none has a label."""
     labels = samples.labels
     if (labels < 0).all():
         file.write(b'{"labels": null}\n')
@@ -353,17 +353,17 @@ def write_labels(file: IO[bytes], samples: Samples, prefix: str, extension: str)
 
 
 def file_name(name: str) -> str:
-    """`name` if it can be part of a file's name, else a UserError."""
+    """Return `name` if it can be part of a file's name; else raise a `UserError`."""
     if not name or name.startswith(".") or any(character in name for character in "/\\\0"):
         raise UserError(f"'{name}' cannot be part of a file's name")
     return name
 
 
 def write_new(path: Path, content: bytes, key: str) -> None:
-    """A file that must not be there yet.
+    """Write a file that must not exist yet.
 
     Raises:
-        UserError: another image has given it its name already.
+        UserError: Another image already has this file name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

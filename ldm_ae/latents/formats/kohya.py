@@ -7,11 +7,11 @@
         crop_ltrb           (4,) float64, as sd-scripts computes it from the original and the encoded size
 
 For the architectures flux and sd3 each key ends in _{h}x{w}. The files belong beside the images: copy OUT over the
-folder that was encoded. sd-scripts takes them where its bucket for the image has the size that was encoded.
+encoded folder. sd-scripts uses a file if its bucket for the image has the encoded size.
 
-sd-scripts does not turn photos by their EXIF orientation, and looks for a cache file under the size in the header. The
-latents are of the upright image. Where both have the same bucket, a square, sd-scripts gets the upright one; other
-photos that EXIF turns by a quarter are left out, because their latents do not have the shape of sd-scripts' bucket.
+sd-scripts does not rotate photos by their EXIF orientation, and looks for a cache file under the size in the header.
+The latents are of the upright image. If both have the same bucket, a square, sd-scripts gets the upright one; other
+photos that EXIF turns by a quarter are skipped, because their latents do not have the shape of sd-scripts' bucket.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CONSTANTS = {
     "flux": Constants(factor=(0.3611,), shift=(0.1159,)),
 }
 _FIRST_QUARTER_TURN = 5
-"""EXIF orientations from here on change width and height."""
+"""The EXIF orientations from this one on swap width and height."""
 _REMEDY = "turn the files themselves, such as with `exiftran -ai`, and encode them again"
 
 
@@ -105,7 +105,7 @@ class Kohya(Format):
 
 
 def _crop(size: tuple[int, int], original: tuple[int, int]) -> NDArray[np.float64]:
-    """Left, top, right, bottom of the whole image scaled into the encoded size, as SDXL's conditioning has it."""
+    """Return left, top, right, bottom of the whole image scaled into the encoded size, as in SDXL's conditioning."""
     height, width = size
     ratio = original[1] / original[0]
     scaled_width, scaled_height = (height * ratio, height) if width / height > ratio else (width, width / ratio)

@@ -3,10 +3,10 @@
     OUT/latents_rank{RR:02d}_shard{SSS:03d}.safetensors    and no other safetensors file; read in the order of the names
         latents, latents_flip   (N, C, h, w) unscaled, any float dtype; the reader takes one or the other at random
         labels                  (N,) int64
-    OUT/latents_stats.pt        {'mean', 'std'}, each (1, C, 1, 1) float32, which the reader normalizes with
+    OUT/latents_stats.pt        {'mean', 'std'}, each (1, C, 1, 1) float32, with which the reader normalizes
 
-More tensors in a shard are ignored. A resolution's folder of a latent store is such a data set, unless it is in uint8;
-converting one links its files (copies, where the file system cannot link), so that it costs no space.
+Further tensors in a shard are ignored. A resolution's folder of a latent store is such a data set, unless it is in
+uint8; converting one links its files (or copies them, if the file system cannot link), so that it costs no space.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class LightningDiT(Format):
     normalizes = True
 
     def arrange(self, rows: pa.Table) -> NDArray[np.int64]:
-        """By shard and row, as the files will be read."""
+        """Order the rows by shard and row, as the files are read."""
         order = pa.table(
             {"shard": rows["shard"], "row": rows["row"], "at": pa.array(np.arange(len(rows), dtype=np.int64))}
         )
@@ -67,7 +67,7 @@ class LightningDiT(Format):
         for sample in samples:
             rows.append(sample.tensors | {"labels": torch.tensor(sample.label)})
             if len(rows) == _SHARD or sample.number == len(samples) - 1:
-                # Five digits, so that the order of the names is that of the numbers.
+                # Five digits make the order of the names that of the numbers.
                 path = out / f"latents_rank00_shard{shard:05d}.safetensors"
                 write_safetensors(path, {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, {})
                 rows, shard = [], shard + 1
@@ -83,12 +83,12 @@ class LightningDiT(Format):
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another device, or a file system without links
+    except OSError:  # Another device, or a file system without links.
         shutil.copyfile(source, target)
 
 
 class _LightningDiTFolder(Foreign):
-    """Somebody's latents in LightningDiT's files."""
+    """External latents in LightningDiT's files."""
 
     has_own_pixels = False
 

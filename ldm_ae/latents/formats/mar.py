@@ -2,8 +2,8 @@
 
     OUT/{class:04d}/{i:08d}.npz     moments, moments_flip   (2C, h, w) float32: mean and log-variance, unscaled
 
-The reader takes one of the two at random, numbers the class folders in their order from 0, and multiplies what it
-draws by 0.2325.
+The reader takes one of the two at random, numbers the class folders from 0 in their order, and multiplies its samples
+by 0.2325.
 """
 
 from __future__ import annotations

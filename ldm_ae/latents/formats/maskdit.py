@@ -6,7 +6,7 @@
         length      2N in ASCII
 
 For N images, z-0 to z-{N-1} are the images and z-{N} to z-{2N-1} their mirror images: the reader takes half of
-`length` for the number of images. It multiplies what it draws by 0.18215.
+`length` as the number of images. It multiplies its samples by 0.18215.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ldm_ae.latents.formats.interface import Format, Options, Pictures, Sample, 
 
 _PAGE = 4096
 _AT_ONCE = 256
-"""Images of one transaction."""
+"""Number of images per transaction."""
 
 
 class MaskDiT(Format):
@@ -44,9 +44,9 @@ class MaskDiT(Format):
         """See `Format.write`."""
         height, width = samples.store.spec.latent_size(*samples.size())
         size = 4 * 2 * samples.store.spec.channels * height * width
-        # An upper bound, and no space that is taken: each value in pages of its own, twice for the tree around them.
+        # An upper bound that reserves no space: each value in its own pages, twice for the tree around them.
         room = 2 * len(samples) * 2 * ((size + 16) // _PAGE + 2) * _PAGE + (1 << 24)
-        # No lock: nobody else knows of the folder yet, and the readers open it without.
+        # No lock: no other process uses the folder yet, and the readers open it without one.
         with self._lmdb.open(str(out / "train"), map_size=room, lock=False) as environment:
             batch: list[Sample] = []
             for sample in samples:

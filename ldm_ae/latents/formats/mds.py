@@ -3,16 +3,16 @@
     OUT/index.json          {"version": 2, "shards": [...]}
     OUT/shard.00000.mds, ...
         caption             str
-        latents_{H}         bytes of (C, h, w) float16 scaled latents; the reader knows latents_256 and latents_512
+        latents_{H}         bytes of (C, h, w) float16 scaled latents; the reader supports latents_256 and latents_512
 
-micro_diffusion's third column, `caption_latents`, holds the text encoder's output, which a store has not: it is to be
-added before training.
+micro_diffusion's third column, `caption_latents`, holds the text encoder's output, which a store does not have: add it
+before training.
 
-The package mosaicml-streaming asks for older versions of numpy and transformers than this one, so the files are written
-here. Its format, version 2 (`streaming/base/format/mds`, version 0.13), all numbers uint32, little-endian:
+The package mosaicml-streaming requires older versions of numpy and transformers than this one, so this module writes
+the files. The format, version 2 (`streaming/base/format/mds`, version 0.13), has all numbers uint32, little-endian:
 
     shard:   number of samples n, n + 1 offsets of the samples from the file's start, the configuration as JSON, samples
-    sample:  the size of each column that has no fixed one, in the order of the columns' names; then their bytes
+    sample:  the size of each column without a fixed one, in the order of the columns' names; then their bytes
     index:   for each shard its configuration, number of samples, and name and size of its file
 """
 
@@ -93,7 +93,7 @@ class _Writer:
         self._size = 0
 
     def add(self, sample: dict[str, bytes]) -> None:
-        """One sample; may write a shard."""
+        """Add one sample; this may write a shard."""
         values = [sample[name] for name in self._names]
         encoded = np.array([len(value) for value in values], "<u4").tobytes() + b"".join(values)
         if self._samples and self._size + len(encoded) + 4 > _SIZE_LIMIT:
@@ -121,7 +121,7 @@ class _Writer:
         self._samples, self._size = [], 0
 
     def finish(self) -> None:
-        """The last shard, and the index."""
+        """Write the last shard and the index."""
         if self._samples:
             self._flush()
         (self._out / "index.json").write_text(json.dumps({"version": 2, "shards": self._shards}, sort_keys=True))

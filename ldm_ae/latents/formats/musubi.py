@@ -5,7 +5,7 @@
         latents_1x{h}x{w}_float32       (C, 1, h, w), or (C, h, w) for zi
         header                          architecture, width, height, format_version "1.0.1"
 
-OUT is the data set's cache_directory; the text encoder's cache is to be added by musubi-tuner. The architectures hv
+OUT is the data set's cache_directory; musubi-tuner must add the text encoder's cache. The architectures hv
 (HunyuanVideo) and zi (Z-Image) hold unscaled latents, qi (Qwen-Image) and wan scaled ones.
 """
 

@@ -4,9 +4,9 @@
     OUT/InternData/img_sdxl_vae_features_{H}resolution_new/{name}.npy
                                         (2C, h, w) float32: mean and standard deviation, unscaled
 
-`path` is the image's key as one name that ends in .png, because the reader makes the array's name of it by putting .npy
-in the place of .png. height, width and ratio (height / width) are the original's, where the store knows it. The trainer
-multiplies what it draws by `scale_factor` of its configuration.
+`path` is the image's key as one name that ends in .png, because the reader replaces .png by .npy to get the array's
+name. height, width and ratio (height / width) are the original's, if the store has them. The trainer multiplies its
+samples by `scale_factor` of its configuration.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PixArt(Format):
         folder.mkdir(parents=True)
         with (root / "data_info.json").open("w", encoding="utf-8") as file:
             for sample in samples:
-                # The reader replaces every .png in the path, so none may be left inside the name.
+                # The reader replaces every .png in the path, so none may remain inside the name.
                 name = stem(sample.key).replace("/", "_").replace(".png", "_png")
                 write_new(folder / f"{name}.npy", npy(mean_and_std(sample.tensors["moments"])), sample.key)
                 height, width = sample.original_size or sample.size

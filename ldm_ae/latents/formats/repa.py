@@ -2,9 +2,9 @@
 
     OUT/vae-sd/{i // 1000:05d}/img-mean-std-{i:08d}.npy    (2C, h, w) float32: mean and standard deviation, unscaled
     OUT/vae-sd/dataset.json                                {"labels": [[name, int], ...]}
-    OUT/images/{i // 1000:05d}/img{i:08d}.png              the pixels that were encoded, paired by the order of names
+    OUT/images/{i // 1000:05d}/img{i:08d}.png              the encoded pixels, paired by the order of names
 
-The trainer multiplies what it draws by 0.18215.
+The trainer multiplies its samples by 0.18215.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     OUT/NAME-latents-stats.pt               {'latents_scale': 1 / std, 'latents_bias': mean}, each (1, C, 1, 1) float32
 
 Images and latents are paired by the order of their names. The trainer looks for the statistics beside its autoencoder's
-checkpoint: put the file there. NAME is `--name`, `vae` if not given.
+checkpoint: put the file there. NAME is `--name`, by default `vae`.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ class REPAE(Format):
                     names.write(f"{',' if sample.number else '['}\n{json.dumps(name)}")
             for file, names, prefix, extension in files:
                 _finish(file, names, samples, prefix, extension)
-        buffer = io.BytesIO()  # torch.save puts a path's name into the bytes
+        buffer = io.BytesIO()  # torch.save puts a path's name into the bytes.
         scale, bias = (v.float().view(1, -1, 1, 1) for v in (1 / statistics.channel_std, statistics.channel_mean))
         torch.save({"latents_scale": scale, "latents_bias": bias}, buffer)
         write_bytes(out / f"{self._name}-latents-stats.pt", buffer.getvalue())
 
 
 def _finish(file: Any, names: IO[str], samples: Samples, prefix: str, extension: str) -> None:
-    """The labels, and the end of the list of names."""
+    """Write the labels, and the end of the list of names."""
     labels = io.BytesIO()
     write_labels(labels, samples, prefix, extension)
     file.create_dataset("dataset.json", data=np.bytes_(labels.getvalue()))

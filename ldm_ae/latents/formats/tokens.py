@@ -1,21 +1,21 @@
-"""Sequences of codes for autoregressive trainers. No trainer's own format, so this is the contract:
+"""Sequences of codes for autoregressive trainers. It is not any trainer's own format, so this is the contract:
 
     OUT/tokens_00000.safetensors, tokens_00001.safetensors, ...      to be read in the order of their names
-        tokens      (S, L)          uint16, or uint32 if the codebook has more than 65,536 codes; a sequence a row
+        tokens      (S, L)          uint16, or uint32 if the codebook has more than 65,536 codes; one sequence per row
         labels      (S,) int64      class of the sequence's image, -1: none
-        images      (S,) int64      which image it is: its row in ldm_ae.parquet, which has keys and captions
+        images      (S,) int64      the image: its row in ldm_ae.parquet, which has keys and captions
         flipped     (S,) uint8      1 for the mirror image, else 0
 
-or, with --files npy, each array in a file of its own:
+or, with --files npy, each array in a separate file:
 
     OUT/tokens_00000.npy, labels_00000.npy, images_00000.npy, flipped_00000.npy, tokens_00001.npy, ...
 
 A sequence has L = h w Q tokens, for latents of h rows and w columns, in raster order: row by row from the top, from
-left to right in a row, and at each place the Q levels of residual quantization, the first one first (Q = 1 without
+left to right in a row, and at each position the Q levels of residual quantization, the first one first (Q = 1 without
 levels). So `tokens.reshape(S, h, w, Q)` are the indices; token i is level i % Q of column i // Q % w of row i // (Q w).
-A token is an index into its level's codebook, in [0, codebook_size): levels are not offset, and nothing marks begin or
-end. Each image has one sequence; where the store has mirror images the next one is its mirror image's, unless
---no-flips.
+A token is an index into its level's codebook, in [0, codebook_size): levels are not offset, and no token marks begin or
+end. Each image has one sequence; if the store has mirror images, the mirror image's sequence follows it, unless
+--no-flips is given.
 
 Under `tokens` in ldm_ae.json, and as strings in the header of each safetensors file: codebook_size, levels (Q), height
 (h), width (w), order.
@@ -36,7 +36,7 @@ from ldm_ae.latents.formats.interface import FLIP, Format, Pictures, Samples, np
 from ldm_ae.latents.store.files import write_bytes, write_safetensors
 
 _TOKENS = 1 << 25
-"""Of one shard, unless a single sequence has more."""
+"""Number of tokens per shard, unless a single sequence has more."""
 _ORDER = "raster: row by row from the top, left to right, the levels of a place one after the other"
 
 

@@ -1,7 +1,7 @@
-"""A data set that has grown since its store was made: the images of the store in their order, then the new ones.
+"""A data set that has grown since its store was made: the store's images in their order, then the new ones.
 
-What is stored keeps its place and its bytes. The new images are units of their own, after the others, and the store's
-description says where each addition begins. The keys of an unfinished store lie beside its records:
+Stored images keep their place and their bytes. The new images form separate units, after the others, and the store's
+description records where each addition begins. The keys of an unfinished store lie beside its records:
 
     STORE/.work/keys.parquet                    the keys of all images in the order of the store
 """
@@ -28,7 +28,7 @@ _KEYS = "keys.parquet"
 
 
 class Arranged(Wrapped):
-    """A source in another order."""
+    """A source with its images in another order."""
 
     name = "arranged"
 
@@ -37,7 +37,7 @@ class Arranged(Wrapped):
         self._order = np.asarray(order, np.int64)
 
     def key(self, index: int) -> str:
-        """The source's."""
+        """Return the source's key."""
         return self._source.key(int(self._order[index]))
 
     def __getitem__(self, index: int) -> RawImage:
@@ -45,12 +45,12 @@ class Arranged(Wrapped):
 
 
 def keys_of(source: Source) -> list[str]:
-    """The keys of all images."""
+    """Return the keys of all images."""
     return [source.key(index) for index in range(len(source))]
 
 
 def hash_keys(keys: Iterable[str]) -> str:
-    """sha256 over keys in their order."""
+    """Return the sha256 of keys in their order."""
     digest = hashlib.sha256()
     for key in keys:
         digest.update(key.encode() + b"\0")
@@ -60,20 +60,20 @@ def hash_keys(keys: Iterable[str]) -> str:
 def join(
     folder: Path, source: Source, request: StoreRequest, *, keep_classes: bool
 ) -> tuple[Source, StoreRequest, list[str]]:
-    """The source in the order of the store that is there, its request, and its keys.
+    """Return the source in the order of the existing store, its request, and its keys.
 
     Args:
-        folder: The store's.
+        folder: The store's folder.
         source: The images.
-        request: Without the hash of the keys.
-        keep_classes: Give the source's classes the numbers that they have in the store.
+        request: The request without the hash of the keys.
+        keep_classes: Whether the source's classes get the numbers that they have in the store.
     """
     source, keys = _arrange(folder, _keep_classes(folder, source) if keep_classes else source)
     return source, replace(request, keys_hash=hash_keys(keys)), keys
 
 
 def _keep_classes(path: Path, source: Source) -> Source:
-    """The source with the classes' numbers of the store at `path`, new classes last."""
+    """Return the source with the class numbers of the store at `path`, new classes last."""
     names = source.account().classes
     stored: list[str] = read_description(path).get("classes", []) if (path / DESCRIPTION).is_file() else []
     if not names or not stored or names == stored:
@@ -82,10 +82,10 @@ def _keep_classes(path: Path, source: Source) -> Source:
 
 
 def _arrange(path: Path, source: Source) -> tuple[Source, list[str]]:
-    """The source in the order of the store at `path`, new images last, and its keys; as it is, if there is no store.
+    """Return the source in the order of the store at `path`, new images last, and its keys; unchanged without a store.
 
     Raises:
-        UserError: images of the store are not in the source, or it does not say which it has.
+        UserError: Images of the store are missing from the source, or it does not record which images it has.
     """
     keys = keys_of(source)
     if not (path / DESCRIPTION).is_file():
@@ -108,18 +108,18 @@ def _arrange(path: Path, source: Source) -> tuple[Source, list[str]]:
 
 
 def write_keys(path: Path, keys: Sequence[str]) -> None:
-    """Say which images an unfinished store is to hold."""
+    """Write the keys of the images that an unfinished store will hold."""
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"key": pa.array(keys, pa.string())}), sink, compression="zstd")
     write_bytes(path / WORK / _KEYS, memoryview(sink.getvalue()))
 
 
 def _stored_keys(path: Path, description: dict[str, Any]) -> list[str]:
-    """The keys of the images that the store is to hold, in its order."""
+    """Return the keys of the images that the store will hold, in its order."""
     file = path / INDEX if description.get("files") is not None else path / WORK / _KEYS
     try:
         table = pq.read_table(file, columns=["key"])
-        # Killed before the description knew of an addition, the file has more.
+        # The file has more keys if the process was killed before the description recorded an addition.
         keys: list[str] = table["key"].to_pylist()[: description["request"]["images"]]
     except (OSError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(
@@ -133,40 +133,40 @@ def _stored_keys(path: Path, description: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """Images that were encoded together, in one run of the command or several."""
+    """Images that were encoded together, in one or several runs of the command."""
 
     start: int
     stop: int
     processes: int
-    """Among how many its units were dealt out; it is in the shards' names."""
+    """Number of processes among which its units were distributed; it is in the shards' names."""
     first_rank: int
-    """In the shards' names; earlier segments have the numbers below it."""
+    """First rank in the shards' names; earlier segments have the lower numbers."""
     shard_size: int
 
     @property
     def units(self) -> int:
-        """Ranges of `shard_size` images."""
+        """Return the number of ranges of `shard_size` images."""
         return -(-(self.stop - self.start) // self.shard_size)
 
     def indices(self, unit: int) -> range:
-        """The images of one of its units."""
+        """Return the images of one of its units."""
         start = self.start + unit * self.shard_size
         return range(start, min(start + self.shard_size, self.stop))
 
     def shard_name(self, unit: int) -> str:
-        """The file of one of its units."""
+        """Return the file name of one of its units."""
         shares = (share(self.units, rank, self.processes) for rank in range(self.processes))
         rank, first = next(((rank, found.start) for rank, found in enumerate(shares) if unit in found), (0, 0))
         return f"latents_rank{self.first_rank + rank:02d}_shard{unit - first:03d}.safetensors"
 
 
 def share(units: int, rank: int, processes: int) -> range:
-    """The units of one process: every unit is in one share, the shares follow each other."""
+    """Return the units of one process: the ranges are consecutive, and every unit is in exactly one."""
     return range(units * rank // processes, units * (rank + 1) // processes)
 
 
 def segments(additions: Sequence[Sequence[int]], processes: int, images: int, shard_size: int) -> list[Segment]:
-    """The segments of a store from its additions, (image that one begins with, processes) each."""
+    """Return the segments of a store from its additions: (first image, processes) of each."""
     begins = [(0, processes), *((start, count) for start, count in additions)]
     stops = [*(start for start, _ in begins[1:]), images]
     found: list[Segment] = []

@@ -1,4 +1,4 @@
-"""What labels and captions a store has: their number, and the names of the classes."""
+"""The labels and captions of a store: their number, and the names of the classes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationCount:
-    """Captions and labels of a store's good images."""
+    """The number of captions and labels of a store's valid images."""
 
     images: int
     captions: int
     labels: int
     unusable: dict[str, str]
-    """By the image's key, why a caption or label that it has is not used."""
+    """The reason that an image's caption or label is not used, by the image's key."""
 
     def lines(self) -> list[str]:
-        """For the end of a command, empty if there is nothing to say."""
+        """Return lines for the end of a command; an empty list if there is nothing to report."""
         found = [f"{self.captions} of {self.images} images have a caption, {self.labels} a label"]
         if self.unusable:
             shown = "; ".join(f"{key}: {why}" for key, why in islice(self.unusable.items(), _SHOWN))
@@ -38,7 +38,7 @@ class AnnotationCount:
 
 
 def count_annotations(good: pa.Table) -> AnnotationCount:
-    """Count what the index rows of good images say."""
+    """Count the captions and labels in the index rows of valid images."""
     noted = good.filter(pc.is_valid(good["error"]))
     return AnnotationCount(
         images=len(good),
@@ -49,13 +49,13 @@ def count_annotations(good: pa.Table) -> AnnotationCount:
 
 
 def read_classes(path: str | Path) -> list[str]:
-    """The names of the classes 0, 1, ...
+    """Read the names of the classes 0, 1, ...
 
     Args:
-        path: A store; or JSON, a list of names or an object from names to numbers; or a text with a name a line.
+        path: A store; or JSON, a list of names or an object from names to numbers; or a text file with a name per line.
 
     Raises:
-        UserError: it cannot be read, or has something else in it.
+        UserError: The file cannot be read, or has other content.
     """
     path = Path(path)
     path = path / CLASSES if path.is_dir() else path
@@ -75,7 +75,7 @@ def read_classes(path: str | Path) -> list[str]:
 
 
 def numbering_warnings(store: Path, classes: Sequence[str]) -> list[str]:
-    """Stores beside this one that number classes of the same names in another way, a line each."""
+    """Return one line for each store beside this one that numbers classes of the same names in another way."""
     numbers = {name: number for number, name in enumerate(classes)}
     warnings = []
     for file in sorted(store.resolve().parent.glob(f"*/{CLASSES}")):
@@ -83,7 +83,7 @@ def numbering_warnings(store: Path, classes: Sequence[str]) -> list[str]:
             continue
         try:
             others = read_classes(file)
-        except UserError:  # somebody else's file of this name
+        except UserError:  # An unrelated file of this name.
             continue
         different = [name for number, name in enumerate(others) if numbers.get(name, number) != number]
         if different:

@@ -1,4 +1,4 @@
-"""Batches of a store with several resolutions, each of one."""
+"""Batches of a store with several resolutions; each batch has one resolution."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ldm_ae.latents.store.reader import LatentDataset
 
 
 def endless(loader: DataLoader[Any], data: LatentDataset) -> Iterator[Any]:
-    """The batches of a loader over `data`, epoch after epoch; each epoch has other samples and mirror images."""
+    """Yield a loader's batches over `data`, epoch after epoch; each epoch draws other samples and mirror images."""
     for epoch in itertools.count():
         data.set_epoch(epoch)
         yield from loader
@@ -32,25 +32,25 @@ class BucketBatchSampler(Sampler[list[int]]):
             sampler.set_epoch(epoch)
             for batch in loader: ...
 
-    The order is a function of seed and epoch alone: images are shuffled within their resolution and then the batches
-    among each other. Resolutions come up as often as they have images; the last batch of each is smaller.
+    The order is a function of seed and epoch alone: images are shuffled within their resolution, and then the batches
+    are shuffled. Resolutions appear in proportion to their images; the last batch of each is smaller.
 
-    Of several processes each makes a sampler of its own with the same seed. They get as many batches, and in each step
-    all have batches of the same resolution, and of the same size unless it is the last one of that resolution: its
-    images are dealt out so that the sizes differ by one at most. Nothing is repeated to fill a batch up. Accelerate's
-    `prepare` would deal the batches out again and repeat some: leave such a loader out of it.
+    With several processes each makes its own sampler with the same seed. All get the same number of batches, and in
+    each step all have batches of the same resolution, and of the same size unless it is the last one of that
+    resolution: its images are distributed so that the sizes differ by one at most. Nothing is repeated to fill a batch.
+    Accelerate's `prepare` would distribute the batches again and repeat some: do not pass such a loader to it.
 
     Args:
-        data: Of any number of resolutions.
+        data: A data set with any number of resolutions.
         batch_size: Images of one batch of one process.
-        shuffle: Otherwise each resolution in the order of the data set, one after the other.
-        seed: Of the order, >= 0.
-        drop_last: Leave the smaller last batches out, other images in each epoch.
-        rank: Of this process.
+        shuffle: If false, each resolution is in the order of the data set, one after the other.
+        seed: Seed of the order, >= 0.
+        drop_last: Drop the smaller last batches, with other images in each epoch.
+        rank: Rank of this process.
         world_size: Number of processes.
 
     Raises:
-        UserError: the numbers are no numbers of images, processes or a seed; or a resolution has so few images that
+        UserError: A number is not valid for images, processes or a seed; or a resolution has so few images that
             some process would get none in its last step, and `drop_last` is off.
     """
 
@@ -77,7 +77,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         self._rank, self._world_size = rank, world_size
         self._epoch = 0
         self._buckets: list[NDArray[np.int64]] = []
-        self._steps: list[NDArray[np.int64]] = []  # for each bucket, where each step of all processes ends
+        self._steps: list[NDArray[np.int64]] = []  # for each bucket, the ends of the steps of all processes
         for name, positions in data.buckets().items():
             ends = self._ends(len(positions))
             smallest = int(np.diff(ends, prepend=0).min(initial=world_size))
@@ -90,11 +90,11 @@ class BucketBatchSampler(Sampler[list[int]]):
             self._steps.append(ends)
 
     def set_epoch(self, epoch: int) -> None:
-        """Another order from now on."""
+        """Change the order to that of this epoch."""
         self._epoch = epoch
 
     def __len__(self) -> int:
-        """Batches of this process in an epoch."""
+        """Return the number of batches of this process in an epoch."""
         return sum(map(len, self._steps))
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -108,20 +108,19 @@ class BucketBatchSampler(Sampler[list[int]]):
             yield images[start:end].tolist()
 
     def _order(self) -> list[tuple[int, int]]:
-        """(bucket, step of it) in the order of this epoch."""
+        """Return (bucket, its step) in the order of this epoch."""
         steps = [(bucket, step) for bucket, ends in enumerate(self._steps) for step in range(len(ends))]
         if not self._shuffle:
             return steps
         return [steps[i] for i in epoch_order(np.arange(len(steps)), self._seed, self._epoch)]
 
     def _ends(self, images: int) -> NDArray[np.int64]:
-        """Where each step ends among the images of a bucket; the processes' batches of one step are one after the
-        other."""
+        """Return where each step ends among a bucket's images; the processes' batches of one step are consecutive."""
         together = self.batch_size * self._world_size
         ends = np.arange(together, images + 1, together)
         rest = images % together
         if rest and not self.drop_last:
-            if 0 < rest < self._world_size and len(ends):  # the last two share what a step of its own cannot
+            if 0 < rest < self._world_size and len(ends):  # The last two steps divide too small a remainder.
                 ends[-1] -= (together - rest) // 2
             ends = np.append(ends, images)
         return ends

@@ -1,4 +1,4 @@
-"""Whether a store may be begun or continued in a folder, and what is left there where it may not."""
+"""Checks whether a store may be started or resumed in a folder, and cleanup of the folder where it may not."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ldm_ae.latents.store.records import WORK
 from ldm_ae.models.scaling import SCALE
 
 _FREE = ("source", "batch_size", "images", "keys_hash")
-"""Of a request, what may differ from the store's: the spelling of a path, what changes at most the last bits of a
-latent, and images, which are compared by themselves."""
+"""The fields of a request that may differ from the store's: the spelling of a path, settings that change at most the
+last bits of a latent, and images, which are compared separately."""
 _HASHES = {"transform_hash": "transform", "model_hash": "model_config"}
-"""Hashes that say nothing to a reader where the fields that they are of differ too."""
+"""Hashes that a message omits where the fields that they cover differ too."""
 _SHOWN = 4
 _ABSENT = "(not set)"
 
 
 @contextmanager
 def claiming(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; a store that is begun within the block and refused before it has a shard goes again.
+    """Hold the folder's lock; remove a store that is started within the block and refused before it has a shard.
 
     Raises:
-        UserError: another process writes there, or the folder cannot be written to.
+        UserError: Another process writes there, or the folder is not writable.
     """
     was_there = any((folder / name).exists() for name in (DESCRIPTION, WORK))
     with new_folder(folder), only_writer(folder):
@@ -44,12 +44,12 @@ def claiming(folder: Path) -> Iterator[None]:
 
 
 def check_same_request(path: Path, recorded: Mapping[str, Any], request: StoreRequest) -> None:
-    """UserError that names each field of a request in which the store at `path` was made otherwise, with both values.
+    """Raise `UserError` that names each request field that differs from the store at `path`, with both values.
 
     Args:
         path: The store.
-        recorded: Its request, as JSON values.
-        request: What is asked for now.
+        recorded: The store's request, as JSON values.
+        request: The current request.
     """
     ours = request.to_json()
     fields = [name for name in ours if name not in _FREE and recorded.get(name) != ours[name]]
@@ -66,7 +66,7 @@ def check_same_request(path: Path, recorded: Mapping[str, Any], request: StoreRe
 
 
 def _differences(name: str, before: Any, now: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Path, stored value and requested value of each entry that differs."""
+    """Yield path, stored value and requested value of each entry that differs."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         yield name, before, now
         return
@@ -81,9 +81,9 @@ def _short(value: Any) -> str:
 
 
 def with_scale_of(recorded: Mapping[str, Any], request: StoreRequest) -> StoreRequest:
-    """`request` with the scale that a store has recorded.
+    """Return `request` with the scale that a store has recorded.
 
-    A scale says how latents are read and changes none of them, so that a store goes on with a model of other constants.
+    A scale describes how latents are read and changes none of them, so a store resumes with a model of other constants.
     """
     changed: dict[str, dict[str, Any]] = {}
     for part in ("scaling", "model_config"):

@@ -1,4 +1,4 @@
-"""Safetensors files with the same bytes for the same content, and what a file must be for ever after."""
+"""Safetensors files with the same bytes for the same content, and the size and hash that identify a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ldm_ae.io.tensor_files import safetensors_pieces
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> Written:
-    """The file `path` from its parts, atomically."""
+    """Write the file `path` from its parts, atomically."""
     digest = hashlib.sha256()
     size = sum(len(part) for part in parts)
     with writing(path, size=size) as temporary, temporary.open("wb") as file:
@@ -24,10 +24,10 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> Written:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Written:
-    """A safetensors file, atomically, whose bytes follow from its content alone."""
+    """Write a safetensors file atomically; its bytes depend on its content alone."""
     return write_bytes(path, *safetensors_pieces(tensors, metadata))
 
 
 def look_at(path: Path) -> Written:
-    """Size and sha256 of what lies at `path` now."""
+    """Return size and sha256 of the current file at `path`."""
     return Written(sha256(path), path.stat().st_size)

@@ -1,16 +1,16 @@
-"""The latent store: what lies on disk. `writer.py` writes it, `reader.py` reads it.
+"""The latent store: its files on disk. `writer.py` writes them, `reader.py` reads them.
 
-    STORE/store.json              what was asked for; when all is written, also the sha256 and size of every other file,
-                                  and `redone_batches`: those that overflowed in fp16 and were encoded in float32,
+    STORE/store.json              the request; in a complete store also the sha256 and size of every other file, and
+                                  `redone_batches`: those that overflowed in fp16 and were encoded in float32,
                                   also by shard
-    STORE/index.parquet           one row a sample of the source, in its order, the bad ones too
+    STORE/index.parquet           one row per sample of the source, in its order, including bad ones
     STORE/stats.json              statistics of `latents` over the whole data set
     STORE/classes.json            the names of the labels 0, 1, ..., where they have names
-    STORE/256x256/                HxW of the pixels; a LightningDiT data set of its own, but in uint8
+    STORE/256x256/                HxW of the pixels; a complete LightningDiT data set, except in uint8
         latents_rank00_shard000.safetensors, ...
         latents_stats.pt          {'mean', 'std'}, (1, C, 1, 1) float32, over the whole data set
 
-A shard holds the N good images of its resolution among `shard_size` consecutive ones of the source, in that order; the
+A shard holds the N valid images of its resolution among `shard_size` consecutive ones of the source, in that order; the
 shards of one such range have the same name in their resolutions' folders. Its tensors:
 
     latents, latents_flip         (N, C, h, w)   one posterior sample (or the mode) of the image and of its mirror image
@@ -18,31 +18,31 @@ shards of one such range have the same name in their resolutions' folders. Its t
     indices, indices_flip         (N, h, w)      codes of a discrete model, or (N, Q, h, w) with Q levels of residual
                                                  quantization; uint8, uint16, int32 or int64, the narrowest that holds
                                                  `codebook_size` - 1
-    latents_scale, moments_scale, ...            of each of these in uint8: (N, C or 2C, 2) float32, step and lowest
-                                                 value of an image's channel; latents = uint8 * step + lowest
-    squared_error                 (N, C)         float32, beside uint8: mean over its places of the squared error of the
-                                                 image's latents as they are read, stored or drawn
+    latents_scale, moments_scale, ...            scale of each of these in uint8: (N, C or 2C, 2) float32, step and
+                                                 lowest value of an image's channel; latents = uint8 * step + lowest
+    squared_error                 (N, C)         float32, beside uint8: mean over its positions of the squared error of
+                                                 the image's latents as they are read, stored or drawn
     labels                        (N,) int64     -1: none
     index                         (N,) int64     row of index.parquet
     original_size                 (N, 2) int64   height, width of the image before the transform
     crop_ltrb                     (N, 4) int64   left, top, right, bottom in original pixels
 
-The `_flip` tensors are there unless switched off. A Gaussian posterior has moments, a discrete one indices; a store of
-samples has neither, a lean one no latents: its statistics are of those that are drawn from its moments with the same
-noise, or that the model looks up. Latents and moments are fp32, fp16, bf16 or uint8, finite, and unscaled:
-`LatentSpec.scale` is applied when they are read. In uint8 a resolution's folder is no data set of LightningDiT's, and
-has no latents_stats.pt, so that its reader does not take the levels for latents. The noise of a posterior sample is a
-function of (seed, key, whether mirrored) alone. The header's strings: format, format_version, model_hash, model_config
-(JSON), dtype, latents (sample or mode), scaling (JSON of the model's LatentSpec, with its codebook's size and levels;
-not applied), value_range of the pixels, seed, transform_hash, rows.
+The `_flip` tensors exist unless they are disabled. A Gaussian posterior has moments, a discrete one indices. A store of
+samples has neither; a lean store has no latents: its statistics are of those that are drawn from its moments with the
+same noise, or that the model looks up. Latents and moments are fp32, fp16, bf16 or uint8, finite, and unscaled:
+`LatentSpec.scale` is applied when they are read. In uint8 a resolution's folder is not a LightningDiT data set and has
+no latents_stats.pt, so that LightningDiT's reader does not take the levels for latents. The noise of a posterior sample
+is a function of (seed, key, whether mirrored) alone. The header's strings: format, format_version, model_hash,
+model_config (JSON), dtype, latents (sample or mode), scaling (JSON of the model's LatentSpec, with its codebook's size
+and levels; not applied), value_range of the pixels, seed, transform_hash, rows.
 
-store.json is written first without `files` and last with them: a store without is not complete, and has a folder .work
-that says which shards are (`work.py`). `processes` are those that encoded, as they are in the shards' names; a range of
-the source without a good image of a resolution has a number and no file there. A store whose data set has grown has
-`additions`, (first image, processes) each, whose ranges and ranks follow those before, and `classes`, the names of the
-labels 0, 1, ..., keep the numbers that they have. The `checksum` is the sha256 of its other content as canonical JSON,
-and its text is what `write_json` writes, so that no change goes unseen. Every file appears by a rename, so none is ever
-half there.
+store.json is written first without `files` and last with them: a store without `files` is not complete, and has a
+folder .work that records the finished shards (`records.py`). `processes` is the number of encoding processes, as in the
+shards' names; a range of the source without a valid image of a resolution has a number and no file there. A store whose
+data set has grown has `additions`, (first image, processes) each, whose ranges and ranks follow those before, and
+`classes`, the names of the labels 0, 1, ..., keep their numbers. The `checksum` is the sha256 of the other content as
+canonical JSON, and the file's text is the output of `write_json`, so every change is detected. Every file appears by a
+rename, so no file is ever partial.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ FORMAT = "ldm_ae latent store"
 FORMAT_VERSION = 1
 DESCRIPTION, INDEX, STATISTICS, CLASSES = "store.json", "index.parquet", "stats.json", "classes.json"
 ACCOUNT = b"ldm_ae.account"
-"""Of the index's metadata: what the source took and passed over, as JSON (`ldm_ae.data.account`)."""
+"""Key of the index's metadata: the files that the source used and skipped, as JSON (`ldm_ae.data.account`)."""
 LIGHTNINGDIT_STATISTICS = "latents_stats.pt"
 BUCKET_NAME = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,5}")
 SHARD_NAME = re.compile(r"latents_rank\d{2,6}_shard\d{3,9}\.safetensors")
 DTYPES = {**precision.DTYPES, "uint8": torch.uint8}
 """The dtype of stored latents and moments, by the name that commands take."""
 INDEX_DTYPES = (torch.uint8, torch.uint16, torch.int32, torch.int64)
-"""Of stored indices, narrowest first."""
+"""Dtypes of stored indices, narrowest first."""
 BOOKKEEPING: dict[str, tuple[int, ...]] = {"labels": (), "index": (), "original_size": (2,), "crop_ltrb": (4,)}
 """Shape of one row of the int64 tensors, by name."""
 
@@ -84,19 +84,19 @@ SCHEMA = pa.schema(
         pa.field("key", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("source_hash", pa.string()),  # sha256 of the encoded image, hex
-        pa.field("width", pa.int32()),  # of the original, in pixels
+        pa.field("width", pa.int32()),  # of the original image, in pixels
         pa.field("height", pa.int32()),
-        # Left, top, right, bottom in original pixels. Not a list of fixed size, of which pyarrow reads nulls since 26.
+        # Left, top, right, bottom in original pixels. Not a fixed-size list, whose nulls pyarrow reads only since 26.
         pa.field("crop", pa.list_(pa.int32())),
         pa.field("bucket", pa.string()),
         pa.field("shard", pa.string()),  # file name in the bucket's folder
         pa.field("row", pa.int32()),
         pa.field("label", pa.int64(), nullable=False),  # -1: none
         pa.field("caption", pa.string()),
-        pa.field("status", pa.string(), nullable=False),  # ok, or bad with its error and nulls for what is not known
-        pa.field("error", pa.string()),  # of a good image: why a caption or label that it has is not used
-        pa.field("orientation", pa.int8()),  # EXIF's, which was undone; null in stores that are older than the column
-        pa.field("colour_profile", pa.string()),  # from which colours were converted, or "not applied: ..."; else null
+        pa.field("status", pa.string(), nullable=False),  # ok, or bad with its error and nulls for unknown values
+        pa.field("error", pa.string()),  # for a valid image: the reason that its caption or label is not used
+        pa.field("orientation", pa.int8()),  # EXIF orientation, which was undone; null in stores older than the column
+        pa.field("colour_profile", pa.string()),  # profile that was converted from, or "not applied: ..."; else null
     ]
 )
 _ADDED_COLUMNS = ("orientation", "colour_profile")
@@ -105,63 +105,63 @@ _FIXED_CROP = pa.field("crop", pa.list_(pa.int32(), 4))  # in stores of older ve
 
 @dataclass(frozen=True, kw_only=True)
 class StoredOptions:
-    """The options of encoding that the bytes of a store follow from. All are recorded in store.json.
+    """The options of encoding that determine the bytes of a store. All are recorded in store.json.
 
-    A field that is added later needs the default by which the stores without it were made.
+    A field that is added later needs the default with which older stores were made.
     """
 
     dtype: str = "fp32"
-    """fp32, bf16, fp16 or uint8: of the stored latents and moments. In uint8 each channel of each image has 256 levels;
-    the error is measured, and in the statistics."""
+    """Dtype of the stored latents and moments: fp32, bf16, fp16 or uint8. In uint8 each channel of each image has 256
+    levels; the error is measured and included in the statistics."""
     precision: str = "fp32"
-    """auto, fp32, bf16 or fp16: what the encoder runs in. `auto` takes that of a store that is there, or else what is
-    fast on this machine; a store records what was taken. A batch that overflows in fp16 is encoded in fp32."""
+    """Precision of the encoder: auto, fp32, bf16 or fp16. `auto` takes that of an existing store, or else the one that
+    is fast on this machine; a store records the choice. A batch that overflows in fp16 is encoded in fp32."""
     latents: Literal["sample", "mode"] = "sample"
     """Whether `latents` is one posterior sample or the mode."""
     flips: bool = True
-    """Store the mirror images' latents and moments too."""
+    """Also store the mirror images' latents and moments."""
     seed: int = 0
-    """Of the posterior samples."""
+    """Seed of the posterior samples."""
     batch_size: int = 16
-    """Images a forward pass; a store records that of the last run that encoded. The last bits of a convolution may
+    """Images per forward pass; a store records that of the last run that encoded. The last bits of a convolution may
     depend on it."""
     shard_size: int = 1024
     """Images of the source that one file of each size covers; it bounds the memory."""
     content: Literal["full", "samples", "lean"] = "full"
-    """`samples` leaves the moments out, for a third of the size, and no sample can be drawn again; `lean` the latents,
-    for two thirds, and readers draw them from the moments. Of a discrete model `samples` leaves the indices out; `lean`
-    keeps them alone, and whoever wants latents needs the model."""
+    """`samples` omits the moments, for a third of the size, and no sample can be drawn again; `lean` omits the latents,
+    for two thirds, and readers draw them from the moments. For a discrete model `samples` omits the indices; `lean`
+    stores only the indices, and reading latents needs the model."""
     compiled: bool = False
-    """Run the encoder through torch.compile, once for each size; batches that are not full are filled up. Worth its
-    minutes of compiling for large data sets."""
+    """Run the encoder through torch.compile, once for each size; partial batches are padded. Worth its minutes of
+    compiling for large data sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreRequest(StoredOptions):
-    """Everything that the bytes of a store follow from, as JSON values."""
+    """All values that determine the bytes of a store, as JSON values."""
 
     source: str
-    """Where the images come from, as the user named it when the store was begun."""
+    """The origin of the images, as the user named it when the store was started."""
     images: int
     keys_hash: str
     """sha256 over the keys of the images in the order of the store."""
     model_hash: str
     model_config: dict[str, Any]
     scaling: dict[str, Any]
-    """The model's LatentSpec; recorded, not applied."""
+    """The model's LatentSpec, recorded but not applied."""
     transform: dict[str, Any]
     transform_hash: str
     indices: bool = False
-    """Whether there are indices, those of the codebook in `scaling`."""
+    """Whether the store has indices, those of the codebook in `scaling`."""
 
     @property
     def indices_alone(self) -> bool:
-        """Whether latents are known to the model alone, which can look them up."""
+        """Return whether the store has indices alone, so that only the model can look up latents."""
         return self.indices and self.content == "lean"
 
     @property
     def latents_tensors(self) -> tuple[str, ...]:
-        """What of a shard the latents follow from, with its scale and their error."""
+        """Return the names of the tensors in a shard that determine the latents, with their scale and error."""
         if self.indices_alone:
             return ("indices",)
         name = "moments" if self.content == "lean" else "latents"
@@ -175,7 +175,7 @@ class StoreRequest(StoredOptions):
         return values
 
     def header(self, rows: int) -> dict[str, str]:
-        """The metadata of a shard with `rows` rows."""
+        """Return the metadata of a shard with `rows` rows."""
         return {
             "format": FORMAT,
             "format_version": str(FORMAT_VERSION),
@@ -192,21 +192,21 @@ class StoreRequest(StoredOptions):
 
 
 _FIRST = ("dtype", "precision", "latents", "flips", "seed", "batch_size", "shard_size")
-"""The fields that every request has, although the options have a default."""
+"""The fields that every request has, although the options have defaults."""
 _ADDED: dict[str, Any] = {
     entry.name: entry.default
     for entry in fields(StoreRequest)
     if entry.default is not MISSING and entry.name not in _FIRST
 }
-"""What a request without the fields that came later means."""
+"""The values of later fields for requests that lack them."""
 _KINDS = {"str": str, "int": int, "bool": bool, "dict[str, Any]": dict}
 
 
 def read_request(found: dict[str, Any]) -> StoreRequest:
-    """The request in a store's description, of whose fields none is missing or of another type; others are ignored.
+    """Return the request in a store's description; check that each field exists with its type, and ignore others.
 
     Raises:
-        ValueError: what is missing.
+        ValueError: A field is missing.
     """
     found = _ADDED | found
     for entry in fields(StoreRequest):
@@ -219,7 +219,7 @@ def read_request(found: dict[str, Any]) -> StoreRequest:
 
 
 def complete_columns(rows: pa.Table) -> pa.Table:
-    """Add the columns that an index of an older version lacks, null throughout, and give `crop` its type of today.
+    """Add the columns that an index of an older version lacks, null throughout, and give `crop` its current type.
 
     Raises:
         ValueError: The columns are not those of a latent store.
@@ -240,12 +240,12 @@ def complete_columns(rows: pa.Table) -> pa.Table:
 
 
 def index_dtype(codebook_size: int) -> torch.dtype:
-    """The narrowest of `INDEX_DTYPES` that holds every index of a codebook."""
+    """Return the narrowest of `INDEX_DTYPES` that holds every index of a codebook."""
     return next(dtype for dtype in INDEX_DTYPES if codebook_size - 1 <= torch.iinfo(dtype).max)
 
 
 def row_of_tensor(name: str, bucket: str, spec: LatentSpec, dtype: torch.dtype) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of one image's row of a shard's tensor; `dtype` is that of the store's latents."""
+    """Return shape and dtype of one image's row of a shard's tensor; `dtype` is that of the store's latents."""
     if name in BOOKKEEPING:
         return BOOKKEEPING[name], torch.int64
     if name == ERROR:
@@ -264,20 +264,20 @@ def row_of_tensor(name: str, bucket: str, spec: LatentSpec, dtype: torch.dtype) 
 
 
 def recorded_precision(path: str | Path) -> str | None:
-    """What the encoder of the store there runs in, finished or not; None where there is no store.
+    """Return the precision of the encoder of the store at `path`, finished or not; None if there is no store.
 
     Raises:
-        UserError: the store's description is damaged.
+        UserError: The store's description is damaged.
     """
     path = Path(path)
     return read_description(path)["request"].get("precision") if (path / DESCRIPTION).is_file() else None
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """The content of store.json, its outer shape checked.
+    """Return the content of store.json, with its outer structure checked.
 
     Raises:
-        UserError: no store, another version, or a damaged file.
+        UserError: There is no store, it has another version, or a file is damaged.
     """
     file = path / DESCRIPTION
     try:
@@ -303,10 +303,10 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def colour_profiles_of(path: Path) -> ColourProfiles | None:
-    """How the store at `path`, finished or not, was made with regard to colour profiles; None if there is no store.
+    """Return how the store at `path`, finished or not, treats colour profiles; None if there is no store.
 
     Raises:
-        UserError: as `read_description`.
+        UserError: As `read_description`.
     """
     if not (path / DESCRIPTION).is_file():
         return None
@@ -315,7 +315,7 @@ def colour_profiles_of(path: Path) -> ColourProfiles | None:
 
 
 def _names_files(files: object) -> bool:
-    """Whether it is what `StoreWriter` writes: nothing yet, or a `Written` for each file."""
+    """Return whether `StoreWriter` writes such a value: None yet, or a `Written` for each file."""
     if files is None:
         return True
     kinds = {"sha256": str, "size": int}
@@ -326,6 +326,6 @@ def _names_files(files: object) -> bool:
 
 
 def short(value: object) -> str:
-    """A JSON value for a message of one line."""
+    """Return a JSON value in a form for a one-line message."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,4 +1,4 @@
-"""What the latents in a store follow from: the model, the transform, the source, the seed."""
+"""The origins of the latents in a store: the model, the transform, the source, the seed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ldm_ae.models.scaling import factor_beside_vectors
 def inference_copy(
     model: Autoencoder, *, device: str | torch.device, precision: str, compiled: bool = False
 ) -> Autoencoder:
-    """A copy made ready by `for_inference`, so that the caller's model keeps its weights and its hash."""
+    """Return a copy prepared by `for_inference`, so that the caller's model keeps its weights and its hash."""
     return for_inference(copy.deepcopy(model), device=device, precision=precision, compiled=compiled)
 
 
 def scaling_of(spec: LatentSpec) -> dict[str, Any]:
-    """The model's latent specification as JSON values; `LatentSpec(**scaling)` gives it back.
+    """Return the model's latent specification as JSON values; `LatentSpec(**scaling)` restores it.
 
-    Levels, which came later, only where there are some, so that a store without is the same as before.
+    Levels, a later field, are included only if there are any, so that a store without them is unchanged.
     """
     found: dict[str, Any] = json.loads(json.dumps(asdict(spec)))
     if spec.codebook_levels is None:
@@ -32,7 +32,7 @@ def scaling_of(spec: LatentSpec) -> dict[str, Any]:
 
 
 def read_scaling(scaling: dict[str, Any]) -> LatentSpec:
-    """The inverse of `scaling_of`; TypeError or ValueError if it is none.
+    """Invert `scaling_of`; raise `TypeError` or `ValueError` for an invalid specification.
 
     Beside vectors, the factor that earlier versions wrote counts as 1: `factor_beside_vectors`.
     """

@@ -1,7 +1,7 @@
 """Latents and moments in eight bits: each channel of each image has 256 levels between its lowest and highest value.
 
-The range is the image's own and not the shard's or the data set's: a row can be read alone, an outlier costs its own
-image alone, and what an image becomes depends on no other. It takes eight bytes a channel.
+Each image has its own range instead of the shard's or the data set's: a row can be read alone, an outlier affects only
+its own image, and an image's result depends on no other image. The range takes eight bytes per channel.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 SCALE, ERROR = "_scale", "squared_error"
-"""What ends the name of a tensor's scale, and the name of the latents' error."""
+"""The suffix of the name of a tensor's scale, and the name of the latents' error."""
 LEVELS = 255
 
 
 def quantize_uint8(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Floats (N, C, h, w) to uint8 of that shape and their scale (N, C, 2) float32: step and lowest value.
+    """Quantize floats (N, C, h, w) to uint8 of that shape and their scale (N, C, 2) float32: step and lowest value.
 
-    What is not finite, or spans more than float32 can, shows in the scale.
+    Values that are not finite, or that span more than float32 can, are visible in the scale.
     """
     values = values.float()
     lowest, highest = values.amin(dim=(2, 3)), values.amax(dim=(2, 3))
@@ -29,19 +29,19 @@ def quantize_uint8(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_uint8(values: Tensor, scale: Tensor) -> Tensor:
-    """The inverse, float32: uint8 * step + lowest, at most half a step from what it was."""
+    """Return the inverse, float32: uint8 * step + lowest, at most half a step from the original value."""
     return values.float() * scale[..., 0, None, None] + scale[..., 1, None, None]
 
 
 def pack(tensors: Mapping[str, Tensor], latents_of: Callable[[Mapping[str, Tensor]], Tensor]) -> dict[str, Tensor]:
-    """Tensors of some images with latents and moments in eight bits, their scales, and the error that it makes.
+    """Return the tensors of some images with latents and moments in eight bits, their scales, and the resulting error.
 
     Args:
-        tensors: By name, floats; indices stay as they are.
-        latents_of: The latents (N, C, h, w) that a reader gets from such tensors.
+        tensors: Tensors by name, floats; indices are unchanged.
+        latents_of: A function that returns the latents (N, C, h, w) that a reader gets from such tensors.
 
     Returns:
-        Also `squared_error` (N, C) float32, the mean over an image's places.
+        The tensors, with `squared_error` (N, C) float32, the mean over an image's positions.
     """
     packed: dict[str, Tensor] = {}
     for name, values in tensors.items():
@@ -55,7 +55,7 @@ def pack(tensors: Mapping[str, Tensor], latents_of: Callable[[Mapping[str, Tenso
 
 
 def unpack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without scales, those that have one as floats."""
+    """Return the tensors without scales; those that have a scale are floats."""
     return {
         name: dequantize_uint8(values, tensors[f"{name}{SCALE}"]) if f"{name}{SCALE}" in tensors else values
         for name, values in tensors.items()

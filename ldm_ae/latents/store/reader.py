@@ -1,4 +1,4 @@
-"""Reading a latent store: opening it, and the data set that trainers take."""
+"""Reading a latent store: opening it, and the data set for trainers."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ from ldm_ae.latents.store.quantize_uint8 import SCALE, dequantize_uint8
 from ldm_ae.models import Autoencoder, ChannelStatistics, GaussianPosterior, LatentSpec, model_hash
 
 _OPEN_FILES = 8192
-"""Shards kept open at a time. Each is a memory map and no file descriptor; Linux allows a process 65,530 maps."""
+"""Maximum number of open shards. Each is a memory map and not a file descriptor; Linux allows a process 65,530 maps."""
 
 
 class LatentStore:
-    """A complete store, opened for reading; nothing of the latents is read yet.
+    """A complete store, opened for reading; none of the latents is read yet.
 
     Args:
         path: The store's folder.
 
     Raises:
-        UserError: no store, an unfinished one, another version, or a damaged description or index.
+        UserError: There is no store, it is unfinished, has another version, or has a damaged description or index.
     """
 
     def __init__(self, path: str | Path):
@@ -65,17 +65,17 @@ class LatentStore:
         self.files: dict[str, dict[str, Any]] = description["files"]
         """sha256 and size of each file by its path in the store."""
         self.fp32_fallbacks: int = description.get("redone_batches", 0)
-        """Batches that overflowed in `request.precision` and were encoded in float32."""
+        """Number of batches that overflowed in `request.precision` and were encoded in float32."""
         self.redone_by_file: dict[str, int] = description.get("redone_by_file", {})
-        """The same by shard, where there are any."""
+        """The same number by shard, for shards that have any."""
         self.classes: list[str] = read_classes(self.path) if CLASSES in self.files else []
-        """The names of the labels 0, 1, ..., where they have names."""
+        """The names of the labels 0, 1, ..., if they have names."""
         try:
             self.request: StoreRequest = read_request(description["request"])
             self.spec: LatentSpec = read_scaling(self.request.scaling)
             if self.request.indices and self.spec.codebook_size is None:
                 raise ValueError("there are indices, and the model has no codebook")
-            for name in (STATISTICS, INDEX):  # only what the writer wrote is parsed
+            for name in (STATISTICS, INDEX):  # Only files that the writer wrote are parsed.
                 if look_at(self.path / name)._asdict() != self.files.get(name):
                     raise ValueError(f"{name} is damaged: it is not what was written")
             self.statistics = ChannelStatistics.from_state(read_json(self.path / STATISTICS)["state"])
@@ -90,44 +90,44 @@ class LatentStore:
             files = f"{DESCRIPTION}, {STATISTICS} or {INDEX}"
             raise UserError(f"{self.path} is damaged ({files}): {reason(error)}") from error
         self.index_rows: NDArray[np.int64] = np.flatnonzero(good.to_numpy())
-        """(N,) int64: the row of the index that each good image is."""
+        """(N,) int64: the index row of each valid image."""
 
     def __len__(self) -> int:
-        """Good images."""
+        """Return the number of valid images."""
         return int(self._rows.num_rows)
 
     def good(self) -> pa.Table:
-        """The index rows of good images, in the order of the source."""
+        """Return the index rows of valid images, in the order of the source."""
         return self._rows
 
     def buckets(self) -> dict[str, int]:
-        """Good images by HxW of the pixels, in the order of their areas."""
+        """Return the number of valid images by HxW of the pixels, in the order of their areas."""
         found = Counter(self._rows["bucket"].to_pylist())
         return {bucket: found[bucket] for bucket in sorted(found, key=lambda name: (_area(name), name))}
 
     def account(self) -> dict[str, Any] | None:
-        """What the source took and passed over when the index was written, None if that is not known."""
+        """Return the files that the source used and skipped when the index was written; None if not recorded."""
         account = (self.index.schema.metadata or {}).get(ACCOUNT)
         return None if account is None else json.loads(account)
 
     def annotations(self) -> AnnotationCount:
-        """Captions and labels of the good images."""
+        """Return the number of captions and labels of the valid images."""
         return count_annotations(self._rows)
 
     def bad(self) -> dict[str, str]:
-        """Reason by key of the images that could not be used."""
+        """Return the reasons by key for the images that could not be used."""
         bad = self.index.filter(pc.equal(self.index["status"], "bad"))
         return dict(zip(bad["key"].to_pylist(), bad["error"].to_pylist(), strict=True))
 
     def colour_profiles(self) -> dict[str, int]:
-        """How many good images were converted to sRGB from each colour profile, or have one that was not applied."""
+        """Return how many valid images were converted to sRGB from each profile, or have one that was not applied."""
         return dict(Counter(self._rows["colour_profile"].drop_null().to_pylist()).most_common())
 
     def indices(self) -> Iterator[Tensor]:
-        """Indices of the good images, (N, h, w) or (N, Q, h, w) int64, a shard at a time; of a store that has them.
+        """Yield the valid images' indices, (N, h, w) or (N, Q, h, w) int64, by shard; the store must hold indices.
 
         Raises:
-            UserError: a shard cannot be read, or holds an index that no code has.
+            UserError: A shard cannot be read, or holds an index without a code.
         """
         names = pc.binary_join_element_wise(self._rows["bucket"], self._rows["shard"], "/")
         for name in names.unique().to_pylist():
@@ -141,7 +141,7 @@ class LatentStore:
             yield found
 
     def check_model(self, model: Autoencoder) -> None:
-        """UserError unless the latents are this model's."""
+        """Raise `UserError` unless this model made the latents."""
         if model_hash(model) != self.request.model_hash:
             raise UserError(
                 f"{self.path} was made by another model (hash {self.request.model_hash[:12]}, this one's is "
@@ -155,7 +155,7 @@ def _area(bucket: str) -> int:
 
 
 def _check_rows(rows: pa.Table) -> None:
-    """ValueError unless every good row names a place in a store, and nothing outside of it."""
+    """Raise `ValueError` unless every valid row names a place in a store, and nothing outside of it."""
     if any(rows[name].null_count for name in ("key", "bucket", "shard", "row", "label")):
         raise ValueError("the index has no place for some good image")
     for name, pattern in (("bucket", BUCKET_NAME), ("shard", SHARD_NAME)):
@@ -166,32 +166,31 @@ def _check_rows(rows: pa.Table) -> None:
 
 
 class _Shard(NamedTuple):
-    """An open file."""
+    """An open shard file."""
 
     handle: Any
     tensors: dict[str, Tensor]
-    """Those that were asked for, whose memory is the file."""
+    """The requested tensors, whose memory is the file."""
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
-    """A map-style data set over the good images of a store, for anyone's trainer.
+    """A map-style data set over the valid images of a store, for any trainer.
 
     An item is a dict: `latents` (C, h, w) float32, or `indices` (h, w) or (Q, h, w) int64 in their place, `label` int
-    (-1: none), `key` str. Only the bytes of that item are read. Give it to a `DataLoader` as it is, with a
-    `BucketBatchSampler` if the store has several resolutions; workers open the files for themselves.
+    (-1: none), `key` str. Only the bytes of that item are read. Pass it to a `DataLoader` as it is, with a
+    `BucketBatchSampler` if the store has several resolutions; each worker opens the files itself.
 
     Args:
         store: A store or its folder.
-        draw: `stored` gives `latents` as they lie there, `sample` draws anew from the moments in every epoch, `mode`
-            is the moments' mean, `indices` the codes of a discrete model.
-        flip: `never`, or `half` the time in place of the image its mirror image.
-        seed: Of draws and flips; what an item is, is a function of (seed, epoch, position of the
-            item) alone.
+        draw: `stored` returns the stored `latents`, `sample` draws from the moments anew in every epoch, `mode` is the
+            moments' mean, `indices` the codes of a discrete model.
+        flip: `never`, or `half` for the mirror image in place of the image half of the time.
+        seed: Seed of draws and flips; an item is a function of (seed, epoch, position of the item) alone.
         spec: Scales the latents for a diffusion model, `autoencoder.latent_spec` or `store.spec`; None leaves them
             unscaled.
 
     Raises:
-        UserError: the store is unsound, has no mirror images, or has nothing of the kind to draw from.
+        UserError: The store is not valid, has no mirror images, or lacks the tensors to draw from.
     """
 
     def __init__(
@@ -224,7 +223,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._file_of: NDArray[np.int32] = names.indices.to_numpy().astype(np.int32)
         self._row_of: NDArray[np.int32] = rows["row"].to_numpy().astype(np.int32)
         self.labels: NDArray[np.int64] = rows["label"].to_numpy()
-        """(N,) int64 class of each item, -1 for none."""
+        """(N,) int64 class of each item; -1 for none."""
         self._keys = rows["key"].combine_chunks()
         self._dtype = DTYPES[self.store.request.dtype]
         self._open: OrderedDict[str, _Shard] = OrderedDict()
@@ -239,24 +238,24 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     @property
     def tensor_names(self) -> frozenset[str]:
-        """The names of the tensors that the shards hold."""
+        """Return the names of the tensors that the shards hold."""
         try:
             return frozenset(self._shard(self._files[0]).handle.keys())
         except (SafetensorError, OSError) as error:
             raise UserError(f"{self.store.path / self._files[0]} cannot be read: {str(error)[:120]}") from error
 
     def tensors(self, position: int, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors of an item by name: (C, h, w) latents, (2C, h, w) moments, and so on; as they are stored, or float32
-        where that is uint8."""
+        """Return tensors of an item by name: (C, h, w) latents, (2C, h, w) moments, and so on; as stored, or float32 if
+        they are stored as uint8."""
         return {name: self._slice(position, name)[0] for name in names}
 
     def buckets(self) -> dict[str, NDArray[np.int64]]:
-        """(N,) positions of the items by HxW of the pixels, in the order of the sizes' areas."""
+        """Return the (N,) positions of the items by HxW of the pixels, in the order of the sizes' areas."""
         names = self._bucket_names
         return {name: np.flatnonzero(self._bucket_of == names.index(name)) for name in self.store.buckets()}
 
     def set_epoch(self, epoch: int) -> None:
-        """Other draws and flips from now on; call it before the loader's workers start."""
+        """Change the draws and flips to those of this epoch; call it before the loader's workers start."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -273,7 +272,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return {kind: values, "label": int(self.labels[position]), "key": self._keys[position].as_py()}
 
     def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
-        """The items of a batch; UserError if they are of several resolutions."""
+        """Return the items of a batch; raise `UserError` if they have several resolutions."""
         if len(self._bucket_names) > 1 and len(found := np.unique(self._bucket_of[positions])) > 1:
             names = " and ".join(self._bucket_names[bucket] for bucket in found[:2])
             raise UserError(
@@ -283,7 +282,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return [self[position] for position in positions]
 
     def read(self, position: int, *, flipped: bool = False) -> Tensor:
-        """(C, h, w) float32, unscaled: the latents of an item or of its mirror image; or its indices, int64."""
+        """Return the latents of an item or of its mirror image, (C, h, w) float32, unscaled; or its indices, int64."""
         suffix = "_flip" if flipped else ""
         if self._draw == "indices":
             return self._slice(position, f"indices{suffix}")[0].to(torch.int64)
@@ -302,13 +301,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return posterior.sample(noise=seeded_noise(seed, tuple(posterior.mean.shape[1:])))[0]
 
     def _slice(self, position: int, name: str) -> Tensor:
-        """One row of a shard's tensor, (1, ...), in the stored dtype, or float32 where that is uint8."""
+        """Return one row of a shard's tensor, (1, ...), in the stored dtype, or float32 if that is uint8."""
         if self.store.request.dtype == "uint8" and name.startswith(("latents", "moments")):
             return dequantize_uint8(self._row(position, name), self._row(position, f"{name}{SCALE}"))
         return self._row(position, name)
 
     def _row(self, position: int, name: str) -> Tensor:
-        """A copy of one row of a shard's tensor, (1, ...), as it is stored."""
+        """Return a copy of one row of a shard's tensor, (1, ...), as stored."""
         row = int(self._row_of[position])
         file = self._files[self._file_of[position]]
         try:
@@ -320,7 +319,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise UserError(f"{self.store.path / file} cannot be read ({name}, row {row}): {reason(error)}") from error
 
     def _tensor(self, file: str, name: str) -> Tensor:
-        """All of a shard's tensor, mapped into memory and checked when it is first asked for; nothing is read yet."""
+        """Return a shard's whole tensor, memory-mapped and checked on first access; nothing is read yet."""
         shard = self._shard(file)
         if name not in shard.tensors:
             tensor: Tensor = shard.handle.get_tensor(name)
@@ -331,7 +330,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         return shard.tensors[name]
 
     def _shard(self, file: str) -> _Shard:
-        if self._owner != os.getpid():  # a forked worker opens its own
+        if self._owner != os.getpid():  # A forked worker opens its own files.
             self._open, self._owner = OrderedDict(), os.getpid()
         if file not in self._open:
             if len(self._open) >= _OPEN_FILES:

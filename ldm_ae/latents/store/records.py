@@ -1,14 +1,14 @@
-"""What is already done of a store that is not complete: a record beside each finished shard.
+"""The finished parts of a store that is not complete: a record beside each finished shard.
 
-    STORE/.work/latents_rank00_shard000.json    of a range of the source, written after its shards, which have this
-                                                name in the folders of their buckets: sha256 and size of each, the exact
-                                                state of its statistics, the rows of the index, and how many batches
-                                                overflowed; and a sha256 over all that
-    STORE/.work/run.json                        which run of the command has the store, so that a process that is left
-                                                of an earlier one stops
+    STORE/.work/latents_rank00_shard000.json    record of a range of the source, written after its shards, which have
+                                                this name in the folders of their buckets: sha256 and size of each, the
+                                                exact state of its statistics, the rows of the index, the number of
+                                                batches that overflowed; and a sha256 over all that
+    STORE/.work/run.json                        the run of the command that has the store, so that a process that
+                                                remains of an earlier run stops
 
-A range counts as finished if its record is byte for byte what was written and its shards have the hashes that the
-record says. The folder goes when the store is complete. A range without a good image has a record and no shard.
+A range is finished if its record is byte for byte as written and its shards have the recorded hashes. The folder is
+removed when the store is complete. A range without a valid image has a record and no shard.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Shard(NamedTuple):
     """One file of latents."""
 
     written: Written
-    """What it must be."""
+    """The required size and sha256 of the file."""
     statistics: dict[str, Any]
     """`ChannelStatistics.state` of its `latents`."""
 
@@ -44,15 +44,15 @@ class Record:
     """One finished range of the source."""
 
     shards: dict[str, Shard]
-    """By bucket, HxW of the pixels; empty if no image of the range is good."""
+    """Shards by bucket, HxW of the pixels; empty if no image of the range is valid."""
     rows: list[dict[str, Any]]
-    """The index rows of the range, bad images too."""
+    """The index rows of the range, including bad images."""
     fp32_fallbacks: int
-    """Batches that overflowed in the request's precision and were encoded in float32."""
+    """Number of batches that overflowed in the request's precision and were encoded in float32."""
 
 
 def write_record(store: Path, shard: str, record: Record) -> None:
-    """Say that the shards called `shard` are finished; only after they are."""
+    """Record that the shards called `shard` are finished; call it only after they are."""
     content = {
         "shards": {
             bucket: {"written": part.written._asdict(), "statistics": part.statistics}
@@ -65,7 +65,7 @@ def write_record(store: Path, shard: str, record: Record) -> None:
 
 
 def read_record(store: Path, shard: str) -> Record | None:
-    """The record of the shards called `shard`, None if there is none or if it is not what was written."""
+    """Return the record of the shards called `shard`; None if it does not exist or is not as written."""
     path = _path(store, shard)
     try:
         content = read_json(path, as_written=True)
@@ -87,7 +87,7 @@ def read_record(store: Path, shard: str) -> Record | None:
 
 
 def finished(store: Path, shard: str) -> Record | None:
-    """The record of the shards called `shard` if they lie there as it says; None if they must be made (again)."""
+    """Return the record of the shards called `shard` if they match it; None if they must be made (again)."""
     record = read_record(store, shard)
     for bucket, part in record.shards.items() if record is not None else ():
         file = store / bucket / shard
@@ -98,18 +98,18 @@ def finished(store: Path, shard: str) -> Record | None:
 
 
 def write_run(store: Path, run: str) -> None:
-    """Say which run has the store."""
+    """Record which run has the store."""
     write_json(store / WORK / _RUN, {"run": run})
 
 
 def read_run(store: Path) -> str | None:
-    """Which run has the store, None if none has it."""
+    """Return the run that has the store; None if none has it."""
     path = store / WORK / _RUN
     return str(read_json(path)["run"]) if path.is_file() else None
 
 
 def recorded(store: Path) -> list[str]:
-    """The names of the shards that have a record, in the order of the source."""
+    """Return the names of the shards that have a record, in the order of the source."""
     found = [match for path in (store / WORK).glob("*.json") if (match := _RECORD_NAME.fullmatch(path.name))]
     found.sort(key=lambda match: (int(match[1]), int(match[2])))
     return [f"{Path(match[0]).stem}.safetensors" for match in found]

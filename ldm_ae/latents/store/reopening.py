@@ -1,6 +1,6 @@
-"""A complete store, looked at again: whether all of it still holds, and if not, back to an unfinished one.
+"""Checks whether a complete store is still valid, and reverts it to an unfinished one if not.
 
-What holds gets the records that it had before the store was complete, and the rest is encoded as after a kill.
+Valid shards get the records that they had before the store was complete; the others are encoded as after a kill.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ldm_ae.latents.store.writer import StoreWriter
 def still_holds(
     writer: StoreWriter, units: range, source_hashes: SourceHashes, progress: Callable[[int, int], None] | None = None
 ) -> bool:
-    """Whether the files of these units have their hashes and their images are those that were encoded.
+    """Return whether the files of these units have their hashes and their images are those that were encoded.
 
     Args:
-        writer: Of a complete store.
-        units: Those to look at.
+        writer: The writer of a complete store.
+        units: The units to check.
         source_hashes: The images.
-        progress: Called after every unit with the number of images looked at and their total.
+        progress: Called after every unit with the number of checked images and their total.
 
     Raises:
-        UserError: the store's description or index is damaged.
+        UserError: The store's description or index is damaged.
     """
     store = LatentStore(writer.path)
     done, total = 0, sum(len(writer.indices(unit)) for unit in units)
@@ -48,9 +48,9 @@ def still_holds(
 
 
 def reopen(writer: StoreWriter) -> None:
-    """Make records of a complete store's shards, then mark it unfinished.
+    """Write records of a complete store's shards, then mark it unfinished.
 
-    Killed in between, it is the complete store that it was.
+    If the process is killed in between, the store is still the complete one.
     """
     store = LatentStore(writer.path)
     writer.begin_records()
@@ -59,14 +59,14 @@ def reopen(writer: StoreWriter) -> None:
         name = writer.shard_name(unit)
         shards = {bucket: _read_shard(writer, store, bucket, rows) for bucket in _buckets(rows)}
         sound = {bucket: shard for bucket, shard in shards.items() if shard is not None}
-        if len(sound) == len(shards):  # without a record it is encoded again
+        if len(sound) == len(shards):  # Without a record it is encoded again.
             record = Record(shards=sound, rows=rows, fp32_fallbacks=store.redone_by_file.get(name, 0))
             write_record(writer.path, name, record)
     writer.mark_unfinished()
 
 
 def _read_shard(writer: StoreWriter, store: LatentStore, bucket: str, rows: list[dict[str, Any]]) -> Shard | None:
-    """What the record of a shard says, None if it cannot be read."""
+    """Return the contents of a shard's record; None if the shard cannot be read."""
     [file] = {f"{bucket}/{row['shard']}" for row in rows if row["bucket"] == bucket}
     try:
         with safe_open(store.path / file, framework="pt") as shard:

@@ -1,7 +1,7 @@
-"""Whether images are still those that were encoded: by the hash of their bytes, with their labels and captions.
+"""Comparison of images with those that were encoded: by the hash of their bytes, with their labels and captions.
 
-Size and time of a file would be quicker to ask for. They say nothing where images lie in tars, Parquet files or on the
-hub, and copying, unpacking and `touch` make them lie. Reading is much faster than decoding and encoding.
+Size and time of a file would be faster to read. They are not available where images lie in tars, Parquet files or on
+the hub, and copying, unpacking and `touch` falsify them. Reading is much faster than decoding and encoding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _log = logging.getLogger("ldm_ae")
 class HashingSource(Wrapped):
     """A source whose captions begin with the sha256 of the image's bytes.
 
-    The bytes are read in a worker process, and a caption is what comes through the loader untouched.
+    The bytes are read in a worker process, and the loader passes a caption on unchanged.
     """
 
     name = "hashing"
@@ -33,12 +33,12 @@ class HashingSource(Wrapped):
 
     @staticmethod
     def split(caption: str | None) -> tuple[str, str | None]:
-        """(sha256, the image's own caption)."""
+        """Return (sha256, the image's own caption)."""
         assert caption is not None
         return caption[:64], caption[64:] or None
 
     def look_at(self, index: int) -> Original:
-        """What an image is now."""
+        """Return the current state of an image."""
         try:
             raw = self[index]
         except (BadImage, OSError):
@@ -48,21 +48,21 @@ class HashingSource(Wrapped):
 
 
 class Original(NamedTuple):
-    """What the store keeps of an image's source."""
+    """The properties of an image's source that the store keeps."""
 
     source_hash: str | None
-    """None if it cannot be read."""
+    """sha256 of the image's bytes; None if it cannot be read."""
     label: int
     caption: str | None
 
 
 class SourceHashes:
-    """Compares images with the rows of an index, each range of them once.
+    """Comparison of images with the rows of an index, each range once.
 
     Args:
         source: The images.
-        workers: Processes that read.
-        check: Otherwise everything counts as unchanged, unread.
+        workers: Number of processes that read.
+        check: If false, every image counts as unchanged and is not read.
     """
 
     def __init__(self, source: HashingSource, *, workers: int, check: bool):
@@ -72,7 +72,7 @@ class SourceHashes:
         self._known: dict[int, bool] = {}
 
     def unchanged(self, indices: range, rows: Sequence[dict[str, Any]]) -> bool:
-        """Whether the images `indices` are those of these rows; the first that is not is named in the log."""
+        """Return whether the images `indices` match these rows; log the first that does not."""
         if not self._check:
             return True
         if indices.start not in self._known:
@@ -96,10 +96,10 @@ class _Looks(Dataset[Original]):
 
 
 def _is_same(row: dict[str, Any], now: Original) -> bool:
-    if row["status"] != "ok":  # of a bad image neither label nor caption is kept
+    if row["status"] != "ok":  # Neither label nor caption of a bad image is kept.
         return row["source_hash"] == now.source_hash
     return Original(row["source_hash"], row["label"], row["caption"]) == now
 
 
-def _as_is(original: Any) -> Any:  # torch types it as a list of samples
+def _as_is(original: Any) -> Any:  # Torch declares the type as a list of samples.
     return original

@@ -11,10 +11,10 @@ from ldm_ae.models import ChannelStatistics
 
 
 def describe_statistics(statistics: ChannelStatistics, *, images: int) -> dict[str, Any]:
-    """The content of stats.json: population statistics of the stored `latents` in float64, mirror images not counted.
+    """Return the content of stats.json: float64 population statistics of the stored `latents`, without mirror images.
 
-    `state` is what `ChannelStatistics.from_state` takes, to merge with others exactly. `relative_error` is there for
-    uint8: the root of the mean squared error as a part of the channel's deviation.
+    `ChannelStatistics.from_state` takes `state`, to merge with others exactly. `relative_error` exists for uint8: the
+    root of the mean squared error as a fraction of the channel's standard deviation.
     """
     error = {} if statistics.relative_error is None else {"relative_error": statistics.relative_error.tolist()}
     return {
@@ -23,13 +23,13 @@ def describe_statistics(statistics: ChannelStatistics, *, images: int) -> dict[s
         "channel_std": statistics.channel_std.tolist(),
         "pooled_mean": statistics.pooled_mean,
         "pooled_std": statistics.pooled_std,
-        "scaling_factor": statistics.scaling_factor,  # None of constant latents
+        "scaling_factor": statistics.scaling_factor,  # None for constant latents
         "state": statistics.state(),
     } | error
 
 
 def lightningdit_statistics(statistics: ChannelStatistics) -> bytes:
-    """LightningDiT's file. Written through memory, because torch.save puts a path's name into the bytes."""
+    """Return LightningDiT's file. Serialize in memory, because torch.save puts a path's name into the bytes."""
     buffer = io.BytesIO()
     mean, std = (value.float().view(1, -1, 1, 1) for value in (statistics.channel_mean, statistics.channel_std))
     torch.save({"mean": mean, "std": std}, buffer)

@@ -1,4 +1,4 @@
-"""Whether a store is sound, and what is in it."""
+"""Verification of a store, and inspection of its contents."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from ldm_ae.models import LatentSpec
 
 
 def verify_store(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[str]:
-    """What is wrong with a store, one line each; empty if it is sound. Every byte of it is read.
+    """Return the problems of a store, one line each; an empty list if it is valid. Every byte of it is read.
 
-    Each file is there with its size and sha256 and no shard is there beside them; each shard has the header, tensors,
-    shapes and dtypes that the request asks for, finite latents, and the rows that the index names; the statistics
-    count what is there. An unfinished store is not sound.
+    Each file exists with its size and sha256, and there are no other shards; each shard has the header, tensors, shapes
+    and dtypes of the request, finite latents, and the rows that the index names; the statistics have the right counts.
+    An unfinished store is not valid.
 
     Args:
         path: The store's folder.
@@ -51,11 +51,11 @@ def verify_store(path: str | Path, *, progress: Callable[[int, int], None] | Non
         return [str(error)]
     checks = _Checks(len(store.files) + len(_shards(store)), progress)
     problems = _check_files(store, checks)
-    # A file whose hash is wrong may be anything; what else is wrong with it tells nothing.
+    # A file with a wrong hash may contain anything; its further problems give no information.
     sound = {
         name: rows for name, rows in _shards(store).items() if not any(problem.startswith(name) for problem in problems)
     }
-    # Latents that were read from other people's files come without moments, in every shard.
+    # Latents that were imported from external files have no moments, in every shard.
     moments = any(_holds_moments(store.path / name) for name in sound)
     for name, rows in sound.items():
         problems += [f"{name} {problem}" for problem in _check_shard(store, name, rows, moments=moments)]
@@ -70,7 +70,7 @@ class _Checks:
     done: int = 0
 
     def count(self) -> None:
-        """One more is done."""
+        """Count one more finished check."""
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.total)
@@ -79,15 +79,15 @@ class _Checks:
 def inspect_store(
     path: str | Path, *, verify: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
-    """What a store is, as JSON values; `problems` is empty if it is sound.
+    """Return a description of a store as JSON values; `problems` is empty if it is valid.
 
     Args:
         path: The store's folder, finished or not.
-        verify: Read every byte, as `verify_store`; otherwise `problems` holds only what opening it shows.
-        progress: As of `verify_store`.
+        verify: Read every byte, as `verify_store`; otherwise `problems` holds only those that opening reveals.
+        progress: As in `verify_store`.
 
     Raises:
-        UserError: it is no latent store at all.
+        UserError: The path is not a latent store at all.
     """
     path = Path(path)
     description = read_description(path)
@@ -144,7 +144,7 @@ def inspect_store(
 
 
 def _shards(store: LatentStore) -> dict[str, pa.Table]:
-    """The good index rows of each shard by its path in the store."""
+    """Return the valid index rows of each shard by its path in the store."""
     rows = store.good().append_column("position", pa.array(range(len(store)), pa.int64()))
     names = pc.binary_join_element_wise(rows["bucket"], rows["shard"], "/")
     return {name: rows.filter(pc.equal(names, name)) for name in names.unique().to_pylist()}
@@ -170,7 +170,7 @@ def _check_files(store: LatentStore, checks: _Checks) -> list[str]:
 
 
 def _expected_tensors(store: LatentStore, name: str, rows: int, *, moments: bool) -> dict[str, tuple[list[int], str]]:
-    """Shape and dtype, by safetensors' name, of each tensor of a shard."""
+    """Return shape and dtype, by safetensors' name, of each tensor of a shard."""
     kinds = ["latents"] if store.request.content != "lean" else []
     kinds += ["moments"] if moments else []
     kinds += ["indices"] if store.request.indices else []
@@ -200,11 +200,11 @@ def _holds_moments(file: Path) -> bool:
         with safe_open(file, framework="pt") as shard:
             return any(name.startswith("moments") for name in shard.keys())  # noqa: SIM118
     except (SafetensorError, OSError):
-        return False  # `_check_shard` says what is wrong with it
+        return False  # `_check_shard` reports the problem.
 
 
 def _check_values(key: str, values: Tensor, spec: LatentSpec) -> str | None:
-    """What is wrong with a tensor of the right shape and dtype, if anything is."""
+    """Return the problem of a tensor of the right shape and dtype, if there is one."""
     if key.startswith("indices"):
         wide = values.to(torch.int64)
         if int(wide.min()) >= 0 and spec.codebook_size is not None and int(wide.max()) < spec.codebook_size:
@@ -214,7 +214,7 @@ def _check_values(key: str, values: Tensor, spec: LatentSpec) -> str | None:
 
 
 def _check_shard(store: LatentStore, name: str, rows: pa.Table, *, moments: bool) -> list[str]:
-    """Header, shapes, dtypes, finite values, and the index."""
+    """Check header, shapes, dtypes, finite values, and the index."""
     try:
         with safe_open(store.path / name, framework="pt") as file:
             header = file.metadata() or {}

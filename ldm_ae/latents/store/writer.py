@@ -1,4 +1,4 @@
-"""Writing a latent store: unit by unit, in whatever order and by however many runs of the same command."""
+"""Writing a latent store: unit by unit, in any order and by any number of runs of the same command."""
 
 from __future__ import annotations
 
@@ -55,26 +55,26 @@ from ldm_ae.latents.store.statistics_files import describe_statistics, lightning
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, hash_json
 
 _SECONDS_UNTIL_SEEN = 90
-"""NFS may show the names in a folder as they were a minute ago."""
+"""NFS may show the names in a folder as they were up to a minute ago."""
 
 
 class StoreWriter:
-    """Writes one store: `add_unit` for each unit of work, a range of the source, then `finish`.
+    """A writer of one store: `add_unit` for each unit of work, a range of the source, then `finish`.
 
     A store of the same request may name its images' place in another way, have been encoded with another batch size,
     and have fewer images, the first of this request: the others are an addition.
 
     Args:
-        path: The store's folder: new, empty, or a store of the same request, whose finished shards stay.
-        request: What is being encoded.
-        processes: Among how many the units are dealt out; it is in the shards' names.
+        path: The store's folder: new, empty, or a store of the same request, whose finished shards are kept.
+        request: The encoding request.
+        processes: Number of processes among which the units are distributed; it is in the shards' names.
         plan: The `plan` of the writer in the process that has the folder's lock; None in that process itself.
-        look_up: The model's indices to latents, for the statistics of a store that holds indices alone.
-        keys: The images' keys, so that an unfinished store says which images it is of.
+        look_up: The model's function from indices to latents, for the statistics of a store that holds indices alone.
+        keys: The images' keys, with which an unfinished store records its images.
         classes: The names of the labels 0, 1, ..., if they have names.
 
     Raises:
-        UserError: the folder holds something else, or a store of another request.
+        UserError: The folder holds something else, or a store of another request.
     """
 
     def __init__(
@@ -90,18 +90,18 @@ class StoreWriter:
     ):
         self.path = Path(path)
         self.request = request
-        """With the name of the source that the store has, if there is one."""
+        """The request, with the name of the source that an existing store has."""
         self.look_up = look_up
         self._keys = keys
         self._classes = list(classes)
         self.processes = processes
-        """Those of the store if there is one, whoever goes on with it, so that its names stay."""
+        """The number of processes of an existing store, regardless of who resumes it, so that its names stay."""
         self._additions: list[list[int]] = []
         self.adds = False
-        """Whether there are images that the store that was found did not know."""
+        """Whether there are images that the existing store lacks."""
         self._run = secrets.token_hex(8)
         self.complete = False
-        """Whether this very store is there already; nothing may be added then."""
+        """Whether this store is already complete; nothing may be added in that case."""
         if plan is None:
             self.complete = self._claim()
         else:
@@ -112,7 +112,7 @@ class StoreWriter:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What the other processes of this run have to know, as JSON values."""
+        """Return the data that the other processes of this run need, as JSON values."""
         return {
             "processes": self.processes, "run": self._run, "complete": self.complete, "additions": self._additions,
             "adds": self.adds, "source": self.request.source,
@@ -120,30 +120,30 @@ class StoreWriter:
 
     @property
     def units(self) -> int:
-        """Ranges of at most `shard_size` images, one file for each bucket that they hold."""
+        """Return the number of ranges of at most `shard_size` images, one file for each bucket that they hold."""
         return sum(segment.units for segment in self._segments)
 
     @property
     def stored_units(self) -> int:
-        """Those that the store which was found knew."""
+        """Return the number of units that the existing store had."""
         return self.units - (self._segments[-1].units if self.adds else 0)
 
     def share(self, rank: int, processes: int) -> range:
-        """The units of one process."""
+        """Return the units of one process."""
         return share(self.units, rank, processes)
 
     def indices(self, unit: int) -> range:
-        """The images of a unit, by their position in the source."""
+        """Return the images of a unit, by their position in the source."""
         segment, number = self._find(unit)
         return segment.indices(number)
 
     def shard_name(self, unit: int) -> str:
-        """The file of a unit, in the folder of each of its buckets."""
+        """Return the file name of a unit, in the folder of each of its buckets."""
         segment, number = self._find(unit)
         return segment.shard_name(number)
 
     def _find(self, unit: int) -> tuple[Segment, int]:
-        """The segment of a unit, and its number there. Whoever adds units of their own size may have more of them."""
+        """Return a unit's segment, and its number there. Callers with units of another size may have more units."""
         for segment in self._segments[:-1]:
             if unit < segment.units:
                 return segment, unit
@@ -151,7 +151,7 @@ class StoreWriter:
         return self._segments[-1], unit
 
     def finished(self, unit: int) -> Record | None:
-        """What is known of a unit that is done, its shards read and compared; None if it must be done."""
+        """Return the record of a finished unit, its shards read and compared; None if it must be made."""
         return finished(self.path, self.shard_name(unit))
 
     def _claim(self) -> bool:
@@ -190,26 +190,26 @@ class StoreWriter:
         return False
 
     def begin_records(self) -> None:
-        """Make the place for records, of this run."""
+        """Create the folder for this run's records."""
         make_folder(self.path / WORK)
         write_run(self.path, self._run)
         if self._keys is not None:
             write_keys(self.path, self._keys)
 
     def mark_unfinished(self) -> None:
-        """The description without files, which makes the records count."""
+        """Write the description without files, which makes the records count."""
         write_json(self.path / DESCRIPTION, self._description(None))
         self.complete = False
 
     def _all_recorded(self) -> list[str]:
-        """As `recorded`, once a shared file system shows what other processes have written."""
+        """Return `recorded`, once a shared file system shows the files of the other processes."""
         end = time.monotonic() + _SECONDS_UNTIL_SEEN
         while len(names := recorded(self.path)) < self.units and time.monotonic() < end:
             time.sleep(1)
         return names
 
     def _remove_shards(self, is_stale: Callable[[Path], bool]) -> None:
-        """Those that are stale, and all that is left of a bucket without a shard."""
+        """Remove stale shards, and the remaining files of a bucket without a shard."""
         for folder in self.path.glob("*x*"):
             if not BUCKET_NAME.fullmatch(folder.name):
                 continue
@@ -219,11 +219,11 @@ class StoreWriter:
                 file.unlink()
             if len(stale) == len(shards):
                 (folder / LIGHTNINGDIT_STATISTICS).unlink(missing_ok=True)
-                with suppress(OSError):  # somebody else's file is in it
+                with suppress(OSError):  # It contains an unrelated file.
                     folder.rmdir()
 
     def _remove_records(self) -> None:
-        """What a complete store no longer needs."""
+        """Remove the records, which a complete store no longer needs."""
         if (self.path / WORK).is_dir():
             shutil.rmtree(self.path / WORK)
 
@@ -254,18 +254,18 @@ class StoreWriter:
         *,
         fp32_fallbacks: int = 0,
     ) -> None:
-        """A range of the source: its good images' tensors, and a manifest row for each image, good or bad.
+        """Add a range of the source: its valid images' tensors, and a manifest row for each image, valid or bad.
 
         Args:
             unit: The number of the range.
             buckets: By HxW of the pixels, tensors as in the module's description, in the stored dtype and in the order
-                of the source; empty if no image of the range is good.
-            rows: Manifest rows in the order of the source, those of good images with their `bucket`, `shard` and `row`
+                of the source; empty if no image of the range is valid.
+            rows: Manifest rows in the order of the source, those of valid images with their `bucket`, `shard` and `row`
                 not yet set.
-            fp32_fallbacks: How many overflowed in the request's precision and were encoded in float32.
+            fp32_fallbacks: Number of batches that overflowed in the request's precision and were encoded in float32.
 
         Raises:
-            RunError: the disk is full, or a later run of the command has the store now.
+            RunError: The disk is full, or a later run of the command now has the store.
         """
         assert not self.complete, "nothing is added to a complete store"
         if read_run(self.path) != self._run:
@@ -281,14 +281,14 @@ class StoreWriter:
             folder = self.path / bucket
             folder.mkdir(exist_ok=True)
             written = write_safetensors(folder / name, tensors, self.request.header(len(good)))
-            # Of what is stored, after rounding and in its layout, which changes the order of a sum, so that anyone can
-            # compute the same from the files.
+            # Compute them from the stored values, after rounding and in their layout, which changes the order of a sum,
+            # so that anyone can compute the same from the files.
             statistics = self.statistics(tensors, [row["key"] for row in good])
             shards[bucket] = Shard(written, statistics.state())
         write_record(self.path, name, Record(shards=shards, rows=list(rows), fp32_fallbacks=fp32_fallbacks))
 
     def statistics(self, tensors: dict[str, Tensor], keys: Sequence[str]) -> ChannelStatistics:
-        """Of the latents of a shard's good images: stored, drawn from the moments of a lean store, or looked up."""
+        """Return a shard's statistics of latents: stored, drawn from the moments of a lean store, or looked up."""
         if self.request.indices_alone:
             assert self.look_up is not None, "whoever writes indices alone has their model"
             latents = self.look_up(tensors["indices"]).cpu().contiguous()
@@ -302,11 +302,11 @@ class StoreWriter:
         """Write index and statistics from the records of all units, then mark the store complete.
 
         Args:
-            account: Of the source, as JSON values.
+            account: The source's account, as JSON values.
 
         Raises:
-            RunError: a unit has no record.
-            UserError: no image is good.
+            RunError: A unit has no record.
+            UserError: No image is valid.
         """
         assert not self.complete, "a store is finished once"
         statistics = ChannelStatistics(self.request.scaling["channels"])
@@ -361,7 +361,7 @@ class StoreWriter:
 
 
 def latents_of(tensors: Mapping[str, Tensor], keys: Sequence[str], request: StoreRequest) -> Tensor:
-    """The `latents` (N, C, h, w) of a shard's good images, drawn from its moments if it is lean."""
+    """Return the `latents` (N, C, h, w) of a shard's valid images, drawn from its moments if it is lean."""
     if request.content != "lean":
         return tensors["latents"].contiguous()
     posterior = GaussianPosterior(tensors["moments"].contiguous())
@@ -376,5 +376,5 @@ def _is_ours(name: str) -> bool:
 
 
 def _is_temporary(name: str) -> bool:
-    """Whether `ldm_ae.io.files.writing` left it behind when its process was killed."""
+    """Return whether `ldm_ae.io.files.writing` left the file behind when its process was killed."""
     return name.startswith(".") and name.endswith(".tmp")

@@ -1,4 +1,4 @@
-"""A checkpoint: a folder of safetensors and JSON that is whole or does not count.
+"""A checkpoint: a folder of safetensors and JSON that is valid only when it is complete.
 
     step-00001000/
         model/ ema/                    diffusers folders
@@ -6,10 +6,10 @@
         state.safetensors  state.json  optimizers, schedules, scaler, random generators, data position, best score
         MANIFEST.json                  written last: size and sha256 of every other file
 
-Everything is written under a temporary name, past the page cache where that can be, flushed and renamed, and the
-folder it lies in is flushed. A folder without a manifest that is as `write_checkpoint` writes it, names every file
-(those whose names begin with a dot aside) and agrees with them does not count, and says why when asked. Older
-checkpoints go only after a new one counts. Nothing here is a pickle.
+Everything is written under a temporary name, bypassing the page cache where possible, flushed and renamed, and the
+parent folder is flushed. A checkpoint is valid only if it has a manifest as `write_checkpoint` writes it, which names
+every file (except those whose names begin with a dot) and agrees with them; `problems` lists why one is not valid.
+Older checkpoints are removed only after a new one is valid. Nothing here is a pickle.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ STATE = "state"
 _ENTRY = {"bytes": int, "sha256": str}
 _METADATA = {"format": "pt"}  # as diffusers writes it
 _THREADS = 3
-"""One that checks values, then helps the two that write."""
+"""One thread checks values, then helps the two that write."""
 
 
 def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after `step` updates."""
+    """Return the folder name of the checkpoint after `step` updates."""
     return f"step-{step:08d}"
 
 
 class Checkpoints:
-    """The checkpoints of one run. What has been verified or written here is not read again.
+    """The checkpoints of one run. A checkpoint that this object verified or wrote is not read again.
 
     Args:
         folder: `RUN/checkpoints`.
-        keep: How many of the newest stay, beside the best one.
+        keep: Number of newest checkpoints to keep, besides the best one.
     """
 
     def __init__(self, folder: Path, *, keep: int):
@@ -59,21 +59,21 @@ class Checkpoints:
         self._sound: set[str] = set()
 
     def newest(self) -> tuple[Path | None, dict[str, list[str]]]:
-        """The newest checkpoint that counts, and why each newer one does not, by name."""
+        """Return the newest valid checkpoint, and the problems of each newer one by name."""
         path, damaged = newest_checkpoint(self.folder)
         if path is not None:
             self._sound.add(path.name)
         return path, damaged
 
     def write(self, snapshot: Snapshot, *, best_step: int | None) -> Path:
-        """Write a checkpoint, then remove what is older than the newest `keep`, the best one's apart.
+        """Write a checkpoint, then remove those older than the newest `keep`, except the best one.
 
         Args:
-            snapshot: What it holds.
+            snapshot: The contents of the checkpoint.
             best_step: The step whose checkpoint scored best.
 
         Raises:
-            RunError: a value is not finite, or the disk is full. Nothing has changed then.
+            RunError: A value is not finite, or the disk is full. Nothing has changed in that case.
         """
         folder = self.folder / checkpoint_name(snapshot.step)
         if folder.name not in self._sound:
@@ -92,20 +92,20 @@ class Checkpoints:
                 self._sound.add(path.name)
                 kept += 1
             elif kept:
-                shutil.rmtree(path)  # it does not count, and a newer one does
+                shutil.rmtree(path)  # It is not valid, and a newer one is.
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
-    """Write one checkpoint; afterwards it counts, or there was an exception and nothing has changed.
+    """Write one valid checkpoint, or raise an exception and change nothing.
 
-    Values are checked in a thread while two others write, hash and flush a file each.
+    Check values in one thread while two others write, hash and flush a file each.
     """
     tree, tensors = split_tensors(snapshot.state)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with writing_folder(folder, size=snapshot.size()) as temporary, ThreadPoolExecutor(_THREADS) as pool:
         not_finite = pool.submit(snapshot.not_finite)
         files: dict[str, Future[Written]] = {}
-        # The largest file first, so that least is left to do when the others are written.
+        # Start with the largest file, so that little work remains when the others are written.
         for name, weights in ({STATE: tensors} | snapshot.networks).items():
             if weights:
                 files[f"{name}.safetensors"] = pool.submit(_write_tensors, temporary, name, weights, None)
@@ -124,7 +124,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         for path in temporary.rglob("*.json"):
             sync(path)
             entries[path.relative_to(temporary).as_posix()] = Written(sha256(path), path.stat().st_size)
-        # The manifest must not reach the disk before what it vouches for.
+        # The manifest must not reach the disk before the files that it describes.
         described = {name: {"bytes": size, "sha256": digest} for name, (digest, size) in sorted(entries.items())}
         write_json(temporary / MANIFEST, {"format": FORMAT, "files": described})
 
@@ -134,7 +134,7 @@ def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor], metadata
 
 
 def problems(folder: str | Path) -> list[str]:
-    """Why a checkpoint does not count, a line each; empty if it does."""
+    """Return why a checkpoint is not valid, one line per problem; an empty list if it is valid."""
     folder = Path(folder)
     try:
         files = _read_manifest(folder / MANIFEST)
@@ -165,7 +165,7 @@ def _difference(path: Path, size: int, digest: str) -> str | None:
 
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """(bytes, sha256) of each file by name; ValueError for anything that `write_checkpoint` does not write."""
+    """Return (bytes, sha256) of each file by name; raise `ValueError` unless `write_checkpoint` writes such."""
     manifest = read_json(path, as_written=True)
     if not isinstance(manifest, dict) or manifest.keys() != {"format", "files"}:
         raise ValueError("it is no manifest")
@@ -181,7 +181,7 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
 
 
 def newest_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, list[str]]]:
-    """The newest checkpoint in `folder` that counts, and why each newer one does not, by name."""
+    """Return the newest valid checkpoint in `folder`, and the problems of each newer one by name."""
     damaged: dict[str, list[str]] = {}
     for path in sorted(Path(folder).glob("step-*"), reverse=True):
         if not (wrong := problems(path)):
@@ -191,11 +191,11 @@ def newest_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, list[s
 
 
 def load_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
-    """Load weights in place, each from the safetensors file of its name (without the ending) in a checkpoint.
+    """Load weights in place, each from the safetensors file of its name (without the suffix) in a checkpoint.
 
     Raises:
-        UserError: a part is missing; the message names it.
-        UnfitError: a part does not fit this configuration.
+        UserError: A part is missing; the message names it.
+        UnfitError: A part does not fit this configuration.
     """
     for name, network in networks.items():
         if not network.state_dict():
@@ -226,7 +226,7 @@ def _first_difference(network: nn.Module, saved: Mapping[str, Tensor]) -> str:
 
 
 class UnfitError(UserError):
-    """A network of another configuration; `part` is its name in the checkpoint."""
+    """A network in a checkpoint has another configuration; `part` is its name in the checkpoint."""
 
     def __init__(self, part: str, message: str):
         self.part = part
@@ -234,10 +234,10 @@ class UnfitError(UserError):
 
 
 def load_state(folder: Path) -> Any:
-    """The tree of optimizers, random states and counters that was saved.
+    """Return the saved tree of optimizers, random states and counters.
 
     Raises:
-        UserError: a file is missing, damaged or does not fit the other; the message names it.
+        UserError: A file is missing, damaged or does not fit the other; the message names it.
     """
     for name in (f"{STATE}.json", f"{STATE}.safetensors"):
         if not (folder / name).is_file():
@@ -250,10 +250,10 @@ def load_state(folder: Path) -> Any:
 
 
 def link_model(checkpoint: Path, temporary: Path) -> None:
-    """A checkpoint's model, the averaged one if it has that, in another folder of the same disk, its bytes shared."""
+    """Hard-link a checkpoint's model (the averaged one if it exists) into another folder on the same disk."""
     source = checkpoint / (AVERAGED if (checkpoint / AVERAGED).is_dir() else "model")
     for path in source.iterdir():
-        # Weights are never changed in place; a configuration might be, by hand.
+        # Weights are never changed in place; a user might edit a configuration by hand.
         if path.name == WEIGHTS:
             try:
                 os.link(path, temporary / path.name)

@@ -1,4 +1,4 @@
-"""A run's state into checkpoints and back: what is saved, when it is copied, who writes it."""
+"""Saving and restoring a run's state: the contents of a checkpoint, the time of copying, the writing process."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ from ldm_ae.training.optimizers import load_optimizer
 
 
 class Progress(NamedTuple):
-    """How far a run has come."""
+    """The progress of a run."""
 
     step: int
-    """Updates done."""
+    """Number of updates done."""
     position: int
-    """Samples of the global stream that have been used."""
+    """Number of samples of the global stream that have been used."""
     best: dict[str, float] | None
     """`step` and `score` of the best validation."""
     skipped_steps: int
-    """Steps left out because something was not finite."""
+    """Number of steps skipped because a value was not finite."""
 
 
 class Saver:
-    """Saves and restores one run.
+    """Saving and restoring of one run.
 
     Args:
         folder: The run directory.
-        accelerator: The main process writes, all read.
-        config: Which checkpoints stay, and whether they are written in the background.
-        identity: What makes this run this run; a checkpoint with another is refused.
-        models: The autoencoder as `model` and, if there is one, the averaged one; not wrapped.
+        accelerator: The main process writes, all processes read.
+        config: Which checkpoints are kept, and whether they are written in the background.
+        identity: The run's identity; a checkpoint with another one is refused.
+        models: The autoencoder as `model` and the averaged one if it exists; not wrapped.
         others: Further networks by name, not wrapped; one whose state dict is empty has no file.
-        optimizers: The autoencoder's and, if there is one, the discriminator's.
+        optimizers: The autoencoder's, and the discriminator's if it exists.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class Saver:
         self._copied.set()
 
     def save(self, progress: Progress) -> None:
-        """A checkpoint, the newest model beside it, and older checkpoints gone. Every process must call it.
+        """Write a checkpoint and the newest model beside it, and remove older checkpoints. Every process must call it.
 
-        In the background it comes back once that is copied which the next forward pass may change, and a thread of the
-        main process does the rest, beginning with the copy of what only an update changes: `before_update`. The
-        checkpoint before it must have been written by then.
+        In the background it returns once everything that the next forward pass may change is copied. A thread of the
+        main process does the remainder, beginning with the copy of everything that only an update changes:
+        `before_update`. The previous checkpoint must have been written by then.
 
         Raises:
-            RunError: this checkpoint, or the one before it in the background, could not be written.
+            RunError: This checkpoint, or the previous one in the background, could not be written.
         """
         generators = _gather(self._accelerator, rng_state())
         if not self._accelerator.is_main_process:
@@ -123,17 +123,17 @@ class Saver:
             link_model(checkpoint, temporary)
 
     def check(self) -> None:
-        """Raise what went wrong in the background, if anything has."""
+        """Raise the error of the background thread, if there was one."""
         self._writer.check()
 
     def wait(self) -> None:
-        """Until all that was saved is on the disk, in every process."""
+        """Wait until all saved files are on the disk, in every process."""
         self._writer.wait()
         self._accelerator.wait_for_everyone()
 
     @contextmanager
     def settled(self) -> Iterator[None]:
-        """What was saved in the background is on the disk before an error leaves the block."""
+        """Write everything saved in the background to the disk before an error leaves the block."""
         try:
             yield
         except BaseException:
@@ -141,10 +141,10 @@ class Saver:
             raise
 
     def restore(self, log: RunLog) -> Progress | None:
-        """Load the newest checkpoint that counts; None if there is none at all.
+        """Load the newest valid checkpoint; return None if there is no checkpoint.
 
         Raises:
-            UserError: it is another run's, none of those that are there counts, or something in it is missing.
+            UserError: It belongs to another run, no existing checkpoint is valid, or a part of it is missing.
         """
         if self._accelerator.is_main_process:
             for folder in (self.folder, self._checkpoints.folder):
@@ -188,7 +188,7 @@ class Saver:
 
 
 def _gather(accelerator: Accelerator, value: Any) -> list[Any]:
-    """The value of every process, in order."""
+    """Return the value of every process, in order."""
     if accelerator.num_processes == 1:
         return [value]
     gathered: list[Any] = [None] * accelerator.num_processes

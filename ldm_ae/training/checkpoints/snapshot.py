@@ -1,4 +1,4 @@
-"""What a checkpoint holds, copied to the host, so that it can be written while training goes on."""
+"""The contents of a checkpoint, copied to the host, so that they can be written while training continues."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ AVERAGED = "ema"
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One moment of a run."""
+    """The state of a run at one step."""
 
     step: int
-    """Updates done."""
+    """Number of updates done."""
     models: dict[str, Autoencoder]
-    """Saved as a diffusers folder each: `model`, and `AVERAGED` if there is one."""
+    """The models, each saved as a diffusers folder: `model`, and `AVERAGED` if it exists."""
     networks: dict[str, dict[str, Tensor]]
     """State dicts by name, saved as one safetensors file each."""
     state: Any
     """A tree of dicts, lists, tuples, tensors and JSON values."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors with a name each, for messages."""
+        """Yield all tensors, each with a name for messages."""
         for name, model in self.models.items():
             yield from ((f"{name}: {key}", tensor) for key, tensor in model.net.state_dict().items())
         for name, weights in self.networks.items():
@@ -39,22 +39,22 @@ class Snapshot:
         yield from ((f"state{path}", tensor) for path, tensor in split_tensors(self.state)[1].items())
 
     def size(self) -> int:
-        """Bytes of all tensors."""
+        """Return the number of bytes of all tensors."""
         return sum(tensor.nbytes for _, tensor in self.tensors())
 
     def not_finite(self) -> str | None:
-        """The name of a tensor that holds a value that is not finite, None if there is none."""
+        """Return the name of a tensor that holds a value that is not finite; None if there is none."""
         for name, tensor in self.tensors():
-            # One fast pass: a sum of finite numbers may leave the range, a sum with another one cannot be finite.
+            # One fast pass: a sum of finite numbers may overflow, but a sum with a non-finite number is never finite.
             if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
                 return name
         return None
 
 
 class HostCopy:
-    """Copies snapshots into host memory that is taken once and filled again each time.
+    """Copies of snapshots in host memory that is allocated once and reused each time.
 
-    The copy given out is overwritten by the next one.
+    The next copy overwrites the returned one.
     """
 
     def __init__(self) -> None:
@@ -64,11 +64,12 @@ class HostCopy:
         self._devices: set[torch.device] = set()
 
     def begin(self, snapshot: Snapshot) -> Callable[[], Snapshot]:
-        """Copy what the next forward pass may change, such as running statistics: the networks that are trained.
+        """Copy everything that the next forward pass may change, such as running statistics: the trained networks.
 
         Returns:
-            Copies the rest, which only an update changes: `state` and the averaged model. It may run in another thread
-            and must end before that update; it returns the copy, which shares no memory with the original.
+            A function that copies the remainder, which only an update changes: `state` and the averaged model. It may
+            run in another thread and must end before that update; it returns the copy, which shares no memory with the
+            original.
         """
         self._place = 0
         models = {name: self._model(name, model) for name, model in snapshot.models.items() if name != AVERAGED}
@@ -85,7 +86,7 @@ class HostCopy:
         return finish
 
     def _synchronize(self) -> None:
-        """Copies to pinned memory come back before they are done."""
+        """Wait for copies to pinned memory, which return before they are done."""
         for device in self._devices:
             torch.cuda.synchronize(device)
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its run, checked before anything trusts it: files may come from strangers."""
+"""The run's state in a checkpoint, checked before it is used: files may come from untrusted sources."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.training.checkpoints.checkpoint import STATE, load_state
 
 KEYS = ("step", "position", "best", "identity", "optimizers", "scaler", "rng")
-"""What a run's state consists of."""
+"""The entries of a run's state."""
 SKIPPED = "skipped_steps"
-"""Only counted and logged, and not in the first checkpoints that were written: without it a run goes on from 0."""
+"""An entry that is only counted and logged. The first checkpoints lack it: without it a run resumes from 0."""
 _LARGEST = 2**62
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The state of the run in a checkpoint; UserError names what is missing in it or wrong."""
+    """Return the run's state in a checkpoint; raise `UserError` that names a missing or wrong entry."""
     state = load_state(checkpoint)
     try:
         check_state(state)
@@ -26,7 +26,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def check_state(state: Any) -> None:
-    """ValueError unless `state` has the entries of a run's state, with the types and ranges that they can have."""
+    """Raise `ValueError` unless `state` has the entries of a run's state, with valid types and ranges."""
     if not isinstance(state, dict):
         raise ValueError("it is no run's state")
     if missing := [key for key in KEYS if key not in state]:

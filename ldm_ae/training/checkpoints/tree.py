@@ -1,6 +1,6 @@
-"""State dicts of optimizers and the like, split into JSON and tensors, and put together again.
+"""Splitting of nested state, such as an optimizer's state dict, into JSON and tensors, and the inverse.
 
-JSON has neither tuples nor dicts with numbers for keys; both are written as marked objects and come back as they were.
+JSON has neither tuples nor dicts with numeric keys; both are written as marked objects and restored as they were.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _TENSOR, _CHANNELS_LAST, _TUPLE, _ITEMS = "__tensor__", "__channels_last__", "__
 
 
 def split_tensors(tree: Any) -> tuple[Any, dict[str, Tensor]]:
-    """(JSON value with a name where each tensor was, tensors by name). TypeError for any other object."""
+    """Return (JSON value with a name in place of each tensor, tensors by name); raise `TypeError` for other objects."""
     tensors: dict[str, Tensor] = {}
 
     def walk(node: Any, path: str) -> Any:
         if isinstance(node, Tensor):
-            # A file holds plain rows; what lies channels-last is written as the plain rows of (N, H, W, C), uncopied.
+            # A file holds contiguous rows; a channels-last tensor is written as rows of (N, H, W, C), uncopied.
             if node.ndim == 4 and not node.is_contiguous() and node.is_contiguous(memory_format=torch.channels_last):
                 tensors[path] = node.permute(0, 2, 3, 1)
                 return {_TENSOR: path, _CHANNELS_LAST: True}
@@ -41,7 +41,7 @@ def split_tensors(tree: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def join_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `split_tensors`; KeyError for a tensor that is missing."""
+    """Invert `split_tensors`; raise `KeyError` for a missing tensor."""
     if isinstance(tree, list):
         return [join_tensors(value, tensors) for value in tree]
     if not isinstance(tree, dict):
@@ -57,7 +57,7 @@ def join_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same tree with `function` of each tensor in its place, in a fixed order."""
+    """Return the same tree with `function` of each tensor in its place, in a fixed order."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, dict):

@@ -1,1 +1,1 @@
-"""What watches a run: its log, alarms, the guard against bad steps, signals."""
+"""Monitoring of a run: its log, alarms, the guard against bad steps, signals."""

@@ -1,4 +1,4 @@
-"""Says in words what the curves of a failing run show."""
+"""Messages that name the fault which the curves of a failing run show."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from ldm_ae.training.steps import ADAPTIVE_MAX
 
 PATIENCE = 5
-"""Log lines in a row that must show a fault before it is named."""
+"""Number of consecutive log lines that must show a fault before it is named."""
 
 Check = Callable[[Mapping[str, float]], bool]
 
@@ -64,13 +64,13 @@ ALARMS: dict[str, tuple[Check, str]] = {
 
 
 class Alarms:
-    """Names a fault once it has shown in `PATIENCE` log lines in a row, and again only after it has gone."""
+    """Detection of faults: each is named after `PATIENCE` consecutive log lines, and again only if it returns."""
 
     def __init__(self) -> None:
         self._seen = dict.fromkeys(ALARMS, 0)
 
     def check(self, logs: Mapping[str, float]) -> dict[str, str]:
-        """The faults that this log line confirms, by name, in words."""
+        """Return a message for each fault that this log line confirms, by name."""
         found = {}
         for name, (check, words) in ALARMS.items():
             self._seen[name] = self._seen[name] + 1 if check(logs) else 0

@@ -1,4 +1,4 @@
-"""Finds values that are not finite before they reach a parameter, on every process together."""
+"""Detection of non-finite values before they reach a parameter, across all processes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ AVERAGED = frozenset({"adaptive_weight", "grad_norm", "discriminator_grad_norm"}
 
 
 class Guard:
-    """Tells whether a step may be taken, and undoes what it has changed already if not.
+    """The decision whether a step may be taken, and the undoing of its changes if not.
 
     Args:
-        accelerator: All its processes ask together and get the same answer.
-        tensors: What a step changes before its optimizers do: batch normalization's statistics, codebooks.
-        limit: Bad steps in a row after which the run stops.
+        accelerator: All its processes call together and get the same answer.
+        tensors: The tensors that a step changes before its optimizers do: batch normalization's statistics, codebooks.
+        limit: Number of consecutive bad steps after which the run stops.
     """
 
     def __init__(self, accelerator: Accelerator, tensors: Sequence[Tensor], limit: int):
@@ -34,32 +34,32 @@ class Guard:
         self.in_a_row = 0
 
     def before_step(self) -> None:
-        """Keep the tensors as they are now."""
+        """Keep a copy of the current tensors."""
         if self._tensors:
             torch._foreach_copy_(self._kept, self._tensors)
 
     def is_sound(self, values: Mapping[str, Tensor]) -> bool:
-        """Whether all scalars are finite on all processes; one small reduction."""
+        """Return whether all scalars are finite on all processes, by one small reduction."""
         finite = torch.stack([value.detach().float() for value in values.values()]).isfinite().all()
         bad = self._accelerator.reduce((~finite).float(), reduction="sum")
         return not bool(bad)
 
     def undo(self) -> None:
-        """Put them back."""
+        """Restore the tensors that `before_step` kept."""
         if self._tensors:
             torch._foreach_copy_(self._tensors, self._kept)
 
     def describe(
         self, values: Mapping[str, Tensor], batches: Sequence[Batch], reconstructions: Sequence[Tensor]
     ) -> str:
-        """What was not finite, in which samples, over all processes; every process must call it."""
+        """Describe which values of which samples were not finite, over all processes; every process must call it."""
         terms = [name for name, value in values.items() if not bool(value.isfinite())]
         mine = (terms, _bad_keys(batches, reconstructions) if terms else [])
         every: list[Any] = [mine]
         if self._accelerator.num_processes > 1:
             every = [None] * self._accelerator.num_processes
             torch.distributed.all_gather_object(every, mine)
-        # What is averaged over processes is bad everywhere; a loss of its own tells where that came from.
+        # A value that is averaged over processes is bad everywhere; a process's own loss shows where it came from.
         guilty = [found for found in every if set(found[0]) - AVERAGED] or every
         names = dict.fromkeys(chain.from_iterable(terms for terms, _ in guilty))
         keys = list(dict.fromkeys(chain.from_iterable(keys for _, keys in guilty)))
@@ -67,10 +67,10 @@ class Guard:
         return f"{', '.join(names)} not finite; samples {', '.join(islice(keys, SHOWN_KEYS))}{more}"
 
     def count(self, words: str) -> None:
-        """One more bad step in a row.
+        """Count one more consecutive bad step.
 
         Raises:
-            RunError: it is the last one allowed.
+            RunError: The number of bad steps has reached the limit.
         """
         self.in_a_row += 1
         if self.in_a_row >= self._limit:
@@ -81,7 +81,7 @@ class Guard:
 
 
 def _bad_keys(batches: Sequence[Batch], reconstructions: Sequence[Tensor]) -> list[str]:
-    """Samples whose pixels are not finite, else whose reconstructions are not, else all."""
+    """Return the samples whose pixels are not finite; else those whose reconstructions are not; else all."""
     keys = [key for batch in batches for key in batch.keys]
     for images in ([batch.pixel_values for batch in batches], reconstructions):
         bad = [~image.isfinite().all() for batch in images for image in batch]

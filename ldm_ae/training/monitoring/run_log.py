@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, trackers, sample grids, a progress bar, lines on the terminal."""
+"""The output of a run in progress: metrics.jsonl, trackers, sample grids, a progress bar, terminal lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ldm_ae.io.files import writing
 
 
 class Window:
-    """Means over the steps since the last log line, on the device until they are asked for."""
+    """Means over the steps since the last log line, kept on the device until they are read."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -29,7 +29,7 @@ class Window:
         self._seconds = 0.0
 
     def add(self, logs: Mapping[str, Tensor], images: int, seconds: float) -> None:
-        """One step's scalars, its images over all processes, and its wall time."""
+        """Add one step's scalars, its number of images over all processes, and its wall time in seconds."""
         for name, value in logs.items():
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
@@ -38,7 +38,7 @@ class Window:
         self._seconds += seconds
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over steps and processes; empties the window. Every process must call it."""
+        """Return means over steps and processes, and empty the window. Every process must call it."""
         names = sorted(self._sums)
         values = torch.stack([self._sums[name].to(accelerator.device) / self._counts[name] for name in names])
         values = accelerator.reduce(values, reduction="mean")
@@ -49,12 +49,12 @@ class Window:
 
 
 class RunLog:
-    """Writes on the main process only.
+    """The log of a run, written by the main process only.
 
     Args:
         folder: The run directory.
         accelerator: Its trackers get the same numbers.
-        max_steps: Steps of the whole run, for the time left.
+        max_steps: Steps of the whole run, for the remaining time.
         global_batch: Images of a step over all processes, for the images per second.
     """
 
@@ -68,11 +68,11 @@ class RunLog:
         self.started = time.monotonic()
 
     def advance(self, step: int) -> None:
-        """Show that `step` steps are done."""
+        """Update the progress bar to `step` completed steps."""
         self.progress(step)
 
     def metrics(self, step: int, values: Mapping[str, float | str], *, kind: str) -> None:
-        """One line of metrics.jsonl, and the same for the trackers under `kind/`."""
+        """Write one line of metrics.jsonl, and the same values to the trackers under `kind/`."""
         if not self.main:
             return
         line = {"step": step, "kind": kind, "seconds": round(time.monotonic() - self.started, 3), **values}
@@ -82,7 +82,7 @@ class RunLog:
         self.accelerator.log(numbers, step=step)
 
     def rewind(self, step: int) -> None:
-        """Leave out the lines of metrics.jsonl after `step`, which a run that goes on from there writes again."""
+        """Remove the lines of metrics.jsonl after `step`, which a run that resumes there writes again."""
         path = self.folder / "metrics.jsonl"
         if not self.main or not path.is_file():
             return
@@ -91,23 +91,23 @@ class RunLog:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def say(self, text: str) -> None:
-        """Print a line, above the bar."""
+        """Print a line above the progress bar."""
         if self.main:
             self.progress.say(text)
 
     def changes(self, step: int, changed: Mapping[str, tuple[str, str]]) -> None:
-        """The settings that a continued run has from `step` on, on the terminal and in metrics.jsonl."""
+        """Write the settings that a resumed run has from `step` on to the terminal and to metrics.jsonl."""
         for key, (before, after) in changed.items():
             self.say(f"from step {step} on: {key} {before} -> {after}")
             self.metrics(step, {"setting": key, "from": before, "to": after}, kind="change")
 
     def warn(self, step: int, name: str, text: str) -> None:
-        """A warning on the terminal and in metrics.jsonl."""
+        """Write a warning to the terminal and to metrics.jsonl."""
         self.say(f"warning at step {step}: {text}")
         self.metrics(step, {"alarm": name, "message": text}, kind="alarm")
 
     def picture(self, step: int, grid: Image.Image) -> None:
-        """samples/step-XXXXXXXX.png."""
+        """Save the grid as samples/step-XXXXXXXX.png."""
         if self.main:
             folder = self.folder / "samples"
             folder.mkdir(exist_ok=True)
@@ -118,11 +118,11 @@ def _step_of(line: str) -> float:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return math.inf  # half a line of a process that was killed
+        return math.inf  # A partial line of a process that was killed.
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory used so far: on an accelerator what torch allocated there, else this process's resident size."""
+    """Return the peak memory in bytes: torch's allocations on an accelerator, else this process's resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Ending a run when the system asks for it: Slurm's SIGTERM before a time limit, Ctrl-C."""
+"""Ending a run on a signal: Slurm's SIGTERM before a time limit, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ASKED_TO_STOP = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals(AbstractContextManager["Signals"]):
-    """Notes the first SIGINT or SIGTERM within it; a second one acts as it would without."""
+    """A context that records the first SIGINT or SIGTERM; a second one acts as it does outside the context."""
 
     received = 0
 
@@ -32,7 +32,7 @@ class Signals(AbstractContextManager["Signals"]):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within it SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt."""
+    """Raise `Terminated` on SIGTERM within the context, as Ctrl-C raises `KeyboardInterrupt`."""
 
     def terminate(_number: int, _frame: FrameType | None) -> None:
         raise Terminated

@@ -1,1 +1,1 @@
-"""Who encodes beside one process: one engine a file."""
+"""Engines, which encode in other processes: one per file."""

@@ -1,13 +1,14 @@
 """The encoder as a Ray Data job, for clusters where nothing like torchrun starts a process on each machine.
 
-The process that was given the command keeps the store's lock, lists the units of work, and writes index and statistics
-at the end. Each unit is a task of its own for one of several actors, one a GPU. An actor gets what `Job` holds once,
-and encodes whole units by the function that a process without Ray uses, so that the files are the same. A unit whose
-process dies is begun again in a new process; what was finished is recognized by its hash, as after any kill.
+The process that runs the command keeps the store's lock, lists the units of work, and writes the index and the
+statistics at the end. Each unit is a separate task for one of several actors, one per GPU. An actor receives the
+contents of `Job` once and encodes whole units by the function that a process without Ray uses, so the files are the
+same. A unit whose process dies is restarted in a new process; finished shards are recognized by their hashes, as after
+any kill.
 
-Where no cluster is named, Ray runs on this machine alone: without a dashboard, without a report of its use, open to
-nobody without a token that dies with it, and with its session's folder in the system's folder for temporary files (its
-sockets need a short path on a local disk), which goes when the work is done.
+If no cluster is named, Ray runs on this machine alone: without a dashboard and without usage reports, closed to anyone
+without a token that is valid for this session only, and with its session's folder in the system's folder for temporary
+files (its sockets need a short path on a local disk), which is removed when the work is done.
 """
 
 from __future__ import annotations
@@ -43,27 +44,27 @@ except ModuleNotFoundError as error:
     ) from error
 
 _ATTEMPTS = 4
-"""How often one unit is begun before it counts as what kills the processes."""
+"""Number of times that one unit is started before it is considered to kill its processes."""
 _SECONDS_BETWEEN_LOOKS = 1.0
 _OBJECTS = 100_000_000
-"""Bytes of a session's shared memory, besides the model."""
+"""Bytes of a session's shared memory, in addition to the model."""
 _LONGEST_FOLDER = 40
-"""Letters; a socket's path may have 103, and Ray's own part of it takes 60."""
+"""Maximum number of characters; a socket's path may have 103, and Ray's own part of it takes 60."""
 _OWN_VARIABLES = ("RAY_USAGE_STATS_ENABLED", "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RayEngine:
-    """Runs an encoder's job on Ray; to be given to `encode_images`."""
+    """An engine for `encode_images` that runs the encoder's job on Ray."""
 
     actors: int | None = None
-    """How many processes encode. None for one on each GPU of the cluster; on CPUs it must be said."""
+    """Number of processes that encode. None for one on each GPU of the cluster; on CPUs it is required."""
     address: str | None = None
-    """Of a cluster, such as `auto` or `head:6379`. None for the one that this process is connected to, or that
-    RAY_ADDRESS names, and if there is neither, for a Ray of its own."""
+    """Address of a cluster, such as `auto` or `head:6379`. None for the cluster to which this process is connected, or
+    that RAY_ADDRESS names; if there is neither, Ray is started on this machine."""
 
     def check(self, device: str) -> None:
-        """UserError for what can be told without Ray, because starting it takes long."""
+        """Raise `UserError` for errors that can be detected without Ray, because starting it takes long."""
         if self.actors is not None and self.actors < 1:
             raise UserError(f"the number of Ray's actors is {self.actors}; it must be at least 1")
         if device.startswith("cuda:"):
@@ -74,8 +75,8 @@ class RayEngine:
         """Encode the units.
 
         Raises:
-            RunError: the cluster cannot be reached, or a unit ends its process again and again.
-            UserError: as in `encode_images`, or the cluster does not have the devices.
+            RunError: The cluster cannot be reached, or a unit repeatedly ends its process.
+            UserError: As in `encode_images`, or the cluster does not have the devices.
         """
         device = str(job.config.device)
         on_cpus = self._on_cpus(device)
@@ -90,7 +91,7 @@ class RayEngine:
         return self.address or os.environ.get("RAY_ADDRESS", "local")
 
     def _on_cpus(self, device: str) -> bool:
-        """Whether it is certain before Ray has started that no GPU will encode."""
+        """Return whether it is certain before Ray has started that no GPU will encode."""
         own = self._address() == "local" and not ray.is_initialized()
         return device == "cpu" or (own and pick_device(device).type == "cpu")
 
@@ -123,7 +124,7 @@ class RayEngine:
 
 
 class _Tally:
-    """What all actors have done so far."""
+    """The progress of all actors."""
 
     def __init__(self) -> None:
         self._begun: dict[int, int] = {}
@@ -131,26 +132,26 @@ class _Tally:
         self._images: dict[int, int] = {}
 
     def begin(self, unit: int) -> tuple[int, str]:
-        """How often this unit has been begun before, and how that ended."""
+        """Return how often this unit has been started before, and how that ended."""
         before = self._begun.get(unit, 0)
         self._begun[unit] = before + 1
         return before, self._failures.get(unit, "its process has ended; is there enough memory?")
 
     def fail(self, unit: int, text: str) -> None:
-        """This unit has ended with an exception."""
+        """Record that this unit has ended with an exception."""
         self._failures[unit] = text
 
     def add(self, unit: int, images: int) -> None:
-        """So many images of the unit are done."""
+        """Record that this number of the unit's images is done."""
         self._images[unit] = images
 
     def images(self) -> int:
-        """Of all units, each image once."""
+        """Return the number of images done over all units, each image counted once."""
         return sum(self._images.values())
 
 
 class _Actor:
-    """One process that encodes."""
+    """One encoding process."""
 
     def __init__(self, held: list[Any], tally: Any, device: str):
         self._held = held
@@ -159,10 +160,10 @@ class _Actor:
         self._encode: Callable[[int], None] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One unit. What is told in words comes back as a row, because Ray would wrap an exception.
+        """Encode one unit. An error that is meant for the user is returned as a row, because Ray would wrap it.
 
-        After any other exception the process ends, since it may be the device or the memory that is broken, and Ray
-        begins the unit again in a new one.
+        After any other exception the process ends, since the device or the memory may be broken, and Ray restarts the
+        unit in a new process.
         """
         unit = int(batch["unit"][0])
         error, message = "", ""
@@ -174,7 +175,7 @@ class _Actor:
             self._encode(unit)
         except (UserError, RunError) as told:
             error, message = type(told).__name__, str(told)
-        except Exception as failed:  # noqa: BLE001 - shown here, told in the end, and never gone on from
+        except Exception as failed:  # noqa: BLE001 - printed here, reported in the end; the process then ends
             traceback.print_exc()
             sys.stderr.flush()
             ray.get(self._tally.fail.remote(unit, reason(failed)))
@@ -184,7 +185,7 @@ class _Actor:
     def _load(self) -> Callable[[int], None]:
         job: Job = ray.get(self._held)[0]
         if job.working_folder.is_dir():
-            os.chdir(job.working_folder)  # from where the images' names may be relative
+            os.chdir(job.working_folder)  # The images' names may be relative to it.
         if not job.path.is_dir():
             raise UserError(
                 f"{socket.gethostname()} does not see {job.path}; store and images must lie where every machine of the "
@@ -210,7 +211,7 @@ class _Actor:
 
 @contextmanager
 def _connected(address: str, job: Job) -> Iterator[None]:
-    """Within it there is a Ray."""
+    """Provide a connection to Ray within the context."""
     if ray.is_initialized():
         yield
         return
@@ -220,15 +221,15 @@ def _connected(address: str, job: Job) -> Iterator[None]:
             try:
                 _knock(address)
                 ray.init(address=address, logging_level=logging.ERROR, **options)
-            except (OSError, RuntimeError, ValueError) as error:  # a ConnectionError is an OSError
+            except (OSError, RuntimeError, ValueError) as error:  # A ConnectionError is an OSError.
                 raise RunError(f"no Ray at {address}: {reason(error)}") from error
             yield
         finally:
-            ray.shutdown()  # of what has started, even if not all has
+            ray.shutdown()  # Shut down all that has started, even if the start was incomplete.
 
 
 def _knock(address: str) -> None:
-    """OSError if nobody listens there, which Ray would find out after more than five minutes."""
+    """Raise `OSError` if nothing listens there, which Ray would detect only after more than five minutes."""
     host, _, port = address.rpartition(":")
     if port.isdecimal() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -236,12 +237,12 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def _own_session(model: Autoencoder) -> Iterator[dict[str, Any]]:
-    """Options of `ray.init` for a Ray of this command alone."""
+    """Provide the options of `ray.init` for a Ray session of this command alone."""
     root = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     root = root if len(root) <= _LONGEST_FOLDER else "/tmp"
     before = {name: os.environ.get(name) for name in _OWN_VARIABLES}
-    # Ray listens on every network interface and does what it is told, so that it wants a token, by default one that it
-    # writes into the user's home; it says so itself in RAY_AUTH_MODE, which is therefore among those put back.
+    # Ray listens on every network interface and executes any request, so it requires a token, by default one that it
+    # writes into the user's home. It sets RAY_AUTH_MODE itself, which is therefore among the restored variables.
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     size = sum(parameter.nbytes for parameter in model.parameters())
     try:
@@ -257,7 +258,7 @@ def _own_session(model: Autoencoder) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Within it the logger reports errors only."""
+    """Report only the logger's errors within the context."""
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -268,7 +269,7 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
 
 @contextmanager
 def _shown(progress: Progress | None, tally: Any, images: int) -> Iterator[None]:
-    """Within it, and once at its end, the caller sees how many images are done."""
+    """Call `progress` with the number of images done, within the context and once at its end."""
     if progress is None:
         yield
         return
