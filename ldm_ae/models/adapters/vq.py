@@ -39,8 +39,8 @@ class VQModel(diffusers.VQModel):
 class VQAutoencoder(ConvolutionalAutoencoder):
     """A convolutional autoencoder with discrete latents: encoder, 1x1 convolution, quantizer, 1x1 convolution, decoder.
 
-    Latents are the quantized ones, (B, codebook_dim, h, w): what `decode` takes. With `VQ` or `EMAVQ` it is a
-    `diffusers.VQModel` on the disk, and a `VQ` when it is read again, `legacy` if it was; with another quantizer a
+    Latents are the quantized ones, (B, codebook_dim, h, w), the input of `decode`. With `VQ` or `EMAVQ` the saved model
+    is a `diffusers.VQModel`, which loads with a `VQ` quantizer, `legacy` if it was; with another quantizer it is a
     `QuantizedAutoencoder`, whose keys are the same where VQModel has them.
 
     Args:
