@@ -141,7 +141,7 @@ def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
         said: dict[str, Any] = {key: ddconfig[key] for key in ("ch", "num_res_blocks", "z_channels")}
         said |= {"double_z": ddconfig.get("double_z", True), "ch_mult": tuple(ddconfig["ch_mult"])}
         said |= {"embed_dim": params["embed_dim"], "n_embed": params.get("n_embed")}
-        attends = attention != "none"  # no part has self-attention, whatever the other keys state
+        attends = attention != "none"  # no part has self-attention, for any value of the other keys
         unlike = [key for key in ("tanh_out", "give_pre_end") if ddconfig.get(key)]
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # numbers and dates can be invalid, too
         raise UserError(f"{path} cannot be read as YAML: {reason(error)}") from error

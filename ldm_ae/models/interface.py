@@ -32,7 +32,7 @@ class AutoencoderOutput(NamedTuple):
     """The output of a forward pass."""
 
     reconstructions: Tensor
-    """(B, 3, H, W) float32, not clamped."""
+    """Reconstructions (B, 3, H, W) float32, not clamped."""
     posterior: Posterior
 
 
@@ -92,7 +92,7 @@ class Autoencoder(nn.Module, abc.ABC):
         del class_name
         return cls()
 
-    # --------------------------------------------------------------------------------------- what every model defines
+    # ------------------------------------------------------------------------------------------ required of every model
 
     @property
     @abc.abstractmethod
@@ -192,16 +192,16 @@ class Autoencoder(nn.Module, abc.ABC):
         posterior, latents = self.draw(pixel_values, noise)
         return AutoencoderOutput(self.decode(latents), posterior)
 
-    # ----------------------------------------------------------------------- what follows from the above for any model
+    # ----------------------------------------------------------------------------------- derived from the above members
 
     @property
     def latent_spec(self) -> LatentSpec:
-        """`spec.latents`."""
+        """The latents' specification, `spec.latents`."""
         return self.spec.latents
 
     @property
     def pixel_spec(self) -> PixelSpec:
-        """`spec.pixels`."""
+        """The images' specification, `spec.pixels`."""
         return self.spec.pixels
 
     @property

@@ -21,9 +21,9 @@ class Posterior(abc.ABC):
     """The distribution of latents that an encoder returns for a batch of images."""
 
     moments: Tensor | None = None
-    """(B, 2C, h, w) float32: mean and log-variance (clamped to [-30, 20]) on channels, if Gaussian."""
+    """Mean and log-variance (clamped to [-30, 20]) on channels, (B, 2C, h, w) float32, if Gaussian."""
     indices: Tensor | None = None
-    """(B, h, w) int64 codebook entries, if discrete; (B, Q, h, w) with Q levels of residual quantization."""
+    """Codebook entries (B, h, w) int64, if discrete; (B, Q, h, w) with Q levels of residual quantization."""
 
     @abc.abstractmethod
     def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
@@ -60,7 +60,7 @@ class GaussianPosterior(Posterior):
 
     def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
         if noise is None:
-            # Drawn where the generator lives, so that a CPU generator gives the same draw on every device.
+            # Drawn on the generator's device, so that a CPU generator gives the same draw on every device.
             device = generator.device if generator is not None else self.mean.device
             noise = torch.randn(self.mean.shape, generator=generator, device=device)
         return self.mean + torch.exp(0.5 * self.log_variance) * noise.to(self.mean)

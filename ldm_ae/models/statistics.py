@@ -16,7 +16,7 @@ NEARLY_CONSTANT = 1e-5
 
 
 class ChannelStatistics:
-    """Running statistics over batches, the same whatever the split into batches and processes (to float64 rounding).
+    """Running statistics over batches, the same for every split into batches and processes (to float64 rounding).
 
     Args:
         channels: C of the latents.
@@ -26,7 +26,7 @@ class ChannelStatistics:
         self.count = 0
         """Number of elements seen per channel."""
         self.channel_mean = torch.zeros(channels, dtype=torch.float64)
-        self._squares = torch.zeros(channels, dtype=torch.float64)  # sum of squared deviations from the mean
+        self._squares = torch.zeros(channels, dtype=torch.float64)  # sum of squared differences from the mean
         self._errors: Tensor | None = None  # sum of squared errors
 
     def update(self, latents: Tensor, *, squared_error: Tensor | None = None) -> None:

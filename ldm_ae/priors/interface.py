@@ -82,7 +82,7 @@ class CodePrior(nn.Module, abc.ABC):
     def steps(self, classes: Tensor) -> Steps:
         """Yield the same logits place by place, L times, each as soon as the codes before it are given."""
 
-    # --------------------------------------------------------------------------------------------- what others call
+    # -------------------------------------------------------------------------------------------------- public members
 
     def forward(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return logits (B, L, K) of every code given those before it in the sequence.

@@ -79,7 +79,7 @@ class Quantizer(nn.Module, abc.ABC):
     def _learn(self, batches: Sequence[Quantized], counts: Tensor) -> None:
         """Update state without gradients; `counts` (K,) int64 are those of all processes. Do nothing by default."""
 
-    # --------------------------------------------------------------------------------------------- what others call
+    # -------------------------------------------------------------------------------------------------- public members
 
     def quantize(self, latents: Tensor, *, noise: Tensor | None = None) -> Quantized:
         """Replace every latent vector by a code.

@@ -18,7 +18,7 @@ class Regularized(NamedTuple):
     """Latents to decode, (B, C, h, w)."""
     target: Tensor
     """Images with which all losses compare the reconstructions, (B, 3, H, W) in [-1, 1]."""
-    terms: dict[str, Tensor] = {}  # noqa: RUF012 - the default of a NamedTuple; nobody writes into it
+    terms: dict[str, Tensor] = {}  # noqa: RUF012 - the default of a NamedTuple; it is never modified
     """Named losses, (B,) float32 each, summed over one image's latents, like those of `Posterior.regularization`.
     `objective.regularization_weights` holds their weights."""
 

