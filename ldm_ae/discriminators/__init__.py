@@ -1,4 +1,4 @@
-"""The discriminators, one a file. A new one is one new file with a `Discriminator` class in it."""
+"""The discriminators, one per file. A new one is a new file with a `Discriminator` class in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 DISCRIMINATORS: Registry[Discriminator] = Registry(__name__, Discriminator, "discriminator")  # type: ignore[type-abstract]
 """Every discriminator by its name."""
 
-if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+if not TYPE_CHECKING:  # a type checker needs only the imports above
 
     def __getattr__(name: str) -> Any:
         return export(__name__, name, DISCRIMINATORS)

@@ -1,7 +1,7 @@
 """The PatchGAN discriminator: one logit for each overlapping patch.
 
 Source: Isola et al., Image-to-Image Translation with Conditional Adversarial Networks, arXiv 1611.07004, appendix
-6.1.2, with the layout that pix2pix, taming-transformers and LDM share; with n_layers=3 a logit sees 70x70 pixels.
+6.1.2, with the layout that pix2pix, taming-transformers and LDM share; with n_layers=3 a logit covers 70x70 pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GROUPS = 32
 
 
 class PatchDiscriminator(Discriminator):
-    """Strided 4x4 convolutions with LeakyReLU(0.2); widths ndf, 2 ndf, 4 ndf, at most 8 ndf.
+    """Strided 4x4 convolutions with LeakyReLU(0.2); widths are ndf, 2 ndf, 4 ndf, at most 8 ndf.
 
     Args:
         n_layers: Convolutions with stride 2.
@@ -41,7 +41,7 @@ class PatchDiscriminator(Discriminator):
         layers: list[nn.Module] = [wrap(first), nn.LeakyReLU(0.2)]
         for i in range(1, n_layers + 1):
             stride = 2 if i < n_layers else 1
-            # A convolution before batch normalization needs no bias; LDM has none there.
+            # A convolution before batch normalization does not need a bias; LDM has none there.
             convolution = nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=norm != "batch")
             layers += [wrap(convolution), *_normalization(norm, widths[i]), nn.LeakyReLU(0.2)]
         layers.append(wrap(nn.Conv2d(widths[-1], 1, 4, stride=1, padding=1)))
@@ -62,7 +62,7 @@ def _normalization(norm: Norm, channels: int) -> list[nn.Module]:
 
 
 def _initialize(module: nn.Module) -> None:
-    """pix2pix's initialization, which LDM keeps: N(0, 0.02) weights, normalization around 1."""
+    """Apply pix2pix's initialization, which LDM also uses: N(0, 0.02) weights, normalization around 1."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
         if module.bias is not None:

@@ -1,8 +1,8 @@
 """The spectral-norm PatchGAN: a logit for each element of a feature map, and no normalization of activations.
 
 Source: Yu et al., Free-Form Image Inpainting with Gated Convolution, arXiv 1806.03589, section 3.3 ("SN-PatchGAN"),
-without its mask channel; spectral normalization is that of Miyato et al., arXiv 1802.05957, with one power iteration a
-forward pass. The last convolution has no activation, so that logits are not bounded on one side.
+without its mask channel; spectral normalization is that of Miyato et al., arXiv 1802.05957, with one power iteration
+per forward pass. The last convolution has no activation, so that logits are not bounded on one side.
 """
 
 from __future__ import annotations

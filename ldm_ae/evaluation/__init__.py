@@ -1,4 +1,4 @@
-"""How good an autoencoder is: scores with their protocol, and a report to look at."""
+"""The quality of an autoencoder: scores with their protocol, and a report with images."""
 
 from ldm_ae.evaluation.activation_ranges import ActivationRanges, activation_ranges, first_batches
 from ldm_ae.evaluation.evaluate import Evaluation, ImageScores, Picture, evaluate, validate

@@ -1,8 +1,8 @@
-"""How large a model's activations get, and so whether it is safe in fp16.
+"""The size of a model's activations, and so whether it is safe in fp16.
 
-float16 ends at 65504; a module whose output goes beyond gives infinity, and a black picture in the end. Stable
-Diffusion XL's autoencoder is the known case. The largest value of each module's output is measured in float32 over some
-images, so that it is seen before anyone runs the model in fp16.
+The largest float16 is 65504; larger outputs of a module become infinite and result in a black image. Stable Diffusion
+XL's autoencoder is the known case. The largest value of each module's output is measured in float32 over some images,
+so that the problem is visible before anyone runs the model in fp16.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ FP16_LIMIT = 65504.0
 """The largest float16."""
 
 SAFETY_MARGIN = 2.0
-"""The largest activation times this must stay within the limit: other images reach further than those measured, and a
-module's own intermediate sums further than its output."""
+"""The largest activation times this must stay within the limit: other images can exceed the measured values, and a
+module's intermediate sums can exceed its output."""
 
 MEASURED_IMAGES = 16
-"""How many images commands measure on; a further pass in float32 over all of a large set would double its time."""
+"""Number of images that commands measure on; another float32 pass over all of a large set would double its time."""
 
 LATENTS, RECONSTRUCTIONS = "latents", "reconstructions"
-"""What goes between encoder and decoder, and what comes out; every model has these, whatever its modules are."""
+"""Names of the values between encoder and decoder, and of the output; every model has these, whatever its modules."""
 
 
 class PixelBatch(Protocol):
-    """What is needed of a loader's batch."""
+    """The part of a loader's batch that is needed here."""
 
     @property
     def pixel_values(self) -> Tensor:
-        """(B, 3, H, W) float32 in [-1, 1]."""
+        """Images, (B, 3, H, W) float32 in [-1, 1]."""
 
 
 _Batch = TypeVar("_Batch", bound=PixelBatch)
@@ -49,8 +49,8 @@ class ActivationRanges:
     """The largest |activation| of each module over some images."""
 
     modules: dict[str, float]
-    """By the module's name in the network, the largest first; infinite where a value was not finite in float32. A
-    module that passes on another's output is left out."""
+    """Values by the module's name in the network, the largest first; infinite where a value was not finite in float32.
+    Modules that only pass on another module's output are omitted."""
     images: int
 
     @property
@@ -74,7 +74,7 @@ class ActivationRanges:
         return f"{found} (limit {FP16_LIMIT:.0f}, margin {SAFETY_MARGIN:g}, {_images(self.images)})"
 
     def describe(self) -> dict[str, Any]:
-        """Everything, with what it holds for, as JSON values; None stands for what is not finite."""
+        """Return everything, with the conditions of the measurement, as JSON values; None means not finite."""
         modules = {name: value if math.isfinite(value) else None for name, value in self.modules.items()}
         return {
             "safe_in_fp16": self.safe_in_fp16,
@@ -92,7 +92,7 @@ class ActivationRanges:
 
 
 def first_batches(batches: Iterable[_Batch], images: int = MEASURED_IMAGES) -> tuple[list[_Batch], Iterator[_Batch]]:
-    """(the batches that hold the first `images` images, all batches): the first are read once and given twice."""
+    """Return the batches with the first `images` images, and all batches; the first ones are read only once."""
     rest = iter(batches)
     first: list[_Batch] = []
     count = 0
@@ -104,18 +104,18 @@ def first_batches(batches: Iterable[_Batch], images: int = MEASURED_IMAGES) -> t
 
 @torch.no_grad()
 def activation_ranges(model: Autoencoder, batches: Iterable[PixelBatch]) -> ActivationRanges:
-    """Encode and decode the images and note the largest |value| that each module of the network gives.
+    """Encode and decode the images and record the largest |value| in the output of each module of the network.
 
     Args:
-        model: In float32 and eval mode, on the device to run on, not compiled; it is left as it was.
-        batches: At least one; `pixel_values` (B, 3, H, W) in [-1, 1].
+        model: A model in float32 and eval mode, on the device to run on, not compiled; it is not changed.
+        batches: At least one batch; `pixel_values` (B, 3, H, W) in [-1, 1].
     """
     largest: dict[str, Tensor] = {}
     previous: list[Tensor] = []
 
     def note(name: str, output: object) -> None:
         tensors = [tensor for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.numel()]
-        # A container returns what its last child has just returned; the child's name says more.
+        # A container returns its last child's output; the child's name is more specific.
         if len(tensors) == len(previous) and all(a is b for a, b in zip(tensors, previous, strict=True)):
             return
         previous[:] = tensors
@@ -129,7 +129,7 @@ def activation_ranges(model: Autoencoder, batches: Iterable[PixelBatch]) -> Acti
 
         return hook
 
-    # A model without parameters, if there ever is one, runs where its images are.
+    # A model without parameters runs on the device of its images.
     parameter = next(model.parameters(), None)
     assert parameter is None or parameter.dtype == torch.float32, "ranges are those of a model that cannot overflow"
     device = None if parameter is None else parameter.device
@@ -137,7 +137,7 @@ def activation_ranges(model: Autoencoder, batches: Iterable[PixelBatch]) -> Acti
     images = 0
     try:
         for batch in batches:
-            # One image at a time: the batch size was chosen for a precision that may take half the memory.
+            # One image at a time: the batch size was chosen for a precision that may need half the memory.
             for pixel_values in batch.pixel_values.split(1):
                 latents = model.encode(pixel_values.to(device)).mode()
                 note(LATENTS, latents)

@@ -1,6 +1,6 @@
-"""What an image codec makes of the same images: the yardstick of rate and distortion.
+"""Image codecs applied to the same images, as the reference for rate and distortion.
 
-JPEG and WebP as Pillow writes them, whole files with their headers, at the quality numbers of their libraries.
+The codecs are JPEG and WebP as Pillow writes them: whole files with headers, at the libraries' quality numbers.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ CODECS: tuple[Codec, ...] = ("jpeg", "webp")
 
 
 class Coded(NamedTuple):
-    """Images after a codec."""
+    """Images after coding."""
 
     reconstructions: Tensor
-    """(B, 3, H, W) float32 in [-1, 1]."""
+    """Decoded images, (B, 3, H, W) float32 in [-1, 1]."""
     bits: Tensor
-    """(B,) float64: 8 times the bytes of each file."""
+    """Bits per image, (B,) float64: 8 times the bytes of its file."""
 
 
 def code_images(pixel_values: Tensor, codec: Codec, quality: int) -> Coded:
-    """Each image as a file of its own, and back.
+    """Encode each image as a file of its own, and decode it.
 
     Args:
         pixel_values: (B, 3, H, W) in [-1, 1], rounded to 8 bits here.
-        codec: Its name.
+        codec: Name of the codec.
         quality: 1 to 95 for JPEG (with optimized Huffman tables, chroma at half resolution), 0 to 100 for WebP (lossy).
     """
     reconstructions, bits = [], []

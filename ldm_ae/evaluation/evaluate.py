@@ -1,4 +1,4 @@
-"""Scores of an autoencoder over a set of images, with the protocol that they hold for."""
+"""Scores of an autoencoder over a set of images, with the protocol under which they are valid."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ RECONSTRUCTION = (
 
 
 class ImageBatch(Protocol):
-    """What is needed of a loader's batch."""
+    """The part of a loader's batch that is needed here."""
 
     @property
     def pixel_values(self) -> Tensor:
-        """(B, 3, H, W) float32 in [-1, 1]."""
+        """Images, (B, 3, H, W) float32 in [-1, 1]."""
 
     @property
     def keys(self) -> list[str]:
-        """B names."""
+        """Names of the B images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +61,12 @@ class ImageScores:
 
     key: str
     scores: dict[str, float]
-    """What each metric gives of one image, by key, and under `bicubic_KEY` what it gives of the thumbnail."""
+    """Each metric's score of the image, by key, and of its thumbnail, under `bicubic_KEY`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image to look at, beside what became of it. Levels are (3, H, W) uint8."""
+    """An image to show, with its reconstruction and thumbnail. Levels are (3, H, W) uint8."""
 
     row: ImageScores
     original: Tensor
@@ -74,12 +74,12 @@ class Picture:
     thumbnail: Tensor
     """The bicubic baseline."""
     latents: Tensor
-    """(C, h, w) float32, the posterior's mode."""
+    """Mode of the posterior, (C, h, w) float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Everything that `evaluate` finds out. `scores` and `protocol` are JSON values."""
+    """The complete results of `evaluate`. `scores` and `protocol` are JSON values."""
 
     scores: dict[str, float]
     images: list[ImageScores]
@@ -87,19 +87,19 @@ class Evaluation:
     protocol: dict[str, object]
     first: list[Picture]
     worst: list[Picture]
-    """By the score `ranking`, the worst first."""
+    """Images with the worst `ranking` scores, the worst first."""
     best: list[Picture]
-    """By the score `ranking`, the best first."""
+    """Images with the best `ranking` scores, the best first."""
     activations: ActivationRanges
-    """In float32, over the first images."""
+    """Activations in float32, over the first images."""
     codebook: CodebookSummary | None
-    """Of a discrete model whose codes can be counted."""
+    """Use of the codes of a discrete model; None where codes cannot be counted."""
     skipped: dict[str, str] = field(default_factory=dict)
-    """Why scores are missing that were asked for, by their names."""
+    """Reasons why requested scores are missing, by the scores' names."""
     infos: dict[str, ScoreInfo] = field(default_factory=dict)
-    """How each score is shown and explained, by its key; scores of the thumbnail share those of the model."""
+    """Display and explanation of each score, by its key; scores of the thumbnail share those of the model."""
     ranking: str | None = None
-    """The key of the score by which `worst` and `best` are chosen: the first that each image has and that has a
+    """Key of the score by which `worst` and `best` are chosen: the first score that every image has and that has a
     direction, by default PSNR."""
 
 
@@ -111,18 +111,18 @@ def validate(
     metrics: Sequence[Metric] | None = None,
     autocast_dtype: torch.dtype | None = None,
 ) -> dict[str, float]:
-    """Mean scores of a model in training on held-out images, by the same metrics as `evaluate`.
+    """Return mean scores of a model in training on held-out images, by the same metrics as `evaluate`.
 
     Args:
-        model: On its device, in any mode; every module is left in the mode that it was found in.
+        model: A model on its device, in any mode; the mode of every module is restored.
         loader: Batches of held-out images.
-        perceptual: On the model's device; its distance joins PSNR and SSIM.
-        metrics: What to compute in place of PSNR, SSIM and the perceptual distance.
+        perceptual: A distance on the model's device, added to PSNR and SSIM.
+        metrics: Metrics to compute in place of PSNR, SSIM and the perceptual distance.
         autocast_dtype: Run the model under autocast to this dtype; None runs it in its own.
 
     Returns:
-        `psnr`, `ssim` and the perceptual distance under its name, or what `metrics` give; not finite where the model's
-        output is not.
+        `psnr`, `ssim` and the perceptual distance under its name, or the scores of `metrics`; not finite where the
+        model's output is not.
 
     Raises:
         UserError: the loader has no images, or a metric cannot score them.
@@ -166,26 +166,26 @@ def evaluate(
     pictures: int = 6,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Reconstruct every image from its posterior's mode and measure. Memory does not grow with the number of images,
-    the table of scores apart. A score that these images do not allow, such as a Fréchet distance of one image, is
-    skipped; the protocol says why.
+    """Reconstruct every image from its posterior's mode and compute the scores. Except for the table of scores, memory
+    use does not grow with the number of images. A score that is undefined for these images, such as a Fréchet distance
+    of one image, is skipped; the protocol states why.
 
     Args:
-        model: In float32; put in eval mode, on the device and in the precision, and left there
+        model: A model in float32; it is put in eval mode, on the device and in the precision, and stays there
             (`models.for_inference`).
-        loader: Batches; its `rejected` (key -> reason), if it has one, goes into the protocol.
-        source: Where the images come from, in words.
-        transform_description: What was done to the images, JSON values.
-        model_name: Where the model comes from, in words.
-        metrics: What to compute; None computes the default set.
+        loader: Batches; its `rejected` (key -> reason), if it has one, is added to the protocol.
+        source: Origin of the images, in words.
+        transform_description: The transform applied to the images, as JSON values.
+        model_name: Origin of the model, in words.
+        metrics: Metrics to compute; None computes the default set.
         perceptual: Feature network of the default set's perceptual distance; moved to the device if it is a module.
-        features: Feature network of the default set's Fréchet distance; likewise.
-        prior: Over this model's codes, for their rate; in float32 whatever the precision.
-        precision: `auto`, `fp32`, `bf16` or `fp16`, of the model alone. A batch that overflows in fp16 is computed
-            again in fp32; the protocol counts these.
-        device: Where to run; `auto` picks an accelerator if there is one.
-        seed: Of the posterior samples that the latent statistics are taken over.
-        pictures: How many images to keep of the first, of the worst and of the best.
+        features: Feature network of the default set's Fréchet distance; moved likewise.
+        prior: Prior over this model's codes, for their rate; it runs in float32 in every precision.
+        precision: `auto`, `fp32`, `bf16` or `fp16`, for the model only. A batch that overflows in fp16 is computed
+            again in fp32; the protocol counts these batches.
+        device: Device to run on; `auto` picks an accelerator if there is one.
+        seed: Seed of the posterior samples for the latent statistics.
+        pictures: Number of images to keep of the first, of the worst and of the best.
         progress: Called after every batch with the number of images done.
 
     Raises:
@@ -248,7 +248,7 @@ def evaluate(
 
 @dataclass
 class _Collected:
-    """What is kept while images pass by."""
+    """Accumulators over the batches of images."""
 
     model: Autoencoder
     seed: int
@@ -262,7 +262,7 @@ class _Collected:
         size = self.model.latent_spec.codebook_size
         self.codes = None if size is None else CodebookUsage(size)
         self.first: list[Picture] = []
-        # Heaps whose smallest entry is the next to go; the position breaks ties, the earlier image stays.
+        # Heaps whose smallest entry is removed next; the position breaks ties in favour of the earlier image.
         self.worst: list[tuple[float, int, Picture]] = []
         self.best: list[tuple[float, int, Picture]] = []
 
@@ -274,7 +274,7 @@ class _Collected:
         return thumbnails
 
     def count(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor) -> None:
-        """Add a batch to the statistics of latents and of codes."""
+        """Add a batch to the statistics of latents and codes."""
         self.latents.update(posterior, latents.shape)
         if self.codes is not None and posterior.indices is not None:
             self.codes.update(posterior.indices, pixel_values[0, 0].numel())
@@ -287,12 +287,12 @@ class _Collected:
         latents: Tensor,
         images: tuple[Tensor, Tensor, Tensor],
     ) -> None:
-        """Add a batch to the table of images, and keep the pictures that rank high or low.
+        """Add a batch to the table of images, and keep the images that rank high or low.
 
         Args:
             keys: B names.
             scores: B values by key.
-            ranks: B values, higher is better; None keeps the first pictures alone.
+            ranks: B values, higher is better; None keeps only the first images.
             latents: (B, C, h, w), the posterior's mode.
             images: Originals, reconstructions and thumbnails, (B, 3, H, W) each.
         """
@@ -348,7 +348,7 @@ class _Collected:
         return {"size": self.model.latent_spec.codebook_size, "counted": counted, "rate": RATE_OF_CODES, "prior": prior}
 
     def evaluation(self, protocol: dict[str, object], activations: ActivationRanges, scoring: Scoring) -> Evaluation:
-        """What was collected; metrics that cannot score these images are added to `skipped`, which the protocol has."""
+        """Return the results; add metrics that cannot score these images to `skipped`, which is in the protocol."""
         scores = scoring.compute()
         kept = scoring.keys_of_images()
         for row in self.images:  # a metric may have been skipped after some batches
@@ -377,7 +377,7 @@ def _reconstruct(model: Autoencoder, pixel_values: Tensor) -> tuple[Posterior, T
 
 
 def _protocol(metrics: Sequence[Metric]) -> dict[str, object]:
-    """What metrics add to the protocol; where two of a kind are computed, the second one's entry bears its name."""
+    """Return the metrics' protocol entries; if two of a kind are computed, the second one's entry includes its name."""
     found: dict[str, object] = {"frechet_features": None}
     for metric in metrics:
         for name, value in metric.protocol().items():

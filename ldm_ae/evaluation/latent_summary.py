@@ -1,4 +1,4 @@
-"""What the latents of a set of images look like, channel by channel, gathered batch by batch."""
+"""Statistics of the latents of a set of images, channel by channel, gathered batch by batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HISTOGRAM_DEVIATIONS = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelSummary:
-    """One latent channel over all images, of one posterior sample per image."""
+    """Statistics of one latent channel over all images, from one posterior sample per image."""
 
     mean: float
     std: float
@@ -26,9 +26,9 @@ class ChannelSummary:
     active: bool | None
     """Whether `kl_nats` exceeds `ACTIVE_NATS`."""
     histogram: tuple[int, ...]
-    """Counts in equal bins over `histogram_range`; what lies outside is in the outermost bins."""
+    """Counts in equal bins over `histogram_range`; values outside it count in the outermost bins."""
     histogram_range: tuple[float, float]
-    """Four standard deviations around the mean, both of the first batch."""
+    """Range of four standard deviations around the mean, both of the first batch."""
 
 
 class LatentSummary:
@@ -36,7 +36,7 @@ class LatentSummary:
 
     Args:
         channels: C of the latents.
-        seed: Of the posterior samples. Each image has its own noise, so that the batch size changes nothing.
+        seed: Seed of the posterior samples. Each image has its own noise, so that the batch size has no effect.
     """
 
     def __init__(self, channels: int, seed: int):

@@ -1,4 +1,4 @@
-"""Which metrics are computed: the default set, and sets by name."""
+"""Selection of the metrics to compute: the default set, and sets by name."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from ldm_ae.evaluation.metrics.rate import Rate
 from ldm_ae.evaluation.metrics.ssim import SSIM
 
 DEFAULT = "default"
-"""Stands for the default set among names of metrics."""
+"""Name of the default set among names of metrics."""
 PERCEPTUAL_NETWORK, FEATURE_NETWORK = "stlpips_vgg", "auto"
-"""The networks of the default set, by name."""
+"""Names of the networks of the default set."""
 
 
 def default_metrics(
     perceptual: PerceptualDistance | None = None, features: FeatureNetwork | None = None
 ) -> list[Metric]:
-    """Return the metrics of an evaluation that names none; those of networks only where there is a network."""
+    """Return the default metrics; those that need a network are included only where it is given."""
     metrics = [
         PSNR(),
         SSIM(),
@@ -65,7 +65,7 @@ def named_metrics(
         features: The network of `frechet`: `auto`, `inception`, `efficientnet_lite0` or `none`.
 
     Raises:
-        UserError: an unknown name, a network that no metric of these uses, or weights that are not at hand.
+        UserError: an unknown name, a network that no metric of these uses, or weights that are not available locally.
     """
     for option, name, given in (("perceptual", Perceptual.name, perceptual), ("features", Frechet.name, features)):
         if given is not None and DEFAULT not in names and name not in names:
@@ -99,8 +99,8 @@ def perceptual_network(name: str) -> PerceptualDistance | None:
 
 
 def feature_network(name: str) -> FeatureNetwork | None:
-    """Return the network of a Fréchet distance: `inception`, `efficientnet_lite0`, the former where its weights are at
-    hand for `auto`, and None for `none`."""
+    """Return the network of a Fréchet distance: `inception`, `efficientnet_lite0`, for `auto` the former where its
+    weights are available locally and else the latter, and None for `none`."""
     if name == "none":
         return None
     if name == "auto":

@@ -1,4 +1,4 @@
-"""Whether a feature network takes images of a size, tried before any work is done."""
+"""A check, before any other work, that a feature network supports an image size."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def require_size(network: Network, call: Callable[[Network, Sequence[Tensor]], Any], shape: Sequence[int]) -> None:
-    """Raise `CannotScoreError` with the smallest size that works if the network does not take such images.
+    """Raise `CannotScoreError` with the smallest valid size if the network does not support such images.
 
     Args:
-        network: On any device; left as it is.
-        call: Given the network and one tensor; computes what depends on the size.
+        network: A network on any device; it is not changed.
+        call: Computes the part that depends on the size, given the network and one tensor.
         shape: (B, 3, H, W).
     """
     try:

@@ -1,4 +1,4 @@
-"""A list of metrics over batches of images: what evaluation and validation share."""
+"""Computation of a list of metrics over batches of images, which evaluation and validation share."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from ldm_ae.images.uint8 import rounded
 from ldm_ae.models import Posterior
 
 BASELINE_PREFIX = "bicubic_"
-"""Before the key of a score of the thumbnail."""
+"""Prefix of the keys of the thumbnail's scores."""
 
 
 class Scoring:
-    """Runs metrics. One that cannot score these images is skipped, with its reason; the others go on.
+    """Runner of metrics. A metric that cannot score these images is skipped, with its reason; the others continue.
 
     Args:
-        metrics: In the order of their scores.
-        setting: What they are prepared with.
-        strict: For metrics whose sizes are known to fit: raise a `CannotScoreError` instead of skipping the metric.
+        metrics: Metrics in the order of their scores.
+        setting: The argument of `Metric.prepare`.
+        strict: For metrics whose sizes are already checked: raise a `CannotScoreError` instead of skipping the metric.
     """
 
     def __init__(self, metrics: Sequence[Metric], setting: Setting, *, strict: bool = False):
         self.skipped: dict[str, str] = {}
-        """Why metrics have no score, by their names."""
+        """Reasons why metrics have no score, by the metrics' names."""
         self.infos: dict[str, ScoreInfo] = {}
-        """How each score is explained, by its key; the thumbnail's scores share those of the model's."""
+        """Display and explanation of each score, by its key; the thumbnail's scores share those of the model's."""
         self.ranking: str | None = None
-        """The key of the first score with a direction and a value for each image, by which images are ranked."""
+        """Key of the first score with a direction and a value for each image; it ranks the images."""
         self._strict = strict
         self._running: list[tuple[Metric, Metric | None]] = []
-        self._keys: dict[str, list[str]] = {}  # of the values of each image, by the metric's name
+        self._keys: dict[str, list[str]] = {}  # keys of each image's values, by the metric's name
         self._shapes: set[tuple[int, ...]] = set()
         for metric in metrics:
             try:
@@ -52,7 +52,7 @@ class Scoring:
         return [metric for metric, _ in self._running]
 
     def require(self, shape: tuple[int, ...]) -> None:
-        """Skip the metrics that cannot take images (B, 3, H, W) of this shape; each shape is tried once."""
+        """Skip the metrics that do not support images (B, 3, H, W) of this shape; each shape is tried once."""
         if self._strict or tuple(shape[1:]) in self._shapes:
             return
         self._shapes.add(tuple(shape[1:]))
@@ -112,7 +112,7 @@ class Scoring:
         return own | baseline | others
 
     def keys_of_images(self) -> set[str]:
-        """The keys of values of images whose metric is not skipped, the thumbnail's included."""
+        """Keys of the per-image values whose metric is not skipped, including the thumbnail's."""
         return {prefix + key for keys in self._keys.values() for key in keys for prefix in ("", BASELINE_PREFIX)}
 
     def rank(self, values: Mapping[str, list[float]]) -> list[float] | None:

@@ -1,4 +1,4 @@
-"""The yardstick of every score: a bicubic thumbnail about as large as the latents, enlarged again."""
+"""The baseline of every score: a bicubic thumbnail about as large as the latents, enlarged again."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ BASELINE_OF_CODES = "bicubic thumbnail with about as many bytes as the codes hav
 
 
 def bicubic_thumbnail(pixel_values: Tensor, numbers: int) -> tuple[Tensor, tuple[int, int]]:
-    """What shrinking an image to about `numbers` numbers, and enlarging it again, leaves of it.
+    """Shrink images to about `numbers` numbers each, and enlarge them again.
 
     Args:
         pixel_values: (B, 3, H, W).
-        numbers: How many numbers the thumbnail may have: 3 h w of it is the nearest to this at the image's aspect.
+        numbers: Size of the thumbnail: its 3 h w is the nearest to this number at the image's aspect ratio.
 
     Returns:
-        The enlarged thumbnail (B, 3, H, W) and the thumbnail's (h, w), never larger than the image. Both ways are
-        bicubic, and antialiased on the way down; the thumbnail itself is not rounded, as latents are not.
+        The enlarged thumbnail (B, 3, H, W) and the thumbnail's (h, w), never larger than the image. Both resizes are
+        bicubic, the downsampling with antialiasing; the thumbnail is not rounded, as latents are not.
     """
     height, width = pixel_values.shape[-2:]
     side = min((numbers / (3 * height * width)) ** 0.5, 1.0)
@@ -32,8 +32,8 @@ def bicubic_thumbnail(pixel_values: Tensor, numbers: int) -> tuple[Tensor, tuple
 
 
 def thumbnail_numbers(posterior: Posterior, latents: Tensor) -> int:
-    """How many numbers of 8 bits a thumbnail may have to be about as large as an image's latents (B, C, h, w): as many
-    as they are, but of codes, which are many numbers and few bits, as many bytes as they take at a fixed length."""
+    """Return the number of 8-bit numbers of a thumbnail that is about as large as an image's latents (B, C, h, w): the
+    number of latents, but for codes, which are many numbers and few bits, their size in bytes at a fixed length."""
     bits = posterior.rate()
     if bits is None or posterior.indices is None:
         return latents[0].numel()

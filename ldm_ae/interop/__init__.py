@@ -1,4 +1,4 @@
-"""Models in the files that other people's code reads: one file a format."""
+"""Models in the file formats of other code: one file per format."""
 
 from ldm_ae.interop.diffusers import export_diffusers
 from ldm_ae.interop.ldm import export_ldm, to_ldm_state_dict

@@ -1,8 +1,8 @@
-"""Export to a diffusers model folder, with the scale that its latents really have.
+"""Export to a diffusers model folder, with the measured scale of its latents.
 
 `AutoencoderKL.from_pretrained(OUT)` opens it. Pipelines divide by `scaling_factor` before they decode; it is
-1 / (standard deviation of the latents over a whole data set), where LDM (arXiv 2112.10752, appendix G) takes the first
-batch's. `ldm_ae.models.scaling` has the forms that a scale can have and the pipelines that read each.
+1 / (standard deviation of the latents over a whole data set), where LDM (arXiv 2112.10752, appendix G) uses the first
+batch's. `ldm_ae.models.scaling` lists the forms of a scale and the pipelines that read each form.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def export_diffusers(
     """Write the model as a diffusers folder; an earlier export at `out` is replaced in one rename.
 
     Args:
-        model: What to export; it is not changed.
+        model: The model to export; it is not changed.
         out: The folder.
-        scaling: Measured statistics, which replace the scale; None keeps what the model's configuration says.
+        scaling: Measured statistics, which replace the scale; None keeps the scale of the model's configuration.
         per_channel: Measure `latents_mean` and `latents_std`, for SDXL's pipelines and trainers that read them. The
             pipelines of Stable Diffusion, Kolors, DiT, SD3 and FLUX ignore them and would decode wrongly. False writes
-            none; None has them where the model does.
-        weights: What the weights are written in. Rounded ones are another model, of another `model_hash`.
-        sample_size: Side in pixels that the configuration names and that commands take by default; None keeps the side
+            none; None writes them if the model has them.
+        weights: Dtype of the written weights. Rounded weights are another model, with another `model_hash`.
+        sample_size: Side in pixels that the configuration states and that commands use by default; None keeps the side
             of the training crops.
 
     Returns:
@@ -59,7 +59,7 @@ def export_diffusers(
     if weights != torch.float32:
         known = scale_is_known(model)
         model.to(weights)
-        if known:  # rounded, the encoder is still the one that the scale is of
+        if known:  # even after rounding, the scale belongs to this encoder
             mark_scaled_encoder(model)
         for name, tensor in model.net.state_dict().items():
             if not tensor.isfinite().all():

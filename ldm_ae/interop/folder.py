@@ -1,4 +1,4 @@
-"""An exported folder appears whole or not at all, and never in the place of somebody's files."""
+"""Atomic export of a folder, which appears whole or not at all and never replaces a folder with other files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ldm_ae.io.files import new_folder, writing_folder
 
 @contextlib.contextmanager
 def exporting(out: str | Path, *, own_files: frozenset[str], size: int) -> Iterator[Path]:
-    """A temporary folder to write into; it takes the place of `out` when the block ends without error.
+    """Yield a temporary folder to write into; it replaces `out` when the block ends without error.
 
     Args:
-        out: The folder to make. It may exist if it is empty or an earlier export of the same format.
-        own_files: The names an export of this format consists of. A folder with any other name in it is not ours.
+        out: The folder to create. It may exist if it is empty or an earlier export of the same format.
+        own_files: The file names of an export of this format. A folder with any other name in it is not replaced.
 
         size: Bytes that will be written, as far as known.
 

@@ -1,7 +1,7 @@
 """KL and VQ autoencoders with the keys of CompVis's latent-diffusion (arXiv 2112.10752) and taming-transformers
 (arXiv 2012.09841), from and to diffusers' keys.
 
-The same network under other names: `encoder.down.{level}.block.{i}`, `encoder.mid.block_1`, `decoder.up.{level}` with
+The same network has other names: `encoder.down.{level}.block.{i}`, `encoder.mid.block_1`, `decoder.up.{level}` with
 level 0 the highest resolution (diffusers counts the decoder's levels from the lowest), `nin_shortcut` for the 1x1
 convolution beside a ResNet block, and attention as 1x1 convolutions (C, C, 1, 1) where diffusers has linear layers
 (C, C).
@@ -28,17 +28,17 @@ from ldm_ae.models.loading.ldm_keys import CODES, idle_attention, is_projection,
 
 LDM_FILES = frozenset({"model.safetensors", "config.yaml"})
 GROUPS = 32
-"""The number of groups of every GroupNorm in CompVis's code, whatever the widths."""
+"""Number of groups of every GroupNorm in CompVis's code, for all widths."""
 
 
 def to_ldm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a `diffusers.AutoencoderKL` or `VQModel` under CompVis's keys.
+    """Return the state dict of a `diffusers.AutoencoderKL` or `VQModel` under CompVis's keys.
 
-    What CompVis's network always has and diffusers' may lack is added so that the outputs stay the same: attention in
-    the middle with an output projection of zeros (the block is a residual one), and identities as quant convolutions.
+    Parts that CompVis's network always has and diffusers' may lack are added without a change of the outputs: attention
+    in the middle with an output projection of zeros (the block is residual), and identities as quant convolutions.
 
     Raises:
-        UserError: a key that no part of such a network has.
+        UserError: a key that such a network does not have.
     """
     names = rename_keys(state, source=0)
     renamed = {names[key]: (value[:, :, None, None] if is_projection(key) else value) for key, value in state.items()}
@@ -71,7 +71,7 @@ def export_ldm(model: Autoencoder, out: str | Path) -> Path:
     """
     config = ldm_config(model)
     net: Any = model.net
-    # Of a quantizer, the codes alone: how often each is used concerns our own training.
+    # Of a quantizer, only the codes: the record of their use matters only to our own training.
     own = {k: v for k, v in net.state_dict().items() if not k.startswith("quantize.") or k == CODES}
     state = {key: value.float().cpu().contiguous() for key, value in to_ldm_state_dict(own).items()}
     note = "".join(f"# {line}\n" for line in (
@@ -86,7 +86,7 @@ def export_ldm(model: Autoencoder, out: str | Path) -> Path:
 
 
 def scale_lines(spec: LatentSpec) -> list[str]:
-    """The scale in words for users of CompVis's code, whose latent diffusion models multiply by scale_factor alone."""
+    """Return lines about the scale for users of CompVis's code, whose diffusion models apply only scale_factor."""
     factor = spec.scaling_factor
     if spec.latents_mean is not None and spec.latents_std is not None:
         return [
@@ -103,10 +103,10 @@ def scale_lines(spec: LatentSpec) -> list[str]:
 
 
 def ldm_config(model: Autoencoder) -> dict[str, Any]:
-    """The configuration from which CompVis's `instantiate_from_config` builds the same network.
+    """Return the configuration from which CompVis's `instantiate_from_config` builds the same network.
 
     Raises:
-        UserError: the first thing about the network that CompVis's configuration cannot say.
+        UserError: the first property of the network that CompVis's configuration cannot express.
     """
     net: Any = model.net  # diffusers' attributes are not typed
     if model.compvis_class is None:
@@ -130,7 +130,7 @@ def ldm_config(model: Autoencoder) -> dict[str, Any]:
     if down != ["Attn" in name for name in config.up_block_types][::-1]:
         raise UserError("format ldm: encoder and decoder must have attention at the same levels; these differ")
     size = config.sample_size if isinstance(config.sample_size, int) else max(config.sample_size)
-    # Only which level has attention follows from it; each level's resolution must be a whole number, and its own.
+    # It only determines which level has attention; each level's resolution must be an integer that no other level has.
     resolution = max(size // 2 ** (levels - 1), 1) * 2 ** (levels - 1)
     kl = model.codebook is None
     own: dict[str, Any] = {"embed_dim": config.latent_channels}

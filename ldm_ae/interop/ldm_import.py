@@ -1,8 +1,8 @@
-"""Single files of KL and VQ autoencoders, CompVis's and taming's among them, into diffusers folders.
+"""Import of single files of KL and VQ autoencoders, including CompVis's and taming's, into diffusers folders.
 
-The shapes of the weights say what the network is (`ldm_ae.models.loading.single_file`). The side in pixels that it was
-trained at is not in them; CompVis's YAML has it as `resolution`. That file is optional, and what it says of the network
-must agree with the weights.
+The network follows from the shapes of the weights (`ldm_ae.models.loading.single_file`). The side in pixels of its
+training images does not; CompVis's YAML states it as `resolution`. That file is optional, and its description of the
+network must agree with the weights.
 """
 
 from __future__ import annotations
@@ -21,64 +21,64 @@ from ldm_ae.models.loading.shapes import LDMNetwork
 from ldm_ae.models.loading.single_file import SingleFile, build_autoencoder, open_single_file
 
 RESOLUTION = 256
-"""Side in pixels of every first stage that LDM and taming published, where no configuration says it."""
+"""Side in pixels of every first stage that LDM and taming published, used where no configuration states it."""
 _LARGEST_RESOLUTION = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
 class LDMConfig:
-    """What CompVis's YAML says beside the network."""
+    """Values in CompVis's YAML that do not describe the network."""
 
     resolution: int = RESOLUTION
     scale_factor: float | None = None
-    """Of the latent diffusion model; None where the file is a first stage's."""
+    """Scale factor of the latent diffusion model; None where the file describes a first stage."""
     scale_by_std: bool = False
-    """The scale was measured in training and is a tensor of the checkpoint."""
+    """Whether the scale was measured in training and is a tensor of the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What became of a checkpoint."""
+    """The result of an import."""
 
     path: Path
     file: SingleFile
-    """What was found in it; `file.network` is what the shapes say."""
+    """The opened checkpoint; `file.network` is inferred from the shapes."""
     scale: Scale
-    """Written as `scaling_factor`, and `shift_factor` where there is one."""
+    """Scale written as `scaling_factor`, and as `shift_factor` where there is one."""
     notes: tuple[str, ...]
-    """What was assumed, or taken against what else was said."""
+    """Notes on assumptions, and on values preferred over contradicting ones."""
 
     @property
     def network(self) -> LDMNetwork:
-        """What the shapes of the weights say."""
+        """The network inferred from the shapes of the weights."""
         return self.file.network
 
     @property
     def left_out(self) -> int:
-        """Tensors that belong to the loss, to averages, or to other parts of a latent diffusion model."""
+        """Number of tensors that belong to the loss, to averages, or to other parts of a latent diffusion model."""
         return self.file.left_out
 
 
 def import_ldm(
     checkpoint: str | Path, out: str | Path, *, config: str | Path | None = None, family: str | None = None
 ) -> Imported:
-    """Read a file of weights into a diffusers folder with equal outputs, in float32.
+    """Convert a file of weights to a diffusers folder with equal outputs, in float32.
 
     A VQ becomes a `diffusers.VQModel`. CompVis and taming weighted the codebook term with beta where the paper weights
-    the commitment; its config.json records that as `legacy_beta`, and training goes on from it as it was. taming's
-    Gumbel quantizer becomes a `QuantizedAutoencoder` that takes the likeliest code where taming draws one.
+    the commitment; its config.json records that as `legacy_beta`, and further training weights it the same way.
+    taming's Gumbel quantizer becomes a `QuantizedAutoencoder` that chooses the most likely code where taming draws one.
 
     Args:
-        checkpoint: A safetensors file, or a checkpoint of PyTorch of which tensors alone are unpickled; of a first
-            stage or of a whole latent diffusion model, whose first stage is taken.
+        checkpoint: A safetensors file, or a PyTorch checkpoint of which only tensors are unpickled; it holds a first
+            stage or a whole latent diffusion model, whose first stage is used.
         out: The folder.
         config: CompVis's YAML of either.
-        family: `sd`, `sdxl`, `sd3` or `flux`: whose published scale the latents have, where the file does not say it.
+        family: `sd`, `sdxl`, `sd3` or `flux`, whose published scale applies where the file does not state one.
 
     Raises:
-        UserError: no such file, weights that are not such a network's, a configuration that does not agree with them,
-            a family against what the file says or of another number of channels, or `out` holds other files or cannot
-            be written.
+        UserError: no such file, weights of another kind of network, a configuration that does not agree with them, a
+            family that contradicts the file or has another number of channels, or `out` holds other files or cannot be
+            written.
     """
     file = open_single_file(checkpoint)
     said = LDMConfig() if config is None else read_ldm_config(config, file.network)
@@ -95,7 +95,7 @@ def import_ldm(
 
 
 def _scale(file: SingleFile, said: LDMConfig, config: str | None, family: str | None) -> tuple[Scale, list[str]]:
-    """What scales the latents: a tensor of the file before the configuration, the family, and the convention."""
+    """Return the scale of the latents and notes. A tensor of the file precedes configuration, family and convention."""
     scale, notes = file.scale, list[str]()
     if scale.in_file:
         if said.scale_factor not in (None, 1.0, scale.factor) and not said.scale_by_std:
@@ -123,10 +123,10 @@ def _scale(file: SingleFile, said: LDMConfig, config: str | None, family: str | 
 
 
 def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
-    """CompVis's YAML, of a first stage or of a latent diffusion model that has one.
+    """Read CompVis's YAML of a first stage, or of a latent diffusion model with one.
 
     Raises:
-        UserError: no such file, not of that form, or it says another network than the weights are of.
+        UserError: no such file, another format, or a network that differs from that of the weights.
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -141,9 +141,9 @@ def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
         said: dict[str, Any] = {key: ddconfig[key] for key in ("ch", "num_res_blocks", "z_channels")}
         said |= {"double_z": ddconfig.get("double_z", True), "ch_mult": tuple(ddconfig["ch_mult"])}
         said |= {"embed_dim": params["embed_dim"], "n_embed": params.get("n_embed")}
-        attends = attention != "none"  # there is no self-attention anywhere, whatever else it says
+        attends = attention != "none"  # no part has self-attention, for any value of the other keys
         unlike = [key for key in ("tanh_out", "give_pre_end") if ddconfig.get(key)]
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # numbers and dates can be wrong, too
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # numbers and dates can be invalid, too
         raise UserError(f"{path} cannot be read as YAML: {reason(error)}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no configuration of CompVis's form (model: params: ddconfig): {error}") from error
@@ -159,7 +159,7 @@ def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
         raise UserError(f"{path}: resolution must be a whole number from 1 to {_LARGEST_RESOLUTION}")
     if scale_factor is not None and (type(scale_factor) not in (int, float) or not 0 < scale_factor < float("inf")):
         raise UserError(f"{path}: scale_factor must be a number above 0")
-    for key, value in said.items():  # before any of them is shown: a few lines of YAML can stand for gigabytes
+    for key, value in said.items():  # before any value is shown: a few lines of YAML can expand to gigabytes
         if not all(isinstance(item, int | None) for item in (value if isinstance(value, tuple) else [value])):
             raise UserError(f"{path}: {key} must be whole numbers")
     levels = range(len(network.ch_mult))

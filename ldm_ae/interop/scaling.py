@@ -1,7 +1,7 @@
-"""Measuring the scale of a model's latents, and when the one that it has is replaced.
+"""Measurement of the scale of a model's latents, and the decision whether it replaces the model's scale.
 
-An encoder that has a scale keeps it: diffusion models were trained with it, and a decoder that was trained further
-changes no latent. An encoder that was trained since, or that nobody has measured, is measured.
+An encoder with a scale keeps it: diffusion models were trained with it, and further training of the decoder does not
+change latents. An encoder that was trained since, or that was never measured, is measured.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from ldm_ae.models.scaling import (
 def measure_scaling(
     model: Autoencoder, loader: Iterable[Batch], *, progress: Callable[[int], None] | None = None
 ) -> ChannelStatistics:
-    """Per-channel statistics of one posterior sample per image, with each sample's own noise.
+    """Return per-channel statistics of one posterior sample per image, with each sample's own noise.
 
     Args:
-        model: In eval mode, on the device to run on.
+        model: A model in eval mode, on the device to run on.
         loader: Batches of images, usually an `EvaluationLoader`.
         progress: Called with the number of images done after every batch.
     """
@@ -54,12 +54,12 @@ def settle_scaling(
     """Give a trained model the scale of its latents: keep it where the encoder is unchanged, else measure it.
 
     Args:
-        model: What to export; it is put in eval mode, and its configuration changed.
-        loader: Images to measure on, or None for none.
-        progress: As of `measure_scaling`.
+        model: The model to export; it is put in eval mode, and its configuration is changed.
+        loader: Images to measure on; None if there are none.
+        progress: See `measure_scaling`.
 
     Returns:
-        What has been done, and whether the model has a scale of its own now.
+        A description of the action, and whether the model now has a scale of its own.
     """
     model.eval()
     before = model.latent_spec
@@ -82,26 +82,26 @@ def settle_scaling(
 
 
 class ScalingPlan(NamedTuple):
-    """What `export` does about a model's scale."""
+    """The action of `export` on a model's scale."""
 
     measure: bool
-    """Whether it replaces the scale by a measured one."""
+    """Whether a measured scale replaces the model's."""
     notes: list[str]
-    """What is to be said of the scale that stays."""
+    """Messages about the scale that is kept."""
 
 
 def plan_scaling(model: Autoencoder, choice: str, *, per_channel: bool | None, images: bool) -> ScalingPlan:
-    """Decide by the options of `export`, before anything is computed.
+    """Evaluate the options of `export` before anything is computed.
 
     Args:
-        model: What is exported.
+        model: The model to export.
         choice: `keep`, `measure`, or `auto`: measure where the model has no scale of its own.
-        per_channel: The form that is asked for, or None; one that is asked for is measured.
+        per_channel: The requested form, or None; a requested form is measured.
         images: Whether there are images to measure on.
 
     Raises:
-        UserError: options that exclude each other, no images for what has to be measured, or vectors for a model whose
-            pipelines read a shift.
+        UserError: options that exclude each other, no images for a measurement, or vectors for a model whose pipelines
+            read a shift.
     """
     form = None if per_channel is None else "--per-channel" if per_channel else "--no-per-channel"
     if choice == "keep" and form is not None:
@@ -124,7 +124,7 @@ def plan_scaling(model: Autoencoder, choice: str, *, per_channel: bool | None, i
 def scaling_line(
     before: LatentSpec, statistics: ChannelStatistics | None, images: str, *, per_channel: bool | None
 ) -> str:
-    """What `export --images` prints of the scale: the change, or what is kept without `statistics`."""
+    """Return the line of `export --images` about the scale: the change, or without `statistics` the kept scale."""
     if statistics is None:
         return f"{describe_scaling(before)} is kept; --scaling measure measures it on {images}"
     after = measured_scaling(before, statistics, per_channel=per_channel)

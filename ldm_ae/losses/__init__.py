@@ -1,4 +1,4 @@
-"""The losses, one folder a family and one file a loss, and the objective that adds them up."""
+"""The losses, one folder per family and one file per loss, and the objective that adds them up."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
     "VanillaLoss",
 ]
 
-if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+if not TYPE_CHECKING:  # a type checker needs only the imports above
 
     def __getattr__(name: str) -> Any:
         return export(__name__, name, RECONSTRUCTION_LOSSES, PERCEPTUAL_LOSSES, ADVERSARIAL_LOSSES)

@@ -1,10 +1,10 @@
-"""Adds the generator's losses up: reductions, weights, schedule of the adversarial term.
+"""The sum of the generator's losses: reductions, weights, schedule of the adversarial term.
 
 Source: arXiv 2112.10752, section 3.1 and appendix G; the learned log-variance is that of Dai and Wipf, arXiv
 1903.05789, as CompVis use it. Two reductions exist:
 
 `ldm`   every term is summed over one image's elements and averaged over the batch, the perceptual distance counting
-        once for each of the 3HW elements. This is what LDM's published weights refer to: kl_weight 1e-6.
+        once for each of the 3HW elements. LDM's published weights, such as kl_weight 1e-6, refer to this reduction.
 `mean`  every term is a mean over its own elements: 3HW of them for the reconstruction, Chw for the latents.
 
 A `ldm` weight w of a latent term is w * Chw / 3HW in `mean`: for f8c4 at any size 1e-6 becomes 2.08e-8.
@@ -65,7 +65,7 @@ class ObjectiveConfig:
                 raise UserError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
 
     def gan_weight_at(self, step: int) -> float:
-        """Weight of the adversarial loss after `step` updates; 0 means that the generator does not see it."""
+        """Return the weight of the adversarial loss after `step` updates; at 0 the generator does not use it."""
         since = step - self.discriminator_start - self.discriminator_warmup_steps
         if since < 0:
             return 0.0
@@ -77,13 +77,13 @@ class ReconstructionTerms(NamedTuple):
     """The reconstruction part of the objective, and its terms in units that do not depend on the reduction."""
 
     nll: Tensor
-    """Scalar, reduced: what is optimized."""
+    """Optimized value: scalar, reduced."""
     error: Tensor
-    """Scalar, reduced: `nll` before the log-variance."""
+    """`nll` before the log-variance: scalar, reduced."""
     rec_loss: Tensor
-    """Scalar, mean over all pixel values."""
+    """Mean over all pixel values: scalar."""
     perceptual_loss: Tensor | None
-    """Scalar, mean distance over images."""
+    """Mean distance over images: scalar."""
 
 
 class Objective(PartlyFrozen):
@@ -98,7 +98,7 @@ class Objective(PartlyFrozen):
         self.log_variance = nn.Parameter(torch.zeros(())) if config.learned_log_variance else None
 
     def reconstruction(self, reconstructions: Tensor, pixel_values: Tensor) -> ReconstructionTerms:
-        """Error of (B, 3, H, W) reconstructions, every term in float32."""
+        """Return the error of reconstructions (B, 3, H, W), every term in float32."""
         per_element = self.config.reconstruction(reconstructions.float(), pixel_values.float())
         rec_loss = per_element.mean()
         perceptual_loss = None
@@ -106,18 +106,18 @@ class Objective(PartlyFrozen):
         if self.perceptual is not None:
             perceptual_loss = self.perceptual(reconstructions, pixel_values).mean()
             per_element_total = rec_loss + self.config.perceptual_weight * perceptual_loss
-        # An image's 3HW elements are equally many in every image, so the sum over one image is the mean times 3HW.
+        # Every image has the same number of elements, 3HW, so the sum over one image is the mean times 3HW.
         error = per_element_total * self._elements(pixel_values)
         return ReconstructionTerms(self.nll(error, pixel_values), error, rec_loss, perceptual_loss)
 
     def nll(self, error: Tensor, pixel_values: Tensor) -> Tensor:
-        """error / exp(s) + s per element, with s the learned log-variance; the error itself without one."""
+        """Return error / exp(s) + s per element, with s the learned log-variance; the error itself without one."""
         if self.log_variance is None:
             return error
         return error * torch.exp(-self.log_variance) + self._elements(pixel_values) * self.log_variance
 
     def regularization(self, terms: dict[str, Tensor], latents: Tensor) -> Tensor:
-        """Weighted sum of the posterior's named terms, each (B,) summed over one image's latents (B, C, h, w)."""
+        """Return the weighted sum of the posterior's terms, each (B,) summed over one image's latents (B, C, h, w)."""
         total = latents.new_zeros(())
         for name, weight in self.config.regularization_weights.items():
             if name not in terms:

@@ -52,7 +52,7 @@ __all__ = [
     "weights_sha256",
 ]
 
-if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+if not TYPE_CHECKING:  # a type checker needs only the imports above
 
     def __getattr__(name: str) -> Any:
         if (new := old_export(__name__, name, {"redone_batches": "fp32_fallbacks"})) is not None:

@@ -1,4 +1,4 @@
-"""What makes a model this model: its configuration and a hash of its weights."""
+"""The identity of a model: its configuration and a hash of its weights."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ldm_ae.models.scaling import SCALE
 
 
 def hash_json(value: object) -> str:
-    """sha256 of the canonical JSON of `value`, in hex."""
+    """Return the sha256 of the canonical JSON of `value`, in hex."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def model_config(model: Autoencoder) -> dict[str, Any]:
-    """The network's configuration as JSON values, without names of folders and library versions."""
+    """Return the network's configuration as JSON values, without folder names and library versions."""
     config: dict[str, Any] = {"_class_name": type(model.net).__name__}
     config |= {key: value for key, value in model.net.config.items() if not key.startswith("_")}
     return json.loads(json.dumps(config))
 
 
 def network_config(model: Autoencoder) -> dict[str, Any]:
-    """`model_config` without what leaves the latents as they are, such as scaling constants."""
+    """Return `model_config` without the keys that do not change the latents, such as scaling constants."""
     neutral = {*SCALE, "sample_size", *model.neutral_config}
     return {key: value for key, value in model_config(model).items() if key not in neutral}
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """Hex digest of a state dict: names, dtypes, shapes and bytes, in the order of the names."""
+    """Return the sha256 in hex of a state dict: names, dtypes, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
@@ -43,12 +43,12 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def model_hash(model: Autoencoder) -> str:
-    """sha256 over the network's float32 weights and the configuration that shapes it, in hex.
+    """Return the sha256 in hex of the network's float32 weights and the configuration that shapes it.
 
-    Scaling constants are left out: they do not change a latent, and an export that measures them is the same model.
+    Scaling constants are excluded: they do not change a latent, and an export that measures them is the same model.
 
     Raises:
-        UserError: the weights are not float32, so that their hash would not be the saved model's.
+        UserError: the weights are not float32, so that their hash would differ from the saved model's.
     """
     for parameter in model.net.parameters():
         if parameter.dtype != torch.float32:

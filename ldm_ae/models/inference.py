@@ -1,4 +1,4 @@
-"""A model made ready for fast inference: device, dtype, memory layout."""
+"""Preparation of a model for fast inference: device, dtype, memory layout."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ldm_ae.models.wrappers.overflow import OverflowGuard
 def for_inference(
     model: Autoencoder, *, device: str | torch.device = "auto", precision: str = "fp32", compiled: bool = False
 ) -> Autoencoder:
-    """The model, changed in place: eval mode, no gradients, weights of the precision's dtype and memory layout.
+    """Change the model in place for inference: eval mode, no gradients, the precision's dtype and memory layout.
 
     Args:
         model: Any autoencoder.
-        device: Where to run; `auto` picks an accelerator if there is one.
-        precision: `auto`, `fp32`, `bf16` or `fp16`. Posteriors and reconstructions are float32 whatever it is.
+        device: Device to run on; `auto` picks an accelerator if there is one.
+        precision: `auto`, `fp32`, `bf16` or `fp16`. Posteriors and reconstructions are float32 in every precision.
         compiled: Compile encoder and decoder with torch.compile.
 
     Returns:
-        The model; for fp16 in an `OverflowGuard`, so that what overflows is computed again and no result is lost.
+        The model; for fp16 in an `OverflowGuard`, which recomputes a batch that overflows, so that no result is lost.
 
     Raises:
-        UserError: a precision or device that is not there, or `compiled` and the network declares no parts to compile.
+        UserError: an unavailable precision or device, or `compiled` for a network that declares no parts to compile.
     """
     device = pick_device(device) if isinstance(device, str) else device
     numerics = inference_numerics(precision, device)

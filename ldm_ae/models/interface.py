@@ -1,8 +1,8 @@
-"""What losses, trainer, encoder, evaluation and export know of an autoencoder, and all they know.
+"""The complete interface of an autoencoder to losses, trainer, encoder, evaluation and export.
 
-Shapes and ranges are those of the whole project: `pixel_values` (B, 3, H, W) float RGB in [-1, 1] (`spec.pixels`
-states channels, meaning and range); `latents` (B, C, h, w) unscaled, what the decoder takes; `scaled_latents` what a
-diffusion model sees.
+The whole project uses these shapes and ranges: `pixel_values` (B, 3, H, W) float RGB in [-1, 1] (`spec.pixels` states
+channels, meaning and range); `latents` (B, C, h, w) unscaled, the decoder's input; `scaled_latents`, the input of a
+diffusion model.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ldm_ae.models.scaling import NO_SCALE, mark_scaled_encoder
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 
 SAMPLE_SIZE = "_sample_size"
-"""Key of the configuration for `sample_size`, where the network's class has none of its own."""
+"""Configuration key of `sample_size`, where the network's class has no key of its own."""
 DEFAULT_SAMPLE_SIZE = 256
 
 
 class AutoencoderOutput(NamedTuple):
-    """What a forward pass gives."""
+    """The output of a forward pass."""
 
     reconstructions: Tensor
-    """(B, 3, H, W) float32, not clamped."""
+    """Reconstructions (B, 3, H, W) float32, not clamped."""
     posterior: Posterior
 
 
@@ -41,39 +41,39 @@ class Codebook:
     """The codes of a discrete model."""
 
     method: str
-    """The name of the quantizer, such as `FSQ`, for messages."""
+    """Name of the quantizer, such as `FSQ`, for messages."""
     size: int
     """K: indices are in [0, K)."""
     levels: int | None
-    """Q of the indices (B, Q, h, w) of residual quantization, None where they are (B, h, w)."""
+    """Q of the indices (B, Q, h, w) of residual quantization, None where indices are (B, h, w)."""
     latents: Callable[[Tensor], Tensor]
-    """Indices as `Posterior.indices`, of any integer dtype -> latents (B, C, h, w) float32; UserError for a wrong shape
-    or an index that no code has."""
+    """Convert indices, shaped like `Posterior.indices` and of any integer dtype, to latents (B, C, h, w) float32;
+    UserError for a wrong shape or an index without a code."""
 
 
 class Autoencoder(nn.Module, abc.ABC):
-    """An image autoencoder around a diffusers model, `net`, which is what is saved.
+    """An image autoencoder around a diffusers model, `net`, which is the part that is saved.
 
-    A class for another network lies in one file of `ldm_ae/models/adapters`. It has to
+    A class for another network occupies one file of `ldm_ae/models/adapters`. It must
 
     - name in `class_names` the networks that it opens, and take `pretrained`, a model folder, as a keyword;
     - set `net` to a `ModelMixin` with `ConfigMixin`;
     - define `spec`, `encode` and `decode`;
-    - give a small random network by `example`, on which `tests/models/test_contract.py` tries all of it.
+    - return a small random network from `example`, on which `tests/models/test_contract.py` tests the whole interface.
 
-    Everything under "capabilities" is what only some models have. Each has a value that means "none", which is the
-    default; callers ask before they use it.
+    Only some models have the members under "capabilities". Each has a value that means "none", which is the default;
+    callers check it before use.
     """
 
     class_names: ClassVar[tuple[str, ...]] = ()
-    """`_class_name` in the config.json of the model folders that this class opens."""
+    """Values of `_class_name` in the config.json of the model folders that this class opens."""
 
     net: Any
     """A diffusers model."""
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Autoencoder:
-        """The model in a folder whose `_class_name` is one of `class_names`, in float32.
+        """Load a folder whose `_class_name` is one of `class_names`, in float32.
 
         Raises:
             UserError: the folder is damaged, or its images are not supported.
@@ -88,24 +88,25 @@ class Autoencoder(nn.Module, abc.ABC):
 
     @classmethod
     def example(cls, class_name: str) -> Autoencoder:
-        """A random network of one of `class_names`, as small as it can be; what the constructor gives by default."""
+        """Return the smallest random network of one of `class_names`; by default, the constructor's default network."""
         del class_name
         return cls()
 
-    # --------------------------------------------------------------------------------------- what every model defines
+    # ------------------------------------------------------------------------------------------ required of every model
 
     @property
     @abc.abstractmethod
     def spec(self) -> AutoencoderSpec:
-        """Pixels: channels, meaning, range. Latents: channels, downsample factor, scaling, codes."""
+        """Specification of the images (channels, meaning, range) and the latents (channels, downsample factor, scaling,
+        codes)."""
 
     @abc.abstractmethod
     def encode(self, pixel_values: Tensor) -> Posterior:
-        """(B, 3, H, W) in [-1, 1] -> posterior. UserError if H or W is not divisible by the downsample factor."""
+        """Encode images (B, 3, H, W) in [-1, 1]. UserError if H or W is not divisible by the downsample factor."""
 
     @abc.abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Unscaled latents (B, C, h, w) -> reconstructions (B, 3, H, W) float32, not clamped."""
+        """Decode unscaled latents (B, C, h, w) to reconstructions (B, 3, H, W) float32, not clamped."""
 
     # --------------------------------------------------------------------------------- capabilities: none by default
 
@@ -113,20 +114,20 @@ class Autoencoder(nn.Module, abc.ABC):
     """Whether posteriors are Gaussian and have `moments`."""
 
     decoder_names: tuple[str, ...] = ()
-    """How the names of the parameters of `net` begin on which latents do not depend. All others are the encoder's: a
-    scale is measured for those, and stays when the rest is trained."""
+    """Prefixes of the names of `net`'s parameters that do not affect latents. All others belong to the encoder: a scale
+    is measured for those and stays valid when only parameters with these prefixes are trained."""
 
     compvis_class: str | None = None
-    """The class of CompVis's latent-diffusion that computes the same, if `net` has the parameters and configuration of
-    one: `AutoencoderKL` or `VQModel`."""
+    """The class of CompVis's latent-diffusion with the same function, `AutoencoderKL` or `VQModel`, if `net` has the
+    parameters and configuration of one."""
 
     neutral_config: frozenset[str] = frozenset()
-    """Keys of the configuration that change no latent, beside those of a scale and the sample size: the same weights
-    are the same model (`model_hash`) whatever they are."""
+    """Configuration keys, beside the scale's and the sample size, that change no latent: models that differ in them
+    alone are the same model (`model_hash`)."""
 
     @property
     def last_layer(self) -> nn.Parameter | None:
-        """The decoder's last weight, where the adaptive GAN weight is measured; None if there is no such layer."""
+        """The decoder's last weight, at which the adaptive GAN weight is measured; None if there is no such layer."""
         return None
 
     @property
@@ -135,9 +136,9 @@ class Autoencoder(nn.Module, abc.ABC):
         return None
 
     def compilable_parts(self, *, for_training: bool = False) -> Sequence[nn.Module]:
-        """The modules that torch.compile takes; none if the network does not compile.
+        """Return the modules that torch.compile accepts; none if the network does not compile.
 
-        For training the last layer is outside of them, so that its gradient can be taken alone.
+        For training they exclude the last layer, so that its gradient can be computed separately.
         """
         del for_training
         return ()
@@ -150,39 +151,39 @@ class Autoencoder(nn.Module, abc.ABC):
     # ------------------------------------------------------------------------------------------------------ training
 
     def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
-        """Update what learns without gradients, such as moving averages of codes; nothing by default.
+        """Update the parts that learn without gradients, such as moving averages of codes; do nothing by default.
 
         A training step calls it once on every process, after its backward passes and before the optimizer's update.
 
         Args:
-            posteriors: Of this process's micro-batches, in order.
+            posteriors: The posteriors of this process's micro-batches, in order.
 
         Returns:
-            Scalars to log, of the whole step over all processes.
+            Scalars to log, for the whole step over all processes.
         """
         del posteriors
         return {}
 
     def needed_terms(self) -> frozenset[str]:
-        """Names of the terms in `Posterior.regularization` without which a part that is to learn does not; none by
+        """Names of the terms in `Posterior.regularization` without which a trainable part does not learn; none by
         default."""
         return frozenset()
 
     def learned_parameters(self) -> list[Tensor]:
-        """The parameters that `learn` may change, beside buffers; none by default."""
+        """Return the parameters that `learn` may change, in addition to buffers; none by default."""
         return []
 
     def compile_parts(self, *, for_training: bool = False) -> None:
-        """Compile `compilable_parts` in place; the state dict's keys stay as they are."""
+        """Compile `compilable_parts` in place; the state dict's keys do not change."""
         for part in self.compilable_parts(for_training=for_training):
             part.compile()
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations in the backward pass: less memory, about a third more time."""
+        """Recompute activations in the backward pass: this needs less memory and about a third more time."""
         self.net.enable_gradient_checkpointing()
 
     def draw(self, pixel_values: Tensor, noise: Tensor | None = None) -> tuple[Posterior, Tensor]:
-        """Encode and draw latents (B, C, h, w): with `noise` of that shape if given, else the global generator."""
+        """Encode, and draw latents (B, C, h, w) with `noise` of that shape if given, else with the global generator."""
         posterior = self.encode(pixel_values)
         return posterior, posterior.sample(noise=noise)
 
@@ -191,32 +192,32 @@ class Autoencoder(nn.Module, abc.ABC):
         posterior, latents = self.draw(pixel_values, noise)
         return AutoencoderOutput(self.decode(latents), posterior)
 
-    # ----------------------------------------------------------------------- what follows from the above for any model
+    # ----------------------------------------------------------------------------------- derived from the above members
 
     @property
     def latent_spec(self) -> LatentSpec:
-        """`spec.latents`."""
+        """The latents' specification, `spec.latents`."""
         return self.spec.latents
 
     @property
     def pixel_spec(self) -> PixelSpec:
-        """`spec.pixels`."""
+        """The images' specification, `spec.pixels`."""
         return self.spec.pixels
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; the CPU for a model without any."""
+        """The device of the weights; the CPU for a model without weights."""
         tensor = next(itertools.chain(self.net.parameters(), self.net.buffers()), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights; float32 for a model without any."""
+        """The dtype of the weights; float32 for a model without weights."""
         tensors = itertools.chain(self.net.parameters(), self.net.buffers())
         return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
     def save_config(self, folder: str | Path) -> None:
-        """Write the config.json of a model folder alone."""
+        """Write only the config.json of a model folder."""
         self.net.save_config(folder)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -225,13 +226,13 @@ class Autoencoder(nn.Module, abc.ABC):
 
     @property
     def sample_size(self) -> int:
-        """Side in pixels that the model was trained at; `DEFAULT_SAMPLE_SIZE` where its configuration has none."""
+        """Side in pixels of the training images; `DEFAULT_SAMPLE_SIZE` where the configuration does not state it."""
         config = self.net.config
         size = config.get("sample_size", config.get(SAMPLE_SIZE, DEFAULT_SAMPLE_SIZE))
         return size if isinstance(size, int) else min(size)
 
     def set_sample_size(self, size: int) -> None:
-        """Record the side in pixels that the model is trained at; diffusers takes its tile size from it."""
+        """Record the side in pixels of the training images; diffusers derives its tile size from it."""
         self.net.register_to_config(**{"sample_size" if "sample_size" in self.net.config else SAMPLE_SIZE: size})
 
     def set_scaling(
@@ -242,12 +243,12 @@ class Autoencoder(nn.Module, abc.ABC):
         latents_mean: tuple[float, ...] | None = None,
         latents_std: tuple[float, ...] | None = None,
     ) -> None:
-        """Record a scale, which `LatentSpec` defines, in the configuration that `save_pretrained` writes.
+        """Record a scale, as `LatentSpec` defines it, in the configuration that `save_pretrained` writes.
 
-        `ldm_ae.models.scaling.measured_scaling` gives a measured one in the form that the model's pipelines read.
+        `ldm_ae.models.scaling.measured_scaling` returns a measured scale in the form that the model's pipelines read.
 
         Raises:
-            UserError: the network's class has no place for a part of it.
+            UserError: the network's class has no configuration key for a part of it.
         """
         scale: dict[str, Any] = {
             "scaling_factor": scaling_factor, "shift_factor": shift_factor, "latents_mean": latents_mean,
@@ -261,6 +262,6 @@ class Autoencoder(nn.Module, abc.ABC):
                     f"{type(self.net).__name__} has no place for {key} {value}; its configuration holds {known} of a "
                     "scale"
                 )
-        # A number where diffusers' default is null: pipelines of SD3 and FLUX add the shift, the others do not look.
+        # A number where diffusers' default is null: pipelines of SD3 and FLUX add the shift, the others ignore it.
         self.net.register_to_config(**{key: scale[key] for key in places})
         mark_scaled_encoder(self)

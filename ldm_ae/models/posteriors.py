@@ -1,4 +1,4 @@
-"""The distributions of latents that encoders give.
+"""The posterior distributions of latents that encoders return.
 
 The KL term is equation 10 of Kingma and Welling, Auto-Encoding Variational Bayes, arXiv 1312.6114, with a standard
 normal prior.
@@ -18,32 +18,32 @@ NATS_TO_BITS = 1.0 / math.log(2.0)
 
 
 class Posterior(abc.ABC):
-    """The distribution of latents that an encoder gives for a batch of images."""
+    """The distribution of latents that an encoder returns for a batch of images."""
 
     moments: Tensor | None = None
-    """(B, 2C, h, w) float32: mean and log-variance (clamped to [-30, 20]) on channels, if Gaussian."""
+    """Mean and log-variance (clamped to [-30, 20]) on channels, (B, 2C, h, w) float32, if Gaussian."""
     indices: Tensor | None = None
-    """(B, h, w) int64 codebook entries, if discrete; (B, Q, h, w) with Q levels of residual quantization."""
+    """Codebook entries (B, h, w) int64, if discrete; (B, Q, h, w) with Q levels of residual quantization."""
 
     @abc.abstractmethod
     def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
-        """One draw, (B, C, h, w). `noise`, standard normal of that shape, replaces the generator's."""
+        """Draw one sample, (B, C, h, w). `noise`, standard normal of that shape, replaces the generator's."""
 
     @abc.abstractmethod
     def mode(self) -> Tensor:
-        """The most likely latents, (B, C, h, w)."""
+        """Return the most likely latents, (B, C, h, w)."""
 
     @abc.abstractmethod
     def regularization(self) -> dict[str, Tensor]:
-        """Named terms (kl, commitment, ...), each (B,) float32, summed over one image's latents; entropies in nats."""
+        """Return named terms (kl, commitment, ...), (B,) float32, summed over an image's latents; entropies in nats."""
 
     @abc.abstractmethod
     def rate(self) -> Tensor | None:
-        """Bits per image, (B,) float32, or None where no rate is defined."""
+        """Return the bits per image, (B,) float32, or None where no rate is defined."""
 
 
 class GaussianPosterior(Posterior):
-    """A diagonal Gaussian over latents. All arithmetic is float32, whatever the encoder ran in.
+    """A diagonal Gaussian over latents. All arithmetic is float32, for every dtype of the encoder.
 
     Args:
         moments: (B, 2C, h, w), mean and log-variance on channels; the log-variance is clamped to [-30, 20].
@@ -60,7 +60,7 @@ class GaussianPosterior(Posterior):
 
     def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
         if noise is None:
-            # Drawn where the generator lives, so that a CPU generator gives the same draw on every device.
+            # Drawn on the generator's device, so that a CPU generator gives the same draw on every device.
             device = generator.device if generator is not None else self.mean.device
             noise = torch.randn(self.mean.shape, generator=generator, device=device)
         return self.mean + torch.exp(0.5 * self.log_variance) * noise.to(self.mean)
@@ -69,23 +69,23 @@ class GaussianPosterior(Posterior):
         return self.mean
 
     def regularization(self) -> dict[str, Tensor]:
-        """`kl`: KL(q(z|x) || N(0, 1)) in nats, summed over an image's latents."""
+        """Return `kl`: KL(q(z|x) || N(0, 1)) in nats, summed over an image's latents."""
         return {"kl": self.kl_map().sum(dim=(1, 2, 3))}
 
     def kl_map(self) -> Tensor:
-        """KL to N(0, 1) of each latent element in nats, (B, C, h, w)."""
+        """Return the KL to N(0, 1) of each latent element in nats, (B, C, h, w)."""
         return 0.5 * (self.mean.square() + self.log_variance.exp() - 1.0 - self.log_variance)
 
     def rate(self) -> Tensor:
-        """KL in bits per image, (B,): what relative entropy coding against N(0, 1) would spend."""
+        """Return the KL in bits per image, (B,): the cost of relative entropy coding against N(0, 1)."""
         return self.regularization()["kl"] * NATS_TO_BITS
 
 
 class DiscretePosterior(Posterior):
-    """The codes of a batch of images; a draw from it is always the same.
+    """The codes of a batch of images; every draw from it is the same.
 
     Args:
-        quantized: What the quantizer gave.
+        quantized: Output of the quantizer.
         codebook_size: K of one index.
     """
 
@@ -95,7 +95,7 @@ class DiscretePosterior(Posterior):
         self.codebook_size = codebook_size
 
     def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
-        """`mode()`: nothing is drawn."""
+        """Return `mode()`: nothing is drawn."""
         del generator, noise
         return self.mode()
 
@@ -103,11 +103,11 @@ class DiscretePosterior(Posterior):
         return self.quantized.quantized
 
     def regularization(self) -> dict[str, Tensor]:
-        """The quantizer's terms: codebook, commitment, entropy, ... as its docstring says."""
+        """Return the quantizer's terms (codebook, commitment, entropy, ...), which its docstring lists."""
         return self.quantized.losses
 
     def rate(self) -> Tensor:
-        """Bits per image of a fixed-length code, (B,): h w log2(K), for each level of a residual quantizer."""
+        """Return the bits per image of a fixed-length code, (B,): h w log2(K), per level of a residual quantizer."""
         indices = self.quantized.indices
         return self.mode().new_full((len(indices),), indices[0].numel() * math.log2(self.codebook_size))
 

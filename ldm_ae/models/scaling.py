@@ -1,6 +1,6 @@
-"""The scale in a model's configuration: in which form it is written, and whether it is its encoder's.
+"""The scale in a model's configuration: its forms, and whether it belongs to the model's encoder.
 
-The reference is what the pipelines of diffusers 0.42 make of scaled latents s before they decode:
+The reference is how the pipelines of diffusers 0.42 convert scaled latents s before they decode:
 
 | pipelines | latents |
 |---|---|
@@ -11,7 +11,7 @@ The reference is what the pipelines of diffusers 0.42 make of scaled latents s b
 | SD3, FLUX, Z-Image, Lumina 2 | s / scaling_factor + shift_factor, which fails where the shift is null |
 
 Without vectors and with a shift of 0 all but the third and fourth agree with `LatentSpec`. With vectors SDXL does, and
-with a factor of 1 all that read vectors; with another shift than 0 those of the last row do.
+with a factor of 1 all that read vectors; with a nonzero shift those of the last row do.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ if TYPE_CHECKING:
     from ldm_ae.models.interface import Autoencoder
 
 NO_SCALE = {"scaling_factor": 1.0, "shift_factor": 0.0, "latents_mean": None, "latents_std": None}
-"""The keys of a scale, in a configuration and in `LatentSpec`, with the values that change no latent."""
+"""The keys of a scale, in a configuration and in `LatentSpec`, with the values that leave latents unchanged."""
 SCALE = tuple(NO_SCALE)
 SCALED_ENCODER = "_scaled_encoder"
-"""Key of the configuration: sha256 of the encoder's weights that the scale was measured for. Keys with an underscore
-are not a network's arguments; diffusers passes over them."""
+"""Configuration key for the sha256 of the encoder's weights that the scale was measured for. Keys with an underscore
+are not arguments of the network; diffusers ignores them."""
 
 
 def factor_beside_vectors(scaling_factor: float, mean: Sequence[float] | None, std: Sequence[float] | None) -> float:
-    """The factor that multiplies latents whitened by these vectors, from what a configuration says.
+    """Return the factor that multiplies latents whitened by these vectors, given the values of a configuration.
 
-    Earlier versions wrote 1 / (standard deviation over all channels) beside vectors and meant the vectors alone; that
-    very number is read as 1.
+    Earlier versions wrote 1 / (standard deviation over all channels) beside vectors where only the vectors applied;
+    exactly that number is read as 1.
     """
     numbers = [scaling_factor, *(mean or ()), *(std or ())]
     if not mean or not std or not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-        return scaling_factor  # where something is wrong, LatentSpec refuses it
+        return scaling_factor  # LatentSpec rejects invalid values
     center = sum(mean) / len(mean)
     pooled = math.sqrt(sum(s * s + (m - center) ** 2 for m, s in zip(mean, std, strict=False)) / len(std))
     return 1.0 if math.isclose(scaling_factor * pooled, 1.0, rel_tol=1e-6) else scaling_factor
 
 
 def settle_factor(net: Any) -> None:
-    """Have a configuration that was read say the factor that is meant, so that whatever is written from it does, too:
-    pipelines read the number as it stands."""
+    """Write the intended factor into a configuration that was read, so that models saved from it have the factor too:
+    pipelines use the number as it stands."""
     config = net.config
     written = config.get("scaling_factor")
     meant = factor_beside_vectors(written, config.get("latents_mean"), config.get("latents_std"))
@@ -64,20 +64,19 @@ def settle_factor(net: Any) -> None:
 
 
 def measured_scaling(spec: LatentSpec, statistics: ChannelStatistics, *, per_channel: bool | None = None) -> LatentSpec:
-    """`spec` with a measured scale, in the form in which the model has one.
+    """Return `spec` with a measured scale, in the form that the model's scale has.
 
-    Vectors stay vectors beside the same factor; a shift other than 0 becomes the mean over all channels, for the
-    pipelines that add one; otherwise the factor alone is measured, and the shift is 0.
+    Vectors are replaced beside the same factor; a nonzero shift becomes the mean over all channels, for the pipelines
+    that add one; otherwise only the factor is measured, and the shift is 0.
 
     Args:
-        spec: The model's.
-        statistics: Of its latents.
-        per_channel: True for vectors, beside a factor of 1 if they are new; False for none; None for what the model
-            has.
+        spec: The model's specification.
+        statistics: Statistics of the model's latents.
+        per_channel: True for vectors, beside a factor of 1 if they are new; False for none; None for the model's form.
 
     Raises:
-        UserError: the latents, or with vectors a channel of them, are constant or not finite; or vectors are asked for
-            beside a shift.
+        UserError: the latents, or with vectors one of their channels, are constant or not finite; or vectors are
+            requested beside a shift.
     """
     if statistics.count == 0:
         raise UserError("no scale can be measured: there are no latents; give more images")
@@ -110,7 +109,7 @@ def measured_scaling(spec: LatentSpec, statistics: ChannelStatistics, *, per_cha
 
 
 def describe_constant(statistics: ChannelStatistics) -> str:
-    """What to say of latents that are constant."""
+    """Return a message about constant latents."""
     return (
         f"the latents are constant (standard deviation {statistics.pooled_std:.3g} around "
         f"{statistics.pooled_mean:.3g}), so that no scale can be measured; the encoder gives the same for every image: "
@@ -119,7 +118,7 @@ def describe_constant(statistics: ChannelStatistics) -> str:
 
 
 def check_form(spec: LatentSpec, per_channel: bool | None) -> None:
-    """UserError where vectors are asked for and the model's pipelines read a shift."""
+    """Raise UserError where vectors are requested and the model's pipelines read a shift."""
     if per_channel and spec.shift_factor and spec.latents_std is None:
         raise UserError(
             f"the model has shift_factor {spec.shift_factor:.5g}: pipelines that read it (SD3, FLUX) ignore "
@@ -136,7 +135,7 @@ def set_scaling_of(model: Autoencoder, spec: LatentSpec) -> None:
 
 
 def describe_scaling(spec: LatentSpec) -> str:
-    """The scale in words, such as `scaling_factor 0.36110, shift_factor 0.11590`."""
+    """Return the scale in words, such as `scaling_factor 0.36110, shift_factor 0.11590`."""
     words = f"scaling_factor {spec.scaling_factor:.5f}"
     if spec.latents_mean is not None and spec.latents_std is not None:
         mean, std = (", ".join(f"{value:.4g}" for value in v) for v in (spec.latents_mean, spec.latents_std))
@@ -145,12 +144,12 @@ def describe_scaling(spec: LatentSpec) -> str:
 
 
 def is_unscaled(spec: LatentSpec) -> bool:
-    """Whether nobody has measured a scale: a factor of 1 and nothing else."""
+    """Return whether no scale was measured: a factor of 1 and nothing else."""
     return spec.scaling_factor == 1.0 and not spec.shift_factor and spec.latents_std is None
 
 
 def encoder_sha256(model: Autoencoder) -> str:
-    """Hex digest of the float32 values of every parameter that latents follow from: all but the decoder's."""
+    """Return the sha256 in hex of the float32 values of every parameter that affects latents: all but the decoder's."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.net.named_parameters()):
         if name.startswith(model.decoder_names):
@@ -162,29 +161,29 @@ def encoder_sha256(model: Autoencoder) -> str:
 
 
 def mark_scaled_encoder(model: Autoencoder) -> None:
-    """Record in the configuration that its scale is that of the encoder as it is now."""
+    """Record in the configuration that its scale belongs to the current encoder."""
     net: Any = model.net
     net.register_to_config(**{SCALED_ENCODER: encoder_sha256(model)})
 
 
 def remember_scaled_encoder(model: Autoencoder) -> None:
-    """`mark_scaled_encoder`, before an encoder with a scale is trained, where nothing is recorded yet."""
+    """Call `mark_scaled_encoder` where no encoder is recorded yet, before an encoder with a scale is trained."""
     net: Any = model.net
     if net.config.get(SCALED_ENCODER) is None and not is_unscaled(model.latent_spec):
         mark_scaled_encoder(model)
 
 
 def describe_state(model: Autoencoder) -> str:
-    """Whose the scale is, in a word or two: `measured` also stands for that of a published model."""
+    """Return the origin of the scale in one or two words: `measured` also covers the scale of a published model."""
     if is_unscaled(model.latent_spec):
         return "not measured"
     return "measured" if scale_is_known(model) else "of the encoder before it was trained further"
 
 
 def scale_is_known(model: Autoencoder) -> bool:
-    """Whether the configuration has a scale, and the encoder is the one that it was measured for.
+    """Return whether the configuration has a scale that was measured for the current encoder.
 
-    A scale without a record of its encoder is taken for that of a published model.
+    A scale without a record of its encoder is assumed to be that of a published model.
     """
     if is_unscaled(model.latent_spec):
         return False

@@ -1,4 +1,4 @@
-"""What the images and latents of a model are."""
+"""Specification of a model's images and latents."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ldm_ae.images.pixels import PixelSpec
 
 
 def _is_number(value: object) -> bool:
-    """Whether float32 holds it; a whole number may be too large even to be turned into a float."""
+    """Return whether the value is a number in float32's range; an integer may exceed even that of Python's float."""
     largest = torch.finfo(torch.float32).max
     return isinstance(value, float | int) and not isinstance(value, bool) and -largest <= value <= largest
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSpec:
-    """What the latents of a model are, and how they are scaled for a diffusion model."""
+    """The shape of a model's latents, and how they are scaled for a diffusion model."""
 
     channels: int
-    """C of (B, C, h, w)."""
+    """C of the latents (B, C, h, w)."""
     downsample_factor: int
     """H / h, a power of two."""
     scaling_factor: float
-    """Multiplies the shifted latents, or with `latents_mean` and `latents_std` the whitened ones."""
+    """Factor of the shifted latents, or with `latents_mean` and `latents_std` of the whitened ones."""
     shift_factor: float = 0.0
-    """Subtracted before scaling, unless `latents_mean` and `latents_std` are set."""
+    """Value subtracted before scaling, unless `latents_mean` and `latents_std` are set."""
     latents_mean: tuple[float, ...] | None = None
     """Per-channel mean; with `latents_std` it replaces `shift_factor`."""
     latents_std: tuple[float, ...] | None = None
@@ -36,7 +36,7 @@ class LatentSpec:
     codebook_size: int | None = None
     """Number of codes of a discrete model, None for a continuous one."""
     codebook_levels: int | None = None
-    """Q of the indices (B, Q, h, w) of residual quantization, None where they are (B, h, w)."""
+    """Q of the indices (B, Q, h, w) of residual quantization, None where indices are (B, h, w)."""
 
     def __post_init__(self) -> None:
         of_codes = [count for count in (self.codebook_size, self.codebook_levels) if count is not None]
@@ -56,7 +56,7 @@ class LatentSpec:
             raise UserError("latents: scaling_factor and latents_std must not be 0")
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) of the latents of an (height, width) image; UserError if not divisible by the downsample factor."""
+        """Return (h, w) for an image of this size; UserError if it is not divisible by the downsample factor."""
         factor = self.downsample_factor
         if height % factor or width % factor or height <= 0 or width <= 0:
             raise UserError(
@@ -72,19 +72,19 @@ class LatentSpec:
         return mean, std
 
     def scale(self, latents: Tensor) -> Tensor:
-        """latents -> scaled_latents, (B, C, h, w), as the pipelines that read this specification do.
+        """Convert latents to scaled_latents, both (B, C, h, w), as the pipelines that read this specification do.
 
-        Without vectors (latents - shift_factor) * scaling_factor: Stable Diffusion, SDXL, Kolors and DiT where the
-        shift is 0, SD3 and FLUX with any. With vectors (latents - latents_mean) / latents_std * scaling_factor: SDXL,
-        and the pipelines and trainers that read vectors without a factor where it is 1; the others ignore vectors and
-        decode wrongly.
+        Without vectors the result is (latents - shift_factor) * scaling_factor: Stable Diffusion, SDXL, Kolors and DiT
+        where the shift is 0, SD3 and FLUX with any shift. With vectors it is (latents - latents_mean) / latents_std *
+        scaling_factor: SDXL, and, where the factor is 1, the pipelines and trainers that read vectors without a factor;
+        all others ignore vectors and decode wrongly.
         """
         if (mean_std := self._mean_std(latents)) is not None:
             return (latents - mean_std[0]) * self.scaling_factor / mean_std[1]
         return (latents - self.shift_factor) * self.scaling_factor
 
     def unscale(self, scaled_latents: Tensor) -> Tensor:
-        """scaled_latents -> latents, (B, C, h, w): the inverse of `scale`."""
+        """Convert scaled_latents to latents, both (B, C, h, w): the inverse of `scale`."""
         if (mean_std := self._mean_std(scaled_latents)) is not None:
             return scaled_latents * mean_std[1] / self.scaling_factor + mean_std[0]
         return scaled_latents / self.scaling_factor + self.shift_factor
@@ -92,7 +92,7 @@ class LatentSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderSpec:
-    """Both ends of an autoencoder: the images that it takes and gives, and the latents between."""
+    """Both ends of an autoencoder, which are its input and output images, and the latents between."""
 
     pixels: PixelSpec
     latents: LatentSpec

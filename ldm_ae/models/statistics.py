@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 NEARLY_CONSTANT = 1e-5
-"""A standard deviation that is a rounding error: float32 latents around 1 that should be equal differ by some 1e-7."""
+"""Standard deviation at the level of rounding errors: equal latents around 1 differ by about 1e-7 in float32."""
 
 
 class ChannelStatistics:
-    """Running statistics over batches, the same whatever the split into batches and processes (to float64 rounding).
+    """Running statistics over batches, the same for every split into batches and processes (to float64 rounding).
 
     Args:
         channels: C of the latents.
@@ -24,13 +24,13 @@ class ChannelStatistics:
 
     def __init__(self, channels: int):
         self.count = 0
-        """Elements seen per channel."""
+        """Number of elements seen per channel."""
         self.channel_mean = torch.zeros(channels, dtype=torch.float64)
-        self._squares = torch.zeros(channels, dtype=torch.float64)  # sum of squared deviations from the mean
+        self._squares = torch.zeros(channels, dtype=torch.float64)  # sum of squared differences from the mean
         self._errors: Tensor | None = None  # sum of squared errors
 
     def update(self, latents: Tensor, *, squared_error: Tensor | None = None) -> None:
-        """Add a batch (B, C, h, w), with (B, C) the mean squared error of each if it was rounded and that is known."""
+        """Add a batch (B, C, h, w), with the mean squared rounding error of each image and channel (B, C), if known."""
         values = latents.detach().to("cpu", torch.float64).transpose(0, 1).flatten(1)
         mean = values.mean(dim=1)
         self._merge(values.shape[1], mean, (values - mean[:, None]).square().sum(dim=1))
@@ -38,7 +38,7 @@ class ChannelStatistics:
             self._add_errors(squared_error.to("cpu", torch.float64).sum(dim=0) * latents[0, 0].numel())
 
     def merge(self, other: ChannelStatistics) -> None:
-        """Add what another process or shard has seen."""
+        """Add the statistics of another process or shard."""
         self._merge(other.count, other.channel_mean, other._squares)
         if other._errors is not None:
             self._add_errors(other._errors)
@@ -57,7 +57,7 @@ class ChannelStatistics:
 
     @property
     def channel_std(self) -> Tensor:
-        """(C,) float64, population standard deviation of each channel."""
+        """Population standard deviation of each channel, (C,) float64."""
         return (self._squares / max(self.count, 1)).sqrt()
 
     @property
@@ -74,36 +74,36 @@ class ChannelStatistics:
 
     @property
     def scaling_factor(self) -> float | None:
-        """1 / `pooled_std`, or None where the latents are constant: rounding errors are not to be scaled up to 1."""
+        """1 / `pooled_std`, or None where the latents are constant, so that rounding errors are not scaled up to 1."""
         return None if self.is_constant else 1.0 / self.pooled_std
 
     @property
     def is_constant(self) -> bool:
-        """Whether the latents are the same everywhere, up to `NEARLY_CONSTANT`; True where there are none."""
+        """Whether the latents are equal everywhere, up to `NEARLY_CONSTANT`; True where there are no latents."""
         return not self.pooled_std > NEARLY_CONSTANT * max(1.0, abs(self.pooled_mean))
 
     @property
     def constant_channels(self) -> list[int]:
-        """The channels that are the same everywhere, up to `NEARLY_CONSTANT`."""
+        """The channels that are equal everywhere, up to `NEARLY_CONSTANT`."""
         threshold = NEARLY_CONSTANT * self.channel_mean.abs().clamp(min=1.0)
         return [i for i, varies in enumerate((self.channel_std > threshold).tolist()) if not varies]
 
     @property
     def relative_error(self) -> Tensor | None:
-        """(C,) float64, root of the mean squared error as a part of `channel_std`; None where no error is known."""
+        """Root mean squared error as a fraction of `channel_std`, (C,) float64; None where no error is known."""
         if self._errors is None:
             return None
         error = (self._errors / max(self.count, 1)).sqrt()
         return torch.where(error > 0, error / self.channel_std, 0.0)
 
     def state(self) -> dict[str, object]:
-        """Everything as JSON values; `from_state` gives the same object back."""
+        """Return everything as JSON values; `from_state` restores an equal object."""
         errors = {} if self._errors is None else {"errors": self._errors.tolist()}
         return {"count": self.count, "mean": self.channel_mean.tolist(), "squares": self._squares.tolist()} | errors
 
     @classmethod
     def from_state(cls, state: dict[str, object]) -> ChannelStatistics:
-        """The inverse of `state`; KeyError or ValueError if it is none."""
+        """Restore an object from `state()`; KeyError or ValueError for other values."""
         count = state["count"]
         lists: dict[str, Any] = {"mean": state["mean"], "squares": state["squares"]}
         lists |= {"errors": state["errors"]} if "errors" in state else {}

@@ -1,4 +1,4 @@
-"""Which parameters of a model learn, by name pattern."""
+"""Selection of a model's trainable parameters by name pattern."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ldm_ae.models.scaling import remember_scaled_encoder
 
 
 def set_trainable(model: Autoencoder, patterns: Sequence[str]) -> int:
-    """Let exactly the parameters learn whose diffusers names match a pattern; the number of their elements.
+    """Train exactly the parameters whose diffusers names match a pattern, and return the number of their elements.
 
-    Where the encoder is to learn, its configuration remembers which encoder its scale was measured for.
+    Where the encoder is trained, its configuration records the encoder that its scale was measured for.
 
     Args:
-        model: Its `net`'s parameter names count, such as `decoder.conv_in.weight`.
+        model: The model; the parameter names are those of its `net`, such as `decoder.conv_in.weight`.
         patterns: Shell patterns: `*` for all, `decoder.*` and `post_quant_conv.*` for the decoder alone.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Priors over the codes of a discrete autoencoder, one a file: what codes are likely, given those before them.
+"""Priors over the codes of a discrete autoencoder, one per file: distributions of codes given those before them.
 
-They give the rate that an entropy coder reaches, and pictures when they are sampled. A new one is one new file with a
+They determine the rate of an entropy coder, and their samples decode to images. A new prior is a new file with a
 `CodePrior` in it.
 """
 
@@ -27,7 +27,7 @@ __all__ = [
     "save_prior",
 ]
 
-if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+if not TYPE_CHECKING:  # a type checker needs only the imports above
 
     def __getattr__(name: str) -> Any:
         return export(__name__, name, PRIORS)

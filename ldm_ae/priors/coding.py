@@ -1,12 +1,12 @@
 """An image's indices as the words of a range coder, with a prior's probabilities.
 
-Decoding gives the very same indices because encoder and decoder ask the prior for the same numbers: both fill one
-image code by code (`CodePrior.walk`), in the same order, with tensors of the same shapes. Everything hangs on these
-numbers being the same to the last bit, as they are on one machine with the same libraries, device and number of
-threads. Nobody promises that between two machines. So this measures a rate, and is no format to keep images in.
+Decoding returns identical indices because encoder and decoder compute the prior's probabilities in the same way: both
+fill one image code by code (`CodePrior.walk`), in the same order, with tensors of the same shapes. The probabilities
+must be equal to the last bit, as they are on one machine with the same libraries, device and number of threads. They
+may differ between two machines. So this measures a rate and is not a format for storing images.
 
 Source: Martin, Range encoding: an algorithm for removing redundancy from a digitised message, 1979, in the library
-constriction (Bamler, arXiv 2201.01741), which rounds probabilities to multiples of 2^-24 and takes words of 32 bits.
+constriction (Bamler, arXiv 2201.01741), which rounds probabilities to multiples of 2^-24 and uses words of 32 bits.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ldm_ae.priors.interface import CodePrior
 
 
 def encode_indices(prior: CodePrior, indices: Tensor, label: int = -1) -> NDArray[np.uint32]:
-    """The indices of one image in (32 * words) bits.
+    """Encode the indices of one image in (32 * words) bits.
 
     Args:
-        prior: In eval mode.
+        prior: A prior in eval mode.
         indices: `prior.shape`, int64 in [0, K).
-        label: Class, -1 for none; the decoder must be told the same.
+        label: Class, -1 for none; the decoder needs the same.
 
     Raises:
         UserError: constriction is not installed, or indices of another shape.
@@ -47,12 +47,12 @@ def encode_indices(prior: CodePrior, indices: Tensor, label: int = -1) -> NDArra
 
 
 def decode_indices(prior: CodePrior, words: NDArray[np.uint32], label: int = -1) -> Tensor:
-    """What `encode_indices` was given: indices, `prior.shape` int64.
+    """Return the indices that `encode_indices` encoded, `prior.shape` int64.
 
-    Words that were changed give other indices, or the error.
+    Damaged words give other indices, or the error.
 
     Raises:
-        UserError: constriction is not installed, or words that no image has.
+        UserError: constriction is not installed, or words that are not the code of any image.
     """
     stream = _constriction()
     decoder = stream.queue.RangeDecoder(words)
@@ -62,12 +62,12 @@ def decode_indices(prior: CodePrior, words: NDArray[np.uint32], label: int = -1)
 
     try:
         return prior.walk(choose, labels=torch.tensor([label], device=prior.device))[0]
-    except AssertionError as error:  # the library's word for it
+    except AssertionError as error:  # the library's error for invalid words
         raise UserError("the words are damaged, or were made with another prior or class") from error
 
 
 def _model(stream: Any, logits: Tensor) -> Any:
-    """The distribution of the next code, of logits (1, K)."""
+    """Return the distribution of the next code for logits (1, K)."""
     probabilities = logits[0].double().cpu().softmax(dim=0).numpy()
     return stream.model.Categorical(probabilities, lazy=True, perfect=False)
 

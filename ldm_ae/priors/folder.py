@@ -1,4 +1,4 @@
-"""A prior on the disk: config.json, and prior.safetensors with the weights."""
+"""A prior on disk: config.json, and prior.safetensors with the weights."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ldm_ae.priors.interface import CodePrior
 CONFIG, WEIGHTS = "config.json", "prior.safetensors"
 FORMAT = "ldm_ae code prior"
 PRIORS: Registry[CodePrior] = Registry("ldm_ae.priors", CodePrior, "prior over codes")  # type: ignore[type-abstract]
-"""Every prior by its name, which is the only way in which a file can ask for one."""
+"""Every prior by its name. Files can refer to a prior only by this name."""
 
 
 class SavedPrior(NamedTuple):
-    """What a folder holds."""
+    """The content of a folder."""
 
     prior: CodePrior
-    """In eval mode, without gradients."""
+    """The prior in eval mode, without gradients."""
     model_hash: str
-    """`models.model_hash` of the autoencoder whose codes it knows."""
+    """`models.model_hash` of the autoencoder whose codes the prior models."""
     name: str = ""
-    """Where it comes from, in words."""
+    """Origin of the prior, in words."""
 
 
 def save_prior(prior: CodePrior, folder: str | Path, *, model_hash: str) -> None:
-    """Write both files into `folder`, which is there."""
+    """Write both files into `folder`, which must exist."""
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in prior.state_dict().items()}
     with writing(folder / WEIGHTS) as temporary:
@@ -48,10 +48,10 @@ def save_prior(prior: CodePrior, folder: str | Path, *, model_hash: str) -> None
 
 
 def load_prior(folder: str | Path) -> SavedPrior:
-    """The prior that `save_prior` wrote, on the CPU.
+    """Load the prior that `save_prior` wrote, on the CPU.
 
     Raises:
-        UserError: nothing there, or damaged files.
+        UserError: no files, or damaged files.
     """
     config, weights = Path(folder) / CONFIG, Path(folder) / WEIGHTS
     try:
@@ -66,7 +66,7 @@ def load_prior(folder: str | Path) -> SavedPrior:
     if sha256(weights) != content.get("weights_sha256"):
         raise UserError(f"{weights} is damaged: its hash is not that of {CONFIG}")
     try:
-        with torch.device("meta"):  # nothing is built whose weights are not there
+        with torch.device("meta"):  # nothing is allocated before the weights are checked
             shapes = {name: tensor.shape for name, tensor in _build(content).state_dict().items()}
     except UserError as error:
         raise UserError(f"{config} describes no prior: {error}") from error

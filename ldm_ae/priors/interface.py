@@ -1,7 +1,7 @@
-"""What every prior over codes is: a distribution of an image's indices, one code given those before it.
+"""The interface of every prior over codes: a distribution of an image's indices, one code given those before it.
 
-The codes of an image stand in one order everywhere, the sequence: raster order, from left to right and from top to
-bottom, and at each place the levels of a residual quantizer, the coarsest first. Its length is L.
+The codes of an image have one order everywhere, the sequence: raster order, from left to right and from top to bottom,
+and at each place the levels of a residual quantizer, the coarsest first. Its length is L.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from ldm_ae.core.errors import UserError
 
 LARGEST_CODEBOOK = 2**18
-"""A prior has a logit for every code; of larger codebooks (LFQ, BSQ) nobody can afford that."""
+"""Largest codebook of a prior: a logit per code is too expensive for larger codebooks (LFQ, BSQ)."""
 
 Steps = Generator[Tensor, Tensor, None]
-"""Yields logits (B, K) of the next code, and is sent the codes (B,) int64 that were chosen."""
+"""Generator that yields logits (B, K) of the next code, and receives the chosen codes (B,) int64."""
 
 
 class CodePrior(nn.Module, abc.ABC):
@@ -29,14 +29,14 @@ class CodePrior(nn.Module, abc.ABC):
 
     Args:
         codebook_size: K.
-        shape: Of one image's indices: (h, w), or (Q, h, w) with Q levels of residual quantization.
-        classes: How many there are to condition on; 0 for none. An image may always be without one.
-        width: Channels.
-        depth: Layers.
-        dropout: Share of activations left out in training.
+        shape: Shape of one image's indices: (h, w), or (Q, h, w) with Q levels of residual quantization.
+        classes: Number of classes to condition on; 0 for none. Images without a class are always allowed.
+        width: Number of channels.
+        depth: Number of layers.
+        dropout: Fraction of activations dropped in training.
 
     Raises:
-        UserError: sizes that no prior has.
+        UserError: sizes that are not valid for a prior.
     """
 
     def __init__(
@@ -61,44 +61,44 @@ class CodePrior(nn.Module, abc.ABC):
             "codebook_size": codebook_size, "shape": list(shape), "classes": classes, "width": width, "depth": depth,
             "dropout": dropout,
         }  # fmt: skip
-        """Arguments that build this prior again, of types that JSON has."""
+        """Arguments that rebuild this prior, of JSON types."""
 
     # ------------------------------------------------------------------------------------------------------- hooks
 
     @abc.abstractmethod
     def embed(self, sequence: Tensor) -> Tensor:
-        """Codes (B, L) int64 -> vectors (B, L, D), each of its own code and place alone."""
+        """Return vectors (B, L, D) of codes (B, L) int64, each a function of its own code and place only."""
 
     @abc.abstractmethod
     def logits(self, embedded: Tensor, classes: Tensor) -> Tensor:
-        """Logits (B, L, K) of every code given those before it.
+        """Return logits (B, L, K) of every code given those before it.
 
         Args:
-            embedded: (B, L, D), what `embed` gives.
-            classes: (B,) int64 in [0, classes], the last one for none.
+            embedded: (B, L, D), the output of `embed`.
+            classes: (B,) int64 in [0, classes], where the last value means no class.
         """
 
     @abc.abstractmethod
     def steps(self, classes: Tensor) -> Steps:
-        """The same logits one place after the other, L times, each as soon as the codes before it are known."""
+        """Yield the same logits place by place, L times, each as soon as the codes before it are given."""
 
-    # --------------------------------------------------------------------------------------------- what others call
+    # -------------------------------------------------------------------------------------------------- public members
 
     def forward(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (B, L, K) of every code given those before it in the sequence.
+        """Return logits (B, L, K) of every code given those before it in the sequence.
 
         Args:
             indices: (B, *shape) int64 in [0, K).
-            labels: (B,) int64 classes, -1 for none; None for none at all.
+            labels: (B,) int64 classes, -1 for none; None if no image has a class.
 
         Raises:
-            UserError: indices of another shape, or a class that there is not.
+            UserError: indices of another shape, or an invalid class.
         """
         return self.logits(self.embed(self.sequence(indices)), self._classes(labels, len(indices)))
 
     @torch.no_grad()
     def bits(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
-        """-log2 of the images' probability, (B,) float64, as many bits as they cost; arguments as of `forward`."""
+        """Return the images' cost in bits, -log2 of their probability, (B,) float64; arguments as in `forward`."""
         logits = self(indices, labels).double().flatten(0, 1)
         nats = F.cross_entropy(logits, self.sequence(indices).flatten(), reduction="none")
         return nats.view(len(indices), -1).sum(dim=1) / math.log(2.0)
@@ -108,9 +108,9 @@ class CodePrior(nn.Module, abc.ABC):
         """Fill images code by code, in the order of the sequence.
 
         Args:
-            choose: Is given logits (B, K) of the next code, gives codes (B,) int64.
+            choose: Returns codes (B,) int64 for logits (B, K) of the next code.
             count: B.
-            labels: (B,) int64, as of `forward`.
+            labels: (B,) int64, as in `forward`.
 
         Returns:
             Indices (B, *shape) int64.
@@ -123,12 +123,12 @@ class CodePrior(nn.Module, abc.ABC):
         return self.images(torch.stack(chosen, dim=1))
 
     def sample(self, count: int, labels: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
-        """Indices (count, *shape) int64 of images drawn from the distribution.
+        """Draw indices (count, *shape) int64 of images from the distribution.
 
         Args:
-            count: Images.
-            labels: (count,) int64, as of `forward`.
-            generator: On the device of the prior; torch's global one by default.
+            count: Number of images.
+            labels: (count,) int64, as in `forward`.
+            generator: Generator on the device of the prior; torch's global one by default.
         """
         return self.walk(
             lambda logits: torch.multinomial(logits.softmax(dim=1), 1, generator=generator)[:, 0],
@@ -136,7 +136,7 @@ class CodePrior(nn.Module, abc.ABC):
         )  # fmt: skip
 
     def sequence(self, indices: Tensor) -> Tensor:
-        """Indices (B, *shape) in the order of the sequence, (B, L); UserError if they have another shape."""
+        """Return indices (B, *shape) in the order of the sequence, (B, L); UserError if they have another shape."""
         if tuple(indices.shape[1:]) != self.shape:
             raise UserError(
                 f"the prior is of images with {self.shape} codes, and these have {tuple(indices.shape[1:])}; give "
@@ -145,18 +145,18 @@ class CodePrior(nn.Module, abc.ABC):
         return indices.movedim(1, -1).flatten(1) if len(self.shape) == 3 else indices.flatten(1)
 
     def images(self, sequence: Tensor) -> Tensor:
-        """(B, L, ...) -> (B, *shape, ...): the inverse of `sequence`."""
+        """Reshape (B, L, ...) to (B, *shape, ...): the inverse of `sequence`."""
         if len(self.shape) == 2:
             return sequence.unflatten(1, self.shape)
         return sequence.unflatten(1, (*self.shape[1:], self.levels)).movedim(3, 1)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     def _classes(self, labels: Tensor | None, count: int) -> Tensor:
-        """(B,) int64 in [0, classes], the last one for none."""
+        """Return classes (B,) int64 in [0, classes], where the last value means no class."""
         if labels is None:
             return torch.full((count,), self.classes, device=self.device)
         if labels.shape != (count,):

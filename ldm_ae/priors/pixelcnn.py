@@ -1,4 +1,4 @@
-"""A gated PixelCNN: convolutions that see what lies above, and what lies to the left in the same row.
+"""A gated PixelCNN: convolutions over the codes above, and over those to the left in the same row.
 
 Source: van den Oord et al., Conditional Image Generation with PixelCNN Decoders, arXiv 1606.05328, section 2 and
 figure 2; over the codes of an autoencoder as in van den Oord et al., Neural Discrete Representation Learning, arXiv
@@ -17,20 +17,20 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.priors.interface import CodePrior, Steps
 
 FIRST_REACH, REACH = 3, 1
-"""Places that a convolution sees to each side: 7x7 in the first layer, 3x3 in the others."""
+"""Receptive field of a convolution to each side, in places: 7x7 in the first layer, 3x3 in the others."""
 
 
 class GatedPixelCNN(CodePrior):
-    """Two stacks of gated convolutions. The vertical one sees all rows above and has no blind spot; the horizontal one
-    sees the codes to the left, and at every layer what the vertical one has found.
+    """Two stacks of gated convolutions. The vertical one covers all rows above without a blind spot; the horizontal one
+    covers the codes to the left, and at every layer receives the vertical stack's features.
 
     Args:
         codebook_size: K.
-        shape: (h, w); levels of residual quantization are not for this prior.
-        classes: As of `CodePrior`.
+        shape: (h, w); this prior does not support levels of residual quantization.
+        classes: See `CodePrior`.
         width: Channels of both stacks.
         depth: Layers; the logits of a code depend on depth + 2 rows above it, and on as many codes to its left.
-        dropout: Share of a layer's activations left out in training.
+        dropout: Fraction of a layer's activations dropped in training.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class GatedPixelCNN(CodePrior):
         return self._horizontal(pictures, self._vertical(pictures, classes), classes).flatten(2).mT
 
     def steps(self, classes: Tensor) -> Steps:
-        """The vertical stack runs once a row, over the rows up to it; the horizontal one once a code, over its row."""
+        """Run the vertical stack once a row, over the rows up to it; the horizontal one once a code, over its row."""
         height, width = self.shape
         codes = torch.zeros((len(classes), height, width), dtype=torch.int64, device=self.device)
         for row in range(height):
@@ -67,11 +67,11 @@ class GatedPixelCNN(CodePrior):
                 codes[:, row, column] = yield self._horizontal(current, links, classes)[:, :, 0, column]
 
     def _pictures(self, embedded: Tensor) -> Tensor:
-        """(B, rows * w, D) -> (B, D, rows, w)."""
+        """Reshape (B, rows * w, D) to (B, D, rows, w)."""
         return embedded.mT.unflatten(2, (-1, self.shape[1]))
 
     def _vertical(self, pictures: Tensor, classes: Tensor) -> list[Tensor]:
-        """(B, D, rows, w) -> for each layer, what its horizontal half is told, (B, 2D, rows, w)."""
+        """Return each layer's input to its horizontal half, (B, 2D, rows, w), for (B, D, rows, w)."""
         links = []
         for layer in self.layers:
             pictures, link = layer.vertical(pictures, classes)  # type: ignore[operator]
@@ -79,16 +79,16 @@ class GatedPixelCNN(CodePrior):
         return links
 
     def _horizontal(self, pictures: Tensor, links: list[Tensor], classes: Tensor) -> Tensor:
-        """(B, D, rows, w) -> logits (B, K, rows, w)."""
+        """Return logits (B, K, rows, w) for (B, D, rows, w)."""
         for layer, link in zip(self.layers, links, strict=True):
             pictures = layer.horizontal(pictures, link, classes)  # type: ignore[operator]
         return self.output(pictures)
 
 
 class _Layer(nn.Module):
-    """Figure 2. Instead of masks, the kernels have only the taps that are seen, and pictures are padded on those sides.
+    """Layer of figure 2. Instead of masks, kernels have only the visible taps, and inputs are padded on those sides.
 
-    The first layer leaves the current row, or code, out; the others start from what it has found.
+    The first layer excludes the current row, or code; the others include its features.
     """
 
     def __init__(self, width: int, classes: int, *, first: bool, dropout: float):
@@ -105,13 +105,13 @@ class _Layer(nn.Module):
         nn.init.zeros_(self.condition.weight)
 
     def vertical(self, pictures: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D, rows, w) -> the next layer's, and the link to the horizontal stack (B, 2D, rows, w)."""
+        """Return the next layer's input and the link to the horizontal stack (B, 2D, rows, w), for (B, D, rows, w)."""
         reach = self.reach
         found = self.above(F.pad(pictures, (reach, reach, reach, -1 if self.first else 0)))
         return self._gate(found + self._biases(classes)[0]), self.link(found)
 
     def horizontal(self, pictures: Tensor, link: Tensor, classes: Tensor) -> Tensor:
-        """(B, D, rows, w) -> the next layer's."""
+        """Return the next layer's input for (B, D, rows, w)."""
         found = self.left(F.pad(pictures, (self.reach, -1 if self.first else 0))) + link
         found = self.out(F.dropout(self._gate(found + self._biases(classes)[1]), self.dropout, self.training))
         return found if self.first else found + pictures
@@ -122,6 +122,6 @@ class _Layer(nn.Module):
 
     @staticmethod
     def _gate(found: Tensor) -> Tensor:
-        """Equation 2."""
+        """Apply equation 2."""
         value, gate = found.chunk(2, dim=1)
         return value.tanh() * gate.sigmoid()

@@ -23,17 +23,17 @@ HEAD_DIM = 32
 
 
 class CausalTransformer(CodePrior):
-    """`GPT2LMHeadModel` over the sequence, with learned positions and the class, or that there is none, in front.
+    """`GPT2LMHeadModel` over the sequence, with learned positions and a first token for the class or for none.
 
-    Its vocabulary: the codes of each level, then the classes, then the token for none.
+    Its vocabulary is the codes of each level, then the classes, then the token for no class.
 
     Args:
         codebook_size: K.
         shape: (h, w), or (Q, h, w).
-        classes: As of `CodePrior`.
+        classes: See `CodePrior`.
         width: Channels; a multiple of 32, the width of a head.
         depth: Blocks.
-        dropout: GPT-2's three, of embeddings, attention and residuals.
+        dropout: GPT-2's three rates, of embeddings, attention and residuals.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class CausalTransformer(CodePrior):
     def logits(self, embedded: Tensor, classes: Tensor) -> Tensor:
         before = torch.cat([self._start(classes), embedded[:, :-1]], dim=1)
         found = self.net.transformer(inputs_embeds=before, use_cache=False).last_hidden_state
-        # Each place has the codes of its own level alone.
+        # Each place can only have codes of its own level.
         codes = self.net.lm_head.weight[: self.codes].unflatten(0, (self.levels, -1))
         return torch.einsum("bpqd,qkd->bpqk", found.unflatten(1, (-1, self.levels)), codes).flatten(1, 2)
 
     def steps(self, classes: Tensor) -> Steps:
-        """With the keys and values of the codes before kept."""
+        """Yield the logits with a cache of the keys and values of the codes before."""
         name = _cache_name(self.net)
         cache, last = None, self._start(classes)
         for position in range(math.prod(self.shape)):
@@ -86,11 +86,11 @@ def _cache_name(net: torch.nn.Module) -> str:
 
 
 def _gpt2(**arguments: Any) -> Any:
-    """UserError where transformers is not installed."""
+    """Return a GPT-2 network; UserError where transformers is not installed."""
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError:
         raise UserError("the transformer needs transformers: pip install 'ldm_ae[prior]'") from None
-    # Input and output codes are apart: safetensors holds no tensor under two names.
+    # Input and output codes are separate: safetensors does not store a tensor under two names.
     config = GPT2Config(**arguments, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None)
     return GPT2LMHeadModel(config)

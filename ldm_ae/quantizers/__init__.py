@@ -1,4 +1,4 @@
-"""The quantizers, one a file. A new one is one new file with a `Quantizer` class in it."""
+"""The quantizers, one per file. A new quantizer is a new file with a `Quantizer` class in it."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ __all__ = [
 ]
 
 QUANTIZERS: Registry[Quantizer] = Registry(__name__, Quantizer, "quantizer")  # type: ignore[type-abstract]
-"""Every quantizer by its name, which is the only way in which a file can ask for one."""
+"""Every quantizer by its name. Files can refer to a quantizer only by this name."""
 
 
 def describe_quantizer(quantizer: Quantizer) -> dict[str, Any]:
-    """`class_name` and `init_args` as JSON values, from which `build_quantizer` makes one alike, its state aside."""
+    """Return `class_name` and `init_args` as JSON values, from which `build_quantizer` rebuilds it without state."""
     arguments: dict[str, Any] = {}
     for name, value in quantizer.init_args.items():
         if isinstance(value, Quantizer):
@@ -60,10 +60,10 @@ def describe_quantizer(quantizer: Quantizer) -> dict[str, Any]:
 
 
 def build_quantizer(description: dict[str, Any]) -> Quantizer:
-    """The quantizer of a description.
+    """Build the quantizer of a description.
 
     Raises:
-        UserError: it names no quantizer of ours, or arguments that it does not take.
+        UserError: it names an unknown quantizer, or arguments that the quantizer does not accept.
     """
     name, arguments = str(description.get("class_name")), description.get("init_args")
     kind = QUANTIZERS[name]
@@ -84,7 +84,7 @@ def _read_argument(name: str, value: Any) -> Any:
     return value
 
 
-if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+if not TYPE_CHECKING:  # a type checker needs only the imports above
 
     def __getattr__(name: str) -> Any:
         if (new := old_export(__name__, name, {"CaredTable": "ManagedCodebook"})) is not None:

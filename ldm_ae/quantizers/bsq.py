@@ -1,4 +1,4 @@
-"""Binary spherical quantization: signs of latents on the unit sphere, codes at the corners of a cube inside it.
+"""Binary spherical quantization: signs of latents on the unit sphere; codes are the corners of a cube inside it.
 
 Source: Zhao et al., Image and Video Tokenization with Binary Spherical Quantization, arXiv 2406.07548, section 3.2, and
 the authors' code (bsq-vit, `quantizer/bsq.py` with `l2_norm`).
@@ -15,13 +15,13 @@ from ldm_ae.quantizers.lfq import LFQ
 
 
 class BSQ(LFQ):
-    """Latents are scaled to length 1 and channel d becomes +-1 / sqrt(D); bit d of the index says which. K = 2^D.
+    """Latents are scaled to length 1 and channel d becomes +-1 / sqrt(D); bit d of the index is its sign. K = 2^D.
 
     The gradient goes straight through to the normalized latents, times 1 / sqrt(D), and from there through the
-    normalization: in the authors' code the step is from +-1, and the scale comes after it. The term is `entropy`, as
-    for `LFQ`; the distance to a code is bounded, so there is no commitment.
+    normalization: in the authors' code the straight-through step is applied to +-1, before the scale. The term is
+    `entropy`, as for `LFQ`; the distance to a code is bounded, so there is no commitment.
 
-    What differs from the authors' code: bit 0 of an index is the first channel's, there the last one's; the groups of
+    Differences from the authors' code: bit 0 of an index is the first channel's, there the last one's; the groups of
     `group_bits` follow the channels, and the last may be smaller; the entropies' sum is not divided by the inverse
     temperature (1 in every published configuration), and the mean distribution is of all processes.
 

@@ -1,4 +1,4 @@
-"""Tables of codes that latents are compared with, and their care: k-means at the start, restarts of dead codes."""
+"""Tables of codes to which latents are compared, with k-means at the start and restarts of dead codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ldm_ae.quantizers.processes import GlobalRows
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookCare:
-    """How a table of codes is kept in use. Everything is a function of the latents, the step and `seed`."""
+    """Measures that keep a table of codes in use. Results depend only on the latents, the step and `seed`."""
 
     kmeans_iterations: int = 0
     """Rounds of k-means over the first step's latents, which then are the first codes; 0 keeps the random ones."""
@@ -38,7 +38,7 @@ class CodebookCare:
 
 
 class NearestCode(Quantizer):
-    """Base of the quantizers that take the nearest row of a table."""
+    """Base of the quantizers that choose the nearest row of a table."""
 
     def __init__(self, codebook_size: int, codebook_dim: int):
         super().__init__()
@@ -47,15 +47,15 @@ class NearestCode(Quantizer):
 
     @abc.abstractmethod
     def table(self) -> Tensor:
-        """(K, D) float32: what latents are compared with and replaced by."""
+        """Return the table (K, D) float32 of codes, which are compared with latents and replace them."""
 
     def features(self, rows: Tensor) -> Tensor:
-        """What of latent vectors (N, D) is compared and coded; themselves by default."""
+        """Return the features of latent vectors (N, D) that are compared and coded; by default the vectors."""
         return rows
 
     @abc.abstractmethod
     def losses(self, features: Tensor, chosen: Tensor, table: Tensor, images: int) -> dict[str, Tensor]:
-        """Terms of features and their codes, (N, D) each."""
+        """Return the terms of features and their codes, (N, D) each."""
 
     def _quantize(self, latents: Tensor, noise: Tensor | None) -> Choice:
         images, _, height, _ = latents.shape
@@ -76,14 +76,14 @@ class NearestCode(Quantizer):
 class ManagedCodebook(NearestCode):
     """Base of the quantizers whose table is learned code by code. A subclass sets `embedding`, with a `weight`.
 
-    What `care` remembers is in buffers, and only if it is asked for: without it the state is the table alone.
+    The state of `care` is in buffers, and only if it is enabled: without it the state is the table alone.
     """
 
     embedding: nn.Module
     usage_share: Tensor | None
-    """(K,) float32: running share of all latents, times K."""
+    """Running fraction of all latents that chose each code, times K, (K,) float32."""
     steps: Tensor | None
-    """() int64: calls of `learn`."""
+    """Number of calls of `learn`, () int64."""
 
     def __init__(self, codebook_size: int, codebook_dim: int, care: CodebookCare | None):
         super().__init__(codebook_size, codebook_dim)
@@ -94,7 +94,7 @@ class ManagedCodebook(NearestCode):
 
     @property
     def weight(self) -> Tensor:
-        """(K, D): the table as it is learned."""
+        """The learned table, (K, D)."""
         weight = self.embedding.weight
         assert isinstance(weight, Tensor)
         return weight
@@ -106,7 +106,7 @@ class ManagedCodebook(NearestCode):
         if self.steps is None:
             return
         step = int(self.steps)
-        # A stream of its own for each step, from numbers that every process knows.
+        # A separate stream for each step, from numbers that are the same on every process.
         seed = self.care.seed * 1_000_003 + step
         if step == 0 and self.care.kmeans_iterations:
             parts = self.learned_rows(batches)
@@ -119,31 +119,31 @@ class ManagedCodebook(NearestCode):
                 rows = GlobalRows(self.learned_rows(batches))
                 drawn = draw_positions(rows.total, len(dead), seed).to(dead.device)
                 codes = rows.take(drawn)
-                finite = codes.isfinite().all(dim=1)  # half precision overflows now and then
+                finite = codes.isfinite().all(dim=1)  # half precision can overflow
                 dead, codes = dead[: len(drawn)][finite], codes[finite]
                 self.place(dead, codes, counts)
-                self.usage_share[dead] = 1.0  # a new code has as long as the others had
+                self.usage_share[dead] = 1.0  # a new code gets as much time as the others had
         self.steps += 1
 
     @torch.no_grad()
     def start_from(self, codes: Tensor) -> None:
-        """Go on from codes (K, D) that were learned elsewhere."""
+        """Continue from codes (K, D) that were learned elsewhere."""
         self.place(torch.arange(len(codes), device=codes.device), codes, torch.ones_like(codes[:, 0]))
 
     def learned_rows(self, batches: Sequence[Quantized]) -> list[Tensor]:
-        """Features (N_j, D) of each micro-batch's latents."""
+        """Return the features (N_j, D) of each micro-batch's latents."""
         return [self.features(to_rows(batch.latents)) for batch in batches]
 
     def place(self, positions: Tensor, codes: Tensor, counts: Tensor) -> None:
-        """Replace the codes at (M,) positions by (M, D) ones; `counts` (K,) are the step's."""
+        """Replace the codes at positions (M,) by (M, D) new ones; `counts` (K,) are the step's."""
         weight = self.weight
         weight[positions] = codes.to(weight.dtype)
         if weight.grad is not None:
-            weight.grad[positions] = 0.0  # it belonged to the code that was there before
+            weight.grad[positions] = 0.0  # the gradient belonged to the replaced code
 
 
 class CodeTable(nn.Module):
-    """A table that is no parameter, under the key that `nn.Embedding` has in a state dict."""
+    """A table that is not a parameter, under the key that `nn.Embedding` has in a state dict."""
 
     weight: Tensor
 
@@ -153,7 +153,7 @@ class CodeTable(nn.Module):
 
 
 def check_table(codebook_size: int, codebook_dim: int) -> None:
-    """UserError unless there are at least 1 dimension and 2 codes, for a choice, and few enough codes to count."""
+    """Raise UserError unless there are at least 1 dimension and 2 codes (for a choice), and few enough to count."""
     if codebook_size < 2 or codebook_dim < 1:
         raise UserError(f"codebook_size={codebook_size} must be at least 2 and codebook_dim={codebook_dim} at least 1")
     if codebook_size > COUNTABLE:
@@ -161,10 +161,10 @@ def check_table(codebook_size: int, codebook_dim: int) -> None:
 
 
 def to_rows(latents: Tensor) -> Tensor:
-    """(B, D, h, w) -> (B h w, D)."""
+    """Reshape (B, D, h, w) to (B h w, D)."""
     return rearrange(latents, "b d h w -> (b h w) d")
 
 
 def uniform_table(codebook_size: int, codebook_dim: int) -> Tensor:
-    """Codes uniform in [-1 / K, 1 / K], where VQ-VAE, taming and diffusers start."""
+    """Return codes uniform in [-1 / K, 1 / K], the initialization of VQ-VAE, taming and diffusers."""
     return torch.empty(codebook_size, codebook_dim).uniform_(-1.0 / codebook_size, 1.0 / codebook_size)

@@ -1,4 +1,4 @@
-"""Vector quantization on the unit sphere, made for codes of few dimensions.
+"""Vector quantization on the unit sphere, designed for codes of few dimensions.
 
 Source: Yu et al., Vector-quantized Image Modeling with Improved VQGAN (ViT-VQGAN), arXiv 2110.04627, section 3.2; Sun
 et al., LlamaGen, arXiv 2406.06525, section 3.1, with 16384 codes of 8 dimensions.
@@ -16,10 +16,10 @@ from ldm_ae.quantizers.vq import VQ
 
 
 class CosineVQ(VQ):
-    """The code with the largest cosine; latents and codes are scaled to length 1, and quantized latents have it.
+    """Choice of the code with the largest cosine; latents, codes and quantized latents are normalized to length 1.
 
     The gradient goes straight through to the normalized latents, and from there through the normalization. Terms are
-    those of `VQ`, of normalized latents and codes.
+    those of `VQ`, for normalized latents and codes.
 
     Args:
         codebook_size: K.

@@ -19,7 +19,7 @@ from ldm_ae.quantizers.processes import cluster_sums
 
 
 class EMAVQ(ManagedCodebook):
-    """The nearest of K codes, e_i = m_i / n_i with m and n moving averages of sums and counts, once a step.
+    """Choice of the nearest of K codes e_i = m_i / n_i; m and n are moving averages of sums and counts, once a step.
 
     n_i <- decay n_i + (1 - decay) count_i, m_i likewise with the sum of the latents, and n_i is smoothed to
     (n_i + eps) / (n + K eps) n with n = sum n_i. No gradient reaches the codes.
@@ -70,7 +70,7 @@ class EMAVQ(ManagedCodebook):
     def _learn(self, batches: Sequence[Quantized], counts: Tensor) -> None:
         parts = self.learned_rows(batches)
         sums = cluster_sums(parts, [batch.indices.flatten() for batch in batches], self.codebook_size)
-        # A latent that overflowed in half precision costs its code this step, and not the average for good.
+        # A latent that overflowed in half precision suspends its code's update for this step; the average stays valid.
         finite = sums.isfinite().all(dim=1)
         counts_now = torch.where(finite, counts, self.ema_counts)
         sums_now = torch.where(finite[:, None], sums, self.ema_sums).to(self.ema_sums)
@@ -83,6 +83,6 @@ class EMAVQ(ManagedCodebook):
 
     def place(self, positions: Tensor, codes: Tensor, counts: Tensor) -> None:
         super().place(positions, codes, counts)
-        size = counts.sum() / self.codebook_size  # the new code weighs as much as a mean one
+        size = counts.sum() / self.codebook_size  # the new code has the weight of an average one
         self.ema_counts[positions] = size.to(self.ema_counts)
         self.ema_sums[positions] = (codes * size).to(self.ema_sums)

@@ -1,4 +1,4 @@
-"""Finite scalar quantization: every channel rounds to one of a few levels, and their product is the codebook.
+"""Finite scalar quantization: every channel is rounded to one of a few levels, and their product is the codebook.
 
 Source: Mentzer et al., Finite Scalar Quantization: VQ-VAE Made Simple, arXiv 2309.15505, section 3.1 and appendix A.1.
 """
@@ -16,14 +16,14 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.quantizers.interface import Choice, Quantizer, straight_through
 
 EPSILON = 1e-3
-"""Keeps the bounded value off the halfway points at both ends, as the paper's code does."""
+"""Margin that keeps the bounded value off the halfway points at both ends, as in the paper's code."""
 
 
 class FSQ(Quantizer):
     """Channel i becomes one of levels[i] numbers spread evenly over [-1, 1] (from -1 to below 1 for an even count).
 
-    The encoder gets the gradient through the bounding tanh, straight through the rounding. There are no terms: nothing
-    is learned, and codes that are equally far apart need no regularization.
+    The gradient reaches the encoder straight through the rounding and through the bounding tanh. There are no terms:
+    nothing is learned, and equidistant codes need no regularization.
 
     Args:
         levels: Levels of each channel, all at least 3: of two, the lower is reached by latents below -3.8 alone. The
@@ -55,9 +55,9 @@ class FSQ(Quantizer):
         half_range = (levels - 1) * (1 + EPSILON) / 2
         bounded = (latents + (offset / half_range).atanh()).tanh() * half_range - offset
         half_width = levels.div(2, rounding_mode="floor")
-        digits = (bounded.round() + half_width).nan_to_num().to(torch.int64)  # NaN has no index, not even a wrong one
+        digits = (bounded.round() + half_width).nan_to_num().to(torch.int64)  # NaN would give an invalid index
         indices = (digits * self._basis(digits).view(-1, 1, 1)).sum(dim=1)
-        # By way of the indices, so that the values are exactly those of `codes`.
+        # The values are looked up by index, so that they are exactly those of `codes`.
         quantized = straight_through(bounded / half_width, self._lookup(indices).movedim(-1, 1))
         return Choice(quantized, indices, {})
 
@@ -68,5 +68,5 @@ class FSQ(Quantizer):
         return (digits - half_width).float() / half_width
 
     def _basis(self, like: Tensor) -> Tensor:
-        """(D,) int64: 1, levels[0], levels[0] * levels[1], ..."""
+        """Return the factors of the digits, (D,) int64: 1, levels[0], levels[0] * levels[1], ..."""
         return like.new_tensor([math.prod(self.levels[:i]) for i in range(self.codebook_dim)])

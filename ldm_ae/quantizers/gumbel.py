@@ -21,14 +21,14 @@ from ldm_ae.quantizers.interface import Choice, Quantized, Quantizer, soft_choic
 
 
 class GumbelVQ(Quantizer):
-    """A 1x1 convolution gives logits of K codes; training draws a code, evaluation takes the likeliest.
+    """A 1x1 convolution computes logits of K codes; training draws a code, evaluation chooses the most likely one.
 
-    taming-transformers' GumbelQuantize adds the noise at evaluation too, where DALL-E's encoder takes the likeliest.
-    In training the codes are hard with the gradient of the soft ones, which is taming's `straight_through`.
+    taming-transformers' GumbelQuantize also adds the noise at evaluation, where DALL-E's encoder chooses the most
+    likely code. In training the codes are hard with the gradient of the soft ones: taming's `straight_through`.
 
     The gradient is that of softmax((logits + Gumbel noise) / temperature) E, to encoder and codes. The temperature
-    falls geometrically from `temperature` to `final_temperature` over `temperature_steps` steps, then stays. Holds
-    N x K numbers for the backward pass. In training the noise comes from the samples' own.
+    falls geometrically from `temperature` to `final_temperature` over `temperature_steps` steps, then is constant. The
+    backward pass stores N x K numbers. In training the noise is derived from the samples' own noise.
 
     Terms: `kl` to the uniform distribution in nats, summed over an image's positions. A published weight counts
     positions; under `mean` reduction, which divides by D h w, it becomes D times as large.
@@ -43,7 +43,7 @@ class GumbelVQ(Quantizer):
 
     straight_through: ClassVar[bool] = False
     steps: Tensor
-    """() int64: calls of `learn`."""
+    """Number of calls of `learn`, () int64."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class GumbelVQ(Quantizer):
         }  # fmt: skip
 
     def current_temperature(self) -> Tensor:
-        """() float32."""
+        """Return the temperature at the current step, () float32."""
         progress = (self.steps / self.temperature_steps).clamp(max=1.0)
         return self.temperature * (self.final_temperature / self.temperature) ** progress
 
@@ -105,10 +105,10 @@ class GumbelVQ(Quantizer):
 
 
 def gumbel_noise(like: Tensor, noise: Tensor | None) -> Tensor:
-    """Standard Gumbel noise of the shape of `like` (B, K, h, w).
+    """Return standard Gumbel noise of the shape of `like` (B, K, h, w).
 
-    With `noise` (B, ...) each sample's is a function of its own row, so that it does not matter which process draws it,
-    or how often. Without, it comes from torch's global generator.
+    With `noise` (B, ...) the noise of each sample is a function of its own row, and so independent of the process that
+    draws it and of the number of draws. Without, it is drawn from torch's global generator.
     """
     if noise is None:
         return -torch.empty_like(like).exponential_().log()
@@ -117,13 +117,13 @@ def gumbel_noise(like: Tensor, noise: Tensor | None) -> Tensor:
     state = _scramble(_scramble(seeds[:, :1]) ^ seeds[:, 1:])
     counter = torch.arange(like[0].numel(), device=like.device)
     random = _scramble(state ^ _scramble(counter))
-    # 23 bits: with the half that keeps 0 and 1 out, as many as float32 holds.
+    # 23 bits, and a half that excludes 0 and 1: this is the precision of float32.
     uniform = (((random >> 41) & (2**23 - 1)).float() + 0.5) / 2**23
     return -(-uniform.log()).log().view_as(like)
 
 
 def _scramble(state: Tensor) -> Tensor:
-    """SplitMix64's step and finalizer (Steele, Lea, Flood 2014) on int64, whose arithmetic wraps around."""
+    """Return SplitMix64's step and finalizer (Steele, Lea, Flood 2014) of int64, whose arithmetic wraps around."""
     state = state + (0x9E3779B97F4A7C15 - 2**64)
     state = (state ^ _shift(state, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     state = (state ^ _shift(state, 27)) * (0x94D049BB133111EB - 2**64)
@@ -131,5 +131,5 @@ def _scramble(state: Tensor) -> Tensor:
 
 
 def _shift(state: Tensor, bits: int) -> Tensor:
-    """To the right, zeros coming in."""
+    """Shift right and fill with zeros."""
     return (state >> bits) & (2 ** (64 - bits) - 1)

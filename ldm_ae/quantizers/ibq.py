@@ -18,9 +18,9 @@ from ldm_ae.quantizers.regularizers import entropy_penalty
 
 
 class IBQ(Quantizer):
-    """The code with the largest inner product; the gradient is that of softmax(z E^T) E, to encoder and codes alike.
+    """Choice of the code with the largest inner product; encoder and codes get the gradient of softmax(z E^T) E.
 
-    Holds N x K numbers for the backward pass, which the method cannot do without.
+    The method requires N x K stored numbers for the backward pass.
 
     Terms, summed over an image: `quantization` |z - q|^2, with q's gradient through the softmax; `codebook`
     beta |sg(z) - e|^2 and `commitment` |z - sg(e)|^2, where the published code has beta on the codebook's side; on

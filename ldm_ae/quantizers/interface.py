@@ -1,8 +1,8 @@
-"""What every quantizer takes and gives.
+"""The interface of every quantizer.
 
-A quantizer replaces each latent vector by one of a finite set of codes. Its forward pass changes no state, whatever the
-mode: what is learned without gradients (moving averages, restarts) waits for `learn`, which a training step calls
-once with all of its micro-batches. So a pass may be repeated, and accumulation equals one large batch.
+A quantizer replaces each latent vector by one of a finite set of codes. Its forward pass does not change any state in
+either mode: `learn`, which a training step calls once with all of its micro-batches, updates the parts that learn
+without gradients (moving averages, restarts). So a pass may be repeated, and accumulation equals one large batch.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.quantizers.processes import sum_over_processes
 
 COUNTABLE = 2**20
-"""Codebooks larger than this are not counted: a batch touches next to nothing of them."""
+"""Largest codebook that is counted: a batch uses a tiny fraction of a larger one."""
 
 
 class Quantized(NamedTuple):
     """Latents after quantization."""
 
     quantized: Tensor
-    """(B, D, h, w) float32: exactly `codes(indices)`, with a gradient for the encoder."""
+    """Codes (B, D, h, w) float32: exactly `codes(indices)`, with a gradient for the encoder."""
     indices: Tensor
-    """(B, h, w) int64 in [0, codebook_size); (B, Q, h, w) for the Q levels of a residual quantizer."""
+    """Indices (B, h, w) int64 in [0, codebook_size); (B, Q, h, w) for the Q levels of a residual quantizer."""
     losses: dict[str, Tensor]
-    """Named terms, each (B,) float32, summed over one image's latents, as `Posterior.regularization` has them."""
+    """Named terms, each (B,) float32, summed over one image's latents, as in `Posterior.regularization`."""
     statistics: dict[str, Tensor]
     """Scalars of this batch on this process: codebook_usage in (0, 1], codebook_perplexity in [1, codebook_size]."""
     latents: Tensor
-    """(B, D, h, w) float32, detached: what was quantized."""
+    """Input of the quantizer, (B, D, h, w) float32, detached."""
 
 
 class Choice(NamedTuple):
-    """What a method itself computes; the fields are those of `Quantized`."""
+    """The result of a method's own computation; the fields are those of `Quantized`."""
 
     quantized: Tensor
     indices: Tensor
@@ -51,35 +51,35 @@ class Quantizer(nn.Module, abc.ABC):
     """
 
     codebook_size: int
-    """K: how many values one index takes."""
+    """K, the number of values of one index."""
     codebook_dim: int
-    """D: channels of the latents."""
+    """D, the number of channels of the latents."""
     codebook_levels: int | None = None
-    """Q of a residual quantizer; None where indices have no such axis."""
+    """Q of a residual quantizer; None where indices do not have such an axis."""
     needed_terms: frozenset[str] = frozenset()
     """Terms without which the codes do not learn."""
     straight_through: ClassVar[bool] = True
-    """Whether the encoder gets the gradient at the quantized latents unchanged; if not, the docstring says what."""
+    """Whether the gradient at the quantized latents reaches the encoder unchanged; if not, the class documents it."""
 
     # ------------------------------------------------------------------------------------------------------- hooks
 
     @abc.abstractmethod
     def _quantize(self, latents: Tensor, noise: Tensor | None) -> Choice:
-        """(B, D, h, w) float32 -> the chosen codes; changes no state."""
+        """Choose codes for latents (B, D, h, w) float32, without a change of state."""
 
     @abc.abstractmethod
     def _lookup(self, indices: Tensor) -> Tensor:
-        """Indices of shape S int64 -> codes S + (D,) float32; a residual quantizer consumes its axis Q."""
+        """Return codes S + (D,) float32 of int64 indices of shape S; a residual quantizer consumes its axis Q."""
 
     @property
     @abc.abstractmethod
     def init_args(self) -> dict[str, Any]:
-        """Arguments that build this quantizer again, of types that JSON has, or quantizers and `CodebookCare`."""
+        """Return arguments that rebuild this quantizer: JSON types, quantizers or `CodebookCare`."""
 
     def _learn(self, batches: Sequence[Quantized], counts: Tensor) -> None:
-        """Update state without gradients; `counts` (K,) int64 are those of all processes. Nothing by default."""
+        """Update state without gradients; `counts` (K,) int64 are those of all processes. Do nothing by default."""
 
-    # --------------------------------------------------------------------------------------------- what others call
+    # -------------------------------------------------------------------------------------------------- public members
 
     def quantize(self, latents: Tensor, *, noise: Tensor | None = None) -> Quantized:
         """Replace every latent vector by a code.
@@ -103,23 +103,23 @@ class Quantizer(nn.Module, abc.ABC):
         return Quantized(*choice, statistics, latents.detach())
 
     def forward(self, latents: Tensor, *, noise: Tensor | None = None) -> Quantized:
-        """`quantize`."""
+        """Call `quantize`."""
         return self.quantize(latents, noise=noise)
 
     def codes(self, indices: Tensor) -> Tensor:
-        """Latents (B, D, h, w) float32 of indices (B, h, w), or (B, Q, h, w) of a residual quantizer."""
+        """Return latents (B, D, h, w) float32 of indices (B, h, w), or (B, Q, h, w) of a residual quantizer."""
         with torch.autocast(indices.device.type, enabled=False):
             return self._lookup(indices).float().movedim(-1, 1)
 
     @torch.no_grad()
     def learn(self, batches: Sequence[Quantized]) -> dict[str, Tensor]:
-        """Update what learns without gradients, from all micro-batches of one step; every process calls it.
+        """Update the parts that learn without gradients, from all micro-batches of a step; every process calls it.
 
         Args:
             batches: This process's micro-batches, in order.
 
         Returns:
-            The statistics of `Quantized`, of the whole step over all processes.
+            The statistics of `Quantized` for the whole step over all processes.
         """
         counts = self._counts(batches)
         self._learn(batches, counts)
@@ -127,14 +127,14 @@ class Quantizer(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def usage(self, batches: Sequence[Quantized]) -> dict[str, Tensor]:
-        """What `learn` returns, while every code stays as it is."""
+        """Return the statistics that `learn` returns, without a change of any code."""
         return usage_statistics(self._counts(batches))
 
     def _counts(self, batches: Sequence[Quantized]) -> Tensor:
         return sum_over_processes(torch.stack([self._histogram(batch.indices) for batch in batches]).sum(dim=0))
 
     def _histogram(self, indices: Tensor) -> Tensor:
-        """How often each code occurs, (K,) int64; (0,) for a codebook too large to count."""
+        """Return the number of occurrences of each code, (K,) int64; (0,) for a codebook too large to count."""
         size = self.codebook_size if self.codebook_size <= COUNTABLE else 0
         counts = torch.zeros(size, dtype=torch.int64, device=indices.device)
         if size:
@@ -144,10 +144,10 @@ class Quantizer(nn.Module, abc.ABC):
 
 
 def usage_statistics(counts: Tensor) -> dict[str, Tensor]:
-    """Share of codes that occur, and the perplexity exp(H) of their frequencies.
+    """Return the fraction of codes that occur, and the perplexity exp(H) of their frequencies.
 
     Args:
-        counts: (..., K); further axes are averaged over. K = 0 gives no statistics.
+        counts: (..., K); the result is the mean over further axes. K = 0 gives no statistics.
     """
     if counts.shape[-1] == 0:
         return {}
@@ -158,7 +158,7 @@ def usage_statistics(counts: Tensor) -> dict[str, Tensor]:
 
 
 def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:
-    """The values of `quantized`, bit for bit, with the gradient going to `latents` unchanged.
+    """Return the values of `quantized`, bit for bit; the gradient goes to `latents` unchanged.
 
     Source: Bengio et al., Estimating or Propagating Gradients Through Stochastic Neurons, arXiv 1308.3432.
     """
@@ -167,13 +167,13 @@ def straight_through(latents: Tensor, quantized: Tensor) -> Tensor:
 
 
 def soft_choice(probabilities: Tensor, indices: Tensor, table: Tensor) -> Tensor:
-    """Codes (N, D) chosen by index, differentiated as if they were a mean weighted with the probabilities.
+    """Return codes (N, D) chosen by index, differentiated as if they were a mean weighted with the probabilities.
 
     The value is `table[indices]` bit for bit. The gradient is that of `(hard - sg(soft) + soft) @ table`.
 
     Args:
         probabilities: (N, K), the soft choice.
-        indices: (N,) int64, the hard one.
+        indices: (N,) int64, the hard choice.
         table: (K, D).
     """
     soft = probabilities @ table.detach()
@@ -181,5 +181,5 @@ def soft_choice(probabilities: Tensor, indices: Tensor, table: Tensor) -> Tensor
 
 
 def squared_error(a: Tensor, b: Tensor, images: int) -> Tensor:
-    """Squared differences of (N, D) rows, N = images * positions, summed over each image: (images,)."""
+    """Return squared differences of rows (N, D), N = images * positions, summed over each image: (images,)."""
     return (a - b).square().reshape(images, -1).sum(dim=1)

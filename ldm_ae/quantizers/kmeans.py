@@ -1,4 +1,4 @@
-"""Lloyd's k-means over the rows of every process, the same however a global batch is split.
+"""Lloyd's k-means over the rows of every process; the result is the same for every split of a global batch.
 
 Source: Lloyd, Least squares quantization in PCM, IEEE Trans. Inf. Theory 28(2), 1982.
 """
@@ -15,15 +15,15 @@ from ldm_ae.quantizers.processes import GlobalRows, cluster_sums, sum_over_proce
 
 
 def kmeans(parts: Sequence[Tensor], count: int, *, iterations: int, seed: int) -> Tensor:
-    """Centers of at most `count` clusters, fewer if there are fewer rows.
+    """Return the centers of at most `count` clusters, fewer if there are fewer rows.
 
-    Starts from distinct rows drawn with `seed`. A cluster that loses all its rows keeps its center.
+    The first centers are distinct rows drawn with `seed`. A cluster that loses all its rows keeps its center.
 
     Args:
         parts: (N_j, D) float32 rows of each micro-batch of this process.
-        count: Clusters.
+        count: Number of clusters.
         iterations: Rounds of assignment and averaging.
-        seed: The same on every process.
+        seed: Seed, the same on every process.
 
     Returns:
         (min(count, rows), D) float32.
@@ -40,5 +40,5 @@ def kmeans(parts: Sequence[Tensor], count: int, *, iterations: int, seed: int) -
 
 
 def draw_positions(total: int, count: int, seed: int) -> Tensor:
-    """min(count, total) distinct positions in [0, total) as a function of the seed alone, (M,) int64 on the CPU."""
+    """Draw min(count, total) distinct positions in [0, total) as a function of the seed, (M,) int64 on the CPU."""
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]

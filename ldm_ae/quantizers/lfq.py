@@ -1,4 +1,4 @@
-"""Lookup-free quantization: every channel keeps its sign, and the signs are the index.
+"""Lookup-free quantization: every channel is replaced by its sign, and the signs form the index.
 
 Source: Yu et al., Language Model Beats Diffusion: Tokenizer is Key to Visual Generation (MAGVIT-v2), arXiv 2310.05737,
 section 3.1. Channels are independent, so H(p(c|z)) is exactly a sum over bits; the entropy of the mean distribution is
@@ -20,10 +20,10 @@ from ldm_ae.quantizers.regularizers import diversity
 
 
 class LFQ(Quantizer):
-    """Channel d becomes -1 or 1; bit d of the index says which. K = 2^D.
+    """Channel d becomes -1 or 1; bit d of the index is its sign. K = 2^D.
 
-    The order of the bits is ours: bit 0 is the first channel's. In public code of this method (Open-MAGVIT2,
-    vector-quantize-pytorch) the first channel is the highest bit, so that its indices are ours with the bits reversed.
+    The order of the bits is specific to this project: bit 0 is the first channel's. In public code of this method
+    (Open-MAGVIT2, vector-quantize-pytorch) the first channel is the highest bit; its indices are ours bit-reversed.
 
     With p(c|z) = softmax over all codes of -|z - c|^2 / temperature, the terms are, summed over an image's positions,
     `entropy` H(p) - diversity_weight H(mean p) in nats, the mean being over the batch of all processes, and
@@ -68,7 +68,7 @@ class LFQ(Quantizer):
         }  # fmt: skip
 
     def features(self, latents: Tensor) -> Tensor:
-        """What of latents (B, D, h, w) is compared and coded: themselves."""
+        """Return the features of latents (B, D, h, w) that are compared and coded: the latents themselves."""
         return latents
 
     def _quantize(self, latents: Tensor, noise: Tensor | None) -> Choice:
@@ -89,7 +89,7 @@ class LFQ(Quantizer):
         return torch.tensor([1 << i for i in range(self.codebook_dim)], device=like.device)
 
     def _entropy(self, features: Tensor) -> Tensor:
-        """(B,) nats."""
+        """Return the entropy term, (B,) in nats."""
         # -|z - c|^2 of the two values of one bit differ by 4 z |c|.
         logits = 4.0 * self.magnitude / self.temperature * rearrange(features, "b d h w -> b (h w) d")
         size = logits.abs()

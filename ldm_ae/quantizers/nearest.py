@@ -1,4 +1,4 @@
-"""The nearest code of each vector, without the whole N x K matrix of distances."""
+"""Search for the nearest code of each vector, without the whole N x K matrix of distances."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 CPU_CHUNK_ELEMENTS, CHUNK_ELEMENTS = 2**23, 2**26
-"""Distances that are held at once: on a CPU 32 MB, elsewhere 256 MB, enough to fill a GPU."""
+"""Number of distances held at once: 32 MB on a CPU; elsewhere 256 MB, enough to fill a GPU."""
 
 
 @torch.no_grad()
 def nearest_codes(rows: Tensor, table: Tensor, *, chunk_elements: int | None = None) -> Tensor:
-    """Index of the code with the smallest Euclidean distance; the smallest index among equals.
+    """Return the index of the code with the smallest Euclidean distance; the smallest index among equals.
 
     The squared distance without the row's own norm, |e|^2 - 2 z e, is compared in float32 with autocast off, at the
     precision that torch.set_float32_matmul_precision allows.
@@ -19,7 +19,7 @@ def nearest_codes(rows: Tensor, table: Tensor, *, chunk_elements: int | None = N
     Args:
         rows: (N, D).
         table: (K, D).
-        chunk_elements: Bounds the memory; at least one row is compared at a time.
+        chunk_elements: Bound of the memory; at least one row is compared at a time.
 
     Returns:
         (N,) int64 in [0, K).

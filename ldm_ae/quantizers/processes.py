@@ -1,4 +1,4 @@
-"""Sums over processes, and rows numbered alike however a global batch is split."""
+"""Sums over processes, and row numbers that do not depend on how a global batch is split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _processes() -> int:
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """The sum of every process's tensor, the same on all of them."""
+    """Return the sum of every process's tensor, the same on all of them."""
     if _processes() > 1:
         values = values.clone()
         distributed.all_reduce(values)
@@ -21,7 +21,7 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """The mean over processes, differentiated as if it were this process's own value.
+    """Return the mean over processes, differentiated as if it were this process's own value.
 
     Under DistributedDataParallel, which averages gradients, a function of it then has the gradient of the whole batch.
     """
@@ -31,7 +31,7 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 
 def cluster_sums(parts: Sequence[Tensor], indices: Sequence[Tensor], count: int) -> Tensor:
-    """Sum of the rows of each cluster over micro-batches and processes, (count, D) float64 (float32 on mps).
+    """Return the sum of each cluster's rows over micro-batches and processes, (count, D) float64 (float32 on mps).
 
     Float64 makes the result independent of the order of summation once it is rounded to float32.
 
@@ -51,7 +51,7 @@ def cluster_sums(parts: Sequence[Tensor], indices: Sequence[Tensor], count: int)
 class GlobalRows:
     """Rows of every process's micro-batches, numbered in the order of the global batch.
 
-    Micro-batch j of process r is part j * processes + r of it, as in the trainer's loader.
+    Micro-batch j of process r is part j * processes + r of the global batch, as in the trainer's loader.
 
     Args:
         parts: (N_j, D) rows of each micro-batch of this process; the number of parts is the same everywhere.
@@ -72,9 +72,9 @@ class GlobalRows:
         self._starts = (ends - ordered)[:, rank].tolist()
 
     def take(self, positions: Tensor) -> Tensor:
-        """Rows at (M,) int64 positions in [0, total), the same on every process: (M, D)."""
+        """Return the rows at positions (M,) int64 in [0, total), the same on every process: (M, D)."""
         found = self.parts[0].new_zeros(len(positions), self.parts[0].shape[1])
         for start, part in zip(self._starts, self.parts, strict=True):
             inside = (positions >= start) & (positions < start + len(part))
             found[inside] = part[positions[inside] - start]
-        return sum_over_processes(found)  # exactly one process has each row, the others zeros
+        return sum_over_processes(found)  # exactly one process has each row; the others contribute zeros

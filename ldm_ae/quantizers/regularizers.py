@@ -1,4 +1,4 @@
-"""Terms that spread codes and their use, shared by the quantizers."""
+"""Terms that spread codes and their use, which several quantizers share."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 from ldm_ae.quantizers.processes import mean_over_processes
 
 TINY = 1e-12
-"""Below any probability that matters; keeps the entropy's gradient finite at 0."""
+"""Bound below any probability that matters; it keeps the entropy's gradient finite at 0."""
 
 
 def orthogonality(table: Tensor) -> Tensor:
-    """Mean squared off-diagonal cosine of the codes: |E E^T - I|^2 / K^2 with rows of E normalized. Scalar.
+    """Return the mean squared off-diagonal cosine of the codes: |E E^T - I|^2 / K^2 with normalized rows of E. Scalar.
 
     Source: Shin et al., Translation-equivariant Image Quantizer, arXiv 2112.00384, equation 3.
 
@@ -26,17 +26,17 @@ def orthogonality(table: Tensor) -> Tensor:
 
 
 def diversity(mean_probabilities: Tensor, *, training: bool) -> Tensor:
-    """Entropy in nats of probabilities (..., K) averaged over the batch; over all processes in training."""
-    if training:  # evaluation runs on one process alone
+    """Return the entropy in nats of probabilities (..., K) averaged over the batch; over all processes in training."""
+    if training:  # evaluation runs on only one process
         mean_probabilities = mean_over_processes(mean_probabilities)
     return torch.special.entr(mean_probabilities.clamp_min(TINY)).sum(dim=-1)
 
 
 def entropy_penalty(logits: Tensor, images: int, *, training: bool) -> Tensor:
-    """Uncertainty of each choice less the diversity of all: sum over positions of H(p) - H(mean p), in nats.
+    """Return each choice's uncertainty minus the diversity of all: sum over positions of H(p) - H(mean p), in nats.
 
     Source: Yu et al., MAGVIT-v2, arXiv 2310.05737, equation 5, over a table of codes. The mean is over the batch of all
-    processes; micro-batches of one step have a mean of their own each.
+    processes; each micro-batch of a step has its own mean.
 
     Args:
         logits: (N, K) of the codes, N = images * positions.

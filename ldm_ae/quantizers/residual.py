@@ -1,4 +1,4 @@
-"""Residual quantization: each level codes what the levels before it left over.
+"""Residual quantization: each level codes the remainder of the levels before it.
 
 Source: Zeghidour et al., SoundStream, arXiv 2107.03312, section III.C; Lee et al., Autoregressive Image Generation
 using Residual Quantization, arXiv 2203.01941, section 3.1.
@@ -17,10 +17,10 @@ from ldm_ae.quantizers.interface import Choice, Quantized, Quantizer, straight_t
 
 
 class ResidualVQ(Quantizer):
-    """Q quantizers of one kind in a row; the quantized latents are the sum of their codes.
+    """A sequence of Q quantizers of one kind; the quantized latents are the sum of their codes.
 
-    Indices are (B, Q, h, w) and `codebook_size` is one level's. Terms are the levels' own, added up. If the levels pass
-    the gradient straight through, so does their sum; else each level's own gradient is chained through the residuals.
+    Indices are (B, Q, h, w) and `codebook_size` is that of one level. Terms are sums over the levels. If the levels
+    pass the gradient straight through, so does their sum; else each level's gradient is chained through the residuals.
 
     Args:
         quantizer: The first level; the others are built with its arguments and start elsewhere.
@@ -48,7 +48,7 @@ class ResidualVQ(Quantizer):
         residual, total = latents, torch.zeros_like(latents)
         indices, losses = [], dict[str, Tensor]()
         for depth, level in enumerate(self._levels()):
-            # Levels that draw must not all draw the same.
+            # Levels that draw must not all draw the same noise.
             choice = level._quantize(residual, None if noise is None else noise + depth)
             total = total + choice.quantized
             indices.append(choice.indices)
@@ -66,7 +66,7 @@ class ResidualVQ(Quantizer):
         return total
 
     def _learn(self, batches: Sequence[Quantized], counts: Tensor) -> None:
-        # Every level's residuals first: afterwards the codes are others.
+        # All residuals are computed before any update, which changes the codes.
         inputs: list[list[Quantized]] = [[] for _ in self.levels]
         for batch in batches:
             residual = batch.latents
@@ -78,7 +78,7 @@ class ResidualVQ(Quantizer):
             level._learn(inputs[depth], counts[depth])
 
     def _histogram(self, indices: Tensor) -> Tensor:
-        """(Q, K)."""
+        """Return the counts of all levels, (Q, K)."""
         return torch.stack([super(ResidualVQ, self)._histogram(chosen) for chosen in indices.unbind(dim=1)])
 
     def _levels(self) -> list[Quantizer]:

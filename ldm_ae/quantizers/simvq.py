@@ -3,7 +3,7 @@
 Source: Zhu et al., Addressing Representation Collapse in Vector Quantized Models with One Linear Layer (SimVQ), arXiv
 2411.02038, equation 6.
 
-What differs from the authors' code: its flag `legacy`, on by default there and off in the ImageNet configuration,
+Differences from the authors' code: its flag `legacy`, on by default there and off in the ImageNet configuration,
 weights the codebook term with beta and the commitment with 1; here beta always weights the commitment. Its weights have
 `embedding_proj` where ours have `projection`. It trains the generator with a non-saturating loss of fixed weight 0.1.
 """
@@ -20,7 +20,7 @@ from ldm_ae.quantizers.interface import squared_error
 
 
 class SimVQ(NearestCode):
-    """The nearest of the codes C W + b, with C ~ N(0, 1 / D) frozen and W, b learned.
+    """Choice of the nearest of the codes C W + b, with C ~ N(0, 1 / D) frozen and W, b learned.
 
     Terms: `codebook` |sg(z) - e|^2 and `commitment` beta |z - sg(e)|^2, summed over an image.
 

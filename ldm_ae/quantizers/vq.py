@@ -16,11 +16,11 @@ from ldm_ae.quantizers.regularizers import entropy_penalty, orthogonality
 
 
 class VQ(ManagedCodebook):
-    """The nearest of K learned codes; the encoder gets the gradient straight through.
+    """Choice of the nearest of K learned codes; the gradient goes straight through to the encoder.
 
     Terms: `codebook` |sg(z) - e|^2 and `commitment` beta |z - sg(e)|^2, summed over an image; both enter the objective
     with weight 1. On request `orthogonality` (times D h w, so that its weight under `mean` reduction is the paper's)
-    and `entropy` in nats, over softmax(-|z - e|^2 / temperature), which holds N x K numbers.
+    and `entropy` in nats, over softmax(-|z - e|^2 / temperature), which stores N x K numbers.
 
     Args:
         codebook_size: K.

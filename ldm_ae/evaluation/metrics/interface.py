@@ -1,7 +1,7 @@
-"""What evaluation, validation and the report require of a metric, and all that they require.
+"""The complete interface of a metric to evaluation, validation and the report.
 
 A metric is one class in one file of this folder, or of a plugin. It describes itself (label, direction, unit,
-explanation), so that the report and the terminal explain a metric that they have never seen.
+explanation), so that the report and the terminal can explain any metric.
 """
 
 from __future__ import annotations
@@ -25,97 +25,97 @@ if TYPE_CHECKING:
     from ldm_ae.evaluation.metrics.codebook import CodebookUsage
 
 Direction = Literal["higher", "lower", ""]
-"""Which values are better; empty where neither is."""
+"""The better values; empty where neither direction is better."""
 
 Scores = Mapping[str, float]
-"""Numbers by their keys in metrics.json."""
+"""Scores by their keys in metrics.json."""
 
 
 class CannotScoreError(UserError):
-    """Why a metric has no value for these images. The metric alone is skipped, and the protocol gives this reason."""
+    """Reason why a metric has no value for these images. Only that metric is skipped; the protocol gives the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreInfo:
-    """How one number of metrics.json is shown and explained."""
+    """Display and explanation of one number of metrics.json."""
 
     label: str
     direction: Direction = ""
     unit: str = ""
     explanation: str = ""
-    """One or two sentences."""
+    """Explanation in one or two sentences."""
     decimals: int = 3
-    """Digits after the point under a picture."""
+    """Digits after the decimal point under an image."""
 
     @property
     def title(self) -> str:
-        """The label with its unit."""
+        """Label with the unit."""
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
     @property
     def arrow(self) -> str:
-        """Where the better values lie: ↑, ↓ or nothing."""
+        """Direction of better values: ↑, ↓ or an empty string."""
         return {"higher": "↑", "lower": "↓", "": ""}[self.direction]
 
     @property
     def better(self) -> str:
-        """The direction as a sentence."""
+        """Direction as a sentence."""
         return {"higher": "Higher is better.", "lower": "Lower is better.", "": ""}[self.direction]
 
     def wins(self, value: float, other: float) -> bool:
-        """Whether `value` is better than `other`; never where there is no direction."""
+        """Return whether `value` is better than `other`; False where there is no direction."""
         return value > other if self.direction == "higher" else self.direction == "lower" and value < other
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What the images must have, or else the metric is skipped."""
+    """Requirements on the images; the metric is skipped where they are not met."""
 
     images: int = 1
     side: int = 1
-    """Least height and width in pixels."""
+    """Smallest valid height and width in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What surrounds the metrics of one evaluation or validation."""
+    """Context of the metrics of one evaluation or validation."""
 
     model: Autoencoder
-    """On the device. In an evaluation it is in float32, and its precision changes after `Metric.prepare`."""
+    """The model on its device. In an evaluation it is in float32, and its precision changes after `Metric.prepare`."""
     device: torch.device
     prior: SavedPrior | None = None
-    """Over the model's codes, where a command was given one."""
+    """Prior over the model's codes, where a command was given one."""
     latents: LatentSummary | None = None
-    """What an evaluation gathers of the latents for its report; None in a validation."""
+    """Statistics of the latents that an evaluation gathers for its report; None in a validation."""
     codes: CodebookUsage | None = None
-    """What an evaluation counts of a discrete model's codes; None in a validation."""
+    """Counts of a discrete model's codes in an evaluation; None in a validation."""
 
 
 class Metric(ABC):
     """A score over a set of images.
 
-    Evaluation calls `require`, `prepare` and `reset`, then `update` for each batch, then `compute`. Each of them may
-    raise `CannotScoreError`.
+    Evaluation calls `require`, `prepare` and `reset`, then `update` for each batch, then `compute`. Each of these calls
+    may raise `CannotScoreError`.
     """
 
     name: str
-    """The key in metrics.json, and the name by which commands and configurations choose the metric."""
+    """Key in metrics.json, and the name by which commands and configurations choose the metric."""
     label: str = ""
-    """What readers call it; empty stands for the name."""
+    """Display name; empty for `name`."""
     direction: Direction = ""
     unit: str = ""
     explanation: str = ""
-    """One or two sentences for the report."""
+    """Explanation for the report, in one or two sentences."""
     decimals: int = 3
     needs: Needs = Needs()
     pixels: PixelSpec | None = None
-    """The images that it takes; None for any. It is skipped for a model of other images."""
+    """Supported images; None for any. The metric is skipped for a model of other images."""
     scores: ClassVar[Mapping[str, ScoreInfo]] = {}
-    """Of a metric that computes several numbers: how each is explained, by its key."""
+    """Explanation of each number by its key, for a metric that computes several."""
     optional: bool = False
-    """Of the default set: that a model has no such score goes without saying."""
+    """Whether a model may lack this score without a note; only for metrics of the default set."""
     compares_images: bool = True
-    """Whether the bicubic thumbnail is scored beside the reconstruction, under `bicubic_KEY`."""
+    """Whether the bicubic thumbnail is also scored, under `bicubic_KEY`."""
 
     def require(self, shape: tuple[int, ...]) -> None:
         """Raise `CannotScoreError` if the metric cannot take images (B, 3, H, W) of this shape."""
@@ -127,11 +127,11 @@ class Metric(ABC):
             )
 
     def prepare(self, setting: Setting) -> None:  # noqa: B027 - a hook; most metrics need nothing
-        """Take what the metric needs to know of the model, and move its networks to the device."""
+        """Take the required data of the model, and move the metric's networks to the device."""
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget every image."""
+        """Discard all images."""
 
     @abstractmethod
     def update(
@@ -142,15 +142,15 @@ class Metric(ABC):
         Args:
             reconstructions: (B, 3, H, W) float32 in [-1, 1], clamped and rounded to the levels of 8-bit images.
             pixel_values: (B, 3, H, W) float32 in [-1, 1], rounded likewise.
-            posterior: Of the batch; None for the thumbnail, which has none.
+            posterior: Posterior of the batch; None for the thumbnail, which has none.
 
         Returns:
-            Values of each image, (B,) by key; empty where an image has no value of its own.
+            Values of each image, (B,) by key; empty where single images have no value.
         """
 
     @abstractmethod
     def compute(self) -> float | Scores:
-        """Return the score over all images, or several by key. No keys mean that the model has no such score."""
+        """Return the score over all images, or several by key; an empty mapping where the model has no such score."""
 
     def for_baseline(self) -> Metric:
         """Return an empty metric that scores another reconstruction of the same images, updated after this one."""
@@ -159,11 +159,11 @@ class Metric(ABC):
         return twin
 
     def protocol(self) -> dict[str, object]:
-        """Return what the protocol must name beside the metric's own name, as JSON values by key."""
+        """Return the entries that the protocol needs beside the metric's name, as JSON values by key."""
         return {}
 
     def info(self, key: str | None = None) -> ScoreInfo:
-        """Return how a score is explained: the metric's own (the default), or that of another key that it computes."""
+        """Return the explanation of the metric's own score (the default), or of another key that it computes."""
         own = ScoreInfo(
             label=self.label or self.name, direction=self.direction, unit=self.unit, explanation=self.explanation,
             decimals=self.decimals,
@@ -174,12 +174,12 @@ class Metric(ABC):
 
 
 class MeanMetric(Metric):
-    """A metric whose score is the mean of values that each image has; `update` returns `self.keep(values)`."""
+    """Base of metrics whose score is the mean of a value per image; `update` returns `self.keep(values)`."""
 
     _values: dict[str, list[float]]
 
     def reset(self) -> None:
-        """Forget every image."""
+        """Discard all images."""
         self._values = {}
 
     def keep(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -195,7 +195,7 @@ class MeanMetric(Metric):
 
 
 class ImageMetric(MeanMetric):
-    """A metric that compares each reconstruction with its image; the score is the mean over the images."""
+    """Base of metrics that compare each reconstruction with its image; the score is the mean over the images."""
 
     @abstractmethod
     def per_image(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:

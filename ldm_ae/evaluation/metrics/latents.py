@@ -13,7 +13,7 @@ from ldm_ae.models import Posterior
 
 
 class _OfLatents(Metric):
-    """A metric of the latents that the evaluation has gathered, and of no image."""
+    """Base of metrics of the latents that the evaluation has gathered; they do not use the images."""
 
     compares_images = False
 
@@ -21,28 +21,28 @@ class _OfLatents(Metric):
         self.latents: LatentSummary | None = None
 
     def prepare(self, setting: Setting) -> None:
-        """Take the statistics."""
+        """Keep the evaluation's statistics."""
         self.latents = setting.latents
 
     def reset(self) -> None:
-        """Do nothing: the statistics are the evaluation's."""
+        """Do nothing: the evaluation owns the statistics."""
 
     def update(
         self, reconstructions: Tensor, pixel_values: Tensor, posterior: Posterior | None = None
     ) -> Mapping[str, Tensor]:
-        """Do nothing: the evaluation gathers."""
+        """Do nothing: the evaluation gathers the statistics."""
         return {}
 
 
 class ActiveChannels(_OfLatents):
-    """How many channels a Gaussian posterior uses."""
+    """Number of channels that a Gaussian posterior uses."""
 
     name = "active_latent_channels"
     label = "Active latent channels"
     explanation = f"KL above {ACTIVE_NATS} nats per element."
 
     def compute(self) -> Scores:
-        """Return the count; nothing where the posterior is not Gaussian."""
+        """Return the count; an empty mapping where the posterior is not Gaussian."""
         channels = [] if self.latents is None else self.latents.channels()
         if not channels or any(channel.active is None for channel in channels):
             return {}
@@ -50,7 +50,7 @@ class ActiveChannels(_OfLatents):
 
 
 class LatentStatistics(_OfLatents):
-    """Mean and standard deviation of the latents, and the scaling factor that they ask for."""
+    """Mean and standard deviation of the latents, and the scaling factor that follows from them."""
 
     name = "latents"
     label = "Latents"
@@ -63,7 +63,7 @@ class LatentStatistics(_OfLatents):
     }
 
     def compute(self) -> Scores:
-        """Return the numbers; no scaling factor where the deviation is 0."""
+        """Return the numbers; no scaling factor where the standard deviation is 0."""
         if self.latents is None:
             return {}
         statistics = self.latents.statistics

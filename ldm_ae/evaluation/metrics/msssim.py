@@ -2,10 +2,9 @@
 
 Source: equation 7 of Wang, Simoncelli, Bovik, Multiscale Structural Similarity for Image Quality Assessment, Asilomar
 Conference on Signals, Systems and Computers, 2003: contrast and structure at five scales, luminance at the coarsest,
-each the mean over whole 11x11 Gaussian windows, raised to the paper's exponents and multiplied. From scale to scale the
-images are halved by means of 2x2 pixels; an odd last row or column is dropped. A negative mean of contrast and
-structure, whose power would be complex, counts as 0. Each colour channel has its own product, and an image has their
-mean.
+each the mean over whole 11x11 Gaussian windows, raised to the paper's exponents and multiplied. Each scale averages 2x2
+pixels of the previous one; an odd last row or column is dropped. A negative mean of contrast and structure, whose power
+would be complex, counts as 0. The product is computed per colour channel; an image's value is the mean of the three.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ldm_ae.images.uint8 import to_levels
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """The paper's exponents, from the finest scale to the coarsest."""
 SMALLEST_SIDE = SSIM_WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
-"""The side in pixels that leaves one whole window at the coarsest scale: 176."""
+"""Side in pixels that yields one whole window at the coarsest scale: 176."""
 
 
 class MSSSIM(ImageMetric):
@@ -41,7 +40,7 @@ class MSSSIM(ImageMetric):
 
 
 def msssim(reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
-    """Multi-scale structural similarity of each image, in [0, 1].
+    """Return the multi-scale structural similarity of each image, in [0, 1].
 
     Args:
         reconstructions: (B, 3, H, W), clamped to [-1, 1] here; H and W at least 176.

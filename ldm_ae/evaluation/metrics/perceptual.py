@@ -1,4 +1,4 @@
-"""Distance of deep features of each pair of images: LPIPS, shift-tolerant LPIPS, or the network that a caller gives."""
+"""Distance of deep features of each pair of images: LPIPS, shift-tolerant LPIPS, or the caller's network."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class PerceptualDistance(Protocol):
 
     @property
     def name(self) -> str:
-        """What a score by this network is called, for example `lpips_vgg`."""
+        """Name of a score by this network, for example `lpips_vgg`."""
 
     def __call__(self, reconstructions: Tensor, pixel_values: Tensor, /) -> Tensor:
-        """(reconstructions, pixel_values), each (B, 3, H, W) in [-1, 1] -> distances (B,)."""
+        """Return distances (B,) of reconstructions and pixel values, each (B, 3, H, W) in [-1, 1]."""
 
 
 class Perceptual(ImageMetric):
     """Mean distance by a network, under the network's name.
 
     Args:
-        network: None takes shift-tolerant LPIPS over VGG16.
+        network: None uses shift-tolerant LPIPS over VGG16.
     """
 
     name = "perceptual"
@@ -41,7 +41,7 @@ class Perceptual(ImageMetric):
         self.pixels = getattr(self.network, "pixels", RGB)
 
     def require(self, shape: tuple[int, ...]) -> None:
-        """Try the network on this shape."""
+        """Run the network on this shape."""
         if isinstance(self.network, PerceptualLoss):
             require_size(self.network, try_size, shape)
 

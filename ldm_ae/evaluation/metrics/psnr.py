@@ -9,7 +9,7 @@ from ldm_ae.evaluation.metrics.interface import ImageMetric
 from ldm_ae.images.uint8 import DATA_RANGE, to_levels
 
 PSNR_CEILING = 100.0
-"""dB given to images that are equal, whose PSNR has no finite value; nothing scores higher."""
+"""PSNR in dB of equal images, for which it is not finite; no score is higher."""
 
 
 class PSNR(ImageMetric):
@@ -28,7 +28,7 @@ class PSNR(ImageMetric):
 
 
 def psnr(reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, 10 log10(255² / mean squared error), at most `PSNR_CEILING`.
+    """Return the PSNR of each image in dB, 10 log10(255² / mean squared error), at most `PSNR_CEILING`.
 
     Args:
         reconstructions: (B, 3, H, W), clamped to [-1, 1] here.

@@ -1,4 +1,4 @@
-"""What an image's latents cost to send, in bits per pixel, by each way of counting that needs no other image."""
+"""The rate of an image's latents in bits per pixel, by each measure that needs no other image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BITS = "bits per pixel"
 
 
 class Rate(MeanMetric):
-    """The mean rate of a model's latents: of a Gaussian posterior, or of codes at a fixed length and under a prior."""
+    """Mean rate of a model's latents: of a Gaussian posterior, or of codes at a fixed length and under a prior."""
 
     name = "rate"
     label = "Rate"
@@ -47,10 +47,10 @@ class Rate(MeanMetric):
         self.reset()
 
     def prepare(self, setting: Setting) -> None:
-        """Take the prior.
+        """Keep the prior.
 
         Raises:
-            UserError: it is of another model's codes.
+            UserError: the prior belongs to another model's codes.
         """
         prior = setting.prior
         if prior is not None and prior.model_hash != model_hash(setting.model):
@@ -63,7 +63,7 @@ class Rate(MeanMetric):
     def update(
         self, reconstructions: Tensor, pixel_values: Tensor, posterior: Posterior | None = None
     ) -> Mapping[str, Tensor]:
-        """Add a batch; only the posterior counts."""
+        """Add a batch; only the posterior is used."""
         bits = None if posterior is None else posterior.rate()
         if posterior is None or bits is None:
             return {}
@@ -77,7 +77,7 @@ class Rate(MeanMetric):
 
 
 def describe_prior(saved: SavedPrior | None) -> dict[str, object] | None:
-    """Which prior, as JSON values."""
+    """Return a description of the prior as JSON values."""
     if saved is None:
         return None
     return {

@@ -2,7 +2,7 @@
 
 Source: equation 13 of Wang et al., Image Quality Assessment: From Error Visibility to Structural Similarity, IEEE
 Transactions on Image Processing 13(4), 2004, with its 11x11 Gaussian window of sigma 1.5, K1 = 0.01 and K2 = 0.03,
-averaged over the positions at which the whole window lies in the image, and over the three colour channels. That is
+averaged over the positions at which the whole window lies in the image, and over the three colour channels. It equals
 scikit-image's `structural_similarity` with gaussian_weights=True, sigma=1.5, use_sample_covariance=False.
 """
 
@@ -36,7 +36,7 @@ class SSIM(ImageMetric):
 
 
 def ssim(reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
-    """Structural similarity of each image, at most 1.
+    """Return the structural similarity of each image, at most 1.
 
     Args:
         reconstructions: (B, 3, H, W), clamped to [-1, 1] here; H and W at least 11, the window's side.
@@ -58,15 +58,15 @@ def ssim(reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
 
 
 def ssim_maps(levels: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """SSIM's two factors at each whole window: luminance, and contrast times structure.
+    """Return SSIM's two factors at each whole window: luminance, and contrast times structure.
 
     Args:
         levels: (B, 3, H, W) float64, 0 to 255. Variances are differences of large numbers; in float64 they are exact to
             1e-11.
-        reference: Likewise.
+        reference: Images of the same shape, dtype and range.
 
     Returns:
-        Two of (B, 3, H - 10, W - 10) float64.
+        Two tensors of shape (B, 3, H - 10, W - 10), float64.
     """
     maps = torch.stack([levels, reference, levels.square(), reference.square(), levels * reference])
     x, y, xx, yy, xy = _window_means(maps)
@@ -77,11 +77,11 @@ def ssim_maps(levels: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _window_means(maps: Tensor) -> Tensor:
-    """(..., H, W) -> (..., H - 10, W - 10): the mean of each whole window, with Gaussian weights."""
+    """Average each whole window of (..., H, W) with Gaussian weights: (..., H - 10, W - 10)."""
     offsets = torch.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
     weights = torch.exp(-offsets.double().square() / (2 * SSIM_SIGMA**2))
     weights /= weights.sum()
-    for axis in (-2, -1):  # sums of shifted maps: in float64 on a CPU five times as fast as a convolution
+    for axis in (-2, -1):  # sums of shifted maps are five times as fast as a convolution in float64 on a CPU
         length = maps.shape[axis] - SSIM_WINDOW + 1
         total = torch.zeros_like(maps.narrow(axis, 0, length))
         for shift, weight in enumerate(weights.tolist()):

@@ -1,1 +1,1 @@
-"""The report of an evaluation: pages, pictures and lines for a terminal."""
+"""The report of an evaluation: pages, images and lines for a terminal."""

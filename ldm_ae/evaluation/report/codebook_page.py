@@ -10,7 +10,7 @@ from ldm_ae.evaluation.report.pictures import code_picture
 
 
 def codebook_section(found: CodebookSummary | None) -> str:
-    """Which codes occur and how often, as HTML; nothing for a model without codes."""
+    """Return the codes in use and their frequencies as HTML; an empty string for a model without codes."""
     if found is None:
         return ""
     line = found.line()

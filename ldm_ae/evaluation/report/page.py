@@ -1,4 +1,4 @@
-"""The report's style, and its tables, histograms and pictures. Everything is inline, so that the page is one file."""
+"""The report's style, tables, histograms and images. Everything is inline, so that the page is one file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from html import escape
 from PIL import Image
 
 LARGEST_PNG = 2**17
-"""Pixels up to which pictures are PNG; larger ones are WebP, so that the page stays small enough to open."""
+"""Number of pixels up to which images are PNG; larger ones are WebP, so that the page stays small enough to open."""
 
 WEBP_QUALITY = 92
 
@@ -72,7 +72,7 @@ h2,h3{break-after:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:ex
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: tuple[int, ...], css: str) -> str:
-    """A table whose cells are HTML already; the columns `numbers` are right-aligned."""
+    """Return a table whose cells are already HTML; the columns `numbers` are right-aligned."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(f"<{tag}{' class=n' if i in numbers else ''}>{cell}</{tag}>" for i, cell in enumerate(row))
@@ -85,7 +85,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: tupl
 
 
 def bars(counts: Sequence[int], ends: tuple[str, str], title: str) -> str:
-    """A histogram of `counts` with the axis' two ends under it."""
+    """Return a histogram of `counts` with labels at the two ends of the axis."""
     tallest = max(*counts, 1)
     rectangles = "".join(
         f'<rect x="{i + 0.06:g}" y="{100 - height:.2f}" width=".88" height="{height:.2f}"/>'
@@ -100,7 +100,7 @@ def bars(counts: Sequence[int], ends: tuple[str, str], title: str) -> str:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """The picture as an address that holds it."""
+    """Return the image as a data URI."""
     buffer = io.BytesIO()
     small = picture.width * picture.height <= LARGEST_PNG or picture.mode == "P"
     if small:

@@ -1,4 +1,4 @@
-"""Tensors as pictures: images, comparisons, errors, latent channels."""
+"""Conversion of tensors to PIL images: images, comparisons, errors, latent channels."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from torch import Tensor
 from ldm_ae.images.uint8 import to_levels, to_uint8
 
 ERROR_GAIN = 4.0
-"""Errors are shown this many times larger."""
+"""Factor by which shown errors are multiplied."""
 
 LATENT_REACH = 2.5
-"""Standard deviations around a channel's mean from the darkest to the lightest colour."""
+"""Standard deviations from a channel's mean to the darkest and to the lightest colour."""
 
-# From dark to light with evenly rising lightness, so that the pictures also read in grey.
+# From dark to light with evenly rising lightness, so that the images can also be read in greyscale.
 _HEAT = ((0, 0, 4), (40, 17, 89), (114, 31, 129), (182, 54, 121), (241, 96, 93), (254, 175, 119), (252, 253, 191))
 _SEA = ((68, 1, 84), (70, 50, 127), (54, 92, 141), (39, 127, 142), (31, 161, 135), (74, 193, 109), (253, 231, 37))
 
 
 def to_uint8_image(pixel_values: Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1], clamped and rounded, as a picture: the inverse of `level / 127.5 - 1`."""
+    """Convert (3, H, W) in [-1, 1], clamped and rounded, to a PIL image: the inverse of `level / 127.5 - 1`."""
     return levels_image(to_uint8(pixel_values).cpu())
 
 
 def levels_image(levels: Tensor) -> Image.Image:
-    """(3, H, W) uint8 as a picture."""
+    """Convert (3, H, W) uint8 to a PIL image."""
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
 
 def comparison_grid(
     originals: Tensor, reconstructions: Tensor, *, columns: int = 8, background: tuple[int, int, int] = (255, 255, 255)
 ) -> Image.Image:
-    """Pairs side by side, each original above its reconstruction, with thin lines between.
+    """Draw pairs side by side, each original above its reconstruction, with thin lines between.
 
     Args:
         originals: (B, 3, H, W) in [-1, 1].
@@ -59,7 +59,7 @@ def comparison_grid(
 
 
 def error_map(original: Tensor, reconstruction: Tensor, *, gain: float = ERROR_GAIN) -> Image.Image:
-    """Mean absolute difference over the colours at each pixel, black where there is none.
+    """Draw the mean absolute difference over the colours at each pixel; black means no difference.
 
     Args:
         original: (3, H, W) in [-1, 1].
@@ -73,12 +73,12 @@ def error_map(original: Tensor, reconstruction: Tensor, *, gain: float = ERROR_G
 def latent_channel_pictures(
     latents: Tensor, *, mean: Tensor | None = None, std: Tensor | None = None
 ) -> list[Image.Image]:
-    """One picture per channel, each normalized: from `LATENT_REACH` deviations below its mean to as many above.
+    """Draw each channel, normalized from `LATENT_REACH` standard deviations below its mean to as many above.
 
     Args:
         latents: (C, h, w).
-        mean: (C,) over a set of images; None takes this image's own.
-        std: (C,) likewise.
+        mean: (C,) over a set of images; None uses this image's own.
+        std: (C,) over a set of images; None uses this image's own.
     """
     latents = latents.detach().float().cpu()
     mean = latents.mean(dim=(1, 2)) if mean is None else mean.to(latents)
@@ -88,8 +88,8 @@ def latent_channel_pictures(
 
 
 def code_picture(counts: Tensor) -> Image.Image:
-    """A pixel for each code, row by row, as nearly square as can be: black where it never occurs, the lightest colour
-    at 16 times the even share or more. Places after the last code are grey.
+    """Draw a pixel for each code, row by row, as nearly square as possible: black for a code that never occurs, the
+    lightest colour from 16 times the uniform frequency. Places after the last code are grey.
 
     Args:
         counts: (K,) int64, not all 0.
@@ -97,7 +97,7 @@ def code_picture(counts: Tensor) -> Image.Image:
     size = len(counts)
     width = math.isqrt(size - 1) + 1
     height = -(-size // width)
-    # Four octaves on either side of the even share, above the darkest fifth of the colours.
+    # Four octaves on either side of the uniform frequency, above the darkest fifth of the colours.
     octaves = torch.log2(counts.double() * size / counts.sum()).clamp(-4.0, 4.0)
     values = torch.where(counts > 0, 0.2 + 0.1 * (octaves + 4.0), 0.0)
     padded = torch.cat([values, values.new_zeros(width * height - size)]).view(height, width)
@@ -109,7 +109,7 @@ def code_picture(counts: Tensor) -> Image.Image:
 
 
 def _coloured(values: Tensor, colours: tuple[tuple[int, int, int], ...]) -> Image.Image:
-    """(H, W) in [0, 1], clamped, through evenly spaced colours, as a picture with a palette of 256."""
+    """Convert (H, W) in [0, 1], clamped, through evenly spaced colours to an image with a palette of 256."""
     stops = np.linspace(0, 255, len(colours))
     palette = np.stack([np.interp(np.arange(256), stops, channel) for channel in zip(*colours, strict=True)], axis=1)
     indices: npt.NDArray[np.uint8] = (values.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).cpu().numpy()

@@ -1,4 +1,4 @@
-"""The scores as lines for a terminal, with what a bicubic thumbnail of as many numbers has beside them."""
+"""The scores as lines for a terminal, beside those of a bicubic thumbnail of as many numbers as the latents."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ldm_ae.evaluation.scoring import BASELINE_PREFIX
 
 
 def summary_lines(evaluation: Evaluation) -> list[str]:
-    """A table: score with its better direction, model, baseline where there is one, label and unit; then a line on each
-    score that was skipped, one on the codes in use if there are any, and one on whether the model is safe in fp16."""
+    """Return a table (score with its better direction, model, baseline if there is one, label and unit), then a line on
+    each skipped score, one on the codes in use if there are any, and one on whether the model is safe in fp16."""
     scores, infos = evaluation.scores, evaluation.infos
     names = {name: f"{name} {infos[name].arrow}".rstrip() for name in scores if not name.startswith(BASELINE_PREFIX)}
     width = max((len(name) for name in names.values()), default=0)
@@ -26,7 +26,7 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
 
 
 def _for_terminal(line: str) -> str:
-    """The line with what stdout's encoding lacks replaced: arrows by ^ and v, other characters by question marks."""
+    """Replace characters that stdout's encoding lacks: arrows by ^ and v, other characters by question marks."""
     encoding = sys.stdout.encoding or "utf-8"
     for arrow, plain in (("↑", "^"), ("↓", "v")):
         line = line.replace(arrow, arrow if arrow.encode(encoding, "replace") != b"?" else plain)

@@ -1,4 +1,4 @@
-"""An evaluation as files: `metrics.json` for programs and `report.html`, one page with everything in it, for people."""
+"""An evaluation as files: `metrics.json` for programs and `report.html`, a single self-contained page, for people."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ERROR_NOTE = (
 
 
 def write_report(evaluation: Evaluation, folder: str | Path) -> Path:
-    """Write `metrics.json` and `report.html` into `folder`, made if need be, and return the page's path.
+    """Write `metrics.json` and `report.html` into `folder`, which is created if necessary, and return the page's path.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -49,7 +49,7 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> Path:
 
 
 def metrics(evaluation: Evaluation) -> dict[str, object]:
-    """What goes into `metrics.json`: scores, their protocol, activations, codes, and the tables of channels and
+    """Return the content of `metrics.json`: scores, their protocol, activations, codes, and the tables of channels and
     images."""
     return {
         "scores": evaluation.scores,
@@ -62,7 +62,7 @@ def metrics(evaluation: Evaluation) -> dict[str, object]:
 
 
 def render(evaluation: Evaluation) -> str:
-    """The page. Whatever comes from data is escaped; nothing is loaded from elsewhere."""
+    """Return the page. All data is escaped; nothing is loaded from elsewhere."""
     model = evaluation.protocol["model"]
     images = evaluation.protocol["images"]
     assert isinstance(model, dict)
@@ -176,7 +176,7 @@ def _with_unit(info: ScoreInfo, value: float) -> str:
 
 
 def _distribution(evaluation: Evaluation) -> str:
-    """The score that images are ranked by, as a histogram."""
+    """Return a histogram of the score that ranks the images."""
     if evaluation.ranking is None:
         return ""
     name, info = evaluation.ranking, evaluation.infos[evaluation.ranking]

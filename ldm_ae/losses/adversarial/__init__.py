@@ -1,4 +1,4 @@
-"""The adversarial losses, one a file. A new one is one new file with a `AdversarialLoss` class in it."""
+"""The adversarial losses, one per file. A new loss is a new file with an `AdversarialLoss` class in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ADVERSARIAL_LOSSES", "AdversarialLoss", "HingeLoss", "NonSaturatingL
 ADVERSARIAL_LOSSES: Registry[AdversarialLoss] = Registry(__name__, AdversarialLoss, "adversarial loss")  # type: ignore[type-abstract]
 """Every adversarial loss by its name."""
 
-if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+if not TYPE_CHECKING:  # a type checker needs only the imports above
 
     def __getattr__(name: str) -> Any:
         return export(__name__, name, ADVERSARIAL_LOSSES)

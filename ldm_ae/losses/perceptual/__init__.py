@@ -1,4 +1,4 @@
-"""The perceptual losses, one a file. A new one is one new file with a `PerceptualLoss` class in it."""
+"""The perceptual losses, one per file. A new loss is a new file with a `PerceptualLoss` class in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["LPIPS", "PERCEPTUAL_LOSSES", "FeatureDistance", "PerceptualLoss", "S
 PERCEPTUAL_LOSSES: Registry[PerceptualLoss] = Registry(__name__, PerceptualLoss, "perceptual loss")  # type: ignore[type-abstract]
 """Every perceptual loss by its name."""
 
-if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+if not TYPE_CHECKING:  # a type checker needs only the imports above
 
     def __getattr__(name: str) -> Any:
         return export(__name__, name, PERCEPTUAL_LOSSES)

@@ -1,4 +1,4 @@
-"""The distance of a network's features, layer by layer: what LPIPS and its relatives share.
+"""The distance of a network's features, layer by layer, which LPIPS and its variants share.
 
 Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, arXiv 1801.03924,
 equation 1: d(x, y) = sum over layers of the mean over positions of sum_c w_c (f_c(x)/|f(x)| - f_c(y)/|f(y)|)².
@@ -22,7 +22,7 @@ SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 EPS = 1e-10
 CACHED_ELEMENTS = 2**17
-"""Of a float32 map: half a megabyte, so that a few such maps fit into one core's second cache."""
+"""Size of a float32 map: half a megabyte, so that a few such maps fit into one core's second-level cache."""
 
 
 class FeatureDistance(PerceptualLoss):
@@ -50,11 +50,11 @@ class FeatureDistance(PerceptualLoss):
 
     @property
     def heads(self) -> list[Tensor]:
-        """The weights of each stage's channels, (C,) float32 each."""
+        """Return the weights of each stage's channels, (C,) float32 each."""
         return [self.get_buffer(f"head_{number}") for number in range(len(self.stages))]
 
     def features(self, pixel_values: Tensor) -> Iterator[Tensor]:
-        """Each layer's features, (B, C_l, H_l, W_l) in the network's dtype, computed when it is their turn."""
+        """Yield each layer's features, (B, C_l, H_l, W_l) in the network's dtype, computed on demand."""
         hidden = ((pixel_values.float() - self.shift) / self.scale).to(self.dtype)
         hidden = hidden.contiguous(memory_format=LAYOUTS[INFERENCE_LAYOUT])
         for stage in self.stages:
@@ -75,7 +75,7 @@ class _LayerDistance(torch.autograd.Function):
     """Mean over positions of sum_c w_c (f_c/|f| - g_c/|g|)² and its gradient at f, with few passes over the features.
 
     A network's first layers are so large that this costs as much as their convolutions if every operation writes a
-    whole map. Here a piece small enough for the processor's cache goes through all of them, in float32.
+    whole map. Here all operations are applied to one piece that fits the processor's cache at a time, in float32.
     """
 
     @staticmethod
@@ -102,12 +102,12 @@ class _LayerDistance(torch.autograd.Function):
 
 
 def _rows(features: Tensor) -> Tensor:
-    """(B, C, H, W) -> (BHW, C), a view of channels-last features."""
+    """Reshape (B, C, H, W) to (BHW, C), a view of channels-last features."""
     return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
 
 def _pieces(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of each, as many at a time as the cores' caches hold; all of them on an accelerator."""
+    """Yield matching pieces of all arguments, as many rows as the cores' caches hold; all of them on an accelerator."""
     count, channels = rows[0].shape
     if rows[0].device.type == "cpu":
         count = max(CACHED_ELEMENTS * torch.get_num_threads() // channels, 1)
@@ -115,7 +115,7 @@ def _pieces(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (n, C) at unit length and one over their lengths (n, 1), in float32; both zero where a row is zero."""
+    """Return rows (n, C) at unit length and inverse lengths (n, 1), in float32; both zero where a row is zero."""
     rows = rows.float()
     length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     inverse = (length + EPS).reciprocal_().masked_fill_(length == 0, 0.0)

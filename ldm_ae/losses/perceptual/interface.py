@@ -1,4 +1,4 @@
-"""What a perceptual loss is: a distance of two images, measured by what does not learn."""
+"""The interface of a perceptual loss: a distance of two images, measured by frozen networks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PerceptualLoss(nn.Module, abc.ABC):
     """
 
     pixels: PixelSpec = RGB
-    """The images that it compares; a run and an evaluation compare them with the model's."""
+    """Supported images; a run and an evaluation compare them with the model's."""
 
     def __init__(self, name: str):
         super().__init__()
@@ -34,17 +34,17 @@ class PerceptualLoss(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
-        """Distance of each pair, (B,) float32, at least 0.
+        """Return the distance of each pair, (B,) float32, at least 0.
 
         Args:
-            reconstructions: (B, 3, H, W) in about [-1, 1]; the gradient reaches these alone.
+            reconstructions: (B, 3, H, W) in about [-1, 1]; only these receive a gradient.
             pixel_values: (B, 3, H, W) in [-1, 1].
         """
 
     def set_precision(self, dtype: torch.dtype) -> PerceptualLoss:
-        """Compute in `dtype`, channels-last; distances are float32 whatever it is.
+        """Compute in `dtype`, channels-last; distances are always float32.
 
-        Submodules are cast. Own parameters and buffers stay in float32.
+        Submodules are cast. The loss's own parameters and buffers stay in float32.
         """
         self.dtype = dtype
         for network in self.children():
@@ -55,7 +55,7 @@ class PerceptualLoss(nn.Module, abc.ABC):
         return self
 
     def train(self, mode: bool = True) -> PerceptualLoss:  # noqa: ARG002 - the signature is torch's
-        """Stays in eval mode: the network is a measuring instrument."""
+        """Stay in eval mode: the network is a measuring instrument."""
         return super().train(False)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -67,10 +67,10 @@ class PerceptualLoss(nn.Module, abc.ABC):
 
 
 def try_size(network: PerceptualLoss, images: Sequence[Tensor]) -> None:
-    """Measure one image: it raises what PyTorch says of images that are too small.
+    """Measure one image, which raises PyTorch's error for images that are too small.
 
     Args:
-        network: Any.
+        network: Any perceptual loss.
         images: One tensor, (B, 3, H, W).
     """
     network(images[0][:1], images[0][:1])

@@ -1,4 +1,4 @@
-"""LPIPS over the networks of the `lpips` package: the same numbers, faster.
+"""LPIPS over the networks of the `lpips` package, with the same results in less time.
 
 Source: arXiv 1801.03924. The channel weights come from the lpips package (version 0.1 of its calibration), the
 networks' ImageNet weights from torchvision's files.
@@ -27,7 +27,7 @@ _STAGES: dict[Net, tuple[int, ...]] = {
     "alex": (0, 2, 5, 8, 10, 12),
     "squeeze": (0, 2, 5, 8, 10, 11, 12, 13),
 }
-"""Where torchvision's `features` are cut; each piece ends after the ReLU whose output is compared."""
+"""Cuts of torchvision's `features`; each piece ends after the ReLU whose output is compared."""
 
 
 class LPIPS(FeatureDistance):
@@ -55,7 +55,7 @@ class LPIPS(FeatureDistance):
 
 
 def _torchvision_features(net: Net) -> tuple[nn.Sequential, str]:
-    """The convolutional part with random weights, and where torchvision keeps the trained ones."""
+    """Return the convolutional part with random weights, and the URL of torchvision's trained ones."""
     from torchvision import models
 
     build: Callable[..., nn.Module]
@@ -64,7 +64,7 @@ def _torchvision_features(net: Net) -> tuple[nn.Sequential, str]:
         "alex": (models.alexnet, models.AlexNet_Weights.IMAGENET1K_V1.url),
         "squeeze": (models.squeezenet1_1, models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url),
     }[net]
-    with torch.device("meta"):  # the classifiers, hundreds of megabytes that nobody needs, are never allocated
+    with torch.device("meta"):  # the unused classifiers, hundreds of megabytes, are never allocated
         features = build(weights=None).features
     assert isinstance(features, nn.Sequential)
     features.to_empty(device="cpu")

@@ -1,7 +1,8 @@
-"""Shift-tolerant LPIPS: a perceptual distance whose weights come whole from PyPI, so that it needs no download.
+"""Shift-tolerant LPIPS: a perceptual distance whose weights all come from PyPI, so that it needs no other download.
 
 Source: Ghildyal and Liu, Shift-tolerant Perceptual Similarity Metric, arXiv 2207.13686. Every pooling is a max with
-stride 1 followed by a binomial blur with stride 2; in the AlexNet form so is the first convolution's stride.
+stride 1 followed by a binomial blur with stride 2; in the AlexNet form this also replaces the first convolution's
+stride.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ldm_ae.losses.perceptual._feature_distance import FeatureDistance
 
 
 class BlurDownsample(nn.Module):
-    """(B, C, H, W) -> about half the size: reflect padding by 2, then the 3x3 binomial filter with stride 2."""
+    """Downsampling of (B, C, H, W) by about 2: reflect padding by 2, then the 3x3 binomial filter with stride 2."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         channels = hidden.shape[1]
@@ -39,7 +40,7 @@ def _conv_relu(in_channels: int, out_channels: int, kernel_size: int = 3) -> lis
 
 
 def _vgg() -> list[nn.Sequential]:
-    """VGG16's convolutions, pooled before each stage but the first."""
+    """Return VGG16's convolutions, pooled before each stage but the first."""
     widths = [(3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512)]
     stages = []
     for i, stage in enumerate(widths):
@@ -51,7 +52,7 @@ def _vgg() -> list[nn.Sequential]:
 
 
 def _alex() -> list[nn.Sequential]:
-    """AlexNet's convolutions; the first has stride 1 and a blur instead of stride 4: blur and pool halve each."""
+    """Return AlexNet's convolutions. The first has stride 1 and a blur, not stride 4; blur and pool halve the size."""
     return [
         nn.Sequential(nn.Conv2d(3, 64, 11, padding=2), BlurDownsample(), nn.ReLU(inplace=True)),
         nn.Sequential(*_pool(3), *_conv_relu(64, 192, 5)),
@@ -75,7 +76,7 @@ class ShiftTolerantLPIPS(FeatureDistance):
         weights = read_legacy_weights(_weights_file(net))
         stages = {"vgg": _vgg, "alex": _alex}[net]()
         convolutions = [m for stage in stages for m in stage if isinstance(m, nn.Conv2d)]
-        # The file's names carry positions in the original Sequential; its order is the network's.
+        # Names in the file contain positions in the original Sequential; their order is the network's.
         names = [key.removesuffix(".weight") for key in weights if key.startswith("net.") and key.endswith(".weight")]
         for convolution, key in zip(convolutions, names, strict=True):
             convolution.load_state_dict({part: weights[f"{key}.{part}"] for part in ("weight", "bias")})
@@ -86,7 +87,7 @@ class ShiftTolerantLPIPS(FeatureDistance):
 
 
 def _weights_file(net: str) -> Path:
-    # Found without importing the package, which would import much that is not needed here.
+    # The file is found without importing the package, which would import many unneeded modules.
     spec = importlib.util.find_spec("stlpips_pytorch")
     if spec is None or not spec.submodule_search_locations:
         raise UserError("ShiftTolerantLPIPS needs the weights of stlpips-pytorch: pip install 'ldm_ae[offline]'")

@@ -1,4 +1,4 @@
-"""The reconstruction losses, one a file. A new one is one new file with a `ReconstructionLoss` class in it."""
+"""The reconstruction losses, one per file. A new loss is a new file with a `ReconstructionLoss` class in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["L1", "L2", "RECONSTRUCTION_LOSSES", "Charbonnier", "ReconstructionLo
 RECONSTRUCTION_LOSSES: Registry[ReconstructionLoss] = Registry(__name__, ReconstructionLoss, "reconstruction loss")  # type: ignore[type-abstract]
 """Every reconstruction loss by its name."""
 
-if not TYPE_CHECKING:  # for a type checker, the imports above are all there is
+if not TYPE_CHECKING:  # a type checker needs only the imports above
 
     def __getattr__(name: str) -> Any:
         return export(__name__, name, RECONSTRUCTION_LOSSES)

@@ -1,4 +1,4 @@
-"""sqrt(d^2 + eps^2), Charbonnier et al., ICIP 1994."""
+"""The Charbonnier loss sqrt(d^2 + eps^2), Charbonnier et al., ICIP 1994."""
 
 from __future__ import annotations
 

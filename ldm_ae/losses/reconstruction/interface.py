@@ -1,4 +1,4 @@
-"""What a reconstruction loss is: one error per element, reduced by the objective."""
+"""The interface of a reconstruction loss: one error per element, which the objective reduces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class ReconstructionLoss(abc.ABC):
-    """Maps reconstructions and pixel_values, both (B, 3, H, W), to errors of that shape, at least 0."""
+    """A map from reconstructions and pixel values, both (B, 3, H, W), to errors of that shape, at least 0."""
 
     @abc.abstractmethod
     def __call__(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor: ...

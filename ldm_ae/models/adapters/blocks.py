@@ -1,4 +1,4 @@
-"""The names of diffusers' encoder and decoder blocks for a shape of network."""
+"""The names of diffusers' encoder and decoder blocks for a network's shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ldm_ae.core.errors import UserError
 
 
 class BlockTypes(NamedTuple):
-    """diffusers' `down_block_types` and `up_block_types`, a name for each level."""
+    """diffusers' `down_block_types` and `up_block_types`, one name per level."""
 
     down: tuple[str, ...]
     up: tuple[str, ...]
@@ -18,10 +18,10 @@ class BlockTypes(NamedTuple):
 def block_types(
     block_out_channels: Sequence[int], *, attention_levels: Sequence[int], norm_num_groups: int
 ) -> BlockTypes:
-    """Blocks with self-attention at `attention_levels` (0 is the full resolution), without elsewhere.
+    """Return blocks that have self-attention only at `attention_levels` (0 is the full resolution).
 
     Raises:
-        UserError: a width that the groups do not divide, or a level that is not there.
+        UserError: the groups do not divide a width, or a level does not exist.
     """
     levels = len(block_out_channels)
     if bad := [width for width in block_out_channels if width % norm_num_groups]:

@@ -1,4 +1,4 @@
-"""What autoencoders made of diffusers' convolutional `Encoder` and `Decoder` have in common."""
+"""The code that autoencoders built from diffusers' convolutional `Encoder` and `Decoder` share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ldm_ae.models.interface import Autoencoder
 
 
 class ConvolutionalAutoencoder(Autoencoder):
-    """`net` is a diffusers model with `encoder` and `decoder` and their configuration."""
+    """An autoencoder whose `net` is a diffusers model with `encoder`, `decoder` and their configuration."""
 
     decoder_names = ("decoder.", "post_quant_conv.")
 
@@ -23,7 +23,7 @@ class ConvolutionalAutoencoder(Autoencoder):
         return int(2 ** (len(self.net.config.block_out_channels) - 1))
 
     def pixels(self) -> PixelSpec:
-        """Of both ends, which must be alike; UserError if nothing here reads or writes such images."""
+        """The images of both ends, which must be equal; UserError if the project does not support such images."""
         config = self.net.config
         taken, given = (of_channels(channels) for channels in (config.in_channels, config.out_channels))
         if given != taken:
@@ -36,14 +36,14 @@ class ConvolutionalAutoencoder(Autoencoder):
         return cast(nn.Parameter, self.net.decoder.conv_out.weight)
 
     def encoder_output(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> what the encoder gives, (B, ..., h, w). UserError for a wrong shape."""
+        """Encode images (B, 3, H, W) in [-1, 1] to the encoder's output (B, ..., h, w). UserError for a wrong shape."""
         spec = self.spec
         spec.pixels.require_images(pixel_values)
         spec.latents.latent_size(*pixel_values.shape[-2:])
         return cast(Tensor, self.net.encoder(pixel_values.to(self.dtype)))
 
     def decoder_input(self, latents: Tensor) -> Tensor:
-        """Latents in the weights' dtype. UserError for a wrong shape."""
+        """Return the latents in the weights' dtype. UserError for a wrong shape."""
         channels = self.latent_spec.channels
         if latents.ndim != 4 or latents.shape[1] != channels:
             raise UserError(f"latents must be (B, {channels}, h, w), got {tuple(latents.shape)}")

@@ -1,13 +1,14 @@
-"""A network that begins as a linear autoencoder: a thumbnail by averages, enlarged again bilinearly.
+"""Initialization as a linear autoencoder: it averages the image to a thumbnail and enlarges it bilinearly.
 
-Residual branches begin at zero (as in Zhang et al., Fixup Initialization, arXiv 1901.09321), so that what is left of
-diffusers' encoder and decoder is a path of convolutions. Three of its channels carry red, green and blue: downsampling
-convolutions average 2x2 pixels, upsampling ones interpolate. It does for `AutoencoderKL` what DC-AE's shortcuts between
-space and channels do by architecture (Chen et al., arXiv 2410.10733): training starts with learning what a thumbnail
-lacks, and not with colours and brightness, which cost a network with group normalization its first hundreds of steps.
+Residual branches start at zero (as in Zhang et al., Fixup Initialization, arXiv 1901.09321), so that only a path of
+convolutions of diffusers' encoder and decoder remains. Three of its channels carry red, green and blue: downsampling
+convolutions average 2x2 pixels, upsampling convolutions interpolate. It does for `AutoencoderKL` what DC-AE's shortcuts
+between space and channels do by architecture (Chen et al., arXiv 2410.10733): training starts with the details that a
+thumbnail lacks and not with colours and brightness, which cost a network with group normalization its first hundreds of
+steps.
 
-The path is linear in spite of the normalization and activation before each last convolution. A group holds a colour x
-beside -x, and constants ±c beside them: its mean is 0, and its deviation nearly that of the constants, whatever the
+The path is linear in spite of the normalization and activation before each last convolution. Each group holds a colour
+x and -x, and the constants ±c: its mean is 0, and its standard deviation is nearly that of the constants for every
 image. And silu(a x) - silu(-a x) = a x.
 """
 
@@ -26,11 +27,11 @@ from ldm_ae.images.pixels import RGB
 
 COLOURS = RGB.channels
 GAIN = 4.0
-"""Latents per pixel value, whose deviation in photos is about a quarter: the latents' is about 1."""
+"""Latents per pixel value. Pixel values of photos have a standard deviation of about 1/4, so latents have about 1."""
 CONSTANT = 3.0
-"""c, against pixel values in [-1, 1]: a group's deviation changes by a few per cent from image to image."""
+"""c, for pixel values in [-1, 1]: a group's standard deviation changes by a few per cent from image to image."""
 _POWER = 0.25
-"""Mean square of a pixel value, about."""
+"""Approximate mean square of a pixel value."""
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def start_as_thumbnail(net: Any) -> None:
     """Change the weights of a `diffusers.AutoencoderKL` in place, so that it encodes to a thumbnail and enlarges it.
 
     Args:
-        net: RGB, at least three latent channels, SiLU.
+        net: A network for RGB with at least three latent channels and SiLU.
 
     Raises:
         UserError: the network is of another kind, or its groups have fewer than four channels.
@@ -73,20 +74,20 @@ def start_as_thumbnail(net: Any) -> None:
 
 
 def _path(resnet: ResnetBlock2D, samplers: Any) -> list[nn.Conv2d]:
-    """The convolutions of one block that no residual branch goes around."""
+    """Return the convolutions of one block that no residual branch bypasses."""
     found = [] if resnet.conv_shortcut is None else [resnet.conv_shortcut]
     return found + ([] if samplers is None else [samplers[0].conv])
 
 
 def _carry(path: list[nn.Conv2d], norm: nn.GroupNorm, last: nn.Conv2d, *, scale: float, kernel: Tensor) -> None:
-    """Lead the first three channels along a path and through its last normalization, and out times `scale`.
+    """Carry the first three channels along a path and through its last normalization, and output them times `scale`.
 
     Args:
-        path: Convolutions; the last one's output is what `norm` sees.
-        norm: Before the activation.
-        last: After it.
-        scale: Of the first three output channels.
-        kernel: (3, 3), of the convolutions that change the resolution: those after the first that are not 1x1.
+        path: Convolutions; the output of the last one is the input of `norm`.
+        norm: The normalization before the activation.
+        last: The convolution after the activation.
+        scale: Factor of the first three output channels.
+        kernel: (3, 3), for the convolutions that change the resolution: those after the first that are not 1x1.
     """
     for i, convolution in enumerate(path):
         size = convolution.kernel_size[0]
@@ -113,7 +114,7 @@ def _carry(path: list[nn.Conv2d], norm: nn.GroupNorm, last: nn.Conv2d, *, scale:
 
 
 def _expand(convolution: nn.Conv2d, norm: nn.GroupNorm) -> list[tuple[int, int, float]]:
-    """(output channel, colour, sign) of each colour and its negative in each group; constants fill the group."""
+    """Return (output channel, colour, sign) of each colour and its negative in each group; constants fill the group."""
     members = norm.num_channels // norm.num_groups
     pairs = _pairs(members)
     if pairs < 1 or pairs * norm.num_groups < COLOURS:
@@ -138,12 +139,12 @@ def _expand(convolution: nn.Conv2d, norm: nn.GroupNorm) -> list[tuple[int, int, 
 
 
 def _pairs(members: int) -> int:
-    """How many colours a group of so many channels holds, each with its negative, beside at least two constants."""
+    """Return the number of colours, each with its negative, that fit into a group beside at least two constants."""
     return min(COLOURS, (members - 2) // 2)
 
 
 def _centre(size: int) -> Tensor:
-    """(size, size), 1 in the middle."""
+    """Return a (size, size) kernel that is 1 in the middle and 0 elsewhere."""
     taps = torch.zeros(size, size)
     taps[size // 2, size // 2] = 1.0
     return taps

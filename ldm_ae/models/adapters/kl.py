@@ -81,7 +81,7 @@ class KLAutoencoder(ConvolutionalAutoencoder):
             mid_block_add_attention=mid_block_add_attention,
             use_quant_conv=use_quant_conv,
             use_post_quant_conv=use_quant_conv,
-            scaling_factor=1.0,  # nothing is measured yet; diffusers' default is Stable Diffusion's
+            scaling_factor=1.0,  # no scale is measured yet; diffusers' default is Stable Diffusion's
         )
         if initialization == "thumbnail":
             start_as_thumbnail(self.net)

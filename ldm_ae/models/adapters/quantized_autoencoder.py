@@ -1,6 +1,6 @@
-"""The network of a discrete autoencoder whose quantizer `diffusers.VQModel` does not have.
+"""The network of a discrete autoencoder with a quantizer that `diffusers.VQModel` does not have.
 
-Made of diffusers' parts, under the names and configuration keys that VQModel gives them.
+It is built from diffusers' parts, under the names and configuration keys of VQModel.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ldm_ae.quantizers import build_quantizer
 
 
 class QuantizedAutoencoder(ModelMixin, ConfigMixin):
-    """`encoder`, `quant_conv`, `quantize`, `post_quant_conv`, `decoder`: what is saved, and no more.
+    """The saved parts of a discrete autoencoder: `encoder`, `quant_conv`, `quantize`, `post_quant_conv`, `decoder`.
 
-    Arguments are those of `diffusers.VQModel`, where it has them.
+    Arguments that `diffusers.VQModel` also has mean the same as there.
 
     Args:
-        quantizer: `class_name` and `init_args`, as `describe_quantizer` gives them; the name is looked up among our
-            quantizers alone.
+        quantizer: `class_name` and `init_args`, as returned by `describe_quantizer`; only the project's quantizers are
+            looked up by this name.
         latents_mean: Measured per-channel mean of the latents, or None.
-        latents_std: Likewise the standard deviation.
+        latents_std: Measured per-channel standard deviation of the latents, or None.
     """
 
     _supports_gradient_checkpointing = True

@@ -25,22 +25,22 @@ from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 from ldm_ae.quantizers import EMAVQ, FSQ, VQ, ManagedCodebook, Quantizer, describe_quantizer
 
 EUCLIDEAN: tuple[type[Quantizer], ...] = (VQ, EMAVQ)
-"""The quantizers that take the nearest of a table of codes, and so compute what `diffusers.VQModel` computes."""
+"""The quantizers that choose the nearest code of a table, as `diffusers.VQModel` does."""
 
 
 class VQModel(diffusers.VQModel):
-    """`diffusers.VQModel` whose `quantize` is one of ours; diffusers opens what it saves as its own class."""
+    """`diffusers.VQModel` with one of our quantizers as `quantize`; diffusers opens a saved model as its own class."""
 
     _supports_gradient_checkpointing = True
-    # What a quantizer remembers of its codes' use matters to a resumed training alone.
+    # Only a resumed training needs a quantizer's record of how often its codes are used.
     _keys_to_ignore_on_load_unexpected = (r"^quantize\.(?!embedding)",)
 
 
 class VQAutoencoder(ConvolutionalAutoencoder):
     """A convolutional autoencoder with discrete latents: encoder, 1x1 convolution, quantizer, 1x1 convolution, decoder.
 
-    Latents are the quantized ones, (B, codebook_dim, h, w): what `decode` takes. With `VQ` or `EMAVQ` it is a
-    `diffusers.VQModel` on the disk, and a `VQ` when it is read again, `legacy` if it was; with another quantizer a
+    Latents are the quantized ones, (B, codebook_dim, h, w), the input of `decode`. With `VQ` or `EMAVQ` the saved model
+    is a `diffusers.VQModel`, which loads with a `VQ` quantizer, `legacy` if it was; with another quantizer it is a
     `QuantizedAutoencoder`, whose keys are the same where VQModel has them.
 
     Args:
@@ -93,7 +93,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
             "norm_num_groups": norm_num_groups,
             "sample_size": 256,
             "mid_block_add_attention": mid_block_add_attention,
-            "scaling_factor": 1.0,  # nothing is measured yet
+            "scaling_factor": 1.0,  # no scale is measured yet
         }
         self.net = _build(arguments, quantizer)
 
@@ -107,7 +107,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
 
     @property
     def quantizer(self) -> Quantizer:
-        """What is between encoder and decoder."""
+        """The quantizer between encoder and decoder."""
         return cast(Quantizer, self.net.quantize)
 
     @property
@@ -138,19 +138,19 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         )  # fmt: skip
 
     def encode(self, pixel_values: Tensor, *, noise: Tensor | None = None) -> DiscretePosterior:
-        """As in the interface; `noise` is for quantizers that draw in training, see `Quantizer.quantize`."""
+        """Encode as the interface states; `noise` is for quantizers that draw in training, see `Quantizer.quantize`."""
         latents = self.net.quant_conv(self.encoder_output(pixel_values))
         return DiscretePosterior(self.quantizer(latents, noise=noise), self.quantizer.codebook_size)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Quantized latents (B, codebook_dim, h, w) -> reconstructions; they are taken as they are."""
+        """Decode quantized latents (B, codebook_dim, h, w) without quantizing them again."""
         latents = self.decoder_input(latents)
-        # MoVQ's decoder normalizes by the quantized latents, too.
+        # MoVQ's decoder also normalizes by the quantized latents.
         spatial = latents if self.net.config.get("norm_type") == "spatial" else None
         return cast(Tensor, self.net.decoder(self.net.post_quant_conv(latents), spatial).float())
 
     def indices_to_latents(self, indices: Tensor) -> Tensor:
-        """`codebook.latents`."""
+        """Return `codebook.latents` of the indices."""
         size, levels = self.quantizer.codebook_size, self.quantizer.codebook_levels
         shape = "(B, h, w)" if levels is None else f"(B, {levels}, h, w)"
         if indices.ndim != (3 if levels is None else 4) or (levels is not None and indices.shape[1] != levels):
@@ -161,7 +161,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         return self.quantizer.codes(indices)
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """`indices_to_latents`, decoded: reconstructions (B, 3, H, W) float32, not clamped."""
+        """Decode `indices_to_latents`: reconstructions (B, 3, H, W) float32, not clamped."""
         return self.decode(self.indices_to_latents(indices))
 
     def draw(self, pixel_values: Tensor, noise: Tensor | None = None) -> tuple[DiscretePosterior, Tensor]:
@@ -169,7 +169,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         return posterior, posterior.mode()
 
     def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
-        """Update codes that learn without gradients, while anything before the decoder learns at all."""
+        """Update codes that learn without gradients, unless everything before the decoder is frozen."""
         batches = [cast(DiscretePosterior, posterior).quantized for posterior in posteriors]
         sources = (self.net.encoder, self.net.quant_conv, self.quantizer)
         if any(parameter.requires_grad for source in sources for parameter in source.parameters()):
@@ -177,7 +177,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         return self.quantizer.usage(batches)
 
     def needed_terms(self) -> frozenset[str]:
-        """The quantizer's, unless its codes are frozen."""
+        """The quantizer's needed terms; none if its codes are frozen."""
         learns = any(parameter.requires_grad for parameter in self.quantizer.parameters())
         return self.quantizer.needed_terms if learns else frozenset()
 
@@ -186,7 +186,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
 
 
 def _build(arguments: dict[str, Any], quantizer: Quantizer) -> nn.Module:
-    """A network of these arguments of VQModel with the quantizer in it."""
+    """Return a network with these VQModel arguments and the quantizer."""
     net: Any
     if type(quantizer) in EUCLIDEAN:
         net = VQModel(**arguments, num_vq_embeddings=quantizer.codebook_size, vq_embed_dim=quantizer.codebook_dim)
@@ -198,7 +198,7 @@ def _build(arguments: dict[str, Any], quantizer: Quantizer) -> nn.Module:
 
 
 def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
-    """The network of a folder or hub name with our quantizer in it, or with the one given and its codes."""
+    """Return the network of a folder or hub name with its quantizer, or with the given one, which gets its codes."""
     folder = local_folder(pretrained)
     kind = read_config(folder)["_class_name"]
     if kind == "AutoencoderKL":
@@ -218,8 +218,10 @@ def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
 
 
 def _from_kl(pretrained: str, folder: Path, quantizer: Quantizer | None) -> nn.Module:
-    """An AutoencoderKL with `quantizer` in the place of its posterior: what is quantized first is the posterior's mean,
-    for which the encoder's last convolution takes in the 1x1 one after it."""
+    """Return an AutoencoderKL with `quantizer` in place of its posterior.
+
+    At first the quantizer's input is the posterior's mean: the encoder's last convolution absorbs the 1x1 one after it.
+    """
     kl: Any = read_model_folder(diffusers.AutoencoderKL, folder)
     channels = kl.config.latent_channels
     if quantizer is None:
@@ -246,7 +248,7 @@ def _from_kl(pretrained: str, folder: Path, quantizer: Quantizer | None) -> nn.M
 
 
 def _continue_with(pretrained: str, net: Any, quantizer: Quantizer, kinds: tuple[type[Quantizer], ...]) -> None:
-    """Put `quantizer` in the place of the network's own, with its codes."""
+    """Replace the network's quantizer by `quantizer`, which takes over its codes."""
     own: Quantizer = net.quantize
     if type(quantizer) not in kinds:
         names = " or ".join(kind.__name__ for kind in kinds)
@@ -271,8 +273,10 @@ def _continue_with(pretrained: str, net: Any, quantizer: Quantizer, kinds: tuple
 
 
 def _record_beta(net: Any, quantizer: Quantizer) -> None:
-    """Have a VQModel's configuration say which term beta weights, where it is not the commitment; diffusers reads none
-    of it, so that there is nothing to say of a VQ that is right."""
+    """Record in a VQModel's configuration whether beta weights the codebook term (legacy) and not the commitment.
+
+    diffusers ignores the key, so a VQ that weights the commitment needs no record unless the key is already set.
+    """
     legacy = isinstance(quantizer, VQ) and quantizer.legacy
     if legacy or net.config.get("legacy_beta") is not None:
         net.register_to_config(legacy_beta=legacy)

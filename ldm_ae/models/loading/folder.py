@@ -1,4 +1,4 @@
-"""Reading a diffusers model folder, with an error of one line for each way it can be wrong."""
+"""Reading of a diffusers model folder, with a one-line error for each kind of damage."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ModelT = TypeVar("ModelT")
 
 
 def find_folder(name: str | Path) -> Path:
-    """The path `name`, or the folder of the shipped model of that name where there is no such path."""
+    """Return the path `name`, or the folder of the shipped model of that name if the path does not exist."""
     path = Path(name)
     return path if path.exists() else shipped_models().get(str(name), path)
 
 
 def suggestion(path: Path) -> str:
-    """The nearest name that is there, and the shipped ones."""
+    """Return a hint with the nearest existing name and the shipped models."""
     shipped = list(shipped_models())
     beside = sorted(item.name for item in path.parent.iterdir()) if os.access(path.parent, os.R_OK | os.X_OK) else []
     if near := difflib.get_close_matches(path.name, beside, n=1):
@@ -41,17 +41,17 @@ def suggestion(path: Path) -> str:
 
 
 def local_folder(name: str | Path) -> Path:
-    """`find_folder`, and for a name on the hub the folder of it in the cache, which is filled if need be.
+    """Return `find_folder(name)`, or for a hub name its folder in the cache, downloaded if necessary.
 
     Raises:
-        UserError: there is no such name on the hub, or it could not be looked up.
+        UserError: the hub has no such name, or the name could not be looked up.
     """
     folder = find_folder(name)
     return hub_folder(str(name)) if not folder.exists() and is_hub_name(str(name)) else folder
 
 
 def read_config(folder: Path) -> dict[str, object]:
-    """The config.json of a model folder; UserError if it is missing or not a diffusers model's."""
+    """Read the config.json of a model folder; UserError if it is missing or does not belong to a diffusers model."""
     path = folder / "config.json"
     if not folder.is_dir():
         raise UserError(f"no such model folder: {folder}{suggestion(folder)}")
@@ -69,7 +69,7 @@ def read_config(folder: Path) -> dict[str, object]:
 
 
 def _wrong_size(config: dict[str, Any]) -> str | None:
-    """What no model can have: diffusers builds the network first, however long that takes, and then compares."""
+    """Return a message about the first impossible size, or None. diffusers compares shapes only after a slow build."""
     if type(layers := config.get("layers_per_block", 1)) is not int or not 1 <= layers <= _MOST_LAYERS:
         return f"layers_per_block must be from 1 to {_MOST_LAYERS}"
     if long := [key for key, value in config.items() if isinstance(value, list) and len(value) > _MOST_ENTRIES]:
@@ -88,13 +88,13 @@ def _as_list(value: object) -> list[object]:
 
 
 def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
-    """The model of class `cls` in a folder, shipped, or under that name on the hub, in float32.
+    """Load the model of class `cls` from a folder, a shipped model or a hub name, in float32.
 
-    The factor that earlier versions wrote beside vectors becomes the 1 that it meant (`settle_factor`).
+    The factor that earlier versions wrote beside vectors becomes 1, its intended value (`settle_factor`).
 
     Raises:
-        UserError: no such folder, no configuration, no safetensors weights, weights that do not fit, or a name on
-            the hub that could not be downloaded.
+        UserError: no such folder, no configuration, no safetensors weights, weights that do not fit, or a hub name
+            that could not be downloaded.
     """
     folder, loader = local_folder(name), cast(Any, cls)
     config = read_config(folder)
@@ -103,7 +103,7 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
     if config["_class_name"] != cls.__name__:
         raise UserError(f"{folder} holds a {printable(config['_class_name'])}, not a {cls.__name__}")
     verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()  # it warns of weights that do not fit; here they are an error
+    diffusers_logging.set_verbosity_error()  # diffusers warns of weights that do not fit; here they are an error
     try:
         model, info = loader.from_pretrained(
             str(folder), use_safetensors=True, torch_dtype=torch.float32, local_files_only=True,
@@ -113,7 +113,7 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
         raise UserError(f"{folder} does not load as {cls.__name__}: {reason(error)}") from error
     finally:
         diffusers_logging.set_verbosity(verbosity)
-    model.register_to_config(_name_or_path="")  # a path of this machine says nothing where the model is saved next
+    model.register_to_config(_name_or_path="")  # a path on this machine is meaningless where the model is saved next
     settle_factor(model)
     for words, keys in (("no", info["missing_keys"]), ("an unknown", info["unexpected_keys"])):
         if keys:

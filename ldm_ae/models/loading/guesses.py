@@ -1,4 +1,4 @@
-"""What weights that are not a KL or VQ autoencoder's seem to be, by their names and shapes."""
+"""Guesses, from names and shapes, at the kind of weights that do not belong to a KL or VQ autoencoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ldm_ae.core.errors import printable
 
 _LATENTS = "an autoencoder, but not one of diffusers' AutoencoderKL or VQModel: "
-# Patterns of keys, the more telling ones first, and what a file that has one seems to be.
+# Patterns of keys, the most specific first, and the kind of file that such a key indicates.
 _SIGNS = (
     (r"(^|[._])lora[._](up|down|A|B|unet|te\d?|mid)|\.hada_w1|\.lokr_w1", "a LoRA, changes to another model's weights"),
     (r"^model_ema\.", "the averaged (EMA) weights alone, in CompVis's names without dots; give the checkpoint that "
@@ -41,7 +41,7 @@ _LONGEST_KEY, _MOST_KEYS = 200, 20_000
 
 
 def seems_to_be(state: Mapping[str, Tensor]) -> str:
-    """One line: the best guess, or the first parts of its names where there is none."""
+    """Return one line: the best guess, or the first parts of the names where no pattern matches."""
     keys = [key for key in list(state)[:_MOST_KEYS] if len(key) <= _LONGEST_KEY]
     if any(re.search(r"(^|\.)(encoder|decoder)\.conv(_in|1)\.(conv\.)?weight$", key) and state[key].ndim == 5
            for key in keys):  # fmt: skip

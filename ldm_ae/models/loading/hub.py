@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: which names may be of one, and the local folder of what one holds."""
+"""Models on the Hugging Face hub: which names can be hub names, and the local folder of a repository's model."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from huggingface_hub.errors import (
 from ldm_ae.core.errors import UserError, reason
 
 PREFIX = "hf:"
-"""Says that a name is of the hub, where a folder here has the owner's name."""
+"""Prefix of a hub name, needed where a local folder has the owner's name."""
 SUBFOLDERS = ("", "vae", "vqvae", "movq")
-"""Where a repository has its autoencoder: at the top, or in a pipeline under the names that diffusers' classes give."""
+"""Folders of a repository that may hold its autoencoder: the top, or a pipeline's part, as diffusers names it."""
 _NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 _FILES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".json", ".yaml", ".yml", ".zip", ".tar")
 _WEIGHTS = (
@@ -29,9 +29,10 @@ _WEIGHTS = (
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether `name` can only be `owner/model` (or `hf:owner/model`) on the hub; a mistyped path is not looked up.
+    """Return whether `name` can only be `owner/model` (or `hf:owner/model`) on the hub, so that a mistyped path is not
+    looked up.
 
-    It is not where `owner` is a folder here, or `model` ends as files do.
+    The result is False where `owner` is a local folder or `model` has a file's suffix.
     """
     if name.startswith(PREFIX):
         return True
@@ -40,12 +41,12 @@ def is_hub_name(name: str) -> bool:
 
 
 def hub_folder(name: str) -> Path:
-    """The folder, in the hub's cache here, of the autoencoder that a repository holds; downloaded if it is not there.
+    """Return the folder, in the local hub cache, of a repository's autoencoder; download it if it is not there.
 
     Only configurations and safetensors weights are downloaded.
 
     Raises:
-        UserError: no such repository, one that is not open to this user, no network, or no autoencoder in it.
+        UserError: no such repository, no access to it, no network, or no autoencoder in it.
         OSError: the disk is full.
     """
     repository = name.removeprefix(PREFIX)
@@ -68,7 +69,7 @@ def _download(repository: str, patterns: list[str]) -> Path:
     place = f"'{repository}' is not a path here, and on the Hugging Face hub"
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
-    except GatedRepoError as error:  # is a RepositoryNotFoundError, too
+    except GatedRepoError as error:  # a subclass of RepositoryNotFoundError
         raise UserError(
             f"'{repository}' on the Hugging Face hub is gated: accept its terms on its page, then run `hf auth login`"
         ) from error
@@ -76,7 +77,7 @@ def _download(repository: str, patterns: list[str]) -> Path:
         raise UserError(
             f"{place} there is no such repository, or it is private; check the spelling, or run `hf auth login`"
         ) from error
-    except LocalEntryNotFoundError as error:  # is an HfHubHTTPError, too, before huggingface-hub 1.0
+    except LocalEntryNotFoundError as error:  # a subclass of HfHubHTTPError before huggingface-hub 1.0
         if isinstance(error.__cause__, OfflineModeIsEnabled):
             raise UserError(
                 f"{place} nothing is looked up, because HF_HUB_OFFLINE is set, nor is it in the cache; check the "
@@ -89,9 +90,9 @@ def _download(repository: str, patterns: list[str]) -> Path:
         ) from error
     except HfHubHTTPError as error:
         raise UserError(f"{place} the request failed: {reason(error)}") from error
-    except ValueError as error:  # the library's, of names that no repository can have
+    except ValueError as error:  # the library raises it for malformed repository names
         raise UserError(f"{place} there can be no such name: {reason(error)}") from error
     except OSError as error:
-        if error.errno is not None:  # of this machine, such as a full disk
+        if error.errno is not None:  # an error of this machine, such as a full disk
             raise
         raise UserError(f"{place} the download broke off: {reason(error)}") from error

@@ -1,6 +1,6 @@
 """The keys of CompVis's latent-diffusion (arXiv 2112.10752) and taming-transformers (arXiv 2012.09841), and diffusers'.
 
-The same network under other names: `encoder.down.{level}.block.{i}`, `encoder.mid.block_1`, `decoder.up.{level}` with
+The same network has other names: `encoder.down.{level}.block.{i}`, `encoder.mid.block_1`, `decoder.up.{level}` with
 level 0 the highest resolution (diffusers counts the decoder's levels from the lowest), `nin_shortcut` for the 1x1
 convolution beside a ResNet block, and attention as 1x1 convolutions (C, C, 1, 1) where diffusers has linear layers
 (C, C).
@@ -16,9 +16,9 @@ from torch import Tensor
 from ldm_ae.core.errors import UserError, printable
 
 CODES = "quantize.embedding.weight"
-"""(K, D), the codes of a VQ."""
+"""Key of the codes (K, D) of a VQ."""
 
-# (diffusers, CompVis) names: of whole blocks, {i} the level and {j} the block in it, ...
+# (diffusers, CompVis) names: of whole blocks, where {i} is the level and {j} the block in it, ...
 _BLOCKS = (
     ("encoder.down_blocks.{i}.resnets.{j}", "encoder.down.{i}.block.{j}"),
     ("encoder.down_blocks.{i}.attentions.{j}", "encoder.down.{i}.attn.{j}"),
@@ -50,14 +50,14 @@ _OUTER = (
     ("quantize.embedding", "quantize.embedding"),
 )
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-"""Attention's layers in diffusers' names, which are 1x1 convolutions in CompVis's."""
+"""Attention's layers under diffusers' names. In CompVis's code they are 1x1 convolutions."""
 
 
 def from_ldm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a CompVis autoencoder (without its loss) under the keys of `AutoencoderKL` or `VQModel`.
+    """Return the state dict of a CompVis autoencoder (without its loss) under the keys of `AutoencoderKL` or `VQModel`.
 
     Raises:
-        UserError: a key that no part of such a network has.
+        UserError: a key that such a network does not have.
     """
     names = rename_keys(state, source=1)
     return {
@@ -67,14 +67,14 @@ def from_ldm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def rename_keys(keys: Iterable[str], *, source: int) -> dict[str, str]:
-    """Each key under the other names. `source` 0 reads diffusers' names, 1 CompVis's.
+    """Map each key to its name in the other layout.
 
     Args:
-        keys: All keys of a network: the decoder's levels are counted from its last one.
-        source: Where the keys come from.
+        keys: All keys of a network: the decoder's levels are counted from the last one.
+        source: 0 for diffusers' names, 1 for CompVis's.
 
     Raises:
-        UserError: a key that no part of such a network has.
+        UserError: a key that such a network does not have.
     """
     target = 1 - source
     outer = {pair[source]: pair[target] for pair in _OUTER}
@@ -105,13 +105,13 @@ def rename_keys(keys: Iterable[str], *, source: int) -> dict[str, str]:
 
 
 def is_projection(diffusers_key: str) -> bool:
-    """Whether the key is the weight of a layer of attention."""
+    """Return whether the key is the weight of an attention layer."""
     layer, _, kind = diffusers_key.rpartition(".")
     return kind == "weight" and layer.endswith(tuple(f".{name}" for name in PROJECTIONS))
 
 
 def idle_attention(norm: Tensor) -> dict[str, Tensor]:
-    """A CompVis attention block of zeros beside `norm` (C,): it adds nothing to its input."""
+    """Return a CompVis attention block of zeros beside `norm` (C,), which adds nothing to its input."""
     width = norm.shape[0]
     state = {"norm.weight": norm.new_ones(width), "norm.bias": norm.new_zeros(width)}
     for name in ("q", "k", "v", "proj_out"):

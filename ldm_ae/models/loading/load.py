@@ -1,4 +1,4 @@
-"""MODEL of the commands: a shipped model, a diffusers folder, a run, a checkpoint in it, or a name on the hub."""
+"""Resolution of MODEL in commands: a shipped model, a diffusers folder, a run, a checkpoint of one, or a hub name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ldm_ae.models.loading.hub import hub_folder, is_hub_name
 
 
 def resolve_model_folder(path: str | Path) -> Path:
-    """The diffusers folder that MODEL stands for: averaged (EMA) weights before raw ones.
+    """Return the diffusers folder that MODEL denotes; averaged (EMA) weights take precedence over raw ones.
 
-    A model folder is itself; a checkpoint's is its `ema/`, or `model/` without EMA; a run's is its newest exported
-    `model/`. What is no path here may be the name of a shipped model. UserError if there is none.
+    A model folder denotes itself, a checkpoint its `ema/` (`model/` without EMA), a run its newest exported `model/`.
+    A name that is not a path may be a shipped model's. UserError if nothing matches.
     """
     folder = find_folder(path)
     if not folder.exists():
@@ -33,7 +33,7 @@ def resolve_model_folder(path: str | Path) -> Path:
 
 
 def is_model_folder(path: str | Path) -> bool:
-    """Whether MODEL could be `path`."""
+    """Return whether `path` can be used as MODEL."""
     try:
         resolve_model_folder(path)
     except UserError:
@@ -42,15 +42,15 @@ def is_model_folder(path: str | Path) -> bool:
 
 
 def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder:
-    """The autoencoder that MODEL stands for, in float32, in eval mode, on `device`.
+    """Load the autoencoder that MODEL denotes, in float32, in eval mode, on `device`.
 
     Args:
         path: A diffusers model folder, a run directory, a checkpoint, the name of a shipped model (`kl-f8c4-small`,
-            `vq-f8-small`), or `owner/name` on the Hugging Face hub: a model, or a pipeline with one.
-        device: Where to put it.
+            `vq-f8-small`), or `owner/name` of a model or pipeline on the Hugging Face hub.
+        device: Device of the returned model.
 
     Raises:
-        UserError: nothing there, a model class that is not known, or weights missing.
+        UserError: nothing exists there, the model class is unknown, or weights are missing.
     """
     on_hub = not find_folder(path).exists() and is_hub_name(str(path))
     folder = hub_folder(str(path)) if on_hub else resolve_model_folder(path)

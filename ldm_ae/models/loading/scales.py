@@ -1,4 +1,4 @@
-"""What a published latent diffusion model multiplies its latents with, as a file of weights says or implies."""
+"""The factor by which a published latent diffusion model multiplies its latents, as stated or implied by a file."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ldm_ae.models.loading.shapes import LDMNetwork
 FAMILIES: dict[str, tuple[float, float | None]] = {
     "sd": (0.18215, None), "sdxl": (0.13025, None), "sd3": (1.5305, 0.0609), "flux": (0.3611, 0.1159),
 }  # fmt: skip
-"""`scaling_factor` and `shift_factor` of Stable Diffusion 1 and 2, SDXL, SD3 and FLUX.1, as their diffusers folders."""
+"""`scaling_factor` and `shift_factor` of Stable Diffusion 1 and 2, SDXL, SD3 and FLUX.1, as in diffusers' folders."""
 NETWORKS = {"sd": (4, True), "sdxl": (4, True), "sd3": (16, False), "flux": (16, False)}
-"""Latent channels of each family's autoencoder, and whether it has quant convolutions."""
+"""Number of latent channels of each family's autoencoder, and whether it has quant convolutions."""
 DOWNSAMPLE_FACTOR = 8
-"""Of the autoencoders of all families."""
+"""Downsample factor of the autoencoders of all families."""
 NAMES = {"sd": "Stable Diffusion 1 and 2", "sdxl": "SDXL", "sd3": "Stable Diffusion 3", "flux": "FLUX.1"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """`scaling_factor` and `shift_factor`, and where they are from."""
+    """`scaling_factor` and `shift_factor`, and their origin."""
 
     factor: float
     shift: float | None
     source: str
-    """In words, for a message."""
+    """The origin in words, for a message."""
     known: bool = True
-    """False where nothing says it, and the factor is 1."""
+    """False where no source states the scale and the factor is 1."""
     in_file: bool = False
-    """The file has it as a tensor."""
+    """Whether the file holds the factor as a tensor."""
 
 
 UNKNOWN = Scale(
@@ -42,7 +42,7 @@ UNKNOWN = Scale(
 
 
 def scale_of_family(family: str) -> Scale:
-    """The published scale of one of `FAMILIES`; UserError for another name."""
+    """Return the published scale of one of `FAMILIES`; UserError for another name."""
     if family not in FAMILIES:
         raise UserError(f"'{family}' is not a family of models; known are {', '.join(FAMILIES)}")
     factor, shift = FAMILIES[family]
@@ -50,7 +50,7 @@ def scale_of_family(family: str) -> Scale:
 
 
 def check_family(family: str, network: LDMNetwork) -> list[str]:
-    """What to note of a network that can be the named family's but is not quite like it.
+    """Return notes on a network that can be the named family's but differs from it in details.
 
     Raises:
         UserError: it is a VQ, or has another number of latent channels or another downsample factor.
@@ -85,13 +85,13 @@ def check_family(family: str, network: LDMNetwork) -> list[str]:
 def scale_of(
     everything: Mapping[str, Tensor], prefix: str, network: LDMNetwork, *, beside: Tensor | None = None
 ) -> Scale:
-    """The scale of the latents, from a tensor of the file or by the convention of the models that are laid out so.
+    """Return the scale of the latents, from a tensor of the file or by the convention of models with this layout.
 
     Args:
         everything: All tensors of the file.
-        prefix: What stands before the autoencoder's keys.
-        network: The autoencoder's.
-        beside: A `scale_factor` of the file that is none of these tensors.
+        prefix: Prefix of the autoencoder's keys.
+        network: The autoencoder's network.
+        beside: A `scale_factor` of the file that is not one of these tensors.
 
     Raises:
         UserError: a `scale_factor` that is not a number above 0.

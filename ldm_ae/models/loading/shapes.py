@@ -1,8 +1,8 @@
-"""The configuration of a convolutional autoencoder from the shapes of its weights.
+"""The configuration of a convolutional autoencoder, inferred from the shapes of its weights.
 
-They say its widths, blocks, levels with attention, channels and codes. What they cannot say is the number of groups of
-its normalizations (32 in CompVis's code), its activation (SiLU there), the side in pixels that it was trained at, and
-whether its decoder ends in tanh (`tanh_out`).
+The shapes determine its widths, blocks, levels with attention, channels and codes. They do not determine the number of
+groups of its normalizations (32 in CompVis's code), its activation (SiLU there), the side in pixels of its training
+images, and whether its decoder ends in tanh (`tanh_out`).
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from ldm_ae.models.loading.ldm_keys import CODES, idle_attention
 GROUPS = 32
 """Groups of every GroupNorm in CompVis's code and, by default, in diffusers'."""
 GUMBEL = "quantize.proj.weight"
-"""(K, D, 1, 1), the logits of a Gumbel quantizer."""
+"""Key of the logits (K, D, 1, 1) of a Gumbel quantizer."""
 Quantization = Literal["none", "nearest", "gumbel"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LDMNetwork:
-    """What the shapes of the weights say, in the words of CompVis's `ddconfig`."""
+    """The network that the shapes of the weights imply, under the names of CompVis's `ddconfig`."""
 
     ch: int
     ch_mult: tuple[int, ...]
     num_res_blocks: int
     attention_levels: tuple[int, ...]
-    """Levels, 0 the full resolution, that have self-attention; `attn_resolutions` are their sides."""
+    """Levels with self-attention, where 0 is the full resolution; `attn_resolutions` are their sides."""
     middle_attention: bool
-    """Self-attention in the middle; CompVis's `attn_type: none` has none anywhere."""
+    """Whether the middle has self-attention; with CompVis's `attn_type: none` no part has it."""
     z_channels: int
     embed_dim: int
     double_z: bool
     quant_conv: bool
-    """1x1 convolutions beside the latents; the autoencoders of SD3 and FLUX have none."""
+    """Whether there are 1x1 convolutions beside the latents; the autoencoders of SD3 and FLUX have none."""
     n_embed: int | None
-    """Codes of a VQ, None for KL."""
+    """Number of codes of a VQ, None for KL."""
     quantization: Quantization
 
     @property
     def downsample_factor(self) -> int:
-        """H / h."""
+        """H / h of the network."""
         return int(2 ** (len(self.ch_mult) - 1))
 
     def describe(self) -> str:
-        """One line of what was inferred."""
+        """Return one line that describes the inferred network."""
         gumbel = "Gumbel " if self.quantization == "gumbel" else ""
         kind = "KL autoencoder" if self.n_embed is None else f"{gumbel}VQ autoencoder of {self.n_embed} codes"
         levels = ", ".join(map(str, self.attention_levels))
@@ -65,10 +65,10 @@ class LDMNetwork:
 
 
 def network_of(state: Mapping[str, Tensor], name: str) -> LDMNetwork:
-    """The network that these weights, under CompVis's keys, are of; `name` is the file's, for messages.
+    """Infer the network of these weights, which have CompVis's keys; `name` is the file's, for messages.
 
     Raises:
-        UserError: the first thing that no KL or VQ autoencoder of diffusers has.
+        UserError: the first property that no KL or VQ autoencoder of diffusers has.
     """
 
     def weight(key: str, axes: int = 4) -> Tensor:
@@ -130,11 +130,11 @@ def network_of(state: Mapping[str, Tensor], name: str) -> LDMNetwork:
 
 
 def completed(state: Mapping[str, Tensor], network: LDMNetwork) -> dict[str, Tensor]:
-    """`state` with what the network lacks and diffusers' class always has, so that its outputs stay the same.
+    """Return `state` with the weights that diffusers' class requires and the network lacks; outputs do not change.
 
-    - Attention or a quant convolution in one half alone: idle attention, or an identity, in the other.
-    - Levels that resample without a convolution (`resamp_with_conv: false`): the mean of 2x2 pixels, and nothing after
-      the enlargement, as convolutions.
+    - For attention or a quant convolution in only one half: idle attention, or an identity, in the other half.
+    - For levels that resample without a convolution (`resamp_with_conv: false`): convolutions that average 2x2 pixels,
+      and identities after the enlargement.
     """
     whole = dict(state)
     if network.middle_attention:
@@ -155,7 +155,7 @@ def completed(state: Mapping[str, Tensor], network: LDMNetwork) -> dict[str, Ten
             for half, levels, layer in resampling:
                 kernel = torch.zeros(width, width, 3, 3)
                 diagonal = torch.arange(width)
-                if layer == "downsample":  # diffusers pads right and below by one, and takes every second position
+                if layer == "downsample":  # diffusers pads right and below by one, and uses every second position
                     kernel[diagonal, diagonal, :2, :2] = 0.25
                 else:
                     kernel[diagonal, diagonal, 1, 1] = 1.0

@@ -1,7 +1,7 @@
-"""An autoencoder in a single file of weights: found in it by names and shapes, whoever wrote it.
+"""An autoencoder in a single file of weights, found by names and shapes.
 
-Known are CompVis's latent-diffusion, taming-transformers and what follows them (Stable Diffusion, SD3, FLUX), and
-diffusers' own keys; bare or below any prefix, alone or in the checkpoint of a whole latent diffusion model.
+Supported layouts are those of CompVis's latent-diffusion, taming-transformers and their successors (Stable Diffusion,
+SD3, FLUX), and of diffusers; bare or below any prefix, alone or in the checkpoint of a whole latent diffusion model.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ BESIDE = (
     "loss.", "model_ema.", "ema.", "discriminator.", "disc.", "perceptual_loss.", "perceptual.", "lpips.", "logvar",
     "quantize.embedding.cluster_size", "quantize.embedding.embed_avg", "quantize.used", "scale_factor",
 )  # fmt: skip
-"""What training keeps beside the network, at its own prefix: losses, averages of weights, counts of codes,
+"""Prefixes of tensors that training stores beside the network: losses, averages of weights, counts of codes,
 the scale of the latents."""
 _MARKS = ("encoder.conv_in.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
 _LONGEST_KEY = 200
 _LOGITS = "quantize.proj."
-"""Of a Gumbel quantizer, under this name in both layouts."""
+"""Prefix of a Gumbel quantizer's logits, the same in both layouts."""
 _OTHER_NAMES: dict[Layout, tuple[tuple[str, str], ...]] = {
-    # diffusers before 0.17 named the layers of attention so; newer programs write diffusers' names into CompVis's keys.
+    # diffusers before 0.17 used these names of attention; newer programs write diffusers' names into CompVis's keys.
     "diffusers": (
         (r"(\.attentions\.\d+)\.query\.", r"\1.to_q."), (r"(\.attentions\.\d+)\.key\.", r"\1.to_k."),
         (r"(\.attentions\.\d+)\.value\.", r"\1.to_v."), (r"(\.attentions\.\d+)\.proj_attn\.", r"\1.to_out.0."),
@@ -53,24 +53,24 @@ _OTHER_NAMES: dict[Layout, tuple[tuple[str, str], ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SingleFile:
-    """The autoencoder of a file: its weights and what is known of it."""
+    """The autoencoder of a file: its weights and the properties found with them."""
 
     path: Path
     state: dict[str, Tensor]
-    """Under CompVis's keys, whatever the file's are, without prefix."""
+    """The weights under CompVis's keys without prefix, for either layout of the file."""
     network: LDMNetwork
     layout: Layout
-    """Whose keys the file has."""
+    """Layout of the file's keys."""
     place: str
-    """Where the weights are in the file: dictionaries that were opened, and the prefix; empty if at the top."""
+    """Location of the weights in the file: the opened dictionaries and the prefix; empty if at the top."""
     beside: tuple[str, ...]
     """Other dictionaries of weights, which were not opened."""
     left_out: int
-    """Tensors that are not the network's."""
+    """Number of tensors that do not belong to the network."""
     scale: Scale
 
     def lines(self) -> list[str]:
-        """What was found, inferred and assumed."""
+        """Return lines that list the properties found, inferred and assumed."""
         found = [f"{self.layout}'s keys{f' under {self.place}' if self.place else ''}: {self.network.describe()}"]
         if self.beside:
             found.append(f"not taken: the weights under {', '.join(self.beside)}, beside these")
@@ -82,7 +82,7 @@ def open_single_file(path: str | Path) -> SingleFile:
     """Find the autoencoder in a file.
 
     Raises:
-        UserError: no such file, or none that is an autoencoder's; the message says what it seems to be.
+        UserError: no such file, or no autoencoder in it; the message guesses at the content.
     """
     path = Path(path)
     file = read_weight_file(path)
@@ -90,7 +90,7 @@ def open_single_file(path: str | Path) -> SingleFile:
     prefix = _find_prefix(everything, path)
     own = {key.removeprefix(prefix): value for key, value in everything.items() if key.startswith(prefix)}
     own = {key: value for key, value in own.items() if not key.startswith(BESIDE)}
-    if prefix == "":  # a whole model around it, whose other parts are no part of the autoencoder
+    if prefix == "":  # a whole model whose other parts do not belong to the autoencoder
         own = {key: value for key, value in own.items() if not key.startswith(("model.", "cond_stage_model."))}
         own = {key: value for key, value in own.items() if "." in key or value.ndim > 1}
     for key, value in own.items():
@@ -112,7 +112,7 @@ def open_single_file(path: str | Path) -> SingleFile:
 
 
 def build_autoencoder(file: SingleFile) -> Autoencoder:
-    """The model with the file's weights in it, in float32; nothing is allocated before they are known to fit."""
+    """Build the model with the file's weights, in float32; allocate only after the shapes are known to fit."""
     network, name = file.network, file.path
     shape: dict[str, Any] = {
         "block_out_channels": tuple(network.ch * mult for mult in network.ch_mult),
@@ -131,7 +131,7 @@ def build_autoencoder(file: SingleFile) -> Autoencoder:
     rest = {key: value for key, value in file.state.items() if key not in logits}
     converted = {key: value.float() for key, value in (from_ldm_state_dict(rest) | logits).items()}
     if network.quantization == "gumbel":
-        converted["quantize.steps"] = torch.zeros((), dtype=torch.int64)  # of our own temperature's schedule
+        converted["quantize.steps"] = torch.zeros((), dtype=torch.int64)  # our own temperature's schedule
     expected = model.net.state_dict()
     for key in sorted(expected.keys() | converted.keys()):
         if key not in converted or key not in expected:
@@ -149,7 +149,7 @@ def build_autoencoder(file: SingleFile) -> Autoencoder:
 
 
 def _find_prefix(everything: Mapping[str, Tensor], path: Path) -> str:
-    """What stands before the autoencoder's keys, such as `first_stage_model.`; empty where nothing does."""
+    """Return the prefix of the autoencoder's keys, such as `first_stage_model.`; empty if there is none."""
     counts: dict[str, int] = {}
     for key, value in everything.items():
         for mark in _MARKS:
@@ -211,7 +211,7 @@ def _quantizer(network: LDMNetwork, layout: Layout) -> Quantizer:
 
 
 def _file_name(key: str, file: SingleFile, expected: Mapping[str, Tensor]) -> str:
-    """diffusers' key under the name that the file's layout has for it."""
+    """Return the name of a diffusers key in the file's layout."""
     if file.layout == "diffusers" or key.startswith("quantize."):
         return key
     known = [other for other in {*expected, key} if not other.startswith("quantize.")]

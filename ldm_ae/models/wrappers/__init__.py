@@ -1,1 +1,1 @@
-"""Autoencoders around autoencoders."""
+"""Autoencoders that wrap autoencoders."""

@@ -1,4 +1,4 @@
-"""An autoencoder around an autoencoder: what it does not define is the wrapped model's."""
+"""Base class of a wrapper around an autoencoder: members that it does not define are the wrapped model's."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from ldm_ae.models.interface import Autoencoder
 
 OWN = frozenset({"forward", "draw"})
-"""The public members of `Autoencoder` that a wrapper does not forward: they are made of other members (`forward` and
-`draw` of `encode` and `decode`), and those are to be the wrapper's."""
+"""The public members of `Autoencoder` that a wrapper does not forward: they call other members (`forward` and `draw`
+call `encode` and `decode`), which must be the wrapper's."""
 
 
 def interface_members() -> frozenset[str]:
-    """The names of all public members of `Autoencoder`, those that are only annotated too."""
+    """Return the names of all public members of `Autoencoder`, including those that are only annotated."""
     names = {*vars(Autoencoder), *Autoencoder.__annotations__}
     return frozenset(name for name in names if not name.startswith("_"))
 
@@ -27,18 +27,18 @@ def _forwarded(name: str) -> property:
     return property(member)
 
 
-# A base of its own, so that a wrapper can define any member and call the wrapped model's as super().
+# A separate base class, so that a wrapper can define any member and call the wrapped model's through super().
 _Forwarding: Any = type("_Forwarding", (Autoencoder,), {name: _forwarded(name) for name in interface_members() - OWN})
 
 
 class Wrapper(_Forwarding):
-    """Forwards every member of `Autoencoder`, whatever will be added to it, to the wrapped model.
+    """Base class that forwards every member of `Autoencoder`, including future ones, to the wrapped model.
 
-    A subclass has a constructor with its options and overrides what it changes, such as `encode` and `decode`. It is a
-    module around the model: `to`, `eval` and `requires_grad_` reach the model's weights.
+    A subclass has a constructor with its options and overrides the members that it changes, such as `encode` and
+    `decode`. It is a module around the model: `to`, `eval` and `requires_grad_` reach the model's weights.
 
     Args:
-        model: What to wrap.
+        model: The model to wrap.
     """
 
     model: Autoencoder
@@ -50,14 +50,14 @@ class Wrapper(_Forwarding):
 
 
 def wrappers_of(model: Autoencoder) -> Iterator[Wrapper]:
-    """The wrappers around a model, the outermost first."""
+    """Yield the wrappers around a model, the outermost first."""
     while isinstance(model, Wrapper):
         yield model
         model = model.model
 
 
 def unwrapped(model: Autoencoder) -> Autoencoder:
-    """The model inside all its wrappers."""
+    """Return the model inside all its wrappers."""
     for wrapper in wrappers_of(model):
         model = wrapper.model
     return model

@@ -1,8 +1,8 @@
 """Inference in fp16 without silent damage: a batch that overflows is computed again in float32.
 
-float16 ends at 65504. What lies beyond becomes infinite, the next normalization makes that NaN, and NaN rounded to 8
-bits is a black picture. The second pass is in float32 and not in bfloat16: whoever asks for fp16 counts on its 11 bits,
-bfloat16 has 8, and float32 is there on every device. It costs time and memory for that batch alone.
+The largest float16 is 65504. Larger values become infinite, the next normalization turns them into NaN, and NaN rounded
+to 8 bits is a black image. The second pass runs in float32 and not in bfloat16: users of fp16 rely on its 11 bits,
+bfloat16 has 8, and every device supports float32. It costs time and memory for that batch only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ldm_ae.models.posteriors import Posterior
 from ldm_ae.models.wrappers.interface import Wrapper, wrappers_of
 
 WIDE_PRECISION = "fp32"
-"""What a batch that overflowed is computed again in."""
+"""Precision in which a batch that overflowed is computed again."""
 
 _NAMED_KEYS = 3
 _log = logging.getLogger("ldm_ae")
@@ -31,12 +31,12 @@ _Result = TypeVar("_Result", Posterior, Tensor)
 
 
 def finite_rows(values: Tensor) -> Tensor:
-    """(B,) bool of a tensor (B, ...): whether all values of that row are finite."""
+    """Return (B,) bool for a tensor (B, ...): whether all values of each row are finite."""
     return values.isfinite().flatten(1).all(dim=1)
 
 
 def tensors_in(output: object) -> Iterator[Tensor]:
-    """The tensors in what a module returns: one, or tuples and lists of them."""
+    """Yield the tensors in a module's output: one tensor, or tuples and lists of them."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, tuple | list):
@@ -45,13 +45,13 @@ def tensors_in(output: object) -> Iterator[Tensor]:
 
 
 def require_finite(values: Tensor, keys: Sequence[str], precision: str, *, what: str = "the reconstruction") -> None:
-    """UserError that names the images unless all values (B, ...) are finite.
+    """Raise UserError that names the affected images unless all values (B, ...) are finite.
 
     Args:
-        values: From a model that `for_inference` made ready.
-        keys: B names.
-        precision: What the model runs in, `fp32`, `bf16` or `fp16`.
-        what: They are, of each image.
+        values: Output of a model that `for_inference` prepared.
+        keys: B image names.
+        precision: Precision of the model, `fp32`, `bf16` or `fp16`.
+        what: Description of the values of each image, for the message.
     """
     bad = [key for key, finite in zip(keys, finite_rows(values).tolist(), strict=True) if not finite]
     if not bad:
@@ -67,14 +67,14 @@ def require_finite(values: Tensor, keys: Sequence[str], precision: str, *, what:
 
 
 class _Watch:
-    """A forward hook that notes, while a pass is watched, which images a part of the network left finite."""
+    """A forward hook that records, while a pass is watched, the images for which a network part's output is finite."""
 
     def __init__(self) -> None:
         self.rows: list[Tensor] | None = None
 
     def __call__(self, _module: nn.Module, _inputs: Any, output: object) -> None:
         if self.rows is not None:
-            # What has no batch dimension, such as a codebook's loss, says nothing about an image.
+            # Outputs without a batch dimension, such as a codebook's loss, do not belong to an image.
             self.rows.extend(finite_rows(tensor) for tensor in tensors_in(output) if tensor.ndim >= 2)
 
 
@@ -85,9 +85,9 @@ class _Watched(NamedTuple):
     watch: _Watch
 
     def run(self, values: Tensor, part: Callable[[Autoencoder, Tensor], _Result]) -> tuple[_Result, Tensor]:
-        """The result, and (B,) bool: the images for which it and all that led to it are finite.
+        """Return the result, and (B,) bool: the images for which it and all intermediate outputs are finite.
 
-        The parts are asked too, because what comes out may hide an overflow: a clamped log-variance, the nearest code
+        The parts are checked too, because the result may hide an overflow: a clamped log-variance, or the nearest code
         to NaN.
         """
         self.watch.rows = []
@@ -109,24 +109,24 @@ class _Watched(NamedTuple):
 
 
 class OverflowGuard(Wrapper):
-    """A model in fp16 that computes a batch again in float32 when it overflows, and says so once.
+    """A model in fp16 that computes a batch again in float32 when it overflows, and reports this once.
 
-    An overflow is something not finite that came of finite input. The second pass runs with the weights as they were
-    before they were rounded to fp16. They wait in host memory (as the caller's own tensors where those are there) until
-    a first overflow brings them to the device. If they give nothing finite either, that is what comes back.
+    An overflow is a non-finite value that results from finite input. The second pass uses the original weights, before
+    they were rounded to fp16. They stay in host memory (as the caller's own tensors if those are there) until the first
+    overflow moves them to the device. If the second pass is not finite either, its result is returned.
 
     Args:
-        model: Not yet in fp16; `for_inference` casts it after this has kept its weights.
+        model: The model before its cast to fp16; `for_inference` casts it after the guard has kept its weights.
     """
 
     def __init__(self, model: Autoencoder):
         super().__init__(model)
         self.fallbacks = 0
-        """Batches computed again, of those through the encoder and of those through the decoder."""
+        """Number of batches computed again, counting encoder and decoder passes separately."""
         self._originals = {name: tensor.detach().cpu() for name, tensor in _tensors(model)}
         self._watched = _Watched(model, _Watch())
         self._hooks = [part.register_forward_hook(self._watched.watch) for part in model.net.children()]
-        # In a tuple, which torch does not take for a part of this module: the second model is no second set of weights.
+        # In a tuple, which torch does not register as a submodule: the second model does not add weights to this one.
         self._wide: _Watched | None = None
 
     def encode(self, pixel_values: Tensor) -> Posterior:
@@ -152,9 +152,9 @@ class OverflowGuard(Wrapper):
         return again
 
     def _widened(self) -> _Watched:
-        """A float32 model of the original weights beside the one in fp16, from which it takes all else."""
+        """Return a float32 model of the original weights that shares everything else with the one in fp16."""
         watched = self._watched
-        # deepcopy takes these for copies that it has made already, so that no tensor is copied in fp16.
+        # deepcopy treats these as existing copies, so that no tensor is copied in fp16.
         copies: dict[int, Any] = {}
         with torch.inference_mode(False):
             for name, tensor in _tensors(watched.model):
@@ -166,7 +166,7 @@ class OverflowGuard(Wrapper):
             return _Watched(model.to(memory_format=LAYOUTS[INFERENCE_LAYOUT]), watch)
 
     def unguarded(self) -> Autoencoder:
-        """The model inside, with its original weights and without this guard."""
+        """Return the model inside, with its original weights and without this guard."""
         for hook in self._hooks:
             hook.remove()
         for name, tensor in _tensors(self.model):
@@ -175,13 +175,13 @@ class OverflowGuard(Wrapper):
 
 
 def fp32_fallbacks(model: Autoencoder) -> int:
-    """Batches that a model of `for_inference` has computed again in float32, because fp16 overflowed.
+    """Return the number of batches that a model of `for_inference` computed again in float32 after an fp16 overflow.
 
-    What goes through the encoder and then through the decoder counts as one batch in each.
+    A batch that passes through the encoder and then through the decoder counts once in each.
     """
     return sum(wrapper.fallbacks for wrapper in wrappers_of(model) if isinstance(wrapper, OverflowGuard))
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, those that are not saved too."""
+    """Yield parameters and buffers, including buffers that are not saved."""
     return itertools.chain(model.named_parameters(), model.named_buffers())
