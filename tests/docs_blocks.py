@@ -55,6 +55,9 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ("docs/COMPATIBILITY.md", "python scripts/compatibility.py"): Options(
         "it installs every dependency and runs all tests twice"
     ),
+    ("docs/PERFORMANCE.md", "python scripts/benchmarks/start_up.py before after --runs 3"): Skip(
+        "it compares two checkouts, `before` and `after`"
+    ),
     ("docs/LATENTS.md", "torchrun --nproc-per-node 8 -m ldm_ae.cli encode MODEL IMAGES STORE"): Run(
         {" STORE": " NEW"}, makes=("NEW/store.json",)
     ),

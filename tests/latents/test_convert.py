@@ -127,7 +127,7 @@ def test_fold_and_unfold_are_inverse() -> None:
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
-    "no such format": ("webp", {}, {}, "there is no format 'webp'"),
+    "no such format": ("webp", {}, {}, "no latent format is named 'webp'; there are datasetfolder, "),
     "flips": ("mar", {"flips": False}, {}, "MAR needs the mirror images' latents"),
     "flips of lightningdit": ("lightningdit", {"flips": False}, {}, "LightningDiT needs the mirror images' latents"),
     "flips of maskdit": ("maskdit", {"flips": False}, {}, "MaskDiT needs the mirror images' latents"),

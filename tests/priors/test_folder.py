@@ -44,9 +44,9 @@ def test_no_prior(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"class_name": "os.system"}, "no prior is named os.system; there are CausalTransformer, GatedPixelCNN"),
-    ({"class_name": ["x"]}, "no prior is named"),
-    ({"init_args": [1]}, "no prior is named"),
+    ({"class_name": "os.system"}, "no prior over codes is named 'os.system'; there are CausalTransformer, Gated"),
+    ({"class_name": ["x"]}, "no prior over codes is named"),
+    ({"init_args": [1]}, "GatedPixelCNN has no arguments: expected a mapping"),
     ({"depth": 10**9}, "depth is 1000000000"),
     ({"width": "32"}, "width is 32"),
     ({"shape": 4}, "does not take these arguments"),

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.core.seeding import mix, mix_seed
 from ldm_ae.data import epoch_order, seeded_noise, split_keys
-from ldm_ae.data.randomness import derived_seed, mix
 
 KEYS = st.lists(st.text(max_size=8), min_size=2, max_size=40, unique=True)
 SEED = st.integers(0, 2**63 - 1)
@@ -63,5 +63,5 @@ def test_noise_does_not_depend_on_the_batch(seeds: list[int], data: st.DataObjec
 def test_mixing_arrays_is_mixing_their_numbers(numbers: list[int], last: list[int]) -> None:
     mixed = mix(*numbers, np.array(last)).tolist()
     assert mixed == [int(mix(*numbers, number)) for number in last]
-    assert [derived_seed(*numbers, number) for number in last] == [value >> 1 for value in mixed]
+    assert [mix_seed(*numbers, number) for number in last] == [value >> 1 for value in mixed]
     assert len(set(mixed)) == len(set(last))  # the mixing is a bijection of its last number
