@@ -121,6 +121,18 @@ def test_layouts_compute_the_same(toy: Any, training: bool, monkeypatch: pytest.
         assert all(parameter.grad is not None for parameter in closures[1]["model"].parameters())
 
 
+def test_convolutions_compute_the_same() -> None:
+    import convolutions
+
+    found = [convolutions.build(1, 256, 32, placement)() for placement in convolutions.WAYS.values()]
+    for results in found[1:]:
+        for result, right in zip(results, found[0], strict=True):
+            assert (result - right).norm() < 1e-5 * right.norm()
+    assert [variant.against for variant in convolutions.variants(["1x8x16"])] == [None] + [
+        "1x8x16 torch, plain rows"
+    ] * 2
+
+
 def test_gpu_variants_run(toy: Any) -> None:
     import gpu
 

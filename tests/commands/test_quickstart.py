@@ -65,7 +65,12 @@ def test_a_signal_ends_it_with_its_status_and_one_line(
 ) -> None:  # fmt: skip
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("ldm_ae.commands._quickstart.open_source", lambda _: signal.raise_signal(number))
-    assert main(["quickstart", "--out", str(tmp_path / "out")]) == status
+    # A shell's background job begins with an ignored SIGINT, which Python then leaves ignored.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["quickstart", "--out", str(tmp_path / "out")]) == status
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert signal.getsignal(signal.SIGTERM) is before
 
