@@ -121,7 +121,8 @@ def test_layouts_compute_the_same(toy: Any, training: bool, monkeypatch: pytest.
         assert all(parameter.grad is not None for parameter in closures[1]["model"].parameters())
 
 
-def test_convolutions_compute_the_same() -> None:
+def test_convolutions_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import convolutions
 
     found = [convolutions.build(1, 256, 32, placement)() for placement in convolutions.WAYS.values()]
