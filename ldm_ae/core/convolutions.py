@@ -64,7 +64,8 @@ def _transforms() -> Transforms:
 class Kernels:
     """The transformed kernels of one weight, (36, C, D), computed on first use.
 
-    A frozen layer keeps them: 4 times the memory of its weight for each direction. A trained layer does not.
+    A layer that is frozen when it is built keeps them: 4 times the memory of its weight for each direction. Another
+    layer transforms its weight in each pass.
     """
 
     def __init__(self) -> None:
@@ -94,6 +95,9 @@ class Kernels:
 class Conv2d(nn.Conv2d):
     """A convolution with the parameters and the state dict of `torch.nn.Conv2d`."""
 
+    _kernels: Kernels | None = None
+    """Kept kernels of a frozen layer."""
+
     @classmethod
     def of(cls, plain: nn.Conv2d) -> Conv2d:
         """Return the same layer as a `Conv2d` that shares its parameters."""
@@ -102,11 +106,8 @@ class Conv2d(nn.Conv2d):
             plain.padding, bias=plain.bias is not None, device="meta",
         )  # fmt: skip
         layer.weight, layer.bias = plain.weight, plain.bias
+        layer._kernels = None if plain.weight.requires_grad else Kernels()
         return layer.train(plain.training)
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._kernels = Kernels()
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve as `torch.nn.Conv2d` does.
@@ -116,7 +117,9 @@ class Conv2d(nn.Conv2d):
         """
         if input.dtype != torch.float32 or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
-        kernels = Kernels() if self.weight.requires_grad else self._kernels.of(self.weight)
+        kernels = self._kernels
+        if kernels is not None:
+            kernels = None if self.weight.requires_grad else kernels.of(self.weight)
         return conv2d(input, self.weight, self.bias, self.stride, self.padding, kernels)  # type: ignore[arg-type]
 
 
@@ -147,14 +150,20 @@ def conv2d(
     kernels: Kernels | None = None,
 ) -> Tensor:
     """Compute `convolve`, with gradients."""
-    result: Tensor = _Convolution.apply(inputs, weight, bias, stride, padding, kernels or Kernels())
+    result: Tensor = _Convolution.apply(inputs, weight, bias, stride, padding, kernels)
     return result
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, kernels: Kernels
+        ctx: Any,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Pair,
+        padding: Pair,
+        kernels: Kernels | None,
     ) -> Tensor:
         ctx.save_for_backward(inputs, weight)
         ctx.settings = stride, padding

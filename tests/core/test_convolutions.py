@@ -127,7 +127,7 @@ def test_copies_and_half_precision_work_as_before() -> None:
 
 
 def test_kernels_of_frozen_layers_are_kept_until_the_weight_changes() -> None:
-    layer = Conv2d.of(nn.Conv2d(256, 256, 3, padding=1)).requires_grad_(False)
+    layer = Conv2d.of(nn.Conv2d(256, 256, 3, padding=1).requires_grad_(False))
     inputs = torch.randn(1, 256, 32, 32, requires_grad=True)
     outputs = []
     for change in (lambda: None, lambda: layer.weight.mul_(2), lambda: setattr(layer.weight, "data", layer.weight * 2)):
@@ -145,6 +145,14 @@ def test_kernels_of_frozen_layers_are_kept_until_the_weight_changes() -> None:
     layer.requires_grad_(True)
     layer.weight.data.zero_()  # neither the version nor the place shows this change
     assert layer(inputs).sub(layer.bias.view(1, -1, 1, 1)).abs().max() < 1e-6
+
+
+def test_a_layer_that_learns_keeps_no_kernels() -> None:
+    layer, inputs = Conv2d.of(nn.Conv2d(256, 256, 3, padding=1)), torch.randn(1, 256, 32, 32, requires_grad=True)
+    assert layer(inputs).grad_fn.kernels is None  # until the backward pass they would be 4 times its weight
+    layer.requires_grad_(False)  # as for the pass in which the last layer alone is differentiated
+    assert layer(inputs).grad_fn.kernels is None
+    assert layer._kernels is None
 
 
 def test_special_convolutions_are_left_alone() -> None:
