@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from ldm_ae.core.seeding import derive_seed
 
 # Purposes of draws: unrelated streams of the same seeds.
 REGULARIZER, AUGMENTATION = "regularizer", "augmentation"
@@ -55,11 +56,5 @@ class Draws:
 
     def _all(self) -> list[torch.Generator]:
         if self._generators is None:
-            self._generators = [torch.Generator().manual_seed(_mixed(seed, self._stream)) for seed in self._seeds]
+            self._generators = [torch.Generator().manual_seed(derive_seed(self._stream, seed)) for seed in self._seeds]
         return self._generators
-
-
-def _mixed(seed: int, stream: str) -> int:
-    """Return a seed in [0, 2^63)."""
-    digest = hashlib.blake2b(f"{stream} {seed}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
