@@ -267,15 +267,19 @@ def training_placement(device: torch.device, dtype: torch.dtype, *, compiled: bo
 @lru_cache(maxsize=4)
 def _measured_placement(dtype: torch.dtype, usual: Placement) -> Placement:
     """Measure the placement of training on the CPU."""
-    other = PLAIN
     channels, size = (128, 64) if dtype != torch.float32 else (256, 48)
-    calls = [_convolution(torch.device("cpu"), dtype, channels, size, way) for way in (usual, other)]
-    return other if all(_ratio(calls, 3) > CLEARLY for _ in range(2)) else usual
+    calls = [_convolution(torch.device("cpu"), dtype, channels, size, way) for way in (usual, PLAIN)]
+    return PLAIN if all(_ratio(calls, 3) > CLEARLY for _ in range(2)) else usual
 
 
 def place(module: nn.Module, device: torch.device, placement: Placement) -> None:
     """Move a module to a device, in place, with its 4D weights in a layout."""
     module.to(device, memory_format=LAYOUTS[placement.layout])  # type: ignore[call-overload]
+    choose_convolutions(module, placement)
+
+
+def choose_convolutions(module: nn.Module, placement: Placement) -> None:
+    """Replace a module's convolutions, in place, by those of `core/convolutions.py` where the placement has them."""
     if placement.convolutions == "winograd":
         convolutions.speed_up(module)
 

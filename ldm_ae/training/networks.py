@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ldm_ae.core.convolutions import speed_up
-from ldm_ae.core.precision import Numerics, Placement, place
+from ldm_ae.core.precision import Numerics, Placement, choose_convolutions, place
 from ldm_ae.discriminators import BothSides, Discriminator
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
@@ -76,8 +75,7 @@ class Networks:
         self.objective = objective.to(device)
         if objective.perceptual is not None:
             objective.perceptual.set_precision(numerics.dtype)
-            if numerics.convolutions == "winograd":
-                speed_up(objective.perceptual)
+            choose_convolutions(objective.perceptual, numerics.placement)
 
         # Accelerate's wrappers.
         with warnings.catch_warnings():  # The installed Accelerate does not use torch 2.15's new name for it.

@@ -15,9 +15,8 @@ from measuring import Variant
 from torch import Tensor, nn
 
 from ldm_ae.core.allocator import keep_freed_memory
-from ldm_ae.core.convolutions import speed_up
 from ldm_ae.core.errors import exit_status
-from ldm_ae.core.precision import FAST, bfloat16_speed, training_placement
+from ldm_ae.core.precision import FAST, bfloat16_speed, choose_convolutions, training_placement
 from ldm_ae.losses import LPIPS
 from ldm_ae.models import pick_device
 
@@ -35,8 +34,7 @@ def ours(net: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """Return our distance with a seeded random trunk, computed as in training."""
     torch.manual_seed(0)
     loss = LPIPS(net=net, pretrained=False).to(device).set_precision(dtype)
-    if training_placement(device, dtype).convolutions == "winograd":
-        speed_up(loss)
+    choose_convolutions(loss, training_placement(device, dtype))
     return loss
 
 

@@ -27,9 +27,16 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from ldm_ae.core.allocator import keep_freed_memory
-from ldm_ae.core.convolutions import speed_up
 from ldm_ae.core.errors import exit_status
-from ldm_ae.core.precision import FAST, LAYOUTS, Placement, bfloat16_speed, place, training_placement
+from ldm_ae.core.precision import (
+    FAST,
+    LAYOUTS,
+    Placement,
+    bfloat16_speed,
+    choose_convolutions,
+    place,
+    training_placement,
+)
 from ldm_ae.discriminators import BothSides, PatchDiscriminator
 from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
@@ -109,8 +116,7 @@ def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
     )  # fmt: skip
     assert config.perceptual is not None
     config.perceptual.set_precision(setting.dtype)
-    if setting.placement.convolutions == "winograd":
-        speed_up(config.perceptual)
+    choose_convolutions(config.perceptual, setting.placement)
     prepared, pair = (accelerator.prepare_model(m) for m in (TrainingPass(autoencoder), BothSides(discriminator)))
     return StepParts(accelerator, prepared, Objective(config), pair)
 
