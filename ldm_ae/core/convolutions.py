@@ -102,8 +102,8 @@ class Conv2d(nn.Conv2d):
     def of(cls, plain: nn.Conv2d) -> Conv2d:
         """Return the same layer as a `Conv2d` that shares its parameters."""
         layer = cls(
-            plain.in_channels, plain.out_channels, plain.kernel_size, plain.stride,
-            plain.padding, bias=plain.bias is not None, device="meta",
+            plain.in_channels, plain.out_channels, plain.kernel_size, plain.stride,  # type: ignore[arg-type]
+            plain.padding, bias=plain.bias is not None, device="meta",  # type: ignore[arg-type]
         )  # fmt: skip
         layer.weight, layer.bias = plain.weight, plain.bias
         layer._kernels = None if plain.weight.requires_grad else Kernels()
