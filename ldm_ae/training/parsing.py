@@ -22,6 +22,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 from ldm_ae.core.deprecation import rename_arguments, rename_keys, warn_renamed
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.core.registry import PLUGINS, Registry, class_paths, full_name, unknown_name
+from ldm_ae.core.resources import with_config_paths
 from ldm_ae.data.config import DataConfig
 from ldm_ae.discriminators import DISCRIMINATORS, Discriminator
 from ldm_ae.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_LOSSES, RECONSTRUCTION_LOSSES, ObjectiveConfig
@@ -79,7 +80,7 @@ def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> 
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=_allowed_paths())
     parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **kwargs)
     parser.add_argument(
-        "--config", action=ActionConfigFile, help="a YAML file of these options, such as configs/kl_f8.yaml"
+        "--config", action=ActionConfigFile, help="a recipe, such as kl_f8, or a YAML file of these options"
     )
     parser.add_class_arguments(RunConfig, None, fail_untyped=True)
     return parser
@@ -105,9 +106,7 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
         UserError: An unknown key (with the nearest valid one), a wrong type, a missing value, no such file.
     """
     parser = parser or config_parser()
-    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        if argument == "--config" and not Path(value).is_file():
-            raise UserError(f"no such configuration file: {value}")
+    arguments = with_config_paths(arguments)
     try:
         config = parser.parse_args(_renamed(arguments))
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
