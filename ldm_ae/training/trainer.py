@@ -83,7 +83,7 @@ class Trainer:
         self.scoring = choose_metrics(training.best_metric, objective.perceptual)
         self.step = 0
         self.position = 0  # samples of the global stream that have been used
-        self.best: dict[str, float] | None = None
+        self.best: dict[str, Any] | None = None
         self.skipped_steps = 0
         self.log = RunLog(folder, accelerator, training.max_steps, loader.global_batch)
         self._resumed = False
@@ -301,7 +301,8 @@ class Trainer:
             self.log.say(f"step {self.step}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
             score = self.scoring.rank(scores)
             if self.best is None or score > self.best["score"]:
-                self.best = {"step": self.step, "score": score}
+                metric = self.scoring.best.name
+                self.best = {"step": self.step, "score": score, "metric": metric, "value": float(scores[metric])}
                 improved += 1
         return bool(self.accelerator.reduce(improved, reduction="sum"))
 
@@ -324,6 +325,10 @@ class Trainer:
         found = self.saver.restore(self.log)
         if found is not None:
             self.step, self.position, self.best, self.skipped_steps = found
+            metric = self.scoring.best.name
+            if self.best is not None and self.best.get("metric", metric) != metric:
+                self.log.say(f"the best checkpoint was chosen by {self.best['metric']}; from now on it is by {metric}")
+                self.best = None
         elif (self.folder / "model").exists():
             raise UserError(
                 f"{self.folder} has a model and no checkpoint to continue from, and starting anew would replace the "

@@ -36,8 +36,8 @@ class Progress(NamedTuple):
     """Number of updates done."""
     position: int
     """Number of samples of the global stream that have been used."""
-    best: dict[str, float] | None
-    """`step` and `score` of the best validation."""
+    best: dict[str, Any] | None
+    """The best validation: `step`, `metric`, `value`, and `score`, the value with the sign that makes higher better."""
     skipped_steps: int
     """Number of steps skipped because a value was not finite."""
 
