@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.pictures import smooth_picture
+from tests.pictures import write_class_folders
 from tests.warning_policy import add_options, pytest_configure
 
 if TYPE_CHECKING:
@@ -64,12 +64,7 @@ def tiny_model_folder(tiny_model: KLAutoencoder, tmp_path: Path) -> Path:
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """Twelve PNG pictures in two class folders, sizes from 40 to 62 pixels."""
-    root = tmp_path / "images"
-    for i in range(12):
-        folder = root / ("cats" if i % 2 else "dogs")
-        folder.mkdir(parents=True, exist_ok=True)
-        smooth_picture(i, 40 + 2 * i, 62 - i).save(folder / f"{i:03d}.png")
-    return root
+    return write_class_folders(tmp_path / "images")
 
 
 @pytest.fixture
