@@ -61,6 +61,7 @@ def test_training_step_and_textbook_take_the_same_step(toy: Any, original_order:
     assert max(moved) > 10 * FLOAT32
 
 
+@pytest.mark.slow
 def test_adaptive_step_and_textbook_give_the_same_gradients(toy: Any) -> None:
     import adaptive_step
 
@@ -254,6 +255,7 @@ def test_fixed_budget_scores_what_it_trained(
     assert json.loads(scores) == score(tmp_path / "run", Protocol("photos:heldout", 64, limit=1))
 
 
+@pytest.mark.slow
 def test_every_quantizer_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import quantizers as comparison

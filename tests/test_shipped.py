@@ -85,6 +85,7 @@ def test_stores_of_the_old_scale_decode_and_go_on(
     torch.testing.assert_close(scaled, (raw - mean) / std)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_card_says_what_the_weights_reach(name: str) -> None:
     card = (shipped_models()[name] / "README.md").read_text()
@@ -100,6 +101,7 @@ def test_the_card_says_what_the_weights_reach(name: str) -> None:
     assert found.scores["ssim"] == pytest.approx(float(said[2]), abs=0.001)
 
 
+@pytest.mark.slow
 def test_commands_without_a_model_take_the_shipped_one(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

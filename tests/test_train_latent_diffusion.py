@@ -71,7 +71,7 @@ def test_the_pipeline_opens_and_samples(
 
 
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])
-@pytest.mark.parametrize("model", ["unet", "dit"])
+@pytest.mark.parametrize("model", [pytest.param("unet", marks=pytest.mark.slow), "dit"])
 def test_the_loss_of_a_fixed_batch_goes_down(model: str, objective: str, trainer: ModuleType) -> None:
     latents = torch.randn(4, 4, 1, 1).expand(4, 4, 8, 8).contiguous()
     labels = torch.tensor([0, 1, 0, trainer.NO_CLASS]) if model == "dit" else None

@@ -20,6 +20,7 @@ print(min(faults() for _ in range(40)))  # the first dozen may not fit where tho
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_the_second_tensor_takes_the_first_ones_pages() -> None:
     found = {}

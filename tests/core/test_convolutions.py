@@ -36,7 +36,8 @@ def results(function: object, tensors: list[Tensor], gradient: Tensor) -> list[T
     [
         ((1, 256, 32, 32), 256, 3, 1, 1),  # Winograd's, all rows of tiles of one image at once
         ((5, 256, 16, 20), 264, 3, 1, 1),  # several images at once, one of them alone in the last chunk
-        ((1, 256, 72, 128), 256, 3, 1, 1),  # a few rows of tiles at once, fewer in the last chunk
+        # A few rows of tiles at once, fewer in the last chunk.
+        pytest.param((1, 256, 72, 128), 256, 3, 1, 1, marks=pytest.mark.slow),
         ((2, 128, 32, 32), 160, 3, 1, 1),  # Winograd's for weights alone
         ((1, 256, 30, 36), 256, 3, 1, 1),  # no whole tiles
         ((2, 256, 8, 8), 256, 3, 1, 1),  # few pixels
@@ -96,6 +97,7 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
         gradient.sum().backward()
 
 
+@pytest.mark.slow
 def test_speed_up_keeps_parameters_keys_and_gradients_of_an_autoencoder() -> None:
     torch.manual_seed(0)
     model = KLAutoencoder(block_out_channels=(32, 256), layers_per_block=1, norm_num_groups=8)

@@ -154,6 +154,7 @@ def test_fp16_training_on_a_cpu_is_refused_with_what_works() -> None:
         training_numerics("fp16", CPU)
 
 
+@pytest.mark.slow
 def test_a_run_records_its_numerics_and_keeps_them(
     tmp_path: Path, speed: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,7 @@ def test_photos_are_split_by_subject() -> None:
         open_source("photos:test")
 
 
+@pytest.mark.slow
 def test_photos_are_found_without_importing_their_packages() -> None:
     program = (
         "import sys; from ldm_ae.data import open_source; source = open_source('photos:train'); source[0]\n"

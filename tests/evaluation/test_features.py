@@ -163,6 +163,7 @@ def test_inception_refuses_other_weights(no_download: Path, tmp_path: Path) -> N
         InceptionFeatures()
 
 
+@pytest.mark.slow
 def test_inception_with_weights_in_the_cache(no_download: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random weights stand in for the real file, which cannot be had here; their digest is declared the right one."""
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")

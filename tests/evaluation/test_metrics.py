@@ -233,6 +233,7 @@ def test_a_terminal_without_arrows(tiny_model: KLAutoencoder, monkeypatch: pytes
     assert any(line.startswith("frechet_colour v ") and line.endswith("Fr?chet distance, colour") for line in lines)
 
 
+@pytest.mark.slow
 def test_a_metric_of_a_plugin_is_computed_and_explained(
     tiny_model_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:

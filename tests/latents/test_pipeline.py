@@ -50,6 +50,7 @@ def latents(store: Path) -> dict[str, Tensor]:
     return {data[i]["key"]: data.read(i) for i in range(len(data))}
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_sees_one_shape_a_size_and_goes_on_to_the_same_bytes(
     graphs: list[tuple[int, ...]], image_folder: Path, tmp_path: Path
 ) -> None:

@@ -83,7 +83,7 @@ def toy(*stages: nn.Module, channels: tuple[int, ...]) -> FeatureDistance:
     return FeatureDistance("toy", stages, [torch.rand(count) for count in channels])
 
 
-@pytest.mark.parametrize("net", ["vgg", "alex", "squeeze"])
+@pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex", "squeeze"])
 def test_equals_the_lpips_package(net: Literal["vgg", "alex", "squeeze"]) -> None:
     ours = LPIPS(net=net, pretrained=False)
     theirs = lpips_package(ours, net)
@@ -97,7 +97,7 @@ def test_equals_the_lpips_package(net: Literal["vgg", "alex", "squeeze"]) -> Non
 
 
 @needs_stlpips
-@pytest.mark.parametrize("net", ["vgg", "alex"])
+@pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
 def test_equals_the_stlpips_package(net: Literal["vgg", "alex"], monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = stlpips_package(net, monkeypatch)
     pair = pictures()

@@ -10,6 +10,7 @@ import pytest
 TRIALS = Path(__file__).parents[2] / "scripts" / "reliability"
 
 
+@pytest.mark.slow
 def test_no_command_does_silent_damage_in_fp16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,7 @@ def test_a_store_of_posteriors_alone_is_refused(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_evaluated(folder: Path, image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "evaluation"
     assert main(["evaluate", str(folder), str(image_folder), *SMALL, "--out", str(out), "--precision", "fp16"]) == 0

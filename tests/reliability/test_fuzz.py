@@ -13,7 +13,9 @@ from ldm_ae.training.run import parse_config
 COUNTS = {"manifest": 200, "state": 200, "store": 200, "header": 300, "model": 40, "recipe": 25}
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "recipe" else name for name in COUNTS]
+)
 def test_readers_refuse_what_is_wrong(name: str, trial: Any, tmp_path: Path) -> None:
     import fuzz
 

@@ -33,6 +33,7 @@ def run_trial(samples: Any, trial: Any, tmp_path: Path) -> Callable[[list[str]],
     return run
 
 
+@pytest.mark.slow
 def test_odd_data_sets_are_right_or_refused(run_trial: Callable[[list[str]], Any]) -> None:
     trial = run_trial(IN_SHORT)
     assert trial.failures == []
@@ -49,6 +50,7 @@ def test_every_odd_data_set_and_sequence(run_trial: Callable[[list[str]], Any]) 
     assert trial.failures == []
 
 
+@pytest.mark.slow
 def test_a_wrong_store_account_or_status_is_a_failure(
     run_trial: Callable[[list[str]], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

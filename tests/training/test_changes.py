@@ -132,6 +132,7 @@ def test_what_may_not_change_is_refused_by_name_and_leaves_the_run_as_it_was(
     assert files(begun) == before
 
 
+@pytest.mark.slow
 def test_other_images_under_the_same_path_are_refused_and_another_spelling_is_not(
     begun: Path, recipe: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +216,7 @@ def test_a_new_option_is_logged(begun: Path, recipe: Path) -> None:
     assert changed["optimizer.options.weight_decay"] == ("(not set)", "0.1")
 
 
+@pytest.mark.slow
 def test_a_run_begins_neither_among_other_files_nor_among_its_images(
     recipe: Path, images: Path, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from ldm_ae.training.steps import generator_step
 from tests.training.common import files, make_batches, make_parts, run, whole
 
 
+@pytest.mark.slow
 def test_run_directory(shared_run: Path, tmp_path: Path) -> None:
     out = shared_run
     assert {p.name for p in out.iterdir()} == {
@@ -54,7 +55,7 @@ def test_run_directory(shared_run: Path, tmp_path: Path) -> None:
     assert files(again / "checkpoints" / newest.name) == expected
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_stop_and_go_on_equals_uninterrupted(
     shared_config: Path, shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: signal.Signals
 ) -> None:
@@ -79,6 +80,7 @@ def test_stop_and_go_on_equals_uninterrupted(
     assert files(run(shared_config, tmp_path / "parts") / "checkpoints" / "step-00000006") == expected
 
 
+@pytest.mark.slow
 def test_the_next_update_waits_for_the_copy(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy that takes longer than forward and backward passes gives the bytes of a save that is waited for."""
     every = ("--training.checkpoint_every", "1", "--training.keep_checkpoints", "9")
@@ -104,6 +106,7 @@ def test_the_next_update_waits_for_the_copy(tiny_config: Path, tmp_path: Path, m
     assert found == expected
 
 
+@pytest.mark.slow
 def test_no_sample_is_repeated_or_skipped_over_a_resume(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +146,7 @@ def test_another_run_is_not_continued(shared_config: Path, shared_run: Path, tmp
         run(shared_config, out, "--seed", "5")
 
 
+@pytest.mark.slow
 def test_decoder_only_training_leaves_the_encoder(tiny_config: Path, tmp_path: Path) -> None:
     more = ["--objective.regularization_weights", "{}", "--training.trainable", "[decoder.*, post_quant_conv.*]"]
     out = run(tiny_config, tmp_path / "run", *more)
@@ -158,6 +162,7 @@ def test_frozen_last_layer_needs_a_fixed_weight(tiny_config: Path, tmp_path: Pat
         run(tiny_config, tmp_path / "run", "--training.trainable", "[encoder.*]")
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing_but_memory(
     shared_config: Path, shared_run: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +173,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(
         assert torch.allclose(found[name], value, atol=1e-6), name  # the same float32 operations, run twice
 
 
+@pytest.mark.slow
 def test_eight_images_are_overfitted_to_30_db(accelerator: Accelerator) -> None:
     parts = make_parts(
         accelerator, discriminator=False, perceptual=None, reduction="mean", learned_log_variance=False,
