@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from ldm_ae.core.precision import SPEED_VARIABLE
+
 BENCHMARKS = Path(__file__).parents[1] / "scripts" / "benchmarks"
 RECIPES = Path(__file__).parents[1] / "configs"
 CPU = torch.device("cpu")
@@ -26,7 +28,7 @@ FLOAT32 = 1e-4
 def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A setting of two narrow levels, 32 pixels, SqueezeNet features."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setenv("LDM_AE_BF16_SPEED", "2")  # the bfloat16 variants are there on every machine
+    monkeypatch.setenv(SPEED_VARIABLE, "2")  # the bfloat16 variants are there on every machine
     from training_step import Setting
 
     return Setting((32, 64), 32, 2, CPU, layers_per_block=1, net="squeeze")
@@ -200,6 +202,20 @@ def test_variants_take_turns_in_processes(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, script, "--device", "cpu"], capture_output=True, text=True, check=True)
     _, fast = [line for line in done.stdout.splitlines() if line.startswith("|")][2:]
     assert 2 < float(fast.split("**")[1]) <= 4.5
+
+
+def test_processes_of_variants_take_the_measured_bfloat16_speed(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import measuring
+
+    monkeypatch.delenv(SPEED_VARIABLE)
+    monkeypatch.setattr(measuring, "bfloat16_speed", lambda device: 1.25 if device == CPU else 0.0)
+    script = tmp_path / "echo.py"
+    script.write_text(f"import os, sys\nprint(os.environ[{SPEED_VARIABLE!r}], *sys.argv[1:])\n")
+    monkeypatch.setattr(sys, "argv", [str(script), "--runs", "3"])
+    answer, _ = measuring._start("ours bf16", CPU).communicate()
+    assert answer == "1.25 --runs 3 --serve ours bf16\n"
 
 
 def test_table_pairs_the_times_of_one_round(toy: Any) -> None:
