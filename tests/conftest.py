@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import shuffling, warning_policy
 from tests.pictures import write_class_folders
-from tests.warning_policy import add_options, pytest_configure
+from tests.shuffling import pytest_collection_modifyitems
+from tests.warning_policy import pytest_configure
 
 if TYPE_CHECKING:
     from ldm_ae.models import KLAutoencoder
 
-__all__ = ["pytest_addoption", "pytest_configure"]  # pytest finds hooks here
+__all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_configure"]  # pytest finds hooks here
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    add_options(parser)
+    warning_policy.add_options(parser)
+    shuffling.add_options(parser)
     parser.addoption("--update-goldens", action="store_true", help="write what tests/golden expects anew")
 
 
