@@ -79,7 +79,7 @@ def test_adaptive_step_and_textbook_give_the_same_gradients(toy: Any) -> None:
     assert any(not torch.allclose(a, b) for a, b in zip(results["fixed"], results["adaptive"], strict=True))
 
 
-def test_perceptual_variants_agree(toy: Any) -> None:
+def test_perceptual_variants_give_the_same_results(toy: Any) -> None:
     import perceptual
 
     base, *ours = [v.build()() for v in perceptual.variants("squeeze", 1, 32, CPU)]
@@ -90,7 +90,7 @@ def test_perceptual_variants_agree(toy: Any) -> None:
     assert 0.95 < cosine < 1
 
 
-def test_encode_and_decode_variants_agree(toy: Any) -> None:
+def test_encode_and_decode_variants_give_the_same_results(toy: Any) -> None:
     import encode
 
     results = {v.name: v.build()() for v in encode.variants(toy)}
@@ -102,7 +102,7 @@ def test_encode_and_decode_variants_agree(toy: Any) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_layouts_compute_the_same(toy: Any, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layouts_give_the_same_results(toy: Any, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import layouts
 
     monkeypatch.setitem(layouts.NETWORKS, "toy", {"block_out_channels": (32, 32), "layers_per_block": 1})
@@ -124,7 +124,7 @@ def test_layouts_compute_the_same(toy: Any, training: bool, monkeypatch: pytest.
         assert all(parameter.grad is not None for parameter in closures[1]["model"].parameters())
 
 
-def test_convolutions_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convolutions_give_the_same_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import convolutions
 
@@ -137,7 +137,7 @@ def test_convolutions_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     ] * 2
 
 
-def test_gpu_variants_run(toy: Any) -> None:
+def test_gpu_variants_are_built_and_run(toy: Any) -> None:
     import gpu
 
     half = toy._replace(precision="bf16")
@@ -150,7 +150,7 @@ def test_gpu_variants_run(toy: Any) -> None:
             variant.build()()
 
 
-def test_searches_for_the_nearest_code_find_the_same(toy: Any) -> None:
+def test_nearest_code_searches_give_the_same_results(toy: Any) -> None:
     import nearest_code
 
     found = {v.name: v.build()() for v in nearest_code.variants(500, 64, 8, CPU)}
@@ -163,7 +163,7 @@ def test_searches_for_the_nearest_code_find_the_same(toy: Any) -> None:
     assert nearest_code.differing(500, 64, 8, CPU) == {"taming": 0, "vector-quantize-pytorch": 0}
 
 
-def test_gpu_needs_an_accelerator(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_benchmark_refuses_a_machine_without_an_accelerator(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import gpu
 
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
@@ -171,7 +171,7 @@ def test_gpu_needs_an_accelerator(toy: Any, monkeypatch: pytest.MonkeyPatch) -> 
         gpu.main()
 
 
-def test_a_variants_process_answers(
+def test_process_of_a_variant_answers_requests(
     toy: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import measuring
@@ -237,7 +237,7 @@ SHORT = [
 
 
 @pytest.mark.slow
-def test_rate_distortion_sweeps_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_distortion_benchmark_sweeps_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import rate_distortion
 
@@ -255,7 +255,7 @@ def test_rate_distortion_sweeps_and_draws(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_fixed_budget_scores_what_it_trained(
+def test_fixed_budget_benchmark_scores_its_trained_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -272,7 +272,7 @@ def test_fixed_budget_scores_what_it_trained(
 
 
 @pytest.mark.slow
-def test_every_quantizer_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantizer_comparison_includes_every_quantizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import quantizers as comparison
 

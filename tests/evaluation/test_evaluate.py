@@ -140,7 +140,7 @@ def test_ranking_ties_keep_the_earlier_image() -> None:
     assert [p.row.key for p in result.best] == ["000.png", "001.png"]
 
 
-def test_latent_statistics_equal_hand_computed_values(tiny_model: KLAutoencoder) -> None:
+def test_latent_statistics_equal_a_direct_computation(tiny_model: KLAutoencoder) -> None:
     result = run(tiny_model, seed=5)
     noise = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(5 + i)) for i in range(6)]
     expected = ChannelStatistics(4)

@@ -175,7 +175,7 @@ def test_formats_of_moments_refuse_stores_of_samples(name: str, tmp_path: Path) 
         LatentDataset(content.path, draw="mode")
 
 
-def test_partially_labelled_stores_are_converted(tmp_path: Path) -> None:
+def test_edm2_format_requires_all_labels_or_none(tmp_path: Path) -> None:
     """EDM2 takes labels for all or for none; kohya needs none."""
     content = synthetic_store(tmp_path / "none", labelled=False)
     convert_store(content.path, tmp_path / "none.zip", "edm2-zip")

@@ -223,7 +223,7 @@ def encode_or_die(rank: int, model: str, images: str, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_gloo_processes_complete_the_store_after_a_crash(
+def test_gloo_processes_share_a_store_and_detect_an_ended_peer(
     tiny_model_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     run_processes(encode_or_die, 2, str(tiny_model_folder), str(image_folder), str(tmp_path))
