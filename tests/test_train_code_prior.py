@@ -1,4 +1,4 @@
-"""The trainer of priors over codes: its numbers are right, what it saves opens, and samples are pictures."""
+"""The trainer of priors over codes: its rates are correct, its output opens, and its samples are images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trainer() -> ModuleType:
 
 
 def encode(model: Any, images: Path, folder: Path, **options: Any) -> Path:
-    """Twelve pictures in two classes as 8x8 codes in `folder`/store, beside `folder`/model."""
+    """Twelve images in two classes as 8x8 codes in `folder`/store, beside `folder`/model."""
     folder.mkdir(exist_ok=True)
     model.save_pretrained(folder / "model")
     transform = ImageTransform(size=options.pop("size", 32))
@@ -83,7 +83,7 @@ def test_training_writes_rates_and_samples_and_evaluate_uses_the_prior(
     assert rates["fixed_length"] == 4.0
     assert rates["prior_of_the_coded"] == pytest.approx(rates["prior_given_class"], rel=1e-5)  # all three were coded
     assert rates["range_coder"] == pytest.approx(rates["prior_of_the_coded"], rel=0.01, abs=64 / 64)
-    # The same numbers from what was saved, over the images that were left out.
+    # The saved prior gives the same numbers for the held-out images.
     saved = load_prior(out)
     assert saved.prior.init_args["classes"] == 2
     data = LatentDataset(store, draw="indices")

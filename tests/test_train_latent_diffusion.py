@@ -1,4 +1,4 @@
-"""The latent diffusion trainer: it learns, and its pipelines open with diffusers alone and sample rightly."""
+"""The latent diffusion trainer: it learns, and its pipelines open with only diffusers and sample correctly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def trainer() -> ModuleType:
 
 @pytest.fixture
 def store(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> Path:
-    """Twelve pictures in two classes as 8x8 latents, beside `autoencoder`, exported with their scale."""
+    """Twelve images in two classes as 8x8 latents, beside `autoencoder`, exported with their scale."""
     summary = encode_images(
         tiny_model, open_source(image_folder), tmp_path / "store", transform=ImageTransform(size=32), device="cpu"
     )

@@ -13,7 +13,7 @@ from tests.warning_policy import ROOT, Report
 
 
 def warn(module: str, category: type[Warning], message: str = "words") -> list[warnings.WarningMessage]:
-    """Return what a warning that is attributed to a module leaves where it is no error."""
+    """Return the warnings of a call, attributed to a module, that are not errors."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.warn_explicit(message, category, f"{module}.py", 1, module, registry={})
     return caught

@@ -1,4 +1,4 @@
-"""Every metric by its interface: how it explains itself, that a failure costs it alone, and a plugin's metric."""
+"""The interface of metrics: explanations, failures that skip only one metric, and metrics of plugins."""
 
 from __future__ import annotations
 

@@ -344,7 +344,7 @@ def test_scale_of_published_models_is_recognized(family: str, tmp_path: Path) ->
     assert factor_of(tmp_path / "out") == PUBLISHED[family]
     assert "published for" in found.scale.source
     assert not any("scaling_factor" in note for note in found.notes)
-    # By hand, for a file of the autoencoder alone.
+    # By hand, for a file that holds only the autoencoder.
     alone = save(net.state_dict(), tmp_path / "alone.safetensors")
     assert import_ldm(alone, tmp_path / "unknown").notes[0].startswith("scaling_factor is 1: unknown")
     assert factor_of(tmp_path / "unknown") == (1.0, None)
@@ -404,7 +404,7 @@ def test_decoder_options_missing_in_diffusers_are_refused_or_reported(
         with pytest.raises(UserError, match=f"has {key}: true, which diffusers' decoder does not have"):
             import_ldm(path, tmp_path / "out", config=config)
     assert not (tmp_path / "out").exists()
-    # Without the configuration nobody can see it, and the command says what it takes for granted.
+    # It is not visible without the configuration, and the command prints its assumption.
     assert main(["import", str(path), str(tmp_path / "out")]) == 0
     assert "note: whether the decoder ends in tanh (tanh_out) is in the configuration alone" in capsys.readouterr().err
 

@@ -111,7 +111,7 @@ def test_output_names_are_unique_and_case_insensitive() -> None:
 
 
 class Hostile(Source):
-    """Pictures whose keys lead out of any folder."""
+    """Images whose keys lead out of any folder."""
 
     name, accepts = "hostile", "nothing"
     keys = ("../evil", "../../evil.png", "/tmp/ldm_ae_evil.png", "good.png")

@@ -177,7 +177,7 @@ def test_failed_write_is_raised_before_the_next_shard(
         seen.append(done)
         if done > 5:
             assert failed.wait(30)
-            time.sleep(0.2)  # until the thread has told of it
+            time.sleep(0.2)  # until the thread has reported it
 
     monkeypatch.setattr(units.Unit, "write", fail)
     with pytest.raises(RunError, match="no room"):

@@ -1,4 +1,4 @@
-"""Encoding that was stopped goes on: what is done stays, what is not as it was written is done again."""
+"""Resumed encoding keeps finished shards, and encodes missing and damaged ones again."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Plain(Wrapper):
 
 
 class Halved(Wrapper):
-    """What a tiling wrapper looks like: encode and decode alone."""
+    """An outline of a tiling wrapper, which overrides only encode and decode."""
 
     def __init__(self, model: Autoencoder):
         super().__init__(model)
@@ -32,7 +32,7 @@ class Halved(Wrapper):
 
 
 class Recorder(nn.Module):
-    """Any attribute is a value that says which it is."""
+    """Every attribute is a value with the name of the attribute."""
 
     def __getattr__(self, name: str) -> object:
         return ("of the model", name)

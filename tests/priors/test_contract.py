@@ -158,7 +158,7 @@ def test_prior_roundtrips_through_a_folder(name: str, tmp_path: Path) -> None:
 
 @every_prior
 def test_prior_overfits_two_images(name: str) -> None:
-    """By their classes at no bits; without classes at one, which says which of the two it is, and no less."""
+    """With classes they take no bits. Without classes they take the one bit that distinguishes the two, and no less."""
     torch.manual_seed(0)
     named, nameless = (
         type(prior)(**prior.init_args) for prior in (small(name, classes=2, depth=2), small(name, classes=0, depth=2))

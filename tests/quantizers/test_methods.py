@@ -324,7 +324,7 @@ def test_residual_levels_draw_independent_noise() -> None:
     quantizer = ResidualVQ(GumbelVQ(8, 4), 2)
     for name, value in quantizer.named_parameters():
         if ".proj." in name:
-            nn.init.zeros_(value)  # the noise alone decides
+            nn.init.zeros_(value)  # only the noise decides
     indices = run(quantizer)[1].indices
     assert not torch.equal(indices[:, 0], indices[:, 1])
 
