@@ -39,7 +39,7 @@ def encode(model: Any, images: Path, folder: Path, **options: Any) -> Path:
 
 
 def discrete(levels: int = 1) -> VQAutoencoder:
-    """With codes that the encoder's latents choose among."""
+    """Return a discrete model with all codes near the encoder's latents."""
     quantizers = VQ(16, 4), VQ(16, 4)
     quantizer = quantizers[0] if levels == 1 else ResidualVQ(quantizers[0], levels)
     model = VQAutoencoder(
@@ -130,7 +130,7 @@ def test_prior_supports_residual_levels(
 def test_prior_learns_beyond_code_frequencies(
     trainer: ModuleType, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From nine images: better than their frequencies, which it starts from."""
+    """With nine images it becomes better than the code frequencies, from which it starts."""
     options = dict(prior="transformer", steps=60, log_every=15, dropout=0.0, learning_rate=0.01)
     assert run(trainer, store, tmp_path / "prior", **options) == 0
     learned = [float(line.split()[2]) for line in capsys.readouterr().out.splitlines() if line.startswith("step")]

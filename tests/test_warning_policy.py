@@ -1,4 +1,4 @@
-"""Our own warnings are errors; what libraries warn of is reported and fails nothing."""
+"""Warnings in the project's code are errors; warnings of libraries are reported and fail no test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registries: what a folder and installed plugins register, by name; and what is refused."""
+"""Registries: the classes that a folder and installed plugins register by name, and refusals."""
 
 import abc
 import importlib
@@ -53,7 +53,7 @@ PACKAGE = {
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[abc.ABC]]:
-    """The base class of a package `house` whose modules are scanned; what is imported here is forgotten afterwards."""
+    """The base class of a package `house` whose modules are scanned. The fixture removes its imports afterwards."""
     before = set(sys.modules)
     folder = tmp_path / "ours" / "house"
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Counting codes: numbers that can be worked out by hand, and what evaluation makes of a discrete model."""
+"""Codebook usage: hand-computed values, and the evaluation of a discrete model."""
 
 from __future__ import annotations
 

@@ -247,7 +247,7 @@ def test_pixel_limit_is_configurable() -> None:
 
 
 def test_higher_pixel_limit_overrides_pillows_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow refuses what is over twice its limit."""
+    """Pillow refuses images over twice its limit."""
     monkeypatch.setattr("ldm_ae.images.decoding.MAX_PIXELS", 1000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     data = encoded(photo((60, 40)), "PNG")
@@ -267,7 +267,7 @@ def test_decoding_emits_no_warnings(name: str) -> None:
 
 
 def test_decompression_bombs_are_refused_without_allocating() -> None:
-    """In a process of its own, whose peak is its own."""
+    """It runs in a separate process to measure its peak memory."""
     program = (
         "import resource, sys; from ldm_ae.images.decoding import BadImage, decode_image\n"
         "data = sys.stdin.buffer.read()\n"

@@ -1,4 +1,4 @@
-"""Sizes, positions, mirroring and value range of what the networks see."""
+"""Sizes, positions, mirroring and value range of the networks' input."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_adm_crop_refuses_thin_images() -> None:
 
 
 def test_panoramas_within_max_pixels_are_accepted() -> None:
-    """The guard against thin images that resizing would blow up does not refuse what the user asked for."""
+    """The guard against thin images, which resizing would enlarge, does not refuse images within the user's limit."""
     transform = ImageTransform(size=16, resize="none", max_pixels=100_000_000)
     assert transform(Image.new("RGB", (30_000, 3_000))).original_size == (3_000, 30_000)
     with pytest.raises(BadImage, match="30000x3000 is too thin"):

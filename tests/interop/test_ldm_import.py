@@ -1,4 +1,4 @@
-"""Checkpoints of CompVis and taming become diffusers folders with equal outputs; what is none of them is refused."""
+"""Checkpoints of CompVis and taming become diffusers folders with equal outputs; other files are refused."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def source(kind: str, **changes: Any) -> Any:
 
 
 def check_equal(net: Any, folder: Path) -> None:
-    """What the folder encodes and decodes is what the source network does."""
+    """Assert that the model in the folder encodes and decodes as the source network does."""
     model, x = load_autoencoder(folder), pixels()
     with torch.no_grad():
         if isinstance(model, KLAutoencoder):

@@ -1,4 +1,4 @@
-"""The same command over a complete store: what has changed is found and encoded again, and nothing else."""
+"""The same command over a complete store detects changes and encodes only changed images again."""
 
 from __future__ import annotations
 

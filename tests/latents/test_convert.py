@@ -1,4 +1,4 @@
-"""Converting: constants folded into the latents, what a format cannot say, and an output that is whole or not there."""
+"""Conversion: constants folded into the latents, limits of formats, and atomic output."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TRAINERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def seen(name: str, out: Path, content: Content, trainer: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """(C, everything): what the diffusion model sees, drawn with the noise of the stored latents."""
+    """(C, everything): the input of the diffusion model, drawn with the noise of the stored latents."""
     read = READERS[name](out)
     order = np.argsort([int(found) for found in read.names])
     values = []

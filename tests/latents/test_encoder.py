@@ -1,4 +1,4 @@
-"""Encoding a data set: what lies in the store, that it comes out the same again, and what is refused."""
+"""Encoding a dataset: the content of the store, reproducibility, and refusals."""
 
 from __future__ import annotations
 

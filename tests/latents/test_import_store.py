@@ -1,4 +1,4 @@
-"""Trainers' files into stores: what we wrote comes back, and what others wrote is not guessed at."""
+"""Import of trainers' files into stores: own conversions roundtrip, and missing facts of others are asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an encoding runs: compiled or not, what the writer thread does, and what happens when it fails."""
+"""The encoding pipeline: compiled encoders, the writer thread, and its failures."""
 
 from __future__ import annotations
 

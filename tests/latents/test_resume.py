@@ -19,7 +19,7 @@ SHARDS = [f"latents_rank00_shard{number:03d}.safetensors" for number in range(3)
 
 
 class StoppedError(Exception):
-    """In place of a kill, after some images."""
+    """Raised after some images, in place of a kill."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Sequences of codes: order, width, mirror images, and what is refused."""
+"""Sequences of codes: order, width, mirror images, and refusals."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {"block_out_channels": (8, 16), "layers_per_block": 1, "
 
 
 class FakeHub:
-    """`snapshot_download` over folders of this machine, with a log of what was asked for."""
+    """`snapshot_download` over folders of this machine, with a log of the requests."""
 
     def __init__(self, root: Path):
         self.root, self.asked, self.raised = root, list[str](), None

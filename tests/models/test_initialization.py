@@ -24,7 +24,7 @@ def smooth(batch: int = 3, size: int = 64) -> Tensor:
 
 
 def thumbnail_and_back(pixel_values: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """By averages of 2x2 pixels, and bilinearly twice as large, level by level."""
+    """Downscale by averages of 2x2 pixels and upscale bilinearly by 2, level by level."""
     small = pixel_values
     for _ in range(levels):
         small = functional.avg_pool2d(small, 2)

@@ -1,4 +1,4 @@
-"""A wrapper forwards the whole interface, whatever is added to it, and overrides what it defines."""
+"""A wrapper forwards the whole interface, later additions included, and overrides its own members."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Recorder(nn.Module):
 
 
 def test_wrapper_forwards_every_member() -> None:
-    """Also one that is added to the interface later: members are enumerated here and there."""
+    """Members are enumerated, so that the test includes later additions to the interface."""
     wrapper = Plain(Recorder())  # type: ignore[arg-type]
     members = interface_members()
     assert {"net", "spec", "encode", "decode", "last_layer", "class_names", "set_scaling", "device"} <= members

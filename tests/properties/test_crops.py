@@ -80,7 +80,7 @@ def test_flip_mirrors_the_same_crop(width: int, height: int, size: int, seed: in
 
 @given(SIDE, SIDE, TARGET)
 def test_center_crop_commutes_with_mirroring(width: int, height: int, size: int) -> None:
-    """Where the margin is even: of an odd one the spare column stays on the right."""
+    """This holds for an even margin: the extra column of an odd one stays on the right."""
     image = smooth_picture(4, width, height)
     scale = max(size / width, size / height)
     assume((max(size, round(width * scale)) - size) % 2 == 0)

@@ -79,7 +79,7 @@ def test_encoder_receives_a_gradient_through_the_quantizer(quantizer: Quantizer)
 
 
 def test_every_quantizer_parameter_learns(quantizer: Quantizer) -> None:
-    """From the terms and the reconstruction together; one that does not would stop DistributedDataParallel."""
+    """Terms and reconstruction together reach every parameter; an unused one would stop DistributedDataParallel."""
     found = quantizer.quantize(some_latents(quantizer).requires_grad_(), noise=some_latents(quantizer))
     (found.quantized.square().sum() + sum(term.sum() for term in found.losses.values())).backward()
     for name, parameter in quantizer.named_parameters():

@@ -223,7 +223,7 @@ def test_lfq_and_bsq_equal_their_formulas(spherical: bool, group_bits: int) -> N
 
 
 def test_bsq_gradient_equals_the_authors_code() -> None:
-    """In their code the straight-through step goes to +-1, and 1 / sqrt(D) multiplies what comes of it."""
+    """In their code the straight-through step goes to +-1, and 1 / sqrt(D) multiplies its result."""
     quantizer = BSQ(6)
     latents, weights = torch.randn(2, 6, 3, 3, requires_grad=True), torch.randn(2, 6, 3, 3)
     (found,) = torch.autograd.grad((quantizer.quantize(latents).quantized * weights).sum(), latents)
