@@ -63,7 +63,7 @@ def test_command_describes_itself_and_its_options(name: str, capsys: pytest.Capt
     assert command.summary in out.replace("- ", "-")
 
 
-def test_commands_have_places_of_their_own_in_the_list() -> None:
+def test_commands_have_distinct_positions_in_the_list() -> None:
     orders = [command.order for command in COMMANDS.values()]
     assert len(set(orders)) == len(orders)
     assert max(orders) < Command.order, "those of plugins come last"

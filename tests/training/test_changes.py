@@ -1,4 +1,4 @@
-"""What a continued run may change, what is refused by name, and that a refused command changes nothing."""
+"""Settings that a resumed run may change, refusals of others by name, and refused commands that change nothing."""
 
 from __future__ import annotations
 
@@ -256,7 +256,7 @@ def test_refusal_suggests_options_for_the_global_batch(batch_size: int, processe
 
 
 def test_mismatched_network_weights_are_refused_by_tensor(tmp_path: Path) -> None:
-    """Without a changed setting, such as with a plugin of another version."""
+    """No setting has changed here, as with another version of a plugin."""
     from safetensors.torch import save_file
 
     from ldm_ae.training.checkpoints.checkpoint import load_networks

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified before they are read, written while training goes on."""
+"""Checkpoints: written atomically and during training, verified before they are read."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_checkpoint_with_a_changed_manifest_is_skipped(
 
 def test_other_files_and_folders_are_ignored(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
     path = write(tmp_path, tiny_model, 1)
-    (path / ".DS_Store").touch()  # what file managers leave behind is no damage
+    (path / ".DS_Store").touch()  # files of file managers are not damage
     (tmp_path / "step-00000002").touch()
     (tmp_path / "step-00000003" / MANIFEST).mkdir(parents=True)
     found, damaged = newest_checkpoint(tmp_path)

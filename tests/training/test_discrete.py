@@ -94,7 +94,7 @@ def test_discrete_run_resumes_to_the_same_checkpoint(name: str, image_folder: Pa
     assert model.latent_spec.scaling_factor != 1.0  # measured
     if name in ("VQ", "EMAVQ"):
         assert VQModel.from_pretrained(out / "model").config.num_vq_embeddings == 16
-    # Going on from step 2 makes the same step 4, to the byte: codes, counts, draws, optimizers.
+    # Resuming from step 2 gives the same bytes at step 4: codes, counts, draws, optimizers.
     newest = out / "checkpoints" / "step-00000004"
     expected = files(newest)
     assert (out / "checkpoints" / "step-00000002").is_dir()
@@ -180,7 +180,7 @@ def take_step(parts: StepParts, batches: list[MicroBatch]) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 def test_accumulation_equals_one_large_batch() -> None:
-    """The adaptive weight takes passes of its own ahead; codes learn from the step's alone."""
+    """The adaptive weight takes additional passes first; codes learn only from those of the step."""
     accelerator = Accelerator(cpu=True)
     for (quantizer, weights), (twin, _) in zip(one_of_each(), one_of_each(), strict=True):
         batches = make_batches(2, 4)

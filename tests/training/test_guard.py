@@ -1,4 +1,4 @@
-"""Steps that are not finite change nothing, say what was wrong, and end the run if they go on."""
+"""Non-finite steps change nothing, report their cause, and stop the run if they continue."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_run_stops_after_too_many_consecutive_bad_steps(
 
 
 def skipped(folder: Path) -> list[int]:
-    """Of every train line from step 6 on."""
+    """Return `skipped_steps` of every train line from step 6 on."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line["skipped_steps"] for line in lines if line["kind"] == "train" and line["step"] >= 6]
 
@@ -131,7 +131,7 @@ def test_loss_scaler_finds_its_scale_without_an_alarm(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A gradient beyond the range under loss scaling is no fault: the scale falls, and the step is left out."""
+    """A gradient beyond the range under loss scaling is not an error: the scale decreases, and the step is skipped."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, backoff_factor=2.0**-24, growth_interval=10**6)
     plain_init = Trainer.__init__
 
@@ -149,13 +149,13 @@ def test_loss_scaler_finds_its_scale_without_an_alarm(
     assert train[-1]["loss_scale"] < 2.0**126
     more = ("--objective.adaptive_gan_weight", "false", "--training.max_steps")
     run(tiny_config, out, *more, "7")
-    assert skipped(out) == [train[-1]["skipped_steps"]] * 2  # goes on from what the checkpoint says
+    assert skipped(out) == [train[-1]["skipped_steps"]] * 2  # resumes from the count in the checkpoint
     load = state_module.load_state
     monkeypatch.setattr(
         state_module, "load_state", lambda path: {k: v for k, v in load(path).items() if k != state_module.SKIPPED}
     )
     run(tiny_config, out, *more, "8")
-    assert skipped(out)[-1] == 0  # an older checkpoint says nothing
+    assert skipped(out)[-1] == 0  # an older checkpoint has no count
     assert all(math.isfinite(value) for line in train for value in line.values() if isinstance(value, float))
 
 

@@ -30,7 +30,7 @@ HOOKS: dict[str, Any] = {"regularization_weights": TERMS}
 
 
 def test_losses_compare_with_the_target(accelerator: Accelerator) -> None:
-    """The step's gradients are those of one graph, written out: decode what was turned, compare with turned images."""
+    """The step's gradients equal those of one explicit graph: decode turned latents, compare with turned images."""
     parts = make_parts(
         accelerator, discriminator=Backboned(), regularizer=Turn(), adaptive_gan_weight=False, gan_weight=0.3, **HOOKS
     )  # fmt: skip
@@ -210,7 +210,7 @@ def test_identity_settings_that_are_not_recorded_stand_for_the_default(tmp_path:
 
 @pytest.mark.slow
 def test_noise_is_for_training_alone(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With no learning to speak of, validation scores are the same with and without; training losses are not."""
+    """With almost no learning, noise changes the training losses and not the validation scores."""
     found = {}
     for regularizer in (Identity(), GaussianNoise()):
         with doubles(monkeypatch, regularizer=regularizer):

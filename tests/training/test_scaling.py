@@ -1,4 +1,4 @@
-"""What a run writes as its model's scale: that of an unchanged encoder exactly, another one's measured."""
+"""The scale of a run's model: an unchanged encoder keeps it exactly, that of a changed one is measured."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_decoder_only_training_keeps_the_scale(
 def test_legacy_factor_beside_vectors_is_converted(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By training the decoder and by the export of that: SDXL's line of the written configuration undoes the scale."""
+    """Decoder training and its export convert it: SDXL's line inverts the scale with the written configuration."""
     mean, std = (torch.tensor(vector, dtype=torch.float64) for vector in VECTORS.values())
     pooled = float((std.square() + (mean - mean.mean()).square()).mean().sqrt())
     old = small_model()

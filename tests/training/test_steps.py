@@ -91,7 +91,7 @@ def test_discriminator_step_gives_the_autoencoder_no_gradient(accelerator: Accel
 
 
 def test_adversarial_gradient_is_linear_in_its_weight(accelerator: Accelerator) -> None:
-    """With a fixed weight the gradient is linear in it."""
+    """The gradient is linear in a fixed weight."""
     batches = make_batches(1, 2)
     found = []
     for weight in (0.0, 1.0, 3.0):

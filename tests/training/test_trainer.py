@@ -1,4 +1,4 @@
-"""The loop: what it writes, how it goes on, and that it learns."""
+"""The training loop: its files, resuming, and learning."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
 def test_next_update_waits_for_the_checkpoint_copy(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A copy that takes longer than forward and backward passes gives the bytes of a save that is waited for."""
+    """A copy that takes longer than forward and backward passes gives the same bytes as a blocking save."""
     every = ("--training.checkpoint_every", "1", "--training.keep_checkpoints", "9")
     expected = files(
         run(tiny_config, tmp_path / "waits", *every, "--training.background_saves", "false") / "checkpoints"
