@@ -83,7 +83,7 @@ def test_commands_have_distinct_positions_in_the_list() -> None:
         (["train", "--config=nowhere.yaml", "--seed", "1"], 2),
     ],
 )
-def test_help_and_mistakes_in_options_import_no_torch(arguments: list[str], status: int) -> None:
+def test_help_and_invalid_options_do_not_import_torch(arguments: list[str], status: int) -> None:
     code = (
         "import sys\nfrom ldm_ae.cli import main\n"
         "try:\n    status = main(sys.argv[1:])\n"

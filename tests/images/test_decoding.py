@@ -86,7 +86,7 @@ def test_decoded_image_records_the_converted_profile(name: str, account: str | N
 
 
 @pytest.mark.parametrize("name", [name for name in COLOURED if "CMYK" not in name and "LAB" not in name])
-def test_ignored_profiles_leave_samples_as_they_are(name: str) -> None:
+def test_ignored_profiles_preserve_sample_values(name: str) -> None:
     """Data sets of published models hold what Pillow decodes without colour conversion."""
     data, _ = COLOURED[name]
     decoded = Decoding(background=BACKGROUND, colour_profiles="ignore")(data)

@@ -221,7 +221,7 @@ def factor_of(folder: Path) -> tuple[float, float | None]:
     return config["scaling_factor"], config.get("shift_factor")
 
 
-def test_a_scale_factor_in_the_file_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scale_factor_in_the_file_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """LDM's scale_by_std measures it and keeps it as a tensor."""
     for kind in ("kl", "vq"):
         state = below("first_stage_model.")(source(kind).state_dict()) | {"scale_factor": torch.tensor(0.37)}
@@ -250,7 +250,7 @@ def test_a_scale_factor_in_the_file_is_used(tmp_path: Path, capsys: pytest.Captu
         (lambda s: {"model": s, "scale_factor": None}, 1.0),
     ],
 )
-def test_a_scale_factor_beside_the_weights_is_used(wrap: Callable[[State], Any], factor: float, tmp_path: Path) -> None:
+def test_scale_factor_beside_the_weights_is_used(wrap: Callable[[State], Any], factor: float, tmp_path: Path) -> None:
     torch.save(wrap(source("kl").state_dict()), tmp_path / "model.pt")
     import_ldm(tmp_path / "model.pt", tmp_path / "out")
     assert factor_of(tmp_path / "out")[0] == pytest.approx(factor)

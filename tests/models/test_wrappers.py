@@ -51,7 +51,7 @@ def test_wrapper_inherits_only_members_built_on_forwarded_ones() -> None:
     assert interface_members() >= OWN == {"forward", "draw"}
 
 
-def test_the_interface_has_few_abstract_members() -> None:
+def test_interface_has_few_abstract_members() -> None:
     assert Autoencoder.__abstractmethods__ == {"spec", "encode", "decode"}
     assert Wrapper.__abstractmethods__ == {"__init__"}
 

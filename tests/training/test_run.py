@@ -161,7 +161,7 @@ def test_invalid_configuration_files_are_refused(tmp_path: Path, text: str, word
     assert len(str(error.value).splitlines()) <= 2
 
 
-def test_no_such_file() -> None:
+def test_missing_configuration_file_is_refused() -> None:
     with pytest.raises(UserError, match=r"no such configuration file: nowhere\.yaml"):
         parse_config(["--config", "nowhere.yaml"])
 
