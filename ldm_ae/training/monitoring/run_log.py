@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.io.files import writing
+from ldm_ae.training.monitoring.trackers import log_image
 
 
 class Window:
@@ -106,12 +107,13 @@ class RunLog:
         self.say(f"warning at step {step}: {text}")
         self.metrics(step, {"alarm": name, "message": text}, kind="alarm")
 
-    def picture(self, step: int, grid: Image.Image) -> None:
-        """Save the grid as samples/step-XXXXXXXX.png."""
+    def image(self, step: int, name: str, tag: str, image: Image.Image) -> None:
+        """Save an image as samples/`name`, and give it to the trackers under `tag`."""
         if self.main:
             folder = self.folder / "samples"
             folder.mkdir(exist_ok=True)
-            grid.save(folder / f"step-{step:08d}.png")
+            image.save(folder / name)
+            log_image(self.accelerator, tag, image, step)
 
 
 def _step_of(line: str) -> float:
