@@ -38,6 +38,7 @@ from ldm_ae.training.changes import (
 )
 from ldm_ae.training.checkpoints.checkpoint import UnfitError
 from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.monitoring.banner import Banner, closing_lines
 from ldm_ae.training.monitoring.samples import Samples
 from ldm_ae.training.monitoring.trackers import check_trackers, make_trackers, start_trackers
 from ldm_ae.training.parsing import RunConfig, config_parser, parse_config
@@ -127,18 +128,22 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
     """
     parser = parser or config_parser()
     config = parse_config(arguments, parser)
-    run = build_config(config, parser)
     folder = Path(config.out)
+    check_place(folder, [config.data.train, config.data.validation])
+    banner = Banner(folder, config)
+    banner.print_plan()
     numerics = agreed_numerics(
-        run.training.precision, pick_device(), recorded_numerics(folder), compiled=run.training.compile
+        config.training.precision, pick_device(), recorded_numerics(folder), compiled=config.training.compile
     )
-    check_place(folder, [run.data.train, run.data.validation])
+    banner.print_precision(numerics.line())
+    run = build_config(config, parser)
     with leaving_nothing(folder) as begun:
         make_folder(folder)
         accelerator = make_accelerator(run.training, folder, numerics)
         keep_freed_memory(accelerator.device)
         with _only_run(folder, accelerator):
             trainer = make_trainer(run, folder, accelerator, numerics)
+            banner.print_parts(trainer)
             before = saved_config(folder)
             try:
                 trainer.resume()
@@ -146,14 +151,19 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
                 if error.part != "discriminator" or before is None:
                     raise
                 raise other_discriminator(folder, changed_settings(before, _as_saved(parser, config)), error) from None
-            # All checks have passed; from here on the run directory changes.
-            start_trackers(accelerator, run.training, folder, _as_saved(parser, config))
-            begun()
-            if accelerator.is_main_process:
-                save_config(parser, config, folder / CONFIG)
-                if before is not None and trainer.step:
-                    trainer.log.changes(trainer.step, changed_settings(before, saved_config(folder) or {}))
-            trainer.fit()
+            if trainer.is_finished():
+                accelerator.end_training()
+            else:
+                # All checks have passed; from here on the run directory changes.
+                start_trackers(accelerator, run.training, folder, _as_saved(parser, config))
+                begun()
+                if accelerator.is_main_process:
+                    if before is not None and trainer.step:
+                        trainer.log.changes(trainer.step, changed_settings(before, _as_saved(parser, config)))
+                    save_config(parser, config, folder / CONFIG)
+                trainer.fit()
+            for line in closing_lines(trainer, run.data):
+                trainer.log.say(line)
     return folder
 
 

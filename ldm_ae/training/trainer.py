@@ -32,7 +32,7 @@ from ldm_ae.training.checkpoints.saver import Progress, Saver
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.monitoring.alarms import Alarms
 from ldm_ae.training.monitoring.guard import Guard
-from ldm_ae.training.monitoring.run_log import RunLog, Window, peak_memory_bytes
+from ldm_ae.training.monitoring.run_log import RunLog, Window, finished_step, peak_memory_bytes
 from ldm_ae.training.monitoring.samples import Samples
 from ldm_ae.training.monitoring.signals import Signals
 from ldm_ae.training.networks import Networks
@@ -112,6 +112,11 @@ class Trainer:
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
+    def is_finished(self) -> bool:
+        """Return whether the run has all its steps and its model has been written; call it after `resume`."""
+        done = self.step == self.config.max_steps == finished_step(self.folder)
+        return done and (self.folder / "model").is_dir()
+
     def fit(self) -> None:
         """Train up to `max_steps`, from the newest checkpoint in the run directory if one exists.
 
@@ -126,9 +131,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             environment = describe_environment(self.accelerator.device) | {"numerics": self.numerics.describe()}
             write_json(self.folder / ENVIRONMENT, environment)
-        log.say(f"precision: {self.numerics.line()}")
-        if self.step == config.max_steps:
-            log.say(f"the run is finished at step {self.step}; a larger training.max_steps continues it")
+        log.rewind(self.step)
         if self.discriminator is not None and self.objective.config.discriminator_start >= config.max_steps:
             start = self.objective.config.discriminator_start
             log.warn(
@@ -355,6 +358,7 @@ class Trainer:
                 self.log.warn(self.step, "no_scale", words)
             with writing_folder(self.folder / "model") as temporary:
                 result.save_pretrained(temporary)
+            self.log.finished(self.step)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 

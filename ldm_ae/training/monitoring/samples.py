@@ -73,7 +73,8 @@ class Samples:
                     found.append(model.decode(model.encode(images.to(device)).mode()).float().cpu())
         grid = comparison_grid(self.pixel_values, torch.cat(found).nan_to_num(), errors=True)
         text = f"step {step}, {weights}: {self.kind} images, reconstructions, errors x{ERROR_GAIN:.0f}"
-        left, _, right, _ = ImageDraw.Draw(grid).textbbox((2, 2), text)
+        # All steps have one width.
+        left, _, right, _ = ImageDraw.Draw(grid).textbbox((2, 2), text.replace(str(step), "0" * 8, 1))
         canvas = Image.new("RGB", (max(grid.width, int(right + left)), grid.height + _HEADER), (255, 255, 255))
         ImageDraw.Draw(canvas).text((2, 2), text, fill=(0, 0, 0))
         canvas.paste(grid, (0, _HEADER))
