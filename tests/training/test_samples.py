@@ -49,6 +49,7 @@ def test_samples_show_the_held_out_images_and_the_averaged_models_reconstruction
     assert not torch.equal(row(paths[0], 1, 3), row(paths[1], 1, 3))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_shows_the_same_images(tiny_config: Path, tmp_path: Path) -> None:
     whole = run(tiny_config, tmp_path / "whole", "--training.max_steps", "6", "--optimizer.schedule", "constant")
     parts = run(tiny_config, tmp_path / "parts", "--training.max_steps", "3", "--optimizer.schedule", "constant")

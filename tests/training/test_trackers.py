@@ -128,6 +128,7 @@ def test_a_resumed_run_continues_its_run_in_wandb(tmp_path: Path, monkeypatch: p
     assert first["name"] == "trial 3"
 
 
+@pytest.mark.slow
 def test_a_tracker_that_cannot_start_leaves_nothing(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_tracker_that_cannot_start_leaves_nothing(
     assert files(existing) == before
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_trackers_metrics_images_and_settings(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
