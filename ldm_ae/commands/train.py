@@ -33,9 +33,13 @@ class Train(Command):
 
     def run(self, args: argparse.Namespace) -> None:
         """Train with `args.arguments`, which jsonargparse parses."""
-        from ldm_ae.training.run import config_parser, train
+        from ldm_ae.training.parsing import config_parser, parse_config
 
-        train(args.arguments, config_parser(prog=f"{PROGRAM} {self.name}"))
+        parser = config_parser(prog=f"{PROGRAM} {self.name}")
+        config = parse_config(args.arguments, parser)  # ends the process where `--help` is among the arguments
+        from ldm_ae.training.run import train_parsed  # imports what training needs, which takes seconds
+
+        train_parsed(config, parser)
 
 
 def _values(arguments: Sequence[str], option: str) -> list[str]:

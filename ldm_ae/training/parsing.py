@@ -24,7 +24,8 @@ from ldm_ae.core.errors import UserError, printable
 from ldm_ae.core.registry import PLUGINS, Registry, class_paths, full_name, unknown_name
 from ldm_ae.data.config import DataConfig
 from ldm_ae.discriminators import DISCRIMINATORS, Discriminator
-from ldm_ae.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_LOSSES, RECONSTRUCTION_LOSSES, ObjectiveConfig
+from ldm_ae.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_LOSSES, RECONSTRUCTION_LOSSES
+from ldm_ae.losses.objective import ObjectiveConfig
 from ldm_ae.models import AUTOENCODERS, Autoencoder
 from ldm_ae.quantizers import QUANTIZERS
 from ldm_ae.regularizers import REGULARIZERS, Identity, Regularizer

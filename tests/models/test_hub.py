@@ -16,7 +16,6 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 from ldm_ae.cli import main
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import KLAutoencoder, VQAutoencoder, is_model_folder, load_autoencoder
-from ldm_ae.models.loading import hub
 from ldm_ae.models.loading.hub import is_hub_name
 from ldm_ae.quantizers import FSQ, VQ
 
@@ -45,7 +44,7 @@ class FakeHub:
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     fake = FakeHub(tmp_path)
-    monkeypatch.setattr(hub, "snapshot_download", fake)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake)
     monkeypatch.chdir(tmp_path)
     return fake
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 
 from ldm_ae.core.errors import UserError, printable, reason
 from ldm_ae.core.resources import shipped_models
@@ -96,6 +95,8 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
         UserError: no such folder, no configuration, no safetensors weights, weights that do not fit, or a hub name
             that could not be downloaded.
     """
+    from diffusers.utils import logging as diffusers_logging
+
     folder, loader = local_folder(name), cast(Any, cls)
     config = read_config(folder)
     if not (folder / WEIGHTS).is_file() and not list(folder.glob("diffusion_pytorch_model*.safetensors*")):

@@ -5,15 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
-
 from ldm_ae.core.errors import UserError, reason
 
 PREFIX = "hf:"
@@ -66,6 +57,15 @@ def _below(folder: str, pattern: str) -> str:
 
 
 def _download(repository: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
     place = f"'{repository}' is not a path here, and on the Hugging Face hub"
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
