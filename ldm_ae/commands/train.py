@@ -11,6 +11,7 @@ from pathlib import Path
 from ldm_ae.commands.interface import PROGRAM, Command
 from ldm_ae.core.errors import UserError
 from ldm_ae.io.locks import refuse_if_held
+from ldm_ae.training.spelling import asks_for_help, check_spelling
 
 
 class Train(Command):
@@ -27,6 +28,8 @@ class Train(Command):
         for config in _values(arguments, "--config"):
             if not Path(config).is_file():
                 raise UserError(f"no such configuration file: {config}")
+        if not asks_for_help(arguments):
+            check_spelling(arguments)
         if (folder := _run_folder(arguments)) is not None and os.environ.get("WORLD_SIZE", "1") == "1":
             refuse_if_held(folder)
         self.run(argparse.Namespace(arguments=arguments))

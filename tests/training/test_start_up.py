@@ -43,3 +43,28 @@ def test_help_of_train_imports_torch_alone(tmp_path: Path, option: list[str]) ->
     assert status == 0
     assert "block_out_channels" in ran.stdout or "--training.max_steps" in ran.stdout
     assert modules & SLOW_TO_IMPORT == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian", "--config", "configs/kl_f8.yaml"], "train"),
+        (["train", "--config", "configs/kl_f9.yaml"], "configs/kl_f9.yaml"),
+        (["train", "--config", "configs/kl_f8.yaml", "--lr", "1"], "optimizer.learning_rate"),
+        (["train", "--config", "configs/kl_f8.yaml", "--model.init_args.latent_channel", "4"], "latent_channels"),
+        (["encode", "images", "store", "--sise", "32"], "--size"),
+    ],
+)
+def test_slip_of_the_fingers_is_refused_without_torch(tmp_path: Path, arguments: list[str], words: str) -> None:
+    status, modules, ran = call(tmp_path, *arguments)
+    assert status == 2
+    assert words in ran.stderr
+    assert modules & {*SLOW_TO_IMPORT, "torch", "numpy", "PIL"} == set()
+
+
+def test_wrong_file_is_refused_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("training: {max_stepz: 3}\n")
+    status, modules, ran = call(tmp_path, "train", "--config", str(tmp_path / "recipe.yaml"))
+    assert status == 2
+    assert "line 1, column 12" in ran.stderr
+    assert modules & {*SLOW_TO_IMPORT, "torch", "numpy", "PIL"} == set()

@@ -39,6 +39,8 @@ class KLAutoencoder(ConvolutionalAutoencoder):
             and enlarges it (`ldm_ae.models.adapters.initialization`), for short trainings.
     """
 
+    short_names = ("kl",)
+
     class_names = ("AutoencoderKL",)
     has_moments = True
     compvis_class = "AutoencoderKL"

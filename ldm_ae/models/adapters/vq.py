@@ -50,6 +50,8 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         act_fn: Activation, by diffusers' name.
     """
 
+    short_names = ("vq",)
+
     class_names = ("QuantizedAutoencoder", "VQModel")
     neutral_config = frozenset({"force_upcast", "legacy_beta"})
 
