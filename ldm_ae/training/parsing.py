@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, is_dataclass
-from pathlib import Path
 from pydoc import locate
 from typing import Any, get_args, get_type_hints
 
@@ -17,6 +16,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 
 from ldm_ae.core.errors import UserError, told
 from ldm_ae.core.registry import class_paths, full_name
+from ldm_ae.core.resources import with_config_paths
 from ldm_ae.data.config import DataConfig
 from ldm_ae.discriminators import Discriminator
 from ldm_ae.losses.objective import ObjectiveConfig
@@ -64,7 +64,7 @@ def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> 
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=_allowed_paths())
     parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **kwargs)
     parser.add_argument(
-        "--config", action=ActionConfigFile, help="a YAML file of these options, such as configs/kl_f8.yaml"
+        "--config", action=ActionConfigFile, help="a recipe, such as kl_f8, or a YAML file of these options"
     )
     parser.add_class_arguments(RunConfig, None, fail_untyped=True)
     return parser
@@ -90,9 +90,7 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
         UserError: An unknown key (with the nearest valid one), a wrong type, a missing value, no such file.
     """
     parser = parser or config_parser()
-    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        if argument == "--config" and not Path(value).is_file():
-            raise UserError(f"no such configuration file: {value}")
+    arguments = with_config_paths(arguments)
     files = [] if asks_for_help(arguments) else check_spelling(arguments)
     try:
         config = parser.parse_args(full_names(arguments))

@@ -24,7 +24,7 @@ def check_spelling(arguments: Sequence[str]) -> list[ConfigFile]:
     """
     files = []
     for option, value in options(arguments):
-        if option == "config":
+        if option == "config" and value:
             files.append(ConfigFile(value))
             files[-1].check_keys()
         elif option not in PARSERS_OWN and not is_known(option):

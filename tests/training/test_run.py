@@ -166,6 +166,15 @@ def test_no_such_file() -> None:
         parse_config(["--config", "nowhere.yaml"])
 
 
+def test_config_takes_a_recipe_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse_config(["--config", "kl_f16", "--data.train", "IMAGES"])
+    recipe = yaml.safe_load(next(path for path in RECIPES if path.stem == "kl_f16").read_text())
+    assert (config.out, config.data.train) == (recipe["out"], "IMAGES")
+    with pytest.raises(UserError, match="did you mean the recipe kl_f16"):
+        parse_config(["--config", "kl-f16"])
+
+
 def test_size_that_does_not_fit_the_model() -> None:
     with pytest.raises(UserError, match="66x66 is not divisible by the model's downsample factor 4"):
         build_config(parse_config([*QUICKSTART, "--data.resolution", "66"]))
