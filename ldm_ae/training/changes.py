@@ -154,6 +154,8 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         return {}
     rename_keys(found, RENAMED)
+    if isinstance(training := found.get("training"), dict) and training.get("precision") == "no":
+        training["precision"] = "fp32"  # an older version recorded Accelerate's name
     return found
 
 

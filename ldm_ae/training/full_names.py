@@ -14,6 +14,7 @@ from typing import Any
 from jsonargparse import get_loader
 
 from ldm_ae.core.deprecation import rename_arguments, rename_keys, warn_renamed
+from ldm_ae.core.errors import UserError
 from ldm_ae.core.registry import Registry
 from ldm_ae.discriminators import DISCRIMINATORS
 from ldm_ae.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_LOSSES, RECONSTRUCTION_LOSSES
@@ -49,11 +50,13 @@ def full_names(arguments: Sequence[str]) -> list[str]:
     while rest:
         argument = rest.pop(0)
         option, equals, value = argument.partition("=")
+        key = option.removeprefix("--")
         if not option.startswith("--") or (not equals and (not rest or rest[0].startswith("--"))):
+            if key.endswith(".help"):
+                raise UserError(f"--{key} takes the name of a class: {', '.join(_names(key.split('.')[-2]))}")
             found.append(argument)
             continue
         value = value if equals else rest.pop(0)
-        key = option.removeprefix("--")
         following: list[str] = []
         if key == "config":
             value, following = _of_file(value)
@@ -88,6 +91,8 @@ def _of_value(key: str, value: str) -> str:
     leaf = key.rpartition(".")[2]
     if leaf in ("class_path", "help"):
         owner = key.rpartition(".")[0].rpartition(".")[2]
+        if leaf == "help" and owner in REGISTRIES:
+            return REGISTRIES[owner].of_path(_class_name(owner, value)).__name__
         if owner in OPTIMIZER_KEYS:
             return optimizer_path(value)
         return _class_name(owner, value) if owner in REGISTRIES else value
@@ -123,6 +128,10 @@ def _replace(content: dict[str, Any], prefix: str, place: str) -> None:
             content[name] = _precision(value, f"{key}: no of {place}")
         elif isinstance(value, dict):
             _replace(value, f"{key}.", place)
+
+
+def _names(key: str) -> list[str]:
+    return [cls.__name__ for cls in REGISTRIES[key].classes()] if key in REGISTRIES else []
 
 
 def _class_name(key: str, name: str) -> str:

@@ -25,6 +25,7 @@ from ldm_ae.regularizers import Identity, Regularizer
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.explain import explain
 from ldm_ae.training.full_names import REGISTRIES, full_names
+from ldm_ae.training.help_format import KeysFormatter, lay_out
 from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.spelling import asks_for_help, check_spelling
 
@@ -61,13 +62,35 @@ class RunConfig:
 def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> ArgumentParser:
     """Return a parser of RunConfig: `--config FILE` and every key as an option, which overrides the file."""
     # A configuration can import registered classes only, even if other modules can be imported here.
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=_allowed_paths())
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **kwargs)
+    set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=_allowed_paths(), docstring_parse_attribute_docstrings=True
+    )
+    parser = _Parser(
+        description=f"{description} Every key of a configuration is an option, which overrides the file: "
+        "`training: {max_steps: 100}` is --training.max_steps 100.",
+        usage="%(prog)s --config RECIPE --data.train IMAGES [--KEY VALUE ...]",
+        exit_on_error=False,
+        allow_abbrev=False,
+        **kwargs,
+    )
     parser.add_argument(
-        "--config", action=ActionConfigFile, help="a recipe, such as kl_f8, or a YAML file of these options"
+        "--config",
+        action=ActionConfigFile,
+        metavar="RECIPE",
+        help="a recipe, such as kl_f8, or a YAML file of these keys; a later one overrides an earlier one",
     )
     parser.add_class_arguments(RunConfig, None, fail_untyped=True)
+    (print_config,) = (action for action in parser._actions if action.dest == "print_config")
+    print_config.help = "print the configuration of the other arguments with all defaults, and exit"
+    lay_out(parser)
     return parser
+
+
+class _Parser(ArgumentParser):
+    """A parser whose help has our layout; jsonargparse makes the help of a class with the same type of parser."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**{"formatter_class": KeysFormatter, **kwargs})
 
 
 def _allowed_paths() -> list[str]:
