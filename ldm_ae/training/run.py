@@ -127,7 +127,11 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
         Stopped: A signal ended the run; it is saved.
     """
     parser = parser or config_parser()
-    config = parse_config(arguments, parser)
+    return train_parsed(parse_config(arguments, parser), parser)
+
+
+def train_parsed(config: Namespace, parser: ArgumentParser) -> Path:
+    """Train as the configuration that `parse_config` returned specifies; see `train`."""
     folder = Path(config.out)
     check_place(folder, [config.data.train, config.data.validation])
     banner = Banner(folder, config)
