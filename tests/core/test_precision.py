@@ -135,10 +135,10 @@ def test_a_recorded_choice_is_kept_and_another_machine_is_named(speed: pytest.Mo
     speed.setenv(SPEED_VARIABLE, "1.0")
     here = {"precision": "bf16", "layout": "channels_last", "machine": machine_name(CPU), "reason": ""}
     kept = training_numerics("auto", CPU, here)
-    assert (kept.precision, kept.layout, kept.reason) == ("bf16", "channels_last", "as this run was started")
+    assert (kept.precision, kept.layout, kept.reason) == ("bf16", "channels_last", "as when this run was started")
     moved = training_numerics("auto", CPU, here | {"machine": "cuda: NVIDIA H200"})
     assert (moved.precision, moved.placement) == ("bf16", training_placement(CPU, torch.bfloat16))
-    assert "as this run was started, on cuda: NVIDIA H200" in moved.line()
+    assert "as when this run was started, on cuda: NVIDIA H200" in moved.line()
     # What the user names takes effect.
     assert training_numerics("fp32", CPU, here).precision == "fp32"
 
@@ -187,5 +187,5 @@ def test_a_run_from_before_precision_was_chosen_goes_on_in_bf16(tmp_path: Path) 
 @pytest.mark.parametrize("content", ["[]", "{", '{"numerics": {"precision": "int4"}}', '{"numerics": 3}'])
 def test_a_damaged_record_is_named_with_what_to_do(content: str, tmp_path: Path) -> None:
     (tmp_path / ENVIRONMENT).write_text(content)
-    with pytest.raises(UserError, match=r"environment\.json is damaged .*remove it and name --training\.precision"):
+    with pytest.raises(UserError, match=r"environment\.json is damaged .*remove it and give --training\.precision"):
         recorded_numerics(tmp_path)

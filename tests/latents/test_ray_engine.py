@@ -236,4 +236,4 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_options_of_ray_without_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "model", "images", "store", "--ray-actors", "2"]) == 2
-    assert capsys.readouterr().err == "ldm-ae: error: --ray-actors says nothing without --engine ray\n"
+    assert capsys.readouterr().err == "ldm-ae: error: --ray-actors has no effect without --engine ray; remove it\n"

@@ -181,7 +181,7 @@ def test_two_images_are_learned_by_heart(name: str) -> None:
 def test_what_does_not_fit_is_refused(name: str) -> None:
     prior = small(name)
     indices = some_indices(prior)
-    with pytest.raises(UserError, match="prior is of images with"):
+    with pytest.raises(UserError, match="prior needs images with"):
         prior(indices[:, :1])
     with pytest.raises(UserError, match="class 3 is unknown; the prior was trained with 3 classes"):
         prior(indices, torch.tensor([0, 1, 3]))

@@ -103,9 +103,9 @@ ENTRY = {"bytes": 1, "sha256": "0"}
         (lambda manifest: manifest["files"].pop("part.safetensors"), "part.safetensors is not in MANIFEST.json"),
         (lambda manifest: manifest["files"].clear(), "names no files"),
         (lambda manifest: manifest.update(format="ldm_ae.checkpoint/9"), "its format is ldm_ae.checkpoint/9"),
-        (lambda manifest: manifest.update(more=1), "is no manifest"),
-        (lambda manifest: manifest["files"].update({"state.json": [1, "0"]}), "its entry of state.json is wrong"),
-        (lambda manifest: manifest["files"]["state.json"].update(bytes=1e300), "its entry of state.json is wrong"),
+        (lambda manifest: manifest.update(more=1), "is not a checkpoint's manifest"),
+        (lambda manifest: manifest["files"].update({"state.json": [1, "0"]}), "its entry of state.json must hold"),
+        (lambda manifest: manifest["files"]["state.json"].update(bytes=1e300), "its entry of state.json must hold"),
         (lambda manifest: manifest["files"].update({"x" * 5000: ENTRY}), "is missing"),
         (lambda manifest: manifest["files"].update({"a\n\x1b[2Jb": ENTRY}), "is missing"),
     ],
@@ -137,7 +137,7 @@ def test_files_that_hold_no_state_are_named(tmp_path: Path, tiny_model: KLAutoen
     path = write(tmp_path, tiny_model, 1)
     for content in ("[" * 10**5, "{", '{"a": {"__tensor__": "b"}}', '{"a": {"__items__": [1]}}', '{"__tensor__": []}'):
         (path / "state.json").write_text(content)
-        with pytest.raises(UserError, match=r"state\.json is no saved state"):
+        with pytest.raises(UserError, match=r"state\.json is not a valid saved state"):
             load_state(path)
     (path / "state.safetensors").write_bytes(b"\x80\x04.")
     with pytest.raises(UserError, match=r"state\.safetensors is not a sound safetensors file"):

@@ -233,7 +233,7 @@ def test_sample_grids_show_the_target(tiny_config: Path, tmp_path: Path, monkeyp
     shown: list[Tensor] = []
     monkeypatch.setattr(run_module.Trainer, "train_step", keep)
     monkeypatch.setattr("ldm_ae.training.trainer.comparison_grid", lambda target, _: shown.append(target) or "grid")
-    monkeypatch.setattr("ldm_ae.training.monitoring.run_log.RunLog.picture", lambda *_: None)
+    monkeypatch.setattr("ldm_ae.training.monitoring.run_log.RunLog.save_grid", lambda *_: None)
     with doubles(monkeypatch, regularizer=Turn()):
         run(tiny_config, tmp_path / "run", "--training.max_steps", "1")
     assert torch.equal(shown[0], pictures[0])

@@ -55,7 +55,7 @@ def test_scores_are_ranked_by_the_metrics_direction() -> None:
 def test_names_that_cannot_be_the_best_are_refused() -> None:
     with pytest.raises(UserError, match=r"best_metric is 'perceptual', but objective\.perceptual is not set"):
         choose_metrics("perceptual", None)
-    with pytest.raises(UserError, match=r"training\.best_metric is 'rate', of which neither higher nor lower"):
+    with pytest.raises(UserError, match=r"training\.best_metric is 'rate', for which neither higher nor lower"):
         choose_metrics("rate", None)
     with pytest.raises(
         UserError, match=r"training\.best_metric: no metric is named 'sim'; .*msssim.*psnr.*ssim"

@@ -42,7 +42,7 @@ def start_as_thumbnail(net: Any) -> None:
         net: A network for RGB with at least three latent channels and SiLU.
 
     Raises:
-        UserError: the network is of another kind, or its groups have fewer than four channels.
+        UserError: The network is of another kind, or its groups have fewer than four channels.
     """
     config = net.config
     if config.act_fn not in ("silu", "swish") or config.latent_channels < COLOURS:

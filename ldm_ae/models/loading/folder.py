@@ -37,14 +37,14 @@ def suggestion(path: Path) -> str:
         return f"; did you mean {near[0]}?"
     owner = path.parts[0] if len(path.parts) == 2 else ""
     hub = f"; on the Hugging Face hub it would be hf:{path}" if owner and Path(owner).is_dir() else ""
-    return f"; with ldm_ae come {' and '.join(shipped)}{hub}"
+    return f"; the shipped models are {' and '.join(shipped)}{hub}"
 
 
 def local_folder(name: str | Path) -> Path:
     """Return `find_folder(name)`, or for a hub name its folder in the cache, downloaded if necessary.
 
     Raises:
-        UserError: the hub has no such name, or the name could not be looked up.
+        UserError: The hub has no such name, or the name could not be looked up.
     """
     folder = find_folder(name)
     return hub_folder(str(name)) if not folder.exists() and is_hub_name(str(name)) else folder
@@ -64,7 +64,7 @@ def read_config(folder: Path) -> dict[str, object]:
     if not isinstance(config, dict) or "_class_name" not in config:
         raise UserError(f"{path} is not the configuration of a diffusers model: it has no _class_name")
     if wrong := _wrong_size(config):
-        raise UserError(f"{path} is no sound configuration: {wrong}")
+        raise UserError(f"{path} is not a valid configuration: {wrong}")
     return config
 
 
@@ -93,7 +93,7 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
     The factor that earlier versions wrote beside vectors becomes 1, its intended value (`settle_factor`).
 
     Raises:
-        UserError: no such folder, no configuration, no safetensors weights, weights that do not fit, or a hub name
+        UserError: No such folder, no configuration, no safetensors weights, weights that do not fit, or a hub name
             that could not be downloaded.
     """
     folder, loader = local_folder(name), cast(Any, cls)
@@ -110,7 +110,7 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
             output_loading_info=True,
         )  # fmt: skip
     except Exception as error:
-        raise UserError(f"{folder} does not load as {cls.__name__}: {reason(error)}") from error
+        raise UserError(f"{folder} cannot be loaded as {cls.__name__}: {reason(error)}") from error
     finally:
         diffusers_logging.set_verbosity(verbosity)
     model.register_to_config(_name_or_path="")  # a path on this machine is meaningless where the model is saved next

@@ -46,8 +46,8 @@ def hub_folder(name: str) -> Path:
     Only configurations and safetensors weights are downloaded.
 
     Raises:
-        UserError: no such repository, no access to it, no network, or no autoencoder in it.
-        OSError: the disk is full.
+        UserError: No such repository, no access to it, no network, or no autoencoder in it.
+        OSError: The disk is full.
     """
     repository = name.removeprefix(PREFIX)
     root = _download(repository, [_below(folder, "config.json") for folder in SUBFOLDERS])
@@ -66,7 +66,7 @@ def _below(folder: str, pattern: str) -> str:
 
 
 def _download(repository: str, patterns: list[str]) -> Path:
-    place = f"'{repository}' is not a path here, and on the Hugging Face hub"
+    place = f"'{repository}' is not an existing path, and on the Hugging Face hub"
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
     except GatedRepoError as error:  # a subclass of RepositoryNotFoundError
@@ -80,19 +80,19 @@ def _download(repository: str, patterns: list[str]) -> Path:
     except LocalEntryNotFoundError as error:  # a subclass of HfHubHTTPError before huggingface-hub 1.0
         if isinstance(error.__cause__, OfflineModeIsEnabled):
             raise UserError(
-                f"{place} nothing is looked up, because HF_HUB_OFFLINE is set, nor is it in the cache; check the "
-                "spelling of the path, or unset HF_HUB_OFFLINE"
+                f"{place} it cannot be looked up, because HF_HUB_OFFLINE is set and it is not in the cache; check "
+                "the spelling of the path, or unset HF_HUB_OFFLINE"
             ) from error
         why = reason(error.__cause__ or error)
         raise UserError(
-            f"{place} nothing can be looked up, because it was not reached ({why}); check the spelling of the path, or "
-            "download the repository where there is a network and give its folder"
+            f"{place} it cannot be looked up, because the hub cannot be reached ({why}); check the spelling of the "
+            "path, or download the repository on a machine with a network and give its folder"
         ) from error
     except HfHubHTTPError as error:
         raise UserError(f"{place} the request failed: {reason(error)}") from error
     except ValueError as error:  # the library raises it for malformed repository names
-        raise UserError(f"{place} there can be no such name: {reason(error)}") from error
+        raise UserError(f"{place} the name is not valid: {reason(error)}") from error
     except OSError as error:
         if error.errno is not None:  # an error of this machine, such as a full disk
             raise
-        raise UserError(f"{place} the download broke off: {reason(error)}") from error
+        raise UserError(f"{place} the download failed: {reason(error)}") from error

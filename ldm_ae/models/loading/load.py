@@ -23,12 +23,12 @@ def resolve_model_folder(path: str | Path) -> Path:
     if not folder.exists():
         raise UserError(f"no such model: {folder}{suggestion(folder)}")
     if folder.is_file():
-        raise UserError(f"{folder} is a file, not a model folder; make one of it: ldm-ae import {folder} OUT")
+        raise UserError(f"{folder} is a file, not a model folder; convert it with: ldm-ae import {folder} OUT")
     for candidate in (folder, folder / "ema", folder / "model"):
         if (candidate / "config.json").is_file():
             return candidate
     raise UserError(
-        f"{folder} is no model: neither a diffusers folder (config.json), nor a run or checkpoint with model/ in it"
+        f"{folder} is not a model: expected a diffusers folder (config.json), or a run or checkpoint with model/ in it"
     )
 
 
@@ -50,13 +50,13 @@ def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") ->
         device: Device of the returned model.
 
     Raises:
-        UserError: nothing exists there, the model class is unknown, or weights are missing.
+        UserError: Nothing exists there, the model class is unknown, or weights are missing.
     """
     on_hub = not find_folder(path).exists() and is_hub_name(str(path))
     folder = hub_folder(str(path)) if on_hub else resolve_model_folder(path)
     name = str(read_config(folder)["_class_name"])
     if name not in AUTOENCODERS:
-        said = path if on_hub else folder
-        raise UserError(f"{said} holds a {printable(name)}; known are {', '.join(AUTOENCODERS)}")
+        place = path if on_hub else folder
+        raise UserError(f"{place} holds a {printable(name)}; expected one of {', '.join(AUTOENCODERS)}")
     model = AUTOENCODERS[name].from_folder(folder)
     return model.eval().requires_grad_(False).to(device)

@@ -90,23 +90,23 @@ class RunLog:
         with writing(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line above the progress bar."""
         if self.main:
-            self.progress.say(text)
+            self.progress.print_line(text)
 
     def changes(self, step: int, changed: Mapping[str, tuple[str, str]]) -> None:
         """Write the settings that a resumed run has from `step` on to the terminal and to metrics.jsonl."""
         for key, (before, after) in changed.items():
-            self.say(f"from step {step} on: {key} {before} -> {after}")
+            self.print_line(f"from step {step}: {key} {before} -> {after}")
             self.metrics(step, {"setting": key, "from": before, "to": after}, kind="change")
 
     def warn(self, step: int, name: str, text: str) -> None:
         """Write a warning to the terminal and to metrics.jsonl."""
-        self.say(f"warning at step {step}: {text}")
+        self.print_line(f"warning at step {step}: {text}")
         self.metrics(step, {"alarm": name, "message": text}, kind="alarm")
 
-    def picture(self, step: int, grid: Image.Image) -> None:
+    def save_grid(self, step: int, grid: Image.Image) -> None:
         """Save the grid as samples/step-XXXXXXXX.png."""
         if self.main:
             folder = self.folder / "samples"
