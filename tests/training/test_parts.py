@@ -187,5 +187,5 @@ def test_a_strangers_optimizer_state_is_not_trusted() -> None:
     assert {name: value for name, value in loaded.param_groups[0].items() if name != "params"} == options
     wrong = stepped()
     wrong["state"][0]["exp_avg"] = torch.ones(2, 3)
-    with pytest.raises(ValueError, match="exp_avg: expected shape"):
+    with pytest.raises(ValueError, match="exp_avg must have its parameter's shape"):
         load_optimizer(optimizer(), wrong)
