@@ -54,9 +54,9 @@ class Imported:
         return self.file.network
 
     @property
-    def left_out(self) -> int:
+    def excluded(self) -> int:
         """Number of tensors that belong to the loss, to averages, or to other parts of a latent diffusion model."""
-        return self.file.left_out
+        return self.file.excluded
 
 
 def import_ldm(

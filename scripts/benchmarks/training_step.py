@@ -37,7 +37,7 @@ from ldm_ae.core.precision import (
     place,
     training_placement,
 )
-from ldm_ae.discriminators import BothSides, PatchDiscriminator
+from ldm_ae.discriminators import DiscriminatorPass, PatchDiscriminator
 from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
 from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
@@ -117,7 +117,9 @@ def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
     assert config.perceptual is not None
     config.perceptual.set_precision(setting.dtype)
     choose_convolutions(config.perceptual, setting.placement)
-    prepared, pair = (accelerator.prepare_model(m) for m in (TrainingPass(autoencoder), BothSides(discriminator)))
+    prepared, pair = (
+        accelerator.prepare_model(m) for m in (TrainingPass(autoencoder), DiscriminatorPass(discriminator))
+    )
     return StepParts(accelerator, prepared, Objective(config), pair)
 
 

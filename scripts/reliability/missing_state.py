@@ -54,7 +54,7 @@ def try_all(trial: Trial, root: Path, limit: int | None) -> None:
             if alone or kind == "key":
                 held = named and status == 2 and "Traceback" not in words
             else:
-                held = named and status == 0 and "continuing from step-00000002" in words
+                held = named and status == 0 and "resuming from step-00000002" in words
             trial.count(held, f"{kind} {name}, the only checkpoint: {alone}: status {status}: {words[-500:]}")
             shutil.rmtree(out)
 

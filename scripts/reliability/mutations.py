@@ -198,7 +198,7 @@ def train_on(trial: Trial, samples: Samples, folder: Path, count: int, seed: int
             words = mutate(rng, KINDS[number % len(KINDS)], sound, others)
         reason = (problems(sound.folder) or ["not detected"])[0]
         done = ldm_ae("train", "--config", samples.recipe, "--out", run)
-        expected = f"checkpoint {NEWEST} does not count and is passed over: {reason}", f"continuing from {PREVIOUS}"
+        expected = f"skipping invalid checkpoint {NEWEST}: {reason}", f"resuming from {PREVIOUS}"
         held = done.returncode == 0 and all(line in done.stderr for line in expected) and not problems(sound.folder)
         trial.count(held, f"train after {words}: status {done.returncode}, {done.stderr[-500:]}")
 

@@ -121,7 +121,7 @@ def one_run(images: Path, out: Path, place: str, value: float, processes: int, a
              if (notes / f"rank{r}.jsonl").is_file() else [] for r in range(processes)]  # fmt: skip
     words = log.read_text()
     newest, damaged = newest_checkpoint(out / "checkpoints")
-    message = re.search(rf"the step after {FAULT_AFTER} is left out: (.*) not finite; samples (.*)", words)
+    message = re.search(rf"skipped the update after step {FAULT_AFTER}: (.*) not finite; samples (.*)", words)
     # The last step of a series that ends the run raises instead of returning.
     expected_notes = IN_A_ROW - 1 if always else 1
     checks = {
@@ -132,7 +132,7 @@ def one_run(images: Path, out: Path, place: str, value: float, processes: int, a
         "samples named": message is not None and bool(found[rank]) and found[rank][0]["keys"][1] in message[2],
         "last good checkpoint": newest is not None and not damaged
         and newest.name == f"step-{FAULT_AFTER if always else STEPS:08d}",
-        "stopped": not always or f"stopped after {IN_A_ROW} steps in a row" in words,
+        "stopped": not always or f"stopped after {IN_A_ROW} consecutive steps" in words,
     }  # fmt: skip
     wrong = [name for name, held in checks.items() if not held]
     return not wrong, f"{place} {value}, {processes} processes, always {always}: {wrong}: {words[-800:]}"

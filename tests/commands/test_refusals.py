@@ -33,7 +33,7 @@ def broken_images(tmp_path: Path) -> Path:
         ("reconstruct {model} nowhere {out}", "nowhere"),
         ("reconstruct {model} {broken} {out} --size 32 --workers 0 --device cpu", "cannot be used"),
         ("decode {model} nowhere {out}", "nowhere"),
-        ("export {model} {out} --format ldm --sample-size 8", "--format ldm has no place"),
+        ("export {model} {out} --format ldm --sample-size 8", "--format ldm cannot store"),
         ("export nowhere {out}", "nowhere"),
         ("import nowhere.ckpt {out}", "nowhere.ckpt"),
         ("convert nowhere {out} --format lightningdit", "nowhere"),

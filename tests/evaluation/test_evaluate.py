@@ -225,7 +225,7 @@ def test_non_finite_reconstruction_is_refused_by_name() -> None:
             out[1::4, 0, 3, 3] = float("inf")
             return out
 
-    with pytest.raises(UserError, match=r"of 001\.png, 005\.png is not finite in fp16, nor in fp32; the weights or"):
+    with pytest.raises(UserError, match=r"of 001\.png, 005\.png is not finite in fp16 and in fp32; the weights or"):
         run(Overflow(), loader(6, 6), precision="fp16")
     with pytest.raises(UserError, match=r"of 001\.png, 005\.png is not finite in bf16; try --precision fp32"):
         run(Overflow(), loader(6, 6), precision="bf16")

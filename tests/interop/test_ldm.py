@@ -161,9 +161,9 @@ def test_export_and_import_roundtrip_the_state_dict(name: str) -> None:
 
 def test_unknown_keys_are_refused_by_name() -> None:
     state = zoo_model("f4").net.state_dict()
-    with pytest.raises(UserError, match=r"'loss\.logvar' is no key"):
+    with pytest.raises(UserError, match=r"'loss\.logvar' is not a key"):
         from_ldm_state_dict({**to_ldm_state_dict(state), "loss.logvar": torch.zeros(1)})
-    with pytest.raises(UserError, match=r"'encoder\.surprise\.weight' is no key"):
+    with pytest.raises(UserError, match=r"'encoder\.surprise\.weight' is not a key"):
         to_ldm_state_dict({**state, "encoder.surprise.weight": torch.zeros(1)})
 
 

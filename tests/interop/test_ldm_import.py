@@ -80,7 +80,7 @@ def test_kl_checkpoint_gives_equal_outputs(kl: Any, suffix: str, tmp_path: Path)
     else:
         torch.save({"state_dict": state, "epoch": 3} if suffix == ".ckpt" else state, path)
     found = import_ldm(path, tmp_path / "out")
-    assert found.left_out == 2
+    assert found.excluded == 2
     assert "sample_size is taken to be 256" in found.notes[1]
     theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "out").eval()
     assert (theirs.config.sample_size, theirs.config.scaling_factor) == (256, 1.0)
@@ -166,7 +166,7 @@ def test_checkpoint_without_attention_is_imported(sides: list[int], tmp_path: Pa
     content["ddconfig"] |= {"attn_type": "none", "attn_resolutions": sides}
     config = write_yaml(tmp_path / "config.yaml", content, scale_factor=1.0)
     found = import_ldm(tmp_path / "last.ckpt", tmp_path / "out", config=config)
-    assert (found.network.middle_attention, found.network.attention_levels, found.left_out) == (False, (), 1)
+    assert (found.network.middle_attention, found.network.attention_levels, found.excluded) == (False, (), 1)
     theirs = diffusers.VQModel.from_pretrained(tmp_path / "out").eval()
     assert not any("attentions" in key for key in theirs.state_dict())
     x = pixels()
@@ -196,7 +196,7 @@ def test_first_stage_of_a_latent_diffusion_model_is_imported(kl: Any, tmp_path: 
     save_file(state, tmp_path / "sd.safetensors")
     config = write_yaml(tmp_path / "sd.yaml", params(None, 4), scale_factor=0.18215)
     found = import_ldm(tmp_path / "sd.safetensors", tmp_path / "out", config=config)
-    assert found.left_out == 4
+    assert found.excluded == 4
     model = load_autoencoder(tmp_path / "out")
     assert (model.sample_size, model.latent_spec.scaling_factor) == (32, 0.18215)
     x = pixels()
@@ -248,13 +248,16 @@ def adding(key: str, value: Tensor) -> Any:
         (without("encoder.conv_in.weight"), r"it has no encoder\.conv_in\.weight of 4 axes"),
         (without("decoder.up.2.block.0.conv1.bias"), r"has no decoder\.up\.2\.block\.0\.conv1\.bias"),
         (without("quantize.embedding.weight"), "neither codes"),
-        (adding("quantize.proj.weight", torch.zeros(1)), r"'quantize\.proj\.weight' is no key"),
+        (adding("quantize.proj.weight", torch.zeros(1)), r"'quantize\.proj\.weight' is not a key"),
         (adding("encoder.mid.block_1.nin_shortcut.bias", torch.zeros(64)), "an unknown encoder"),
-        (adding("decoder.conv_out.weight", torch.zeros(3, 5, 3, 3)), r"conv_out\.weight is \(3, 5, 3, 3\)"),
+        (
+            adding("decoder.conv_out.weight", torch.zeros(3, 5, 3, 3)),
+            r"conv_out\.weight: .* shape \(3, 32, 3, 3\), got \(3, 5, 3, 3\)",
+        ),
         (adding("encoder.down.9.block.0.conv1.bias", torch.zeros(1)), "have gaps"),
         (adding("decoder.conv_in.weight", torch.zeros(64, 0, 3, 3)), r"it has no decoder\.conv_in\.weight of 4 axes"),
         (adding("quant_conv.bias", torch.zeros(3, dtype=torch.int64)), "is not a weight of an autoencoder"),
-        (adding("encoder.conv_in.weight", torch.zeros(1).expand(2**30, 3, 3, 3)), "claims more numbers"),
+        (adding("encoder.conv_in.weight", torch.zeros(1).expand(2**30, 3, 3, 3)), "declares more numbers"),
         (adding(f"a{'.b' * 200}", torch.zeros(1)), "is not a weight of an autoencoder"),
     ],
 )

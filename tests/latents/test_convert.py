@@ -315,8 +315,8 @@ def test_convert_command_prints_images_and_notes(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err.startswith(f"ldm-ae: error: {out} is not empty")
     for arguments, message in (
         (["--format", "mar", "--fold", "x"], "--fold is 'x'; give a number, or trainer"),
-        (["--format", "mar", "--model", "x"], "--model is for --format store"),
-        (["--format", "store", "--bucket", "1x1"], "--bucket says nothing to --format store"),
+        (["--format", "mar", "--model", "x"], "--model has no effect without --format store"),
+        (["--format", "store", "--bucket", "1x1"], "--bucket has no effect with --format store"),
         (["--format", "store"], f"{store} is a latent store already"),
     ):
         assert main(["convert", store, str(tmp_path / "other"), *arguments]) == 2

@@ -213,7 +213,7 @@ def test_store_written_before_indices_existed_opens(image_folder: Path, tmp_path
     ("size", "levels", "message"),
     [
         (None, None, "there are indices, and the model has no codebook"),
-        (2**63 + 1, None, r"an index has room for 2\^63 codes"),
+        (2**63 + 1, None, r"an index can hold at most 2\^63 codes"),
         (16, 0, "must be whole numbers above 0"),
     ],
 )

@@ -236,4 +236,4 @@ def test_missing_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_ray_options_without_the_ray_engine_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "model", "images", "store", "--ray-actors", "2"]) == 2
-    assert capsys.readouterr().err == "ldm-ae: error: --ray-actors says nothing without --engine ray\n"
+    assert capsys.readouterr().err == "ldm-ae: error: --ray-actors has no effect without --engine ray; remove it\n"

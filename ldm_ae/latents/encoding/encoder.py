@@ -133,8 +133,8 @@ def encode_images(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder for the store")
     leads = processes.rank == 0
-    with processes.together() as channel, claiming(folder) if leads else nullcontext():
-        if (first := channel.from_first(config.precision)) != config.precision:
+    with processes.connect() as channel, claiming(folder) if leads else nullcontext():
+        if (first := channel.broadcast(config.precision)) != config.precision:
             raise UserError(
                 f"the processes chose the precisions {first} and {config.precision}; name one with --precision"
             )
@@ -145,7 +145,7 @@ def encode_images(
             writer = StoreWriter(
                 path, request, processes=processes.count, look_up=look_up, keys=keys, classes=source.account().classes
             )
-        plan = channel.from_first(writer and writer.plan)
+        plan = channel.broadcast(writer and writer.plan)
         if writer is None:
             source, request, _ = join(folder, source, request, keep_classes=config.classes is None)
             writer = StoreWriter(path, request, plan=plan, look_up=look_up)
