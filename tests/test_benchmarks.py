@@ -164,7 +164,7 @@ def test_gpu_needs_an_accelerator(toy: Any, monkeypatch: pytest.MonkeyPatch) -> 
     import gpu
 
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
-    with pytest.raises(SystemExit, match="no accelerator here"):
+    with pytest.raises(SystemExit, match="this machine has no accelerator"):
         gpu.main()
 
 

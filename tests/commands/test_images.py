@@ -160,11 +160,11 @@ def test_reconstruct_says_what_it_crops(
 ) -> None:
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "square", *SMALL, "--size", 32) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "of 32x32 pixels: 33.3% of an image cropped off on average; --whole keeps all of an image"
+        "of 32x32 pixels: 33.3% of each image cropped off on average; --whole keeps all of an image"
     )
     sizes = ("--sizes", "32x32,32x48")
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "sizes", *SMALL, *sizes) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("of 32x32, 32x48 pixels: 0.0% of an image cropped off")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("of 32x32, 32x48 pixels: 0.0% of each image cropped off")
     assert image(tmp_path / "sizes" / "0.png").size == (48, 32)
 
 

@@ -53,7 +53,7 @@ def test_one_image_column_of_any_name(tmp_path: Path) -> None:
 
 def test_hub_name_that_cannot_be_had() -> None:
     with pytest.raises(
-        UserError, match=r"'nobody/nothing' could not be had from the Hugging Face hub: .*folder"
+        UserError, match=r"'nobody/nothing' could not be downloaded from the Hugging Face hub: .*folder"
     ) as caught:
         open_source("hf:nobody/nothing")
     assert "\n" not in str(caught.value)

@@ -324,7 +324,7 @@ def test_one_image_loses_the_frechet_distance_alone(tiny_model: KLAutoencoder) -
     assert many.scores.keys() - result.scores.keys() == {"frechet_colour", "bicubic_frechet_colour"}
     assert result.images[0].scores == pytest.approx(many.images[0].scores, rel=1e-5)
     assert many.skipped == {}
-    assert result.skipped == {"frechet_colour": "a Fréchet distance needs at least 2 images, there is 1"}
+    assert result.skipped == {"frechet_colour": "a Fréchet distance needs at least 2 images, got 1"}
     assert result.protocol["skipped"] == result.skipped
     assert f"frechet_colour is skipped: {result.skipped['frechet_colour']}" in summary_lines(result)
 
@@ -334,5 +334,5 @@ def test_images_too_small_for_a_network_lose_its_score_alone(tiny_model: KLAutoe
     result = run(tiny_model, loader(2, size=16), perceptual=small, features=PixelFeatures())
     assert {"psnr", "ssim", "frechet_colour"} <= result.scores.keys()
     assert not any("lpips" in name for name in result.scores)
-    assert result.skipped["lpips_alex"].startswith("the network cannot take images of 16x16, height x width: ")
+    assert result.skipped["lpips_alex"].startswith("the network does not support images of 16x16, height x width: ")
     assert run(tiny_model, loader(2, size=32), perceptual=small).skipped == {}

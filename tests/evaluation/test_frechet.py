@@ -65,5 +65,5 @@ def test_batches_and_merging_change_nothing() -> None:
 
 
 def test_one_image_is_refused() -> None:
-    with pytest.raises(UserError, match="at least 2 images, there is 1"):
+    with pytest.raises(UserError, match="at least 2 images, got 1"):
         frechet_distance(statistics(torch.zeros(1, 3)), statistics(torch.zeros(2, 3)))

@@ -81,7 +81,7 @@ def test_a_kl_checkpoint_gives_equal_outputs(kl: Any, suffix: str, tmp_path: Pat
         torch.save({"state_dict": state, "epoch": 3} if suffix == ".ckpt" else state, path)
     found = import_ldm(path, tmp_path / "out")
     assert found.left_out == 2
-    assert "sample_size is taken to be 256" in found.notes[1]
+    assert "sample_size is assumed to be 256" in found.notes[1]
     theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "out").eval()
     assert (theirs.config.sample_size, theirs.config.scaling_factor) == (256, 1.0)
     latents = torch.randn(2, 4, 8, 8)
@@ -186,7 +186,7 @@ def test_a_checkpoint_without_attention(sides: list[int], tmp_path: Path) -> Non
 
 def test_other_quantizers_are_refused(tmp_path: Path) -> None:
     model = VQAutoencoder(quantizer=FSQ((5, 5)), block_out_channels=(32,))
-    with pytest.raises(UserError, match="VQ ones with a table of codes, not a FSQ"):
+    with pytest.raises(UserError, match="VQ models with a table of codes, not a FSQ"):
         export_ldm(model, tmp_path / "out")
 
 
@@ -283,7 +283,7 @@ def test_weights_of_something_else(vq: Any, change: Any, words: str, tmp_path: P
         ({"ddconfig": {"resolution": "many"}}, "resolution must be a whole number"),
         ({"ddconfig": {"resolution": 2**20}}, "resolution must be a whole number from 1 to 65536"),
         ({"ddconfig": {"z_channels": [[0] * 9] * 9}}, "z_channels must be whole numbers"),
-        ({"ddconfig": None}, "no configuration of CompVis's form"),
+        ({"ddconfig": None}, "not a configuration of CompVis's form"),
     ],
 )
 def test_a_configuration_of_something_else(vq: Any, change: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_files_that_are_none(vq: Any, tmp_path: Path) -> None:
         import_ldm(tmp_path / "sound.ckpt", tmp_path / "out", config=tmp_path / "none.yaml")
     for text in ("9" * 5000, "2020-99-99", "[" * 100_000, "model: 3"):
         (tmp_path / "wrong.yaml").write_text(text)
-        with pytest.raises(UserError, match=r"cannot be read as YAML|no configuration of CompVis's form"):
+        with pytest.raises(UserError, match=r"cannot be read as YAML|is not a configuration of CompVis's form"):
             import_ldm(tmp_path / "sound.ckpt", tmp_path / "out", config=tmp_path / "wrong.yaml")
 
 

@@ -377,7 +377,7 @@ def test_configuration_and_family_must_agree(tmp_path: Path) -> None:
     assert found.notes == ()
     with pytest.raises(UserError, match=r"--family sd has the scale 0.18215, but scale_factor of .* is 0.5"):
         import_ldm(path, tmp_path / "out", config=config, family="sd")
-    with pytest.raises(UserError, match="which a VQ has no place for"):
+    with pytest.raises(UserError, match="which a VQ model cannot have"):
         import_ldm(save(source("vq").state_dict(), path), tmp_path / "out", family="flux")
 
 
@@ -406,7 +406,7 @@ def test_a_decoder_that_diffusers_lacks_is_refused_or_told(
     assert not (tmp_path / "out").exists()
     # Without the configuration nobody can see it, and the command says what it takes for granted.
     assert main(["import", str(path), str(tmp_path / "out")]) == 0
-    assert "note: whether the decoder ends in tanh (tanh_out) is in the configuration alone" in capsys.readouterr().err
+    assert "note: tanh_out (the decoder ends in tanh) is assumed to be false" in capsys.readouterr().err
 
 
 def test_what_was_inferred_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,7 +64,7 @@ def test_a_killed_holder_keeps_nobody_out_though_its_worker_lives(tmp_path: Path
 
 def test_the_same_process_does_not_get_it_twice(tmp_path: Path) -> None:
     with only_writer(tmp_path):
-        with pytest.raises(UserError, match="by this very process"), only_writer(tmp_path):
+        with pytest.raises(UserError, match="already in use by this process"), only_writer(tmp_path):
             pass
         assert (tmp_path / LOCK).is_file()  # the first one's, still
 

@@ -151,7 +151,7 @@ def test_an_image_takes_the_size_of_the_nearest_aspect_ratio(
 
 
 @given(st.lists(st.tuples(SIDE, SIDE, TARGET, TARGET), min_size=1, max_size=5))
-def test_the_mean_fraction_that_is_cropped(images: list[tuple[int, int, int, int]]) -> None:
+def test_crops_have_the_mean_fraction_that_is_cropped(images: list[tuple[int, int, int, int]]) -> None:
     results = [
         ImageTransform(size=(target, other))(smooth_picture(7, width, height))
         for width, height, target, other in images
@@ -161,7 +161,7 @@ def test_the_mean_fraction_that_is_cropped(images: list[tuple[int, int, int, int
         for numbers in zip(*((r.crop_ltrb, r.original_size, r.pixel_values.shape[1:]) for r in results), strict=True)
     )
     measured = measure_crops(crops, originals, sizes)
-    assert 0 <= measured.mean_share <= 1
+    assert 0 <= measured.mean_fraction <= 1
     assert 0 <= measured.enlarged <= len(images)
     whole = measure_crops(np.array([[0, 0, w, h] for h, w in originals]), originals, originals)
-    assert (whole.mean_share, whole.enlarged) == (0.0, 0)
+    assert (whole.mean_fraction, whole.enlarged) == (0.0, 0)

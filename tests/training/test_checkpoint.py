@@ -140,7 +140,7 @@ def test_files_that_hold_no_state_are_named(tmp_path: Path, tiny_model: KLAutoen
         with pytest.raises(UserError, match=r"state\.json is no saved state"):
             load_state(path)
     (path / "state.safetensors").write_bytes(b"\x80\x04.")
-    with pytest.raises(UserError, match=r"state\.safetensors is not a sound safetensors file"):
+    with pytest.raises(UserError, match=r"state\.safetensors is not a valid safetensors file"):
         load_state(path)
 
 

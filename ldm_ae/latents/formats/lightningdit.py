@@ -27,7 +27,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import DTYPES
 from ldm_ae.io.tensor_files import DTYPE_NAMES
 from ldm_ae.latents.conversion.output import INDEX_FILE, METADATA
-from ldm_ae.latents.formats.interface import FLIP, Foreign, Format, Pictures, Samples
+from ldm_ae.latents.formats.interface import FLIP, EncodedImages, Foreign, Format, Samples
 from ldm_ae.latents.store.files import write_bytes, write_safetensors
 from ldm_ae.latents.store.format import LIGHTNINGDIT_STATISTICS
 from ldm_ae.latents.store.statistics_files import lightningdit_statistics
@@ -55,7 +55,7 @@ class LightningDiT(Format):
         )
         return order.sort_by([("shard", "ascending"), ("row", "ascending")])["at"].to_numpy()
 
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
         if samples.names.issuperset(_TENSORS) and samples.store.request.dtype != "uint8":
             [bucket] = samples.rows["bucket"].unique().to_pylist()
@@ -106,7 +106,7 @@ class _LightningDiTFolder(Foreign):
                 raise UserError(f"{file} holds other tensors, shapes or dtypes than {files[0].name}")
             self.count += shape[0]
         if self.count == 0:
-            raise UserError(f"there are no latents in the shards in {path}")
+            raise UserError(f"the shards in {path} hold no latents")
 
     @staticmethod
     def _look_at(file: Path) -> tuple[frozenset[str], list[int], str]:
@@ -114,7 +114,7 @@ class _LightningDiTFolder(Foreign):
             with safe_open(file, framework="pt") as shard:
                 found = set(shard.keys())
                 if not {"latents", "labels"} <= found:
-                    raise UserError(f"{file} is no shard of LightningDiT's: it has no latents and labels")
+                    raise UserError(f"{file} is not a shard of LightningDiT's: it lacks latents or labels")
                 views = ("", FLIP) if f"latents{FLIP}" in found else ("",)
                 kinds = ["latents"] + (["moments"] if all(f"moments{view}" in found for view in views) else [])
                 names = frozenset(f"{kind}{view}" for kind in kinds for view in views)

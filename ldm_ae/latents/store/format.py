@@ -212,7 +212,7 @@ def read_request(found: dict[str, Any]) -> StoreRequest:
     for entry in fields(StoreRequest):
         kind = _KINDS.get(str(entry.type), str)
         if type(found.get(entry.name)) is not kind:
-            raise ValueError(f"request.{entry.name} is missing or no {kind.__name__}")
+            raise ValueError(f"request.{entry.name} is missing or not of type {kind.__name__}")
     if found["dtype"] not in DTYPES:
         raise ValueError(f"request.dtype is {short(found['dtype'])}")
     return StoreRequest(**{entry.name: found[entry.name] for entry in fields(StoreRequest)})
@@ -235,7 +235,7 @@ def complete_columns(rows: pa.Table) -> pa.Table:
     if not rows.schema.equals(SCHEMA):
         raise ValueError("the columns of the index are not those of a latent store")
     if not pc.all(pc.equal(pc.list_value_length(rows["crop"]), 4), min_count=0).as_py():
-        raise ValueError("a crop of the index has not four numbers")
+        raise ValueError("a crop of the index does not have four numbers")
     return rows
 
 
@@ -283,7 +283,7 @@ def read_description(path: Path) -> dict[str, Any]:
     try:
         content = read_json(file, as_written=True)
     except FileNotFoundError:
-        what = "is no latent store: it has no store.json" if path.is_dir() else "is no folder"
+        what = "is not a latent store: it has no store.json" if path.is_dir() else "is not a folder"
         raise UserError(f"{path} {what}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {reason(error)}") from error
@@ -295,7 +295,7 @@ def read_description(path: Path) -> dict[str, Any]:
         )
     checksum = content.pop("checksum", None)
     if checksum != hash_json(content):
-        raise UserError(f"{file} is damaged: its checksum does not fit")
+        raise UserError(f"{file} is damaged: its checksum does not match")
     if not isinstance(content.get("request"), dict) or not _names_files(content.get("files")):
         raise UserError(f"{file} is damaged")
     content["request"] = _ADDED | content["request"]
