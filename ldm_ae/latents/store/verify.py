@@ -20,11 +20,11 @@ from ldm_ae.io.tensor_files import DTYPE_NAMES
 from ldm_ae.latents.store.files import look_at
 from ldm_ae.latents.store.format import (
     BOOKKEEPING,
+    BUCKET_STATISTICS,
     CLASSES,
     DESCRIPTION,
     DTYPES,
     INDEX,
-    LIGHTNINGDIT_STATISTICS,
     STATISTICS,
     read_description,
     row_of_tensor,
@@ -154,8 +154,8 @@ def _check_files(store: LatentStore, checks: _Checks) -> list[str]:
     problems = []
     shards = _shards(store)
     expected = {INDEX, STATISTICS, *shards, *(store.files.keys() & {CLASSES})}
-    if store.request.dtype != "uint8":
-        expected |= {f"{name.partition('/')[0]}/{LIGHTNINGDIT_STATISTICS}" for name in shards}
+    if store.request.has_bucket_statistics:
+        expected |= {f"{name.partition('/')[0]}/{BUCKET_STATISTICS}" for name in shards}
     if different := expected ^ store.files.keys():
         return [f"{DESCRIPTION} and {INDEX} do not name the same files: {printable(sorted(different)[0])}"]
     for name, written in store.files.items():

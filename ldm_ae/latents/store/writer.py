@@ -27,12 +27,12 @@ from ldm_ae.latents.store.files import Written, look_at, write_bytes, write_safe
 from ldm_ae.latents.store.format import (
     ACCOUNT,
     BUCKET_NAME,
+    BUCKET_STATISTICS,
     CLASSES,
     DESCRIPTION,
     FORMAT,
     FORMAT_VERSION,
     INDEX,
-    LIGHTNINGDIT_STATISTICS,
     SCHEMA,
     SHARD_NAME,
     STATISTICS,
@@ -51,7 +51,7 @@ from ldm_ae.latents.store.records import (
     write_record,
     write_run,
 )
-from ldm_ae.latents.store.statistics_files import describe_statistics, lightningdit_statistics
+from ldm_ae.latents.store.statistics_files import bucket_statistics, describe_statistics
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, hash_json
 
 _SECONDS_UNTIL_SEEN = 90
@@ -218,7 +218,7 @@ class StoreWriter:
             for file in stale:
                 file.unlink()
             if len(stale) == len(shards):
-                (folder / LIGHTNINGDIT_STATISTICS).unlink(missing_ok=True)
+                (folder / BUCKET_STATISTICS).unlink(missing_ok=True)
                 with suppress(OSError):  # It contains an unrelated file.
                     folder.rmdir()
 
@@ -350,11 +350,11 @@ class StoreWriter:
         if self._classes:
             write_json(self.path / CLASSES, self._classes)
             files[CLASSES] = look_at(self.path / CLASSES)
-        lightningdit = lightningdit_statistics(statistics)
+        content = bucket_statistics(statistics)
         buckets = sorted({name.partition("/")[0] for name in files if "/" in name})
-        for bucket in buckets if self.request.dtype != "uint8" else ():
-            name = f"{bucket}/{LIGHTNINGDIT_STATISTICS}"
-            files[name] = write_bytes(self.path / name, lightningdit)
+        for bucket in buckets if self.request.has_bucket_statistics else ():
+            name = f"{bucket}/{BUCKET_STATISTICS}"
+            files[name] = write_bytes(self.path / name, content)
         write_json(self.path / DESCRIPTION, self._description(files, redone_by_file))
         self.complete = True
         self._remove_records()
