@@ -1,0 +1,139 @@
+"""The parser of a run's configuration: YAML and command line, one line for every mistake in them.
+
+Each part is a frozen dataclass that lives beside the component it configures; a class is selected by `class_path` with
+`init_args`. jsonargparse derives the file format, the command line, the help and the checks from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pydoc import locate
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, lazy_instance, set_parsing_settings
+
+from ldm_ae.core.errors import UserError, told
+from ldm_ae.core.registry import class_paths, full_name
+from ldm_ae.core.resources import with_config_paths
+from ldm_ae.data.config import DataConfig
+from ldm_ae.discriminators import Discriminator
+from ldm_ae.losses.objective import ObjectiveConfig
+from ldm_ae.models import Autoencoder
+from ldm_ae.regularizers import Identity, Regularizer
+from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.explain import explain
+from ldm_ae.training.full_names import REGISTRIES, full_names
+from ldm_ae.training.help_format import KeysFormatter, lay_out
+from ldm_ae.training.optimizers import OptimizerConfig
+from ldm_ae.training.spelling import asks_for_help, check_spelling
+
+NOT_GIVEN = "???"
+"""The value in a recipe that the user must supply."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run."""
+
+    out: str
+    """The run directory; a run that is there is continued."""
+    model: Autoencoder
+    """The autoencoder."""
+    data: DataConfig
+    """Images."""
+    seed: int = 0
+    """Of the initial weights, the order of the images, their crops and the posterior's draws."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """The generator's losses."""
+    regularizer: Regularizer = field(default_factory=lambda: lazy_instance(Identity))
+    """Changes latents or targets between encoder and decoder; does nothing by default."""
+    discriminator: Discriminator | None = None
+    """None for training without an adversarial loss."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The autoencoder's."""
+    discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The discriminator's."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Steps, precision, intervals."""
+
+
+def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> ArgumentParser:
+    """Return a parser of RunConfig: `--config FILE` and every key as an option, which overrides the file."""
+    # A configuration can import registered classes only, even if other modules can be imported here.
+    set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=_allowed_paths(), docstring_parse_attribute_docstrings=True
+    )
+    parser = _Parser(
+        description=f"{description} Every key of a configuration is an option, which overrides the file: "
+        "`training: {max_steps: 100}` is --training.max_steps 100.",
+        usage="%(prog)s --config RECIPE --data.train IMAGES [--KEY VALUE ...]",
+        exit_on_error=False,
+        allow_abbrev=False,
+        **kwargs,
+    )
+    parser.add_argument(
+        "--config",
+        action=ActionConfigFile,
+        metavar="RECIPE",
+        help="a recipe, such as kl_f8, or a YAML file of these keys; a later one overrides an earlier one",
+    )
+    parser.add_class_arguments(RunConfig, None, fail_untyped=True)
+    (print_config,) = (action for action in parser._actions if action.dest == "print_config")
+    print_config.help = "print the configuration of the other arguments with all defaults, and exit"
+    lay_out(parser)
+    return parser
+
+
+class _Parser(ArgumentParser):
+    """A parser whose help has our layout; jsonargparse makes the help of a class with the same type of parser."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**{"formatter_class": KeysFormatter, **kwargs})
+
+
+def _allowed_paths() -> list[str]:
+    """Return the class paths of registered classes, and of the dataclasses among their arguments."""
+    found: dict[type[Any], None] = {}
+    for cls in (cls for registry in REGISTRIES.values() for cls in registry.classes()):
+        try:
+            hints = get_type_hints(cls.__init__).values()
+        except NameError as error:
+            raise UserError(f"{full_name(cls)} has an annotation that cannot be resolved: {error}") from error
+        parts = (part for hint in hints for part in get_args(hint) if isinstance(part, type))
+        found |= dict.fromkeys([cls, *(part for part in parts if is_dataclass(part))])
+    return [path for cls in found for path in class_paths(cls)]
+
+
+def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Namespace:
+    """Return the checked, resolved configuration, without building anything.
+
+    Raises:
+        UserError: An unknown key (with the nearest valid one), a wrong type, a missing value, no such file.
+    """
+    parser = parser or config_parser()
+    arguments = with_config_paths(arguments)
+    files = [] if asks_for_help(arguments) else check_spelling(arguments)
+    try:
+        config = parser.parse_args(full_names(arguments))
+    except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise told(error) or explain(error, files, arguments) from error
+    except RecursionError as error:
+        raise UserError("the configuration is nested too deeply") from error
+    for key, value in config.items():
+        if value == NOT_GIVEN:
+            raise UserError(f"{key} is not given, and the recipe leaves it to you: add --{key} VALUE")
+        if value is None and not _takes_none(key, config, parser):
+            raise UserError(f"{key} is empty; give it a value, or leave it out")
+    return config
+
+
+def _takes_none(key: str, config: Namespace, parser: ArgumentParser) -> bool:
+    """Return whether null is among the types of a key; jsonargparse accepts it for any."""
+    hint = next((getattr(action, "_typehint", None) for action in parser._actions if action.dest == key), None)
+    if hint is None and ".init_args." in key:
+        owner, _, name = key.rpartition(".init_args.")
+        cls: Any = locate(config[f"{owner}.class_path"])
+        hint = get_type_hints(cls.__init__).get(name)
+    return hint is None or hint is Any or type(None) in get_args(hint)
