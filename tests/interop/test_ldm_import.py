@@ -269,17 +269,17 @@ def test_weights_of_other_models_are_refused(vq: Any, change: Any, words: str, t
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"n_embed": 32}, "says n_embed 32, the weights 16"),
-        ({"embed_dim": 4}, "says embed_dim 4, the weights 3"),
-        ({"ddconfig": {"ch_mult": [1, 2]}}, r"says ch_mult \(1, 2\), the weights \(1, 2, 2\)"),
-        ({"ddconfig": {"attn_resolutions": [8]}}, r"says attention_levels \(2,\), the weights \(1,\)"),
+        ({"n_embed": 32}, "has n_embed 32, the weights have 16"),
+        ({"embed_dim": 4}, "has embed_dim 4, the weights have 3"),
+        ({"ddconfig": {"ch_mult": [1, 2]}}, r"has ch_mult \(1, 2\), the weights have \(1, 2, 2\)"),
+        ({"ddconfig": {"attn_resolutions": [8]}}, r"has attention_levels \(2,\), the weights have \(1,\)"),
         ({"ddconfig": {"tanh_out": True}}, "has tanh_out: true, which"),
         (
             {"ddconfig": {"attn_type": "linear"}},
             "attn_type is linear; diffusers' blocks have vanilla attention or none",
         ),
         ({"ddconfig": {"use_linear_attn": True}}, "attn_type is linear"),
-        ({"ddconfig": {"attn_type": "none"}}, r"says attention_levels \(\), the weights \(1,\)"),
+        ({"ddconfig": {"attn_type": "none"}}, r"has attention_levels \(\), the weights have \(1,\)"),
         ({"ddconfig": {"resolution": "many"}}, "resolution must be a whole number"),
         ({"ddconfig": {"resolution": 2**20}}, "resolution must be a whole number from 1 to 65536"),
         ({"ddconfig": {"z_channels": [[0] * 9] * 9}}, "z_channels must be whole numbers"),

@@ -389,7 +389,7 @@ def test_attn_type_none_must_match_the_weights(tmp_path: Path) -> None:
     found = import_ldm(path, tmp_path / "out", config=write_yaml(tmp_path / "a.yaml", content))
     assert found.network.attention_levels == ()
     content["ddconfig"] |= {"attn_type": "vanilla", "attn_resolutions": []}
-    with pytest.raises(UserError, match="says middle_attention True, the weights False"):
+    with pytest.raises(UserError, match="has middle_attention True, the weights have False"):
         import_ldm(path, tmp_path / "out", config=write_yaml(tmp_path / "a.yaml", content))
 
 
