@@ -337,9 +337,7 @@ class Trainer:
             self.step, self.position, self.best, self.skipped_steps = found
             metric = self.scoring.best.name
             if self.best is not None and self.best.get("metric", metric) != metric:
-                self.log.print_line(
-                    f"the best checkpoint was chosen by {self.best['metric']}; from now on it is by {metric}"
-                )
+                self.log.print_line(f"the best checkpoint was chosen by {self.best['metric']}; from here by {metric}")
                 self.best = None
         elif (self.folder / "model").exists():
             raise UserError(

@@ -219,7 +219,7 @@ def main() -> None:
     parser = measuring.arguments(__doc__)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--compile", action="store_true", help="measure ours compiled, too")
+    parser.add_argument("--compile", action="store_true", help="also measure ours compiled")
     options = parser.parse_args()
     setting = Setting(KL_F8, options.size, options.batch, pick_device(options.device))
     words = f"kl_f8 widths, {options.size}², batch {options.batch}"

@@ -24,7 +24,7 @@ from runs import run
 def main() -> int:
     """Run it from the command line."""
     options = arguments(__doc__, trials=0).parse_args()
-    trial = Trial(12, "a missing part of a checkpoint", "named; an older checkpoint is used, or the run ends")
+    trial = Trial(12, "a missing part of a checkpoint", "named; the run resumes from an older checkpoint or ends")
     with tempfile.TemporaryDirectory() as folder:
         try_all(trial, Path(folder), options.trials or None)
     return trial.finish(options.json)

@@ -95,7 +95,9 @@ def _break(trainer: Trainer, batches: Sequence[Batch], place: str, value: float)
 def main() -> int:
     """Run it from the command line."""
     options = arguments(__doc__, trials=32).parse_args()
-    trial = Trial(8, "NaN and Inf injected", "nothing changes on any rank; step, term and samples named; stops after N")
+    trial = Trial(
+        8, "NaN and Inf injected", "no weight changes on any rank; step, term and samples named; the run stops after N"
+    )
     kinds = list(itertools.product(PLACES, (math.nan, math.inf), (1, 2), (False, True)))
     with tempfile.TemporaryDirectory() as folder:
         images = make_images(Path(folder) / "images", 14)
@@ -126,7 +128,7 @@ def one_run(images: Path, out: Path, place: str, value: float, processes: int, a
     expected_notes = IN_A_ROW - 1 if always else 1
     checks = {
         "statuses": statuses == ([1] * processes if always else [0] * processes),
-        "every rank left it out": all(len(notes_of_rank) == expected_notes for notes_of_rank in found),
+        "every rank skipped it": all(len(notes_of_rank) == expected_notes for notes_of_rank in found),
         "nothing changed": all(note["unchanged"] for notes_of_rank in found for note in notes_of_rank),
         "term named": message is not None and TERMS[place] in message[1],
         "samples named": message is not None and bool(found[rank]) and found[rank][0]["keys"][1] in message[2],

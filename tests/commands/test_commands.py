@@ -61,7 +61,7 @@ def test_compvis_export_and_import_roundtrip(run: Run, discrete: bool, tmp_path:
     assert all(torch.equal(before[key], after[key]) for key in before)
     status, _, err = run("import", weights, tmp_path / "other")
     assert status == 0
-    assert "sample_size is taken to be 256" in err
+    assert "sample_size is assumed to be 256" in err
 
 
 SMALL = ["--size", 32, "--workers", 0, "--device", "cpu"]

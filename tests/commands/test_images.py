@@ -162,11 +162,11 @@ def test_reconstruct_prints_the_cropped_fraction(
 ) -> None:
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "square", *SMALL, "--size", 32) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "at 32x32 pixels: 33.3% of an image cropped off on average; --whole keeps whole images"
+        "at 32x32 pixels: 33.3% of each image cropped off on average; --whole keeps whole images"
     )
     sizes = ("--sizes", "32x32,32x48")
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "sizes", *SMALL, *sizes) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("at 32x32, 32x48 pixels: 0.0% of an image cropped off")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("at 32x32, 32x48 pixels: 0.0% of each image cropped off")
     assert image(tmp_path / "sizes" / "0.png").size == (48, 32)
 
 

@@ -82,7 +82,7 @@ def test_refusal_keeps_an_existing_store(
     assert 'dtype "fp32" (now "fp16")' in error
     assert "seed 0 (now 3)" in error
     assert "transform_hash" not in error
-    assert "give this command the settings that the store was made with, or name another folder" in error
+    assert "use the store's settings, or give another folder" in error
     assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
 
 

@@ -326,7 +326,7 @@ def test_single_image_skips_only_the_frechet_distance(tiny_model: KLAutoencoder)
     assert many.scores.keys() - result.scores.keys() == {"frechet_colour", "bicubic_frechet_colour"}
     assert result.images[0].scores == pytest.approx(many.images[0].scores, rel=1e-5)
     assert many.skipped == {}
-    assert result.skipped == {"frechet_colour": "a Fréchet distance needs at least 2 images, there is 1"}
+    assert result.skipped == {"frechet_colour": "a Fréchet distance needs at least 2 images, got 1"}
     assert result.protocol["skipped"] == result.skipped
     assert f"frechet_colour is skipped: {result.skipped['frechet_colour']}" in summary_lines(result)
 
@@ -336,5 +336,5 @@ def test_images_too_small_for_a_network_skip_only_its_score(tiny_model: KLAutoen
     result = run(tiny_model, loader(2, size=16), perceptual=small, features=PixelFeatures())
     assert {"psnr", "ssim", "frechet_colour"} <= result.scores.keys()
     assert not any("lpips" in name for name in result.scores)
-    assert result.skipped["lpips_alex"].startswith("the network cannot take images of 16x16, height x width: ")
+    assert result.skipped["lpips_alex"].startswith("the network does not support images of 16x16, height x width: ")
     assert run(tiny_model, loader(2, size=32), perceptual=small).skipped == {}

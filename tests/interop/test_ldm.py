@@ -168,7 +168,7 @@ def test_unknown_keys_are_refused_by_name() -> None:
 
 
 def test_networks_that_compvis_cannot_build_are_refused(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="32 groups, this model in 4"):
+    with pytest.raises(UserError, match="32 groups, this model has 4"):
         export_ldm(tiny_model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     uneven = KLAutoencoder(block_out_channels=(64, 96), layers_per_block=1)

@@ -81,7 +81,7 @@ def test_kl_checkpoint_gives_equal_outputs(kl: Any, suffix: str, tmp_path: Path)
         torch.save({"state_dict": state, "epoch": 3} if suffix == ".ckpt" else state, path)
     found = import_ldm(path, tmp_path / "out")
     assert found.excluded == 2
-    assert "sample_size is taken to be 256" in found.notes[1]
+    assert "sample_size is assumed to be 256" in found.notes[1]
     theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "out").eval()
     assert (theirs.config.sample_size, theirs.config.scaling_factor) == (256, 1.0)
     latents = torch.randn(2, 4, 8, 8)
@@ -186,7 +186,7 @@ def test_checkpoint_without_attention_is_imported(sides: list[int], tmp_path: Pa
 
 def test_other_quantizers_are_refused(tmp_path: Path) -> None:
     model = VQAutoencoder(quantizer=FSQ((5, 5)), block_out_channels=(32,))
-    with pytest.raises(UserError, match="VQ ones with a table of codes, not a FSQ"):
+    with pytest.raises(UserError, match="VQ models with a table of codes, not a FSQ"):
         export_ldm(model, tmp_path / "out")
 
 
@@ -272,21 +272,21 @@ def test_weights_of_other_models_are_refused(vq: Any, change: Any, words: str, t
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"n_embed": 32}, "says n_embed 32, the weights 16"),
-        ({"embed_dim": 4}, "says embed_dim 4, the weights 3"),
-        ({"ddconfig": {"ch_mult": [1, 2]}}, r"says ch_mult \(1, 2\), the weights \(1, 2, 2\)"),
-        ({"ddconfig": {"attn_resolutions": [8]}}, r"says attention_levels \(2,\), the weights \(1,\)"),
+        ({"n_embed": 32}, "has n_embed 32, the weights have 16"),
+        ({"embed_dim": 4}, "has embed_dim 4, the weights have 3"),
+        ({"ddconfig": {"ch_mult": [1, 2]}}, r"has ch_mult \(1, 2\), the weights have \(1, 2, 2\)"),
+        ({"ddconfig": {"attn_resolutions": [8]}}, r"has attention_levels \(2,\), the weights have \(1,\)"),
         ({"ddconfig": {"tanh_out": True}}, "has tanh_out: true, which"),
         (
             {"ddconfig": {"attn_type": "linear"}},
             "attn_type is linear; diffusers' blocks have vanilla attention or none",
         ),
         ({"ddconfig": {"use_linear_attn": True}}, "attn_type is linear"),
-        ({"ddconfig": {"attn_type": "none"}}, r"says attention_levels \(\), the weights \(1,\)"),
+        ({"ddconfig": {"attn_type": "none"}}, r"has attention_levels \(\), the weights have \(1,\)"),
         ({"ddconfig": {"resolution": "many"}}, "resolution must be a whole number"),
         ({"ddconfig": {"resolution": 2**20}}, "resolution must be a whole number from 1 to 65536"),
         ({"ddconfig": {"z_channels": [[0] * 9] * 9}}, "z_channels must be whole numbers"),
-        ({"ddconfig": None}, "no configuration of CompVis's form"),
+        ({"ddconfig": None}, "not a configuration of CompVis's form"),
     ],
 )
 def test_configurations_of_other_models_are_refused(
@@ -311,7 +311,7 @@ def test_invalid_and_missing_files_are_refused(vq: Any, tmp_path: Path) -> None:
         import_ldm(tmp_path / "sound.ckpt", tmp_path / "out", config=tmp_path / "none.yaml")
     for text in ("9" * 5000, "2020-99-99", "[" * 100_000, "model: 3"):
         (tmp_path / "wrong.yaml").write_text(text)
-        with pytest.raises(UserError, match=r"cannot be read as YAML|no configuration of CompVis's form"):
+        with pytest.raises(UserError, match=r"cannot be read as YAML|is not a configuration of CompVis's form"):
             import_ldm(tmp_path / "sound.ckpt", tmp_path / "out", config=tmp_path / "wrong.yaml")
 
 

@@ -377,7 +377,7 @@ def test_configuration_and_family_must_agree(tmp_path: Path) -> None:
     assert found.notes == ()
     with pytest.raises(UserError, match=r"--family sd has the scale 0.18215, but scale_factor of .* is 0.5"):
         import_ldm(path, tmp_path / "out", config=config, family="sd")
-    with pytest.raises(UserError, match="which a VQ has no place for"):
+    with pytest.raises(UserError, match="which a VQ model cannot have"):
         import_ldm(save(source("vq").state_dict(), path), tmp_path / "out", family="flux")
 
 
@@ -389,7 +389,7 @@ def test_attn_type_none_must_match_the_weights(tmp_path: Path) -> None:
     found = import_ldm(path, tmp_path / "out", config=write_yaml(tmp_path / "a.yaml", content))
     assert found.network.attention_levels == ()
     content["ddconfig"] |= {"attn_type": "vanilla", "attn_resolutions": []}
-    with pytest.raises(UserError, match="says middle_attention True, the weights False"):
+    with pytest.raises(UserError, match="has middle_attention True, the weights have False"):
         import_ldm(path, tmp_path / "out", config=write_yaml(tmp_path / "a.yaml", content))
 
 
@@ -406,7 +406,7 @@ def test_decoder_options_missing_in_diffusers_are_refused_or_reported(
     assert not (tmp_path / "out").exists()
     # It is not visible without the configuration, and the command prints its assumption.
     assert main(["import", str(path), str(tmp_path / "out")]) == 0
-    assert "note: whether the decoder ends in tanh (tanh_out) is in the configuration alone" in capsys.readouterr().err
+    assert "note: tanh_out (the decoder ends in tanh) is assumed to be false" in capsys.readouterr().err
 
 
 def test_import_prints_the_inferred_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

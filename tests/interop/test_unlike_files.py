@@ -21,7 +21,7 @@ FILES = {
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"a Git LFS pointer .* `git lfs pull`"),
     "json": (b'{"error": "gated"}', "JSON, such as"),
     "empty": (b"", "empty"),
-    "zeros": (b"\0" * 5000, "nothing but zeros"),
+    "zeros": (b"\0" * 5000, "only zeros"),
     "gguf": (b"GGUF\x03\0\0\0", "a GGUF file"),
     "zip": (b"PK\x03\x04", "damaged"),
     "noise": (b"no checkpoint", "neither a safetensors file nor a checkpoint"),
@@ -67,7 +67,7 @@ def test_refused_pickle_names_the_class_it_would_build(tmp_path: Path, capsys: p
     torch.save({"model": Anything()}, tmp_path / "model.ckpt")
     assert main(["import", str(tmp_path / "model.ckpt"), str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "would build a tests.interop.test_unlike_files.Anything, which can run code" in said
+    assert "would construct tests.interop.test_unlike_files.Anything, which can run code" in said
     assert said.count("\n") == 1
     assert said.strip().isprintable()  # torch's own text has terminal codes
     assert "weights_only=False" not in said

@@ -169,7 +169,7 @@ def test_process_of_an_earlier_run_stops(tiny_model: KLAutoencoder, image_folder
     def another(done: int, total: int) -> None:
         write_json(tmp_path / "store/.work/run.json", {"run": "another"})
 
-    with pytest.raises(RunError, match=r"another run of this command has .*store now"):
+    with pytest.raises(RunError, match=r"another run of this command is now writing .*store; this run ends"):
         encode(tiny_model, image_folder, tmp_path / "store", progress=another)
     assert recorded(tmp_path / "store") == []
 
@@ -184,7 +184,7 @@ def test_missing_files_of_other_processes_raise(
         def connect(self) -> Iterator[Any]:
             yield ThreadChannel(1).of(0)
 
-    with pytest.raises(RunError, match="holds 5 of 12 images though every process has finished"):
+    with pytest.raises(RunError, match="holds 5 of 12 images although every process has finished"):
         encode(tiny_model, image_folder, tmp_path / "store", processes=Alone(rank=0, count=2))
 
 

@@ -79,6 +79,6 @@ def test_damaged_prior_weights_are_refused(folder: Path) -> None:
     weights.write_bytes(data)
     assert "its hash is not that of config.json" in refused(folder)
     weights.write_bytes(data[:50])
-    assert "not a sound safetensors file" in refused(folder)
+    assert "not a valid safetensors file" in refused(folder)
     weights.unlink()
     assert "no such file" in refused(folder)

@@ -140,7 +140,7 @@ def test_invalid_state_files_are_refused_by_name(tmp_path: Path, tiny_model: KLA
         with pytest.raises(UserError, match=r"state\.json is not a valid saved state"):
             load_state(path)
     (path / "state.safetensors").write_bytes(b"\x80\x04.")
-    with pytest.raises(UserError, match=r"state\.safetensors is not a sound safetensors file"):
+    with pytest.raises(UserError, match=r"state\.safetensors is not a valid safetensors file"):
         load_state(path)
 
 
