@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ldm_ae.commands._inputs import print_path
 from ldm_ae.commands.interface import PROGRAM, Command
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.resources import with_config_paths
@@ -37,7 +38,9 @@ class Train(Command):
         """Train with `args.arguments`, which jsonargparse parses."""
         from ldm_ae.training.run import config_parser, train
 
-        train(args.arguments, config_parser(prog=f"{PROGRAM} {self.name}"))
+        folder = train(args.arguments, config_parser(prog=f"{PROGRAM} {self.name}"))
+        if os.environ.get("RANK", "0") == "0":
+            print_path("run", folder)
 
 
 def _values(arguments: Sequence[str], option: str) -> list[str]:
