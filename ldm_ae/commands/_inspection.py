@@ -16,7 +16,7 @@ from ldm_ae.latents import LatentStore, inspect_store
 from ldm_ae.models import load_autoencoder
 from ldm_ae.models.loading.checkpoints import CHECKPOINTS, all_checkpoints
 from ldm_ae.models.loading.folder import find_folder, local_folder, suggestion
-from ldm_ae.models.loading.hub import PREFIX
+from ldm_ae.models.loading.hub_names import PREFIX
 from ldm_ae.models.scaling import describe_state
 from ldm_ae.priors import load_prior
 from ldm_ae.priors.folder import WEIGHTS as PRIOR_WEIGHTS

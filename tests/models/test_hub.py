@@ -23,15 +23,14 @@ from huggingface_hub.errors import (
 from ldm_ae.cli import main
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import KLAutoencoder, VQAutoencoder, is_model_folder, load_autoencoder
-from ldm_ae.models.loading import hub
-from ldm_ae.models.loading.hub import is_hub_name
+from ldm_ae.models.loading.hub_names import is_hub_name
 from ldm_ae.quantizers import FSQ, VQ
 
 SMALL: dict[str, Any] = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
 
 
 class FakeHub:
-    """The hub's library over folders of this machine, with a log of what was asked for."""
+    """The hub's library over folders of this machine, with a log of the requests."""
 
     def __init__(self, root: Path):
         self.root, self.asked = root, list[str]()
@@ -96,8 +95,8 @@ def test_model_class_follows_the_hub_repository(fake: FakeHub, tmp_path: Path) -
             assert type(loaded) is type(model)
             assert torch.equal(loaded.encode(x).mode(), model.eval().encode(x).mode())
             assert loaded.net.config["_name_or_path"] == ""
-    assert not list((tmp_path / "cache").rglob("*.bin"))  # configurations and safetensors alone
-    # Training starts from either by name, and says so of the wrong class.
+    assert not list((tmp_path / "cache").rglob("*.bin"))  # only configurations and safetensors
+    # Training starts from either by name, and refuses the wrong class.
     assert isinstance(VQAutoencoder(pretrained="owner/vq").quantizer, VQ)
     assert KLAutoencoder(pretrained="owner/pipeline-kl").latent_spec.channels == 4
     with pytest.raises(UserError, match="holds a VQModel, not a AutoencoderKL"):
@@ -240,7 +239,7 @@ def test_missing_model_suggests_the_nearest_name(
 
 
 def test_images_are_not_looked_up(fake: FakeHub, tmp_path: Path) -> None:
-    """`evaluate photos/cats`, mistyped, asks whether it is a model, on this machine alone."""
+    """A mistyped `evaluate photos/cats` is looked up as a model on this machine only."""
     assert not is_model_folder("owner/name")
     assert main(["evaluate", "photos/cats", "--out", str(tmp_path / "out")]) == 2
     assert fake.asked == []

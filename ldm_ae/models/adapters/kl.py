@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
@@ -41,6 +40,8 @@ class KLAutoencoder(ConvolutionalAutoencoder):
             and enlarges it (`ldm_ae.models.adapters.initialization`), for short trainings.
     """
 
+    short_names = ("kl",)
+
     class_names = ("AutoencoderKL",)
     has_moments = True
     compvis_class = "AutoencoderKL"
@@ -61,6 +62,8 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         initial_log_variance: float | None = None,
         initialization: Literal["default", "thumbnail"] = "default",
     ):
+        from diffusers import AutoencoderKL  # takes seconds
+
         super().__init__()
         if pretrained is not None:
             self.net = read_model_folder(AutoencoderKL, pretrained)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 
 from ldm_ae.core.errors import UserError, printable, reason
 from ldm_ae.core.nearest import nearest_name, nearest_path
 from ldm_ae.core.resources import shipped_models
 from ldm_ae.io.files import read_json
 from ldm_ae.models.loading.checkpoints import find_named
-from ldm_ae.models.loading.hub import PREFIX, SUBFOLDERS, hub_folder, is_hub_name
+from ldm_ae.models.loading.hub_names import PREFIX, SUBFOLDERS, is_hub_name
 from ldm_ae.models.scaling import settle_factor
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -88,6 +87,8 @@ def local_folder(name: str | Path) -> Path:
     """
     text = str(name)
     if text.startswith(PREFIX) or (not find_folder(name).exists() and is_hub_name(text)):
+        from ldm_ae.models.loading.hub import hub_folder
+
         return hub_folder(text, "" if text.startswith(PREFIX) else suggestion(Path(text)).removeprefix("; "))
     return resolve_model_folder(name)
 
@@ -138,6 +139,8 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
         UserError: no such folder, no configuration, no safetensors weights, weights that do not fit, or a hub name
             that could not be downloaded.
     """
+    from diffusers.utils import logging as diffusers_logging
+
     folder, loader = local_folder(name), cast(Any, cls)
     config = read_config(folder)
     if not (folder / WEIGHTS).is_file() and not list(folder.glob("diffusion_pytorch_model*.safetensors*")):

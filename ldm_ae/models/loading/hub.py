@@ -1,8 +1,7 @@
-"""Models on the Hugging Face hub: which names can be hub names, and the local folder of a repository's model."""
+"""The local folder of a model on the Hugging Face hub, whose client this module imports: import it at use."""
 
 from __future__ import annotations
 
-import re
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
@@ -19,34 +18,14 @@ from huggingface_hub.errors import (
 )
 
 from ldm_ae.core.errors import UserError, reason
+from ldm_ae.models.loading.hub_names import PREFIX, REPOSITORY, SUBFOLDERS
 
-PREFIX = "hf:"
-"""Prefix of a hub name, needed with a subfolder, and where a local folder has the owner's name."""
-SUBFOLDERS = ("", "vae", "vqvae", "movq")
-"""Folders of a repository that may hold its autoencoder: the top, or a pipeline's part, as diffusers names it."""
 SECONDS = 4.0
 """Time in which the hub must answer. There is one try."""
-_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
-_FILES = (
-    ".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".json", ".jsonl", ".yaml", ".yml", ".zip", ".tar", ".gz", ".tgz",
-    ".parquet", ".png", ".jpg", ".jpeg", ".webp", ".npy", ".npz", ".csv", ".txt", ".md", ".py", ".log", ".html",
-)  # fmt: skip
 _WEIGHTS = (
     "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model-*-of-*.safetensors",
 )  # fmt: skip
-
-
-def is_hub_name(name: str) -> bool:
-    """Return whether `name` is `hf:owner/model[/subfolder]`, or can only be `owner/model` on the hub.
-
-    The result is False for everything that looks like a path, so that a mistyped path is not looked up: where `owner`
-    is a local file or folder, `model` has a file's suffix, or there are more or fewer than two parts.
-    """
-    if name.startswith(PREFIX):
-        return True
-    owner = name.partition("/")[0]
-    return bool(_NAME.fullmatch(name)) and not Path(owner).exists() and not name.lower().endswith(_FILES)
 
 
 def hub_folder(name: str, hint: str = "") -> Path:
@@ -66,7 +45,7 @@ def hub_folder(name: str, hint: str = "") -> Path:
     owner, _, rest = name.removeprefix(PREFIX).partition("/")
     model, _, subfolder = rest.partition("/")
     repository = f"{owner}/{model}"
-    if not _NAME.fullmatch(repository) or ".." in Path(subfolder).parts:
+    if not REPOSITORY.fullmatch(repository) or ".." in Path(subfolder).parts:
         raise UserError(f"'{name}' cannot be on the Hugging Face hub; give hf:OWNER/NAME or hf:OWNER/NAME/SUBFOLDER")
     folders = (subfolder.rstrip("/"),) if subfolder else SUBFOLDERS
     configurations = [_below(folder, "config.json") for folder in folders]
