@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 from ldm_ae.cli import main
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import KLAutoencoder, VQAutoencoder, is_model_folder, load_autoencoder
+from ldm_ae.models.loading import hub
 from ldm_ae.models.loading.hub_names import is_hub_name
 from ldm_ae.quantizers import FSQ, VQ
 
