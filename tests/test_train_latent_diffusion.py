@@ -1,4 +1,4 @@
-"""The latent diffusion trainer: it learns, and its pipelines open with diffusers alone and sample rightly."""
+"""The latent diffusion trainer: it learns, and its pipelines open with only diffusers and sample correctly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def trainer() -> ModuleType:
 
 @pytest.fixture
 def store(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> Path:
-    """Twelve pictures in two classes as 8x8 latents, beside `autoencoder`, exported with their scale."""
+    """Twelve images in two classes as 8x8 latents, beside `autoencoder`, exported with their scale."""
     summary = encode_images(
         tiny_model, open_source(image_folder), tmp_path / "store", transform=ImageTransform(size=32), device="cpu"
     )
@@ -96,7 +96,7 @@ def test_loss_of_a_fixed_batch_decreases(model: str, objective: str, trainer: Mo
 
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])
 def test_sampler_matches_the_objective(objective: str, trainer: ModuleType, tiny_model: KLAutoencoder) -> None:
-    """With the exact prediction for data from N(0.7, 0.4^2) put in, the pipeline's scheduler samples N(0.7, 0.4^2)."""
+    """With the exact prediction for data from N(0.7, 0.4^2), the pipeline's scheduler samples N(0.7, 0.4^2)."""
     mean, std = 0.7, 0.4
     net = trainer.build_model("unet", 4, 8, 32, 1)
     scheduler = trainer.build_pipeline("unet", objective, net, tiny_model.net).scheduler

@@ -63,7 +63,7 @@ def test_command_describes_itself_and_its_options(name: str, capsys: pytest.Capt
     assert command.summary in out.replace("- ", "-")
 
 
-def test_commands_have_places_of_their_own_in_the_list() -> None:
+def test_commands_have_distinct_positions_in_the_list() -> None:
     orders = [command.order for command in COMMANDS.values()]
     assert len(set(orders)) == len(orders)
     assert max(orders) < Command.order, "those of plugins come last"
@@ -85,7 +85,7 @@ def test_commands_have_places_of_their_own_in_the_list() -> None:
         (["train", "--config=nowhere.yaml", "--seed", "1"], 2),
     ],
 )
-def test_help_and_mistakes_in_options_import_no_torch(arguments: list[str], status: int) -> None:
+def test_help_and_invalid_options_do_not_import_torch(arguments: list[str], status: int) -> None:
     code = (
         "import sys\nfrom ldm_ae.cli import main\n"
         "try:\n    status = main(sys.argv[1:])\n"

@@ -1,4 +1,4 @@
-"""Which errors are told in one line, whatever wraps them, and the exit status of each."""
+"""Errors that are reported in one line, even when other errors wrap them, and the exit status of each."""
 
 from __future__ import annotations
 

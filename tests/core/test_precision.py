@@ -157,7 +157,7 @@ def test_fp16_training_on_a_cpu_is_refused_with_alternatives() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_records_its_numerics_and_keeps_them(
+def test_run_records_and_keeps_its_numerics(
     tmp_path: Path, speed: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = tmp_path / "images"

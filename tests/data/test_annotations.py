@@ -387,7 +387,7 @@ def test_invalid_quotes_in_the_header_are_reported(images: Path) -> None:
 
 
 def test_decoding_errors_report_byte_offsets_in_the_file() -> None:
-    """With the byte order mark, as an editor or `xxd` shows them."""
+    """The offset includes the byte order mark, as in an editor or `xxd`."""
     with pytest.raises(BadText, match=r"byte 0xe9 at 9\)"):
         decode_text(b"\xef\xbb\xbfkey,ca\xe9")
 

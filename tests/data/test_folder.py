@@ -1,4 +1,4 @@
-"""What a folder of images is taken for, and what is passed over."""
+"""Folders as image sources, and the files that they skip."""
 
 from __future__ import annotations
 

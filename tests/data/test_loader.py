@@ -37,7 +37,7 @@ def source(image_folder: Path) -> Source:
 
 
 def spoil(folder: Path, *names: str) -> None:
-    """Adds files that are no images."""
+    """Add files that are not images."""
     for name in names:
         (folder / name).write_bytes(b"not an image")
 
@@ -148,7 +148,7 @@ def test_batch_contains_labels_captions_and_crops(source: Source) -> None:
     assert batch.keys[0] == "cats/001.png"
     assert batch.labels.tolist() == [0] * 6 + [1] * 6
     assert batch.captions == [None] * 12
-    assert batch.original_sizes[0].tolist() == [61, 42]  # picture 1 is 42 wide and 61 high
+    assert batch.original_sizes[0].tolist() == [61, 42]  # image 1 is 42 wide and 61 high
     assert batch.crops_ltrb[0].tolist() == [0, 8, 42, 50]  # resized to 16x23, rows 3 to 19 of it
     moved = batch.to("meta")
     assert (moved.pixel_values.device.type, moved.labels.device.type, moved.seeds.device.type) == (
@@ -217,7 +217,7 @@ def test_deleted_file_counts_as_a_bad_image(image_folder: Path, source: Source) 
 
 
 class Complaining(FolderSource):
-    """Raises what it was told to."""
+    """Raises the given error."""
 
     error: Exception = UserError("the data set is closed")
 

@@ -97,7 +97,7 @@ def test_missing_photo_packages_are_reported(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_ambiguous_folder_requires_an_explicit_source_scheme(tmp_path: Path) -> None:
-    """A snapshot of the hub with a picture beside its tables: neither hides the other."""
+    """A snapshot of the hub with an image beside its tables: neither hides the other."""
     (tmp_path / "data").mkdir()
     dataset(5).to_parquet(str(tmp_path / "data/t.parquet"))
     (tmp_path / "assets").mkdir()

@@ -1,4 +1,4 @@
-"""Samples of tars, and what is passed over."""
+"""Samples of tars, and the members that are skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every discriminator must do, and what PatchGAN is."""
+"""The interface of discriminators, and the layout of PatchGAN."""
 
 from __future__ import annotations
 

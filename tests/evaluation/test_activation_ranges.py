@@ -39,7 +39,7 @@ def test_activation_ranges_are_the_largest_absolute_outputs(model: KLAutoencoder
         "decoder.conv_out": model.decode(posterior.mode()),
     }
     for name, tensor in expected.items():
-        # Images alone against a batch of 6: float32 sums in another order.
+        # Single images against a batch of 6: float32 sums in another order.
         assert found.modules[name] == pytest.approx(largest(tensor), rel=1e-4), name
     assert found.images == 6
     assert list(found.modules.values()) == sorted(found.modules.values(), reverse=True)

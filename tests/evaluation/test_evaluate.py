@@ -36,7 +36,7 @@ def run(model, images: Loader | None = None, **options) -> Evaluation:
 
 @pytest.fixture
 def blurred_model(tiny_model: KLAutoencoder) -> KLAutoencoder:
-    """The tiny model with an output that differs from picture to picture."""
+    """The tiny model with an output that differs between images."""
     torch.nn.init.normal_(tiny_model.net.decoder.conv_out.weight, std=0.3)
     return tiny_model
 
@@ -63,7 +63,9 @@ def test_scores_are_means_of_the_values_of_images(blurred_model: KLAutoencoder) 
     reconstructions_statistics.update(PixelFeatures()(rounded(reconstructions)))
     expected = frechet_distance(originals_statistics, reconstructions_statistics)
     assert result.scores["frechet_colour"] == pytest.approx(expected, rel=1e-3)  # rounding of the pixels, as above
-    assert result.scores["bicubic_frechet_colour"] < expected / 10  # shrinking hardly changes mean and deviation
+    assert (
+        result.scores["bicubic_frechet_colour"] < expected / 10
+    )  # shrinking hardly changes the mean and standard deviation
     assert "rfid" not in result.scores
 
 

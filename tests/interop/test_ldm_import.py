@@ -1,4 +1,4 @@
-"""Checkpoints of CompVis and taming become diffusers folders with equal outputs; what is none of them is refused."""
+"""Checkpoints of CompVis and taming become diffusers folders with equal outputs; other files are refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def loss_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pth", ".safetensors"])
-def test_a_kl_checkpoint_gives_equal_outputs(kl: Any, suffix: str, tmp_path: Path) -> None:
+def test_kl_checkpoint_gives_equal_outputs(kl: Any, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"model{suffix}"
     state = loss_of(kl.state_dict())
     if suffix == ".safetensors":
@@ -91,7 +91,7 @@ def test_a_kl_checkpoint_gives_equal_outputs(kl: Any, suffix: str, tmp_path: Pat
         torch.testing.assert_close(theirs.decode(latents).sample, kl.decode(latents), **CLOSE)
 
 
-def test_a_vq_checkpoint_gives_equal_outputs_and_records_beta(vq: Any, tmp_path: Path) -> None:
+def test_vq_checkpoint_gives_equal_outputs_and_records_beta(vq: Any, tmp_path: Path) -> None:
     torch.save({"state_dict": loss_of(vq.state_dict())}, tmp_path / "last.ckpt")
     config = write_yaml(tmp_path / "config.yaml", params(16, 3))
     found = import_ldm(tmp_path / "last.ckpt", tmp_path / "out", config=config)
@@ -128,7 +128,7 @@ def test_vq_without_legacy_beta_does_not_record_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda: VQ(16, 3), lambda: EMAVQ(16, 3, care=CodebookCare(restart_below=0.1))])
-def test_an_exported_vq_loads_in_an_independent_network(make: Any, tmp_path: Path) -> None:
+def test_exported_vq_loads_in_an_independent_network(make: Any, tmp_path: Path) -> None:
     model = VQAutoencoder(
         quantizer=make(), block_out_channels=(32, 64, 64), layers_per_block=1, latent_channels=4,
         attention_levels=(1,), mid_block_add_attention=False,

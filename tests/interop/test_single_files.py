@@ -40,7 +40,7 @@ def source(kind: str, **changes: Any) -> Any:
 
 
 def check_equal(net: Any, folder: Path) -> None:
-    """What the folder encodes and decodes is what the source network does."""
+    """Assert that the model in the folder encodes and decodes as the source network does."""
     model, x = load_autoencoder(folder), pixels()
     with torch.no_grad():
         if isinstance(model, KLAutoencoder):
@@ -221,7 +221,7 @@ def factor_of(folder: Path) -> tuple[float, float | None]:
     return config["scaling_factor"], config.get("shift_factor")
 
 
-def test_a_scale_factor_in_the_file_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scale_factor_in_the_file_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """LDM's scale_by_std measures it and keeps it as a tensor."""
     for kind in ("kl", "vq"):
         state = below("first_stage_model.")(source(kind).state_dict()) | {"scale_factor": torch.tensor(0.37)}
@@ -250,7 +250,7 @@ def test_a_scale_factor_in_the_file_is_used(tmp_path: Path, capsys: pytest.Captu
         (lambda s: {"model": s, "scale_factor": None}, 1.0),
     ],
 )
-def test_a_scale_factor_beside_the_weights_is_used(wrap: Callable[[State], Any], factor: float, tmp_path: Path) -> None:
+def test_scale_factor_beside_the_weights_is_used(wrap: Callable[[State], Any], factor: float, tmp_path: Path) -> None:
     torch.save(wrap(source("kl").state_dict()), tmp_path / "model.pt")
     import_ldm(tmp_path / "model.pt", tmp_path / "out")
     assert factor_of(tmp_path / "out")[0] == pytest.approx(factor)
@@ -344,7 +344,7 @@ def test_scale_of_published_models_is_recognized(family: str, tmp_path: Path) ->
     assert factor_of(tmp_path / "out") == PUBLISHED[family]
     assert "published for" in found.scale.source
     assert not any("scaling_factor" in note for note in found.notes)
-    # By hand, for a file of the autoencoder alone.
+    # By hand, for a file that holds only the autoencoder.
     alone = save(net.state_dict(), tmp_path / "alone.safetensors")
     assert import_ldm(alone, tmp_path / "unknown").notes[0].startswith("scaling_factor is 1: unknown")
     assert factor_of(tmp_path / "unknown") == (1.0, None)
@@ -404,7 +404,7 @@ def test_decoder_options_missing_in_diffusers_are_refused_or_reported(
         with pytest.raises(UserError, match=f"has {key}: true, which diffusers' decoder does not have"):
             import_ldm(path, tmp_path / "out", config=config)
     assert not (tmp_path / "out").exists()
-    # Without the configuration nobody can see it, and the command says what it takes for granted.
+    # It is not visible without the configuration, and the command prints its assumption.
     assert main(["import", str(path), str(tmp_path / "out")]) == 0
     assert "note: whether the decoder ends in tanh (tanh_out) is in the configuration alone" in capsys.readouterr().err
 

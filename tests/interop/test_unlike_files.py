@@ -1,4 +1,4 @@
-"""Files that hold no autoencoder of ours are named by what they seem to be; pickles build nothing but tensors."""
+"""Refusals of files without a supported autoencoder name their likely content; pickles build only tensors."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.io.files import make_folder, read_json, require_new_folder, sha256, write_json, writing, writing_folder
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(RuntimeError, match="stop"), writing(path) as temporary:

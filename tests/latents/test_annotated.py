@@ -1,4 +1,4 @@
-"""Captions, labels, class names and the account of a source, in the store, in `inspect` and on the terminal."""
+"""Captions, labels, class names and the summary of a source, in the store, in `inspect` and on the terminal."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ TRANSFORM = BucketTransform(SIZES)
 
 @pytest.fixture
 def mixed_folder(tmp_path: Path) -> Path:
-    """Sixteen pictures of three shapes, mixed, in classes; the last is smaller than what it becomes."""
+    """Sixteen images of three shapes, mixed, in classes; the last is smaller than its bucket."""
     root = tmp_path / "mixed"
     for i in range(16):
         width, height = {0: (60, 40), 1: (40, 60), 2: (66, 40), 3: (50, 50)}[i % 4]

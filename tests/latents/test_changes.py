@@ -1,4 +1,4 @@
-"""The same command over a complete store: what has changed is found and encoded again, and nothing else."""
+"""The same command over a complete store detects changes and encodes only changed images again."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_change_is_detected_across_processes(
     tmp_path: Path,
     encoded: list[str],  # noqa: F811
 ) -> None:
-    smooth_picture(99, 48, 48).save(paths(image_folder)[11])  # in the share of the second
+    smooth_picture(99, 48, 48).save(paths(image_folder)[11])  # among the images of the second process
     found = encode_together(2, tiny_model, image_folder, store)
     assert [summary.already_complete for summary in found] == [False, False]
     assert len(encoded) == 2

@@ -1,4 +1,4 @@
-"""Stores of latents alone and of moments alone."""
+"""Stores of only latents and of only moments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Converting: constants folded into the latents, what a format cannot say, and an output that is whole or not there."""
+"""Conversion: constants folded into the latents, limits of formats, and atomic output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from tests.latents.helpers import Content, drop_tensors, encode, synthetic_store
 RAW_MEAN, RAW_STD = (np.array(v).reshape(4, 1, 1) for v in ([5.81, 3.25, 0.12, -2.15], [4.17, 4.62, 3.71, 3.28]))
 TRAINERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "datasetfolder": lambda z: z,
-    "edm2-zip": lambda z: (z * (0.5 / RAW_STD) - RAW_MEAN * (0.5 / RAW_STD)) / 0.5,  # it aims at a deviation of 0.5
+    "edm2-zip": lambda z: (
+        (z * (0.5 / RAW_STD) - RAW_MEAN * (0.5 / RAW_STD)) / 0.5
+    ),  # its target is a standard deviation of 0.5
     "fast-dit": lambda z: z,
     "mar": lambda z: z * 0.2325,
     "maskdit": lambda z: z * 0.18215,
@@ -36,7 +38,7 @@ TRAINERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def seen(name: str, out: Path, content: Content, trainer: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """(C, everything): what the diffusion model sees, drawn with the noise of the stored latents."""
+    """(C, everything): the input of the diffusion model, drawn with the noise of the stored latents."""
     read = READERS[name](out)
     order = np.argsort([int(found) for found in read.names])
     values = []
@@ -90,7 +92,7 @@ def test_fold_applies_the_shift(tmp_path: Path) -> None:
 def test_folded_latents_decode_with_the_recorded_inverse(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
-    """A trainer's samples, divided by its constant and unfolded, decode to the same pictures."""
+    """A trainer's samples, divided by its constant and unfolded, decode to the same images."""
     encode(tiny_model, image_folder, tmp_path / "store", latents="mode")
     convert_store(tmp_path / "store", tmp_path / "out", "mar", fold=0.2325)
     fold = Fold.from_json(json.loads((tmp_path / "out" / "ldm_ae.json").read_text())["values"])
@@ -194,7 +196,7 @@ WARNED: dict[str, tuple[str, dict[str, Any], str]] = {
     "flips": ("pixart", {}, "no place for mirror images; they are left out"),
     "channels": ("maskdit", {"channels": 8}, "MaskDiT's code is written for 4 channels, these latents have 8"),
     "squares": ("fast-dit", {"buckets": {"32x64": 3}}, "written for square images, these are 32x64"),
-    # The latents have a deviation of 3: times 0.2325 that is 0.7, and times the model's own 0.1 it is 0.3.
+    # The latents have a standard deviation of 3: times 0.2325 that is 0.7, and times the model's own 0.1 it is 0.3.
     "constants": (
         "mar",
         {},

@@ -1,4 +1,4 @@
-"""Encoding a data set: what lies in the store, that it comes out the same again, and what is refused."""
+"""Encoding a dataset: the content of the store, reproducibility, and refusals."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_stored_tensors_equal_the_model_outputs(tiny_model: KLAutoencoder, image
     assert torch.equal(rows["labels"], labels)
     assert labels.unique().tolist() == [0, 1]
     assert rows["index"].tolist() == list(range(12))
-    # A picture of w x h whose central square is taken: see the fixture and ImageTransform.
+    # The central square of an image of w x h: see the fixture and ImageTransform.
     source = open_source(image_folder)
     for i in range(12):
         number = int(source.key(i).split("/")[-1].split(".")[0])
@@ -74,11 +74,11 @@ def test_latents_are_the_mean_plus_scaled_unit_noise(store: Path) -> None:
     for suffix in ("", "_flip"):
         posterior = GaussianPosterior(rows[f"moments{suffix}"])
         noise = (rows[f"latents{suffix}"] - posterior.mean) / torch.exp(0.5 * posterior.log_variance)
-        # 12 * 4 * 8 * 8 = 3072 independent normals: four standard errors of mean and deviation.
+        # 12 * 4 * 8 * 8 = 3072 independent normals: four standard errors of mean and standard deviation.
         assert abs(float(noise.mean())) < 4 / math.sqrt(3072)
         assert abs(float(noise.std()) - 1) < 4 / math.sqrt(2 * 3072)
         drawn.append(noise.flatten(1))
-    # No two samples share their noise, nor an image and its mirror image: correlations of 256 independent normals.
+    # Two samples, or an image and its mirror image, have different noise: correlations of 256 independent normals.
     correlations = torch.corrcoef(torch.cat(drawn)) - torch.eye(24)
     assert float(correlations.abs().max()) < 5 / math.sqrt(256)
 

@@ -1,4 +1,4 @@
-"""Each trainer's format: what its own reader gets back is what the store holds."""
+"""Each trainer's format: its own reader returns the latents of the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trainers' files into stores: what we wrote comes back, and what others wrote is not guessed at."""
+"""Import of trainers' files into stores: own conversions roundtrip, and missing facts of others are asked for."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_edm2_conversion_roundtrips(fold: Any, unpacked: bool, tmp_path: Path) -
     summary = import_latents(source, tmp_path / "back")
     assert (summary.format, summary.images, summary.warnings) == ("edm2-zip", 7, [])
     # Log-variances go through exp and log in float32, means through the fold; the draws are the encoder's, with the
-    # seed and the keys of the account.
+    # seed and the keys of the source summary.
     compare(content.path, tmp_path / "back", TENSORS, atol=1e-5, rtol=1e-5)
     assert verify_store(tmp_path / "back") == []
 

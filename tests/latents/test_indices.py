@@ -1,4 +1,4 @@
-"""Stores of discrete models: indices beside the latents, or alone."""
+"""Stores of discrete models: indices with latents, or only indices."""
 
 from __future__ import annotations
 

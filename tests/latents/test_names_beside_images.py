@@ -51,7 +51,7 @@ def test_rotated_photos_have_the_file_names_of_sd_scripts(tiny_model: Autoencode
 
 
 def test_rotated_photos_outside_their_bucket_are_skipped_and_listed(tiny_model: Autoencoder, tmp_path: Path) -> None:
-    """sd-scripts puts a photo that lies on its side into a landscape bucket, for which upright latents are no use."""
+    """sd-scripts puts a photo that lies on its side into a landscape bucket, where upright latents do not fit."""
     for orientation in (1, 3, 6):
         photo(tmp_path / "photos" / f"p{orientation}.jpg", (60, 40), orientation)
     encode(tiny_model, tmp_path / "photos", tmp_path / "store", transform=BucketTransform([(48, 32), (32, 48)]))
@@ -84,7 +84,7 @@ def test_names_with_backslashes_and_non_utf8_bytes_are_kept(tiny_model: Autoenco
         made = photo(folder / "next.jpg", (60, 40), 1)
         try:
             made.rename(os.fsdecode(os.path.join(os.fsencode(folder), name)))
-        except OSError:  # a file system that takes Unicode alone
+        except OSError:  # a file system that accepts only Unicode
             pytest.skip("this file system takes no such name")
     encode(tiny_model, folder, tmp_path / "store")
     for kind, arch in (("kohya", "sd"), ("musubi", "zi")):

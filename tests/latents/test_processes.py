@@ -59,7 +59,7 @@ class ThreadChannel:
 
 
 def encode_together(count: int, model: KLAutoencoder, images: Path, store: Path, **changes: Any) -> list[Any]:
-    """`encode` as `count` processes; what each returned."""
+    """Run `encode` as `count` processes and return the result of each."""
     shared = ThreadChannel(count)
     found: list[Any] = [None] * count
 

@@ -134,7 +134,7 @@ class FakeTally:
 
 
 def actor(before: int, model: KLAutoencoder, images: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """In this process, of a job whose first unit has been begun so often."""
+    """Return an actor in this process, for a job whose first unit was started `before` times."""
     monkeypatch.setattr(ray_engine.ray, "get", lambda value: value)
     monkeypatch.setattr(writer, "_SECONDS_UNTIL_SEEN", 0)
     jobs: list[Job] = []

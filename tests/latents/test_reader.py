@@ -1,4 +1,4 @@
-"""Reading a store: draws, flips, scaling, and what is wrong with a damaged one."""
+"""Reading a store: draws, flips, scaling, and the detection of damage."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ def test_inconsistent_row_is_refused(change: Callable[[dict[str, torch.Tensor]],
 
 
 def resign(store: Path, **scaling: object) -> None:
-    """Make the description agree with what lies there, as an attacker would."""
+    """Make the description match the files, as an attacker would."""
     content = json.loads((store / "store.json").read_text())
     del content["checksum"]
     content["files"] = {name: look_at(store / name)._asdict() for name in content["files"]}

@@ -1,4 +1,4 @@
-"""Sequences of codes: order, width, mirror images, and what is refused."""
+"""Sequences of codes: order, width, mirror images, and refusals."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_unsupported_token_conversions_are_refused(tmp_path: Path) -> None:
 def test_convert_command_writes_tokens(
     kind: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the command, of a store of indices alone."""
+    """The command converts a store of only indices."""
     encode(discrete(kind), image_folder, tmp_path / "store", content="lean")
     assert main(["convert", str(tmp_path / "store"), str(tmp_path / "out"), "--format", "tokens"]) == 0
     assert "12 images for tokens" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Model folders whose configuration or weights are wrong: refused in one line, at once."""
+"""Model folders with an invalid configuration or invalid weights are refused in one line."""
 
 from __future__ import annotations
 

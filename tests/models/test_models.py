@@ -39,7 +39,7 @@ def test_posterior_samples_follow_its_moments() -> None:
     posterior = GaussianPosterior(torch.cat([torch.full((1, 2, 64, 64), 3.0), torch.full((1, 2, 64, 64), 2.0)], dim=1))
     sample = posterior.sample(torch.Generator().manual_seed(0))
     assert torch.equal(sample, posterior.sample(torch.Generator().manual_seed(0)))
-    # 8,192 draws: the mean is within 4 standard errors of e / 90, the deviation within 4 of e / 128.
+    # 8,192 draws: the mean is within 4 standard errors of e / 90, the standard deviation within 4 of e / 128.
     assert sample.mean() == pytest.approx(3.0, abs=0.12)
     assert sample.std() == pytest.approx(2.71828, abs=0.09)
     wild = GaussianPosterior(torch.full((1, 2, 1, 1), 1e6))

@@ -102,7 +102,7 @@ def test_float32_overflow_is_neither_counted_nor_hidden(
 
 
 class SignAutoencoder(IdentityAutoencoder):
-    """Discrete: the latents are the sign of what the encoder gives, and so finite whatever that is."""
+    """A discrete model: the latents are the sign of the encoder's output, and therefore always finite."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -123,7 +123,7 @@ def test_vq_model_roundtrips_through_a_folder(model: VQAutoencoder, tmp_path: Pa
 
 
 def test_training_state_causes_no_warning_on_loading(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Only a resumed run wants it; who loads the model hears nothing of it."""
+    """Only a resumed run uses it, so that loading the model causes no message about it."""
     model = tiny(VQ(8, 4, care=CodebookCare(restart_below=0.1)))
     model.save_pretrained(tmp_path)
     logger = logging.getLogger("diffusers")

@@ -1,4 +1,4 @@
-"""A prior's folder when it is not sound: each way gets a line, and nothing is built whose weights are not there."""
+"""Invalid folders of priors: each defect is refused in one line, and no network is built without its weights."""
 
 from __future__ import annotations
 

@@ -223,7 +223,7 @@ def test_lfq_and_bsq_equal_their_formulas(spherical: bool, group_bits: int) -> N
 
 
 def test_bsq_gradient_equals_the_authors_code() -> None:
-    """In their code the straight-through step goes to +-1, and 1 / sqrt(D) multiplies what comes of it."""
+    """In their code the straight-through step goes to +-1, and 1 / sqrt(D) multiplies its result."""
     quantizer = BSQ(6)
     latents, weights = torch.randn(2, 6, 3, 3, requires_grad=True), torch.randn(2, 6, 3, 3)
     (found,) = torch.autograd.grad((quantizer.quantize(latents).quantized * weights).sum(), latents)
@@ -324,7 +324,7 @@ def test_residual_levels_draw_independent_noise() -> None:
     quantizer = ResidualVQ(GumbelVQ(8, 4), 2)
     for name, value in quantizer.named_parameters():
         if ".proj." in name:
-            nn.init.zeros_(value)  # the noise alone decides
+            nn.init.zeros_(value)  # only the noise decides
     indices = run(quantizer)[1].indices
     assert not torch.equal(indices[:, 0], indices[:, 1])
 

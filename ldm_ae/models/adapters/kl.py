@@ -23,8 +23,9 @@ class KLAutoencoder(ConvolutionalAutoencoder):
     """A convolutional KL autoencoder: `diffusers.AutoencoderKL` as `net`.
 
     Args:
-        pretrained: A diffusers model folder, the name of a shipped model (`kl-f8c4-small`), or a name on the Hugging
-            Face hub, to start from. The widths and blocks below are then read from it and ignored here.
+        pretrained: A diffusers model folder, a run or a checkpoint of one (`runs/mine@best`), the name of a shipped
+            model (`kl-f8c4-small`), or a name on the Hugging Face hub, to start from. The widths and blocks below are
+            then read from it and ignored here.
         block_out_channels: Channels of each resolution level; there are `len - 1` downsamplings by 2.
         layers_per_block: ResNet blocks per level.
         latent_channels: C.
