@@ -36,8 +36,8 @@ class Scoring:
         self._shapes: set[tuple[int, ...]] = set()
         for metric in metrics:
             try:
-                if metric.pixels not in (None, setting.model.pixel_spec):
-                    other = f"images that are {metric.pixels}, and the model on {setting.model.pixel_spec}"
+                if metric.pixels not in (None, setting.pixels):
+                    other = f"images that are {metric.pixels}, and the model on {setting.pixels}"
                     raise CannotScoreError(f"{metric.info().label} works on {other}")
                 metric.prepare(setting)
             except CannotScoreError as error:
