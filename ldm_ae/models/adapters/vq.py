@@ -103,7 +103,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
 
         Its configuration is then separate: a scale that is recorded here is not in `net`.
         """
-        if isinstance(net, diffusers.VQModel) and not isinstance(net.quantize, Quantizer):
+        if not isinstance(net.quantize, Quantizer):
             net = _with_our_quantizer(net)
         return super().around(net)
 
@@ -229,14 +229,14 @@ def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
 
 def _with_our_quantizer(net: Any) -> nn.Module:
     """Return a VQModel of ours with the parts of diffusers' `net`, whose codes its quantizer shares."""
-    ours = VQModel.__new__(VQModel)
+    ours: Any = VQModel.__new__(VQModel)
     vars(ours).update(vars(net))
     ours._modules = dict(net._modules)
     codes = net.quantize.embedding.weight
     quantizer = VQ(*codes.shape, legacy=net.config.get("legacy_beta") is True).to(codes)
     quantizer.embedding.weight = codes
-    cast(Any, ours).quantize = quantizer.train(net.training)
-    return ours
+    ours.quantize = quantizer.train(net.training)
+    return cast(nn.Module, ours)
 
 
 def _from_kl(pretrained: str, folder: Path, quantizer: Quantizer | None) -> nn.Module:
