@@ -244,18 +244,9 @@ def test_metrics_are_those_of_the_command(
     tiny_model_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    command = [
-        "evaluate",
-        str(tiny_model_folder),
-        str(image_folder),
-        "--out",
-        str(out),
-        "--size",
-        "32",
-        "--workers",
-        "0",
-    ]
-    assert main([*command, "--perceptual", "stlpips_alex", "--features", "none"]) == 0
+    places = [str(tiny_model_folder), str(image_folder), "--out", str(out)]
+    options = ["--size", "32", "--workers", "0", "--limit", "4", "--perceptual", "stlpips_alex", "--features", "none"]
+    assert main(["evaluate", *places, *options]) == 0
     scores = json.loads((out / "metrics.json").read_text())["scores"]
     model = ldm_ae.load(tiny_model_folder, device="cpu")
     originals = torch.cat([ldm_ae.load_image(path, size=32) for path in sorted(image_folder.rglob("*.png"))[:4]])
