@@ -60,7 +60,7 @@ def test_every_listed_name_is_there_and_others_are_not() -> None:
 # --------------------------------------------------------------------------------------------------------------- load
 
 
-def test_load_encode_decode(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_api_loads_encodes_and_decodes(tiny_model_folder: Path, tmp_path: Path) -> None:
     photo(1, 64, 48).save(tmp_path / "photo.png")
     model = ldm_ae.load(tiny_model_folder, device="cpu")
     x = ldm_ae.load_image(tmp_path / "photo.png", size=32)
@@ -98,7 +98,7 @@ def test_load_refuses_with_the_errors_of_the_commands(tiny_model_folder: Path, m
         ldm_ae.load(model)  # type: ignore[arg-type]
 
 
-def test_broken_image_is_named(tmp_path: Path) -> None:
+def test_invalid_image_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"photo\.png: "):
         ldm_ae.load_image(tmp_path / "photo.png", size=32)

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_imports_run_one_way() -> None:
+def test_import_layers_are_respected() -> None:
     command = [
         str(Path(sys.executable).parent / "lint-imports"),
         "--config",

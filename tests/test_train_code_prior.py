@@ -66,7 +66,7 @@ def run(trainer: ModuleType, store: Path, out: Path, **changes: Any) -> int:
 
 
 @pytest.mark.parametrize("prior", ["pixelcnn", "transformer"])
-def test_rates_samples_and_what_evaluate_makes_of_it(
+def test_training_writes_rates_and_samples_and_evaluate_uses_the_prior(
     prior: str, trainer: ModuleType, store: Path, image_folder: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -114,7 +114,7 @@ def test_rates_samples_and_what_evaluate_makes_of_it(
     assert scores["prior_bits_per_pixel"] == pytest.approx(float(saved.prior.bits(everyone).mean()) / 1024, rel=0.01)
 
 
-def test_levels_of_a_residual_quantizer(
+def test_prior_supports_residual_levels(
     trainer: ModuleType, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = encode(discrete(levels=2), image_folder, tmp_path / "levels", flips=False)
@@ -127,7 +127,9 @@ def test_levels_of_a_residual_quantizer(
     assert rates["entropy"]["bits_per_code"] <= rates["frequencies"]["bits_per_code"]
 
 
-def test_it_learns(trainer: ModuleType, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prior_learns_beyond_code_frequencies(
+    trainer: ModuleType, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """From nine images: better than their frequencies, which it starts from."""
     options = dict(prior="transformer", steps=60, log_every=15, dropout=0.0, learning_rate=0.01)
     assert run(trainer, store, tmp_path / "prior", **options) == 0
@@ -136,7 +138,7 @@ def test_it_learns(trainer: ModuleType, store: Path, tmp_path: Path, capsys: pyt
     assert learned[-1] < 0.9 * rates["frequencies"]["bits_per_code"] < learned[0]
 
 
-def test_the_same_seed_gives_the_same_prior(trainer: ModuleType, store: Path, tmp_path: Path) -> None:
+def test_prior_training_is_reproducible(trainer: ModuleType, store: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert run(trainer, store, tmp_path / name, seed=seed) == 0
     first, again, other = ((tmp_path / name / "prior.safetensors").read_bytes() for name in "abc")
@@ -145,7 +147,9 @@ def test_the_same_seed_gives_the_same_prior(trainer: ModuleType, store: Path, tm
     assert (tmp_path / "a/samples.png").read_bytes() == (tmp_path / "b/samples.png").read_bytes()
 
 
-def test_codes_alone_give_a_prior_without_classes(trainer: ModuleType, image_folder: Path, tmp_path: Path) -> None:
+def test_unlabelled_codes_train_a_prior_without_classes(
+    trainer: ModuleType, image_folder: Path, tmp_path: Path
+) -> None:
     for path in image_folder.rglob("*.png"):
         path.rename(image_folder / path.name)
     store = encode(discrete(), image_folder, tmp_path / "made", content="lean")
@@ -156,7 +160,7 @@ def test_codes_alone_give_a_prior_without_classes(trainer: ModuleType, image_fol
     assert all(math.isfinite(rate["bits_per_pixel"]) for rate in rates.values())
 
 
-def test_a_damaged_store_is_told_before_the_training(
+def test_damaged_store_is_refused_before_training(
     trainer: ModuleType, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (shard,) = store.glob("32x32/*.safetensors")
@@ -169,7 +173,7 @@ def test_a_damaged_store_is_told_before_the_training(
     assert "step" not in printed.out
 
 
-def test_mistakes_get_one_line(
+def test_invalid_options_are_refused_in_one_line(
     trainer: ModuleType, store: Path, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -70,7 +70,7 @@ def evaluation(tiny_model: KLAutoencoder) -> Evaluation:
     )
 
 
-def test_the_page_is_whole_and_stands_alone(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_report_is_valid_html_without_external_resources(evaluation: Evaluation, tmp_path: Path) -> None:
     path = write_report(evaluation, tmp_path / "new" / "report")
     assert path == tmp_path / "new" / "report" / "report.html"
     text = path.read_text(encoding="utf-8")
@@ -88,7 +88,7 @@ def test_the_page_is_whole_and_stands_alone(evaluation: Evaluation, tmp_path: Pa
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
 
 
-def test_what_comes_from_data_is_escaped(evaluation: Evaluation) -> None:
+def test_report_escapes_text_from_data(evaluation: Evaluation) -> None:
     text = report.render(evaluation)
     assert "<script" not in text
     page = Page(text)
@@ -97,7 +97,7 @@ def test_what_comes_from_data_is_escaped(evaluation: Evaluation) -> None:
     assert page.text.count(HOSTILE) >= 6
 
 
-def test_the_page_shows_scores_beside_their_baseline(evaluation: Evaluation) -> None:
+def test_report_shows_scores_beside_their_baseline(evaluation: Evaluation) -> None:
     text = Page(report.render(evaluation)).text
     for name in ("psnr", "ssim", "mean_distance", "frechet_colour"):
         assert report._number(evaluation.scores[name]) in text
@@ -131,7 +131,7 @@ def test_verdicts_follow_the_direction_of_each_score(evaluation: Evaluation) -> 
     assert "worse than the thumbnail's 100.00" in Page(report.render(perfect)).text
 
 
-def test_pictures_are_the_images(evaluation: Evaluation) -> None:
+def test_report_images_equal_the_evaluated_ones(evaluation: Evaluation) -> None:
     page = Page(report.render(evaluation))
     sources = [image["src"] or "" for image in page.all("img")]
     # first, worst and best two of four views each; two strips of the original and four channels
@@ -142,7 +142,7 @@ def test_pictures_are_the_images(evaluation: Evaluation) -> None:
     assert all(image["alt"] for image in page.all("img"))
 
 
-def test_large_pictures_are_webp(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_report_images_are_webp(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = to_uint8_image(pictures(1)[0])
     assert page.data_uri(picture).startswith("data:image/png;base64,")
     monkeypatch.setattr(page, "LARGEST_PNG", 32 * 32 - 1)
@@ -153,7 +153,7 @@ def test_large_pictures_are_webp(monkeypatch: pytest.MonkeyPatch) -> None:
     assert difference.mean() < 6  # levels: lossy, by 4:2:0 chroma above all
 
 
-def test_metrics_json_has_everything_in_numbers(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_metrics_json_contains_every_number(evaluation: Evaluation, tmp_path: Path) -> None:
     write_report(evaluation, tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["scores"] == evaluation.scores
@@ -163,7 +163,7 @@ def test_metrics_json_has_everything_in_numbers(evaluation: Evaluation, tmp_path
     assert [c["std"] for c in metrics["latent_channels"]] == [c.std for c in evaluation.channels]
 
 
-def test_a_long_table_is_cut_and_says_so(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_table_is_truncated_with_a_note(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "TABLE_ROWS", 2)
     text = report.render(evaluation)
     assert "The first 2 of 6; metrics.json has all." in text
@@ -171,7 +171,7 @@ def test_a_long_table_is_cut_and_says_so(evaluation: Evaluation, monkeypatch: py
     assert table.count("<tr>") == 1 + 2
 
 
-def test_one_image_no_pictures_no_rate(tmp_path: Path) -> None:
+def test_report_of_one_image_without_images_or_rate(tmp_path: Path) -> None:
     result = evaluate(
         IdentityAutoencoder(),
         loader(1),
@@ -187,13 +187,13 @@ def test_one_image_no_pictures_no_rate(tmp_path: Path) -> None:
     assert "equal to the thumbnail's 100.00" in page.text
 
 
-def test_a_folder_that_cannot_be_written_to(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_unwritable_report_folder_is_refused(evaluation: Evaluation, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
         write_report(evaluation, tmp_path / "file" / "report")
 
 
-def test_a_target_that_cannot_be_replaced(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_report_target_that_is_a_folder_is_refused(evaluation: Evaluation, tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     with pytest.raises(UserError, match="cannot write the report to"):
         write_report(evaluation, tmp_path)

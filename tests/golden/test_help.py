@@ -49,6 +49,7 @@ def test_help_of_a_command(command: str, golden: Golden, capsys: pytest.CaptureF
     golden.text(f"help/{command}.txt", help_of(command, capsys=capsys), words=words_alone())
 
 
+@pytest.mark.slow
 def test_help_of_train(golden: Golden, tmp_path: Path) -> None:
     log = tmp_path / "help.txt"
     assert run_script(Path(__file__).with_name("print_help.py"), ["train", "--help"], log) == 0

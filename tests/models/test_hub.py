@@ -57,7 +57,7 @@ def of_hub(kind: type[OSError], message: str) -> OSError:
     return error
 
 
-def test_the_class_is_the_one_that_the_repository_holds(fake: FakeHub, tmp_path: Path) -> None:
+def test_model_class_follows_the_hub_repository(fake: FakeHub, tmp_path: Path) -> None:
     models = {
         "kl": KLAutoencoder(**SMALL), "vq": VQAutoencoder(quantizer=VQ(8, 4), **SMALL),
         "fsq": VQAutoencoder(quantizer=FSQ((5, 5)), **SMALL),
@@ -80,7 +80,7 @@ def test_the_class_is_the_one_that_the_repository_holds(fake: FakeHub, tmp_path:
         KLAutoencoder(pretrained="owner/vq")
 
 
-def test_what_is_on_the_hub_and_no_autoencoder(fake: FakeHub, tmp_path: Path) -> None:
+def test_hub_repositories_without_an_autoencoder_are_refused(fake: FakeHub, tmp_path: Path) -> None:
     there = tmp_path / "hub/owner"
     (there / "files").mkdir(parents=True)
     (there / "files/model.ckpt").write_bytes(b"x")
@@ -96,7 +96,7 @@ def test_what_is_on_the_hub_and_no_autoencoder(fake: FakeHub, tmp_path: Path) ->
         load_autoencoder("owner/pickled")
 
 
-def test_each_failure_has_its_own_words(fake: FakeHub) -> None:
+def test_each_hub_failure_has_its_own_message(fake: FakeHub) -> None:
     offline = LocalEntryNotFoundError("Cannot find")
     offline.__cause__ = ConnectionError("[Errno -2] Name or service not known")
     for error, words in (
@@ -116,7 +116,7 @@ def test_each_failure_has_its_own_words(fake: FakeHub) -> None:
         load_autoencoder("owner/name")
 
 
-def test_offline_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_named_in_the_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library itself, as the tests run it."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="nothing is looked up, because HF_HUB_OFFLINE is set"):
@@ -136,7 +136,9 @@ def test_paths_are_not_looked_up(name: str, fake: FakeHub, tmp_path: Path) -> No
     assert fake.asked == []
 
 
-def test_the_nearest_name_is_told(fake: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_model_suggests_the_nearest_name(
+    fake: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "runs/kl_f8").mkdir(parents=True)
     for name, words in (("runs/kl_f9", "did you mean runs/kl_f8?"), ("kl-f8c4-smal", "did you mean kl-f8c4-small?"),
                         ("runs/other", "on the Hugging Face hub it would be hf:runs/other"),
@@ -155,7 +157,7 @@ def test_images_are_not_looked_up(fake: FakeHub, tmp_path: Path) -> None:
     assert fake.asked == []
 
 
-def test_a_file_is_told_how_it_becomes_a_model(fake: FakeHub, tmp_path: Path) -> None:
+def test_weights_file_in_place_of_a_model_suggests_import(fake: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "vae.safetensors").write_bytes(b"x")
     with pytest.raises(UserError, match=r"is a file, not a model folder; make one of it: ldm-ae import"):
         load_autoencoder("vae.safetensors")

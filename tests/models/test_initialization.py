@@ -35,7 +35,7 @@ def thumbnail_and_back(pixel_values: Tensor, levels: int) -> tuple[Tensor, Tenso
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_begins_as_a_thumbnail_enlarged_again(shape: dict[str, object]) -> None:
+def test_thumbnail_initialization_downscales_and_upscales_images(shape: dict[str, object]) -> None:
     arguments = {"layers_per_block": 1, "mid_block_add_attention": False, "initialization": "thumbnail"} | shape
     model = KLAutoencoder(**arguments).eval()  # type: ignore[arg-type]
     x = smooth()
@@ -51,7 +51,7 @@ def test_it_begins_as_a_thumbnail_enlarged_again(shape: dict[str, object]) -> No
     assert (found - large)[inside].abs().mean() < 0.06 * large[inside].abs().mean()
 
 
-def test_every_part_learns_from_there() -> None:
+def test_every_parameter_learns_after_thumbnail_initialization() -> None:
     model = KLAutoencoder(
         block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False,
         initialization="thumbnail",
@@ -70,7 +70,7 @@ def test_every_part_learns_from_there() -> None:
     assert unmoved == []
 
 
-def test_the_start_is_of_the_weights_alone_and_is_saved_with_them(tmp_path) -> None:
+def test_thumbnail_initialization_is_saved_with_the_weights(tmp_path) -> None:
     model = KLAutoencoder(
         block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False,
         initialization="thumbnail",
@@ -88,7 +88,7 @@ def test_the_start_is_of_the_weights_alone_and_is_saved_with_them(tmp_path) -> N
         ({"act_fn": "relu"}, "needs act_fn silu"),
     ],
 )
-def test_networks_that_cannot_begin_so_are_refused(arguments: dict[str, object], words: str) -> None:
+def test_thumbnail_initialization_refuses_unsupported_networks(arguments: dict[str, object], words: str) -> None:
     base = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4}
     with pytest.raises(UserError, match=words):
         KLAutoencoder(initialization="thumbnail", **(base | arguments))  # type: ignore[arg-type]

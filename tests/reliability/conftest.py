@@ -16,6 +16,15 @@ SCRIPTS = ROOT / "scripts" / "reliability"
 CLI = ROOT / "ldm_ae" / "cli.py"
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses `samples`: to make them takes seconds."""
+    for item in items:
+        here = item.path.is_relative_to(Path(__file__).parent)
+        if here and "samples" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _scripts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

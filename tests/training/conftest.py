@@ -10,7 +10,8 @@ import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from tests.training.common import TINY
+from tests.pictures import write_class_folders
+from tests.training.common import TINY, run
 
 
 @pytest.fixture
@@ -38,8 +39,24 @@ def accelerator(make_accelerator: Callable[[str], Accelerator]) -> Accelerator:
 
 @pytest.fixture
 def tiny_config(tmp_path: Path, image_folder: Path) -> Path:
+    return write_config(tmp_path / "tiny.yaml", image_folder)
+
+
+@pytest.fixture(scope="session")
+def shared_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of `shared_run`."""
+    folder = tmp_path_factory.mktemp("shared")
+    return write_config(folder / "tiny.yaml", write_class_folders(folder / "images"))
+
+
+@pytest.fixture(scope="session")
+def shared_run(shared_config: Path) -> Path:
+    """A finished run of `shared_config`. Tests read it, or change a copy."""
+    return run(shared_config, shared_config.with_name("run"))
+
+
+def write_config(path: Path, images: Path) -> Path:
     config = json.loads(json.dumps(TINY))
-    config["data"]["train"] = str(image_folder)
-    path = tmp_path / "tiny.yaml"
+    config["data"]["train"] = str(images)
     path.write_text(yaml.safe_dump(config))
     return path

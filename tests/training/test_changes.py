@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,27 +18,44 @@ from tests.pictures import smooth_picture
 from tests.training.common import TINY, files, run
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images, a recipe of three steps for them, and a run by it. `folder` restores it for each test."""
+    folder = tmp_path_factory.mktemp("changes") / "folder"
+    (folder / "images").mkdir(parents=True)
     for i in range(8):
-        smooth_picture(i, 24, 20).save(folder / f"{i}.png")
-    return folder
+        smooth_picture(i, 24, 20).save(folder / "images" / f"{i}.png")
+    config = TINY | {
+        "data": TINY["data"] | {"train": str(folder / "images")}, "training": TINY["training"] | {"max_steps": 3},
+    }  # fmt: skip
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    run(folder / "tiny.yaml", folder / "run")
+    return folder.rename(folder.with_name("saved"))
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, images: Path) -> Path:
-    config = TINY | {"data": TINY["data"] | {"train": str(images)}, "training": TINY["training"] | {"max_steps": 3}}
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+def folder(saved: Path) -> Iterator[Path]:
+    """A fresh copy, at the path that the run's configuration records."""
+    copy = saved.with_name("folder")
+    shutil.copytree(saved, copy)
+    yield copy
+    shutil.rmtree(copy)
 
 
 @pytest.fixture
-def begun(recipe: Path, tmp_path: Path) -> Path:
+def images(folder: Path) -> Path:
+    return folder / "images"
+
+
+@pytest.fixture
+def recipe(folder: Path) -> Path:
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture
+def begun(folder: Path) -> Path:
     """A run of three steps."""
-    return run(recipe, tmp_path / "run")
+    return folder / "run"
 
 
 def lines(out: Path, kind: str) -> list[dict]:
@@ -114,6 +132,7 @@ def test_what_may_not_change_is_refused_by_name_and_leaves_the_run_as_it_was(
     assert files(begun) == before
 
 
+@pytest.mark.slow
 def test_other_images_under_the_same_path_are_refused_and_another_spelling_is_not(
     begun: Path, recipe: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +216,7 @@ def test_a_new_option_is_logged(begun: Path, recipe: Path) -> None:
     assert changed["optimizer.options.weight_decay"] == ("(not set)", "0.1")
 
 
+@pytest.mark.slow
 def test_a_run_begins_neither_among_other_files_nor_among_its_images(
     recipe: Path, images: Path, tmp_path: Path
 ) -> None:

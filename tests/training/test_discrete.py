@@ -73,7 +73,9 @@ def files(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("name", list(QUANTIZERS))
+@pytest.mark.parametrize(
+    "name", [name if name == "FSQ" else pytest.param(name, marks=pytest.mark.slow) for name in QUANTIZERS]
+)
 def test_run_and_resume(name: str, image_folder: Path, tmp_path: Path) -> None:
     config = recipe(name, image_folder, tmp_path / "recipe.yaml")
     out = train(["--config", str(config), "--out", str(tmp_path / "run")])
@@ -176,6 +178,7 @@ def take_step(parts: StepParts, batches: list[MicroBatch]) -> dict[str, Tensor]:
     return found | {f"log.{name}": logs[name] for name in ("codebook_usage", "codebook_perplexity")}
 
 
+@pytest.mark.slow
 def test_accumulation_equals_one_batch() -> None:
     """The adaptive weight takes passes of its own ahead; codes learn from the step's alone."""
     accelerator = Accelerator(cpu=True)

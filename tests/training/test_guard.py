@@ -53,7 +53,11 @@ def state(trainer: Trainer) -> Iterator[Tensor]:
 
 @pytest.mark.parametrize(
     ("fault", "term"),
-    [(in_image, "rec_loss"), (in_generator, "grad_norm"), (in_discriminator, "discriminator_grad_norm")],
+    [
+        (in_image, "rec_loss"),
+        pytest.param(in_generator, "grad_norm", marks=pytest.mark.slow),
+        pytest.param(in_discriminator, "discriminator_grad_norm", marks=pytest.mark.slow),
+    ],
 )
 def test_nothing_changes_and_the_message_names_it(
     tiny_config: Path,
@@ -89,6 +93,7 @@ def test_nothing_changes_and_the_message_names_it(
     assert lines[-1]["step"] == 6  # it went on to the end
 
 
+@pytest.mark.slow
 def test_the_run_stops_after_too_many_in_a_row(
     tiny_config: Path,
     tmp_path: Path,
@@ -120,6 +125,7 @@ def skipped(folder: Path) -> list[int]:
     return [line["skipped_steps"] for line in lines if line["kind"] == "train" and line["step"] >= 6]
 
 
+@pytest.mark.slow
 def test_the_scaler_finds_its_scale_without_alarm(
     tiny_config: Path,
     tmp_path: Path,
@@ -198,6 +204,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(
     assert {path: sha256(path) for path in good} == good
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_being_written_is_whole_before_an_error_leaves_the_run(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

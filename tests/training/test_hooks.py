@@ -159,6 +159,7 @@ def doubles(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_resume_equals_uninterrupted_and_checkpoints_hold_what_learns(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def test_resume_equals_uninterrupted_and_checkpoints_hold_what_learns(
         run(tiny_config, expected)
 
 
+@pytest.mark.slow
 def test_a_run_from_before_regularizers_goes_on_without_one(tiny_config: Path, tmp_path: Path) -> None:
     out = run(tiny_config, tmp_path / "run", "--training.max_steps", "1")
     config = yaml.safe_load((out / "config.yaml").read_text())
@@ -206,6 +208,7 @@ def test_identity_settings_that_are_not_recorded_stand_for_the_default(tmp_path:
             check_identity(tmp_path, saved, now)
 
 
+@pytest.mark.slow
 def test_noise_is_for_training_alone(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no learning to speak of, validation scores are the same with and without; training losses are not."""
     found = {}

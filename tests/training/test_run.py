@@ -254,6 +254,7 @@ def test_a_class_can_be_given_by_its_name_or_by_a_class_path(path: str) -> None:
     assert config.objective.reconstruction.class_path == "ldm_ae.losses.Charbonnier"
 
 
+@pytest.mark.slow
 def test_the_old_key_bad_share_keeps_working(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "old.yaml"
     path.write_text("data: {bad_share: 0.125, train: y}\nout: x\nmodel: KLAutoencoder\n")

@@ -27,6 +27,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "playground": {"scaling_factor": 0.5, "shift_factor": None, **VECTORS},
 }
 """Configurations of published autoencoders."""
+FORM_PARAMETERS = [name if name == "sd" else pytest.param(name, marks=pytest.mark.slow) for name in FORMS]
 
 
 def published(form: str, folder: Path) -> Path:
@@ -68,7 +69,7 @@ def scale_of(folder: Path) -> dict[str, Any]:
 DECODER = ["decoder.*", "post_quant_conv.*"]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORM_PARAMETERS)
 def test_training_the_decoder_alone_keeps_the_scale(
     form: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +117,7 @@ def test_the_factor_of_earlier_versions_is_written_as_it_was_meant(
         torch.testing.assert_close(whitened * std_of / config["scaling_factor"] + mean_of, latents)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORM_PARAMETERS)
 def test_a_changed_encoder_is_measured_in_the_form_that_its_pipelines_read(
     form: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_changed_encoder_is_measured_in_the_form_that_its_pipelines_read(
         assert found["shift_factor"] == 0.0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_knows_that_its_encoder_has_changed(image_folder: Path, tmp_path: Path) -> None:
     model = published("flux", tmp_path / "published")
     whole = train_from(model, image_folder, tmp_path / "whole", trainable=["*"], steps=3)
@@ -162,6 +164,7 @@ def test_a_resumed_run_knows_that_its_encoder_has_changed(image_folder: Path, tm
     assert scale_of(parts / "model")["scaling_factor"] != 0.3611
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_changed_encoder_is_measured_by_export(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +220,7 @@ def test_what_counts_as_constant(spread: float) -> None:
         assert statistics.scaling_factor == pytest.approx(1 / (20.0 * spread), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_nearly_constant_latents_cost_no_work(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def check(model: Autoencoder, resolution: int, *, validation: bool = False, batc
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_discriminator_of_a_later_phase_is_tried(tiny_model: KLAutoencoder) -> None:
     parts = {"discriminator": PatchDiscriminator(ndf=8), "start": 99}
     check(tiny_model, 24, **parts)
@@ -79,6 +80,7 @@ def test_discrete_models_are_left_as_they_are(quantizer) -> None:
         check(model, 16, weights={"kl": 1.0})
 
 
+@pytest.mark.slow
 def test_eight_pixels_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     for i in range(4):
         (tmp_path / "images").mkdir(exist_ok=True)

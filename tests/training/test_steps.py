@@ -169,6 +169,7 @@ def test_half_precision_keeps_float32_parameters_and_close_gradients(
     assert {p.dtype for p in parts.plain_discriminator.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_log_variance_is_optimized(accelerator: Accelerator) -> None:
     """Its optimum is the mean error: there its gradient vanishes, elsewhere it points there."""
     parts = make_parts(accelerator, discriminator=False, perceptual=None, reduction="mean")

@@ -78,6 +78,7 @@ def test_images_that_the_metric_cannot_score_are_refused_beforehand() -> None:
     check_best(Validation([MSSSIM()], MSSSIM(), added=False), resolution=64, images=1)  # tried elsewhere
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_best_by_a_registered_metric(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
