@@ -29,8 +29,8 @@ def load(
     """Load an autoencoder for inference: in eval mode and without gradients.
 
     Args:
-        model: A diffusers model folder, a run directory, a checkpoint, `owner/name` on the Hugging Face hub, or the
-            name of a shipped model (`kl-f8c4-small`, `vq-f8-small`).
+        model: A diffusers model folder, a run directory, a checkpoint (also by name: `runs/mine@best`), a name on the
+            Hugging Face hub (`hf:owner/name`), or the name of a shipped model (`kl-f8c4-small`, `vq-f8-small`).
         device: Device to run on; `auto` picks an accelerator if there is one.
         dtype: `fp32`, `bf16` or `fp16`, or torch's dtype; `auto` is bf16 on a device that is fast in it and fp32 on
             others; None is fp32. Images, latents and reconstructions are float32 in any dtype. In fp16, a batch that

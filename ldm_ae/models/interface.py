@@ -12,18 +12,21 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.images.in_memory import Images, Range, batches_of_one_size, pixel_values_of, to_uint8_image
 from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models.posteriors import Posterior
 from ldm_ae.models.scaling import NO_SCALE, mark_scaled_encoder
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ldm_ae.images.in_memory import Images, Range
 
 SAMPLE_SIZE = "_sample_size"
 """Configuration key of `sample_size`, where the network's class has no key of its own."""
@@ -78,7 +81,7 @@ class Autoencoder(nn.Module, abc.ABC):
         """Load a folder whose `_class_name` is one of `class_names`, in float32.
 
         Raises:
-            UserError: the folder is damaged, or its images are not supported.
+            UserError: The folder is damaged, or its images are not supported.
         """
         opening: Callable[..., Autoencoder] = cls
         model = opening(pretrained=str(folder))
@@ -248,6 +251,8 @@ class Autoencoder(nn.Module, abc.ABC):
             UserError: another type, shape, dtype or range, images of different sizes, or a size that is not divisible
                 by the downsample factor.
         """
+        from ldm_ae.images.in_memory import batches_of_one_size, pixel_values_of
+
         parts = pixel_values_of(images, size=size, value_range=value_range)
         batches = batches_of_one_size(parts, batch_size)
         try:
@@ -268,18 +273,18 @@ class Autoencoder(nn.Module, abc.ABC):
         Raises:
             UserError: another shape, or a decoded image that is not finite.
         """
+        from ldm_ae.images.in_memory import to_uint8_image
+
         self.require_latents(latents, on_device=False)
         if not latents.isfinite().all():
             raise UserError("latents must be finite, and some values are not")
         images: list[Image.Image] = []
         for part in latents.split(batch_size):
-            for reconstruction in self.decode(part.to(self.device)):
-                if not reconstruction.isfinite().all():
-                    fix = "check that they are unscaled" if self.dtype == torch.float32 else "load the model in fp32"
-                    raise UserError(
-                        f"the image decoded from latents[{len(images)}] is not finite in {self.dtype}; {fix}"
-                    )
-                images.append(to_uint8_image(reconstruction))
+            for image in self.decode(part.to(self.device)):
+                if not image.isfinite().all():
+                    where = f"the image decoded from latents[{len(images)}] is not finite in {self.dtype}"
+                    raise UserError(f"{where}; check that the latents are unscaled, or load the model in fp32")
+                images.append(to_uint8_image(image))
         return images
 
     def scale(self, latents: Tensor) -> Tensor:
@@ -295,8 +300,7 @@ class Autoencoder(nn.Module, abc.ABC):
     def require_images(self, pixel_values: Tensor) -> None:
         """Raise UserError unless `encode` accepts these images; every `encode` begins with it.
 
-        The values are checked for callers of the interface: not in training mode, in compiled code, or in
-        `ldm_ae.images.pixels.images_in_range`.
+        The values are not checked in training mode, compiled code and `ldm_ae.images.pixels.images_in_range`.
         """
         spec = self.spec
         spec.pixels.require_images(pixel_values)
@@ -377,7 +381,7 @@ class Autoencoder(nn.Module, abc.ABC):
         `ldm_ae.models.scaling.measured_scaling` returns a measured scale in the form that the model's pipelines read.
 
         Raises:
-            UserError: the network's class has no configuration key for a part of it.
+            UserError: The network's class has no configuration key for a part of it.
         """
         scale: dict[str, Any] = {
             "scaling_factor": scaling_factor, "shift_factor": shift_factor, "latents_mean": latents_mean,
@@ -388,8 +392,7 @@ class Autoencoder(nn.Module, abc.ABC):
             if key not in places and value != NO_SCALE[key]:
                 known = ", ".join(places) or "none"
                 raise UserError(
-                    f"{type(self.net).__name__} has no place for {key} {value}; its configuration holds {known} of a "
-                    "scale"
+                    f"{type(self.net).__name__} cannot store {key} {value}; of a scale its configuration holds {known}"
                 )
         # A number where diffusers' default is null: pipelines of SD3 and FLUX add the shift, the others ignore it.
         self.net.register_to_config(**{key: scale[key] for key in places})

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm_ae.discriminators import BothSides, Discriminator
+from ldm_ae.discriminators import Discriminator, DiscriminatorPass
 from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import Autoencoder, Posterior
 from ldm_ae.regularizers import Regularizer
@@ -185,7 +185,7 @@ class TrainingLosses(nn.Module):
 
     def _parts(self) -> StepParts:
         caller: Any = _Caller()
-        pair = None if self.discriminator is None else BothSides(self.discriminator)
+        pair = None if self.discriminator is None else DiscriminatorPass(self.discriminator)
         return StepParts(caller, self.training_pass, self.objective, pair)
 
 

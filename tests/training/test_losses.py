@@ -127,7 +127,7 @@ def test_training_losses_refuse() -> None:
             losses.generator_loss(images, step=0)
     losses.generator_loss(torch.zeros(1, 3, 16, 16), step=0)
     losses.generator_loss(torch.full((1, 3, 16, 16), 2.0), step=1)  # only the first batch waits for the device
-    with pytest.raises(UserError, match="no term 'commitment'"):
+    with pytest.raises(UserError, match="got 'commitment'"):
         TrainingLosses(model, ObjectiveConfig(regularization_weights={"commitment": 1.0})).generator_loss(
             torch.zeros(1, 3, 16, 16), step=0
         )
