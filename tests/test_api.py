@@ -17,10 +17,12 @@ from torch import nn
 
 import ldm_ae
 from ldm_ae.cli import main
+from ldm_ae.core import precision
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.uint8 import from_levels
 from ldm_ae.models import KLAutoencoder, OverflowGuard, VQAutoencoder
 from ldm_ae.quantizers import FSQ, VQ
+from tests.models.patch_linear import PatchLinear
 from tests.pictures import smooth_picture
 
 SMALL = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "mid_block_add_attention": False}
@@ -102,6 +104,19 @@ def test_invalid_image_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"photo\.png: "):
         ldm_ae.load_image(tmp_path / "photo.png", size=32)
+
+
+def test_load_warns_about_a_slow_dtype_in_its_own_terms(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(precision.SPEED_VARIABLE, "0.1")
+    precision._warn_if_slow.cache_clear()
+    ldm_ae.load(tiny_model_folder, device="cpu", dtype="bf16")
+    precision._warn_if_slow.cache_clear()
+    (message,) = caplog.messages
+    assert "bf16 is slow" in message
+    assert "dtype='fp32'" in message
+    assert "--" not in message
 
 
 # ------------------------------------------------------------------------------------------------- images and latents
@@ -233,8 +248,20 @@ def test_wrap_of_a_vq_model_of_diffusers(legacy: bool) -> None:
 def test_wrap_refuses_other_objects(model: KLAutoencoder) -> None:
     with pytest.raises(UserError, match=r"a Linear cannot be wrapped; .* AutoencoderKL, QuantizedAutoencoder, VQModel"):
         ldm_ae.wrap(nn.Linear(1, 1))
-    with pytest.raises(UserError, match=r"ldm_ae\.wrap\(pipeline\.vae\)"):
-        ldm_ae.wrap(SimpleNamespace(vae=model.net))
+    for name in ("vae", "vqvae"):
+        with pytest.raises(UserError, match=rf"ldm_ae\.wrap\(pipeline\.{name}\)"):
+            ldm_ae.wrap(SimpleNamespace(**{name: model.net}))
+
+
+@pytest.mark.usefixtures("patch_linear")
+def test_wrap_takes_classes_of_plugins_and_their_subclasses() -> None:
+    class Derived(PatchLinear):
+        pass
+
+    net = Derived()
+    wrapped = ldm_ae.wrap(net)
+    assert (type(wrapped).__name__, wrapped.net) == ("PatchLinearAutoencoder", net)
+    assert wrapped.encode_images(photo()).shape == (1, 6, 6, 8)
 
 
 # ------------------------------------------------------------------------------------------------ metrics and evaluate

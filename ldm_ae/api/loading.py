@@ -18,6 +18,8 @@ _PRECISIONS: dict[object, str] = {
     "auto": "auto", None: "fp32", **{name: name for name in DTYPES}, **{dtype: name for name, dtype in DTYPES.items()},
 }  # fmt: skip
 """Precisions by the values of `dtype`."""
+_OF_PIPELINES = ("vae", "vqvae", "movq")
+"""Attributes under which pipelines hold their autoencoder."""
 
 
 def load(
@@ -84,9 +86,8 @@ def wrap(network: Any) -> Autoencoder:
     for cls in type(network).__mro__:
         if cls.__name__ in AUTOENCODERS and isinstance(network, torch.nn.Module):
             return AUTOENCODERS[cls.__name__].around(network)
+    held = next((name for name in _OF_PIPELINES if hasattr(network, name)), None)
     fix = (
-        "pass its autoencoder, ldm_ae.wrap(pipeline.vae)"
-        if hasattr(network, "vae")
-        else f"it must be one of {', '.join(AUTOENCODERS)}"
+        f"pass its autoencoder, ldm_ae.wrap(pipeline.{held})" if held else f"expected one of {', '.join(AUTOENCODERS)}"
     )
     raise UserError(f"a {type(network).__name__} cannot be wrapped; {fix}")
