@@ -121,6 +121,7 @@ def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
     from ldm_ae.core.devices import pick_device
     from ldm_ae.data import open_source
     from ldm_ae.models import is_model_folder, load_autoencoder
+    from ldm_ae.models.loading.folder import local_folder
 
     if args.model == DEFAULT_MODEL and is_model_folder(args.images):
         raise UserError(
@@ -131,4 +132,6 @@ def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
             f"--batch-size must be at least 1 and --workers at least 0; got {args.batch_size} and {args.workers}"
         )
     keep_freed_memory(pick_device(args.device))
-    return load_autoencoder(args.model), open_source(args.images)
+    folder = local_folder(args.model)  # wrong names are refused before the import of diffusers, which takes seconds
+    source = open_source(args.images)
+    return load_autoencoder(folder), source

@@ -16,7 +16,8 @@ from pathlib import Path
 from statistics import median
 
 COMMANDS = (
-    "--help", "encode --help", "encode images store --sise 32", "train --config nowhere.yaml", "train --help",
+    "--help", "encode --help", "encode images store --sise 32", "train --config nowhere.yaml",
+    "train --config configs/kl_f8.yaml --lr 1e-4", "train --help",
 )  # fmt: skip
 
 
