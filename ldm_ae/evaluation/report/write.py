@@ -16,8 +16,9 @@ from ldm_ae.evaluation.latent_summary import HISTOGRAM_DEVIATIONS
 from ldm_ae.evaluation.metrics.interface import ScoreInfo
 from ldm_ae.evaluation.report.codebook_page import codebook_section
 from ldm_ae.evaluation.report.page import STYLE, bars, data_uri, table
-from ldm_ae.evaluation.report.pictures import ERROR_GAIN, LATENT_REACH, error_map, latent_channel_pictures, levels_image
+from ldm_ae.evaluation.report.pictures import ERROR_GAIN, LATENT_REACH, error_map, latent_channel_pictures
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX
+from ldm_ae.images.in_memory import levels_image
 from ldm_ae.images.uint8 import from_levels
 from ldm_ae.io.files import make_folder, write_json, writing
 
