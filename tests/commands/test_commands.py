@@ -190,7 +190,7 @@ def no_weights(folder: Path) -> Path:
         (["encode", "{model}", "{tmp}/nowhere", "{tmp}/s"], "no such folder or file"),
         (["encode", "{model}", "{tmp}/empty", "{tmp}/s"], "no images in"),
         (["encode", "{tmp}/nowhere", "{images}", "{tmp}/s"], "no such model"),
-        (["encode", "{tmp}/empty", "{images}", "{tmp}/s"], "is no model"),
+        (["encode", "{tmp}/empty", "{images}", "{tmp}/s"], "is not a model"),
         (["encode", "{weightless}", "{images}", "{tmp}/s"], "has a config.json but no weights"),
         (
             ["encode", "{model}", "{images}", "{tmp}/s", "--size", "30"],

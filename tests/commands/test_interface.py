@@ -77,6 +77,8 @@ def test_commands_have_distinct_positions_in_the_list() -> None:
         *[([name, "--help"], 0) for name in COMMANDS if name != "train"],
         (["encode", "images", "store", "--sise", "32"], 2),
         (["evaluate", "images", "--perceptual", "vgg"], 2),
+        ([], 0),
+        (["recipes"], 0),
         (["enocde"], 2),
         (["train"], 2),
         (["train", "--config", "nowhere.yaml"], 2),
@@ -110,6 +112,21 @@ def test_unknown_command_names_the_nearest_one_and_lists_all(capsys: pytest.Capt
     assert "'enocde'; did you mean encode?" in err
     assert ", ".join(sorted(COMMANDS)) in err
     assert err.count("\n") == 1
+
+
+def test_without_arguments_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    printed = capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert printed == capsys.readouterr()
+
+
+def test_option_in_place_of_a_command_names_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["--hepl"])
+    assert exited.value.code == 2
+    assert "unrecognized arguments: --hepl; did you mean --help?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("word", "near"), [("--sise", "--size"), ("--batchsize=3", "--batch-size")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -163,12 +164,74 @@ def test_model_without_a_checkpoint_is_not_overwritten(begun: Path, recipe: Path
     assert files(begun) == before
 
 
-def test_finished_run_is_reported(begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rerunning_a_finished_run_says_so_and_writes_nothing(
+    begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat() for path in begun.rglob("*")}
     capsys.readouterr()
     run(recipe, begun)
-    said = capsys.readouterr().err
-    assert "the run is finished at step 3; a larger training.max_steps continues it" in said
-    assert lines(begun, "train")[-1]["step"] == 3
+    words = capsys.readouterr().err
+    assert "finished:  step 3 of 3; nothing is left to train" in words
+    assert "add --training.max_steps 6, or any number above 3" in words
+    assert f"model:     {begun / 'model'} (EMA weights of step 3)" in words
+    assert "continuing" not in words
+    after = {path: path.stat() for path in begun.rglob("*")}
+    assert after.keys() == before.keys()
+    assert all(after[path].st_mtime_ns == before[path].st_mtime_ns for path in before if path.is_file())
+    run(recipe, begun, "--training.max_steps", "4")
+    assert lines(begun, "train")[-1]["step"] == 4
+
+
+def test_a_run_that_ended_before_its_model_was_written_writes_it(
+    begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = files(begun / "model")
+    log = begun / "metrics.jsonl"
+    text = log.read_text().splitlines()
+    assert json.loads(text[-1])["kind"] == "finished"
+    log.write_text("\n".join(text[:-1]) + "\n")
+    (begun / "model" / "config.json").write_text("{}")
+    run(recipe, begun)
+    assert files(begun / "model") == expected
+    assert "step 3 of 3; nothing is left to train" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_changed_settings_are_in_the_history(begun: Path, recipe: Path) -> None:
+    history = begun / "history.jsonl"
+    assert not history.exists()
+    for more in (["--optimizer.learning_rate", "1e-8", "--optimizer.options.weight_decay", "0.1"], []):
+        run(recipe, begun, "--training.max_steps", str(4 + (not more)), *more)
+    first, second = [json.loads(line) for line in history.read_text().splitlines()]
+    assert first["step"] == 3
+    assert first["changes"] == {
+        "optimizer.learning_rate": {"from": 1e-4, "to": 1e-8},
+        "optimizer.options.weight_decay": {"from": "(not set)", "to": 0.1},
+        "training.max_steps": {"from": 3, "to": 4},
+    }
+    assert (second["step"], second["changes"]["optimizer.learning_rate"]) == (4, {"from": 1e-8, "to": 1e-4})
+    assert datetime.fromisoformat(first["time"]) <= datetime.fromisoformat(second["time"])
+
+
+@pytest.mark.slow
+def test_a_refused_start_leaves_the_log_as_it_was(begun: Path, recipe: Path) -> None:
+    """Lines past the newest checkpoint are removed once all checks have passed."""
+    with open(begun / "metrics.jsonl", "a") as log:
+        log.write('{"step": 4, "kind": "train"}\n')
+    before = files(begun)
+    with pytest.raises(UserError, match=r"past training\.max_steps 2"):
+        run(recipe, begun, "--training.max_steps", "2")
+    assert files(begun) == before
+    run(recipe, begun, "--training.max_steps", "4")
+    assert [line["step"] for line in lines(begun, "train")].count(4) == 1
+
+
+def test_lines_of_a_start_without_a_checkpoint_are_replaced(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "metrics.jsonl").write_text('{"step": 2, "kind": "train"}\n')
+    run(recipe, out)
+    assert [line["step"] for line in lines(out, "train")] == [2, 3]
 
 
 def test_discriminator_that_never_starts_causes_a_warning(recipe: Path, tmp_path: Path) -> None:

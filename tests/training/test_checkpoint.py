@@ -18,9 +18,9 @@ from torch import nn
 from ldm_ae.core.background import BackgroundWriter
 from ldm_ae.core.errors import RunError, UserError
 from ldm_ae.io.files import sha256, write_json
+from ldm_ae.io.manifests import MANIFEST
 from ldm_ae.models import KLAutoencoder, load_autoencoder
 from ldm_ae.training.checkpoints.checkpoint import (
-    MANIFEST,
     Checkpoints,
     checkpoint_name,
     link_model,
@@ -103,7 +103,7 @@ ENTRY = {"bytes": 1, "sha256": "0"}
         (lambda manifest: manifest["files"].pop("part.safetensors"), "part.safetensors is not in MANIFEST.json"),
         (lambda manifest: manifest["files"].clear(), "names no files"),
         (lambda manifest: manifest.update(format="ldm_ae.checkpoint/9"), "its format is ldm_ae.checkpoint/9"),
-        (lambda manifest: manifest.update(more=1), "is no manifest"),
+        (lambda manifest: manifest.update(more=1), "is not a manifest"),
         (lambda manifest: manifest["files"].update({"state.json": [1, "0"]}), "its entry of state.json is wrong"),
         (lambda manifest: manifest["files"]["state.json"].update(bytes=1e300), "its entry of state.json is wrong"),
         (lambda manifest: manifest["files"].update({"x" * 5000: ENTRY}), "is missing"),
@@ -160,9 +160,9 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, tiny_model: KLAut
         tmp_path / checkpoint_name(3) / "state.json"
     ).unlink()  # it does not count, so it keeps no other one from its place
     checkpoints.write(snapshot(tiny_model, 4), best_step=1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint_name(s) for s in (1, 2, 4)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", *(checkpoint_name(s) for s in (1, 2, 4))]
     checkpoints.write(snapshot(tiny_model, 5), best_step=5)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint_name(s) for s in (4, 5)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", *(checkpoint_name(s) for s in (4, 5))]
 
 
 def test_failed_checkpoint_prunes_no_older_one(

@@ -224,21 +224,3 @@ def test_regularizer_noise_is_used_only_in_training(
         found[type(regularizer)] = {line["kind"]: line | {"seconds": None} for line in lines}
     assert found[GaussianNoise]["validation"] == found[Identity]["validation"]
     assert found[GaussianNoise]["train"]["rec_loss"] != found[Identity]["train"]["rec_loss"]
-
-
-def test_sample_grids_show_the_target(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures: list[Tensor] = []
-    plain = run_module.Trainer.train_step
-
-    def keep(self: Any, batches: Any) -> Any:
-        result = plain(self, batches)
-        pictures.append(result[1].target)
-        return result
-
-    shown: list[Tensor] = []
-    monkeypatch.setattr(run_module.Trainer, "train_step", keep)
-    monkeypatch.setattr("ldm_ae.training.trainer.comparison_grid", lambda target, _: shown.append(target) or "grid")
-    monkeypatch.setattr("ldm_ae.training.monitoring.run_log.RunLog.picture", lambda *_: None)
-    with doubles(monkeypatch, regularizer=Turn()):
-        run(tiny_config, tmp_path / "run", "--training.max_steps", "1")
-    assert torch.equal(shown[0], pictures[0])

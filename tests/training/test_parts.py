@@ -155,13 +155,15 @@ SOUND: dict[str, Any] = {
     "change",
     [
         {"step": -1}, {"step": 2.0}, {"step": True}, {"position": 10**30}, {"position": torch.ones(1)}, {"best": 3},
-        {"best": {"step": "../..", "score": 1.0}}, {"identity": None}, {"identity": {"seed": [1]}},
+        {"best": {"step": "../..", "score": 1.0}},
+        {"best": {"step": 1, "score": 1.0, "metric": 3, "value": 1.0}}, {"identity": None}, {"identity": {"seed": [1]}},
         {"optimizers": {}}, {"rng": [1]}, {"scaler": "x"}, {"skipped_steps": -1}, {"skipped_steps": None},
     ],
 )  # fmt: skip
 def test_invalid_state_values_are_refused(change: dict[str, Any]) -> None:
     check_state(SOUND)
     check_state(SOUND | {"best": {"step": 1, "score": -0.5}, "scaler": {}, "skipped_steps": 2})
+    check_state(SOUND | {"best": {"step": 1, "score": -0.5, "metric": "lpips", "value": 0.5}})
     with pytest.raises(ValueError, match=next(iter(change))):
         check_state(SOUND | change)
     with pytest.raises(ValueError, match="no run's state"):

@@ -134,12 +134,20 @@ def test_command_line_overrides_the_file() -> None:
             ["--model.init_args.act_fn", "relo"],
             r"^model\.init_args: KLAutoencoder .* from act_fn='relo': ",
         ),
-        (["--training.trackers", "[tensorbord]"], "has 'tensorbord', which Accelerate does not know; it knows aim"),
-        (["--training.trackers", "[tensorboard, wandb]"], "has 'wandb', which is not installed: .* or use tensorboard"),
+        (
+            ["--training.trackers", "[tensorbord]"],
+            "no tracker is named 'tensorbord'; did you mean tensorboard. There are "
+            "aim, all, .*wandb .installed: tensorboard",
+        ),
+        (
+            ["--training.trackers", "[tensorboard, wandb]"],
+            "the package of 'wandb' is not installed .installed: "
+            r"tensorboard.: pip install 'ldm_ae\[wandb\]', or remove it",
+        ),
     ],
 )
 def test_wrong_options(arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldm_ae.training.run.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    monkeypatch.setattr("ldm_ae.training.monitoring.trackers.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
     with pytest.raises(UserError, match=words) as error:
         build_config(parse_config([*QUICKSTART, *arguments]))
     assert len(str(error.value).splitlines()) <= 2
@@ -166,6 +174,15 @@ def test_invalid_configuration_files_are_refused(tmp_path: Path, text: str, word
 def test_missing_configuration_file_is_refused() -> None:
     with pytest.raises(UserError, match=r"no such configuration file: nowhere\.yaml"):
         parse_config(["--config", "nowhere.yaml"])
+
+
+def test_config_takes_a_recipe_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse_config(["--config", "kl_f16", "--data.train", "IMAGES"])
+    recipe = yaml.safe_load(next(path for path in RECIPES if path.stem == "kl_f16").read_text())
+    assert (config.out, config.data.train) == (recipe["out"], "IMAGES")
+    with pytest.raises(UserError, match="did you mean the recipe kl_f16"):
+        parse_config(["--config", "kl-f16"])
 
 
 def test_resolution_not_divisible_by_the_downsample_factor_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -90,8 +91,14 @@ def test_run_keeps_the_best_checkpoint_by_a_registered_metric(
     checkpoint = sorted((out / "checkpoints").iterdir())[-1]
     best = json.loads((checkpoint / "state.json").read_text())["best"]
     step = min(errors, key=lambda step: errors[step])
-    assert best == {"step": step, "score": -errors[step]}
+    assert best == {"step": step, "score": -errors[step], "metric": "mean_error", "value": errors[step]}
+    assert os.readlink(out / "checkpoints" / "best") == f"step-{step:08d}"
     assert torch.tensor(list(errors.values())).gt(0).all()
+    # By another metric, scores of the first one do not count.
+    run(tiny_config, out, "--training.best_metric", "psnr", "--training.max_steps", "7")
+    newest = sorted((out / "checkpoints").iterdir())[-1]
+    best = json.loads((newest / "state.json").read_text())["best"]
+    assert (best["step"], best["metric"], best["score"]) == (7, "psnr", best["value"])
 
 
 def test_run_with_an_unusable_best_metric_writes_nothing(tiny_config: Path, tmp_path: Path) -> None:
