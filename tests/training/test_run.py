@@ -12,6 +12,8 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.models import load_autoencoder
 from ldm_ae.training.run import build_config, parse_config, train
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 PUBLISHED = {
     "kl_f4": (4, 3, None), "kl_f8": (8, 4, None), "kl_f16": (16, 16, None), "kl_f32": (32, 64, None),
