@@ -151,7 +151,7 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
                 if error.part != "discriminator" or before is None:
                     raise
                 raise other_discriminator(folder, changed_settings(before, _as_saved(parser, config)), error) from None
-            if trainer.is_finished():
+            if broadcast_object_list([trainer.is_finished()])[0]:
                 accelerator.end_training()
             else:
                 # All checks have passed; from here on the run directory changes.
