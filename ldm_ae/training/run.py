@@ -115,7 +115,6 @@ def check(run: RunConfig) -> None:
         run.model, run.regularizer, run.objective, run.discriminator, run.training,
         resolution=run.data.resolution, validation=run.data.validation_images > 0,
     )  # fmt: skip
-    check_trackers(run.training.trackers)
 
 
 def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Path:
@@ -130,6 +129,7 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
     config = parse_config(arguments, parser)
     folder = Path(config.out)
     check_place(folder, [config.data.train, config.data.validation])
+    check_trackers(config.training.trackers)
     banner = Banner(folder, config)
     banner.print_plan()
     numerics = agreed_numerics(
