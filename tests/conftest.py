@@ -1,4 +1,4 @@
-"""Tiny models and pictures that many tests share. Nothing here needs a network, a GPU or another test.
+"""Tiny models and images that many tests share. Nothing here needs a network, a GPU or another test.
 
 Imports of torch stand inside the fixtures: pytest-xdist's main process, which runs no test, starts seconds earlier.
 """
@@ -66,7 +66,7 @@ def tiny_model_folder(tiny_model: KLAutoencoder, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """Twelve PNG pictures in two class folders, sizes from 40 to 62 pixels."""
+    """Twelve PNG images in two class folders, sizes from 40 to 62 pixels."""
     return write_class_folders(tmp_path / "images")
 
 

@@ -83,7 +83,7 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         makes=("PRIOR/metrics.json", "PRIOR/samples.png"),
         slow=True,
     ),
-    ("docs/PRIOR.md", "ldm-ae train --config configs/vq_quickstart.yaml --out vq"): Options(_MINUTES),
+    ("docs/PRIOR.md", "ldm-ae train --config vq_quickstart --out vq"): Options(_MINUTES),
     ("docs/PRIOR.md", "from ldm_ae.priors import decode_indices, encode_indices, load_prior"): Run(
         {'"PRIOR"': '"SAVED_PRIOR"'}
     ),

@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def shuffled(items: list[pytest.Item], seed: int) -> list[pytest.Item]:
-    """Return the tests file by file. The order depends on the seed and the given order alone, so that the workers of
+    """Return the tests file by file. The order depends only on the seed and the given order, so that the workers of
     pytest-xdist agree."""
     files: dict[str, list[pytest.Item]] = {}
     for item in items:

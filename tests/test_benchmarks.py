@@ -73,7 +73,9 @@ def test_adaptive_step_and_textbook_give_the_same_gradients(toy: Any) -> None:
         call()
         results[name] = gradients(call.args[0].plain_autoencoder)
         assert gradients(call.args[0].plain_discriminator) == []
-    largest = max(gradient.norm() for gradient in results["textbook"])  # some, such as a key's bias, are rounding alone
+    largest = max(
+        gradient.norm() for gradient in results["textbook"]
+    )  # some, such as a key's bias, consist of rounding only
     for mine, textbook in zip(results["adaptive"], results["textbook"], strict=True):
         assert (mine - textbook).norm() <= FLOAT32 * textbook.norm() + 1e-6 * largest
     assert any(not torch.allclose(a, b) for a, b in zip(results["fixed"], results["adaptive"], strict=True))
@@ -167,7 +169,7 @@ def test_gpu_benchmark_refuses_a_machine_without_an_accelerator(toy: Any, monkey
     import gpu
 
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
-    with pytest.raises(SystemExit, match="no accelerator here"):
+    with pytest.raises(SystemExit, match="this machine has no accelerator"):
         gpu.main()
 
 

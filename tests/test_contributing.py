@@ -48,7 +48,7 @@ class Installed:
         )
 
     def ldm_ae(self, *arguments: str | Path) -> str:
-        """Run a command that must succeed, and return what it prints."""
+        """Run a command that must succeed, and return its output."""
         done = self.run("-m", "ldm_ae.cli", *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout

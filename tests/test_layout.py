@@ -1,4 +1,4 @@
-"""The structure that DESIGN fixes: who may import whom, and how large a file may grow."""
+"""The structure of the package: the order of imports, and the maximum length of a file."""
 
 from __future__ import annotations
 

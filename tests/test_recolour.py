@@ -15,7 +15,7 @@ script = load_script("recolour")
 
 
 def photo() -> Image.Image:
-    """Muted colours, so that no factor of the script's range leaves what RGB can hold."""
+    """Muted colours, so that every factor in the script's range stays within RGB."""
     values = np.random.default_rng(0).integers(100, 130, (16, 24, 3), dtype=np.uint8)
     return Image.fromarray(values)
 

@@ -1,4 +1,4 @@
-"""The trained models that come with the package: what their cards say, and the commands that take them by default."""
+"""The pretrained models of the package: the numbers of their cards, and the commands that use them by default."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ OLD_SCALE: dict[str, Any] = {
     "latents_mean": [2.5446327454885447, -0.11507723355817075, -0.9403579498029582, 0.9957875116227785],
     "latents_std": [7.041963166605435, 4.110333665099579, 4.71916770227239, 4.499987983887738],
 }
-"""What kl-f8c4-small's configuration had: a factor and vectors, each of which was meant alone."""
+"""The earlier configuration of kl-f8c4-small: a factor and vectors, to be applied one without the other."""
 
 
 def test_stores_with_the_earlier_scale_decode_and_resume(
@@ -92,7 +92,7 @@ def test_model_card_states_the_measured_scores(name: str) -> None:
     for heading in ("Data", "Training", "Scores", "Intended use", "Limitations", "Licence"):
         assert f"\n## {heading}" in card
     source = open_source("photos:heldout")
-    transform = ImageTransform(size=256, colour_profiles="ignore")  # as the card says
+    transform = ImageTransform(size=256, colour_profiles="ignore")  # as on the card
     loader = EvaluationLoader(source, transform, batch_size=1)
     found = evaluate(load_autoencoder(name), loader, source="", transform_description={}, model_name=name, device="cpu")
     said = ON_HELD_OUT_PHOTOS.search(card)

@@ -1,4 +1,4 @@
-"""The trainer of priors over codes: its numbers are right, what it saves opens, and samples are pictures."""
+"""The trainer of priors over codes: its rates are correct, its output opens, and its samples are images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trainer() -> ModuleType:
 
 
 def encode(model: Any, images: Path, folder: Path, **options: Any) -> Path:
-    """Twelve pictures in two classes as 8x8 codes in `folder`/store, beside `folder`/model."""
+    """Twelve images in two classes as 8x8 codes in `folder`/store, beside `folder`/model."""
     folder.mkdir(exist_ok=True)
     model.save_pretrained(folder / "model")
     transform = ImageTransform(size=options.pop("size", 32))
@@ -39,7 +39,7 @@ def encode(model: Any, images: Path, folder: Path, **options: Any) -> Path:
 
 
 def discrete(levels: int = 1) -> VQAutoencoder:
-    """With codes that the encoder's latents choose among."""
+    """Return a discrete model with all codes near the encoder's latents."""
     quantizers = VQ(16, 4), VQ(16, 4)
     quantizer = quantizers[0] if levels == 1 else ResidualVQ(quantizers[0], levels)
     model = VQAutoencoder(
@@ -74,7 +74,7 @@ def test_training_writes_rates_and_samples_and_evaluate_uses_the_prior(
     assert run(trainer, store, out, prior=prior, coded=3) == 0
     printed = capsys.readouterr().out
     assert [line.split(":")[0] for line in printed.splitlines()[:2]] == ["step 2", "step 4"]
-    assert "3 of them came back from the range coder" in printed
+    assert "3 of them round-tripped through the range coder" in printed
     found = json.loads((out / "metrics.json").read_text())
     assert found["images"] == {"training": 9, "held_out": 3, "coded": 3}
     rates = {name: rate["bits_per_code"] for name, rate in found["held_out"].items()}
@@ -83,7 +83,7 @@ def test_training_writes_rates_and_samples_and_evaluate_uses_the_prior(
     assert rates["fixed_length"] == 4.0
     assert rates["prior_of_the_coded"] == pytest.approx(rates["prior_given_class"], rel=1e-5)  # all three were coded
     assert rates["range_coder"] == pytest.approx(rates["prior_of_the_coded"], rel=0.01, abs=64 / 64)
-    # The same numbers from what was saved, over the images that were left out.
+    # The saved prior gives the same numbers for the held-out images.
     saved = load_prior(out)
     assert saved.prior.init_args["classes"] == 2
     data = LatentDataset(store, draw="indices")
@@ -130,7 +130,7 @@ def test_prior_supports_residual_levels(
 def test_prior_learns_beyond_code_frequencies(
     trainer: ModuleType, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From nine images: better than their frequencies, which it starts from."""
+    """With nine images it becomes better than the code frequencies, from which it starts."""
     options = dict(prior="transformer", steps=60, log_every=15, dropout=0.0, learning_rate=0.01)
     assert run(trainer, store, tmp_path / "prior", **options) == 0
     learned = [float(line.split()[2]) for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
@@ -169,7 +169,7 @@ def test_damaged_store_is_refused_before_training(
     save_file(tensors, shard)
     assert run(trainer, store, tmp_path / "out") == 2
     printed = capsys.readouterr()
-    assert "indices outside of [0, 16)" in printed.err
+    assert "indices outside [0, 16)" in printed.err
     assert "step" not in printed.out
 
 
@@ -186,7 +186,7 @@ def test_invalid_options_are_refused_in_one_line(
         (samples, out, {}, "holds no indices"),
         (store, out, dict(model=other.parent / "model"), "made by another model"),
         (store, out, dict(model=tmp_path / "nowhere"), "no such model"),
-        (image_folder, out, dict(model=store.parent / "model"), "no latent store"),
+        (image_folder, out, dict(model=store.parent / "model"), "not a latent store"),
         (store, store, {}, "is not empty"),
         (store, out, dict(steps=0), "--steps must be at least 1"),
         (store, out, dict(held_out=1.0), "--held-out is 1.0"),

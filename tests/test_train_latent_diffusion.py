@@ -1,4 +1,4 @@
-"""The latent diffusion trainer: it learns, and its pipelines open with diffusers alone and sample rightly."""
+"""The latent diffusion trainer: it learns, and its pipelines open with only diffusers and sample correctly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def trainer() -> ModuleType:
 
 @pytest.fixture
 def store(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> Path:
-    """Twelve pictures in two classes as 8x8 latents, beside `autoencoder`, exported with their scale."""
+    """Twelve images in two classes as 8x8 latents, beside `autoencoder`, exported with their scale."""
     summary = encode_images(
         tiny_model, open_source(image_folder), tmp_path / "store", transform=ImageTransform(size=32), device="cpu"
     )
@@ -96,7 +96,7 @@ def test_loss_of_a_fixed_batch_decreases(model: str, objective: str, trainer: Mo
 
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])
 def test_sampler_matches_the_objective(objective: str, trainer: ModuleType, tiny_model: KLAutoencoder) -> None:
-    """With the exact prediction for data from N(0.7, 0.4^2) put in, the pipeline's scheduler samples N(0.7, 0.4^2)."""
+    """With the exact prediction for data from N(0.7, 0.4^2), the pipeline's scheduler samples N(0.7, 0.4^2)."""
     mean, std = 0.7, 0.4
     net = trainer.build_model("unet", 4, 8, 32, 1)
     scheduler = trainer.build_pipeline("unet", objective, net, tiny_model.net).scheduler
@@ -259,9 +259,9 @@ def test_invalid_options_are_refused_in_one_line(
         (store, out, dict(steps=0), "--steps must be at least 1"),
         (store, out, dict(width=33), "multiple of 32"),
         (store, store, {}, "is not empty"),
-        (image_folder, out, dict(autoencoder=ours), "no latent store"),
-        (wide, out, dict(autoencoder=ours), "images of 32x40; the pipelines make squares"),
-        (no_labels, out, dict(autoencoder=ours, model="dit"), "has no labels, which dit learns"),
+        (image_folder, out, dict(autoencoder=ours), "not a latent store"),
+        (wide, out, dict(autoencoder=ours), "images of 32x40; a pipeline needs one square size"),
+        (no_labels, out, dict(autoencoder=ours, model="dit"), "has no labels, which dit requires"),
     ):
         assert run(trainer, place, target, **changes) == 2
         error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Our own warnings are errors; what libraries warn of is reported and fails nothing."""
+"""Warnings in the project's code are errors; warnings of libraries are reported and fail no test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.warning_policy import ROOT, Report
 
 
 def warn(module: str, category: type[Warning], message: str = "words") -> list[warnings.WarningMessage]:
-    """Return what a warning that is attributed to a module leaves where it is no error."""
+    """Return the warnings of a call, attributed to a module, that are not errors."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.warn_explicit(message, category, f"{module}.py", 1, module, registry={})
     return caught

@@ -89,12 +89,27 @@ class Registry(Mapping[str, type[T]]):
         others = self._plugins()
         for name in own.keys() & others.keys():
             ours = full_name(self._ours[name]) if name in self._ours else modules_by_name(self.package)[name]
-            raise self._two(name, ours, others[name])
+            raise self._duplicate(name, ours, others[name])
         return tuple(sorted({*own, *others}))
 
     def classes(self) -> tuple[type[T], ...]:
         """Return every class once, in the order of its first name."""
         return tuple(dict.fromkeys(self.values()))
+
+    def by_short_name(self, name: str) -> type[T] | None:
+        """Return the class that the field calls `name`, such as `hinge` for `HingeLoss`; None if there is none.
+
+        A class has its own name in lower case, and those of its attribute `short_names`, a tuple of strings that
+        subclasses do not inherit. Capitals, hyphens and underscores make no difference.
+
+        Raises:
+            UserError: Two classes have one short name.
+        """
+        found: dict[str, type[T]] = {}
+        for cls in self.classes():
+            for short in dict.fromkeys(_plain(short) for short in (cls.__name__, *short_names(cls))):
+                self._add(found, {short: cls})
+        return found.get(_plain(name))
 
     def of_path(self, path: str) -> type[T]:
         """Return the class of a class path such as `ldm_ae.quantizers.VQ` or of a class's name, without importing it.
@@ -136,7 +151,7 @@ class Registry(Mapping[str, type[T]]):
     def _add(self, found: dict[str, type[T]], more: dict[str, type[T]]) -> None:
         for name, cls in more.items():
             if found.setdefault(name, cls) is not cls:
-                raise self._two(name, full_name(found[name]), cls)
+                raise self._duplicate(name, full_name(found[name]), cls)
 
     def _of_module(self, module: ModuleType) -> dict[str, type[T]]:
         found: dict[str, type[T]] = {}
@@ -149,7 +164,7 @@ class Registry(Mapping[str, type[T]]):
             self._add(found, dict.fromkeys(names, cls))
         return found
 
-    def _two(self, name: str, first: str, second: type[T]) -> UserError:
+    def _duplicate(self, name: str, first: str, second: type[T]) -> UserError:
         return UserError(
             f"two {self.kind}s are named {name!r}: {first} and {full_name(second)}. Rename one, or remove its package"
         )
@@ -162,6 +177,16 @@ def unknown_name(kind: str, name: object, names: Sequence[str]) -> UnknownNameEr
     meant = [known for known in names if known.lower() in near]
     question = f"did you mean {meant[0]}? There are" if meant else "there are"
     return UnknownNameError(f"no {kind} is named '{printable(name)}'; {question} {', '.join(names) or 'none'}")
+
+
+def short_names(cls: type[Any]) -> tuple[str, ...]:
+    """Return the names in the field that a class itself declares."""
+    found: tuple[str, ...] = vars(cls).get("short_names", ())
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def class_paths(cls: type[Any]) -> list[str]:
@@ -229,7 +254,7 @@ def plugin_modules() -> list[ModuleType]:
             package = point.dist.name if point.dist is not None else point.module
             raise UserError(
                 f"the plugin {point.name} ({point.module} of the package {package}) cannot be imported: "
-                f"{type(error).__name__}: {reason(error)}. Mend or uninstall this package"
+                f"{type(error).__name__}: {reason(error)}. Fix or uninstall this package"
             ) from error
         finally:
             _importing.pop()

@@ -19,6 +19,7 @@ import yaml
 from ldm_ae.core.deprecation import rename_keys
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.data import Source
+from ldm_ae.training.keys import RENAMED
 
 CONFIG = "config.yaml"
 """The resolved configuration in a run directory."""
@@ -27,8 +28,6 @@ _OF_A_RUN = (CONFIG, "checkpoints", "metrics.jsonl", "environment.json", "model"
 _LOGS = (".log", ".txt", ".out", ".err")
 """Suffixes of files that a shell or a scheduler writes, possibly into the run directory."""
 _ABSENT = "(not set)"
-RENAMED = {"data.bad_share": "data.max_bad_fraction"}
-"""The renamed keys of a configuration: new names by old names."""
 _BEFORE = {"data.colour_profiles": '"ignore"'}
 """The values that older runs used before these keys existed, where they differ from the key's default."""
 _UNRECORDED = {"regularizer": "Identity"}
@@ -58,7 +57,7 @@ def check_identity(
         remedies: The fix for a difference in a key, where it is not the usual one.
     """
     saved, now = _UNRECORDED | dict(saved), _UNRECORDED | dict(now)
-    usual = "give another --out, or the configuration it was started with"
+    usual = "give another --out, or the configuration that the run was started with"
     for key, value in now.items():
         if key not in saved or saved[key] == value:
             continue
@@ -79,17 +78,17 @@ def remedies(folder: Path, *, global_batch: int, batch_size: int, processes: int
         processes: Number of processes of this command.
     """
     found = {
-        "data": "give another --out, and to train on from the weights of this run --model.init_args.pretrained "
-        f"{folder / 'model'}; or the images that it was started with"
+        "data": "give the images that the run was started with; or give another --out, with "
+        f"--model.init_args.pretrained {folder / 'model'} to start from the weights of this run"
     }
-    share, left = divmod(global_batch, processes)
-    if left:
+    per_process, remainder = divmod(global_batch, processes)
+    if remainder:
         found["global_batch"] = f"start a number of processes that divides {global_batch}, not {processes}"
     else:
-        size = max(size for size in range(1, min(batch_size, share) + 1) if share % size == 0)
+        size = max(size for size in range(1, min(batch_size, per_process) + 1) if per_process % size == 0)
         found["global_batch"] = (
-            "a step's images are batch_size x accumulation x processes; keep their number by gradient accumulation, "
-            f"--training.batch_size {size} --training.accumulation {share // size}, or give another --out"
+            "the images of a step are batch_size x accumulation x processes; keep their number with "
+            f"--training.batch_size {size} --training.accumulation {per_process // size}, or give another --out"
         )
     return found
 
@@ -101,7 +100,7 @@ def other_discriminator(folder: Path, changed: Mapping[str, tuple[str, str]], er
         return error
     return UserError(
         f"{folder} holds a run with another discriminator ({printable('; '.join(mine))}); give another --out, or the "
-        "configuration it was started with"
+        "configuration that the run was started with"
     )
 
 
@@ -127,8 +126,8 @@ def check_place(folder: Path, images: Sequence[str | None]) -> None:
     for location in images:
         if location and Path(location).is_dir() and folder.resolve().is_relative_to(Path(location).resolve()):
             raise UserError(
-                f"--out {folder} lies in the images of {location}, and the run's pictures would become images; give "
-                "another --out"
+                f"--out {folder} is inside the image folder {location}, where the run's sample grids would be read as "
+                "images; give another --out"
             )
     if not folder.is_dir() or any((folder / name).exists() for name in _OF_A_RUN):
         return
@@ -136,7 +135,9 @@ def check_place(folder: Path, images: Sequence[str | None]) -> None:
         path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.suffix not in _LOGS
     ]
     if found:
-        raise UserError(f"{folder} holds other files ({printable(found[0])}); give a new folder or a run as --out")
+        raise UserError(
+            f"{folder} holds files that are not a run's ({printable(found[0])}); give a new folder or a run as --out"
+        )
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
@@ -151,10 +152,14 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); remove it or put it back") from error
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}); remove it or restore it from a copy"
+        ) from error
     if not isinstance(found, dict):
         return {}
     rename_keys(found, RENAMED)
+    if isinstance(training := found.get("training"), dict) and training.get("precision") == "no":
+        training["precision"] = "fp32"  # an older version recorded Accelerate's name
     return found
 
 

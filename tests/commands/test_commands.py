@@ -44,7 +44,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-def test_export_to_compvis_and_import_again(run: Run, discrete: bool, tmp_path: Path) -> None:
+def test_compvis_export_and_import_roundtrip(run: Run, discrete: bool, tmp_path: Path) -> None:
     widths = {"block_out_channels": (32, 32), "layers_per_block": 1}
     model = VQAutoencoder(quantizer=VQ(8, 4), **widths) if discrete else KLAutoencoder(**widths)
     model.save_pretrained(tmp_path / "model")
@@ -61,13 +61,15 @@ def test_export_to_compvis_and_import_again(run: Run, discrete: bool, tmp_path: 
     assert all(torch.equal(before[key], after[key]) for key in before)
     status, _, err = run("import", weights, tmp_path / "other")
     assert status == 0
-    assert "sample_size is taken to be 256" in err
+    assert "sample_size is assumed to be 256" in err
 
 
 SMALL = ["--size", 32, "--workers", 0, "--device", "cpu"]
 
 
-def test_encode_decode_reconstruct(run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_encode_decode_and_reconstruct_agree(
+    run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
     store, decoded, rebuilt = tmp_path / "store", tmp_path / "decoded", tmp_path / "rebuilt"
     status, out, err = run("encode", tiny_model_folder, image_folder, store, *SMALL, "--latents", "mode")
     assert (status, err) == (0, "")
@@ -83,7 +85,7 @@ def test_encode_decode_reconstruct(run: Run, tiny_model_folder: Path, image_fold
     assert json.loads(out)["problems"] == []
 
 
-def test_export_measures_a_known_scale_only_when_asked(
+def test_export_measures_a_known_scale_only_on_request(
     run: Run, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     tiny_model.set_scaling(scaling_factor=0.18215)
@@ -91,7 +93,8 @@ def test_export_measures_a_known_scale_only_when_asked(
 
     def export(*options: str) -> tuple[str, dict[str, Any]]:
         out = tmp_path / "out"
-        status, words, err = run("export", tmp_path / "model", out, "--images", image_folder, *SMALL, *options)
+        again = ["--overwrite", *options]
+        status, words, err = run("export", tmp_path / "model", out, "--images", image_folder, *SMALL, *again)
         assert (status, err) == (0, "")
         account, *_, line = [text for text in words.splitlines() if text.startswith(("source:", "scaling_factor"))]
         assert account == "source: 12 images (folder)"
@@ -137,7 +140,9 @@ def test_export_opens_in_diffusers_with_equal_outputs(
     assert abs(picture(rebuilt / name) - expected).max() <= 1
 
 
-def test_evaluate(run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_evaluate_writes_metrics_and_report(
+    run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
     options = ["--perceptual", "stlpips_alex", "--features", "none", "--limit", 4, "--out", tmp_path / "scores"]
     status, out, err = run("evaluate", tiny_model_folder, image_folder, *SMALL, *options)
     assert (status, err) == (0, "")
@@ -147,14 +152,14 @@ def test_evaluate(run: Run, tiny_model_folder: Path, image_folder: Path, tmp_pat
     assert (tmp_path / "scores" / "report.html").stat().st_size > 10_000
 
 
-def test_inspect_a_model(run: Run, tiny_model_folder: Path) -> None:
+def test_inspect_describes_a_model(run: Run, tiny_model_folder: Path) -> None:
     status, out, _ = run("inspect", tiny_model_folder)
     assert status == 0
     assert "downsample_factor: 4" in out
-    assert "sound: yes" in out
+    assert "valid: yes" in out
 
 
-def test_bad_images_are_reported_and_the_share_holds(
+def test_bad_images_are_reported_and_limited_by_max_bad_fraction(
     run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     (image_folder / "cats" / "broken.png").write_bytes(b"no picture")
@@ -185,7 +190,7 @@ def no_weights(folder: Path) -> Path:
         (["encode", "{model}", "{tmp}/nowhere", "{tmp}/s"], "no such folder or file"),
         (["encode", "{model}", "{tmp}/empty", "{tmp}/s"], "no images in"),
         (["encode", "{tmp}/nowhere", "{images}", "{tmp}/s"], "no such model"),
-        (["encode", "{tmp}/empty", "{images}", "{tmp}/s"], "is no model"),
+        (["encode", "{tmp}/empty", "{images}", "{tmp}/s"], "is not a model"),
         (["encode", "{weightless}", "{images}", "{tmp}/s"], "has a config.json but no weights"),
         (
             ["encode", "{model}", "{images}", "{tmp}/s", "--size", "30"],
@@ -195,12 +200,12 @@ def no_weights(folder: Path) -> Path:
         (["encode", "{model}", "{images}", "{images}", "--size", "32"], "{images}"),
         (["encode", "{model}", "{images}", "{tmp}/file/s", "--size", "32"], "file"),
         (["encode", "{images}"], "STORE"),
-        (["encode", "{model}", "{images}"], "{model} is a model; which images it is for"),
-        (["export", "{model}", "{tmp}/o", "--format", "ldm", "--weights", "fp16"], "leave those options out"),
+        (["encode", "{model}", "{images}"], "{model} is a model, and the arguments after it are missing"),
+        (["export", "{model}", "{tmp}/o", "--format", "ldm", "--weights", "fp16"], "remove these options"),
         (["encode", "{model}", "{images}", "{tmp}/s", "--batch-size", "0"], "--batch-size must be at least 1"),
-        (["encode", "{model}", "{images}", "{tmp}/s", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
+        (["encode", "{model}", "{images}", "{tmp}/s", "--device", "tpu9"], "device 'tpu9' is not available"),
         (["encode", "{model}", "{images}", "{tmp}/s", "--sise", "32"], "--sise"),
-        (["encode", "someone/no-such-model", "{images}", "{tmp}/s"], "because HF_HUB_OFFLINE is set"),
+        (["encode", "someone/no-such-model", "{images}", "{tmp}/s"], "HF_HUB_OFFLINE is set, and the"),
         (["encode", "{model}", "hf:someone/nothing", "{tmp}/s"], "nothing"),
         (["decode", "{model}", "{tmp}/nowhere", "{tmp}/o"], "nowhere"),
         (["decode", "{model}", "{images}", "{tmp}/o"], "{images}"),
@@ -213,9 +218,15 @@ def no_weights(folder: Path) -> Path:
             ["export", "{model}", "{tmp}/o", "--scaling", "keep", "--per-channel"],
             "--scaling keep excludes --per-channel",
         ),
-        (["export", "{model}", "{tmp}/o", "--format", "ldm", "--scaling", "keep"], "leave those options out"),
+        (["export", "{model}", "{tmp}/o", "--format", "ldm", "--scaling", "keep"], "remove these options"),
         (["export", "{model}", "{tmp}/o", "--format", "onnx"], "onnx"),
-        (["evaluate", "{model}", "{images}", "--out", "{tmp}/file"], "cannot write to"),
+        (["evaluate", "{model}", "{images}", "--out", "{tmp}/file"], "is a file; give a folder for the report"),
+        (["evaluate", "{model}", "{images}", "--out", "{tmp}/full"], "holds other files (precious.txt)"),
+        (["evaluate", "{model}", "{images}", "--out", "{tmp}/full", "--overwrite"], "holds other files (precious.txt)"),
+        (["export", "{model}", "{tmp}/full", "--format", "ldm", "--overwrite"], "holds other files (precious.txt)"),
+        (["import", "nowhere.ckpt", "{tmp}/full", "--overwrite"], "holds other files (precious.txt)"),
+        (["decode", "{model}", "{tmp}/nowhere", "{tmp}/full"], "is not empty (precious.txt)"),
+        (["quickstart", "--out", "{tmp}/full"], "is not empty (precious.txt); give a new folder for the quickstart"),
         (["evaluate", "{model}", "{images}", "--limit", "0", "--out", "{tmp}/o"], "--limit is 0"),
         (
             ["evaluate", "{model}", "{images}", "--out", "{tmp}/o", "--metrics", "psnr", "lpip_alex"],
@@ -239,22 +250,22 @@ def no_weights(folder: Path) -> Path:
         (["inspect", "{tmp}/nowhere"], "no such path"),
         (
             ["inspect", "{images}/dogs/000.png"],
-            "is an image, which evaluate, encode and reconstruct take; inspect takes a folder: a model, a run",
+            "is an image, which evaluate, encode and reconstruct read; inspect reads a folder: a model, a run",
         ),
-        (["inspect", "{tmp}/a.yaml"], "a.yaml is a configuration, which ldm-ae train --config takes; inspect takes a"),
-        (["inspect", "{model}/diffusion_pytorch_model.safetensors"], "is a file of weights, of which ldm-ae import"),
+        (["inspect", "{tmp}/a.yaml"], "a.yaml is a configuration, which ldm-ae train --config reads; inspect reads a"),
+        (["inspect", "{model}/diffusion_pytorch_model.safetensors"], "is a file of weights, which ldm-ae import reads"),
         (["inspect", "{tmp}/empty"], "empty"),
         (["train"], "train needs a configuration"),
         (["train", "--config", "{tmp}/nowhere.yaml"], "no such configuration file"),
-        (TRAIN_KL_F8, "the ImageNet weights of lpips 'vgg' are not here"),
+        (TRAIN_KL_F8, "the ImageNet weights of lpips 'vgg' are missing"),
         (
             [*TRAIN_KL_F8, "--objective.perceptual", "null", "--discriminator.init_args.n_layers", "0"],
-            "n_layers=0",
+            "n_layers and ndf of at least 1, got 0",
         ),
         (["trian"], "did you mean train?"),
     ],
 )
-def test_every_mistake_gets_a_line_and_status_2(
+def test_invalid_commands_print_one_line_and_return_status_2(
     run: Run, arguments: list[str], words: str, tiny_model_folder: Path, image_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -280,7 +291,7 @@ def test_every_mistake_gets_a_line_and_status_2(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_unwritable_output(run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_unwritable_output_is_refused(run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     status, _, err = run("encode", tiny_model_folder, image_folder, locked / "store", *SMALL)
@@ -288,14 +299,14 @@ def test_unwritable_output(run: Run, tiny_model_folder: Path, image_folder: Path
     assert "cannot write" in err
 
 
-def test_one_image_is_images(run: Run, tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_single_image_file_is_accepted(run: Run, tiny_model_folder: Path, tmp_path: Path) -> None:
     smooth_picture(1, 50, 40).save(tmp_path / "photo.jpg")
     status, _, _ = run("reconstruct", tiny_model_folder, tmp_path / "photo.jpg", tmp_path / "out", *SMALL)
     assert status == 0
     assert picture(tmp_path / "out" / "photo.png").shape == (32, 32, 3)
 
 
-def test_only_the_importer_unpickles() -> None:
+def test_only_the_legacy_reader_unpickles() -> None:
     root = Path(__file__).parents[2] / "ldm_ae"
     calls = ("torch.load(", "pickle.load", "allow_pickle=True", "trust_remote_code=True")
     found = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if any(c in p.read_text() for c in calls)}

@@ -58,7 +58,7 @@ def rewritten(images: Path, out: Path, convert: bool) -> Path:
     return out
 
 
-def test_colours_are_converted_and_the_store_says_which(
+def test_colours_are_converted_and_recorded_in_the_store(
     tiny_model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert encode(tiny_model_folder, photos, tmp_path / "store") == 0
@@ -79,10 +79,10 @@ def test_colours_are_converted_and_the_store_says_which(
     )  # a level here and there
 
 
-def test_ignored_profiles_are_recorded_and_stay_ignored(
+def test_ignored_profiles_are_recorded_and_kept_on_resume(
     tiny_model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its description is that of a version that knew no profiles: the same command without the option goes on."""
+    """A version without colour profiles wrote the description: the same command without the option resumes."""
     store = tmp_path / "store"
     assert encode(tiny_model_folder, photos, store, "--colour-profiles", "ignore") == 0
     assert "converted" not in capsys.readouterr().out
@@ -93,16 +93,16 @@ def test_ignored_profiles_are_recorded_and_stay_ignored(
     capsys.readouterr()
     assert encode(tiny_model_folder, photos, store) == 0
     captured = capsys.readouterr()
-    assert "was complete already" in captured.out
+    assert "is already complete" in captured.out
     assert captured.err == (
-        f"note: colour profiles are ignored, as {store} was made; to convert them, encode into a new store\n"
+        f"note: colour profiles are ignored, as in {store} so far; to convert them, encode into a new store\n"
     )
     assert encode(tiny_model_folder, photos, store, "--colour-profiles", "convert") == 2
     assert f"{store} is a store made with transform.colour_profiles (not set) (now " in capsys.readouterr().err
 
 
-def test_stores_without_the_new_columns_are_opened(tiny_model_folder: Path, photos: Path, tmp_path: Path) -> None:
-    """As a version wrote them that knew neither profiles nor orientations."""
+def test_stores_of_older_versions_are_opened(tiny_model_folder: Path, photos: Path, tmp_path: Path) -> None:
+    """A version without colour profiles and orientations wrote such stores."""
     import pyarrow.parquet as pq
 
     from ldm_ae.io.files import read_json, write_json
@@ -124,7 +124,9 @@ def test_stores_without_the_new_columns_are_opened(tiny_model_folder: Path, phot
     assert (tmp_path / "out" / "0_0096x0064_sd.npz").is_file()
 
 
-def test_adm_crop_wherever_images_are_read(tiny_model_folder: Path, photos: Path, tmp_path: Path) -> None:
+def test_adm_crop_is_supported_by_every_command_that_reads_images(
+    tiny_model_folder: Path, photos: Path, tmp_path: Path
+) -> None:
     (tmp_path / "cropped").mkdir()
     for path in photos.iterdir():
         Image.fromarray(center_crop_arr(image(path), 32)).save(tmp_path / "cropped" / path.name)
@@ -144,7 +146,7 @@ def test_adm_crop_wherever_images_are_read(tiny_model_folder: Path, photos: Path
     assert '"crop": "adm"' in json.dumps(scores["adm"]["protocol"])
 
 
-def test_repa_gets_the_pixels_of_an_adm_crop(tiny_model_folder: Path, photos: Path, tmp_path: Path) -> None:
+def test_repa_format_has_the_pixels_of_the_adm_crop(tiny_model_folder: Path, photos: Path, tmp_path: Path) -> None:
     options = ("--crop", "adm", "--colour-profiles", "ignore")
     (photos / "a").mkdir()
     for path in [*photos.glob("*.png")]:
@@ -155,16 +157,16 @@ def test_repa_gets_the_pixels_of_an_adm_crop(tiny_model_folder: Path, photos: Pa
     assert found == {center_crop_arr(image(path), 32).tobytes() for path in photos.rglob("*.png")}
 
 
-def test_reconstruct_says_what_it_crops(
+def test_reconstruct_prints_the_cropped_fraction(
     tiny_model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "square", *SMALL, "--size", 32) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "of 32x32 pixels: 33.3% of an image cropped off on average; --whole keeps all of an image"
+        "at 32x32 pixels: 33.3% of each image cropped off on average; --whole keeps whole images"
     )
     sizes = ("--sizes", "32x32,32x48")
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "sizes", *SMALL, *sizes) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("of 32x32, 32x48 pixels: 0.0% of an image cropped off")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("at 32x32, 32x48 pixels: 0.0% of each image cropped off")
     assert image(tmp_path / "sizes" / "0.png").size == (48, 32)
 
 
@@ -172,7 +174,7 @@ def test_reconstruct_says_what_it_crops(
     ("options", "size"),
     [(("--size", 32), (48, 32)), (("--resize", "none"), (96, 64)), (("--size", 40), (60, 40)), ((), (96, 64))],
 )
-def test_reconstruct_whole_images(
+def test_reconstruct_whole_keeps_the_complete_image(
     options: tuple[object, ...], size: tuple[int, int], tiny_model_folder: Path, photos: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -182,7 +184,7 @@ def test_reconstruct_whole_images(
         config = json.loads((tiny_model_folder / "config.json").read_text())
         (tiny_model_folder / "config.json").write_text(json.dumps(config | {"sample_size": 64}))
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "out", *SMALL, "--whole", *options) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"6 reconstructions in {tmp_path / 'out'}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"6 reconstructions: {tmp_path / 'out'}"
     assert {image(tmp_path / "out" / f"{number}.png").size for number in range(5)} == {size}
     assert image(tmp_path / "out" / "portrait.png").size == size[::-1]
 
@@ -190,17 +192,17 @@ def test_reconstruct_whole_images(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--whole", "--area", "64x64"), "--whole does not go with --area; leave one of them out"),
-        (("--whole", "--crop", "adm"), "--whole does not go with --crop"),
-        (("--whole", "--resize", "40"), "--whole does not go with --resize"),
-        (("--whole", "--resize", "none", "--size", "32"), "--whole does not go with --size"),
+        (("--whole", "--area", "64x64"), "--whole and --area exclude each other; remove one of them"),
+        (("--whole", "--crop", "adm"), "--whole and --crop exclude each other"),
+        (("--whole", "--resize", "40"), "--whole and --resize exclude each other"),
+        (("--whole", "--resize", "none", "--size", "32"), "--whole and --size exclude each other"),
         (("--whole", "--size", "33"), "is not divisible by the model's downsample factor 4"),
-        (("--sizes", "32x32,32x48", "--crop", "adm"), "--crop does not go with --sizes"),
+        (("--sizes", "32x32,32x48", "--crop", "adm"), "--crop and --sizes exclude each other"),
         (("--size", "32", "--crop", "adm", "--resize", "40"), "does not take resize 40"),
         (("--size", "32", "--max-pixels", "0"), "max_pixels is 0; it must be at least 1"),
     ],
 )
-def test_mistakes(
+def test_invalid_image_options_are_refused(
     options: tuple[str, ...], message: str, tiny_model_folder: Path, photos: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -209,7 +211,7 @@ def test_mistakes(
     assert not (tmp_path / "out").exists()
 
 
-def test_larger_images_are_skipped_or_taken(
+def test_max_pixels_skips_or_accepts_larger_images(
     tiny_model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wide = np.random.default_rng(9).integers(0, 256, (64, 200, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The quickstart's page: pictures beside it, both models with their scores, and what is there before training ends."""
+"""The quickstart's page: its images, both models with their scores, and its state before training ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ldm_ae.commands._quickstart_page import Contestant, save_pictures, write_page
+from ldm_ae.commands._quickstart_page import Contestant, save_images, write_page
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate
 from ldm_ae.losses import ShiftTolerantLPIPS
@@ -58,7 +58,7 @@ def contestants(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -
                 name=name, origin="from a test", folder=folder, report=report, numbers=256, evaluation=evaluation
             )
         )
-        save_pictures(tmp_path, found[-1])
+        save_images(tmp_path, found[-1])
         (tmp_path / report).mkdir()
         (tmp_path / report / "report.html").touch()
     (tmp_path / "run" / "samples").mkdir(parents=True)
@@ -73,7 +73,7 @@ def write(folder: Path, contestants: list[Contestant], **options: str) -> str:
     return (folder / "index.html").read_text(encoding="utf-8")
 
 
-def test_photos_models_scores_and_links(contestants: list[Contestant], tmp_path: Path) -> None:
+def test_page_shows_photos_models_scores_and_valid_links(contestants: list[Contestant], tmp_path: Path) -> None:
     text = write(tmp_path, contestants, lesson="It gives <b>more</b>.")
     page = Page(text)
     assert page.open == []
@@ -102,7 +102,7 @@ def test_photos_models_scores_and_links(contestants: list[Contestant], tmp_path:
     assert "http" not in text
 
 
-def test_pictures_are_those_that_were_scored(contestants: list[Contestant], tmp_path: Path) -> None:
+def test_page_images_equal_the_scored_ones(contestants: list[Contestant], tmp_path: Path) -> None:
     for picture in contestants[0].evaluation.first:
         name = Path(picture.row.key).with_suffix(".png")
         for place, levels in (("originals", picture.original), ("shipped", picture.reconstruction)):
@@ -110,9 +110,7 @@ def test_pictures_are_those_that_were_scored(contestants: list[Contestant], tmp_
                 assert image.tobytes() == levels.permute(1, 2, 0).numpy().tobytes()
 
 
-def test_the_page_before_the_training_has_the_shipped_model_alone(
-    contestants: list[Contestant], tmp_path: Path
-) -> None:
+def test_page_before_training_shows_only_the_pretrained_model(contestants: list[Contestant], tmp_path: Path) -> None:
     text = write(tmp_path, contestants[:1])
     page = Page(text)
     assert not [path for path in page.images if path.startswith("reconstructed")]

@@ -35,10 +35,10 @@ def results(function: object, tensors: list[Tensor], gradient: Tensor) -> list[T
     ("shape", "filters", "kernel", "stride", "padding"),
     [
         ((1, 256, 32, 32), 256, 3, 1, 1),  # Winograd's, all rows of tiles of one image at once
-        ((5, 256, 16, 20), 264, 3, 1, 1),  # several images at once, one of them alone in the last chunk
+        ((5, 256, 16, 20), 264, 3, 1, 1),  # several images at once, a single one in the last chunk
         # A few rows of tiles at once, fewer in the last chunk.
         pytest.param((1, 256, 72, 128), 256, 3, 1, 1, marks=pytest.mark.slow),
-        ((2, 128, 32, 32), 160, 3, 1, 1),  # Winograd's for weights alone
+        ((2, 128, 32, 32), 160, 3, 1, 1),  # Winograd only for the weight gradient
         ((1, 256, 30, 36), 256, 3, 1, 1),  # no whole tiles
         ((2, 256, 8, 8), 256, 3, 1, 1),  # few pixels
         ((2, 3, 17, 12), 8, 3, 1, 1),
@@ -152,7 +152,7 @@ def test_kernels_of_frozen_layers_are_kept_until_the_weight_changes() -> None:
 def test_trainable_layer_caches_no_kernels() -> None:
     layer, inputs = Conv2d.of(nn.Conv2d(256, 256, 3, padding=1)), torch.randn(1, 256, 32, 32, requires_grad=True)
     assert layer(inputs).grad_fn.kernels is None  # until the backward pass they would be 4 times its weight
-    layer.requires_grad_(False)  # as for the pass in which the last layer alone is differentiated
+    layer.requires_grad_(False)  # as in the pass that differentiates only the last layer
     assert layer(inputs).grad_fn.kernels is None
     assert layer._kernels is None
 

@@ -35,4 +35,4 @@ def test_draws_differ_between_streams_seeds_and_calls() -> None:
     assert len({tuple(row.tolist()) for row in rows}) == len(rows)
     state = torch.get_rng_state()
     Draws(SEEDS, "a").normal(4)
-    assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is not used

@@ -1,4 +1,4 @@
-"""Registries: what a folder and installed plugins register, by name; and what is refused."""
+"""Registries: the classes that a folder and installed plugins register by name, and refusals."""
 
 import abc
 import importlib
@@ -53,7 +53,7 @@ PACKAGE = {
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[abc.ABC]]:
-    """The base class of a package `house` whose modules are scanned; what is imported here is forgotten afterwards."""
+    """The base class of a package `house` whose modules are scanned. The fixture removes its imports afterwards."""
     before = set(sys.modules)
     folder = tmp_path / "ours" / "house"
     folder.mkdir(parents=True)
@@ -115,7 +115,7 @@ def test_registry_by_file_lists_names_without_imports(base: type) -> None:
     assert modules_by_name("house") == {"one": "house.one", "second-one": "house.second_one"}
 
 
-def test_a_class_can_have_several_names(base: type) -> None:
+def test_class_can_have_several_names(base: type) -> None:
     registry = Registry("house", base, "thing", key="names")
     assert registry.names() == ("deux", "un", "uno")
     assert registry["un"] is registry["uno"]
@@ -187,7 +187,7 @@ def test_plugin_class_without_a_name_is_refused(base: type, install: Callable[[s
         Registry("house", base, "thing", key="name").names()
 
 
-def test_plugin_may_ask_a_registry_while_it_is_imported(base: type, install: Callable[[str, str], Path]) -> None:
+def test_plugin_may_use_a_registry_during_its_import(base: type, install: Callable[[str, str], Path]) -> None:
     registry: Registry[abc.ABC] = Registry("house", base, "thing")
     Asked.registry = registry
     asks = "from tests.core.test_registry import Asked\nAsked.found = Asked.registry.names()\n"

@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: what the lines say, that they come, and that they end."""
+"""Progress lines without a terminal: their text, when they are printed, and when they stop."""
 
 from __future__ import annotations
 

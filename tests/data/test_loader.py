@@ -37,7 +37,7 @@ def source(image_folder: Path) -> Source:
 
 
 def spoil(folder: Path, *names: str) -> None:
-    """Adds files that are no images."""
+    """Add files that are not images."""
     for name in names:
         (folder / name).write_bytes(b"not an image")
 
@@ -148,7 +148,7 @@ def test_batch_contains_labels_captions_and_crops(source: Source) -> None:
     assert batch.keys[0] == "cats/001.png"
     assert batch.labels.tolist() == [0] * 6 + [1] * 6
     assert batch.captions == [None] * 12
-    assert batch.original_sizes[0].tolist() == [61, 42]  # picture 1 is 42 wide and 61 high
+    assert batch.original_sizes[0].tolist() == [61, 42]  # image 1 is 42 wide and 61 high
     assert batch.crops_ltrb[0].tolist() == [0, 8, 42, 50]  # resized to 16x23, rows 3 to 19 of it
     moved = batch.to("meta")
     assert (moved.pixel_values.device.type, moved.labels.device.type, moved.seeds.device.type) == (
@@ -217,7 +217,7 @@ def test_deleted_file_counts_as_a_bad_image(image_folder: Path, source: Source) 
 
 
 class Complaining(FolderSource):
-    """Raises what it was told to."""
+    """Raises the given error."""
 
     error: Exception = UserError("the data set is closed")
 
@@ -241,7 +241,7 @@ def test_unexpected_error_stops_and_names_the_image(
     source = Complaining(image_folder, ["cats/001.png"])
     source.error = KeyError("a defect")
     before = set(multiprocessing.active_children())
-    message = r"^cats/001.png: unexpected KeyError while this image is read: 'a defect'$"
+    message = r"^cats/001.png: unexpected KeyError while reading this image: 'a defect'$"
     with pytest.raises(RunError, match=message):
         next(TrainingLoader(source, RANDOM, batch_size=1, seed=0, workers=workers).steps())
     with pytest.raises(RunError, match=message):

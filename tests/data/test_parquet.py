@@ -26,7 +26,7 @@ def test_parquet_file_and_folder_are_sources(tmp_path: Path) -> None:
 
 
 def test_parquet_column_of_plain_bytes_is_read(tmp_path: Path) -> None:
-    """As written by anything but `datasets`: no column is of the type Image."""
+    """Writers other than `datasets` have no column of the type Image."""
     import pyarrow
     import pyarrow.parquet
 
@@ -34,7 +34,7 @@ def test_parquet_column_of_plain_bytes_is_read(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"jpg": [image(0), None], "cls": [5, -1]}), path)
     source = open_source(path)
     assert source[0] == RawImage("train/00000000", image(0), 5, None)
-    with pytest.raises(BadImage, match="no image in this row"):
+    with pytest.raises(BadImage, match="this row has no image"):
         source[1]
     pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / "none.parquet")
     with pytest.raises(UserError, match="no image column; its columns are x"):
@@ -219,7 +219,7 @@ def test_parquet_folder_splits_are_selectable(tmp_path: Path) -> None:
 
 
 def test_parquet_column_names_match_case_insensitively(tmp_path: Path) -> None:
-    """As LAION's files and pandas write them."""
+    """LAION's files and pandas write such names."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

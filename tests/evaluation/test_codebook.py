@@ -1,4 +1,4 @@
-"""Counting codes: numbers that can be worked out by hand, and what evaluation makes of a discrete model."""
+"""Codebook usage: hand-computed values, and the evaluation of a discrete model."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def test_codebook_usage_equals_hand_computed_values() -> None:
         "entropy_bits_per_pixel": 1.5 * 8 / 128, "codebook_usage": 3 / 8, "codebook_perplexity": 2**1.5,
         "codebook_entropy_bits": 1.5, "codebook_dead_codes": 5,
     })  # fmt: skip
-    # 4 and 2 times the even share: at an edge a code belongs to what is above it.
+    # 4 and 2 times the uniform frequency: a code at a boundary belongs to the upper class.
     assert found.histogram() == [5, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0]
-    assert found.line() == "codebook: 3 of 8 codes in use over 8 places, 1.50 of 3.00 bits a code"
+    assert found.line() == "codebook: 3 of 8 codes in use over 8 places, 1.50 of 3.00 bits per code"
     assert found.describe()["fixed_bits"] == 3.0
     json.dumps(found.describe(), allow_nan=False)
 
@@ -59,7 +59,7 @@ def test_residual_levels_are_separate_and_their_bits_add_up() -> None:
     assert scores["entropy_bits_per_pixel"] == pytest.approx((0.0 + 2.0) * 4 / 64)
     assert (scores["codebook_usage"], scores["codebook_dead_codes"]) == (5 / 8, 3)
     assert scores["codebook_perplexity"] == pytest.approx((1.0 + 4.0) / 2)
-    assert "level 1: 4 of 4 codes, 2.00 bits a code" in codebook_section(found)
+    assert "level 1: 4 of 4 codes, 2.00 bits per code" in codebook_section(found)
 
 
 def test_very_large_codebook_is_not_counted() -> None:
@@ -70,7 +70,7 @@ def test_very_large_codebook_is_not_counted() -> None:
 
 
 def test_codebook_image_has_a_pixel_for_each_code() -> None:
-    # Seven codes in 3 x 3: two places are left over. The even share is 8 / 7.
+    # Seven codes in 3 x 3: two places are empty. The uniform frequency is 8 / 7.
     picture = np.array(code_picture(torch.tensor([0, 1, 7, 0, 0, 0, 0])).convert("RGB"))
     assert picture.shape == (3, 3, 3)
     brightness = picture.astype(int).sum(axis=2).flatten()

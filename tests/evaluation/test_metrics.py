@@ -1,4 +1,4 @@
-"""Every metric by its interface: how it explains itself, that a failure costs it alone, and a plugin's metric."""
+"""The interface of metrics: explanations, failures that skip only one metric, and metrics of plugins."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_report_without_image_scores_has_no_ranking(tiny_model: KLAutoencoder, t
     assert any(line.startswith("kl_bits_per_pixel ") for line in summary_lines(result))
 
 
-def test_a_metric_without_a_value_for_the_model_is_skipped_with_its_name(tiny_model: KLAutoencoder) -> None:
+def test_metric_without_a_value_for_the_model_is_skipped_by_name(tiny_model: KLAutoencoder) -> None:
     result = run(tiny_model, [PSNR(), Codebook()])
     assert result.skipped == {"codebook": "Codebook has no value for this model"}
     assert result.protocol["skipped"] == result.skipped
@@ -144,7 +144,7 @@ def test_images_too_small_for_a_metric_skip_only_it(side: int) -> None:
     assert {"psnr", "ssim", "msssim"} - result.scores.keys() == expected.keys()
 
 
-def test_a_metric_that_fails_after_some_images_leaves_no_values() -> None:
+def test_metric_that_fails_after_some_images_has_no_values() -> None:
     class Tired(ImageMetric):
         name = "tired"
         direction = "higher"
@@ -182,7 +182,7 @@ def test_protocol_lists_the_networks_of_all_frechet_distances(tiny_model: KLAuto
     assert result.scores["bicubic_frechet_colour"] == result.scores["bicubic_frechet_other"]
 
 
-def test_a_metric_may_give_several_numbers(tiny_model: KLAutoencoder) -> None:
+def test_metric_may_return_several_numbers(tiny_model: KLAutoencoder) -> None:
     class Extremes(Metric):
         name = "extremes"
         label = "Extremes"

@@ -22,7 +22,7 @@ def by_numpy(x: np.ndarray, y: np.ndarray) -> float:
 
     def blur(image: np.ndarray) -> np.ndarray:
         full = scipy.ndimage.gaussian_filter(image, 1.5, radius=5, mode="constant")
-        return full[5:-5, 5:-5]  # whole windows alone
+        return full[5:-5, 5:-5]  # only complete windows
 
     def halve(image: np.ndarray) -> np.ndarray:
         height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2

@@ -30,7 +30,7 @@ def test_pixel_values_are_clamped_and_rounded() -> None:
     assert np.array(to_uint8_image(pixels))[0, :, 0].tolist() == [0, 255, 100, 101]
 
 
-def test_the_grid_has_each_original_above_its_reconstruction() -> None:
+def test_grid_has_each_original_above_its_reconstruction() -> None:
     originals, reconstructions = pictures(5, 16), pictures(5, 16).flip(3)
     grid = comparison_grid(originals, reconstructions, columns=3, background=(9, 9, 9))
     assert grid.size == (3 * 16 + 2 * 4, 2 * (2 * 16 + 2) + 8)

@@ -70,10 +70,10 @@ def test_colours_are_converted_to_srgb(name: str) -> None:
         ("PNG with cICP of sRGB before a profile", None),
         ("PNG with cICP of Display P3 before a profile", "cICP Display P3"),
         ("grey PNG with cICP of linear light", "cICP BT.2020, transfer 8"),
-        ("PNG with cICP of PQ", "not applied: cICP says HDR, PQ (transfer 16)"),
-        ("PNG with cICP of HLG and gAMA", "not applied: cICP says HDR, HLG (transfer 18)"),
+        ("PNG with cICP of PQ", "not applied: cICP declares HDR, PQ (transfer 16)"),
+        ("PNG with cICP of HLG and gAMA", "not applied: cICP declares HDR, HLG (transfer 18)"),
         ("PNG with cICP of PQ before a profile", "Display P3"),
-        ("PNG with cICP of narrow range", "not applied: cICP says samples that are not RGB of full range"),
+        ("PNG with cICP of narrow range", "not applied: cICP declares samples that are not full-range RGB"),
         ("PNG with cICP of reserved numbers", "not applied: cICP has primaries 99 and transfer 13"),
         ("PNG with cICP that specifies nothing", "gAMA 1"),
         ("JPEG that Exif says is Adobe RGB", "Adobe RGB (EXIF)"),
@@ -86,8 +86,8 @@ def test_decoded_image_records_the_converted_profile(name: str, account: str | N
 
 
 @pytest.mark.parametrize("name", [name for name in COLOURED if "CMYK" not in name and "LAB" not in name])
-def test_ignored_profiles_leave_samples_as_they_are(name: str) -> None:
-    """What Pillow alone makes of a file is what data sets of published models hold."""
+def test_ignored_profiles_preserve_sample_values(name: str) -> None:
+    """Data sets of published models hold what Pillow decodes without colour conversion."""
     data, _ = COLOURED[name]
     decoded = Decoding(background=BACKGROUND, colour_profiles="ignore")(data)
     assert decoded.colour_profile is None
@@ -96,7 +96,7 @@ def test_ignored_profiles_leave_samples_as_they_are(name: str) -> None:
 
 
 def test_lab_images_are_refused_when_profiles_are_ignored() -> None:
-    with pytest.raises(BadImage, match="colour mode LAB has no meaning as sRGB; set colour_profiles to convert"):
+    with pytest.raises(BadImage, match="colour mode LAB cannot be read as sRGB; set colour_profiles to convert"):
         decode_image(COLOURED["LAB TIFF"][0], colour_profiles="ignore")
 
 
@@ -247,7 +247,7 @@ def test_pixel_limit_is_configurable() -> None:
 
 
 def test_higher_pixel_limit_overrides_pillows_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow refuses what is over twice its limit."""
+    """Pillow refuses images over twice its limit."""
     monkeypatch.setattr("ldm_ae.images.decoding.MAX_PIXELS", 1000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     data = encoded(photo((60, 40)), "PNG")
@@ -267,7 +267,7 @@ def test_decoding_emits_no_warnings(name: str) -> None:
 
 
 def test_decompression_bombs_are_refused_without_allocating() -> None:
-    """In a process of its own, whose peak is its own."""
+    """It runs in a separate process to measure its peak memory."""
     program = (
         "import resource, sys; from ldm_ae.images.decoding import BadImage, decode_image\n"
         "data = sys.stdin.buffer.read()\n"

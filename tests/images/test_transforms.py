@@ -1,4 +1,4 @@
-"""Sizes, positions, mirroring and value range of what the networks see."""
+"""Sizes, positions, mirroring and value range of the networks' input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldm_ae.data.config import DataConfig
 
 
 def coordinates(width: int, height: int) -> Image.Image:
-    """Red is the column, green the row: any crop says where it was taken."""
+    """Red is the column and green the row, so that the pixels of a crop show its position."""
     y, x = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8))
 
@@ -103,7 +103,7 @@ def test_resizing_is_antialiased() -> None:
 
 
 def center_crop_arr(image: Image.Image, size: int) -> np.ndarray:
-    """ADM's published steps (guided_diffusion/image_datasets.py), written down again with PIL and NumPy alone."""
+    """ADM's published steps (guided_diffusion/image_datasets.py), reimplemented with PIL and NumPy only."""
     width, height = image.size
     while min(width, height) >= 2 * size:
         width, height = width // 2, height // 2
@@ -144,7 +144,7 @@ def test_adm_crop_refuses_thin_images() -> None:
 
 
 def test_panoramas_within_max_pixels_are_accepted() -> None:
-    """The guard against thin images that resizing would blow up does not refuse what the user asked for."""
+    """The guard against thin images, which resizing would enlarge, does not refuse images within the user's limit."""
     transform = ImageTransform(size=16, resize="none", max_pixels=100_000_000)
     assert transform(Image.new("RGB", (30_000, 3_000))).original_size == (3_000, 30_000)
     with pytest.raises(BadImage, match="30000x3000 is too thin"):
@@ -210,7 +210,7 @@ OLD = {
     "version": 1, "size": [16, 16], "resize": None, "filter": "bicubic-antialiased", "crop": "center", "flip": False,
     "background": [255, 255, 255],
 }  # fmt: skip
-"""What a store of a version without colour profiles says."""
+"""The description in a store of a version without colour profiles."""
 
 
 def test_description_without_colour_profiles_means_ignored_profiles() -> None:

@@ -173,7 +173,7 @@ def test_every_pipeline_applies_the_scale_of_the_pretrained_model(pipeline: str)
 
 
 def test_kolors_pipeline_inverts_the_scaling_factor(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
-    """Of its source, because the class needs a package for a tokenizer that no test uses."""
+    """The test reads its source, because the class needs a tokenizer's package that no test uses."""
     source = Path(diffusers.__file__).with_name("pipelines") / "kolors/pipeline_kolors.py"
     [line] = [
         node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Assign)

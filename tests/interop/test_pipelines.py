@@ -38,7 +38,7 @@ def export(tiny_model: KLAutoencoder, tmp_path: Path) -> Path:
 
 
 def own_images(model: KLAutoencoder, export: Path, final_latents: Tensor) -> np.ndarray:
-    """(B, H, W, 3) in [0, 1]: what this project decodes from the scaled latents a pipeline ended with."""
+    """(B, H, W, 3) in [0, 1]: this project's decoding of the scaled latents at the end of a pipeline."""
     scaling_factor = json.loads((export / "config.json").read_text())["scaling_factor"]
     assert 0.3 < scaling_factor < 0.4  # 1 / 3, from the fixture
     with torch.no_grad():

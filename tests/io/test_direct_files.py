@@ -1,4 +1,4 @@
-"""Files written past the page cache: the same bytes as any other file, whatever the file system can do."""
+"""Direct writes, which bypass the page cache where the file system supports it, write the same bytes."""
 
 from __future__ import annotations
 

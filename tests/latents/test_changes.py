@@ -1,4 +1,4 @@
-"""The same command over a complete store: what has changed is found and encoded again, and nothing else."""
+"""The same command over a complete store detects changes and encodes only changed images again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_only_the_file_of_a_changed_image_is_encoded_again(
     summary = encode(tiny_model, image_folder, store)
     assert not summary.already_complete
     key = changed.relative_to(image_folder).as_posix()
-    assert caplog.messages == [f"{key}: not what was encoded before; their file is encoded again"]
+    assert caplog.messages == [f"{key}: changed since they were encoded; their file is encoded again"]
     assert encoded == [path.relative_to(image_folder).as_posix() for path in paths(image_folder)[5:10]]
     assert {name for name, inode in inodes(store).items() if inode != before[name]} == {Path(SECOND).name}
     encode(tiny_model, image_folder, tmp_path / "fresh")
@@ -152,7 +152,7 @@ def test_change_is_detected_across_processes(
     tmp_path: Path,
     encoded: list[str],  # noqa: F811
 ) -> None:
-    smooth_picture(99, 48, 48).save(paths(image_folder)[11])  # in the share of the second
+    smooth_picture(99, 48, 48).save(paths(image_folder)[11])  # among the images of the second process
     found = encode_together(2, tiny_model, image_folder, store)
     assert [summary.already_complete for summary in found] == [False, False]
     assert len(encoded) == 2

@@ -66,7 +66,7 @@ def test_decoding_with_another_model_requires_permission(
     assert not (tmp_path / "out").exists()
     assert decode_store(tiny_model, store, tmp_path / "out", device="cpu", allow_other_model=True) == 12
     other = KLAutoencoder(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=2)
-    with pytest.raises(UserError, match="has 4 channels, the model 2"):
+    with pytest.raises(UserError, match="has 4 channels, the model has 2"):
         decode_store(other, store, tmp_path / "more", device="cpu", allow_other_model=True)
 
 
@@ -111,7 +111,7 @@ def test_output_names_are_unique_and_case_insensitive() -> None:
 
 
 class Hostile(Source):
-    """Pictures whose keys lead out of any folder."""
+    """Images whose keys lead out of any folder."""
 
     name, accepts = "hostile", "nothing"
     keys = ("../evil", "../../evil.png", "/tmp/ldm_ae_evil.png", "good.png")
@@ -150,7 +150,7 @@ def test_hostile_keys_stay_inside_the_output_folder(
 
 
 def test_encode_then_decode_round_trip(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
-    """A store of modes decodes to what reconstruct writes."""
+    """A store of modes decodes to the images that reconstruct writes."""
     encode(tiny_model, image_folder, tmp_path / "store", latents="mode")
     decode_store(tiny_model, tmp_path / "store", tmp_path / "a", device="cpu")
     reconstruct_images(

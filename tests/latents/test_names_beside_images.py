@@ -51,22 +51,22 @@ def test_rotated_photos_have_the_file_names_of_sd_scripts(tiny_model: Autoencode
 
 
 def test_rotated_photos_outside_their_bucket_are_skipped_and_listed(tiny_model: Autoencoder, tmp_path: Path) -> None:
-    """sd-scripts puts a photo that lies on its side into a landscape bucket, for which upright latents are no use."""
+    """sd-scripts puts a photo that lies on its side into a landscape bucket, where upright latents do not fit."""
     for orientation in (1, 3, 6):
         photo(tmp_path / "photos" / f"p{orientation}.jpg", (60, 40), orientation)
     encode(tiny_model, tmp_path / "photos", tmp_path / "store", transform=BucketTransform([(48, 32), (32, 48)]))
     summary = convert_store(tmp_path / "store", tmp_path / "out", "kohya", arch="sd")
     assert summary.images == 2
     assert [warning for warning in summary.warnings if "p6.jpg" in warning] == [
-        "1 images are left out, the first is p6.jpg: they are not square and EXIF turns them, which sd-scripts does "
-        "not do; turn the files themselves, such as with `exiftran -ai`, and encode them again"
+        "1 images are skipped, the first is p6.jpg: they are not square and EXIF rotates them, which sd-scripts does "
+        "not apply; rotate the files themselves, such as with `exiftran -ai`, and encode them again"
     ]
     assert json.loads((tmp_path / "out" / "ldm_ae.json").read_text())["left_out"] == ["p6.jpg"]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.npz")) == [
         "p1_0060x0040_sd.npz",
         "p3_0060x0040_sd.npz",
     ]
-    with pytest.raises(UserError, match="all 1 images are turned by EXIF, which sd-scripts does not do"):
+    with pytest.raises(UserError, match="all 1 images are rotated by EXIF, which sd-scripts does not apply"):
         convert_store(tmp_path / "store", tmp_path / "none", "kohya", arch="sd", bucket="48x32")
 
 
@@ -84,7 +84,7 @@ def test_names_with_backslashes_and_non_utf8_bytes_are_kept(tiny_model: Autoenco
         made = photo(folder / "next.jpg", (60, 40), 1)
         try:
             made.rename(os.fsdecode(os.path.join(os.fsencode(folder), name)))
-        except OSError:  # a file system that takes Unicode alone
+        except OSError:  # a file system that accepts only Unicode
             pytest.skip("this file system takes no such name")
     encode(tiny_model, folder, tmp_path / "store")
     for kind, arch in (("kohya", "sd"), ("musubi", "zi")):

@@ -1,4 +1,4 @@
-"""How an encoding runs: compiled or not, what the writer thread does, and what happens when it fails."""
+"""The encoding pipeline: compiled encoders, the writer thread, and its failures."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_failed_write_is_raised_before_the_next_shard(
         seen.append(done)
         if done > 5:
             assert failed.wait(30)
-            time.sleep(0.2)  # until the thread has told of it
+            time.sleep(0.2)  # until the thread has reported it
 
     monkeypatch.setattr(units.Unit, "write", fail)
     with pytest.raises(RunError, match="no room"):

@@ -39,7 +39,7 @@ def test_uint8_error_is_at_most_half_a_step() -> None:
     span = values.amax(dim=(2, 3)) - values.amin(dim=(2, 3))
     error = (dequantize_uint8(levels, scale) - values).abs().amax(dim=(2, 3))
     assert (error <= span / 255 * 0.5 + 2e-6).all()  # float32 near 5 has a spacing of 5e-7
-    # A uniform error of a step's width has a deviation of step / sqrt(12).
+    # A uniform error of a step's width has a standard deviation of step / sqrt(12).
     measured = (dequantize_uint8(levels, scale) - values)[:, 1].square().mean().sqrt()
     assert measured == pytest.approx(float((span[:, 1] / 255).square().mean().sqrt()) / 12**0.5, rel=0.02)
 
@@ -82,7 +82,7 @@ def test_uint8_errors_merge_exactly() -> None:
     exact = ChannelStatistics(1)
     exact.update(torch.ones(1, 1, 2, 2), squared_error=torch.zeros(1, 1))
     assert exact.relative_error is not None
-    assert exact.relative_error.tolist() == [0.0]  # of a channel without deviation
+    assert exact.relative_error.tolist() == [0.0]  # of a constant channel
     assert ChannelStatistics(1).relative_error is None
     with pytest.raises(ValueError, match="lists of one length"):
         ChannelStatistics.from_state(whole.state() | {"errors": [1.0]})
@@ -175,7 +175,7 @@ def test_uint8_store_resumes_to_the_same_bytes(
 
 @pytest.mark.parametrize("content", ["full", "lean"])
 def test_uint8_store_keeps_indices_of_discrete_models(content: str, image_folder: Path, tmp_path: Path) -> None:
-    """Indices stay what they are, and alone they have no error."""
+    """Indices are stored unchanged, and a store of only indices has no error."""
     model: VQAutoencoder = discrete("uint16")
     encode(model, image_folder, tmp_path / "store", dtype="uint8", content=content)
     assert verify_store(tmp_path / "store") == []
@@ -240,7 +240,7 @@ def test_encode_prints_the_uint8_error(
     error = LatentStore(tmp_path / "store").statistics.relative_error
     assert error is not None
     overall, largest = error.square().mean().sqrt(), error.max()
-    words = f"error of uint8: {overall:.2%} of a channel's deviation, at most {largest:.2%}"
+    words = f"error of uint8: {overall:.2%} of a channel's standard deviation, at most {largest:.2%}"
     assert words in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "store")]) == 0
     assert "relative_error: [0.0" in capsys.readouterr().out

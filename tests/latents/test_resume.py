@@ -1,4 +1,4 @@
-"""Encoding that was stopped goes on: what is done stays, what is not as it was written is done again."""
+"""Resumed encoding keeps finished shards, and encodes missing and damaged ones again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARDS = [f"latents_rank00_shard{number:03d}.safetensors" for number in range(3)
 
 
 class StoppedError(Exception):
-    """In place of a kill, after some images."""
+    """Raised after some images, in place of a kill."""
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def test_ldm_reduction_sums_over_an_image() -> None:
 
 
 def test_kl_weight_converts_between_reductions() -> None:
-    """1e-6 in `ldm` is 2.08e-8 in `mean` for f8c4, as the documentation says: the same trade-off at both."""
+    """1e-6 in `ldm` equals 2.08e-8 in `mean` for f8c4, as documented: both give the same trade-off."""
     size, latents = 64, torch.randn(2, 4, 8, 8)
     terms = {"kl": torch.tensor([30.0, 50.0])}
     ldm = Objective(ObjectiveConfig(reduction="ldm", regularization_weights={"kl": 1e-6})).regularization(

@@ -1,4 +1,4 @@
-"""The perceptual distances against the packages they come from, and what a frozen measuring network must hold."""
+"""Perceptual distances compared with their packages, and the invariants of a frozen network."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def lpips_package(ours: LPIPS, net: str) -> nn.Module:
 
 
 def stlpips_package(net: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """The stlpips_pytorch package's module, with stand-ins for what it imports and does not use here."""
+    """The stlpips_pytorch package's module, with stand-ins for its imports that the tests do not use."""
     for name, attribute in (("IPython", "embed"), ("torchsummary", "summary")):
         stand_in = types.ModuleType(name)
         setattr(stand_in, attribute, None)
@@ -251,7 +251,7 @@ class LogitDistance(PerceptualLoss):
 
 
 class SumOfDistances(PerceptualLoss):
-    """A loss of losses, each of which keeps in float32 what it must."""
+    """A sum of losses, each of which keeps its float32 parts."""
 
     def __init__(self, *losses: PerceptualLoss) -> None:
         super().__init__("+".join(loss.name for loss in losses))

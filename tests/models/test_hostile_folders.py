@@ -1,4 +1,4 @@
-"""Model folders whose configuration or weights are wrong: refused in one line, at once."""
+"""Model folders with an invalid configuration or invalid weights are refused in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "too many layers": ({"layers_per_block": 10**6}, "layers_per_block must be from 1 to 64"),
     "fewer layers than weights": ({"layers_per_block": -1}, "layers_per_block must be from 1 to 64"),
     "too many blocks": ({"block_out_channels": [4] * 5000}, "block_out_channels has more than 1024 entries"),
-    "larger than memory": ({"latent_channels": 10**15}, "does not load as AutoencoderKL"),
+    "larger than memory": ({"latent_channels": 10**15}, "cannot be loaded as AutoencoderKL"),
     "a layer more": ({"layers_per_block": 2}, "has no weight"),
     "attention that is not there": ({"mid_block_add_attention": True}, "has no weight .*attentions"),
     "a layer less": ({"use_quant_conv": False}, r"has an unknown weight quant_conv\.bias"),
@@ -27,7 +27,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "no size": ({"sample_size": None}, "sample_size must be from 1 to 65536"),
     "mean": ({"latents_mean": 3}, "latents_mean must be a list"),
     "words in the mean": ({"latents_mean": ["a", {}, None, 1]}, r"config\.json: latents: .* must be finite numbers"),
-    "too few means": ({"latents_mean": [1.0], "latents_std": [1.0]}, "a number for each channel"),
+    "too few means": ({"latents_mean": [1.0], "latents_std": [1.0]}, "one number per channel"),
     "no scale": ({"scaling_factor": None}, "must be finite numbers"),
     "scale of 0": ({"scaling_factor": 0}, "must not be 0"),
     "scale beyond any float": ({"scaling_factor": 10**400}, "must be finite numbers"),

@@ -24,7 +24,7 @@ def smooth(batch: int = 3, size: int = 64) -> Tensor:
 
 
 def thumbnail_and_back(pixel_values: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """By averages of 2x2 pixels, and bilinearly twice as large, level by level."""
+    """Downscale by averages of 2x2 pixels and upscale bilinearly by 2, level by level."""
     small = pixel_values
     for _ in range(levels):
         small = functional.avg_pool2d(small, 2)
@@ -46,7 +46,8 @@ def test_thumbnail_initialization_downscales_and_upscales_images(shape: dict[str
     for channel in range(3):
         pair = torch.stack([latents[:, channel].flatten(), small[:, channel].flatten()])
         assert torch.corrcoef(pair)[0, 1] > 0.999
-    # Group normalization's deviation follows the image by some per cent; the outermost pixels meet padding of zeros.
+    # The standard deviation of group normalization varies with the image by some per cent; zeros pad the outermost
+    # pixels.
     inside = (..., slice(8, -8), slice(8, -8))
     assert (found - large)[inside].abs().mean() < 0.06 * large[inside].abs().mean()
 

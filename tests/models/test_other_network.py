@@ -1,4 +1,4 @@
-"""A network class of another package goes through every command: it is no AutoencoderKL and has no last layer."""
+"""Every command supports a network class of another package that is not an AutoencoderKL and has no last layer."""
 
 from __future__ import annotations
 

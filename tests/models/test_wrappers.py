@@ -1,4 +1,4 @@
-"""A wrapper forwards the whole interface, whatever is added to it, and overrides what it defines."""
+"""A wrapper forwards the whole interface, later additions included, and overrides its own members."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Plain(Wrapper):
 
 
 class Halved(Wrapper):
-    """What a tiling wrapper looks like: encode and decode alone."""
+    """An outline of a tiling wrapper, which overrides only encode and decode."""
 
     def __init__(self, model: Autoencoder):
         super().__init__(model)
@@ -32,14 +32,14 @@ class Halved(Wrapper):
 
 
 class Recorder(nn.Module):
-    """Any attribute is a value that says which it is."""
+    """Every attribute is a value with the name of the attribute."""
 
     def __getattr__(self, name: str) -> object:
         return ("of the model", name)
 
 
 def test_wrapper_forwards_every_member() -> None:
-    """Also one that is added to the interface later: members are enumerated here and there."""
+    """Members are enumerated, so that the test includes later additions to the interface."""
     wrapper = Plain(Recorder())  # type: ignore[arg-type]
     members = interface_members()
     assert {"net", "spec", "encode", "decode", "last_layer", "class_names", "set_scaling", "device"} <= members
@@ -51,7 +51,7 @@ def test_wrapper_inherits_only_members_built_on_forwarded_ones() -> None:
     assert interface_members() >= OWN == {"forward", "draw"}
 
 
-def test_the_interface_has_few_abstract_members() -> None:
+def test_interface_has_few_abstract_members() -> None:
     assert Autoencoder.__abstractmethods__ == {"spec", "encode", "decode"}
     assert Wrapper.__abstractmethods__ == {"__init__"}
 

@@ -1,4 +1,4 @@
-"""The range coder: what comes back, what it costs, and what a changed word does."""
+"""The range coder: roundtrip, bit rate, and changed words."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_coded_indices_roundtrip_at_the_priors_bit_rate(name: str) -> None:
 
 
 def test_long_streams_have_the_priors_bit_rate() -> None:
-    """Of a sharp distribution and of one that is flat, over many codes."""
+    """The rate holds for a peaked and for a flat distribution, over many codes."""
     flat = GatedPixelCNN(codebook_size=4096, shape=(12, 12), width=8, depth=1).eval()
     for prior, indices in ((flat, some_indices(flat, 1)[0]), (sharp := spread(flat), sharp.sample(1)[0])):
         words = encode_indices(prior, indices)

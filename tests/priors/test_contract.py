@@ -66,7 +66,7 @@ def test_bits_equal_the_sum_of_log_probabilities(name: str) -> None:
     ("GatedPixelCNN", (2, 3)), ("CausalTransformer", (2, 3)), ("CausalTransformer", (2, 1, 3)),
 ])  # fmt: skip
 def test_probabilities_sum_to_one_and_match_sample_frequencies(name: str, shape: tuple[int, ...]) -> None:
-    """Over all 64 images of two codes the probabilities add up to 1, and 4000 samples have their frequencies."""
+    """The probabilities of all 64 images of two codes sum to 1, and 4000 samples have these frequencies."""
     prior = small(name, codebook_size=2, shape=shape)
     images = torch.tensor(list(itertools.product((0, 1), repeat=6))).view(64, *shape)
     labels = torch.full((64,), 1)
@@ -158,7 +158,7 @@ def test_prior_roundtrips_through_a_folder(name: str, tmp_path: Path) -> None:
 
 @every_prior
 def test_prior_overfits_two_images(name: str) -> None:
-    """By their classes at no bits; without classes at one, which says which of the two it is, and no less."""
+    """With classes they take no bits. Without classes they take the one bit that distinguishes the two, and no less."""
     torch.manual_seed(0)
     named, nameless = (
         type(prior)(**prior.init_args) for prior in (small(name, classes=2, depth=2), small(name, classes=0, depth=2))
@@ -181,7 +181,7 @@ def test_prior_overfits_two_images(name: str) -> None:
 def test_invalid_prior_inputs_and_arguments_are_refused(name: str) -> None:
     prior = small(name)
     indices = some_indices(prior)
-    with pytest.raises(UserError, match="prior is of images with"):
+    with pytest.raises(UserError, match="prior needs images with"):
         prior(indices[:, :1])
     with pytest.raises(UserError, match="class 3 is unknown; the prior was trained with 3 classes"):
         prior(indices, torch.tensor([0, 1, 3]))

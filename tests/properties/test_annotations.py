@@ -1,4 +1,4 @@
-"""Captions and labels: every convention reads back what was written, and nothing makes a parser fail unexpectedly."""
+"""Captions and labels: every convention roundtrips, and no input makes a parser fail unexpectedly."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ NAME = st.text(st.sampled_from("abc012_- "), min_size=1, max_size=8)
 def test_manifest_detects_an_added_file(
     folders: dict[str, tuple[Path, Verify]], kind: str, name: str, content: bytes, data: st.DataObject
 ) -> None:
-    """In a store, a shard; other files are not its own."""
+    """A store detects an added shard; other files do not belong to it."""
     folder, verify = folders[kind]
     parents = [path for path in folder.rglob("*") if path.is_dir() and not path.name.startswith(".")]
     path = data.draw(st.sampled_from(parents)) / f"{name}.safetensors"

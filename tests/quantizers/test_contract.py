@@ -57,7 +57,7 @@ def test_indices_cover_the_codebook(quantizer: Quantizer) -> None:
 
 
 def test_non_finite_latents_have_valid_indices_and_stay_non_finite(quantizer: Quantizer) -> None:
-    """A step that overflowed is to be left out, and not to crash."""
+    """A step that overflowed must be skipped and must not crash."""
     latents = some_latents(quantizer)
     latents[1, 0, 0, 0] = float("nan")
     found = quantizer.quantize(latents, noise=some_latents(quantizer))
@@ -79,7 +79,7 @@ def test_encoder_receives_a_gradient_through_the_quantizer(quantizer: Quantizer)
 
 
 def test_every_quantizer_parameter_learns(quantizer: Quantizer) -> None:
-    """From the terms and the reconstruction together; one that does not would stop DistributedDataParallel."""
+    """Terms and reconstruction together reach every parameter; an unused one would stop DistributedDataParallel."""
     found = quantizer.quantize(some_latents(quantizer).requires_grad_(), noise=some_latents(quantizer))
     (found.quantized.square().sum() + sum(term.sum() for term in found.losses.values())).backward()
     for name, parameter in quantizer.named_parameters():
@@ -88,7 +88,7 @@ def test_every_quantizer_parameter_learns(quantizer: Quantizer) -> None:
 
 
 def test_required_loss_terms_are_necessary_and_sufficient(quantizer: Quantizer) -> None:
-    """Codes learn from the reconstruction and these terms, and not from the reconstruction alone if there are any."""
+    """Codes learn from the reconstruction and these terms; if there are terms, the reconstruction is not enough."""
 
     def all_learn(terms: frozenset[str]) -> bool:
         found = quantizer.quantize(some_latents(quantizer).requires_grad_(), noise=some_latents(quantizer))
@@ -195,5 +195,5 @@ def test_quantizers_are_built_by_name() -> None:
     assert {"VQ", "EMAVQ", "CosineVQ", "FSQ", "LFQ", "BSQ", "SimVQ", "IBQ", "ResidualVQ", "GumbelVQ"} <= set(QUANTIZERS)
     with pytest.raises(UserError, match=r"no quantizer is named 'os\.system'; there are BSQ"):
         build_quantizer({"class_name": "os.system", "init_args": {}})
-    with pytest.raises(UserError, match=r"quantizer FSQ does not take these arguments: .*'level'"):
+    with pytest.raises(UserError, match=r"quantizer FSQ does not accept these arguments: .*'level'"):
         build_quantizer({"class_name": "FSQ", "init_args": {"level": [3]}})

@@ -223,7 +223,7 @@ def test_lfq_and_bsq_equal_their_formulas(spherical: bool, group_bits: int) -> N
 
 
 def test_bsq_gradient_equals_the_authors_code() -> None:
-    """In their code the straight-through step goes to +-1, and 1 / sqrt(D) multiplies what comes of it."""
+    """In their code the straight-through step goes to +-1, and 1 / sqrt(D) multiplies its result."""
     quantizer = BSQ(6)
     latents, weights = torch.randn(2, 6, 3, 3, requires_grad=True), torch.randn(2, 6, 3, 3)
     (found,) = torch.autograd.grad((quantizer.quantize(latents).quantized * weights).sum(), latents)
@@ -324,7 +324,7 @@ def test_residual_levels_draw_independent_noise() -> None:
     quantizer = ResidualVQ(GumbelVQ(8, 4), 2)
     for name, value in quantizer.named_parameters():
         if ".proj." in name:
-            nn.init.zeros_(value)  # the noise alone decides
+            nn.init.zeros_(value)  # only the noise decides
     indices = run(quantizer)[1].indices
     assert not torch.equal(indices[:, 0], indices[:, 1])
 
@@ -347,15 +347,15 @@ def test_gumbel_noise_has_the_gumbel_distribution() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: VQ(1, 4), "codebook_size=1 must be at least 2"),
+        (lambda: VQ(1, 4), "expected codebook_size of at least 2 .* got 1, 4"),
         (lambda: VQ(2**20 + 1, 4), "a table has at most 1048576 codes"),
-        (lambda: FSQ((8, 2)), r"FSQ: levels=\(8, 2\) must be one number of at least 3 .* take LFQ or BSQ"),
-        (lambda: FSQ((3,) * 40), "an index has room for"),
+        (lambda: FSQ((8, 2)), r"FSQ: levels=\(8, 2\) must be one number of at least 3 .* use LFQ or BSQ"),
+        (lambda: FSQ((3,) * 40), "an index can hold at most"),
         (lambda: LFQ(63), "LFQ: codebook_dim=63 must be from 1 to 62"),
         (lambda: BSQ(4, temperature=0.0), "BSQ: temperature=0.0 must be above 0"),
-        (lambda: EMAVQ(8, 4, decay=1.0), "decay=1.0"),
-        (lambda: ResidualVQ(VQ(8, 4), 0), "levels=0"),
-        (lambda: ResidualVQ(ResidualVQ(VQ(8, 4))), "give that one more levels"),
+        (lambda: EMAVQ(8, 4, decay=1.0), r"expected decay in \[0, 1\), got 1\.0"),
+        (lambda: ResidualVQ(VQ(8, 4), 0), "expected at least 1 level, got 0"),
+        (lambda: ResidualVQ(ResidualVQ(VQ(8, 4))), "raise the levels of that one instead"),
         (lambda: GumbelVQ(8, 4, temperature_steps=0), "temperature_steps=0"),
         (lambda: CodebookCare(restart_below=1.0), "restart_below"),
     ],

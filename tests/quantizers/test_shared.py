@@ -1,4 +1,4 @@
-"""What quantizers share: the nearest code, k-means, restarts."""
+"""Functions that quantizers share: the nearest code, k-means, restarts."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_kmeans_initializes_the_codebook(cls: type[Quantizer]) -> None:
     assert torch.allclose(quantizer.embedding.weight, centers, atol=1e-6)
     first = quantizer.embedding.weight.clone()
     quantizer.learn([quantizer.quantize(-latents)])  # k-means again would go there
-    # Gradients alone move the codes from here on, or averages, slowly.
+    # From here on only gradients, or averages, move the codes, slowly.
     assert (quantizer.embedding.weight - first).abs().max() <= (2.0 if cls is EMAVQ else 0.0)
 
 
@@ -93,7 +93,7 @@ def test_dead_codes_restart_at_latents(cls: type[Quantizer]) -> None:
             quantizer.ema_sums.copy_(quantizer.embedding.weight)
     assert quantizer.quantize(latents).indices.unique().tolist() == [3]
     for step in range(3):
-        # An unused code's share is 1/2, 1/4, 1/8: below 0.2 at the third step.
+        # The usage of an unused code is 1/2, 1/4, 1/8: below 0.2 at the third step.
         far = quantizer.embedding.weight.amax(dim=1) > 20
         assert far.sum() == 15, step
         statistics = quantizer.learn([quantizer.quantize(latents)])

@@ -1,4 +1,4 @@
-"""What every regularizer must do, and what each one is."""
+"""The interface of regularizers, and each regularizer."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_identity_changes_nothing() -> None:
 
 
 def test_gaussian_noise_interpolates() -> None:
-    """z' = (1 - t) z + t γ ε: the mean of a constant z gives 1 - t, and what is left over t is noise of γ."""
+    """z' = (1 - t) z + t γ ε: the mean of a constant z gives 1 - t; the remainder / t is noise of strength γ."""
     constant, count = 1e3, 400
     latents = torch.full((count, 4, 32, 32), constant, dtype=torch.float64)
     found = regularize(GaussianNoise(gamma=3.0, max_fraction=0.5), latents, range(count), side=64)

@@ -18,7 +18,7 @@ CLI = ROOT / "ldm_ae" / "cli.py"
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses `samples`: to make them takes seconds."""
+    """Mark the tests that use `samples` as slow: creating them takes seconds."""
     for item in items:
         here = item.path.is_relative_to(Path(__file__).parent)
         if here and "samples" in getattr(item, "fixturenames", ()):
@@ -44,7 +44,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def command(log: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return what stands in for `samples.ldm_ae`: a fork with both outputs in `log`."""
+    """Return a stand-in for `samples.ldm_ae`: a fork with both outputs in `log`."""
 
     def ldm_ae(*arguments: object) -> subprocess.CompletedProcess[str]:
         words = [str(argument) for argument in arguments]

@@ -1,4 +1,4 @@
-"""The fuzzer in short, what it has found, and that it can fail."""
+"""A short run of the fuzzer, its earlier findings, and its own failures."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def make_accelerator() -> Callable[[str], Accelerator]:
         AcceleratorState._reset_state(reset_partial_state=True)
         if precision != "fp16":
             return Accelerator(cpu=True, mixed_precision=precision)
-        # Accelerate refuses fp16 without a GPU; torch's autocast and scaler both work on a CPU, so it is told it may.
+        # Accelerate refuses fp16 without a GPU; torch's autocast and scaler work on a CPU, so the test overrides it.
         accelerator = Accelerator(cpu=True, mixed_precision="bf16")
         accelerator.state._mixed_precision = "fp16"
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)  # sums over an image: gradients are large

@@ -1,4 +1,4 @@
-"""What a continued run may change, what is refused by name, and that a refused command changes nothing."""
+"""Settings that a resumed run may change, refusals of others by name, and refused commands that change nothing."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_changed_settings_take_effect_and_are_logged_at_that_step(
         "objective.regularization_weights.kl": (3, "1e-06", "0.5"),
         "training.max_steps": (3, "3", "6"),
     }
-    assert "from step 3 on: optimizer.learning_rate 0.0001 -> 1e-08" in capsys.readouterr().err
+    assert "from step 3: optimizer.learning_rate 0.0001 -> 1e-08" in capsys.readouterr().err
     assert lines(begun, "train")[-1]["learning_rate"] == pytest.approx(1e-8)
     assert yaml.safe_load((begun / "config.yaml").read_text())["optimizer"]["learning_rate"] == 1e-8
 
@@ -109,13 +109,14 @@ def test_loading_an_optimizers_state_keeps_its_own_options() -> None:
         (["--optimizer.class_path", "torch.optim.SGD", "--optimizer.options", "{}"],
          "another optimizer (torch.optim.Adam, now torch.optim.SGD)"),
         (["--discriminator_optimizer.class_path", "torch.optim.AdamW"], "another discriminator_optimizer"),
-        (["--training.batch_size", "3"], "another global_batch (4, now 6); a step's images are batch_size x "
-         "accumulation x processes; keep their number by gradient accumulation, --training.batch_size 2 "
+        (["--training.batch_size", "3"], "another global_batch (4, now 6); the images of a step are batch_size x "
+         "accumulation x processes; keep their number with --training.batch_size 2 "
          "--training.accumulation 2, or give another --out"),
-        (["--training.batch_size", "1"], "keep their number by gradient accumulation, --training.batch_size 1 "
+        (["--training.batch_size", "1"], "keep their number with --training.batch_size 1 "
          "--training.accumulation 4, or give another --out"),
         (["--discriminator.init_args.ndf", "16"], "holds a run with another discriminator "
-         "(discriminator.init_args.ndf 8, now 16); give another --out, or the configuration it was started with"),
+         "(discriminator.init_args.ndf 8, now 16); give another --out, or the configuration that the run was started "
+         "with"),
         (["--discriminator.init_args.norm", "group"], "(discriminator.init_args.norm \"batch\", now \"group\")"),
         (["--discriminator.init_args.with_spectral_norm", "true"], "with_spectral_norm false, now true"),
         (["--training.trainable", "[decoder.*]"], "another trainable"),
@@ -123,7 +124,7 @@ def test_loading_an_optimizers_state_keeps_its_own_options() -> None:
         (["--training.max_steps", "2"], "is at step 3, past training.max_steps 2"),
     ],
 )  # fmt: skip
-def test_what_may_not_change_is_refused_by_name_and_leaves_the_run_as_it_was(
+def test_forbidden_changes_are_refused_by_name_and_leave_the_run_unchanged(
     change: list[str], words: str, begun: Path, recipe: Path
 ) -> None:
     before = files(begun)
@@ -134,7 +135,7 @@ def test_what_may_not_change_is_refused_by_name_and_leaves_the_run_as_it_was(
 
 
 @pytest.mark.slow
-def test_other_images_under_the_same_path_are_refused_and_another_spelling_is_not(
+def test_other_images_are_refused_and_another_spelling_of_the_path_is_not(
     begun: Path, recipe: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(images.parent)
@@ -148,16 +149,16 @@ def test_other_images_under_the_same_path_are_refused_and_another_spelling_is_no
         run(recipe, begun, "--training.max_steps", "5")
 
 
-def test_a_refused_fresh_run_leaves_no_folder(recipe: Path, tmp_path: Path) -> None:
+def test_refused_new_run_leaves_no_folder(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such"):
         run(recipe, tmp_path / "new" / "run", "--data.train", str(tmp_path / "nowhere"))
     assert not (tmp_path / "new").exists()
 
 
-def test_a_model_without_a_checkpoint_is_not_written_over(begun: Path, recipe: Path) -> None:
+def test_model_without_a_checkpoint_is_not_overwritten(begun: Path, recipe: Path) -> None:
     shutil.rmtree(begun / "checkpoints")
     before = files(begun)
-    with pytest.raises(UserError, match="has a model and no checkpoint to continue from"):
+    with pytest.raises(UserError, match="has a model but no checkpoint to resume from"):
         run(recipe, begun)
     assert files(begun) == before
 
@@ -172,7 +173,7 @@ def test_rerunning_a_finished_run_says_so_and_writes_nothing(
     assert "finished:  step 3 of 3; nothing is left to train" in words
     assert "add --training.max_steps 6, or any number above 3" in words
     assert f"model:     {begun / 'model'} (EMA weights of step 3)" in words
-    assert "continuing" not in words
+    assert "resuming" not in words
     after = {path: path.stat() for path in begun.rglob("*")}
     assert after.keys() == before.keys()
     assert all(after[path].st_mtime_ns == before[path].st_mtime_ns for path in before if path.is_file())
@@ -232,13 +233,13 @@ def test_lines_of_a_start_without_a_checkpoint_are_replaced(recipe: Path, tmp_pa
     assert [line["step"] for line in lines(out, "train")] == [2, 3]
 
 
-def test_a_discriminator_that_never_starts_is_warned_of(recipe: Path, tmp_path: Path) -> None:
+def test_discriminator_that_never_starts_causes_a_warning(recipe: Path, tmp_path: Path) -> None:
     out = run(recipe, tmp_path / "late", "--objective.discriminator_start", "3")
     (alarm,) = [line for line in lines(out, "alarm") if line["alarm"] == "no_discriminator"]
-    assert "starts at step 3, after the last one (3)" in alarm["message"]
+    assert "starts at step 3, after the last step 3" in alarm["message"]
 
 
-def test_a_checkpoint_of_an_older_version_is_compared_in_what_it_records(begun: Path, recipe: Path) -> None:
+def test_older_checkpoint_is_compared_by_its_recorded_settings(begun: Path, recipe: Path) -> None:
     from ldm_ae.training.changes import check_identity
 
     check_identity(begun, {"seed": 0, "images": "./images"}, {"seed": 0, "data": "8 images"})
@@ -246,19 +247,19 @@ def test_a_checkpoint_of_an_older_version_is_compared_in_what_it_records(begun: 
         check_identity(begun, {"seed": 1}, {"seed": 0, "data": "8 images"})
 
 
-def test_keys_of_a_newer_version_are_no_change() -> None:
+def test_keys_of_a_newer_version_are_not_changes() -> None:
     old = {"a": 1, "b": {"class_path": "X"}, "out": "here"}
     new = {"a": 1, "b": None, "c": 3, "out": "there"}
     assert changed_settings(old, new) == {"b.class_path": ('"X"', "(not set)"), "b": ("(not set)", "null")}
 
 
-def test_a_run_from_before_colours_were_converted_reports_that_they_are_now() -> None:
+def test_run_without_colour_conversion_reports_it_as_a_change() -> None:
     now = {"data": {"train": "x", "colour_profiles": "convert"}}
     assert changed_settings({"data": {"train": "x"}}, now) == {"data.colour_profiles": ('"ignore"', '"convert"')}
     assert changed_settings({"data": {"train": "x"}}, {"data": {"train": "x", "colour_profiles": "ignore"}}) == {}
 
 
-def test_other_images_of_the_same_names_are_refused(begun: Path, recipe: Path, images: Path) -> None:
+def test_other_images_with_the_same_names_are_refused(begun: Path, recipe: Path, images: Path) -> None:
     before = files(begun)
     smooth_picture(77, 60, 64).save(images / "3.png")
     with pytest.raises(UserError, match="another data"):
@@ -266,31 +267,31 @@ def test_other_images_of_the_same_names_are_refused(begun: Path, recipe: Path, i
     assert files(begun) == before
 
 
-def test_an_option_that_needs_other_state_is_refused_by_name(begun: Path, recipe: Path) -> None:
+def test_optimizer_option_that_needs_other_state_is_refused_by_name(begun: Path, recipe: Path) -> None:
     before = files(begun)
     with pytest.raises(UserError, match="its optimizer had amsgrad False, now True"):
         run(recipe, begun, "--training.max_steps", "5", "--optimizer.options.amsgrad", "true")
     assert files(begun) == before
 
 
-def test_a_new_option_is_logged(begun: Path, recipe: Path) -> None:
+def test_new_option_is_logged_as_a_change(begun: Path, recipe: Path) -> None:
     run(recipe, begun, "--training.max_steps", "4", "--optimizer.options.weight_decay", "0.1")
     changed = {line["setting"]: (line["from"], line["to"]) for line in lines(begun, "change")}
     assert changed["optimizer.options.weight_decay"] == ("(not set)", "0.1")
 
 
 @pytest.mark.slow
-def test_a_run_begins_neither_among_other_files_nor_among_its_images(
+def test_run_folder_with_other_files_or_inside_the_images_is_refused(
     recipe: Path, images: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "store.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds other files .store\.json.; give a new folder"):
+    with pytest.raises(UserError, match=r"holds files that are not a run's .store\.json.; give a new folder"):
         run(recipe, other)
     assert [path.name for path in other.iterdir()] == ["store.json"]
     for out in (images, images / "run"):
-        with pytest.raises(UserError, match="lies in the images of"):
+        with pytest.raises(UserError, match="is inside the image folder"):
             run(recipe, out)
     assert not (images / "run").exists()
     logged = tmp_path / "logged"
@@ -300,7 +301,7 @@ def test_a_run_begins_neither_among_other_files_nor_among_its_images(
     assert (logged / "model").is_dir()
 
 
-def test_the_batch_is_kept_by_accumulation_as_the_refusal_says(begun: Path, recipe: Path) -> None:
+def test_suggested_accumulation_keeps_the_global_batch(begun: Path, recipe: Path) -> None:
     run(recipe, begun, "--training.batch_size", "1", "--training.accumulation", "4", "--training.max_steps", "4")
     assert lines(begun, "train")[-1]["step"] == 4
 
@@ -314,20 +315,20 @@ def test_the_batch_is_kept_by_accumulation_as_the_refusal_says(begun: Path, reci
         (16, 3, "start a number of processes that divides 64, not 3"),
     ],
 )
-def test_the_advice_for_another_batch(batch_size: int, processes: int, words: str) -> None:
+def test_refusal_suggests_options_for_the_global_batch(batch_size: int, processes: int, words: str) -> None:
     assert words in remedies(Path("run"), global_batch=64, batch_size=batch_size, processes=processes)["global_batch"]
 
 
-def test_a_discriminator_that_does_not_fit_for_another_reason_names_the_tensor(tmp_path: Path) -> None:
-    """Without a changed setting, such as with a plugin of another version."""
+def test_mismatched_network_weights_are_refused_by_tensor(tmp_path: Path) -> None:
+    """No setting has changed here, as with another version of a plugin."""
     from safetensors.torch import save_file
 
     from ldm_ae.training.checkpoints.checkpoint import load_networks
 
     save_file({"weight": torch.zeros(2, 3)}, tmp_path / "part.safetensors")
     for network, words in (
-        (torch.nn.Linear(3, 4, bias=False), r"its weight is \[2, 3\], that of the configured network \[4, 3\]"),
-        (torch.nn.Linear(3, 2), "it has no bias, which the configured network has"),
+        (torch.nn.Linear(3, 4, bias=False), r"expected weight of shape \[4, 3\], got \[2, 3\]"),
+        (torch.nn.Linear(3, 2), "it lacks bias of the configured network"),
     ):
         with pytest.raises(UserError, match=words):
             load_networks(tmp_path, {"part": network})

@@ -1,4 +1,4 @@
-"""What a run writes as its model's scale: that of an unchanged encoder exactly, another one's measured."""
+"""The scale of a run's model: an unchanged encoder keeps it exactly, that of a changed one is measured."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ DECODER = ["decoder.*", "post_quant_conv.*"]
 
 
 @pytest.mark.parametrize("form", FORM_PARAMETERS)
-def test_training_the_decoder_alone_keeps_the_scale(
+def test_decoder_only_training_keeps_the_scale(
     form: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = published(form, tmp_path / "published")
@@ -92,10 +92,10 @@ def test_training_the_decoder_alone_keeps_the_scale(
     assert "is kept; --scaling measure measures it" in capsys.readouterr().out
 
 
-def test_the_factor_of_earlier_versions_is_written_as_it_was_meant(
+def test_legacy_factor_beside_vectors_is_converted(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By training the decoder and by the export of that: SDXL's line of the written configuration undoes the scale."""
+    """Decoder training and its export convert it: SDXL's line inverts the scale with the written configuration."""
     mean, std = (torch.tensor(vector, dtype=torch.float64) for vector in VECTORS.values())
     pooled = float((std.square() + (mean - mean.mean()).square()).mean().sqrt())
     old = small_model()
@@ -118,7 +118,7 @@ def test_the_factor_of_earlier_versions_is_written_as_it_was_meant(
 
 
 @pytest.mark.parametrize("form", FORM_PARAMETERS)
-def test_a_changed_encoder_is_measured_in_the_form_that_its_pipelines_read(
+def test_scale_of_a_changed_encoder_is_measured_in_its_published_form(
     form: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = published(form, tmp_path / "published")
@@ -152,7 +152,7 @@ def test_a_changed_encoder_is_measured_in_the_form_that_its_pipelines_read(
 
 
 @pytest.mark.slow
-def test_a_resumed_run_knows_that_its_encoder_has_changed(image_folder: Path, tmp_path: Path) -> None:
+def test_resumed_run_measures_the_scale_of_its_changed_encoder(image_folder: Path, tmp_path: Path) -> None:
     model = published("flux", tmp_path / "published")
     whole = train_from(model, image_folder, tmp_path / "whole", trainable=["*"], steps=3)
     parts = train_from(model, image_folder, tmp_path / "parts", trainable=["*"], steps=1)
@@ -165,7 +165,7 @@ def test_a_resumed_run_knows_that_its_encoder_has_changed(image_folder: Path, tm
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_a_changed_encoder_is_measured_by_export(
+def test_export_measures_the_scale_of_a_changed_encoder(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = published("sd", tmp_path / "published")
@@ -174,7 +174,7 @@ def test_a_checkpoint_of_a_changed_encoder_is_measured_by_export(
     assert config_of(checkpoint / "ema")["scaling_factor"] == 0.18215  # of the encoder that it started from
     assert not scale_is_known(load_autoencoder(checkpoint))
     states = [inspect_model(folder)["scale"] for folder in (model, checkpoint / "ema", out / "model")]
-    assert states == ["measured", "of the encoder before it was trained further", "measured"]
+    assert states == ["measured", "measured before the encoder was trained further", "measured"]
     capsys.readouterr()
     assert main(["export", str(checkpoint), str(tmp_path / "as it is")]) == 0
     err = capsys.readouterr().err
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_a_changed_encoder_is_measured_by_export(
         assert scale_is_known(load_autoencoder(tmp_path / name))
 
 
-def test_without_validation_images_a_changed_encoder_is_named(
+def test_changed_encoder_without_validation_images_causes_a_warning(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = published("sd", tmp_path / "published")
@@ -209,7 +209,7 @@ def constant_encoder(model: KLAutoencoder, value: float, spread: float = 0.0) ->
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-3])
-def test_what_counts_as_constant(spread: float) -> None:
+def test_constant_latents_are_detected(spread: float) -> None:
     statistics = ChannelStatistics(2)
     statistics.update(20.0 + 20.0 * spread * torch.tensor([-1.0, 1.0]).double().repeat(1, 2, 8, 8))
     assert statistics.is_constant == (spread < 1e-5)
@@ -221,7 +221,7 @@ def test_what_counts_as_constant(spread: float) -> None:
 
 
 @pytest.mark.slow
-def test_nearly_constant_latents_cost_no_work(
+def test_nearly_constant_latents_leave_the_model_without_a_scale(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = small_model()
@@ -230,7 +230,7 @@ def test_nearly_constant_latents_cost_no_work(
     out = train_from(tmp_path / "collapsed", image_folder, tmp_path / "run", trainable=DECODER)
     said = capsys.readouterr().err
     assert "warning at step 2: the model keeps no scale: the latents are constant (standard deviation" in said
-    assert "have collapsed, or it is not trained" in said
+    assert "have collapsed, or the encoder is not trained" in said
     assert config_of(out / "model")["scaling_factor"] == 1.0
     small = ["--size", "16", "--workers", "0", "--device", "cpu"]
     images = str(image_folder)
@@ -248,7 +248,7 @@ def test_nearly_constant_latents_cost_no_work(
     assert config_of(tmp_path / "exported")["scaling_factor"] == 1.0
 
 
-def test_one_constant_channel_has_no_vector(
+def test_constant_channel_has_no_channel_scale(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = small_model()
@@ -264,13 +264,13 @@ def test_one_constant_channel_has_no_vector(
     assert main(command) == 0
     encode = ["encode", str(tmp_path / "model"), str(image_folder), str(tmp_path / "store"), *command[5:]]
     assert main(encode) == 0
-    assert "note: channels 2 of the latents are constant; no scale whitens them" in capsys.readouterr().err
+    assert "note: channels 2 of the latents are constant; no scale gives them unit variance" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "store"), str(tmp_path / "h5"), "--format", "repa-e",
                  "--images", str(image_folder)]) == 2  # fmt: skip
     assert "channel 2 of the latents is constant, and REPA-E divides" in capsys.readouterr().err
 
 
-def test_the_encoder_s_hash_is_of_all_that_latents_follow_from(tmp_path: Path) -> None:
+def test_encoder_hash_covers_all_weights_that_latents_depend_on(tmp_path: Path) -> None:
     model = small_model()
     before = encoder_sha256(model)
     with torch.no_grad():
@@ -288,7 +288,7 @@ def test_the_encoder_s_hash_is_of_all_that_latents_follow_from(tmp_path: Path) -
     assert load_autoencoder(tmp_path).net.config[SCALED_ENCODER] == encoder_sha256(model)  # type: ignore[index]
 
 
-def test_settling_measures_what_nobody_has(image_folder: Path) -> None:
+def test_settle_scaling_measures_a_missing_scale(image_folder: Path) -> None:
     model = small_model()
     images = EvaluationLoader(open_source(image_folder), ImageTransform(size=16), batch_size=4)
     words, scaled = settle_scaling(model, images)

@@ -1,4 +1,4 @@
-"""The loop: what it writes, how it goes on, and that it learns."""
+"""The training loop: its files, resuming, and learning."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.training.common import files, make_batches, make_parts, run, whole
 
 
 @pytest.mark.slow
-def test_run_directory(shared_run: Path, tmp_path: Path) -> None:
+def test_run_directory_has_the_documented_files_and_is_reproducible(shared_run: Path, tmp_path: Path) -> None:
     out = shared_run
     assert {p.name for p in out.iterdir()} == {
         "config.yaml", "metrics.jsonl", "samples", "checkpoints", "model", "environment.json", "logs",
@@ -56,7 +56,7 @@ def test_run_directory(shared_run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
-def test_stop_and_go_on_equals_uninterrupted(
+def test_resumed_run_equals_an_uninterrupted_one(
     shared_config: Path, shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: signal.Signals
 ) -> None:
     """Weights, EMA, discriminator, optimizers, random states: every byte of the last checkpoint."""
@@ -81,8 +81,10 @@ def test_stop_and_go_on_equals_uninterrupted(
 
 
 @pytest.mark.slow
-def test_the_next_update_waits_for_the_copy(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy that takes longer than forward and backward passes gives the bytes of a save that is waited for."""
+def test_next_update_waits_for_the_checkpoint_copy(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that takes longer than forward and backward passes gives the same bytes as a blocking save."""
     every = ("--training.checkpoint_every", "1", "--training.keep_checkpoints", "9")
     expected = files(
         run(tiny_config, tmp_path / "waits", *every, "--training.background_saves", "false") / "checkpoints"
@@ -107,7 +109,7 @@ def test_the_next_update_waits_for_the_copy(tiny_config: Path, tmp_path: Path, m
 
 
 @pytest.mark.slow
-def test_no_sample_is_repeated_or_skipped_over_a_resume(
+def test_resume_neither_repeats_nor_skips_samples(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
@@ -126,7 +128,7 @@ def test_no_sample_is_repeated_or_skipped_over_a_resume(
     assert seen[:12] != seen[12:]
 
 
-def test_damaged_newest_checkpoint_is_named_and_passed_over(
+def test_damaged_newest_checkpoint_is_named_and_skipped(
     shared_config: Path, shared_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = Path(shutil.copytree(shared_run, tmp_path / "run"))
@@ -135,19 +137,19 @@ def test_damaged_newest_checkpoint_is_named_and_passed_over(
     state.write_bytes(state.read_bytes()[:-1] + b"\x7f")
     run(shared_config, out)
     words = capsys.readouterr().err
-    assert "checkpoint step-00000006 does not count" in words
-    assert "continuing from step-00000003" in words
+    assert "skipping invalid checkpoint step-00000006" in words
+    assert "resuming from step-00000003" in words
     assert files(out / "checkpoints" / "step-00000006") == expected
 
 
-def test_another_run_is_not_continued(shared_config: Path, shared_run: Path, tmp_path: Path) -> None:
+def test_resume_with_another_seed_is_refused(shared_config: Path, shared_run: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(shared_run, tmp_path / "run"))
     with pytest.raises(UserError, match="holds a run with another seed"):
         run(shared_config, out, "--seed", "5")
 
 
 @pytest.mark.slow
-def test_decoder_only_training_leaves_the_encoder(tiny_config: Path, tmp_path: Path) -> None:
+def test_decoder_only_training_does_not_change_the_encoder(tiny_config: Path, tmp_path: Path) -> None:
     more = ["--objective.regularization_weights", "{}", "--training.trainable", "[decoder.*, post_quant_conv.*]"]
     out = run(tiny_config, tmp_path / "run", *more)
     torch.manual_seed(0)
@@ -163,7 +165,7 @@ def test_frozen_last_layer_needs_a_fixed_weight(tiny_config: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_gradient_checkpointing_changes_nothing_but_memory(
+def test_gradient_checkpointing_does_not_change_the_weights(
     shared_config: Path, shared_run: Path, tmp_path: Path
 ) -> None:
     expected = load_autoencoder(shared_run).net.state_dict()
@@ -174,7 +176,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(
 
 
 @pytest.mark.slow
-def test_eight_images_are_overfitted_to_30_db(accelerator: Accelerator) -> None:
+def test_training_overfits_eight_images_to_30_db(accelerator: Accelerator) -> None:
     parts = make_parts(
         accelerator, discriminator=False, perceptual=None, reduction="mean", learned_log_variance=False,
         regularization_weights={"kl": 1e-8},

@@ -69,8 +69,10 @@ class ShiftTolerantLPIPS(FeatureDistance):
         net: The feature network.
 
     Raises:
-        UserError: the wheel is not installed.
+        UserError: The wheel is not installed.
     """
+
+    short_names = ("st-lpips", "stlpips")
 
     def __init__(self, *, net: Literal["vgg", "alex"] = "vgg"):
         weights = read_legacy_weights(_weights_file(net))

@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import diffusers
 import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
-from ldm_ae.models.adapters.quantized_autoencoder import QuantizedAutoencoder
 from ldm_ae.models.interface import Codebook
 from ldm_ae.models.loading.folder import local_folder, read_config, read_model_folder
 from ldm_ae.models.posteriors import DiscretePosterior, Posterior
@@ -28,14 +26,6 @@ EUCLIDEAN: tuple[type[Quantizer], ...] = (VQ, EMAVQ)
 """The quantizers that choose the nearest code of a table, as `diffusers.VQModel` does."""
 
 
-class VQModel(diffusers.VQModel):
-    """`diffusers.VQModel` with one of our quantizers as `quantize`; diffusers opens a saved model as its own class."""
-
-    _supports_gradient_checkpointing = True
-    # Only a resumed training needs a quantizer's record of how often its codes are used.
-    _keys_to_ignore_on_load_unexpected = (r"^quantize\.(?!embedding)",)
-
-
 class VQAutoencoder(ConvolutionalAutoencoder):
     """A convolutional autoencoder with discrete latents: encoder, 1x1 convolution, quantizer, 1x1 convolution, decoder.
 
@@ -44,21 +34,23 @@ class VQAutoencoder(ConvolutionalAutoencoder):
     `QuantizedAutoencoder`, whose keys are the same where VQModel has them.
 
     Args:
-        pretrained: A folder of either to start from, the name of a shipped model (`vq-f8-small`), or a VQModel's name
-            on the Hugging Face hub. The widths and blocks below are then read from it and ignored here. A folder (or
-            shipped name) of an AutoencoderKL gives its encoder's mean and its decoder, between which a quantizer of as
-            many dimensions as it has channels starts to learn.
-        quantizer: Any of `ldm_ae.quantizers`. With `pretrained` the folder's own by default; one of its kind and size
-            given there goes on from the folder's codes: to train a VQModel with EMAVQ, restarts or another beta.
-        block_out_channels: Channels of each resolution level; there are `len - 1` downsamplings by 2.
-        layers_per_block: ResNet blocks per level.
-        latent_channels: Channels that the encoder gives and the decoder takes, next to the 1x1 convolutions; the
-            quantizer's `codebook_dim` by default.
-        attention_levels: Levels (0 is the full resolution) whose blocks also have self-attention, beside the middle.
-        mid_block_add_attention: Self-attention in the middle block.
-        norm_num_groups: Groups of every GroupNorm; divides every entry of `block_out_channels`.
+        pretrained: A model folder of either class, the name of a shipped model (`vq-f8-small`), or a VQModel's name on
+            the Hugging Face hub. The widths and blocks below are then read from it and ignored here. From the folder
+            (or shipped name) of an AutoencoderKL come its encoder's mean and its decoder; the quantizer between them is
+            new, and its codebook_dim must equal the latent channels.
+        quantizer: Any of `ldm_ae.quantizers`. With `pretrained` the default is the folder's own; another one of its
+            kind and size starts from the folder's codes, to train a VQModel with EMAVQ, restarts or another beta.
+        block_out_channels: Number of channels of each resolution level; there are `len - 1` downsamplings by 2.
+        layers_per_block: Number of ResNet blocks per level.
+        latent_channels: Output channels of the encoder and input channels of the decoder, outside the 1x1 convolutions;
+            the default is the quantizer's `codebook_dim`.
+        attention_levels: Levels (0 is the full resolution) whose blocks have self-attention.
+        mid_block_add_attention: Whether the middle block has self-attention.
+        norm_num_groups: Number of groups of every GroupNorm; it must divide every entry of `block_out_channels`.
         act_fn: Activation, by diffusers' name.
     """
+
+    short_names = ("vq",)
 
     class_names = ("QuantizedAutoencoder", "VQModel")
     neutral_config = frozenset({"force_upcast", "legacy_beta"})
@@ -81,7 +73,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
             self.net = _read(pretrained, quantizer)
             return
         if quantizer is None:
-            raise UserError("VQAutoencoder: name a quantizer, such as ldm_ae.quantizers.VQ, or a pretrained folder")
+            raise UserError("VQAutoencoder needs a quantizer, such as ldm_ae.quantizers.VQ, or a pretrained folder")
         blocks = block_types(block_out_channels, attention_levels=attention_levels, norm_num_groups=norm_num_groups)
         arguments = {
             "down_block_types": blocks.down,
@@ -112,7 +104,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
 
     @property
     def compvis_class(self) -> str | None:  # type: ignore[override]
-        return "VQModel" if isinstance(self.net, VQModel) else None
+        return "VQModel" if type(self.net).__name__ == "VQModel" else None
 
     @property
     def spec(self) -> AutoencoderSpec:
@@ -187,6 +179,8 @@ class VQAutoencoder(ConvolutionalAutoencoder):
 
 def _build(arguments: dict[str, Any], quantizer: Quantizer) -> nn.Module:
     """Return a network with these VQModel arguments and the quantizer."""
+    from ldm_ae.models.adapters._quantized_networks import QuantizedAutoencoder, VQModel
+
     net: Any
     if type(quantizer) in EUCLIDEAN:
         net = VQModel(**arguments, num_vq_embeddings=quantizer.codebook_size, vq_embed_dim=quantizer.codebook_dim)
@@ -199,6 +193,8 @@ def _build(arguments: dict[str, Any], quantizer: Quantizer) -> nn.Module:
 
 def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
     """Return the network of a folder or hub name with its quantizer, or with the given one, which gets its codes."""
+    from ldm_ae.models.adapters._quantized_networks import QuantizedAutoencoder, VQModel
+
     folder = local_folder(pretrained)
     kind = read_config(folder)["_class_name"]
     if kind == "AutoencoderKL":
@@ -222,12 +218,16 @@ def _from_kl(pretrained: str, folder: Path, quantizer: Quantizer | None) -> nn.M
 
     At first the quantizer's input is the posterior's mean: the encoder's last convolution absorbs the 1x1 one after it.
     """
-    kl: Any = read_model_folder(diffusers.AutoencoderKL, folder)
+    from diffusers import AutoencoderKL
+
+    kl: Any = read_model_folder(AutoencoderKL, folder)
     channels = kl.config.latent_channels
     if quantizer is None:
-        raise UserError(f"{pretrained} is an AutoencoderKL, which has no codes; name a quantizer")
+        raise UserError(f"{pretrained} is an AutoencoderKL, which has no codes; set a quantizer")
     if quantizer.codebook_dim != channels:
-        raise UserError(f"{pretrained} has {channels} latent channels, the quantizer codes of {quantizer.codebook_dim}")
+        raise UserError(
+            f"{pretrained} has {channels} latent channels, but the quantizer has codebook_dim {quantizer.codebook_dim}"
+        )
     names = (
         "in_channels out_channels down_block_types up_block_types block_out_channels layers_per_block act_fn "
         "latent_channels norm_num_groups sample_size mid_block_add_attention"
@@ -252,10 +252,12 @@ def _continue_with(pretrained: str, net: Any, quantizer: Quantizer, kinds: tuple
     own: Quantizer = net.quantize
     if type(quantizer) not in kinds:
         names = " or ".join(kind.__name__ for kind in kinds)
-        raise UserError(f"{pretrained} can go on with a {names}, not with a {type(quantizer).__name__}")
+        raise UserError(
+            f"quantizer: expected a {names} for the codes of {pretrained}, got a {type(quantizer).__name__}"
+        )
     if (own.codebook_size, own.codebook_dim) != (quantizer.codebook_size, quantizer.codebook_dim):
         raise UserError(
-            f"{pretrained} has {own.codebook_size} codes of {own.codebook_dim} dimensions, the quantizer given "
+            f"{pretrained} has {own.codebook_size} codes of {own.codebook_dim} dimensions, and the quantizer has "
             f"{quantizer.codebook_size} of {quantizer.codebook_dim}"
         )
     if isinstance(quantizer, ManagedCodebook):
@@ -264,9 +266,11 @@ def _continue_with(pretrained: str, net: Any, quantizer: Quantizer, kinds: tuple
         try:
             quantizer.load_state_dict(own.state_dict())
         except RuntimeError as error:
-            raise UserError(f"{pretrained} has a {type(own).__name__} of other arguments than given") from error
+            raise UserError(
+                f"{pretrained} has a {type(own).__name__} with other arguments; give the same, or remove quantizer"
+            ) from error
     net.quantize = quantizer
-    if isinstance(net, QuantizedAutoencoder):
+    if type(net).__name__ == "QuantizedAutoencoder":
         net.register_to_config(quantizer=describe_quantizer(quantizer))
     else:
         _record_beta(net, quantizer)

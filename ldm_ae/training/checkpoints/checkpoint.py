@@ -9,7 +9,8 @@
 Everything is written under a temporary name, bypassing the page cache where possible, flushed and renamed, and the
 parent folder is flushed. A checkpoint is valid only if it has a manifest as `write_checkpoint` writes it, which names
 every file (except those whose names begin with a dot) and agrees with them; `problems` lists why one is not valid.
-Older checkpoints are removed only after a new one is valid. Nothing here is a pickle.
+Older checkpoints are removed only after a new one is valid; then `best` beside them is a link to the best one, which is
+never removed. Nothing here is a pickle.
 """
 
 from __future__ import annotations
@@ -26,23 +27,16 @@ from torch import Tensor, nn
 from ldm_ae.core.errors import RunError, UserError, printable, reason
 from ldm_ae.io.direct_files import Written, write_direct
 from ldm_ae.io.files import read_json, sha256, sync, write_json, writing_folder
+from ldm_ae.io.manifests import problems, write_manifest
 from ldm_ae.io.tensor_files import read_tensors, safetensors_pieces
+from ldm_ae.models.loading.checkpoints import STATE, check_best_pointer, checkpoint_name, point_to_best
 from ldm_ae.models.loading.folder import WEIGHTS
 from ldm_ae.training.checkpoints.snapshot import AVERAGED, Snapshot
 from ldm_ae.training.checkpoints.tree import join_tensors, split_tensors
 
-MANIFEST = "MANIFEST.json"
-FORMAT = "ldm_ae.checkpoint/1"
-STATE = "state"
-_ENTRY = {"bytes": int, "sha256": str}
 _METADATA = {"format": "pt"}  # as diffusers writes it
 _THREADS = 3
 """One thread checks values, then helps the two that write."""
-
-
-def checkpoint_name(step: int) -> str:
-    """Return the folder name of the checkpoint after `step` updates."""
-    return f"step-{step:08d}"
 
 
 class Checkpoints:
@@ -56,13 +50,18 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int):
         self.folder = folder
         self._keep = keep
-        self._sound: set[str] = set()
+        self._valid: set[str] = set()
 
     def newest(self) -> tuple[Path | None, dict[str, list[str]]]:
-        """Return the newest valid checkpoint, and the problems of each newer one by name."""
+        """Return the newest valid checkpoint, and the problems of each newer one by name.
+
+        Raises:
+            UserError: A folder that is not a checkpoint has the name `best`.
+        """
+        check_best_pointer(self.folder)
         path, damaged = newest_checkpoint(self.folder)
         if path is not None:
-            self._sound.add(path.name)
+            self._valid.add(path.name)
         return path, damaged
 
     def write(self, snapshot: Snapshot, *, best_step: int | None) -> Path:
@@ -76,10 +75,12 @@ class Checkpoints:
             RunError: A value is not finite, or the disk is full. Nothing has changed in that case.
         """
         folder = self.folder / checkpoint_name(snapshot.step)
-        if folder.name not in self._sound:
+        if folder.name not in self._valid:
             write_checkpoint(folder, snapshot)
             self._sound.add(folder.name)
-        self._prune(None if best_step is None else checkpoint_name(best_step))
+        best = None if best_step is None else checkpoint_name(best_step)
+        point_to_best(self.folder, best if best is not None and (self.folder / best).is_dir() else None)
+        self._prune(best)
         return folder
 
     def _prune(self, best: str | None) -> None:
@@ -88,10 +89,10 @@ class Checkpoints:
             if kept >= self._keep:
                 if path.name != best:
                     shutil.rmtree(path)
-            elif path.name in self._sound or not problems(path):
-                self._sound.add(path.name)
+            elif path.name in self._valid or not problems(path):
+                self._valid.add(path.name)
                 kept += 1
-            elif kept:
+            elif kept and path.name != best:
                 shutil.rmtree(path)  # It is not valid, and a newer one is.
 
 
@@ -118,66 +119,17 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         if found := not_finite.result():
             raise RunError(
                 f"step {snapshot.step} is not saved, because it holds values that are not finite ({found}); "
-                "the checkpoints before it stand"
+                "earlier checkpoints are unchanged"
             )
         entries = {name: file.result() for name, file in files.items()}
         for path in temporary.rglob("*.json"):
             sync(path)
             entries[path.relative_to(temporary).as_posix()] = Written(sha256(path), path.stat().st_size)
-        # The manifest must not reach the disk before the files that it describes.
-        described = {name: {"bytes": size, "sha256": digest} for name, (digest, size) in sorted(entries.items())}
-        write_json(temporary / MANIFEST, {"format": FORMAT, "files": described})
+        write_manifest(temporary, entries)  # It must not reach the disk before the files that it describes.
 
 
 def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> Written:
     return write_direct(folder / f"{name}.safetensors", safetensors_pieces(tensors, metadata))
-
-
-def problems(folder: str | Path) -> list[str]:
-    """Return why a checkpoint is not valid, one line per problem; an empty list if it is valid."""
-    folder = Path(folder)
-    try:
-        files = _read_manifest(folder / MANIFEST)
-    except FileNotFoundError:
-        return [f"{MANIFEST} is missing"]
-    except (OSError, ValueError) as error:
-        return [f"{MANIFEST} is damaged ({reason(error)})"]
-    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    there = {name for name in there if not any(part.startswith(".") for part in name.split("/"))}  # such as .DS_Store
-    found = [f"{printable(name)} is not in {MANIFEST}" for name in sorted(there - files.keys() - {MANIFEST})]
-    for name, (size, digest) in files.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            found.append(f"{MANIFEST} names a file outside the checkpoint: {printable(name)}")
-        elif name not in there:
-            found.append(f"{printable(name)} is missing")
-        elif wrong := _difference(folder / name, size, digest):
-            found.append(f"{printable(name)} {wrong}")
-    return found
-
-
-def _difference(path: Path, size: int, digest: str) -> str | None:
-    try:
-        if (found := path.stat().st_size) != size:
-            return f"has {found} bytes instead of {size}"
-        return None if sha256(path) == digest else "has changed since it was written"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-
-
-def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Return (bytes, sha256) of each file by name; raise `ValueError` unless `write_checkpoint` writes such."""
-    manifest = read_json(path, as_written=True)
-    if not isinstance(manifest, dict) or manifest.keys() != {"format", "files"}:
-        raise ValueError("it is no manifest")
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"its format is {printable(manifest['format'])}; this program reads {FORMAT}")
-    files = manifest["files"]
-    if not isinstance(files, dict) or not files:
-        raise ValueError("it names no files")
-    for name, entry in files.items():
-        if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != _ENTRY:
-            raise ValueError(f"its entry of {printable(name)} is wrong")
-    return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
 
 
 def newest_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, list[str]]]:
@@ -195,7 +147,7 @@ def load_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
 
     Raises:
         UserError: A part is missing; the message names it.
-        UnfitError: A part does not fit this configuration.
+        MismatchError: A part does not fit this configuration.
     """
     for name, network in networks.items():
         if not network.state_dict():
@@ -207,7 +159,7 @@ def load_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
         try:
             network.load_state_dict(tensors)
         except RuntimeError as error:
-            raise UnfitError(
+            raise MismatchError(
                 name, f"{path} does not fit this configuration: {_first_difference(network, tensors)}"
             ) from error
 
@@ -217,15 +169,15 @@ def _first_difference(network: nn.Module, saved: Mapping[str, Tensor]) -> str:
     own = network.state_dict()
     for name in dict.fromkeys([*own, *saved]):
         if name not in saved:
-            return f"it has no {name}, which the configured network has"
+            return f"it lacks {name} of the configured network"
         if name not in own:
-            return f"it has {printable(name)}, which the configured network has not"
+            return f"it has {printable(name)}, which the configured network lacks"
         if own[name].shape != saved[name].shape:
-            return f"its {name} is {list(saved[name].shape)}, that of the configured network {list(own[name].shape)}"
-    return "its values cannot be read into the configured network"
+            return f"expected {name} of shape {list(own[name].shape)}, got {list(saved[name].shape)}"
+    return "its values cannot be loaded into the configured network"
 
 
-class UnfitError(UserError):
+class MismatchError(UserError):
     """A network in a checkpoint has another configuration; `part` is its name in the checkpoint."""
 
     def __init__(self, part: str, message: str):
@@ -246,7 +198,7 @@ def load_state(folder: Path) -> Any:
     try:
         return join_tensors(read_json(folder / f"{STATE}.json"), tensors)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, RuntimeError) as error:
-        raise UserError(f"{folder / f'{STATE}.json'} is no saved state: {reason(error)}") from error
+        raise UserError(f"{folder / f'{STATE}.json'} is not a valid saved state: {reason(error)}") from error
 
 
 def link_model(checkpoint: Path, temporary: Path) -> None:
