@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -72,9 +73,10 @@ def test_a_run_prints_its_parts_and_its_results(
     assert discriminator == learning
     assert re.fullmatch(r"step 6 of 6; 6 steps in 0:\d\d:\d\d, [\d.]+ images/s", lines["finished"])
     assert lines["model"] == f"{out / 'model'} (EMA weights of step 6)"
-    best = re.fullmatch(r"step (\d), psnr [\d.]+ \(higher is better\) in (\S+)", lines["best"])
+    best = re.fullmatch(r"step (\d), psnr [\d.]+ \(higher is better\), which is (\S+)", lines["best"])
     assert best is not None
-    assert best[2] == str(out / "checkpoints" / f"step-0000000{best[1]}")
+    assert best[2] == f"{out}@best"
+    assert os.readlink(out / "checkpoints" / "best") == f"step-0000000{best[1]}"
     assert lines["next"] == f"ldm-ae evaluate {out} {image_folder} --out {out}-evaluation"
 
 

@@ -138,7 +138,7 @@ def _best(trainer: Trainer, step: int, score: float) -> str:
     metric = trainer.scoring.best
     value = score if metric.direction == "higher" else -score
     path = trainer.folder / "checkpoints" / f"step-{step:08d}"
-    place = f" in {path}" if path.is_dir() else ""
+    place = f", which is {trainer.folder}@best" if path.is_dir() else ""
     return f"step {step}, {metric.name} {value:.4g} ({metric.direction} is better){place}"
 
 
