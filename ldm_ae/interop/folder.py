@@ -28,4 +28,4 @@ def exporting(out: str | Path, *, own_files: frozenset[str], size: int, overwrit
     require_new_folder(out, "the model", own_files=own_files, overwrite=overwrite)
     with new_folder(out.parent), writing_folder(out, size=size) as temporary:
         yield temporary
-        assert set(os.listdir(temporary)) <= own_files, "an export writes only the names it declares"
+        assert set(os.listdir(temporary)) <= own_files, "an export writes only the names that it declares"

@@ -137,7 +137,7 @@ def _no_room(path: Path, size: int) -> RunError:
     free = shutil.disk_usage(path.parent).free
     needed = f"{size:,} bytes are needed and " if size else ""
     return RunError(
-        f"cannot write {path}: the disk is full, {needed}{free:,} are free; make room and give the same command again"
+        f"cannot write {path}: the disk is full, {needed}{free:,} are free; make space and run the same command again"
     )
 
 
@@ -179,7 +179,7 @@ def read_json(path: str | Path, *, as_written: bool = False) -> Any:
     try:
         value = json.loads(data.decode("utf-8"))
         if as_written and _json_bytes(value) != data:
-            raise ValueError("it is not as this program writes it")
+            raise ValueError("its layout is not the one that this program writes")
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return value
@@ -218,16 +218,16 @@ def require_new_folder(
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder for {purpose}")
+        raise UserError(f"{folder} is a file; give a folder for {purpose}")
     found = sorted(os.listdir(folder)) if folder.is_dir() else []
     other = [name for name in found if name not in own_files]
     if other and overwrite is None:
-        raise UserError(f"{folder} is not empty ({printable(other[0])}); name a new folder for {purpose}")
+        raise UserError(f"{folder} is not empty ({printable(other[0])}); give a new folder for {purpose}")
     if other:
-        raise UserError(f"{folder} holds other files ({printable(other[0])}); name a new or empty folder for {purpose}")
+        raise UserError(f"{folder} holds other files ({printable(other[0])}); give a new or empty folder for {purpose}")
     if found and not overwrite:
         raise UserError(
-            f"{folder} holds an earlier result ({found[0]}); add --overwrite to replace it, or name a new folder for "
+            f"{folder} holds an earlier result ({found[0]}); add --overwrite to replace it, or give a new folder for "
             f"{purpose}"
         )
 

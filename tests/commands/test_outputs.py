@@ -33,7 +33,7 @@ def test_output_folder_must_be_new_or_an_earlier_result(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     check(own_files=own, overwrite=False)
     (tmp_path / "out" / "a.json").write_text("1")
-    with pytest.raises(UserError, match=r"out is not empty \(a\.json\); name a new folder for the report"):
+    with pytest.raises(UserError, match=r"out is not empty \(a\.json\); give a new folder for the report"):
         check()
     with pytest.raises(
         UserError, match=r"out holds an earlier result \(a\.json\); add --overwrite to replace it, or name"
@@ -42,9 +42,9 @@ def test_output_folder_must_be_new_or_an_earlier_result(tmp_path: Path) -> None:
     check(own_files=own, overwrite=True)
     (tmp_path / "out" / "mine.txt").write_text("1")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match=r"out holds other files \(mine\.txt\); name a new or empty folder for the"):
+        with pytest.raises(UserError, match=r"out holds other files \(mine\.txt\); give a new or empty folder for the"):
             check(own_files=own, overwrite=overwrite)
-    with pytest.raises(UserError, match=r"a\.json is a file; name a folder for the report"):
+    with pytest.raises(UserError, match=r"a\.json is a file; give a folder for the report"):
         require_new_folder(tmp_path / "out" / "a.json", "the report", own_files=own, overwrite=True)
 
 
@@ -76,7 +76,7 @@ def test_earlier_result_is_replaced_with_overwrite_alone(
     assert main(command("second")) == 2
     error = capsys.readouterr().err
     assert f"{out} holds an earlier result (" in error
-    assert "; add --overwrite to replace it, or name a new folder for the " in error
+    assert "; add --overwrite to replace it, or give a new folder for the " in error
     assert contents(out) == before
     assert main(command("second", "--overwrite")) == 0
     after = contents(out)
@@ -107,7 +107,7 @@ def test_quickstart_continues_its_own_folder_alone(tmp_path: Path, monkeypatch: 
     ran: list[Path] = []
     monkeypatch.setattr(_quickstart, "_quickstart", lambda folder, *_: ran.append(folder))
     (tmp_path / "model").mkdir()
-    with pytest.raises(UserError, match=r"is not empty \(model\); name a new folder for the quickstart"):
+    with pytest.raises(UserError, match=r"is not empty \(model\); give a new folder for the quickstart"):
         _quickstart.quickstart(tmp_path)
     (tmp_path / _quickstart.CARD).write_text("card")
     _quickstart.quickstart(tmp_path)
