@@ -44,7 +44,7 @@ def test_export_writes_the_measured_scale_without_changing_the_model(tiny_model:
     assert config["latents_mean"] is None
     assert config["latents_std"] is None
     assert tiny_model.latent_spec == before
-    export_diffusers(tiny_model, tmp_path / "out", scaling=statistics, per_channel=True, overwrite=True)  # replaces the first
+    export_diffusers(tiny_model, tmp_path / "out", scaling=statistics, per_channel=True, overwrite=True)
     spec = load_autoencoder(tmp_path / "out").latent_spec
     scaled = spec.scale(latents).double()
     # Whitened by its own statistics; float32 holds 1e-7 of values near 10.
