@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ldm_ae.commands._quickstart_page import Contestant, save_pictures, score_label, score_names, score_text, write_page
+from ldm_ae.commands._quickstart_page import Contestant, save_images, score_label, score_names, score_text, write_page
 from ldm_ae.core.resources import DEFAULT_MODEL, recipe, script, shipped_models
 from ldm_ae.core.terminal import ProgressDisplay, progress_bar
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
@@ -38,7 +38,7 @@ def quickstart(folder: Path, *, steps: int | None = None, diffusion_steps: int =
     """Run all steps into one folder, whose `index.html` shows the first images within seconds.
 
     Args:
-        folder: Folder for all results. An existing training run in it is resumed; everything else is made anew.
+        folder: Folder for all results. An existing training run in it is resumed; everything else is recreated.
         steps: Training steps, instead of the recipe's.
         diffusion_steps: Training steps of the diffusion model.
 
@@ -54,31 +54,31 @@ def quickstart(folder: Path, *, steps: int | None = None, diffusion_steps: int =
 def _quickstart(folder: Path, steps: int | None, diffusion_steps: int) -> None:
     started = time.monotonic()
     run, model_folder, store = folder / "run", folder / "model", folder / "latents"
-    for made_anew in ("originals", "shipped", "reconstructed", "latents", "decoded", "pipeline", "model"):
-        shutil.rmtree(folder / made_anew, ignore_errors=True)
+    for recreated in ("originals", "shipped", "reconstructed", "latents", "decoded", "pipeline", "model"):
+        shutil.rmtree(folder / recreated, ignore_errors=True)
     for sample in folder.glob("sample-*.png"):
         sample.unlink()
     transform = ImageTransform(size=SIZE)
     console.print(
-        f"This puts three photos through {DEFAULT_MODEL}, which ships with ldm_ae, then trains a small model from "
-        "scratch and compares the two. The training takes most of the time; its progress tells how much is left. "
-        "Ctrl-C stops, the same command continues.",
+        f"This reconstructs three photos with {DEFAULT_MODEL}, which ships with ldm_ae, then trains a small model "
+        "from scratch and compares the two. The training takes most of the time; its progress shows the remaining "
+        "time. Press Ctrl-C to stop, and rerun the same command to resume.",
         soft_wrap=True,
     )
 
-    with _step(f"put photos that it has not seen through {DEFAULT_MODEL}"):
+    with _step(f"reconstruct photos outside its training set with {DEFAULT_MODEL}"):
         shutil.copyfile(shipped_models()[DEFAULT_MODEL] / "README.md", folder / CARD)
         shipped = _contestant(folder, load_autoencoder(DEFAULT_MODEL), DEFAULT_MODEL, "shipped", transform)
         write_page(folder, [shipped], contents=_contents(folder), commands=_commands())
         console.print("\n".join(_table([shipped])))
-        console.print(f"the pictures: {folder / 'index.html'}", soft_wrap=True)
+        console.print(f"images and scores: {folder / 'index.html'}", soft_wrap=True)
 
     with _step("train a KL autoencoder from scratch with L1, perceptual and patch-GAN losses"):
         arguments = ["--config", str(recipe("quickstart.yaml")), "--out", str(run)]
         train(arguments if steps is None else [*arguments, "--training.max_steps", str(steps)])
         model = load_autoencoder(run)
 
-    with _step(f"export it with the scaling factor of its latents, as {model_folder}"):
+    with _step(f"export the model with the scaling factor of its latents to {model_folder}"):
         photos = EvaluationLoader(open_source(TRAIN), transform, batch_size=1)
         with ProgressDisplay("measuring", len(photos)) as progress:
             scaling = measure_scaling(model, photos, progress=progress)
@@ -86,7 +86,7 @@ def _quickstart(folder: Path, steps: int | None, diffusion_steps: int) -> None:
         model = load_autoencoder(model_folder)
         console.print(f"scaling_factor {model.latent_spec.scaling_factor:.4f}")
 
-    with _step("put the same photos through it"):
+    with _step("reconstruct the same photos with the trained model"):
         trained = _contestant(folder, model, "trained from scratch", "reconstructed", transform, run)
         console.print("\n".join(_table([shipped, trained])), soft_wrap=True)
 
@@ -98,15 +98,17 @@ def _quickstart(folder: Path, steps: int | None, diffusion_steps: int) -> None:
             )  # fmt: skip
         with progress_bar("decoding", None) as progress:
             count = decode_store(model, store, folder / "decoded", device="cpu", batch_size=2, progress=progress)
-        console.print(f"{count} photos, each as moments, one sample, and the mirrored image's")
+        console.print(
+            f"decoded {count} photos; the store holds the moments and a sample of each, and those of its mirrored image"
+        )
 
     with _step("train a latent diffusion model on the store for some seconds, and sample from its pipeline"):
         _diffusion(model_folder, store, folder / "pipeline", diffusion_steps)
 
     contents = _contents(folder)
     write_page(folder, [shipped, trained], contents=contents, commands=_commands(), lesson=_lesson(shipped, trained))
-    console.print(f"\ndone in {time.monotonic() - started:.0f} s. What lies where:")
-    for path, text in [(folder / "index.html", "all pictures and scores on one page: open it"), *contents]:
+    console.print(f"\ndone in {time.monotonic() - started:.0f} s. Results:")
+    for path, text in [(folder / "index.html", "page with all images and scores; open it in a browser"), *contents]:
         console.print(f"  {path!s:<40} {text}", soft_wrap=True)
     for text, command in _commands():
         console.print(f"\n{text}\n  {command}", soft_wrap=True)
@@ -137,7 +139,7 @@ def _contestant(
         name=name, origin="ships with ldm_ae" if run is None else _training_words(run), folder=place, report=report,
         numbers=model.latent_spec.channels * height * width, evaluation=evaluation,
     )  # fmt: skip
-    save_pictures(folder, contestant)
+    save_images(folder, contestant)
     return contestant
 
 
@@ -155,7 +157,7 @@ def _table(contestants: list[Contestant]) -> list[str]:
     names = score_names(contestants[0].evaluation)
     rows = [["", *(c.name for c in contestants)], ["numbers per photo", *(f"{c.numbers:,}" for c in contestants)]]
     rows += [[score_label(n), *(score_text(n, c.evaluation.scores[n]) for c in contestants)] for n in names]
-    rows.append(["a thumbnail of as many numbers", *("" for _ in contestants)])
+    rows.append(["a thumbnail of equally many numbers", *("" for _ in contestants)])
     rows += [
         [f"  {score_label(n)}", *(score_text(n, c.evaluation.scores[f"bicubic_{n}"]) for c in contestants)]
         for n in names
@@ -174,12 +176,12 @@ def _lesson(shipped: Contestant, trained: Contestant) -> str:
             for name, label in labels.items()
         )
 
-    share = trained.numbers / shipped.numbers
-    size = "as many numbers" if share == 1 else f"{share:g} times as many numbers"
+    ratio = trained.numbers / shipped.numbers
+    size = "as many numbers" if ratio == 1 else f"{ratio:g} times as many numbers"
     return (
         f"The model trained here ({trained.origin}) keeps {size} of a photo and reaches {reached(trained)}. "
         f"{shipped.name}, which was trained far longer and on more photos, reaches {reached(shipped)}: "
-        f'<a href="{CARD}">its card</a> tells how and for how long it was trained, and its scores on a larger test set.'
+        f'<a href="{CARD}">its card</a> describes its training and its scores on a larger test set.'
     )
 
 
@@ -202,7 +204,8 @@ def _diffusion(model_folder: Path, store: Path, pipeline_folder: Path, steps: in
     for i, image in enumerate(images):
         image.save(pipeline_folder.parent / f"sample-{i}.png")
     console.print(
-        f"{type(pipeline).__name__} sampled {len(images)} images; a few seconds of training make texture, not photos"
+        f"{type(pipeline).__name__} sampled {len(images)} images; after a few seconds of training they show texture, "
+        "not photos"
     )
 
 
@@ -211,7 +214,7 @@ def _commands() -> list[tuple[str, str]]:
     training = "ldm-ae train --config quickstart --data.train FOLDER --data.validation null"
     return [
         ("Encode your own images with the shipped model, without training:", "ldm-ae encode FOLDER latents"),
-        ("See what it makes of them:", "ldm-ae evaluate FOLDER --out report"),
+        ("See its reconstructions and scores of your images:", "ldm-ae evaluate FOLDER --out report"),
         ("Train on your own images:", f"{training} --data.resize null --out runs/mine"),
         ("Score the result, and encode with it:", "ldm-ae evaluate runs/mine FOLDER && "
          "ldm-ae encode runs/mine FOLDER latents"),
@@ -222,15 +225,15 @@ def _contents(folder: Path) -> list[tuple[Path, str]]:
     """Return the results that exist so far."""
     places = [
         ("evaluation-shipped/report.html", f"{DEFAULT_MODEL}: originals, reconstructions, error maps, scores"),
-        ("evaluation/report.html", "the same of the model trained here"),
-        (CARD, f"the card of {DEFAULT_MODEL}"),
-        ("run", "the training run: metrics.jsonl, samples/, checkpoints/, TensorBoard logs/"),
-        ("model", "the model for diffusers: AutoencoderKL.from_pretrained"),
-        ("latents", "the latent store: safetensors, index.parquet, stats.json"),
+        ("evaluation/report.html", "the same report for the model trained here"),
+        (CARD, f"model card of {DEFAULT_MODEL}"),
+        ("run", "training run: metrics.jsonl, samples/, checkpoints/, TensorBoard logs/"),
+        ("model", "model for diffusers: AutoencoderKL.from_pretrained"),
+        ("latents", "latent store: safetensors, index.parquet, stats.json"),
         ("originals", "held-out photos, cropped"),
-        ("shipped", f"the same through {DEFAULT_MODEL}"),
-        ("reconstructed", "the same through the model trained here"),
+        ("shipped", f"their reconstructions by {DEFAULT_MODEL}"),
+        ("reconstructed", "their reconstructions by the model trained here"),
         ("decoded", "photos decoded from the store"),
-        ("pipeline", "a diffusers pipeline with the model inside"),
+        ("pipeline", "diffusers pipeline that includes the model"),
     ]
     return [(folder / place, text) for place, text in places if (folder / place).exists()]

@@ -54,13 +54,13 @@ class Contestant:
     evaluation: Evaluation
 
 
-def save_pictures(folder: Path, contestant: Contestant) -> None:
+def save_images(folder: Path, contestant: Contestant) -> None:
     """Write the originals and the reconstructions that the evaluation kept, as PNG files named by key."""
-    pictures = {picture.row.key: picture for picture in contestant.evaluation.first}
-    for key, name in output_names(pictures).items():
+    images = {image.row.key: image for image in contestant.evaluation.first}
+    for key, name in output_names(images).items():
         for place, levels in (
-            (ORIGINALS, pictures[key].original),
-            (contestant.folder, pictures[key].reconstruction),
+            (ORIGINALS, images[key].original),
+            (contestant.folder, images[key].reconstruction),
         ):
             path = folder / place / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def write_page(
         lesson: The gain from longer training, in a sentence, once it is measured.
     """
     waiting = "" if len(contestants) > 1 else (
-        "<p>The model that this command trains appears here when it is trained. Reload the page then.</p>"
+        "<p>The model that this command trains appears here after its training. Reload the page then.</p>"
     )  # fmt: skip
     page = f"""<!doctype html>
 <html lang="en">
@@ -110,9 +110,9 @@ def write_page(
 <body>
 <p class="kicker">ldm_ae quickstart</p>
 <h1>Photos through {contestants[0].numbers:,} numbers, and back</h1>
-<p class="lead">An autoencoder squeezes a photo into a small grid of numbers, its latents, and decodes them again. A
-latent diffusion model works on these alone. None of the photos was in a training set. Higher PSNR and
-SSIM are better, a lower perceptual distance is.</p>
+<p class="lead">An autoencoder encodes a photo as a small grid of numbers, its latents, and decodes them again. A
+latent diffusion model works on the latents alone. None of the photos was in a training set. Higher PSNR and
+SSIM are better; a lower perceptual distance is better.</p>
 {waiting}
 {_photos(contestants)}
 <h2>Mean scores on these photos</h2>
@@ -120,9 +120,9 @@ SSIM are better, a lower perceptual distance is.</p>
 {f"<h2>What longer training gives</h2><p>{lesson}</p>" if lesson else ""}
 {_progress(folder)}
 {_samples(folder)}
-<h2>What lies where</h2>
+<h2>Results</h2>
 <dl>{_contents(folder, contents)}</dl>
-<h2>Next</h2>
+<h2>Next steps</h2>
 {"".join(f"<p>{escape(text)}</p><pre><code>{escape(command)}</code></pre>" for text, command in commands)}
 </body>
 </html>
@@ -162,7 +162,7 @@ def _scores(contestants: Sequence[Contestant]) -> str:
         label = f"{score_label(name)} <small>{escape('' if name in SCORES else f'{name}, ')}{better}</small>"
         rows.append([label, *(score_text(name, c.evaluation.scores[name]) for c in contestants)])
     rows += [
-        [f"{score_label(name)} of a bicubic thumbnail of as many numbers",
+        [f"{score_label(name)} of a bicubic thumbnail of equally many numbers",
          *(score_text(name, c.evaluation.scores[f"bicubic_{name}"]) for c in contestants)]
         for name in score_names(contestants[0].evaluation) if name != "ssim"
     ]  # fmt: skip
@@ -194,7 +194,7 @@ def _samples(folder: Path) -> str:
     figures = "".join(_figure(path.name, f"Sample {i + 1}", []) for i, path in enumerate(paths))
     return (
         "<h2>Samples of a diffusion model on these latents</h2><p>It was trained on the latent store for some seconds, "
-        "which shows that every part fits and no more: it makes texture, not photos.</p>"
+        "which only shows that all parts work together: its samples are texture, not photos.</p>"
         f'<div class="samples">{figures}</div>'
     )
 

@@ -23,7 +23,7 @@ class Decode(Command):
         add_store(parser)
         add_out(parser)
         parser.add_argument("--latents", choices=("stored", "mode"), default="stored", help="decode the stored "
-                            "latents, or the moments' mean")  # fmt: skip
+                            "latents, or the mean of the stored moments")  # fmt: skip
         parser.add_argument("--other-model", action="store_true", help="decode with a model that did not write the "
                             "store")  # fmt: skip
         add_compute_options(parser)

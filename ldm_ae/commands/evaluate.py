@@ -17,14 +17,15 @@ class Evaluate(Command):
     """Evaluation of a model: its scores and example images."""
 
     name = "evaluate"
-    summary = "Score a model on images: metrics.json and a report.html with pictures."
+    summary = "Score a model on images: metrics.json and a report.html with images."
     order = 30
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the model, the images and the networks of the scores."""
         add_model(parser)
         add_images(parser)
-        parser.add_argument("--out", default="evaluation", help="folder for metrics.json and report.html (%(default)s)")
+        parser.add_argument("--out", default="evaluation", help="folder for metrics.json and report.html "
+                            "(default: %(default)s)")  # fmt: skip
         parser.add_argument("--limit", type=int, help="use the first LIMIT images only")
         parser.add_argument("--metrics", nargs="+", metavar="NAME", default=["default"], help="metrics to compute, "
                             "given after MODEL and IMAGES; `default msssim` adds MS-SSIM to the default set, and an "
@@ -32,10 +33,10 @@ class Evaluate(Command):
         parser.add_argument("--perceptual", choices=PERCEPTUAL, help="network of the perceptual distance; lpips_* need "
                             "weights from torchvision (default: stlpips_vgg)")  # fmt: skip
         parser.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"),
-                            help="network of the Fréchet distance; auto takes FID's Inception where its weights are at "
-                            "hand, else EfficientNet-Lite0, under its own name")  # fmt: skip
-        parser.add_argument("--prior", metavar="FOLDER", help="of a discrete model: the rate of its codes under this "
-                            "prior too, which scripts/train_code_prior.py trained")  # fmt: skip
+                            help="network of the Fréchet distance; auto is FID's Inception if its weights are "
+                            "available, else EfficientNet-Lite0, under its own name")  # fmt: skip
+        parser.add_argument("--prior", metavar="FOLDER", help="prior of scripts/train_code_prior.py, which adds the "
+                            "rate of a discrete model's codes under it")  # fmt: skip
         add_images_options(parser)
         add_compute_options(parser)
 
@@ -70,4 +71,4 @@ class Evaluate(Command):
                 )  # fmt: skip
             write_report(evaluation, folder)
             print("\n".join([*summary_lines(evaluation), *source.account().lines()]))
-            print(f"pictures and tables: {folder / 'report.html'}")
+            print(f"images and tables: {folder / 'report.html'}")

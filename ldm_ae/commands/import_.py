@@ -18,14 +18,14 @@ class Import(Command):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the file, the folder, and the values that the file may lack."""
-        parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt, .pth or .safetensors with keys of CompVis's "
-                            "latent-diffusion, taming or diffusers, or of a latent diffusion model that has an "
-                            "autoencoder")  # fmt: skip
+        parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt, .pth or .safetensors file with keys of "
+                            "CompVis's latent-diffusion, taming or diffusers, or of a latent diffusion model that has "
+                            "an autoencoder")  # fmt: skip
         add_out(parser)
-        parser.add_argument("--config", metavar="YAML", help="CompVis's configuration of it, for the image size and a "
-                            "scale_factor; the network itself is inferred from its weights")  # fmt: skip
-        parser.add_argument("--family", choices=("sd", "sdxl", "sd3", "flux"), help="write the scaling_factor (and "
-                            "shift_factor) that is published for these models, where the file does not say "
+        parser.add_argument("--config", metavar="YAML", help="CompVis's configuration of the model, for the image size "
+                            "and a scale_factor; the network itself is inferred from its weights")  # fmt: skip
+        parser.add_argument("--family", choices=("sd", "sdxl", "sd3", "flux"), help="write the published "
+                            "scaling_factor (and shift_factor) of these models, if the file does not contain "
                             "it")  # fmt: skip
 
     def run(self, args: argparse.Namespace) -> None:
@@ -37,4 +37,4 @@ class Import(Command):
         shift = "" if found.scale.shift is None else f", shift_factor {found.scale.shift:g}"
         print(f"scaling_factor {found.scale.factor:.6g}{shift}: {found.scale.source}")
         print_notes(list(found.notes))
-        print(f"written to {found.path}; {found.left_out} tensors that are not the network's left out")
+        print(f"written to {found.path}; {found.excluded} tensors of other networks were omitted")

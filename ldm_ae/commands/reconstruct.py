@@ -21,7 +21,7 @@ class Reconstruct(Command):
     """Reconstruction of images as PNG files."""
 
     name = "reconstruct"
-    summary = "Encode and decode images, to PNG files."
+    summary = "Encode and decode images, and write PNG files."
     order = 40
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -31,8 +31,8 @@ class Reconstruct(Command):
         add_out(parser)
         add_images_options(parser)
         add_bucket_options(parser)
-        parser.add_argument("--whole", action="store_true", help="keep each image whole, its shorter side resized to "
-                            "the size, or with --resize none not at all; its sides are rounded to multiples of the "
+        parser.add_argument("--whole", action="store_true", help="keep each image whole: resize its shorter side to "
+                            "the size, or with --resize none keep its size; its sides are rounded to multiples of the "
                             "model's downsample factor")  # fmt: skip
         add_compute_options(parser)
 
@@ -51,4 +51,4 @@ class Reconstruct(Command):
         print("\n".join([*source.account().lines(), f"{written.images} reconstructions in {args.out}"]))
         if not isinstance(transform, WholeTransform):
             sizes = ", ".join(f"{height}x{width}" for height, width in transform.sizes)
-            print(f"of {sizes} pixels: {written.crops.line()}; --whole keeps all of an image")
+            print(f"at {sizes} pixels: {written.crops.line()}; --whole keeps whole images")

@@ -27,9 +27,9 @@ def exporting(out: str | Path, *, own_files: frozenset[str], size: int) -> Itera
     """
     out = Path(out).absolute()
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; name a folder to export into")
+        raise UserError(f"{out} is a file; give a folder to export into")
     if out.is_dir() and (foreign := sorted(set(os.listdir(out)) - own_files)):
         raise UserError(f"{out} holds other files ({foreign[0]}); export into a new or empty folder")
     with new_folder(out.parent), writing_folder(out, size=size) as temporary:
         yield temporary
-        assert set(os.listdir(temporary)) <= own_files, "an export writes only the names it declares"
+        assert set(os.listdir(temporary)) <= own_files, "an export writes only the names that it declares"

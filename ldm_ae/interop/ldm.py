@@ -92,12 +92,12 @@ def scale_lines(spec: LatentSpec) -> list[str]:
         return [
             f"The scale of these latents is (latents - mean) / std * {factor!r}, channel by channel, with mean",
             f"{list(spec.latents_mean)} and std {list(spec.latents_std)}.",
-            "CompVis's latent diffusion model has one scale_factor and no place for them.",
+            "CompVis's latent diffusion model has a single scale_factor and cannot apply them.",
         ]
     if spec.shift_factor:
         return [
             f"The scale of these latents is (latents - {spec.shift_factor!r}) * {factor!r}. CompVis's latent diffusion",
-            f"model has no place for a shift: with scale_factor {factor!r} alone its latents are off-centre.",
+            f"model cannot apply a shift: with scale_factor {factor!r} alone its latents are off-centre.",
         ]
     return [f"Latents times {factor!r} have unit variance, if measured: the latent diffusion model's scale_factor."]
 
@@ -111,19 +111,21 @@ def ldm_config(model: Autoencoder) -> dict[str, Any]:
     net: Any = model.net  # diffusers' attributes are not typed
     if model.compvis_class is None:
         kind = type(net).__name__ if model.codebook is None else model.codebook.method
-        raise UserError(f"format ldm holds KL autoencoders and VQ ones with a table of codes, not a {kind}")
+        raise UserError(f"format ldm holds KL autoencoders and VQ models with a table of codes, not a {kind}")
     config = net.config
     if config.get("norm_type", "group") != "group":
-        raise UserError(f"format ldm: CompVis's code normalizes by group, this model's decoder is {config.norm_type}")
+        raise UserError(
+            f"format ldm: CompVis's code normalizes by group, this model's decoder has norm_type {config.norm_type}"
+        )
     widths = list(config.block_out_channels)
     levels = len(widths)
     if config.norm_num_groups != GROUPS:
         raise UserError(
-            f"format ldm: CompVis's code normalizes in {GROUPS} groups, this model in {config.norm_num_groups}; "
+            f"format ldm: CompVis's code normalizes in {GROUPS} groups, this model has {config.norm_num_groups};  "
             f"train with norm_num_groups={GROUPS} or export as diffusers"
         )
     if config.act_fn not in ("silu", "swish"):
-        raise UserError(f"format ldm: CompVis's code knows the activation silu only, this model has {config.act_fn}")
+        raise UserError(f"format ldm: CompVis's code has only the activation silu, this model has {config.act_fn}")
     if bad := [width for width in widths if width % widths[0]]:
         raise UserError(f"format ldm: every width must be a multiple of the first ({widths[0]}); {bad[0]} is not")
     down = ["Attn" in name for name in config.down_block_types]

@@ -137,7 +137,7 @@ def _no_room(path: Path, size: int) -> RunError:
     free = shutil.disk_usage(path.parent).free
     needed = f"{size:,} bytes are needed and " if size else ""
     return RunError(
-        f"cannot write {path}: the disk is full, {needed}{free:,} are free; make room and give the same command again"
+        f"cannot write {path}: the disk is full, {needed}{free:,} are free; make space and run the same command again"
     )
 
 
@@ -179,7 +179,7 @@ def read_json(path: str | Path, *, as_written: bool = False) -> Any:
     try:
         value = json.loads(data.decode("utf-8"))
         if as_written and _json_bytes(value) != data:
-            raise ValueError("it is not as this program writes it")
+            raise ValueError("its layout is not the one that this program writes")
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return value
@@ -206,9 +206,9 @@ def require_new_folder(path: str | Path, purpose: str) -> None:
     """Raise UserError if `path` is a file or a non-empty folder; `purpose` describes the folder's use."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder for {purpose}")
+        raise UserError(f"{folder} is a file; give a folder for {purpose}")
     if folder.is_dir() and (found := next(folder.iterdir(), None)) is not None:
-        raise UserError(f"{folder} is not empty ({found.name}); name a new folder for {purpose}")
+        raise UserError(f"{folder} is not empty ({found.name}); give a new folder for {purpose}")
 
 
 def make_folder(path: str | Path) -> Path:

@@ -148,7 +148,7 @@ def test_missing_inception_weights_are_named_with_an_alternative(no_download: Pa
     message = str(caught.value)
     for part in (str(no_download), "pt_inception-2015-12-05-6726825d.pth", "EfficientNet-Lite0"):
         assert part in message
-    with pytest.raises(UserError, match="there is no file /nowhere/weights"):
+    with pytest.raises(UserError, match="/nowhere/weights"):
         InceptionFeatures("/nowhere/weights")
 
 

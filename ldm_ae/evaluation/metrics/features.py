@@ -121,7 +121,7 @@ def features_at_hand() -> FeatureNetwork:
 
 
 def _inception_file(weights: str | Path | None) -> Path:
-    alternative = "A Fréchet distance over EfficientNet-Lite0 features, under its own name, needs no such file"
+    alternative = "A Fréchet distance over EfficientNet-Lite0 features, under its own name, needs no download"
     if weights is None:
         found = _cached_inception_files()
         if not found:
@@ -133,7 +133,7 @@ def _inception_file(weights: str | Path | None) -> Path:
     else:
         path = Path(weights)
         if not path.is_file():
-            raise UserError(f"rFID needs FID's Inception weights, and there is no file {path}. {alternative}")
+            raise UserError(f"rFID needs FID's Inception weights, and {path} does not exist. {alternative}")
     if (digest := sha256(path)) != INCEPTION_SHA256:
         raise UserError(
             f"{path} (sha256 {digest[:8]}...) is not FID's {INCEPTION_FILES[0]} (sha256 {INCEPTION_SHA256[:8]}...); "

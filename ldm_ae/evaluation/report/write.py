@@ -26,7 +26,7 @@ TABLE_ROWS = 500
 WORST_MODULES = 8
 
 ERROR_NOTE = (
-    f"<p>Errors are {ERROR_GAIN:g} times enlarged: the lightest colour is a mean difference over red, green and blue "
+    f"<p>Errors are multiplied by {ERROR_GAIN:g}: the lightest colour is a mean difference over red, green and blue "
     f"of {100 / ERROR_GAIN:g} % of the range or more.</p>"
 )
 
@@ -85,7 +85,7 @@ def render(evaluation: Evaluation) -> str:
         ("Latent channels", _latents(evaluation)),
         ("Range of activations", _activations(evaluation)),
         ("Protocol", _protocol(evaluation)),
-        ("Every image", _image_table(evaluation)),
+        ("All images", _image_table(evaluation)),
     ]
     body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
     return (
@@ -112,7 +112,7 @@ def _scores(evaluation: Evaluation) -> str:
     baseline_text = evaluation.protocol["baseline"]
     assert isinstance(baseline_text, dict)
     note = (
-        f"<p>The thumbnail is the yardstick, {escape(str(baseline_text['thumbnail_size']))} pixels: "
+        f"<p>The baseline is a thumbnail of {escape(str(baseline_text['thumbnail_size']))} pixels: "
         f"{escape(str(baseline_text['method']))}.</p>"
     )
     return note + table(("Score", "Model", "Thumbnail"), rows, numbers=(1, 2), css="scores")
@@ -230,7 +230,7 @@ def _latents(evaluation: Evaluation) -> str:
     )
     return (
         f"<p>The posterior's mode. Colours run from {LATENT_REACH:g} standard deviations below the channel's mean "
-        f"(dark) to as many above (light); under each picture its own mean ± standard deviation.</p>"
+        f"(dark) to as many above (light); under each image its own mean ± standard deviation.</p>"
         f'<div class="gallery">{"".join(strips)}</div>'
         f"<h3>Distribution of each channel</h3><p>One posterior sample per image, {HISTOGRAM_DEVIATIONS:g} standard "
         f'deviations around the mean.</p><div class="small-multiples">{histograms}</div>'
@@ -247,7 +247,7 @@ def _activations(evaluation: Evaluation) -> str:
     )
     line = found.line()
     return f"<p>{escape(line[0].upper() + line[1:])}.</p><p>{note}</p>" + table(
-        ("Module", "Largest value", "Of fp16's limit"), rows, numbers=(1, 2), css="narrow"
+        ("Module", "Largest value", "Fraction of fp16's limit"), rows, numbers=(1, 2), css="narrow"
     )
 
 
@@ -258,7 +258,7 @@ def _protocol(evaluation: Evaluation) -> str:
             rows += [(_words(f"{name}: {part}"), _value(inner)) for part, inner in value.items()]
         else:
             rows.append((_words(name), _value(value)))
-    return table(("What", "Value"), rows, numbers=(), css="protocol")
+    return table(("Setting", "Value"), rows, numbers=(), css="protocol")
 
 
 def _image_table(evaluation: Evaluation) -> str:

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: the local folder of a repository's model."""
+"""The local folder of a model on the Hugging Face hub, whose client this module imports: import it at use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from ldm_ae.core.errors import UserError, reason
-from ldm_ae.models.loading.hub_names import NAME, PREFIX, SUBFOLDERS
+from ldm_ae.models.loading.hub_names import PREFIX, REPOSITORY, SUBFOLDERS
 
 SECONDS = 4.0
 """Time in which the hub must answer. There is one try."""
@@ -39,13 +39,13 @@ def hub_folder(name: str, hint: str = "") -> Path:
         hint: Text for the message about a name that may also be a mistyped path, such as the nearest path.
 
     Raises:
-        UserError: no such repository, no access to it, no network, or no autoencoder in it.
-        OSError: the disk is full.
+        UserError: No such repository, no access to it, no network, or no autoencoder in it.
+        OSError: The disk is full.
     """
     owner, _, rest = name.removeprefix(PREFIX).partition("/")
     model, _, subfolder = rest.partition("/")
     repository = f"{owner}/{model}"
-    if not NAME.fullmatch(repository) or ".." in Path(subfolder).parts:
+    if not REPOSITORY.fullmatch(repository) or ".." in Path(subfolder).parts:
         raise UserError(f"'{name}' cannot be on the Hugging Face hub; give hf:OWNER/NAME or hf:OWNER/NAME/SUBFOLDER")
     folders = (subfolder.rstrip("/"),) if subfolder else SUBFOLDERS
     configurations = [_below(folder, "config.json") for folder in folders]

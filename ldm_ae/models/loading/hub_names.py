@@ -1,4 +1,4 @@
-"""Names of models on the Hugging Face hub, recognized without the import of the hub's client, which is slow."""
+"""Names of models on the Hugging Face hub: which names can be one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ PREFIX = "hf:"
 """Prefix of a hub name, needed with a subfolder, and where a local folder has the owner's name."""
 SUBFOLDERS = ("", "vae", "vqvae", "movq")
 """Folders of a repository that may hold its autoencoder: the top, or a pipeline's part, as diffusers names it."""
-NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
-"""`owner/model`."""
+REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
+"""Pattern of `owner/model`."""
 _FILES = (
     ".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".json", ".jsonl", ".yaml", ".yml", ".zip", ".tar", ".gz", ".tgz",
     ".parquet", ".png", ".jpg", ".jpeg", ".webp", ".npy", ".npz", ".csv", ".txt", ".md", ".py", ".log", ".html",
@@ -26,4 +26,4 @@ def is_hub_name(name: str) -> bool:
     if name.startswith(PREFIX):
         return True
     owner = name.partition("/")[0]
-    return bool(NAME.fullmatch(name)) and not Path(owner).exists() and not name.lower().endswith(_FILES)
+    return bool(REPOSITORY.fullmatch(name)) and not Path(owner).exists() and not name.lower().endswith(_FILES)
