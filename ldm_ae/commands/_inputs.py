@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm_ae.core.errors import UserError
@@ -19,6 +20,11 @@ def print_notes(notes: Sequence[str]) -> None:
     """Print each note as a line on stderr."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+
+
+def print_path(what: str, path: str | Path) -> None:
+    """Print the path of a result, the last line of each command that writes one."""
+    print(f"{what}: {path}")
 
 
 def option_of(name: str) -> str:

@@ -39,6 +39,12 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="new folder for the results")
 
 
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Add --overwrite."""
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier result of this command in the "
+                        "folder; files of other names are never replaced")  # fmt: skip
+
+
 def add_images_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that control how images become pixels of one size."""
     parser.add_argument("--size", type=int, help="side of the central square crop in pixels (default: the size that "

@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from ldm_ae.commands._inputs import print_path
 from ldm_ae.commands._quickstart_page import Contestant, save_images, score_label, score_names, score_text, write_page
 from ldm_ae.core.resources import DEFAULT_MODEL, recipe, script, shipped_models
 from ldm_ae.core.terminal import ProgressDisplay, progress_bar
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate, write_report
 from ldm_ae.interop import export_diffusers, measure_scaling
-from ldm_ae.io.files import new_folder
+from ldm_ae.io.files import new_folder, require_new_folder
 from ldm_ae.latents import decode_store, encode_images
 from ldm_ae.losses import ShiftTolerantLPIPS
 from ldm_ae.models import Autoencoder, load_autoencoder
@@ -43,10 +44,12 @@ def quickstart(folder: Path, *, steps: int | None = None, diffusion_steps: int =
         diffusion_steps: Training steps of the diffusion model.
 
     Raises:
-        UserError: The photos are not installed, or the folder cannot be written.
+        UserError: The photos are not installed, or the folder holds anything but a quickstart or cannot be written.
         Stopped: A signal ended the training, which has been saved.
         KeyboardInterrupt: A signal came at another time; Terminated if it was SIGTERM.
     """
+    if not (folder / CARD).is_file():  # which an earlier quickstart put there
+        require_new_folder(folder, "the quickstart")
     with terminable(), new_folder(folder):
         _quickstart(folder, steps, diffusion_steps)
 
@@ -112,6 +115,7 @@ def _quickstart(folder: Path, steps: int | None, diffusion_steps: int) -> None:
         console.print(f"  {path!s:<40} {text}", soft_wrap=True)
     for text, command in _commands():
         console.print(f"\n{text}\n  {command}", soft_wrap=True)
+    print_path("\npage", folder / "index.html")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import option_of, print_notes
+from ldm_ae.commands._inputs import option_of, print_notes, print_path
 from ldm_ae.commands._options import IMAGES
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
@@ -67,7 +67,7 @@ def _write_format(args: argparse.Namespace) -> None:
             images=images, files=args.files, no_flips=args.no_flips, progress=progress,
         )  # fmt: skip
     print_notes(summary.warnings)
-    print(f"{summary.images} images for {args.format} in {summary.path}")
+    print_path(f"{summary.images} images for {args.format}", summary.path)
 
 
 def _read_into_store(args: argparse.Namespace) -> None:
@@ -81,4 +81,4 @@ def _read_into_store(args: argparse.Namespace) -> None:
     with progress_bar("reading", None) as progress:
         summary = import_latents(args.source, args.out, model=model, progress=progress)
     print_notes(summary.warnings)
-    print(f"{summary.images} images of {summary.format} in the store {summary.path}")
+    print_path(f"store of {summary.images} images of {summary.format}", summary.path)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import choose_precision
+from ldm_ae.commands._inputs import choose_precision, print_path
 from ldm_ae.commands._options import add_compute_options, add_model, add_out, add_store
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.terminal import progress_bar
+from ldm_ae.io.files import require_new_folder
 
 
 class Decode(Command):
@@ -30,6 +31,7 @@ class Decode(Command):
 
     def run(self, args: argparse.Namespace) -> None:
         """Write a PNG file for each image of the store."""
+        require_new_folder(args.out, "the images")
         from ldm_ae.core.allocator import keep_freed_memory
         from ldm_ae.core.devices import pick_device
         from ldm_ae.latents import LatentStore, decode_store
@@ -46,4 +48,4 @@ class Decode(Command):
                 model, args.store, args.out, latents=args.latents, batch_size=args.batch_size, device=args.device,
                 precision=args.precision, allow_other_model=args.other_model, progress=progress,
             )  # fmt: skip
-        print(f"{count} images in {args.out}")
+        print_path(f"{count} images", args.out)

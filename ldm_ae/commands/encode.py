@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm_ae.commands._inputs import bucketed_inputs, option_of, print_notes
+from ldm_ae.commands._inputs import bucketed_inputs, option_of, print_notes, print_path
 from ldm_ae.commands._options import (
     add_bucket_options,
     add_compute_options,
@@ -162,3 +162,4 @@ def _print_summary(store: str, summary: EncodeSummary) -> None:
         )
     print("\n".join([*summary.account.lines(), *summary.annotations.lines()]))
     print_notes(summary.warnings)
+    print_path("store", store)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import choose_precision, square_inputs
-from ldm_ae.commands._options import add_compute_options, add_images, add_images_options, add_model
+from ldm_ae.commands._inputs import choose_precision, print_path, square_inputs
+from ldm_ae.commands._options import add_compute_options, add_images, add_images_options, add_model, add_overwrite
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.terminal import progress_bar
+from ldm_ae.io.files import new_folder, require_new_folder
 
 PERCEPTUAL = ("stlpips_vgg", "stlpips_alex", "lpips_vgg", "lpips_alex", "lpips_squeeze", "none")
+REPORT_FILES = ("metrics.json", "report.html")
 
 
 class Evaluate(Command):
@@ -26,6 +28,7 @@ class Evaluate(Command):
         add_images(parser)
         parser.add_argument("--out", default="evaluation", help="folder for metrics.json and report.html "
                             "(default: %(default)s)")  # fmt: skip
+        add_overwrite(parser)
         parser.add_argument("--limit", type=int, help="use the first LIMIT images only")
         parser.add_argument("--metrics", nargs="+", metavar="NAME", default=["default"], help="metrics to compute, "
                             "given after MODEL and IMAGES; `default msssim` adds MS-SSIM to the default set, and an "
@@ -45,9 +48,9 @@ class Evaluate(Command):
         from ldm_ae.data import EvaluationLoader
         from ldm_ae.evaluation import evaluate, named_metrics, write_report
         from ldm_ae.evaluation.report.summary import summary_lines
-        from ldm_ae.io.files import new_folder
         from ldm_ae.priors import load_prior
 
+        require_new_folder(args.out, "the report", own_files=REPORT_FILES, overwrite=args.overwrite)
         with new_folder(args.out) as folder:
             choose_precision(args)
             metrics = named_metrics(args.metrics, perceptual=args.perceptual, features=args.features)
@@ -71,4 +74,4 @@ class Evaluate(Command):
                 )  # fmt: skip
             write_report(evaluation, folder)
             print("\n".join([*summary_lines(evaluation), *source.account().lines()]))
-            print(f"images and tables: {folder / 'report.html'}")
+            print_path("images and tables", folder / "report.html")

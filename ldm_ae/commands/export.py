@@ -5,11 +5,19 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ldm_ae.commands._inputs import choose_precision, print_notes, square_inputs
-from ldm_ae.commands._options import IMAGES, add_compute_options, add_images_options, add_model, add_out
+from ldm_ae.commands._inputs import choose_precision, print_notes, print_path, square_inputs
+from ldm_ae.commands._options import (
+    IMAGES,
+    add_compute_options,
+    add_images_options,
+    add_model,
+    add_out,
+    add_overwrite,
+)
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.terminal import progress_bar
+from ldm_ae.io.files import require_new_folder
 
 if TYPE_CHECKING:
     from ldm_ae.data import Account
@@ -28,6 +36,7 @@ class Export(Command):
         """Add the model, the format and the scale."""
         add_model(parser)
         add_out(parser)
+        add_overwrite(parser)
         parser.add_argument("--format", choices=("diffusers", "ldm"), default="diffusers", help="format (default: "
                             "%(default)s)")  # fmt: skip
         parser.add_argument("--images", help="measure scaling_factor on these images, and on the first of them "
@@ -60,21 +69,25 @@ def _to_ldm(args: argparse.Namespace) -> None:
     if scaled or args.sample_size or args.weights != "fp32":
         raise UserError("--format ldm cannot store a scale or a size, and is float32; remove these options")
     from ldm_ae.interop import export_ldm
-    from ldm_ae.interop.ldm import scale_lines
+    from ldm_ae.interop.ldm import LDM_FILES, scale_lines
     from ldm_ae.models import load_autoencoder
 
+    require_new_folder(args.out, "the model", own_files=LDM_FILES, overwrite=args.overwrite)
     model = load_autoencoder(args.model)
-    print(f"wrote {export_ldm(model, args.out)} with CompVis keys")
+    out = export_ldm(model, args.out, overwrite=args.overwrite)
     if model.latent_spec.shift_factor or model.latent_spec.latents_std is not None:
         print_notes([" ".join(scale_lines(model.latent_spec))])
+    print_path("model with CompVis keys", out)
 
 
 def _to_diffusers(args: argparse.Namespace) -> None:
     from ldm_ae.core.precision import DTYPES
     from ldm_ae.interop import export_diffusers
+    from ldm_ae.interop.diffusers import DIFFUSERS_FILES
     from ldm_ae.interop.scaling import plan_scaling, scaling_line
     from ldm_ae.models import load_autoencoder
 
+    require_new_folder(args.out, "the model", own_files=DIFFUSERS_FILES, overwrite=args.overwrite)
     model, statistics = load_autoencoder(args.model), None
     plan = plan_scaling(model, args.scaling, per_channel=args.per_channel, images=args.images is not None)
     print_notes(plan.notes)
@@ -87,9 +100,9 @@ def _to_diffusers(args: argparse.Namespace) -> None:
         print(activations.line())
     out = export_diffusers(
         model, args.out, scaling=statistics, per_channel=args.per_channel, weights=DTYPES[args.weights],
-        sample_size=args.sample_size,
+        sample_size=args.sample_size, overwrite=args.overwrite,
     )  # fmt: skip
-    print(f"wrote {out}, which {type(model.net).__name__}.from_pretrained opens")
+    print_path(f"model for {type(model.net).__name__}.from_pretrained", out)
 
 
 def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges, Account]:

@@ -55,13 +55,14 @@ def to_ldm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def export_ldm(model: Autoencoder, out: str | Path) -> Path:
+def export_ldm(model: Autoencoder, out: str | Path, *, overwrite: bool = False) -> Path:
     """Write `model.safetensors` and `config.yaml` for CompVis's code; an earlier export at `out` is replaced.
 
     Args:
         model: A KL autoencoder, or a discrete one with the nearest of a table of codes (VQ, EMAVQ); it is not changed.
             Weights are written in float32.
         out: The folder.
+        overwrite: Replace an earlier export at `out`.
 
     Returns:
         `out`.
@@ -79,7 +80,7 @@ def export_ldm(model: Autoencoder, out: str | Path) -> Path:
         "Load: model.load_state_dict(safetensors.torch.load_file('model.safetensors'))",
     ))  # fmt: skip
     size = sum(tensor.nbytes for tensor in state.values())
-    with exporting(out, own_files=LDM_FILES, size=size) as folder:
+    with exporting(out, own_files=LDM_FILES, size=size, overwrite=overwrite) as folder:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.yaml").write_text(note + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return Path(out)

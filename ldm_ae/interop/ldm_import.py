@@ -60,7 +60,12 @@ class Imported:
 
 
 def import_ldm(
-    checkpoint: str | Path, out: str | Path, *, config: str | Path | None = None, family: str | None = None
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    config: str | Path | None = None,
+    family: str | None = None,
+    overwrite: bool = False,
 ) -> Imported:
     """Convert a file of weights to a diffusers folder with equal outputs, in float32.
 
@@ -74,6 +79,7 @@ def import_ldm(
         out: The folder.
         config: CompVis's YAML of either.
         family: `sd`, `sdxl`, `sd3` or `flux`, whose published scale applies where the file does not state one.
+        overwrite: Replace an earlier import at `out`.
 
     Raises:
         UserError: no such file, weights of another kind of network, a configuration that does not agree with them, a
@@ -91,7 +97,7 @@ def import_ldm(
     if file.network.quantization == "gumbel":
         notes.append("codes are the most likely ones; taming's GumbelVQ draws them with noise, also in evaluation")
     model.set_sample_size(said.resolution)
-    return Imported(path=export_diffusers(model, out), file=file, scale=scale, notes=tuple(notes))
+    return Imported(path=export_diffusers(model, out, overwrite=overwrite), file=file, scale=scale, notes=tuple(notes))
 
 
 def _scale(file: SingleFile, said: LDMConfig, config: str | None, family: str | None) -> tuple[Scale, list[str]]:

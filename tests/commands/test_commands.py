@@ -93,7 +93,8 @@ def test_export_measures_a_known_scale_only_on_request(
 
     def export(*options: str) -> tuple[str, dict[str, Any]]:
         out = tmp_path / "out"
-        status, words, err = run("export", tmp_path / "model", out, "--images", image_folder, *SMALL, *options)
+        again = ["--overwrite", *options]
+        status, words, err = run("export", tmp_path / "model", out, "--images", image_folder, *SMALL, *again)
         assert (status, err) == (0, "")
         account, *_, line = [text for text in words.splitlines() if text.startswith(("source:", "scaling_factor"))]
         assert account == "source: 12 images (folder)"
@@ -204,7 +205,7 @@ def no_weights(folder: Path) -> Path:
         (["encode", "{model}", "{images}", "{tmp}/s", "--batch-size", "0"], "--batch-size must be at least 1"),
         (["encode", "{model}", "{images}", "{tmp}/s", "--device", "tpu9"], "device 'tpu9' is not available"),
         (["encode", "{model}", "{images}", "{tmp}/s", "--sise", "32"], "--sise"),
-        (["encode", "someone/no-such-model", "{images}", "{tmp}/s"], "because HF_HUB_OFFLINE is set"),
+        (["encode", "someone/no-such-model", "{images}", "{tmp}/s"], "HF_HUB_OFFLINE is set, and the"),
         (["encode", "{model}", "hf:someone/nothing", "{tmp}/s"], "nothing"),
         (["decode", "{model}", "{tmp}/nowhere", "{tmp}/o"], "nowhere"),
         (["decode", "{model}", "{images}", "{tmp}/o"], "{images}"),
@@ -219,7 +220,13 @@ def no_weights(folder: Path) -> Path:
         ),
         (["export", "{model}", "{tmp}/o", "--format", "ldm", "--scaling", "keep"], "remove these options"),
         (["export", "{model}", "{tmp}/o", "--format", "onnx"], "onnx"),
-        (["evaluate", "{model}", "{images}", "--out", "{tmp}/file"], "cannot write to"),
+        (["evaluate", "{model}", "{images}", "--out", "{tmp}/file"], "is a file; give a folder for the report"),
+        (["evaluate", "{model}", "{images}", "--out", "{tmp}/full"], "holds other files (precious.txt)"),
+        (["evaluate", "{model}", "{images}", "--out", "{tmp}/full", "--overwrite"], "holds other files (precious.txt)"),
+        (["export", "{model}", "{tmp}/full", "--format", "ldm", "--overwrite"], "holds other files (precious.txt)"),
+        (["import", "nowhere.ckpt", "{tmp}/full", "--overwrite"], "holds other files (precious.txt)"),
+        (["decode", "{model}", "{tmp}/nowhere", "{tmp}/full"], "is not empty (precious.txt)"),
+        (["quickstart", "--out", "{tmp}/full"], "is not empty (precious.txt); give a new folder for the quickstart"),
         (["evaluate", "{model}", "{images}", "--limit", "0", "--out", "{tmp}/o"], "--limit is 0"),
         (
             ["evaluate", "{model}", "{images}", "--out", "{tmp}/o", "--metrics", "psnr", "lpip_alex"],

@@ -184,7 +184,7 @@ def test_reconstruct_whole_keeps_the_complete_image(
         config = json.loads((tiny_model_folder / "config.json").read_text())
         (tiny_model_folder / "config.json").write_text(json.dumps(config | {"sample_size": 64}))
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "out", *SMALL, "--whole", *options) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"6 reconstructions in {tmp_path / 'out'}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"6 reconstructions: {tmp_path / 'out'}"
     assert {image(tmp_path / "out" / f"{number}.png").size for number in range(5)} == {size}
     assert image(tmp_path / "out" / "portrait.png").size == size[::-1]
 

@@ -318,7 +318,7 @@ def test_convert_command_prints_images_and_notes(tmp_path: Path, capsys: pytest.
     store, out = str(content.path), str(tmp_path / "out")
     assert main(["convert", store, out, "--format", "pixart"]) == 0
     captured = capsys.readouterr()
-    assert captured.out == f"7 images for pixart in {out}\n"
+    assert captured.out == f"7 images for pixart: {out}\n"
     assert captured.err == "note: the format pixart has no place for mirror images; they are skipped\n"
     assert main(["convert", store, out, "--format", "pixart"]) == 2
     assert capsys.readouterr().err.startswith(f"ldm-ae: error: {out} is not empty")
@@ -333,7 +333,7 @@ def test_convert_command_prints_images_and_notes(tmp_path: Path, capsys: pytest.
     folded = tmp_path / "folded.zip"
     assert main(["convert", store, str(folded), "--format", "edm2-zip", "--fold", "trainer"]) == 0
     assert main(["convert", str(folded), str(tmp_path / "back"), "--format", "store"]) == 0
-    assert "7 images of edm2-zip in the store" in capsys.readouterr().out
+    assert "store of 7 images of edm2-zip: " in capsys.readouterr().out
     torch.testing.assert_close(
         LatentDataset(tmp_path / "back")[3]["latents"], content.tensors[3]["latents"], atol=1e-5, rtol=1e-5
     )  # moments go through exp, log and the fold in float32
