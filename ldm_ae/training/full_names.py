@@ -63,9 +63,9 @@ def full_names(arguments: Sequence[str]) -> list[str]:
             value, following = _of_file(value)
         else:
             value = _of_value(key, value)
-        if key in groups() and not value.startswith("{") and not Path(value).is_file():
-            if key not in OPTIMIZER_KEYS or value.endswith((".yaml", ".yml")):
-                raise UserError(f"--{key}: no such configuration file: {printable(value)}")
+        may_be_name = key in OPTIMIZER_KEYS and not value.endswith((".yaml", ".yml"))
+        if key in groups() and not (may_be_name or value.startswith("{") or Path(value).is_file()):
+            raise UserError(f"--{key}: no such configuration file: {printable(value)}")
         if key in OPTIMIZER_KEYS and isinstance(named := _optimizer(key, value), dict):
             option, value = f"{option}.class_path", named["class_path"]
         found += [*([f"{option}={value}"] if equals else [option, value]), *following]
