@@ -230,7 +230,7 @@ def test_a_terminal_without_arrows(tiny_model: KLAutoencoder, monkeypatch: pytes
     monkeypatch.setattr(sys, "stdout", Ascii())
     lines = summary_lines(result)
     assert any(line.startswith("psnr ^ ") for line in lines)
-    assert any(line.startswith("frechet_colour v ") and line.endswith("Fr?chet distance, colour") for line in lines)
+    assert any(line.startswith("frechet_colour v ") and "Fr?chet distance, colour" in line for line in lines)
 
 
 def test_a_metric_of_a_plugin_is_computed_and_explained(

@@ -25,6 +25,10 @@ from ldm_ae.evaluation.network_sizes import require_size
 from ldm_ae.images.pixels import RGB
 from ldm_ae.models import Posterior
 
+RELIABLE_IMAGES = 2000
+"""Number of images below which a distance says little: its bias exceeds the differences between models, and with fewer
+images than Inception has features the covariance is singular."""
+
 
 class Frechet(Metric):
     """Distance over a network's features between the images and their reconstructions.
@@ -37,6 +41,7 @@ class Frechet(Metric):
     name = "frechet"
     direction = "lower"
     needs = Needs(images=2)
+    reliable_images = RELIABLE_IMAGES
     pixels = RGB
 
     def __init__(self, features: FeatureNetwork | None = None, *, originals: FeatureStatistics | None = None):
