@@ -8,6 +8,7 @@ other network it is named after the network. For reconstructions the first set i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,12 +98,16 @@ class Frechet(Metric):
 
 
 class RFID(Frechet):
-    """Distance over the Inception network in FID's definition; its weights must be available locally."""
+    """Distance over the Inception network in FID's definition.
+
+    Args:
+        weights: File of its weights; None takes that of PyTorch's cache of downloads, or downloads it.
+    """
 
     name = "rfid"
 
-    def __init__(self) -> None:
-        super().__init__(InceptionFeatures())
+    def __init__(self, weights: str | Path | None = None) -> None:
+        super().__init__(InceptionFeatures(weights))
 
 
 class FrechetEfficientNet(Frechet):

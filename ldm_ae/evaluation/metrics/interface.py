@@ -10,6 +10,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -128,6 +129,8 @@ class Metric(ABC):
     """Explanation of each number by its key, for a metric that computes several."""
     optional: bool = False
     """Whether a model may lack this score without a note; only for metrics of the default set."""
+    absent: Mapping[str, str] = MappingProxyType({})
+    """Reasons why other scores are missing for which this one stands, by their names; reports list them as skipped."""
     compares_images: bool = True
     """Whether the bicubic thumbnail is also scored, under `bicubic_KEY`."""
 
