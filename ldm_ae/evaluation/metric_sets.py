@@ -27,8 +27,8 @@ DEFAULT = "default"
 PERCEPTUAL_NETWORK, FEATURE_NETWORK = "stlpips_vgg", "auto"
 """Names of the networks of the default set."""
 NO_INCEPTION = (
-    "FID's Inception weights are not on this machine. `--features inception` downloads them once (91 MiB); without a "
-    "network, give their file by `--inception-weights FILE`"
+    "FID's Inception weights are not on this machine. --features inception downloads them once (91 MiB); without a "
+    "network, give their file by --inception-weights FILE"
 )
 """Reason why the default set has no rFID."""
 
