@@ -23,8 +23,8 @@ __all__ = ["__version__", "load", "load_image"]
 
 
 def load(path: str | Path = DEFAULT_MODEL, *, device: str | torch.device = "cpu") -> Autoencoder:
-    """Load the autoencoder of a diffusers folder, a run directory, a checkpoint, a name on the Hub or the name of a
-    shipped model (`kl-f8c4-small`, `vq-f8-small`), in float32.
+    """Load the autoencoder of a diffusers folder, a run directory, a checkpoint (also by name: `runs/mine@best`), a
+    name on the Hub (`hf:owner/name`) or the name of a shipped model (`kl-f8c4-small`, `vq-f8-small`), in float32.
 
     Raises:
         UserError: No autoencoder is found, or it does not load.

@@ -27,7 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int | None:
-    if not arguments or arguments[0].startswith("-"):
+    if not arguments:  # as pip, cargo, docker, kubectl and gh, whose status is 0 too
+        _parser().print_help()
+        return 0
+    if arguments[0].startswith("-"):
         _parser().parse_args(arguments)  # ends the process: it prints help or the version, or refuses
     return COMMANDS[arguments[0]]().execute(arguments[1:])
 
@@ -40,7 +43,7 @@ def _parser() -> Parser:
         epilog=f"{PROGRAM} COMMAND --help tells more. Start with: {PROGRAM} quickstart",
     )
     parser.add_argument("--version", action="version", version=f"ldm_ae {__version__}")
-    listed = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    listed = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, command in sorted(COMMANDS.items(), key=lambda item: (item[1].order, item[0])):
         listed.add_parser(name, help=command.summary[0].lower() + command.summary[1:].rstrip("."))
     return parser

@@ -1,4 +1,4 @@
-"""Tiny models and pictures that many tests share. Nothing here needs a network, a GPU or another test.
+"""Tiny models and images that many tests share. Nothing here needs a network, a GPU or another test.
 
 Imports of torch stand inside the fixtures: pytest-xdist's main process, which runs no test, starts seconds earlier.
 """
@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.pictures import smooth_picture
-from tests.warning_policy import add_options, pytest_configure
+from tests import shuffling, warning_policy
+from tests.pictures import write_class_folders
+from tests.shuffling import pytest_collection_modifyitems
+from tests.warning_policy import pytest_configure
 
 if TYPE_CHECKING:
     from ldm_ae.models import KLAutoencoder
 
-__all__ = ["pytest_addoption", "pytest_configure"]  # pytest finds hooks here
+__all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_configure"]  # pytest finds hooks here
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    add_options(parser)
+    warning_policy.add_options(parser)
+    shuffling.add_options(parser)
     parser.addoption("--update-goldens", action="store_true", help="write what tests/golden expects anew")
 
 
@@ -63,13 +66,8 @@ def tiny_model_folder(tiny_model: KLAutoencoder, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """Twelve PNG pictures in two class folders, sizes from 40 to 62 pixels."""
-    root = tmp_path / "images"
-    for i in range(12):
-        folder = root / ("cats" if i % 2 else "dogs")
-        folder.mkdir(parents=True, exist_ok=True)
-        smooth_picture(i, 40 + 2 * i, 62 - i).save(folder / f"{i:03d}.png")
-    return root
+    """Twelve PNG images in two class folders, sizes from 40 to 62 pixels."""
+    return write_class_folders(tmp_path / "images")
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ class Run:
     """Text of the block by what takes its place: placeholders that mean something else here, and smaller numbers."""
     makes: tuple[str, ...] = ()
     """Files that are there afterwards."""
+    slow: bool = False
+    """Whether the test is marked `slow`."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ("README.md", "python3 -m venv .venv && .venv/bin/pip install -e '.[offline]' && .venv/bin/ldm-ae quickstart"): (
         Skip("it installs from PyPI and takes minutes; tests/test_quickstart.py runs the command with fewer steps")
     ),
-    ("README.md", "ldm-ae reconstruct photo.jpg out --whole"): Run(makes=("out/photo.png", "latents/store.json")),
+    ("README.md", "ldm-ae reconstruct photo.jpg out --whole"): Run(
+        makes=("out/photo.png", "latents/store.json"), slow=True
+    ),
     (
         "README.md",
         "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/pytest -n logical --dist worksteal",
@@ -77,8 +81,9 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ("docs/PRIOR.md", "ldm-ae encode MODEL IMAGES STORE --store lean"): Run(
         {"MODEL": "CODES", "STORE": "NEW", "--prior pixelcnn": f"--prior pixelcnn{_FEW}"},
         makes=("PRIOR/metrics.json", "PRIOR/samples.png"),
+        slow=True,
     ),
-    ("docs/PRIOR.md", "ldm-ae train --config configs/vq_quickstart.yaml --out vq"): Options(_MINUTES),
+    ("docs/PRIOR.md", "ldm-ae train --config vq_quickstart --out vq"): Options(_MINUTES),
     ("docs/PRIOR.md", "from ldm_ae.priors import decode_indices, encode_indices, load_prior"): Run(
         {'"PRIOR"': '"SAVED_PRIOR"'}
     ),
@@ -104,7 +109,7 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         makes=("OUT/config.json", "OUT2/config.json", "OUT3/config.json"),
     ),
     ("checkpoints/kl-f8c4-small/README.md", "ldm-ae reconstruct photo.jpg out"): Run(
-        makes=("out/photo.png", "latents/store.json")
+        makes=("out/photo.png", "latents/store.json"), slow=True
     ),
     (
         "checkpoints/kl-f8c4-small/README.md",
@@ -112,7 +117,7 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ): Run(),
     ("checkpoints/kl-f8c4-small/README.md", 'train="torchrun --nproc_per_node 2 -m ldm_ae.cli train"'): Options(_HOURS),
     ("checkpoints/vq-f8-small/README.md", "ldm-ae encode vq-f8-small IMAGES codes --store lean"): Run(
-        makes=("codes/store.json", "pictures")
+        makes=("codes/store.json", "pictures"), slow=True
     ),
     (
         "checkpoints/vq-f8-small/README.md",

@@ -12,7 +12,7 @@ from ldm_ae.core.errors import UserError
 from tests.pictures import smooth_picture
 
 
-def test_load_encode_decode(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_api_loads_encodes_and_decodes(tiny_model_folder: Path, tmp_path: Path) -> None:
     smooth_picture(1, 64, 48).save(tmp_path / "photo.png")
     model = ldm_ae.load(tiny_model_folder)
     x = ldm_ae.load_image(tmp_path / "photo.png", size=32)
@@ -23,7 +23,7 @@ def test_load_encode_decode(tiny_model_folder: Path, tmp_path: Path) -> None:
     assert torch.equal(model.decode(latents), model(x, torch.zeros_like(latents)).reconstructions)
 
 
-def test_broken_image_is_named(tmp_path: Path) -> None:
+def test_invalid_image_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"photo\.png: "):
         ldm_ae.load_image(tmp_path / "photo.png", size=32)

@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from ldm_ae.core.precision import SPEED_VARIABLE
+
 BENCHMARKS = Path(__file__).parents[1] / "scripts" / "benchmarks"
 RECIPES = Path(__file__).parents[1] / "configs"
 CPU = torch.device("cpu")
@@ -26,7 +28,7 @@ FLOAT32 = 1e-4
 def toy(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A setting of two narrow levels, 32 pixels, SqueezeNet features."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setenv("LDM_AE_BF16_SPEED", "2")  # the bfloat16 variants are there on every machine
+    monkeypatch.setenv(SPEED_VARIABLE, "2")  # the bfloat16 variants are there on every machine
     from training_step import Setting
 
     return Setting((32, 64), 32, 2, CPU, layers_per_block=1, net="squeeze")
@@ -61,6 +63,7 @@ def test_training_step_and_textbook_take_the_same_step(toy: Any, original_order:
     assert max(moved) > 10 * FLOAT32
 
 
+@pytest.mark.slow
 def test_adaptive_step_and_textbook_give_the_same_gradients(toy: Any) -> None:
     import adaptive_step
 
@@ -70,13 +73,15 @@ def test_adaptive_step_and_textbook_give_the_same_gradients(toy: Any) -> None:
         call()
         results[name] = gradients(call.args[0].plain_autoencoder)
         assert gradients(call.args[0].plain_discriminator) == []
-    largest = max(gradient.norm() for gradient in results["textbook"])  # some, such as a key's bias, are rounding alone
+    largest = max(
+        gradient.norm() for gradient in results["textbook"]
+    )  # some, such as a key's bias, consist of rounding only
     for mine, textbook in zip(results["adaptive"], results["textbook"], strict=True):
         assert (mine - textbook).norm() <= FLOAT32 * textbook.norm() + 1e-6 * largest
     assert any(not torch.allclose(a, b) for a, b in zip(results["fixed"], results["adaptive"], strict=True))
 
 
-def test_perceptual_variants_agree(toy: Any) -> None:
+def test_perceptual_variants_give_the_same_results(toy: Any) -> None:
     import perceptual
 
     base, *ours = [v.build()() for v in perceptual.variants("squeeze", 1, 32, CPU)]
@@ -87,7 +92,7 @@ def test_perceptual_variants_agree(toy: Any) -> None:
     assert 0.95 < cosine < 1
 
 
-def test_encode_and_decode_variants_agree(toy: Any) -> None:
+def test_encode_and_decode_variants_give_the_same_results(toy: Any) -> None:
     import encode
 
     results = {v.name: v.build()() for v in encode.variants(toy)}
@@ -99,7 +104,7 @@ def test_encode_and_decode_variants_agree(toy: Any) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_layouts_compute_the_same(toy: Any, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layouts_give_the_same_results(toy: Any, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     import layouts
 
     monkeypatch.setitem(layouts.NETWORKS, "toy", {"block_out_channels": (32, 32), "layers_per_block": 1})
@@ -121,7 +126,7 @@ def test_layouts_compute_the_same(toy: Any, training: bool, monkeypatch: pytest.
         assert all(parameter.grad is not None for parameter in closures[1]["model"].parameters())
 
 
-def test_convolutions_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convolutions_give_the_same_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import convolutions
 
@@ -134,7 +139,7 @@ def test_convolutions_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     ] * 2
 
 
-def test_gpu_variants_run(toy: Any) -> None:
+def test_gpu_variants_are_built_and_run(toy: Any) -> None:
     import gpu
 
     half = toy._replace(precision="bf16")
@@ -147,7 +152,7 @@ def test_gpu_variants_run(toy: Any) -> None:
             variant.build()()
 
 
-def test_searches_for_the_nearest_code_find_the_same(toy: Any) -> None:
+def test_nearest_code_searches_give_the_same_results(toy: Any) -> None:
     import nearest_code
 
     found = {v.name: v.build()() for v in nearest_code.variants(500, 64, 8, CPU)}
@@ -160,7 +165,7 @@ def test_searches_for_the_nearest_code_find_the_same(toy: Any) -> None:
     assert nearest_code.differing(500, 64, 8, CPU) == {"taming": 0, "vector-quantize-pytorch": 0}
 
 
-def test_gpu_needs_an_accelerator(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_benchmark_refuses_a_machine_without_an_accelerator(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import gpu
 
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
@@ -168,7 +173,7 @@ def test_gpu_needs_an_accelerator(toy: Any, monkeypatch: pytest.MonkeyPatch) -> 
         gpu.main()
 
 
-def test_a_variants_process_answers(
+def test_process_of_a_variant_answers_requests(
     toy: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import measuring
@@ -201,6 +206,20 @@ def test_variants_take_turns_in_processes(tmp_path: Path) -> None:
     assert 2 < float(fast.split("**")[1]) <= 4.5
 
 
+def test_processes_of_variants_take_the_measured_bfloat16_speed(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import measuring
+
+    monkeypatch.delenv(SPEED_VARIABLE)
+    monkeypatch.setattr(measuring, "bfloat16_speed", lambda device: 1.25 if device == CPU else 0.0)
+    script = tmp_path / "echo.py"
+    script.write_text(f"import os, sys\nprint(os.environ[{SPEED_VARIABLE!r}], *sys.argv[1:])\n")
+    monkeypatch.setattr(sys, "argv", [str(script), "--runs", "3"])
+    answer, _ = measuring._start("ours bf16", CPU).communicate()
+    assert answer == "1.25 --runs 3 --serve ours bf16\n"
+
+
 def test_table_pairs_the_times_of_one_round(toy: Any) -> None:
     import measuring
 
@@ -220,7 +239,7 @@ SHORT = [
 
 
 @pytest.mark.slow
-def test_rate_distortion_sweeps_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_distortion_benchmark_sweeps_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import rate_distortion
 
@@ -238,7 +257,7 @@ def test_rate_distortion_sweeps_and_draws(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_fixed_budget_scores_what_it_trained(
+def test_fixed_budget_benchmark_scores_its_trained_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -254,7 +273,8 @@ def test_fixed_budget_scores_what_it_trained(
     assert json.loads(scores) == score(tmp_path / "run", Protocol("photos:heldout", 64, limit=1))
 
 
-def test_every_quantizer_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_quantizer_comparison_includes_every_quantizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import quantizers as comparison
 

@@ -48,7 +48,7 @@ class Installed:
         )
 
     def ldm_ae(self, *arguments: str | Path) -> str:
-        """Run a command that must succeed, and return what it prints."""
+        """Run a command that must succeed, and return its output."""
         done = self.run("-m", "ldm_ae.cli", *arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -84,14 +84,14 @@ def trained(installed: Installed) -> Path:
     return out
 
 
-def test_every_example_is_used() -> None:
+def test_every_example_is_tested() -> None:
     assert set(EXAMPLES) == USED
     folders = re.findall(r"^\| an? [\w ]+ \| `(?:ldm_ae|configs)/[\w/]*NAME\.\w+` \|", PAGE, re.MULTILINE)
     assert len(folders) == len(EXAMPLES), "the table has a row for each example"
 
 
 @pytest.mark.slow
-def test_the_recipe_trains_with_classes_of_plugins(trained: Path) -> None:
+def test_recipe_trains_with_plugin_classes(trained: Path) -> None:
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["discriminator"]["class_path"] == "example_discriminator.PixelDiscriminator"
     assert config["model"]["init_args"]["quantizer"]["class_path"] == "example_quantizer.TernaryFSQ"
@@ -105,7 +105,7 @@ def test_the_recipe_trains_with_classes_of_plugins(trained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_latents_of_a_plugins_quantizer_are_written_in_a_plugins_format(installed: Installed, trained: Path) -> None:
+def test_latents_of_a_plugin_quantizer_are_written_in_a_plugin_format(installed: Installed, trained: Path) -> None:
     store, out = installed.folder / "store", installed.folder / "npy"
     listed = f"list:{installed.folder / 'list.txt'}"
     installed.ldm_ae(
@@ -121,7 +121,7 @@ def test_latents_of_a_plugins_quantizer_are_written_in_a_plugins_format(installe
 
 
 @pytest.mark.slow
-def test_a_plugins_network_class_encodes_as_diffusers_does(installed: Installed) -> None:
+def test_plugin_network_class_encodes_as_diffusers_does(installed: Installed) -> None:
     torch.manual_seed(0)
     network = AutoencoderTiny(
         encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
@@ -140,7 +140,7 @@ def test_a_plugins_network_class_encodes_as_diffusers_does(installed: Installed)
 
 
 @pytest.mark.slow
-def test_a_plugins_prior_is_saved_and_loaded_by_its_name(installed: Installed) -> None:
+def test_plugin_prior_is_saved_and_loaded_by_its_name(installed: Installed) -> None:
     folder = installed.folder / "prior"
     folder.mkdir()
     code = (
@@ -156,7 +156,7 @@ def test_a_plugins_prior_is_saved_and_loaded_by_its_name(installed: Installed) -
 
 
 @pytest.mark.slow
-def test_a_name_that_no_package_has_lists_those_of_plugins(installed: Installed) -> None:
+def test_unknown_name_lists_names_of_plugins(installed: Installed) -> None:
     done = installed.run(
         "-m", "ldm_ae.cli", "train", "--config", installed.folder / "recipe.yaml", "--out", installed.folder / "none",
         "--data.train", "x", "--discriminator", "PixelDiscrimnator",
@@ -166,7 +166,7 @@ def test_a_name_that_no_package_has_lists_those_of_plugins(installed: Installed)
 
 
 @pytest.mark.slow
-def test_a_plugins_metric_scores_a_model(installed: Installed, trained: Path) -> None:
+def test_plugin_metric_scores_a_model(installed: Installed, trained: Path) -> None:
     out, listed = installed.folder / "scores", f"list:{installed.folder / 'list.txt'}"
     installed.ldm_ae(
         "evaluate",
@@ -188,6 +188,6 @@ def test_a_plugins_metric_scores_a_model(installed: Installed, trained: Path) ->
 
 
 @pytest.mark.slow
-def test_a_plugins_command_is_listed_and_runs(installed: Installed) -> None:
+def test_plugin_command_is_listed_and_runs(installed: Installed) -> None:
     assert re.search(r"^ +count +count the images of a source$", installed.ldm_ae("--help"), re.MULTILINE)
     assert installed.ldm_ae("count", f"list:{installed.folder / 'list.txt'}") == "12 images\n"

@@ -52,7 +52,10 @@ ALL = [block for page in PAGES for block in blocks(page)]
 def cases(kind: type[Run] | type[Options]) -> list[Any]:
     """A parameter for each block that the table treats so."""
     return [
-        pytest.param(block, how, id=" ".join(block.name)[:80])
+        pytest.param(
+            block, how, id=" ".join(block.name)[:80],
+            marks=[pytest.mark.slow] if isinstance(how, Run) and how.slow else [],
+        )
         for block in ALL if isinstance(how := BLOCKS.get(block.name), kind)
     ]  # fmt: skip
 

@@ -24,12 +24,12 @@ def read(name: str) -> Any:
     return yaml.safe_load((ROOT / name).read_text())
 
 
-def test_the_package_tells_that_it_is_typed() -> None:
+def test_package_contains_py_typed() -> None:
     assert importlib.resources.files("ldm_ae").joinpath("py.typed").is_file()
     assert '"ldm_ae" = ["py.typed"]' in (ROOT / "pyproject.toml").read_text()
 
 
-def test_the_citation_names_this_version_and_license() -> None:
+def test_citation_has_this_version_and_license() -> None:
     citation = read("CITATION.cff")
     assert citation["cff-version"] == "1.2.0"
     assert str(citation["version"]) == __version__
@@ -40,7 +40,7 @@ def test_the_citation_names_this_version_and_license() -> None:
     assert f'Homepage = "{citation["repository-code"]}"' in (ROOT / "pyproject.toml").read_text()
 
 
-def test_the_workflow_covers_the_classifiers_and_runs_the_commands_that_exist() -> None:
+def test_workflow_covers_the_classifiers_and_runs_existing_commands() -> None:
     workflow = read(".github/workflows/ci.yml")
     matrix = workflow["jobs"]["tests"]["strategy"]["matrix"]
     supported = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
@@ -51,7 +51,7 @@ def test_the_workflow_covers_the_classifiers_and_runs_the_commands_that_exist() 
     assert all((ROOT / name).is_file() for name in files)
 
 
-def test_ci_runs_the_test_command_of_the_readme_with_the_options_of_the_other_commands() -> None:
+def test_ci_runs_the_test_command_of_the_readme() -> None:
     [block] = re.findall(r"<!-- tests -->\n```bash\n(.*)\n```", (ROOT / "README.md").read_text())
     assert "<!-- tests -->" in (ROOT / ".ci" / "run").read_text()
     arguments = block.rpartition(".venv/bin/pytest ")[2].split()
@@ -61,7 +61,7 @@ def test_ci_runs_the_test_command_of_the_readme_with_the_options_of_the_other_co
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
-def test_an_issue_form_has_what_github_needs(path: Path) -> None:
+def test_issue_forms_have_the_fields_that_github_requires(path: Path) -> None:
     form = yaml.safe_load(path.read_text())
     assert form["name"]
     assert form["description"]
@@ -70,7 +70,7 @@ def test_an_issue_form_has_what_github_needs(path: Path) -> None:
     assert all(field["type"] == "textarea" and field["attributes"]["label"] for field in form["body"])
 
 
-def test_lower_bounds_are_the_only_bounds() -> None:
+def test_dependencies_have_only_lower_bounds() -> None:
     """But for the two wheels that are data."""
     bounds = re.findall(
         r'^  "([\w.-]+)(?:\[[\w,]*\])?([<>=!~][^"]*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE

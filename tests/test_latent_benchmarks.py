@@ -30,7 +30,7 @@ def work(tmp_path: Path, **changes: Any) -> Any:
     return Work(setting, images, tmp_path / "out", workers=0, **changes)
 
 
-def test_scripts_and_ours_store_the_same_latents(tmp_path: Path) -> None:
+def test_reference_scripts_and_encode_store_the_same_latents(tmp_path: Path) -> None:
     import encode_data_set
 
     found = {v.name: v.build()() for v in encode_data_set.variants(work(tmp_path, latents="mode"))}
@@ -50,7 +50,7 @@ def test_scripts_and_ours_store_the_same_latents(tmp_path: Path) -> None:
     assert "ours fp32" in found
 
 
-def test_a_result_is_removed_before_the_next_call(tmp_path: Path) -> None:
+def test_result_is_removed_before_the_next_call(tmp_path: Path) -> None:
     import encode_data_set
 
     call = encode_data_set.variants(work(tmp_path))[0].build()
@@ -60,7 +60,7 @@ def test_a_result_is_removed_before_the_next_call(tmp_path: Path) -> None:
         assert not call.folder.exists()  # type: ignore[attr-defined]
 
 
-def test_made_images_are_different_until_they_repeat(tmp_path: Path) -> None:
+def test_generated_images_are_distinct_within_a_period(tmp_path: Path) -> None:
     images = sorted(work(tmp_path).images.glob("*.jpg"))
     assert len({image.read_bytes() for image in images}) == 4
     assert images[4].samefile(images[0])
@@ -68,7 +68,7 @@ def test_made_images_are_different_until_they_repeat(tmp_path: Path) -> None:
         assert image.size == (50, 40)
 
 
-def test_memory_and_bytes(tmp_path: Path) -> None:
+def test_memory_and_bytes_on_disk_are_measured(tmp_path: Path) -> None:
     import encode_data_set
 
     few, many = encode_data_set.memory_variants(tmp_path, CPU, 3, 6)
@@ -84,7 +84,7 @@ def test_memory_and_bytes(tmp_path: Path) -> None:
     assert sizes["full", "fp32", "yes"] - sizes["full", "fp32", "no"] == pytest.approx(768, abs=64)
 
 
-def test_both_ways_of_reading_give_the_same(tmp_path: Path) -> None:
+def test_both_readers_return_the_same_latents(tmp_path: Path) -> None:
     import read_latents
 
     read_latents.make_files(tmp_path / "npz", read_latents.make_store(tmp_path / "store", 130))

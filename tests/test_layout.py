@@ -1,4 +1,4 @@
-"""The structure that DESIGN fixes: who may import whom, and how large a file may grow."""
+"""The structure of the package: the order of imports, and the maximum length of a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_imports_run_one_way() -> None:
+def test_import_layers_are_respected() -> None:
     command = [
         str(Path(sys.executable).parent / "lint-imports"),
         "--config",

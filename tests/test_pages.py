@@ -61,7 +61,7 @@ def test_page_has_a_viewport_both_colour_schemes_and_unique_ids(pages: dict[str,
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_image_and_link_of_a_page_exists(pages: dict[str, Path], name: str) -> None:
+def test_page_has_every_image_and_link_that_it_names(pages: dict[str, Path], name: str) -> None:
     page = Page(pages[name].read_text(encoding="utf-8"))
     ids = {attributes.get("id") for _, attributes in page.elements}
     assert len(page.all("img")) >= 10
@@ -170,7 +170,7 @@ def test_enter_enlarges_the_focused_picture_and_the_button_closes_it(
 
 
 @pytest.mark.slow
-def test_browser_finds_what_is_wrong_with_a_page(window: Browser, tmp_path: Path) -> None:
+def test_browser_finds_the_faults_of_a_page(window: Browser, tmp_path: Path) -> None:
     """The checks above can fail."""
     page = tmp_path / "wrong.html"
     page.write_text(

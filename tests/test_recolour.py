@@ -15,7 +15,7 @@ script = load_script("recolour")
 
 
 def photo() -> Image.Image:
-    """Muted colours, so that no factor of the script's range leaves what RGB can hold."""
+    """Muted colours, so that every factor in the script's range stays within RGB."""
     values = np.random.default_rng(0).integers(100, 130, (16, 24, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
@@ -26,7 +26,7 @@ def chroma(image: Image.Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("angle", "factor"), [(0.0, 1.0), (1.0, 1.0), (-2.5, 0.5), (math.pi, 1.8)])
-def test_brightness_stays_and_colours_turn(angle: float, factor: float) -> None:
+def test_recolour_preserves_brightness_and_rotates_hues(angle: float, factor: float) -> None:
     image = script.recolour(photo(), angle, factor)
     before, after = (np.asarray(i.convert("L")).astype(int) for i in (photo(), image))
     assert abs(before - after).max() <= 2
@@ -34,7 +34,7 @@ def test_brightness_stays_and_colours_turn(angle: float, factor: float) -> None:
     assert abs(chroma(image) - expected).max() < 3  # of 255: both ways round to bytes
 
 
-def test_files_beside_their_copies(tmp_path: Path) -> None:
+def test_recoloured_copies_are_written_beside_the_originals(tmp_path: Path) -> None:
     images = tmp_path / "images" / "more"
     images.mkdir(parents=True)
     photo().save(images / "a.jpg")
@@ -52,7 +52,7 @@ def test_files_beside_their_copies(tmp_path: Path) -> None:
         assert copy.size == (24, 16)
 
 
-def test_names_that_come_out_alike(tmp_path: Path) -> None:
+def test_colliding_output_names_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for name in ("a.jpg", "a.png"):
         photo().save(tmp_path / "images" / name)

@@ -1,4 +1,4 @@
-"""The trained models that come with the package: what their cards say, and the commands that take them by default."""
+"""The pretrained models of the package: the numbers of their cards, and the commands that use them by default."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ CLASSES = {"kl-f8c4-small": diffusers.AutoencoderKL, "vq-f8-small": diffusers.VQ
 ON_HELD_OUT_PHOTOS = re.compile(r"photos:heldout\D*\| *([0-9.]+) dB *\| *([0-9.]+)")
 
 
-def test_these_are_all() -> None:
+def test_pretrained_models_are_listed() -> None:
     assert set(shipped_models()) == set(CLASSES)
     assert DEFAULT_MODEL in CLASSES
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_small_diffusers_folder_with_its_scale(name: str) -> None:
+def test_pretrained_model_is_a_small_diffusers_folder_with_a_scale(name: str) -> None:
     folder = shipped_models()[name]
     assert (folder / WEIGHTS).stat().st_size < 16e6
     theirs = CLASSES[name].from_pretrained(folder)
@@ -55,10 +55,10 @@ OLD_SCALE: dict[str, Any] = {
     "latents_mean": [2.5446327454885447, -0.11507723355817075, -0.9403579498029582, 0.9957875116227785],
     "latents_std": [7.041963166605435, 4.110333665099579, 4.71916770227239, 4.499987983887738],
 }
-"""What kl-f8c4-small's configuration had: a factor and vectors, each of which was meant alone."""
+"""The earlier configuration of kl-f8c4-small: a factor and vectors, to be applied one without the other."""
 
 
-def test_stores_of_the_old_scale_decode_and_go_on(
+def test_stores_with_the_earlier_scale_decode_and_resume(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, source, transform = ldm_ae.load("kl-f8c4-small"), open_source(image_folder), ImageTransform(size=32)
@@ -85,13 +85,14 @@ def test_stores_of_the_old_scale_decode_and_go_on(
     torch.testing.assert_close(scaled, (raw - mean) / std)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_card_says_what_the_weights_reach(name: str) -> None:
+def test_model_card_states_the_measured_scores(name: str) -> None:
     card = (shipped_models()[name] / "README.md").read_text()
     for heading in ("Data", "Training", "Scores", "Intended use", "Limitations", "Licence"):
         assert f"\n## {heading}" in card
     source = open_source("photos:heldout")
-    transform = ImageTransform(size=256, colour_profiles="ignore")  # as the card says
+    transform = ImageTransform(size=256, colour_profiles="ignore")  # as on the card
     loader = EvaluationLoader(source, transform, batch_size=1)
     found = evaluate(load_autoencoder(name), loader, source="", transform_description={}, model_name=name, device="cpu")
     said = ON_HELD_OUT_PHOTOS.search(card)
@@ -100,7 +101,8 @@ def test_the_card_says_what_the_weights_reach(name: str) -> None:
     assert found.scores["ssim"] == pytest.approx(float(said[2]), abs=0.001)
 
 
-def test_commands_without_a_model_take_the_shipped_one(
+@pytest.mark.slow
+def test_commands_use_a_pretrained_model_by_default(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--size", "64", "--workers", "0", "--device", "cpu"]
@@ -115,13 +117,13 @@ def test_commands_without_a_model_take_the_shipped_one(
     assert main(["decode", "vq-f8-small", store, str(tmp_path / "other")]) == 2  # another model wrote it
 
 
-def test_a_shipped_model_is_where_training_can_start() -> None:
+def test_training_starts_from_a_pretrained_model() -> None:
     assert isinstance(KLAutoencoder(pretrained="kl-f8c4-small").net, diffusers.AutoencoderKL)
     assert isinstance(VQAutoencoder(pretrained="vq-f8-small").quantizer, VQ)
     assert isinstance(VQAutoencoder(pretrained="kl-f8c4-small", quantizer=FSQ((8, 8, 8, 8))).quantizer, FSQ)
 
 
-def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_named_like_a_pretrained_model_has_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     widths = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
     KLAutoencoder(**widths).save_pretrained(DEFAULT_MODEL)  # type: ignore[arg-type]

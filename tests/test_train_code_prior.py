@@ -1,4 +1,4 @@
-"""The trainer of priors over codes: its numbers are right, what it saves opens, and samples are pictures."""
+"""The trainer of priors over codes: its rates are correct, its output opens, and its samples are images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trainer() -> ModuleType:
 
 
 def encode(model: Any, images: Path, folder: Path, **options: Any) -> Path:
-    """Twelve pictures in two classes as 8x8 codes in `folder`/store, beside `folder`/model."""
+    """Twelve images in two classes as 8x8 codes in `folder`/store, beside `folder`/model."""
     folder.mkdir(exist_ok=True)
     model.save_pretrained(folder / "model")
     transform = ImageTransform(size=options.pop("size", 32))
@@ -39,7 +39,7 @@ def encode(model: Any, images: Path, folder: Path, **options: Any) -> Path:
 
 
 def discrete(levels: int = 1) -> VQAutoencoder:
-    """With codes that the encoder's latents choose among."""
+    """Return a discrete model with all codes near the encoder's latents."""
     quantizers = VQ(16, 4), VQ(16, 4)
     quantizer = quantizers[0] if levels == 1 else ResidualVQ(quantizers[0], levels)
     model = VQAutoencoder(
@@ -66,7 +66,7 @@ def run(trainer: ModuleType, store: Path, out: Path, **changes: Any) -> int:
 
 
 @pytest.mark.parametrize("prior", ["pixelcnn", "transformer"])
-def test_rates_samples_and_what_evaluate_makes_of_it(
+def test_training_writes_rates_and_samples_and_evaluate_uses_the_prior(
     prior: str, trainer: ModuleType, store: Path, image_folder: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -83,7 +83,7 @@ def test_rates_samples_and_what_evaluate_makes_of_it(
     assert rates["fixed_length"] == 4.0
     assert rates["prior_of_the_coded"] == pytest.approx(rates["prior_given_class"], rel=1e-5)  # all three were coded
     assert rates["range_coder"] == pytest.approx(rates["prior_of_the_coded"], rel=0.01, abs=64 / 64)
-    # The same numbers from what was saved, over the images that were left out.
+    # The saved prior gives the same numbers for the held-out images.
     saved = load_prior(out)
     assert saved.prior.init_args["classes"] == 2
     data = LatentDataset(store, draw="indices")
@@ -114,7 +114,7 @@ def test_rates_samples_and_what_evaluate_makes_of_it(
     assert scores["prior_bits_per_pixel"] == pytest.approx(float(saved.prior.bits(everyone).mean()) / 1024, rel=0.01)
 
 
-def test_levels_of_a_residual_quantizer(
+def test_prior_supports_residual_levels(
     trainer: ModuleType, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = encode(discrete(levels=2), image_folder, tmp_path / "levels", flips=False)
@@ -127,8 +127,10 @@ def test_levels_of_a_residual_quantizer(
     assert rates["entropy"]["bits_per_code"] <= rates["frequencies"]["bits_per_code"]
 
 
-def test_it_learns(trainer: ModuleType, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From nine images: better than their frequencies, which it starts from."""
+def test_prior_learns_beyond_code_frequencies(
+    trainer: ModuleType, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With nine images it becomes better than the code frequencies, from which it starts."""
     options = dict(prior="transformer", steps=60, log_every=15, dropout=0.0, learning_rate=0.01)
     assert run(trainer, store, tmp_path / "prior", **options) == 0
     learned = [float(line.split()[2]) for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
@@ -136,7 +138,7 @@ def test_it_learns(trainer: ModuleType, store: Path, tmp_path: Path, capsys: pyt
     assert learned[-1] < 0.9 * rates["frequencies"]["bits_per_code"] < learned[0]
 
 
-def test_the_same_seed_gives_the_same_prior(trainer: ModuleType, store: Path, tmp_path: Path) -> None:
+def test_prior_training_is_reproducible(trainer: ModuleType, store: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         assert run(trainer, store, tmp_path / name, seed=seed) == 0
     first, again, other = ((tmp_path / name / "prior.safetensors").read_bytes() for name in "abc")
@@ -145,7 +147,9 @@ def test_the_same_seed_gives_the_same_prior(trainer: ModuleType, store: Path, tm
     assert (tmp_path / "a/samples.png").read_bytes() == (tmp_path / "b/samples.png").read_bytes()
 
 
-def test_codes_alone_give_a_prior_without_classes(trainer: ModuleType, image_folder: Path, tmp_path: Path) -> None:
+def test_unlabelled_codes_train_a_prior_without_classes(
+    trainer: ModuleType, image_folder: Path, tmp_path: Path
+) -> None:
     for path in image_folder.rglob("*.png"):
         path.rename(image_folder / path.name)
     store = encode(discrete(), image_folder, tmp_path / "made", content="lean")
@@ -156,7 +160,7 @@ def test_codes_alone_give_a_prior_without_classes(trainer: ModuleType, image_fol
     assert all(math.isfinite(rate["bits_per_pixel"]) for rate in rates.values())
 
 
-def test_a_damaged_store_is_told_before_the_training(
+def test_damaged_store_is_refused_before_training(
     trainer: ModuleType, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (shard,) = store.glob("32x32/*.safetensors")
@@ -169,7 +173,7 @@ def test_a_damaged_store_is_told_before_the_training(
     assert "step" not in printed.out
 
 
-def test_mistakes_get_one_line(
+def test_invalid_options_are_refused_in_one_line(
     trainer: ModuleType, store: Path, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

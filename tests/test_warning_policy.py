@@ -1,4 +1,4 @@
-"""Our own warnings are errors; what libraries warn of is reported and fails nothing."""
+"""Warnings in the project's code are errors; warnings of libraries are reported and fail no test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.warning_policy import ROOT, Report
 
 
 def warn(module: str, category: type[Warning], message: str = "words") -> list[warnings.WarningMessage]:
-    """Return what a warning that is attributed to a module leaves where it is no error."""
+    """Return the warnings of a call, attributed to a module, that are not errors."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.warn_explicit(message, category, f"{module}.py", 1, module, registry={})
     return caught
@@ -23,19 +23,19 @@ def warn(module: str, category: type[Warning], message: str = "words") -> list[w
 @pytest.mark.parametrize(
     "module", ["ldm_ae", "ldm_ae.models.adapters.kl", "tests.test_api", "train", "measuring", "kill_training"]
 )
-def test_a_warning_at_our_own_code_is_an_error(module: str, category: type[Warning]) -> None:
+def test_warning_in_the_projects_code_is_an_error(module: str, category: type[Warning]) -> None:
     with pytest.raises(category, match="words"):
         warn(module, category)
 
 
 @pytest.mark.parametrize("module", ["torch.nn.modules.module", "ldm_ae_plugin", "trainer_of_others", "transformers"])
-def test_a_warning_at_the_code_of_others_is_no_error(module: str) -> None:
+def test_warning_in_a_librarys_code_is_not_an_error(module: str) -> None:
     for category in (UserWarning, RuntimeWarning, DeprecationWarning):
         assert len(warn(module, category)) == 1
 
 
 @pytest.mark.parametrize("category", [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
-def test_what_a_library_deprecates_is_no_error_wherever_it_is_called(category: type[Warning]) -> None:
+def test_library_deprecation_is_not_an_error(category: type[Warning]) -> None:
     assert len(warn("ldm_ae.models.adapters.kl", category)) == 1
     assert len(warn("ldm_ae.models.adapters.kl", UserWarning, "TypedStorage is\ndeprecated")) == 1
     assert len(warn("tests.test_api", UserWarning, "`names` will be removed in version 6")) == 1
@@ -44,7 +44,7 @@ def test_what_a_library_deprecates_is_no_error_wherever_it_is_called(category: t
 @pytest.mark.parametrize(
     "category", [pytest.PytestUnraisableExceptionWarning, pytest.PytestUnhandledThreadExceptionWarning]
 )
-def test_an_exception_nobody_catches_is_an_error_where_our_code_is_on_its_way(category: type[Warning]) -> None:
+def test_uncaught_exception_through_the_projects_code_is_an_error(category: type[Warning]) -> None:
     for file in (ldm_ae.models.adapters.kl.__file__, __file__, f"{ROOT}/scripts/train.py"):
         place = traceback.FrameSummary(file, 7, "run", line="1 / 0")
         with pytest.raises(category):
@@ -55,7 +55,7 @@ def test_an_exception_nobody_catches_is_an_error_where_our_code_is_on_its_way(ca
     assert len(warn("_pytest.threadexception", category, "".join(traceback.format_list([theirs])))) == 1
 
 
-def test_the_report_counts_warnings_and_lists_our_own_calls_first(tmp_path: Path) -> None:
+def test_report_counts_warnings_and_lists_the_projects_calls_first(tmp_path: Path) -> None:
     report = Report(tmp_path / "report")
     theirs = warnings.WarningMessage("`a` is\ngone", FutureWarning, "/x/site-packages/torch/nn/module.py", 9)
     ours = warnings.WarningMessage("old name", DeprecationWarning, str(ROOT / "ldm_ae" / "cli.py"), 3)

@@ -11,14 +11,17 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS
 from ldm_ae.evaluation.metrics.codebook import CodebookUsage
 from ldm_ae.io.locks import holder
+from ldm_ae.io.manifests import MANIFEST, problems, state_of
 from ldm_ae.latents import LatentStore, inspect_store
 from ldm_ae.models import load_autoencoder
-from ldm_ae.models.loading.folder import find_folder
+from ldm_ae.models.loading.checkpoints import CHECKPOINTS, all_checkpoints
+from ldm_ae.models.loading.folder import find_folder, local_folder, suggestion
+from ldm_ae.models.loading.hub_names import PREFIX
 from ldm_ae.models.scaling import describe_state
 from ldm_ae.priors import load_prior
 from ldm_ae.priors.folder import WEIGHTS as PRIOR_WEIGHTS
-from ldm_ae.training import problems
-from ldm_ae.training.checkpoints.checkpoint import MANIFEST
+from ldm_ae.training import TrainingConfig
+from ldm_ae.training.changes import saved_config
 from ldm_ae.training.checkpoints.state import read_state
 
 _FOLDERS = "a model, a run, a checkpoint of one, a latent store, or a prior over codes"
@@ -44,9 +47,9 @@ def inspect_path(path: str | Path, *, progress: Callable[[int, int], None] | Non
     Raises:
         UserError: The path does not exist, is a file, or is none of these kinds.
     """
-    path = find_folder(path)
+    path = local_folder(path) if str(path).startswith(PREFIX) else find_folder(path)
     if not path.exists():
-        raise UserError(f"no such path: {path}")
+        raise UserError(f"no such path: {path}{suggestion(path)}")
     if not path.is_dir():
         raise UserError(f"{path} is {seems_to_be(path)}; inspect takes a folder: {_FOLDERS}")
     if (path / "checkpoints").is_dir() or (path / "environment.json").is_file():
@@ -135,33 +138,44 @@ def inspect_prior(path: Path) -> dict[str, Any]:
 
 def inspect_checkpoint(path: Path) -> dict[str, Any]:
     """Describe one checkpoint of a run."""
-    found: dict[str, Any] = {"kind": "checkpoint", "path": str(path), "problems": problems(path)}
-    return found if found["problems"] else found | _progress(path)
+    wrong = problems(path)
+    found: dict[str, Any] = {"kind": "checkpoint", "path": str(path), "state": state_of(wrong), "problems": wrong}
+    return found if wrong else found | _progress(path, path.absolute().parents[1])
 
 
-def _progress(checkpoint: Path) -> dict[str, Any]:
+def _progress(checkpoint: Path, run: Path) -> dict[str, Any]:
     state = read_state(checkpoint)
     return {
-        "step": state["step"], "samples_seen": state["position"], "best": state["best"], "identity": state["identity"],
+        "step": state["step"], "samples_seen": state["position"],
+        "best": None if state["best"] is None else best_validation(state["best"], run), "identity": state["identity"],
     }  # fmt: skip
 
 
+def best_validation(best: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Return step, metric and value of the best validation. Older checkpoints record the score's rank alone: of these
+    the run's configuration names the metric, and a metric of which lower is better has negative ranks."""
+    if "metric" in best:
+        return {"step": best["step"], "metric": best["metric"], "value": best["value"]}
+    metric = ((saved_config(run) or {}).get("training") or {}).get("best_metric", TrainingConfig.best_metric)
+    return {"step": best["step"], "metric": metric, "value": abs(best["score"])}
+
+
 def inspect_run(path: Path) -> dict[str, Any]:
-    """Describe a run directory: which checkpoints are valid, and why others are not."""
-    folder = path / "checkpoints"
-    all_checkpoints = {p.name: problems(p) for p in sorted(folder.glob("step-*"))}
-    newest = max((name for name, reasons in all_checkpoints.items() if not reasons), default=None)
-    wrong = [f"{name} does not count: {reasons[0]}" for name, reasons in all_checkpoints.items() if reasons]
-    if newest is None:
-        wrong.append("no checkpoint counts")
-    found: dict[str, Any] = {
-        "kind": "run",
-        "path": str(path),
-        "in_use_by": holder(path),
-        "checkpoints": {name: reasons[0] if reasons else "counts" for name, reasons in all_checkpoints.items()},
+    """Describe a run directory: which checkpoints are valid, incomplete or damaged, and why."""
+    folder = path / CHECKPOINTS
+    all_problems = {checkpoint.name: problems(checkpoint) for checkpoint in all_checkpoints(folder)}
+    newest = max((name for name, reasons in all_problems.items() if not reasons), default=None)
+    states = {
+        name: state_of(reasons) + (f": {reasons[0]}" if reasons else "") for name, reasons in all_problems.items()
     }
+    wrong = [f"{name} is {states[name]}" for name, reasons in all_problems.items() if reasons]
+    if newest is None:
+        wrong.append("no checkpoint is valid")
+    found: dict[str, Any] = {"kind": "run", "path": str(path), "in_use_by": holder(path), "checkpoints": states}
+    if found["in_use_by"] is None and (unfinished := sorted(item.name for item in folder.glob(".step-*.tmp"))):
+        found["unfinished"] = unfinished
     if newest is not None:
-        found |= _progress(folder / newest)
+        found |= _progress(folder / newest, path)
     if (path / "model" / "config.json").is_file():
         model = inspect_model(path / "model")
         wrong += [f"model: {problem}" for problem in model["problems"]]

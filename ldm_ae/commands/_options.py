@@ -8,8 +8,9 @@ from ldm_ae.core.deprecation import RenamedOption
 from ldm_ae.core.resources import DEFAULT_MODEL
 
 MODEL = (
-    "a diffusers model folder, a run directory, a checkpoint in it, OWNER/NAME on the Hugging Face hub (a model, or a "
-    f"pipeline with one), or the name of a model that comes with ldm_ae, such as vq-f8-small (default: {DEFAULT_MODEL})"
+    "a diffusers model or pipeline folder, a run directory, a checkpoint in it, RUN@best, RUN@last or RUN@STEP, "
+    "hf:OWNER/NAME[/SUBFOLDER] on the Hugging Face hub (a model, or a pipeline with one), or the name of a model that "
+    f"comes with ldm_ae, such as vq-f8-small (default: {DEFAULT_MODEL})"
 )
 IMAGES = (
     "a folder of images or one image, WebDataset tars, Parquet files, a `datasets` source (a folder that it saved or "

@@ -201,7 +201,7 @@ def _diffusion(model_folder: Path, store: Path, pipeline_folder: Path, steps: in
 
 def _commands() -> list[tuple[str, str]]:
     """Return the commands to run next, each with a short description."""
-    training = f"ldm-ae train --config {recipe('quickstart.yaml')} --data.train FOLDER --data.validation null"
+    training = "ldm-ae train --config quickstart --data.train FOLDER --data.validation null"
     return [
         ("Encode your own images with the shipped model, without training:", "ldm-ae encode FOLDER latents"),
         ("See what it makes of them:", "ldm-ae evaluate FOLDER --out report"),

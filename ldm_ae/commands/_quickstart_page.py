@@ -200,10 +200,10 @@ def _scores(contestants: Sequence[Contestant]) -> str:
 
 
 def _progress(folder: Path) -> str:
-    figures = []
+    figures: list[str] = []
     for path in sorted((folder / "run" / "samples").glob("step-*.png")):
         title = f"After {int(path.stem.split('-')[1]):,} steps"
-        line = "Crops of training photos above, their reconstructions below"
+        line = "Photos above, below each its reconstruction, and its error below that"
         figures.append(_group(title, _figure(path.relative_to(folder).as_posix(), title, [line])))
     if not figures:
         return ""

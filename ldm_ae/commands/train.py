@@ -10,32 +10,41 @@ from pathlib import Path
 
 from ldm_ae.commands.interface import PROGRAM, Command
 from ldm_ae.core.errors import UserError
+from ldm_ae.core.resources import with_config_paths
 from ldm_ae.io.locks import refuse_if_held
+from ldm_ae.training.spelling import asks_for_help, check_spelling
 
 
 class Train(Command):
     """Training of a model. Its options are the configuration's keys, which jsonargparse derives from `RunConfig`."""
 
     name = "train"
-    summary = "Train an autoencoder from a configuration, such as configs/kl_f8.yaml."
+    summary = "Train an autoencoder from a recipe, such as kl_f8, or from your own configuration."
     order = 20
 
     def execute(self, arguments: Sequence[str]) -> None:
         """Check what needs no slow imports, then `run`."""
         if not arguments:
-            raise UserError("train needs a configuration: ldm-ae train --config configs/kl_f8.yaml --data.train IMAGES")
-        for config in _values(arguments, "--config"):
-            if not Path(config).is_file():
-                raise UserError(f"no such configuration file: {config}")
+            raise UserError(
+                "train needs a configuration: ldm-ae train --config kl_f8 --data.train IMAGES; "
+                "`ldm-ae recipes` lists the names"
+            )
+        arguments = with_config_paths(arguments)
+        if not asks_for_help(arguments):
+            check_spelling(arguments)
         if (folder := _run_folder(arguments)) is not None and os.environ.get("WORLD_SIZE", "1") == "1":
             refuse_if_held(folder)
         self.run(argparse.Namespace(arguments=arguments))
 
     def run(self, args: argparse.Namespace) -> None:
         """Train with `args.arguments`, which jsonargparse parses."""
-        from ldm_ae.training.run import config_parser, train
+        from ldm_ae.training.parsing import config_parser, parse_config
 
-        train(args.arguments, config_parser(prog=f"{PROGRAM} {self.name}"))
+        parser = config_parser(self.summary, prog=f"{PROGRAM} {self.name}")
+        config = parse_config(args.arguments, parser)  # ends the process where `--help` is among the arguments
+        from ldm_ae.training.run import train_parsed  # imports what training needs, which takes seconds
+
+        train_parsed(config, parser)
 
 
 def _values(arguments: Sequence[str], option: str) -> list[str]:

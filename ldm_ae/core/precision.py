@@ -31,8 +31,8 @@ from torch.nn import functional
 from ldm_ae.core import convolutions
 from ldm_ae.core.errors import UserError
 
-Precision = Literal["auto", "fp32", "bf16", "fp16", "no"]
-"""Values in commands and configurations. `no` is Accelerate's name of fp32; `auto` is bf16 where it is fast."""
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""Values in commands and configurations; `auto` is bf16 where it is fast. Accelerate's `no` for fp32 is deprecated."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtype of activations, by the name of a precision."""
 PRECISIONS = ("auto", *DTYPES)

@@ -96,6 +96,21 @@ class Registry(Mapping[str, type[T]]):
         """Return every class once, in the order of its first name."""
         return tuple(dict.fromkeys(self.values()))
 
+    def by_short_name(self, name: str) -> type[T] | None:
+        """Return the class that the field calls `name`, such as `hinge` for `HingeLoss`; None if there is none.
+
+        A class has its own name in lower case, and those of its attribute `short_names`, a tuple of strings that
+        subclasses do not inherit. Capitals, hyphens and underscores make no difference.
+
+        Raises:
+            UserError: Two classes have one short name.
+        """
+        found: dict[str, type[T]] = {}
+        for cls in self.classes():
+            for short in dict.fromkeys(_plain(short) for short in (cls.__name__, *short_names(cls))):
+                self._add(found, {short: cls})
+        return found.get(_plain(name))
+
     def of_path(self, path: str) -> type[T]:
         """Return the class of a class path such as `ldm_ae.quantizers.VQ` or of a class's name, without importing it.
 
@@ -162,6 +177,16 @@ def unknown_name(kind: str, name: object, names: Sequence[str]) -> UnknownNameEr
     meant = [known for known in names if known.lower() in near]
     question = f"did you mean {meant[0]}? There are" if meant else "there are"
     return UnknownNameError(f"no {kind} is named '{printable(name)}'; {question} {', '.join(names) or 'none'}")
+
+
+def short_names(cls: type[Any]) -> tuple[str, ...]:
+    """Return the names in the field that a class itself declares."""
+    found: tuple[str, ...] = vars(cls).get("short_names", ())
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def class_paths(cls: type[Any]) -> list[str]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from ldm_ae.core.errors import UserError, printable
+from ldm_ae.core.nearest import nearest_name, nearest_path
 
 DEFAULT_MODEL = "kl-f8c4-small"
 """The shipped model that commands use by default."""
+_CONFIG = "--config"
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -13,6 +18,56 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 def recipe(name: str) -> Path:
     """Return the path of a YAML file of `configs/`."""
     return _find("configs", "recipes", name)
+
+
+def recipes() -> dict[str, Path]:
+    """Return the packaged recipes, by name (`kl_f8`), in alphabetical order."""
+    for folder in _places("configs", "recipes"):
+        if found := {path.stem: path for path in sorted(folder.glob("*.yaml"))}:
+            return found
+    return {}
+
+
+def recipe_summary(path: Path) -> str:
+    """Return the first comment line of a recipe, which summarizes it."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().removeprefix("#").strip()
+
+
+def find_config(value: str) -> Path:
+    """Return the file that `--config` names: an existing file, or else the packaged recipe `NAME` or `NAME.yaml`.
+
+    Raises:
+        UserError: There is neither; the message gives the nearest file and the nearest recipe.
+    """
+    path, packaged = Path(value), recipes()
+    if path.is_file():
+        return path
+    if (name := value.removesuffix(".yaml")) in packaged:
+        return packaged[name]
+    near = [str(found) for found in [nearest_path(path)] if found is not None and found.is_file()]
+    if (recipe_name := nearest_name(path.stem, packaged)) is not None:
+        near.append(f"the recipe {recipe_name}")
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    what = f"{printable(value)} is a folder" if path.is_dir() else f"no such configuration file: {printable(value)}"
+    raise UserError(f"{what}; {hint}`ldm-ae recipes` lists the recipes")
+
+
+def with_config_paths(arguments: Sequence[str]) -> list[str]:
+    """Return command-line arguments in which the value of each `--config` is the path of a file.
+
+    Raises:
+        UserError: A value is neither a file nor a recipe.
+    """
+    found, expected = [], False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if expected:
+            found.append(str(find_config(argument)))
+        else:
+            found.append(f"{_CONFIG}={find_config(value)}" if name == _CONFIG and equals else argument)
+        expected = not expected and argument == _CONFIG
+    return found
 
 
 def script(name: str) -> Path:

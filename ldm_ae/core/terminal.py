@@ -98,9 +98,9 @@ class ProgressLines(AbstractContextManager["ProgressLines"]):
         speed = (after - before) / (last - first) if last > first else 0.0
         if speed > 0 and self.images_per_unit is not None:
             parts.append(f"{_digits(speed * self.images_per_unit)} images/s")
-        parts.append(f"{_duration(self._clock() - self._started)} elapsed")
+        parts.append(f"{duration(self._clock() - self._started)} elapsed")
         if speed > 0 and total is not None:
-            parts.append(f"{_duration(max(total - done, 0) / speed)} left")
+            parts.append(f"{duration(max(total - done, 0) / speed)} left")
         return ", ".join(parts)
 
     def _print_lines(self) -> None:
@@ -204,7 +204,8 @@ def _digits(speed: float) -> str:
     return f"{speed:.1f}" if speed >= 1 else f"{speed:.2g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return hours, minutes and seconds, such as 1:02:03."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"

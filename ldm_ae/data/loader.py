@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldm_ae.core.errors import UserError
@@ -150,6 +151,17 @@ class TrainingLoader:
         """Reasons by key of the bad images that this rank has found so far."""
         return self._rejects.reasons
 
+    def first(self, count: int, transform: ImageTransform) -> Tensor:
+        """Return the pixel values (B, 3, H, W) of the first good images in the source's order, `count` at most.
+
+        They are decoded in this process, by another transform.
+
+        Raises:
+            UserError: No image is good.
+        """
+        builder = BatchBuilder(self.source, transform, seed=0, pool=torch.from_numpy(self._indices), replace_bad=False)
+        return _first_good(builder, count, self._rejects)
+
     def __len__(self) -> int:
         """Return the number of images of one epoch over all processes."""
         return len(self._indices)
@@ -224,8 +236,17 @@ class EvaluationLoader:
         samples = [(0, int(index)) for index in mine]
         batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
         builder = BatchBuilder(source, transform, seed=seed, pool=torch.from_numpy(mine), replace_bad=False)
+        self._builder = builder
         self._loader = data_loader(builder, batches, workers, persistent=True)
         self._rejects = Rejects(max_bad_fraction, len(mine))
+
+    def first(self, count: int) -> Tensor:
+        """Return the pixel values (B, 3, H, W) of the first good images, `count` at most, decoded in this process.
+
+        Raises:
+            UserError: No image is good.
+        """
+        return _first_good(self._builder, count, self._rejects)
 
     @property
     def rejected(self) -> dict[str, str]:
@@ -246,6 +267,22 @@ class EvaluationLoader:
             if len(batch):
                 yield batch
         self._rejects.check()
+
+
+def _first_good(builder: BatchBuilder, count: int, rejects: Rejects) -> Tensor:
+    found: list[Tensor] = []
+    for index in builder.pool:
+        batch = builder[0, int(index)]
+        if isinstance(batch, Failure):
+            raise batch.error()
+        rejects.add(batch.rejected)
+        found += [batch.pixel_values] if len(batch) else []
+        if len(found) == count:
+            break
+    if not found:
+        first = next(iter(rejects.reasons.items()))
+        raise UserError(f"none of the {len(builder.pool)} images can be used; the first: {': '.join(first)}")
+    return torch.cat(found)
 
 
 def data_loader(

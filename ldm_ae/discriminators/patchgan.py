@@ -31,6 +31,8 @@ class PatchDiscriminator(Discriminator):
         with_spectral_norm: Spectral normalization of every convolution (Miyato et al., arXiv 1802.05957).
     """
 
+    short_names = ("patchgan",)
+
     def __init__(self, *, n_layers: int = 3, ndf: int = 64, norm: Norm = "batch", with_spectral_norm: bool = False):
         super().__init__()
         if n_layers < 1 or ndf < 1:

@@ -27,6 +27,8 @@ class SpectralPatchDiscriminator(Discriminator):
         ndf: Channels of the first.
     """
 
+    short_names = ("spectral-patchgan", "sn-patchgan")
+
     def __init__(self, *, n_layers: int = 6, ndf: int = 64):
         super().__init__()
         if n_layers < 1 or ndf < 1:

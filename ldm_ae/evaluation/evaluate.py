@@ -34,6 +34,7 @@ from ldm_ae.models import (
     require_finite,
     weights_sha256,
 )
+from ldm_ae.models.inference import in_eval_mode
 from ldm_ae.models.wrappers.overflow import WIDE_PRECISION
 from ldm_ae.priors import SavedPrior
 
@@ -128,22 +129,16 @@ def validate(
         UserError: the loader has no images, or a metric cannot score them.
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    modes = {module: module.training for module in model.modules()}
     chosen = validation_metrics(perceptual) if metrics is None else metrics
     scoring = Scoring(chosen, Setting(model=model, device=device), strict=True)
     count = 0
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in loader:
-                pixel_values = batch.pixel_values.to(device, non_blocking=True)
-                with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                    posterior, _, reconstructions = _reconstruct(model, pixel_values)
-                scoring.update(reconstructions, pixel_values, posterior)
-                count += len(pixel_values)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with in_eval_mode(model), torch.no_grad():
+        for batch in loader:
+            pixel_values = batch.pixel_values.to(device, non_blocking=True)
+            with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+                posterior, _, reconstructions = _reconstruct(model, pixel_values)
+            scoring.update(reconstructions, pixel_values, posterior)
+            count += len(pixel_values)
     if count == 0:
         raise UserError("there are no held-out images to validate on")
     return scoring.compute()

@@ -61,6 +61,8 @@ def _download(
                         if progress is not None:
                             progress(done, total)
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it is an open answer
             reason = getattr(error, "reason", None) or error
             raise UserError(f"{url} was not downloaded: {reason}") from error
         if (found := digest.hexdigest()) != sha256:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from ldm_ae.core.devices import pick_device
@@ -41,3 +44,15 @@ def for_inference(
             raise UserError(f"{type(model.net).__name__} declares no parts to compile; run it without compilation")
         model.compile_parts()
     return model
+
+
+@contextmanager
+def in_eval_mode(model: Autoencoder) -> Iterator[None]:
+    """Put every module of a model in eval mode within the context, and restore its own mode after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -30,6 +30,8 @@ class CosineVQ(VQ):
         care: k-means and restarts; neither by default.
     """
 
+    short_names = ("cosine",)
+
     straight_through: ClassVar[bool] = False
 
     def __init__(

@@ -35,6 +35,8 @@ class EMAVQ(ManagedCodebook):
         care: k-means and restarts; neither by default.
     """
 
+    short_names = ("ema-vq",)
+
     ema_counts: Tensor
     ema_sums: Tensor
 

@@ -41,6 +41,8 @@ class GumbelVQ(Quantizer):
         temperature_steps: Steps between them.
     """
 
+    short_names = ("gumbel",)
+
     straight_through: ClassVar[bool] = False
     steps: Tensor
     """Number of calls of `learn`, () int64."""

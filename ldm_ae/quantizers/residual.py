@@ -27,6 +27,8 @@ class ResidualVQ(Quantizer):
         levels: Q.
     """
 
+    short_names = ("residual", "rvq")
+
     def __init__(self, quantizer: Quantizer, levels: int = 4):
         super().__init__()
         if levels < 1:

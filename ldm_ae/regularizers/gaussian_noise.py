@@ -28,6 +28,8 @@ class GaussianNoise(Regularizer):
         max_fraction: The largest fraction of noise, in (0, 1].
     """
 
+    short_names = ("noise",)
+
     def __init__(self, *, gamma: float = 3.0, max_fraction: float = 1.0):
         super().__init__()
         if gamma <= 0 or not 0 < max_fraction <= 1:

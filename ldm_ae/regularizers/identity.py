@@ -13,5 +13,7 @@ from ldm_ae.regularizers.interface import Regularized, Regularizer
 class Identity(Regularizer):
     """Unchanged latents, with the encoded images as the target."""
 
+    short_names = ("none",)
+
     def forward(self, posterior: Any, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:  # noqa: ARG002
         return Regularized(latents, pixel_values)

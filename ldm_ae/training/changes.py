@@ -19,6 +19,7 @@ import yaml
 from ldm_ae.core.deprecation import rename_keys
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.data import Source
+from ldm_ae.training.keys import RENAMED
 
 CONFIG = "config.yaml"
 """The resolved configuration in a run directory."""
@@ -27,8 +28,6 @@ _OF_A_RUN = (CONFIG, "checkpoints", "metrics.jsonl", "environment.json", "model"
 _LOGS = (".log", ".txt", ".out", ".err")
 """Suffixes of files that a shell or a scheduler writes, possibly into the run directory."""
 _ABSENT = "(not set)"
-RENAMED = {"data.bad_share": "data.max_bad_fraction"}
-"""The renamed keys of a configuration: new names by old names."""
 _BEFORE = {"data.colour_profiles": '"ignore"'}
 """The values that older runs used before these keys existed, where they differ from the key's default."""
 _UNRECORDED = {"regularizer": "Identity"}
@@ -155,6 +154,8 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         return {}
     rename_keys(found, RENAMED)
+    if isinstance(training := found.get("training"), dict) and training.get("precision") == "no":
+        training["precision"] = "fp32"  # an older version recorded Accelerate's name
     return found
 
 

@@ -50,6 +50,10 @@ class TrainingConfig:
     network), or any other metric of which one direction is better, such as msssim."""
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
     """Accelerate's trackers by name, such as tensorboard and wandb, beside metrics.jsonl."""
+    project: str = "ldm_ae"
+    """Name of the project in trackers that have projects, such as W&B."""
+    run_name: str | None = None
+    """Name of the run in trackers; None takes the name of the run directory."""
 
     def __post_init__(self) -> None:
         counts = "max_steps batch_size accumulation log_every sample_every validate_every checkpoint_every"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.core.registry import Registry
+from ldm_ae.core.registry import Registry, full_name
 
 OPTIMIZERS: Registry[Optimizer] = Registry("torch.optim", Optimizer, "optimizer")
 """The optimizers of torch and of plugins by their names."""
@@ -113,7 +113,23 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
+def optimizer_path(name: str) -> str:
+    """Return the class path of an optimizer's name in any case, such as `adamw`, or of its class path.
+
+    Raises:
+        UserError: No optimizer has this name.
+    """
+    for path in _exported():
+        if name.lower() in (path.lower(), path.rpartition(".")[2].lower()):
+            return path
+    return full_name(OPTIMIZERS.by_short_name(name) or OPTIMIZERS.of_path(name))
+
+
 def _optimizer_class(class_path: str) -> type[Optimizer]:
-    exported = {f"torch.optim.{name}": item for name, item in vars(torch.optim).items() if isinstance(item, type)}
-    found = exported.get(class_path)
-    return found if found is not None and issubclass(found, Optimizer) else OPTIMIZERS.of_path(class_path)
+    return _exported().get(class_path) or OPTIMIZERS.of_path(class_path)
+
+
+def _exported() -> dict[str, type[Optimizer]]:
+    """Return the optimizers that torch.optim exports, by class path."""
+    found = {f"torch.optim.{name}": item for name, item in vars(torch.optim).items() if isinstance(item, type)}
+    return {path: item for path, item in found.items() if issubclass(item, Optimizer) and item is not Optimizer}

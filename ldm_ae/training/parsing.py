@@ -6,45 +6,31 @@ Each part is a frozen dataclass that lives beside the component it configures; a
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, is_dataclass
-from pathlib import Path
 from pydoc import locate
 from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, lazy_instance, set_parsing_settings
 
-from ldm_ae.core.deprecation import rename_arguments, rename_keys, warn_renamed
-from ldm_ae.core.errors import UserError, printable
-from ldm_ae.core.registry import PLUGINS, Registry, class_paths, full_name, unknown_name
+from ldm_ae.core.errors import UserError, told
+from ldm_ae.core.registry import class_paths, full_name
+from ldm_ae.core.resources import with_config_paths
 from ldm_ae.data.config import DataConfig
-from ldm_ae.discriminators import DISCRIMINATORS, Discriminator
-from ldm_ae.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_LOSSES, RECONSTRUCTION_LOSSES, ObjectiveConfig
-from ldm_ae.models import AUTOENCODERS, Autoencoder
-from ldm_ae.quantizers import QUANTIZERS
-from ldm_ae.regularizers import REGULARIZERS, Identity, Regularizer
-from ldm_ae.training.changes import RENAMED
+from ldm_ae.discriminators import Discriminator
+from ldm_ae.losses.objective import ObjectiveConfig
+from ldm_ae.models import Autoencoder
+from ldm_ae.regularizers import Identity, Regularizer
 from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.explain import explain
+from ldm_ae.training.full_names import REGISTRIES, full_names
+from ldm_ae.training.help_format import KeysFormatter, lay_out
 from ldm_ae.training.optimizers import OptimizerConfig
+from ldm_ae.training.spelling import asks_for_help, check_spelling
 
 NOT_GIVEN = "???"
 """The value in a recipe that the user must supply."""
-
-REGISTRIES: dict[str, Registry[Any]] = {
-    "model": AUTOENCODERS,
-    "quantizer": QUANTIZERS,
-    "regularizer": REGULARIZERS,
-    "discriminator": DISCRIMINATORS,
-    "reconstruction": RECONSTRUCTION_LOSSES,
-    "perceptual": PERCEPTUAL_LOSSES,
-    "adversarial": ADVERSARIAL_LOSSES,
-}
-"""The registry in which a configuration's class is looked up, by the last part of its key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +62,35 @@ class RunConfig:
 def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> ArgumentParser:
     """Return a parser of RunConfig: `--config FILE` and every key as an option, which overrides the file."""
     # A configuration can import registered classes only, even if other modules can be imported here.
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=_allowed_paths())
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False, **kwargs)
+    set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=_allowed_paths(), docstring_parse_attribute_docstrings=True
+    )
+    parser = _Parser(
+        description=f"{description} Every key of a configuration is an option, which overrides the file: "
+        "`training: {max_steps: 100}` is --training.max_steps 100.",
+        usage="%(prog)s --config RECIPE --data.train IMAGES [--KEY VALUE ...]",
+        exit_on_error=False,
+        allow_abbrev=False,
+        **kwargs,
+    )
     parser.add_argument(
-        "--config", action=ActionConfigFile, help="a YAML file of these options, such as configs/kl_f8.yaml"
+        "--config",
+        action=ActionConfigFile,
+        metavar="RECIPE",
+        help="a recipe, such as kl_f8, or a YAML file of these keys; a later one overrides an earlier one",
     )
     parser.add_class_arguments(RunConfig, None, fail_untyped=True)
+    (print_config,) = (action for action in parser._actions if action.dest == "print_config")
+    print_config.help = "print the configuration of the other arguments with all defaults, and exit"
+    lay_out(parser)
     return parser
+
+
+class _Parser(ArgumentParser):
+    """A parser whose help has our layout; jsonargparse makes the help of a class with the same type of parser."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**{"formatter_class": KeysFormatter, **kwargs})
 
 
 def _allowed_paths() -> list[str]:
@@ -105,13 +113,12 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
         UserError: An unknown key (with the nearest valid one), a wrong type, a missing value, no such file.
     """
     parser = parser or config_parser()
-    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        if argument == "--config" and not Path(value).is_file():
-            raise UserError(f"no such configuration file: {value}")
+    arguments = with_config_paths(arguments)
+    files = [] if asks_for_help(arguments) else check_spelling(arguments)
     try:
-        config = parser.parse_args(_renamed(arguments))
+        config = parser.parse_args(full_names(arguments))
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise _unregistered(error) or UserError(explain(error, _known_keys(parser))) from error
+        raise told(error) or explain(error, files, arguments) from error
     except RecursionError as error:
         raise UserError("the configuration is nested too deeply") from error
     for key, value in config.items():
@@ -122,20 +129,6 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
     return config
 
 
-def _renamed(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with old names replaced by new ones, also in the files that `--config` names."""
-    found = rename_arguments(arguments, RENAMED)
-    for place, argument in enumerate(found):
-        option, _, path = argument.partition("=")
-        if option == "--config" and (file := Path(path or found[place + 1])).is_file():
-            content = yaml.safe_load(file.read_bytes())
-            if old := rename_keys(content, RENAMED) if isinstance(content, dict) else []:
-                for key in old:
-                    warn_renamed(f"{key} of {file}", RENAMED[key])
-                found[place if path else place + 1] = ("--config=" if path else "") + json.dumps(content)
-    return found
-
-
 def _takes_none(key: str, config: Namespace, parser: ArgumentParser) -> bool:
     """Return whether null is among the types of a key; jsonargparse accepts it for any."""
     hint = next((getattr(action, "_typehint", None) for action in parser._actions if action.dest == key), None)
@@ -144,38 +137,3 @@ def _takes_none(key: str, config: Namespace, parser: ArgumentParser) -> bool:
         cls: Any = locate(config[f"{owner}.class_path"])
         hint = get_type_hints(cls.__init__).get(name)
     return hint is None or hint is Any or type(None) in get_args(hint)
-
-
-def _unregistered(error: Exception) -> UserError | None:
-    """Return the refusal of a class that is not registered, from jsonargparse's message; None for another error."""
-    text = " ".join(str(error).split())
-    match = re.search(r"Importing '([^']+)' is not allowed|Expected a dot import path string: (\S+)", text)
-    keys = re.findall(r'Parser key "([^"]+)"', text[: match.start()]) if match else []
-    registry = REGISTRIES.get(keys[-1].rpartition(".")[2]) if keys else None
-    if match is None or registry is None:
-        return None
-    refusal = unknown_name(registry.kind, match[1] or match[2], [cls.__name__ for cls in registry.classes()])
-    return UserError(f"{keys[-1]}: {refusal}\na class of another package needs an entry point of the group {PLUGINS}")
-
-
-def explain(error: Exception, known: Sequence[str]) -> str:
-    """Return jsonargparse's message in one or two lines, with the nearest valid key for an unknown one."""
-    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    if match := re.search(
-        r"[Oo]ption '?([\w.\-]+)'? is not accepted|accept option '([\w.\-]+)'|arguments?: --([\w.\-]+)", text
-    ):
-        key = next(group for group in match.groups() if group)
-        leaves = {name.rpartition(".")[2]: name for name in known}
-        if near := difflib.get_close_matches(key, known, n=1):
-            text += f"; did you mean '{near[0]}'?"
-        elif near := difflib.get_close_matches(key.rpartition(".")[2], leaves, n=1):
-            text += f"; did you mean '{leaves[near[0]]}'?"
-    return printable(text, 400)
-
-
-def _known_keys(parser: ArgumentParser) -> list[str]:
-    keys = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-    for cls in (cls for registry in REGISTRIES.values() for cls in registry.classes()):
-        keys += list(inspect.signature(cls).parameters)
-    return keys

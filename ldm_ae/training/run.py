@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, LoggerType, broadcast_object_list, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
 from jsonargparse import ArgumentParser, Namespace
 
 from ldm_ae.core.allocator import keep_freed_memory
@@ -39,6 +38,9 @@ from ldm_ae.training.changes import (
 )
 from ldm_ae.training.checkpoints.checkpoint import UnfitError
 from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.monitoring.banner import Banner, closing_lines
+from ldm_ae.training.monitoring.samples import Samples
+from ldm_ae.training.monitoring.trackers import check_trackers, make_trackers, start_trackers
 from ldm_ae.training.parsing import RunConfig, config_parser, parse_config
 from ldm_ae.training.recorded import recorded_numerics
 from ldm_ae.training.sizes import check_sizes
@@ -113,24 +115,7 @@ def check(run: RunConfig) -> None:
         run.model, run.regularizer, run.objective, run.discriminator, run.training,
         resolution=run.data.resolution, validation=run.data.validation_images > 0,
     )  # fmt: skip
-    _check_trackers(run.training.trackers)
-
-
-def _check_trackers(names: Sequence[str]) -> None:
-    """Raise `UserError` for a tracker that Accelerate lacks or ignores because its package is not installed."""
-    known = {*LOGGER_TYPE_TO_CLASS, "all"}
-    installed = sorted(str(name) for name in get_available_trackers())
-    for name in names:
-        if name not in known:
-            raise UserError(
-                f"training.trackers has '{name}', which Accelerate does not know; it knows {', '.join(sorted(known))}, "
-                f"of which {', '.join(installed) or 'none'} can be used here"
-            )
-        if name in LoggerType and name not in ("all", *installed):
-            raise UserError(
-                f"training.trackers has '{name}', which is not installed: pip install it, or use "
-                f"{', '.join(installed) or 'none'} (metrics.jsonl is always written)"
-            )
+    check_trackers(run.training.trackers)
 
 
 def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Path:
@@ -142,19 +127,27 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
         Stopped: A signal ended the run; it is saved.
     """
     parser = parser or config_parser()
-    config = parse_config(arguments, parser)
-    run = build_config(config, parser)
+    return train_parsed(parse_config(arguments, parser), parser)
+
+
+def train_parsed(config: Namespace, parser: ArgumentParser) -> Path:
+    """Train as the configuration that `parse_config` returned specifies; see `train`."""
     folder = Path(config.out)
+    check_place(folder, [config.data.train, config.data.validation])
+    banner = Banner(folder, config)
+    banner.print_plan()
     numerics = agreed_numerics(
-        run.training.precision, pick_device(), recorded_numerics(folder), compiled=run.training.compile
+        config.training.precision, pick_device(), recorded_numerics(folder), compiled=config.training.compile
     )
-    check_place(folder, [run.data.train, run.data.validation])
+    banner.print_precision(numerics.line())
+    run = build_config(config, parser)
     with leaving_nothing(folder) as begun:
         make_folder(folder)
         accelerator = make_accelerator(run.training, folder, numerics)
         keep_freed_memory(accelerator.device)
         with _only_run(folder, accelerator):
             trainer = make_trainer(run, folder, accelerator, numerics)
+            banner.print_parts(trainer)
             before = saved_config(folder)
             try:
                 trainer.resume()
@@ -162,14 +155,19 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
                 if error.part != "discriminator" or before is None:
                     raise
                 raise other_discriminator(folder, changed_settings(before, _as_saved(parser, config)), error) from None
-            # All checks have passed; from here on the run directory changes.
-            begun()
-            accelerator.init_trackers("logs")
-            if accelerator.is_main_process:
-                save_config(parser, config, folder / CONFIG)
-                if before is not None and trainer.step:
-                    trainer.log.changes(trainer.step, changed_settings(before, saved_config(folder) or {}))
-            trainer.fit()
+            if trainer.is_finished():
+                accelerator.end_training()
+            else:
+                # All checks have passed; from here on the run directory changes.
+                start_trackers(accelerator, run.training, folder, _as_saved(parser, config))
+                begun()
+                if accelerator.is_main_process:
+                    if before is not None and trainer.step:
+                        trainer.log.changes(trainer.step, changed_settings(before, _as_saved(parser, config)))
+                    save_config(parser, config, folder / CONFIG)
+                trainer.fit()
+            for line in closing_lines(trainer, run.data):
+                trainer.log.say(line)
     return folder
 
 
@@ -194,7 +192,7 @@ def make_accelerator(training: TrainingConfig, folder: Path, numerics: Numerics)
         # Accelerate assigns torchrun's processes one GPU each; without a GPU they would not form one group.
         cpu=pick_device().type == "cpu",
         mixed_precision=numerics.mixed_precision,
-        log_with=list(training.trackers) or None,
+        log_with=make_trackers(training, folder) or None,
         project_dir=str(folder),
         # Buffers belong to batch normalization; synchronized ones are already equal, and writing them breaks the graph.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -206,6 +204,10 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
     loader, validation = run.data.loaders(
         batch_size=run.training.batch_size, accumulation=run.training.accumulation, seed=run.seed,
         rank=accelerator.process_index, world_size=accelerator.num_processes,
+    )  # fmt: skip
+    samples = Samples(
+        loader, validation, run.data.validation_transform(), batch_size=run.training.batch_size,
+        autocast_dtype=None if numerics.precision == "fp32" else numerics.dtype,
     )  # fmt: skip
     spec = run.model.latent_spec
     codes = "" if spec.codebook_size is None else f", {spec.codebook_size} codes"
@@ -229,5 +231,6 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
         folder=folder, accelerator=accelerator, numerics=numerics, autoencoder=run.model,
         objective=Objective(run.objective), regularizer=run.regularizer,
         discriminator=run.discriminator, training=run.training, optimizer=run.optimizer,
-        discriminator_optimizer=run.discriminator_optimizer, loader=loader, validation=validation, identity=identity,
+        discriminator_optimizer=run.discriminator_optimizer, loader=loader, validation=validation, samples=samples,
+        identity=identity,
     )  # fmt: skip

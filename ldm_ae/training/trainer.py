@@ -22,7 +22,7 @@ from ldm_ae.core.precision import Numerics
 from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.data import Batch, EvaluationLoader, TrainingLoader, seeded_noise
 from ldm_ae.discriminators import Discriminator
-from ldm_ae.evaluation import comparison_grid, validate
+from ldm_ae.evaluation import validate
 from ldm_ae.interop import settle_scaling
 from ldm_ae.io.files import write_json, writing_folder
 from ldm_ae.losses import Objective
@@ -32,14 +32,13 @@ from ldm_ae.training.checkpoints.saver import Progress, Saver
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.monitoring.alarms import Alarms
 from ldm_ae.training.monitoring.guard import Guard
-from ldm_ae.training.monitoring.run_log import RunLog, Window, peak_memory_bytes
+from ldm_ae.training.monitoring.run_log import RunLog, Window, finished_step, peak_memory_bytes
+from ldm_ae.training.monitoring.samples import Samples
 from ldm_ae.training.monitoring.signals import Signals
 from ldm_ae.training.networks import Networks
 from ldm_ae.training.optimizers import OptimizerConfig
-from ldm_ae.training.steps import MicroBatch, Reconstructed, discriminator_step, generator_step
+from ldm_ae.training.steps import MicroBatch, discriminator_step, generator_step
 from ldm_ae.training.validation import choose_metrics
-
-SAMPLE_IMAGES = 8
 
 
 class Trainer:
@@ -58,6 +57,7 @@ class Trainer:
         discriminator_optimizer: The optimizer of the discriminator.
         loader: Training images of this process.
         validation: Held-out images, all of them on every process, or None.
+        samples: The images that the run shows in samples/ and in its trackers.
         identity: The run's identity; a checkpoint with another one is refused.
     """
 
@@ -76,14 +76,15 @@ class Trainer:
         discriminator_optimizer: OptimizerConfig,
         loader: TrainingLoader,
         validation: EvaluationLoader | None,
+        samples: Samples,
         identity: dict[str, Any],
     ):
         self.folder, self.accelerator, self.config, self.identity = folder, accelerator, training, identity
-        self.loader, self.validation, self.numerics = loader, validation, numerics
+        self.loader, self.validation, self.samples, self.numerics = loader, validation, samples, numerics
         self.scoring = choose_metrics(training.best_metric, objective.perceptual)
         self.step = 0
         self.position = 0  # samples of the global stream that have been used
-        self.best: dict[str, float] | None = None
+        self.best: dict[str, Any] | None = None
         self.skipped_steps = 0
         self.log = RunLog(folder, accelerator, training.max_steps, loader.global_batch)
         self._resumed = False
@@ -111,6 +112,11 @@ class Trainer:
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
+    def is_finished(self) -> bool:
+        """Return whether the run has all its steps and its model has been written; call it after `resume`."""
+        done = self.step == self.config.max_steps == finished_step(self.folder)
+        return done and (self.folder / "model").is_dir()
+
     def fit(self) -> None:
         """Train up to `max_steps`, from the newest checkpoint in the run directory if one exists.
 
@@ -125,9 +131,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             environment = describe_environment(self.accelerator.device) | {"numerics": self.numerics.describe()}
             write_json(self.folder / ENVIRONMENT, environment)
-        log.say(f"precision: {self.numerics.line()}")
-        if self.step == config.max_steps:
-            log.say(f"the run is finished at step {self.step}; a larger training.max_steps continues it")
+        log.rewind(self.step)
         if self.discriminator is not None and self.objective.config.discriminator_start >= config.max_steps:
             start = self.objective.config.discriminator_start
             log.warn(
@@ -141,8 +145,8 @@ class Trainer:
             while self.step < config.max_steps:
                 started = time.perf_counter()
                 batches = next(stream)
-                result = self.train_step(batches)
-                save = result is not None and self._after_step(*result, time.perf_counter() - started)
+                logs = self.train_step(batches)
+                save = logs is not None and self._after_step(logs, time.perf_counter() - started)
                 stop = self._agree(signals.received)
                 if save or stop:
                     self.save()
@@ -154,12 +158,12 @@ class Trainer:
             self.saver.wait()
         self.export()
 
-    def train_step(self, batches: Sequence[Batch]) -> tuple[dict[str, Tensor], Reconstructed] | None:
+    def train_step(self, batches: Sequence[Batch]) -> dict[str, Tensor] | None:
         """Run one update of the generator and, once it has started, of the discriminator.
 
         Returns:
-            Scalars to log, and targets and reconstructions of the first micro-batch. None where a loss or a gradient
-            was not finite on some process: then no process changes anything but the position in the data.
+            Scalars to log. None where a loss or a gradient was not finite on some process: then no process changes
+            anything but the position in the data.
 
         Raises:
             RunError: `max_bad_steps` consecutive steps were not finite.
@@ -180,7 +184,7 @@ class Trainer:
             self._leave_out(logs, norms, batches, [result.reconstructions for result in results])
         for optimizer in active:
             optimizer.zero_grad(set_to_none=True)
-        return (logs | norms, results[0]) if sound else None
+        return logs | norms if sound else None
 
     def _gradient_norms(self, count: int) -> dict[str, Tensor]:
         """Return the gradient norm of each of the first `count` optimizers, unscaled, before clipping."""
@@ -226,7 +230,7 @@ class Trainer:
         self.log.warn(self.step, "not_finite", f"the step after {self.step} is left out: {words}")
         self.guard.count(words)
 
-    def _after_step(self, logs: dict[str, Tensor], result: Reconstructed, seconds: float) -> bool:
+    def _after_step(self, logs: dict[str, Tensor], seconds: float) -> bool:
         """Log, save a sample grid and validate where due; return whether a checkpoint is due."""
         config = self.config
         self.window.add(logs, self.loader.global_batch, seconds)
@@ -235,8 +239,7 @@ class Trainer:
         if self.step % config.log_every == 0 or last:
             self._log()
         if self.step % config.sample_every == 0 or last:
-            target, reconstructions = (images[:SAMPLE_IMAGES].cpu() for images in result)
-            self.log.picture(self.step, comparison_grid(target, reconstructions))
+            self._sample()
         improved = (self.step % config.validate_every == 0 or last) and self.validate()
         return self.step % config.checkpoint_every == 0 or improved or last
 
@@ -288,6 +291,13 @@ class Trainer:
         assert size is not None
         return min(size, self.loader.global_batch * self._latent_positions())
 
+    def _sample(self) -> None:
+        """Save the fixed images' reconstructions, from the weights that are validated."""
+        if self.accelerator.is_main_process:
+            weights = "EMA weights" if self.ema is not None else "weights"
+            image = self.samples.draw(self._result(), self.step, weights)
+            self.log.image(self.step, self.samples.file_name(self.step), f"samples/{self.samples.kind}", image)
+
     def validate(self) -> bool:
         """Score the averaged model on held-out images in the main process; return whether it is the best so far."""
         if self.validation is None:
@@ -301,7 +311,8 @@ class Trainer:
             self.log.say(f"step {self.step}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
             score = self.scoring.rank(scores)
             if self.best is None or score > self.best["score"]:
-                self.best = {"step": self.step, "score": score}
+                metric = self.scoring.best.name
+                self.best = {"step": self.step, "score": score, "metric": metric, "value": float(scores[metric])}
                 improved += 1
         return bool(self.accelerator.reduce(improved, reduction="sum"))
 
@@ -324,6 +335,10 @@ class Trainer:
         found = self.saver.restore(self.log)
         if found is not None:
             self.step, self.position, self.best, self.skipped_steps = found
+            metric = self.scoring.best.name
+            if self.best is not None and self.best.get("metric", metric) != metric:
+                self.log.say(f"the best checkpoint was chosen by {self.best['metric']}; from now on it is by {metric}")
+                self.best = None
         elif (self.folder / "model").exists():
             raise UserError(
                 f"{self.folder} has a model and no checkpoint to continue from, and starting anew would replace the "
@@ -348,6 +363,7 @@ class Trainer:
                 self.log.warn(self.step, "no_scale", words)
             with writing_folder(self.folder / "model") as temporary:
                 result.save_pretrained(temporary)
+            self.log.finished(self.step)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 

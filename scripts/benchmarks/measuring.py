@@ -4,12 +4,16 @@ Each variant runs in its own process. After a warm-up they take turns, one call 
 one each round; the result is the median over rounds of the ratio of two times of the same round. A machine that is busy
 for a while slows both, whereas measuring one variant after the other would include that. Peak memory is that of the
 calls, relative to the resident memory once models and inputs exist.
+
+The list of variants depends on the speed of bfloat16. The first process measures it and passes it on to the processes
+of the variants: measurements of their own could contradict it. These processes do not measure the placement either.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import subprocess
@@ -24,7 +28,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ldm_ae.core.environment import git_commit, package_versions
-from ldm_ae.core.precision import bfloat16_speed, machine_name
+from ldm_ae.core.precision import SPEED_VARIABLE, bfloat16_speed, machine_name
 from ldm_ae.models import pick_device
 
 MEMORY_INFO, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -75,14 +79,16 @@ def run(title: str, variants: Sequence[Variant], options: argparse.Namespace) ->
         return
     if options.only:
         variants = [v for v in variants if v.name in options.only]
-    times, memory = interleaved(variants, options.runs)
+    times, memory = interleaved(variants, options.runs, device)
     unit = ", processor time of one thread" if options.cpu_time else ""
     print(f"### {title}{unit}\n\n{environment(device)}\n\n{table(variants, times, memory)}", flush=True)
 
 
-def interleaved(variants: Sequence[Variant], runs: int) -> tuple[dict[str, list[float]], dict[str, dict[str, int]]]:
+def interleaved(
+    variants: Sequence[Variant], runs: int, device: torch.device
+) -> tuple[dict[str, list[float]], dict[str, dict[str, int]]]:
     """Return the seconds of each call in rounds of one call each, and memory in MiB, by variant."""
-    processes = {v.name: _start(v.name) for v in variants}
+    processes = {v.name: _start(v.name, device) for v in variants}
     times: dict[str, list[float]] = {name: [] for name in processes}
     names = list(processes)
     for name in names:
@@ -170,9 +176,10 @@ def _timed(call: Callable[[], object], device: torch.device, clock: Callable[[],
     return seconds
 
 
-def _start(name: str) -> subprocess.Popen[str]:
+def _start(name: str, device: torch.device) -> subprocess.Popen[str]:
     command = [sys.executable, *sys.argv, "--serve", name]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {SPEED_VARIABLE: repr(bfloat16_speed(device))}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def _ask(process: subprocess.Popen[str], request: str) -> dict[str, Any]:

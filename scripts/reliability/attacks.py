@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ldm_ae.io.files import sha256, write_json
+from ldm_ae.io.manifests import MANIFEST
 from ldm_ae.models import hash_json
-from ldm_ae.training.checkpoints.checkpoint import MANIFEST
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -27,12 +27,13 @@ from trials import Trial, arguments, make_images, make_recipe
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.io.files import sha256, write_json
+from ldm_ae.io.manifests import FORMAT, MANIFEST
 from ldm_ae.io.tensor_files import read_tensors
 from ldm_ae.latents import LatentStore
 from ldm_ae.latents.store.format import read_description
 from ldm_ae.models import KLAutoencoder, LatentSpec, hash_json, load_autoencoder
 from ldm_ae.training import problems
-from ldm_ae.training.checkpoints.checkpoint import FORMAT, MANIFEST, load_state
+from ldm_ae.training.checkpoints.checkpoint import load_state
 from ldm_ae.training.checkpoints.tree import split_tensors
 from ldm_ae.training.run import parse_config
 

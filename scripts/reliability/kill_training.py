@@ -21,7 +21,8 @@ from pathlib import Path
 
 from trials import Trial, arguments, make_images, make_recipe
 
-from ldm_ae.training.checkpoints.checkpoint import MANIFEST, load_state, newest_checkpoint
+from ldm_ae.io.manifests import MANIFEST
+from ldm_ae.training.checkpoints.checkpoint import load_state, newest_checkpoint
 from runs import POLL_SECONDS, Run, run
 
 STEPS = 12

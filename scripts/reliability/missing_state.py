@@ -16,7 +16,7 @@ from pathlib import Path
 from trials import Trial, arguments, make_images, make_recipe
 
 from ldm_ae.io.files import sha256, write_json
-from ldm_ae.training.checkpoints.checkpoint import MANIFEST
+from ldm_ae.io.manifests import MANIFEST
 from ldm_ae.training.checkpoints.state import KEYS
 from runs import run
 

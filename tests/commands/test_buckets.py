@@ -19,7 +19,9 @@ def encode(model: Path, images: Path, store: Path, *options: str) -> int:
     return main(["encode", str(model), str(images), str(store), "--workers", "0", "--device", "cpu", *options])
 
 
-def test_sizes_and_an_area(tiny_model_folder: Path, image_folder: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_encode_accepts_sizes_or_an_area(
+    tiny_model_folder: Path, image_folder: Path, tmp_path: Path, capsys: Captured
+) -> None:
     assert encode(tiny_model_folder, image_folder, tmp_path / "sizes", "--sizes", "32x32, 32x48,48x32") == 0
     sizes, summary = capsys.readouterr().out.splitlines()[:2]
     assert "12 images, 0 unusable" in sizes
@@ -51,7 +53,7 @@ def test_sizes_and_an_area(tiny_model_folder: Path, image_folder: Path, tmp_path
         (["--size", "32", "--multiple", "2"], "--multiple and --max-ratio belong to --area"),
     ],
 )
-def test_mistakes(
+def test_invalid_size_options_are_refused_in_one_line(
     options: list[str], words: str, tiny_model_folder: Path, image_folder: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     assert encode(tiny_model_folder, image_folder, tmp_path / "store", *options) == 2
@@ -61,7 +63,7 @@ def test_mistakes(
     assert not (tmp_path / "store").exists()
 
 
-def test_the_bar_says_images_per_second_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_progress_bar_shows_images_per_second_and_time_left(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     import rich.console
 
     monkeypatch.setattr(rich.console.Console, "is_terminal", True)

@@ -44,7 +44,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-def test_export_to_compvis_and_import_again(run: Run, discrete: bool, tmp_path: Path) -> None:
+def test_compvis_export_and_import_roundtrip(run: Run, discrete: bool, tmp_path: Path) -> None:
     widths = {"block_out_channels": (32, 32), "layers_per_block": 1}
     model = VQAutoencoder(quantizer=VQ(8, 4), **widths) if discrete else KLAutoencoder(**widths)
     model.save_pretrained(tmp_path / "model")
@@ -67,7 +67,9 @@ def test_export_to_compvis_and_import_again(run: Run, discrete: bool, tmp_path: 
 SMALL = ["--size", 32, "--workers", 0, "--device", "cpu"]
 
 
-def test_encode_decode_reconstruct(run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_encode_decode_and_reconstruct_agree(
+    run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
     store, decoded, rebuilt = tmp_path / "store", tmp_path / "decoded", tmp_path / "rebuilt"
     status, out, err = run("encode", tiny_model_folder, image_folder, store, *SMALL, "--latents", "mode")
     assert (status, err) == (0, "")
@@ -83,7 +85,7 @@ def test_encode_decode_reconstruct(run: Run, tiny_model_folder: Path, image_fold
     assert json.loads(out)["problems"] == []
 
 
-def test_export_measures_a_known_scale_only_when_asked(
+def test_export_measures_a_known_scale_only_on_request(
     run: Run, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     tiny_model.set_scaling(scaling_factor=0.18215)
@@ -137,7 +139,9 @@ def test_export_opens_in_diffusers_with_equal_outputs(
     assert abs(picture(rebuilt / name) - expected).max() <= 1
 
 
-def test_evaluate(run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_evaluate_writes_metrics_and_report(
+    run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
     options = ["--perceptual", "stlpips_alex", "--features", "none", "--limit", 4, "--out", tmp_path / "scores"]
     status, out, err = run("evaluate", tiny_model_folder, image_folder, *SMALL, *options)
     assert (status, err) == (0, "")
@@ -147,14 +151,14 @@ def test_evaluate(run: Run, tiny_model_folder: Path, image_folder: Path, tmp_pat
     assert (tmp_path / "scores" / "report.html").stat().st_size > 10_000
 
 
-def test_inspect_a_model(run: Run, tiny_model_folder: Path) -> None:
+def test_inspect_describes_a_model(run: Run, tiny_model_folder: Path) -> None:
     status, out, _ = run("inspect", tiny_model_folder)
     assert status == 0
     assert "downsample_factor: 4" in out
     assert "sound: yes" in out
 
 
-def test_bad_images_are_reported_and_the_share_holds(
+def test_bad_images_are_reported_and_limited_by_max_bad_fraction(
     run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     (image_folder / "cats" / "broken.png").write_bytes(b"no picture")
@@ -185,7 +189,7 @@ def no_weights(folder: Path) -> Path:
         (["encode", "{model}", "{tmp}/nowhere", "{tmp}/s"], "no such folder or file"),
         (["encode", "{model}", "{tmp}/empty", "{tmp}/s"], "no images in"),
         (["encode", "{tmp}/nowhere", "{images}", "{tmp}/s"], "no such model"),
-        (["encode", "{tmp}/empty", "{images}", "{tmp}/s"], "is no model"),
+        (["encode", "{tmp}/empty", "{images}", "{tmp}/s"], "is not a model"),
         (["encode", "{weightless}", "{images}", "{tmp}/s"], "has a config.json but no weights"),
         (
             ["encode", "{model}", "{images}", "{tmp}/s", "--size", "30"],
@@ -278,7 +282,7 @@ def no_weights(folder: Path) -> Path:
         (["trian"], "did you mean train?"),
     ],
 )
-def test_every_mistake_gets_a_line_and_status_2(
+def test_invalid_commands_print_one_line_and_return_status_2(
     run: Run, arguments: list[str], words: str, tiny_model_folder: Path, image_folder: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -304,7 +308,7 @@ def test_every_mistake_gets_a_line_and_status_2(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_unwritable_output(run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_unwritable_output_is_refused(run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     status, _, err = run("encode", tiny_model_folder, image_folder, locked / "store", *SMALL)
@@ -312,14 +316,14 @@ def test_unwritable_output(run: Run, tiny_model_folder: Path, image_folder: Path
     assert "cannot write" in err
 
 
-def test_one_image_is_images(run: Run, tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_single_image_file_is_accepted(run: Run, tiny_model_folder: Path, tmp_path: Path) -> None:
     smooth_picture(1, 50, 40).save(tmp_path / "photo.jpg")
     status, _, _ = run("reconstruct", tiny_model_folder, tmp_path / "photo.jpg", tmp_path / "out", *SMALL)
     assert status == 0
     assert picture(tmp_path / "out" / "photo.png").shape == (32, 32, 3)
 
 
-def test_only_the_importer_unpickles() -> None:
+def test_only_the_legacy_reader_unpickles() -> None:
     root = Path(__file__).parents[2] / "ldm_ae"
     calls = ("torch.load(", "pickle.load", "allow_pickle=True", "trust_remote_code=True")
     found = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if any(c in p.read_text() for c in calls)}

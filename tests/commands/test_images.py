@@ -58,7 +58,7 @@ def rewritten(images: Path, out: Path, convert: bool) -> Path:
     return out
 
 
-def test_colours_are_converted_and_the_store_says_which(
+def test_colours_are_converted_and_recorded_in_the_store(
     tiny_model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert encode(tiny_model_folder, photos, tmp_path / "store") == 0
@@ -79,10 +79,10 @@ def test_colours_are_converted_and_the_store_says_which(
     )  # a level here and there
 
 
-def test_ignored_profiles_are_recorded_and_stay_ignored(
+def test_ignored_profiles_are_recorded_and_kept_on_resume(
     tiny_model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its description is that of a version that knew no profiles: the same command without the option goes on."""
+    """A version without colour profiles wrote the description: the same command without the option resumes."""
     store = tmp_path / "store"
     assert encode(tiny_model_folder, photos, store, "--colour-profiles", "ignore") == 0
     assert "converted" not in capsys.readouterr().out
@@ -101,8 +101,8 @@ def test_ignored_profiles_are_recorded_and_stay_ignored(
     assert f"{store} is a store made with transform.colour_profiles (not set) (now " in capsys.readouterr().err
 
 
-def test_stores_without_the_new_columns_are_opened(tiny_model_folder: Path, photos: Path, tmp_path: Path) -> None:
-    """As a version wrote them that knew neither profiles nor orientations."""
+def test_stores_of_older_versions_are_opened(tiny_model_folder: Path, photos: Path, tmp_path: Path) -> None:
+    """A version without colour profiles and orientations wrote such stores."""
     import pyarrow.parquet as pq
 
     from ldm_ae.io.files import read_json, write_json
@@ -124,7 +124,9 @@ def test_stores_without_the_new_columns_are_opened(tiny_model_folder: Path, phot
     assert (tmp_path / "out" / "0_0096x0064_sd.npz").is_file()
 
 
-def test_adm_crop_wherever_images_are_read(tiny_model_folder: Path, photos: Path, tmp_path: Path) -> None:
+def test_adm_crop_is_supported_by_every_command_that_reads_images(
+    tiny_model_folder: Path, photos: Path, tmp_path: Path
+) -> None:
     (tmp_path / "cropped").mkdir()
     for path in photos.iterdir():
         Image.fromarray(center_crop_arr(image(path), 32)).save(tmp_path / "cropped" / path.name)
@@ -144,7 +146,7 @@ def test_adm_crop_wherever_images_are_read(tiny_model_folder: Path, photos: Path
     assert '"crop": "adm"' in json.dumps(scores["adm"]["protocol"])
 
 
-def test_repa_gets_the_pixels_of_an_adm_crop(tiny_model_folder: Path, photos: Path, tmp_path: Path) -> None:
+def test_repa_format_has_the_pixels_of_the_adm_crop(tiny_model_folder: Path, photos: Path, tmp_path: Path) -> None:
     options = ("--crop", "adm", "--colour-profiles", "ignore")
     (photos / "a").mkdir()
     for path in [*photos.glob("*.png")]:
@@ -155,7 +157,7 @@ def test_repa_gets_the_pixels_of_an_adm_crop(tiny_model_folder: Path, photos: Pa
     assert found == {center_crop_arr(image(path), 32).tobytes() for path in photos.rglob("*.png")}
 
 
-def test_reconstruct_says_what_it_crops(
+def test_reconstruct_prints_the_cropped_fraction(
     tiny_model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "square", *SMALL, "--size", 32) == 0
@@ -172,7 +174,7 @@ def test_reconstruct_says_what_it_crops(
     ("options", "size"),
     [(("--size", 32), (48, 32)), (("--resize", "none"), (96, 64)), (("--size", 40), (60, 40)), ((), (96, 64))],
 )
-def test_reconstruct_whole_images(
+def test_reconstruct_whole_keeps_the_complete_image(
     options: tuple[object, ...], size: tuple[int, int], tiny_model_folder: Path, photos: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -200,7 +202,7 @@ def test_reconstruct_whole_images(
         (("--size", "32", "--max-pixels", "0"), "max_pixels is 0; it must be at least 1"),
     ],
 )
-def test_mistakes(
+def test_invalid_image_options_are_refused(
     options: tuple[str, ...], message: str, tiny_model_folder: Path, photos: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -209,7 +211,7 @@ def test_mistakes(
     assert not (tmp_path / "out").exists()
 
 
-def test_larger_images_are_skipped_or_taken(
+def test_max_pixels_skips_or_accepts_larger_images(
     tiny_model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wide = np.random.default_rng(9).integers(0, 256, (64, 200, 3), dtype=np.uint8)

@@ -63,7 +63,7 @@ def test_command_describes_itself_and_its_options(name: str, capsys: pytest.Capt
     assert command.summary in out.replace("- ", "-")
 
 
-def test_commands_have_places_of_their_own_in_the_list() -> None:
+def test_commands_have_distinct_positions_in_the_list() -> None:
     orders = [command.order for command in COMMANDS.values()]
     assert len(set(orders)) == len(orders)
     assert max(orders) < Command.order, "those of plugins come last"
@@ -77,13 +77,15 @@ def test_commands_have_places_of_their_own_in_the_list() -> None:
         *[([name, "--help"], 0) for name in COMMANDS if name != "train"],
         (["encode", "images", "store", "--sise", "32"], 2),
         (["evaluate", "images", "--perceptual", "vgg"], 2),
+        ([], 0),
+        (["recipes"], 0),
         (["enocde"], 2),
         (["train"], 2),
         (["train", "--config", "nowhere.yaml"], 2),
         (["train", "--config=nowhere.yaml", "--seed", "1"], 2),
     ],
 )
-def test_help_and_mistakes_in_options_import_no_torch(arguments: list[str], status: int) -> None:
+def test_help_and_invalid_options_do_not_import_torch(arguments: list[str], status: int) -> None:
     code = (
         "import sys\nfrom ldm_ae.cli import main\n"
         "try:\n    status = main(sys.argv[1:])\n"
@@ -110,6 +112,21 @@ def test_unknown_command_names_the_nearest_one_and_lists_all(capsys: pytest.Capt
     assert "'enocde'; did you mean encode?" in err
     assert ", ".join(sorted(COMMANDS)) in err
     assert err.count("\n") == 1
+
+
+def test_without_arguments_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    printed = capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert printed == capsys.readouterr()
+
+
+def test_option_in_place_of_a_command_names_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["--hepl"])
+    assert exited.value.code == 2
+    assert "unrecognized arguments: --hepl; did you mean --help?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("word", "near"), [("--sise", "--size"), ("--batchsize=3", "--batch-size")])

@@ -16,7 +16,7 @@ from ldm_ae.core.errors import Stopped
 
 
 @pytest.mark.slow
-def test_quickstart_makes_everything_it_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quickstart_writes_every_listed_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quickstart(tmp_path, steps=2, diffusion_steps=1)
     words = capsys.readouterr().out
     assert words.index("put photos that it has not seen through kl-f8c4-small") < words.index("train a KL autoencoder")
@@ -28,14 +28,14 @@ def test_quickstart_makes_everything_it_lists(tmp_path: Path, capsys: pytest.Cap
         assert len(photos) == 3
         for path in photos:
             assert f'src="{path.relative_to(tmp_path).as_posix()}"' in page
-    assert page.count("sample-0.png") == page.count("sample-1.png") == 2  # the picture, and the link to it
+    assert page.count("sample-0.png") == page.count("sample-1.png") == 2  # the image, and the link to it
     assert "trained from scratch, 2 steps in " in page
     assert len(list((tmp_path / "decoded").rglob("*.png"))) == 8
     for name in ("run", "model", "latents"):
         assert inspect_path(tmp_path / name)["problems"] == []
     for report in ("evaluation", "evaluation-shipped"):
         scores = json.loads((tmp_path / report / "metrics.json").read_text())["scores"]
-        assert scores["bicubic_psnr"] > 20  # the thumbnail is no straw man
+        assert scores["bicubic_psnr"] > 20  # the thumbnail is a fair baseline
         assert f"{scores['psnr']:.2f} dB" in page
         assert f"{scores['psnr']:.2f} dB" in words
     assert scores["psnr"] > 25  # of the shipped model, which was scored last
@@ -52,14 +52,14 @@ def test_quickstart_makes_everything_it_lists(tmp_path: Path, capsys: pytest.Cap
         ([1.0, 100.0, 2.0, 50.0], "4 steps in 2.5 min"),  # interrupted once: each start counts from 0
     ],
 )
-def test_the_time_of_a_run_counts_all_its_starts(seconds: list[float], words: str, tmp_path: Path) -> None:
+def test_training_time_sums_all_starts_of_a_run(seconds: list[float], words: str, tmp_path: Path) -> None:
     lines = [json.dumps({"step": 4, "seconds": value}) for value in seconds]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert _training_words(tmp_path) == words
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_with_its_status_and_one_line(
+def test_signal_stops_quickstart_with_its_status_and_one_line(
     number: signal.Signals, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -75,7 +75,7 @@ def test_a_signal_ends_it_with_its_status_and_one_line(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_signal_in_the_training_ends_it_with_its_status(
+def test_signal_during_training_stops_quickstart_with_its_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def train(_: list[str]) -> None:
@@ -86,4 +86,4 @@ def test_a_signal_in_the_training_ends_it_with_its_status(
     monkeypatch.setattr("ldm_ae.commands._quickstart.write_page", lambda *_, **__: None)
     monkeypatch.setattr("ldm_ae.commands._quickstart._table", lambda _: [])
     assert main(["quickstart", "--out", str(tmp_path / "out")]) == 143
-    assert capsys.readouterr().err == ""  # the trainer has told
+    assert capsys.readouterr().err == ""  # the trainer has reported it

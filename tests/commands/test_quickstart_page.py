@@ -1,4 +1,4 @@
-"""The quickstart's page: pictures beside it, both models with their scores, and what is there before training ends."""
+"""The quickstart's page: its images, both models with their scores, and its state before training ends."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write(folder: Path, contestants: list[Contestant], **options: str) -> str:
     return (folder / "index.html").read_text(encoding="utf-8")
 
 
-def test_photos_models_scores_and_links(contestants: list[Contestant], tmp_path: Path) -> None:
+def test_page_shows_photos_models_scores_and_valid_links(contestants: list[Contestant], tmp_path: Path) -> None:
     text = write(tmp_path, contestants, lesson="It gives <b>more</b>.")
     page = Page(text)
     for link in page.all("a"):
@@ -82,7 +82,7 @@ def test_photos_models_scores_and_links(contestants: list[Contestant], tmp_path:
     assert "://" not in text
 
 
-def test_pictures_are_those_that_were_scored(contestants: list[Contestant], tmp_path: Path) -> None:
+def test_page_images_equal_the_scored_ones(contestants: list[Contestant], tmp_path: Path) -> None:
     for picture in contestants[0].evaluation.first:
         name = Path(picture.row.key).with_suffix(".png")
         for place, levels in (("originals", picture.original), ("shipped", picture.reconstruction)):
@@ -90,9 +90,7 @@ def test_pictures_are_those_that_were_scored(contestants: list[Contestant], tmp_
                 assert image.tobytes() == levels.permute(1, 2, 0).numpy().tobytes()
 
 
-def test_the_page_before_the_training_has_the_shipped_model_alone(
-    contestants: list[Contestant], tmp_path: Path
-) -> None:
+def test_page_before_training_shows_only_the_pretrained_model(contestants: list[Contestant], tmp_path: Path) -> None:
     text = write(tmp_path, contestants[:1])
     page = Page(text)
     assert not [path for path in images(page) if path.startswith("reconstructed")]

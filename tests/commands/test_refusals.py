@@ -1,4 +1,4 @@
-"""What a refused command leaves behind, which is nothing where it would have begun something new."""
+"""Refused commands, which leave no new folders or files."""
 
 from __future__ import annotations
 
@@ -56,10 +56,8 @@ def test_refused_commands_leave_no_folder(
     assert not out.parent.exists()
 
 
-def test_refused_encode_keeps_a_folder_that_was_there(
-    tiny_model_folder: Path, broken_images: Path, tmp_path: Path
-) -> None:
-    """It removes what it has made, and nothing else."""
+def test_refused_encode_keeps_an_existing_folder(tiny_model_folder: Path, broken_images: Path, tmp_path: Path) -> None:
+    """It removes only its own files."""
     store = tmp_path / "store"
     (store / ".work").mkdir(parents=True)
     (store / ".work" / "mine").write_text("kept")
@@ -68,7 +66,7 @@ def test_refused_encode_keeps_a_folder_that_was_there(
     assert (store / ".work" / "mine").read_text() == "kept"
 
 
-def test_a_store_of_good_images_survives_a_refusal(
+def test_refusal_keeps_an_existing_store(
     tiny_model_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every field that differs is named with both values, and the store stays as it was."""
@@ -88,7 +86,7 @@ def test_a_store_of_good_images_survives_a_refusal(
     assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
 
 
-def test_new_folder_is_undone_up_to_what_was_there(tmp_path: Path) -> None:
+def test_new_folders_are_removed_up_to_an_existing_parent(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "a" / "b") as folder:
         assert folder.is_dir()
         raise KeyboardInterrupt

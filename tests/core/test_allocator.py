@@ -20,8 +20,9 @@ print(min(faults() for _ in range(40)))  # the first dozen may not fit where tho
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
-def test_the_second_tensor_takes_the_first_ones_pages() -> None:
+def test_freed_memory_is_reused_without_page_faults() -> None:
     found = {}
     for call in ("", "assert keep_freed_memory(torch.device('cpu'))"):
         found[call] = int(subprocess.check_output([sys.executable, "-c", FAULTS.format(call=call)], text=True))

@@ -35,9 +35,10 @@ def results(function: object, tensors: list[Tensor], gradient: Tensor) -> list[T
     ("shape", "filters", "kernel", "stride", "padding"),
     [
         ((1, 256, 32, 32), 256, 3, 1, 1),  # Winograd's, all rows of tiles of one image at once
-        ((5, 256, 16, 20), 264, 3, 1, 1),  # several images at once, one of them alone in the last chunk
-        ((1, 256, 72, 128), 256, 3, 1, 1),  # a few rows of tiles at once, fewer in the last chunk
-        ((2, 128, 32, 32), 160, 3, 1, 1),  # Winograd's for weights alone
+        ((5, 256, 16, 20), 264, 3, 1, 1),  # several images at once, a single one in the last chunk
+        # A few rows of tiles at once, fewer in the last chunk.
+        pytest.param((1, 256, 72, 128), 256, 3, 1, 1, marks=pytest.mark.slow),
+        ((2, 128, 32, 32), 160, 3, 1, 1),  # Winograd only for the weight gradient
         ((1, 256, 30, 36), 256, 3, 1, 1),  # no whole tiles
         ((2, 256, 8, 8), 256, 3, 1, 1),  # few pixels
         ((2, 3, 17, 12), 8, 3, 1, 1),
@@ -68,7 +69,7 @@ def test_outputs_and_gradients_equal_float64(
 @pytest.mark.parametrize(
     ("channels", "size", "expected"), [(256, 32, True), (256, 34, False), (256, 28, False), (128, 32, False)]
 )
-def test_winograd_computes_what_is_wide_and_large_enough(channels: int, size: int, expected: bool) -> None:
+def test_winograd_is_used_for_wide_and_large_layers(channels: int, size: int, expected: bool) -> None:
     # A direct sum of zeros and one pixel is exact; Winograd's fractions are not, unless they cancel.
     inputs = torch.zeros(1, channels, size, size)
     inputs[0, 0, 5, 5] = 1 / 3
@@ -77,7 +78,7 @@ def test_winograd_computes_what_is_wide_and_large_enough(channels: int, size: in
     assert torch.equal(convolutions.convolve(inputs, weight, None), exact) is not expected
 
 
-def test_no_gradient_is_computed_that_nobody_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unneeded_gradients_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     for name in ("input_gradient", "weight_gradient"):
         plain = getattr(convolutions, name)
@@ -88,7 +89,7 @@ def test_no_gradient_is_computed_that_nobody_needs(monkeypatch: pytest.MonkeyPat
     assert calls == ["weight_gradient", "input_gradient"]
 
 
-def test_a_second_derivative_is_refused_not_wrong() -> None:
+def test_second_derivative_is_refused() -> None:
     inputs = torch.randn(1, 4, 8, 8, requires_grad=True)
     weight = torch.randn(4, 4, 3, 3, requires_grad=True)
     (gradient,) = torch.autograd.grad(convolutions.conv2d(inputs, weight).square().sum(), inputs, create_graph=True)
@@ -96,6 +97,7 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
         gradient.sum().backward()
 
 
+@pytest.mark.slow
 def test_speed_up_keeps_parameters_keys_and_gradients_of_an_autoencoder() -> None:
     torch.manual_seed(0)
     model = KLAutoencoder(block_out_channels=(32, 256), layers_per_block=1, norm_num_groups=8)
@@ -116,7 +118,7 @@ def test_speed_up_keeps_parameters_keys_and_gradients_of_an_autoencoder() -> Non
         assert (found.grad - right.grad).norm().item() / scale < 1e-3, name
 
 
-def test_copies_and_half_precision_work_as_before() -> None:
+def test_copies_and_half_precision_match_torch() -> None:
     layer = Conv2d.of(nn.Conv2d(4, 6, 3, padding=1))
     inputs = torch.randn(2, 4, 8, 8)
     right = functional.conv2d(inputs, layer.weight, layer.bias, padding=1)
@@ -147,15 +149,15 @@ def test_kernels_of_frozen_layers_are_kept_until_the_weight_changes() -> None:
     assert layer(inputs).sub(layer.bias.view(1, -1, 1, 1)).abs().max() < 1e-6
 
 
-def test_a_layer_that_learns_keeps_no_kernels() -> None:
+def test_trainable_layer_caches_no_kernels() -> None:
     layer, inputs = Conv2d.of(nn.Conv2d(256, 256, 3, padding=1)), torch.randn(1, 256, 32, 32, requires_grad=True)
     assert layer(inputs).grad_fn.kernels is None  # until the backward pass they would be 4 times its weight
-    layer.requires_grad_(False)  # as for the pass in which the last layer alone is differentiated
+    layer.requires_grad_(False)  # as in the pass that differentiates only the last layer
     assert layer(inputs).grad_fn.kernels is None
     assert layer._kernels is None
 
 
-def test_special_convolutions_are_left_alone() -> None:
+def test_unsupported_convolutions_are_not_replaced() -> None:
     kinds = [
         nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, dilation=2), nn.Conv2d(4, 4, 3, groups=2),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.Conv2d(4, 4, 3, padding="same"),
@@ -165,7 +167,7 @@ def test_special_convolutions_are_left_alone() -> None:
     assert all(found is kind for found, kind in zip(network, kinds, strict=True))
 
 
-def test_perceptual_loss_is_the_same() -> None:
+def test_perceptual_loss_equals_that_of_torch_convolutions() -> None:
     torch.manual_seed(0)
     loss = LPIPS(net="vgg", pretrained=False)
     plain, pair = copy.deepcopy(loss), torch.rand(2, 4, 3, 64, 64) * 2 - 1

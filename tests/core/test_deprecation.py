@@ -23,7 +23,7 @@ def test_renamed_option_sets_the_new_one_and_warns(caplog: pytest.LogCaptureFixt
     assert "--old-name" not in parser.format_help()
 
 
-def test_bad_share_is_max_bad_fraction(caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_share_sets_max_bad_fraction(caplog: pytest.LogCaptureFixture) -> None:
     parser = argparse.ArgumentParser()
     COMMANDS["encode"]().add_arguments(parser)
     parsed = parser.parse_args(["model", "images", "store", "--bad-share", "0.25"])

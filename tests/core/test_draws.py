@@ -13,7 +13,7 @@ def all_draws(draws: Draws) -> list[torch.Tensor]:
     return [draws.normal(3, 2), draws.uniform(5), draws.integers(2, 9, 40), draws.normal()]
 
 
-def test_a_sample_draws_the_same_whatever_its_batch() -> None:
+def test_draws_of_a_sample_do_not_depend_on_its_batch() -> None:
     whole = all_draws(Draws(SEEDS, "a"))
     parts = [all_draws(Draws(SEEDS[start : start + 2], "a")) for start in (0, 2)]
     for together, *apart in zip(whole, *parts, strict=True):
@@ -21,18 +21,18 @@ def test_a_sample_draws_the_same_whatever_its_batch() -> None:
     assert [tuple(values.shape) for values in whole] == [(4, 3, 2), (4, 5), (4, 40), (4,)]
 
 
-def test_ranges() -> None:
+def test_draws_lie_in_their_ranges() -> None:
     _, uniform, integers, _ = all_draws(Draws(range(200), "a"))
     assert 0 <= uniform.min() < 0.01
     assert 0.99 < uniform.max() < 1
     assert set(integers.flatten().tolist()) == set(range(2, 9))
 
 
-def test_streams_seeds_and_further_draws_differ() -> None:
+def test_draws_differ_between_streams_seeds_and_calls() -> None:
     draws = Draws(SEEDS, "a")
     first = draws.uniform(8)
     rows = [*first, *draws.uniform(8), *Draws(SEEDS, "b").uniform(8)]
     assert len({tuple(row.tolist()) for row in rows}) == len(rows)
     state = torch.get_rng_state()
     Draws(SEEDS, "a").normal(4)
-    assert torch.equal(torch.get_rng_state(), state)  # the global generator is left alone
+    assert torch.equal(torch.get_rng_state(), state)  # the global generator is not used

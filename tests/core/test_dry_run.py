@@ -14,7 +14,7 @@ def forward(network, given):
     return network(given[0])
 
 
-def test_nothing_is_left_behind(capfd: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_leaves_no_side_effects(capfd: pytest.CaptureFixture[str]) -> None:
     network = PatchDiscriminator(ndf=8)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     random = torch.get_rng_state()
@@ -27,7 +27,7 @@ def test_nothing_is_left_behind(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")  # torch logs a traceback of its own
 
 
-def test_no_memory_is_needed() -> None:
+def test_dry_run_allocates_no_memory() -> None:
     """Images of a terabyte."""
     network = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.AvgPool2d(2))
     assert dry_run(network, forward, [(64, 3, 2**15, 2**15)]).shape == (64, 64, 2**14, 2**14)
@@ -47,7 +47,7 @@ class Counting(nn.Module):
         return self.layer(pixel_values)
 
 
-def test_what_needs_numbers_is_computed() -> None:
+def test_dry_run_computes_data_dependent_operations() -> None:
     network = Counting()
     random = torch.get_rng_state()
     assert dry_run(network, forward, [(8, 3, 5, 5)]).shape == (2, 1, 2, 2)  # of two samples

@@ -1,4 +1,4 @@
-"""Which errors are told in one line, whatever wraps them, and the exit status of each."""
+"""Errors that are reported in one line, even when other errors wrap them, and the exit status of each."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def raises(error: BaseException) -> Callable[[], None]:
         (raises(OSError(28, "No space left on device", "/a/b")), 1, "tool: error: No space left on device: /a/b\n"),
     ],
 )
-def test_exit_status_and_line(
+def test_user_errors_set_the_exit_status_and_print_one_line(
     command: Callable[[], int | None], status: int, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_status(command, "tool") == status
     assert capsys.readouterr().err == line
 
 
-def test_a_defect_keeps_its_traceback() -> None:
+def test_unexpected_exception_keeps_its_traceback() -> None:
     with pytest.raises(KeyError) as caught:
         exit_status(defect_while_handling)
     assert told(caught.value) is None

@@ -21,7 +21,7 @@ class Half(PartlyFrozen):
         self.register_buffer("average", torch.zeros(()))
 
 
-def test_a_frozen_part_neither_learns_nor_counts_batches() -> None:
+def test_frozen_module_updates_neither_weights_nor_batch_statistics() -> None:
     module = Half().train()
     assert not module.backbone.training
     assert not module.backbone[1].training
@@ -32,7 +32,7 @@ def test_a_frozen_part_neither_learns_nor_counts_batches() -> None:
     assert not any(parameter.requires_grad for parameter in module.backbone.parameters())
 
 
-def test_state_holds_what_learns_alone() -> None:
+def test_state_dict_omits_frozen_modules() -> None:
     torch.manual_seed(0)
     module, other = Half(), Half()
     names = {"backbone_head.weight", "backbone_head.bias", "average"}

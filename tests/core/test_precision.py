@@ -41,14 +41,16 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @pytest.mark.parametrize(
     ("measured", "expected"), [("2.0", "bf16"), ("1.2", "bf16"), ("1.0", "fp32"), ("0.02", "fp32")]
 )
-def test_auto_takes_bf16_only_where_it_is_faster(measured: str, expected: str, speed: pytest.MonkeyPatch) -> None:
+def test_auto_precision_selects_bf16_only_where_it_is_faster(
+    measured: str, expected: str, speed: pytest.MonkeyPatch
+) -> None:
     speed.setenv(SPEED_VARIABLE, measured)
     assert training_numerics("auto", CPU).precision == expected
     assert inference_numerics("auto", CPU).precision == expected
     assert f"bfloat16 has {float(measured):.2g} times the speed of float32" in inference_numerics("auto", CPU).line()
 
 
-def test_the_measurement_is_short_repeated_from_memory_and_leaves_the_random_numbers(
+def test_speed_measurement_is_short_cached_and_preserves_the_random_state(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(SPEED_VARIABLE)
@@ -69,7 +71,7 @@ def test_the_measurement_is_short_repeated_from_memory_and_leaves_the_random_num
     precision._measured_placement.cache_clear()
 
 
-def test_emulated_bfloat16_is_given_up_after_the_small_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emulated_bfloat16_is_rejected_after_the_small_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, int]] = []
 
     def slow(device: torch.device, dtype: torch.dtype, channels: int, size: int, placement: object = None):
@@ -84,7 +86,7 @@ def test_emulated_bfloat16_is_given_up_after_the_small_convolution(monkeypatch: 
     precision._bfloat16_speed.cache_clear()
 
 
-def test_explicit_bf16_where_it_is_slow_warns_once_with_the_factor_and_the_remedy(
+def test_slow_explicit_bf16_warns_once_with_the_factor_and_a_fix(
     speed: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     speed.setenv(SPEED_VARIABLE, "0.02")
@@ -111,7 +113,7 @@ def test_explicit_bf16_where_it_is_slow_warns_once_with_the_factor_and_the_remed
         (torch.bfloat16, [2.0, 1.9], Placement("contiguous")),
     ],
 )
-def test_training_placement_needs_two_clear_measurements_to_leave_the_usual_one(
+def test_training_placement_changes_only_after_two_clear_measurements(
     dtype: torch.dtype, speed_of_the_other: list[float], expected: Placement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = iter(speed_of_the_other)
@@ -131,7 +133,7 @@ def test_place_moves_weights_into_a_layout_and_outputs_follow() -> None:
         assert convolution(torch.randn(2, 8, 6, 6)).is_contiguous(memory_format=memory_format)
 
 
-def test_a_recorded_choice_is_kept_and_another_machine_is_named(speed: pytest.MonkeyPatch) -> None:
+def test_recorded_precision_is_kept_and_another_machine_is_reported(speed: pytest.MonkeyPatch) -> None:
     speed.setenv(SPEED_VARIABLE, "1.0")
     here = {"precision": "bf16", "layout": "channels_last", "machine": machine_name(CPU), "reason": ""}
     kept = training_numerics("auto", CPU, here)
@@ -144,17 +146,18 @@ def test_a_recorded_choice_is_kept_and_another_machine_is_named(speed: pytest.Mo
 
 
 @pytest.mark.parametrize("name", ["fp8", "", "float32"])
-def test_an_unknown_precision_is_refused_with_the_known_ones(name: str) -> None:
+def test_unknown_precision_is_refused_with_the_valid_ones(name: str) -> None:
     with pytest.raises(UserError, match=f"precision '{name}' is not one of auto, fp32, bf16, fp16"):
         training_numerics(name, CPU)
 
 
-def test_fp16_training_on_a_cpu_is_refused_with_what_works() -> None:
+def test_fp16_training_on_a_cpu_is_refused_with_alternatives() -> None:
     with pytest.raises(UserError, match="fp16 needs an accelerator; use auto, bf16 or fp32 on a CPU"):
         training_numerics("fp16", CPU)
 
 
-def test_a_run_records_its_numerics_and_keeps_them(
+@pytest.mark.slow
+def test_run_records_and_keeps_its_numerics(
     tmp_path: Path, speed: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = tmp_path / "images"
@@ -176,7 +179,7 @@ def test_a_run_records_its_numerics_and_keeps_them(
     assert "precision: fp32, channels-last with Winograd convolutions on cpu" in capsys.readouterr().err
 
 
-def test_a_run_from_before_precision_was_chosen_goes_on_in_bf16(tmp_path: Path) -> None:
+def test_run_without_a_recorded_precision_resumes_in_bf16(tmp_path: Path) -> None:
     assert recorded_numerics(tmp_path) is None
     (tmp_path / ENVIRONMENT).write_text('{"device": "cpu: x86_64, 2 threads"}')
     recorded = recorded_numerics(tmp_path)
@@ -185,7 +188,7 @@ def test_a_run_from_before_precision_was_chosen_goes_on_in_bf16(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"numerics": {"precision": "int4"}}', '{"numerics": 3}'])
-def test_a_damaged_record_is_named_with_what_to_do(content: str, tmp_path: Path) -> None:
+def test_damaged_precision_record_is_refused_with_a_fix(content: str, tmp_path: Path) -> None:
     (tmp_path / ENVIRONMENT).write_text(content)
     with pytest.raises(UserError, match=r"environment\.json is damaged .*remove it and name --training\.precision"):
         recorded_numerics(tmp_path)

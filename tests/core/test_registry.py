@@ -1,4 +1,4 @@
-"""Registries: what a folder and installed plugins register, by name; and what is refused."""
+"""Registries: the classes that a folder and installed plugins register by name, and refusals."""
 
 import abc
 import importlib
@@ -53,7 +53,7 @@ PACKAGE = {
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[abc.ABC]]:
-    """The base class of a package `house` whose modules are scanned; what is imported here is forgotten afterwards."""
+    """The base class of a package `house` whose modules are scanned. The fixture removes its imports afterwards."""
     before = set(sys.modules)
     folder = tmp_path / "ours" / "house"
     folder.mkdir(parents=True)
@@ -115,7 +115,7 @@ def test_registry_by_file_lists_names_without_imports(base: type) -> None:
     assert modules_by_name("house") == {"one": "house.one", "second-one": "house.second_one"}
 
 
-def test_a_class_can_have_several_names(base: type) -> None:
+def test_class_can_have_several_names(base: type) -> None:
     registry = Registry("house", base, "thing", key="names")
     assert registry.names() == ("deux", "un", "uno")
     assert registry["un"] is registry["uno"]
@@ -144,7 +144,7 @@ def test_unknown_name_lists_names_and_gives_the_nearest(base: type, install: Cal
 @pytest.mark.parametrize(
     ("by_file", "first"), [(False, r"house\.one\.First"), (True, r"house\.one")], ids=["by class", "by file"]
 )
-def test_two_classes_of_one_name_are_refused(
+def test_duplicate_class_names_are_refused(
     base: type, install: Callable[[str, str], Path], by_file: bool, first: str
 ) -> None:
     install("twin", PLUGIN.replace('"third"', '"one"'))
@@ -152,7 +152,7 @@ def test_two_classes_of_one_name_are_refused(
         Registry("house", base, "thing", key="name", by_file=by_file).names()
 
 
-def test_two_plugins_of_one_name_are_refused(base: type, install: Callable[[str, str], Path]) -> None:
+def test_duplicate_plugin_names_are_refused(base: type, install: Callable[[str, str], Path]) -> None:
     install("a_things", PLUGIN)
     install("b_things", PLUGIN)
     with pytest.raises(UserError, match=r"'Third': a_things\.Third and b_things\.Third"):
@@ -167,7 +167,7 @@ def test_two_plugins_of_one_name_are_refused(base: type, install: Callable[[str,
         ("1 +", "SyntaxError: invalid syntax"),
     ],
 )
-def test_plugin_that_does_not_import_is_one_line(
+def test_plugin_import_failure_is_reported_in_one_line(
     base: type, install: Callable[[str, str], Path], content: str, why: str
 ) -> None:
     install("broken", content)
@@ -187,7 +187,7 @@ def test_plugin_class_without_a_name_is_refused(base: type, install: Callable[[s
         Registry("house", base, "thing", key="name").names()
 
 
-def test_plugin_may_ask_a_registry_while_it_is_imported(base: type, install: Callable[[str, str], Path]) -> None:
+def test_plugin_may_use_a_registry_during_its_import(base: type, install: Callable[[str, str], Path]) -> None:
     registry: Registry[abc.ABC] = Registry("house", base, "thing")
     Asked.registry = registry
     asks = "from tests.core.test_registry import Asked\nAsked.found = Asked.registry.names()\n"
@@ -203,7 +203,7 @@ class Asked:
     found: ClassVar[tuple[str, ...]] = ()
 
 
-def test_package_exports_what_its_registry_has(base: type, install: Callable[[str, str], Path]) -> None:
+def test_package_exports_every_registered_class(base: type, install: Callable[[str, str], Path]) -> None:
     install("extra_things", PLUGIN)
     registry = Registry("house", base, "thing", key="name")
     assert export("house", "Third", registry).__module__ == "extra_things"
@@ -212,7 +212,7 @@ def test_package_exports_what_its_registry_has(base: type, install: Callable[[st
             export("house", name, registry)
 
 
-def test_names_of_imports_the_package_only_for_plugins(
+def test_listing_names_imports_packages_only_for_plugins(
     base: type, install: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
     (tmp_path / "ours" / "house" / "__init__.py").write_text(

@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: what the lines say, that they come, and that they end."""
+"""Progress lines without a terminal: their text, when they are printed, and when they stop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Clock:
         return self.now
 
 
-def test_a_line_has_steps_images_per_second_and_time_left() -> None:
+def test_progress_line_has_steps_images_per_second_and_time_left() -> None:
     clock = Clock()
     lines = ProgressLines("training", 600, unit="steps", images_per_unit=8, clock=clock)
     clock.now = 10.0
@@ -33,7 +33,7 @@ def test_a_line_has_steps_images_per_second_and_time_left() -> None:
     assert lines.line() == "training: 502/600 steps, 4.0 images/s, 0:00:15 elapsed, 0:03:16 left"
 
 
-def test_the_speed_is_that_of_the_last_seconds() -> None:
+def test_speed_is_measured_over_a_recent_window() -> None:
     clock = Clock()
     lines = ProgressLines("encoding", None, clock=clock)
     for second in range(61):
@@ -51,7 +51,7 @@ def test_steps_longer_than_the_window_have_a_speed() -> None:
     assert lines.line() == "training: 3/10 steps, 0.01 images/s, 0:05:00 elapsed, 0:11:40 left"
 
 
-def test_work_that_is_not_on_images_has_no_images_per_second() -> None:
+def test_progress_without_images_omits_images_per_second() -> None:
     clock = Clock()
     lines = ProgressLines("checking", None, unit="files", images_per_unit=None, clock=clock)
     for second in range(3):
@@ -60,7 +60,7 @@ def test_work_that_is_not_on_images_has_no_images_per_second() -> None:
     assert lines.line() == "checking: 4/10 files, 0:00:02 elapsed, 0:00:03 left"
 
 
-def test_many_updates_take_no_memory() -> None:
+def test_many_updates_use_bounded_memory() -> None:
     clock = Clock()
     lines = ProgressLines("reading", 10**6, clock=clock)
     for number in range(100_000):
@@ -70,7 +70,7 @@ def test_many_updates_take_no_memory() -> None:
     assert "10000.0 images/s" in lines.line()
 
 
-def test_lines_come_during_a_slow_step_and_end_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_lines_are_printed_during_a_slow_step(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressLines("training", 2, unit="steps", seconds=0.02) as lines:
         time.sleep(0.2)
         lines.update(2)
@@ -87,7 +87,7 @@ def test_short_work_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_work_that_fails_ends_the_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_lines_stop_after_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ZeroDivisionError), ProgressLines("training", 2, unit="steps", seconds=0.02):
         time.sleep(0.1)
         raise ZeroDivisionError
@@ -98,7 +98,7 @@ def test_work_that_fails_ends_the_lines(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("forced", [False, True])
-def test_a_pipe_gets_lines_and_no_terminal_codes(forced: bool, tmp_path: object) -> None:
+def test_output_to_a_pipe_has_lines_without_terminal_codes(forced: bool, tmp_path: object) -> None:
     """Also where FORCE_COLOR is set; and a process that ends within the work ends, whatever the thread does."""
     program = (
         "import sys, time, ldm_ae.core.terminal as terminal\n"

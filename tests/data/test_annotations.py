@@ -28,7 +28,7 @@ def found(source: Annotated | Path) -> list[tuple[int | None, str | None]]:
     return [(opened[i].label, opened[i].caption) for i in range(len(opened))]
 
 
-def test_texts_beside_the_images(images: Path) -> None:
+def test_text_files_beside_images_are_their_captions(images: Path) -> None:
     assert found(images) == [(0, None), (0, None), (1, None)]
     (images / "cats/1.txt").write_text(" ein Kätzchen\n", encoding="utf-8")
     (images / "cats/2.json").write_text(json.dumps({"caption": "a cat", "label": 7}))
@@ -55,7 +55,7 @@ def test_texts_beside_the_images(images: Path) -> None:
         ("cats/1.json", b'{"label": "cat"}', "1.json label: 'cat' is not a class number"),
     ],
 )  # fmt: skip
-def test_an_unusable_text_costs_itself_alone(name: str, content: bytes, note: str, images: Path) -> None:
+def test_unusable_text_file_loses_only_its_caption(name: str, content: bytes, note: str, images: Path) -> None:
     (images / name).write_bytes(content)
     raw = open_source(images)[0]
     assert raw.data == (images / "cats/1.png").read_bytes()
@@ -65,7 +65,7 @@ def test_an_unusable_text_costs_itself_alone(name: str, content: bytes, note: st
     assert open_source(images)[1].notes == ()
 
 
-def test_a_byte_order_mark_is_not_text(images: Path, tmp_path: Path) -> None:
+def test_byte_order_mark_is_removed_from_captions(images: Path, tmp_path: Path) -> None:
     (images / "cats/1.txt").write_text("\ufeffein Kätzchen", encoding="utf-8")
     (images / "cats/2.json").write_text('\ufeff{"caption": "a cat", "label": 4}', encoding="utf-8")
     assert found(images) == [(0, "ein Kätzchen"), (4, "a cat"), (1, None)]
@@ -95,7 +95,7 @@ def test_a_byte_order_mark_is_not_text(images: Path, tmp_path: Path) -> None:
         ("metadata.csv", "\ufeff\ufefffile_name,text\n1.png,two marks\n", "two marks"),
     ],
 )
-def test_conventions_of_captions(name: str, content: str, caption: str, images: Path) -> None:
+def test_caption_naming_conventions_are_recognized(name: str, content: str, caption: str, images: Path) -> None:
     (images / "cats" / name).write_text(content)
     source = open_source(images)
     assert source[0].caption == caption
@@ -114,7 +114,7 @@ def test_conventions_of_captions(name: str, content: str, caption: str, images: 
         ("metadata.csv", b"id,url\n1,x\n", "no column is called key or file_name; its first line is 'id,url'"),
     ],
 )
-def test_an_unusable_metadata_table_costs_itself_alone(name: str, content: bytes, why: str, images: Path) -> None:
+def test_unusable_metadata_table_loses_only_its_captions(name: str, content: bytes, why: str, images: Path) -> None:
     (images / name).write_bytes(content)
     (images / "cats/2.txt").write_text("beside")
     assert found(images) == [(0, None), (0, "beside"), (1, None)]
@@ -122,7 +122,7 @@ def test_an_unusable_metadata_table_costs_itself_alone(name: str, content: bytes
     assert line.startswith(f"not usable: 1 metadata tables: {name}: {why}")
 
 
-def test_what_lies_beside_an_image_goes_before_the_table(images: Path) -> None:
+def test_caption_file_beside_an_image_overrides_the_table(images: Path) -> None:
     (images / "metadata.jsonl").write_text(
         '{"file_name": "cats/1.png", "label": 0, "caption": "table"}\n'
         '{"file_name": "dogs/1.png", "label": 5, "caption": "table"}\n'
@@ -164,7 +164,7 @@ def test_what_lies_beside_an_image_goes_before_the_table(images: Path) -> None:
         ),
     ],
 )
-def test_text_that_would_be_cut_is_not_used(
+def test_rows_whose_text_would_be_truncated_are_skipped(
     lines: list[str], captions: list[str | None], problem: str, images: Path, tmp_path: Path
 ) -> None:
     for folder in (images, tmp_path):
@@ -208,7 +208,7 @@ def test_text_that_would_be_cut_is_not_used(
         ),
     ],
 )
-def test_an_unusable_table_costs_itself_alone(name: str, content: bytes, concern: str, images: Path) -> None:
+def test_unusable_table_loses_only_its_own_values(name: str, content: bytes, concern: str, images: Path) -> None:
     (images / name).write_bytes(content)
     (images / "cats/metadata.jsonl").write_text('{"file_name": "2.png", "caption": "another table"}')
     label = 3 if b"label" in content else 0
@@ -216,7 +216,7 @@ def test_an_unusable_table_costs_itself_alone(name: str, content: bytes, concern
     assert open_source(images).account().concerns() == [f"not usable: {concern}"]
 
 
-def test_a_broken_line_of_a_table_costs_itself_alone(images: Path) -> None:
+def test_broken_table_row_loses_only_its_own_value(images: Path) -> None:
     lines = ['{"file_name": "cats/1.png", "text": "one"}', '{"file_name": "cats/2.png", "te', "", "{", "{"]
     last = '{"file_name": "dogs/1.png", "text": "three"}'
     (images / "metadata.jsonl").write_text("\n".join([*lines, last]))
@@ -226,14 +226,14 @@ def test_a_broken_line_of_a_table_costs_itself_alone(images: Path) -> None:
     assert [example.partition(": it is not JSON: ")[0] for example in group.examples] == ["line 2", "line 4", "line 5"]
 
 
-def test_a_table_without_a_value_leaves_that_of_another(images: Path) -> None:
+def test_empty_table_value_falls_back_to_another_table(images: Path) -> None:
     (images / "metadata.csv").write_text("file_name,caption\ncats/1.png,of the csv\ncats/2.png,too\n")
     lines = ('{"file_name": "cats/1.png", "label": 4}', '{"file_name": "cats/2.png", "caption": "later"}')
     (images / "metadata.jsonl").write_text("\n".join(lines))
     assert found(images) == [(4, "of the csv"), (0, "later"), (1, None)]
 
 
-def test_entries_of_a_file_may_lack_a_caption(images: Path, tmp_path: Path) -> None:
+def test_annotation_entries_without_captions_are_valid(images: Path, tmp_path: Path) -> None:
     entries = [{"key": KEYS[0], "caption": None, "label": 1}, {"key": KEYS[1]}, {"key": KEYS[2], "caption": "a dog"}]
     (tmp_path / "a.json").write_text(json.dumps(entries))
     source = Annotated(open_source(images), captions=tmp_path / "a.json", labels=tmp_path / "a.json")
@@ -242,7 +242,7 @@ def test_entries_of_a_file_may_lack_a_caption(images: Path, tmp_path: Path) -> N
     assert source.account().unmatched == {}
 
 
-def test_a_name_of_several_images_is_refused(images: Path, tmp_path: Path) -> None:
+def test_name_shared_by_several_images_is_refused(images: Path, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"1.png": 7}')
     with pytest.raises(UserError, match=r"2 images are called 1.png: cats/1.png, dogs/1.png; name each by its key"):
         Annotated(open_source(images), labels=tmp_path / "a.json")
@@ -256,7 +256,7 @@ def test_a_name_of_several_images_is_refused(images: Path, tmp_path: Path) -> No
     ]
 
 
-def test_entries_that_match_nothing_are_in_the_account(images: Path, tmp_path: Path) -> None:
+def test_unmatched_entries_are_counted_in_the_summary(images: Path, tmp_path: Path) -> None:
     rows = "".join(f"gone{i}.png|{i}\n" for i in range(5))
     (tmp_path / "a.csv").write_text(f"filename|label\ncats/1.png|3\n{rows}dogs/1.png|\n")
     source = Annotated(open_source(images), labels=tmp_path / "a.csv")
@@ -268,7 +268,7 @@ def test_entries_that_match_nothing_are_in_the_account(images: Path, tmp_path: P
     assert account.lines()[-1].endswith("a.csv: 5 belong to no image: gone0.png, gone1.png, gone2.png, ...")
 
 
-def test_a_caption_of_a_file_that_is_not_valid_costs_itself_alone(images: Path, tmp_path: Path) -> None:
+def test_invalid_caption_in_a_file_loses_only_itself(images: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
         '{"key": "cats/1.png", "caption": "\\udc00"}\n{"key": "cats/2.png", "caption": ["good", "second"]}'
     )
@@ -288,7 +288,7 @@ def test_a_caption_of_a_file_that_is_not_valid_costs_itself_alone(images: Path, 
         ("a.CSV", '\ufefflabel,key\r\n5,"cats/1.png"\r\n6,cats/2.png\r\n'),
     ],
 )
-def test_labels_from_a_file(name: str, content: str, images: Path, tmp_path: Path) -> None:
+def test_label_file_sets_labels(name: str, content: str, images: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     (images / "cats/1.txt").write_text("stays")
     source = Annotated(open_source(images), labels=tmp_path / name)
@@ -296,7 +296,7 @@ def test_labels_from_a_file(name: str, content: str, images: Path, tmp_path: Pat
     assert [source.key(i) for i in range(3)] == KEYS
 
 
-def test_captions_from_a_file(images: Path, tmp_path: Path) -> None:
+def test_caption_file_sets_captions(images: Path, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('key,caption\n1.png,"one, or the other"\ncats/1.png,ein Kätzchen\n', "utf-8")
     (images / "cats/2.txt").write_text("not in the file")
     source = Annotated(open_source(images), captions=tmp_path / "a.csv")
@@ -335,7 +335,9 @@ def test_captions_from_a_file(images: Path, tmp_path: Path) -> None:
         ("a.json", None, "No such file"),
     ],
 )
-def test_files_that_do_not_fit(name: str, content: str | None, message: str, images: Path, tmp_path: Path) -> None:
+def test_invalid_annotation_files_are_refused(
+    name: str, content: str | None, message: str, images: Path, tmp_path: Path
+) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message) as error:
@@ -347,12 +349,12 @@ def test_files_that_do_not_fit(name: str, content: str | None, message: str, ima
     ("value", "label"),
     [(3.0, 3), ("3.0", 3), ("3.", 3), (" 7 ", 7), (0.0, 0), (-1.0, None), (float("nan"), None), ("12", 12)],
 )
-def test_whole_numbers_are_labels(value: object, label: int | None) -> None:
+def test_integers_are_valid_labels(value: object, label: int | None) -> None:
     assert read_label(value) == label
 
 
 @pytest.mark.parametrize("value", [2.5, "2.5", float("inf"), 2.0**63, "1e3", "-1", "\u0663"])
-def test_other_numbers_are_not_labels(value: object) -> None:
+def test_non_integers_are_rejected_as_labels(value: object) -> None:
     with pytest.raises(BadText, match="is not a class number"):
         read_label(value)
 
@@ -365,7 +367,7 @@ def test_other_numbers_are_not_labels(value: object) -> None:
         ('1.png,"a \\"big\\" cat"', "text follows a quoted cell"),
     ],
 )
-def test_a_row_that_would_lose_its_quotes_costs_its_caption_alone(row: str, why: str, images: Path) -> None:
+def test_row_with_ambiguous_quotes_loses_only_its_caption(row: str, why: str, images: Path) -> None:
     (images / "cats/metadata.csv").write_text(f'file_name,caption\n{row}\n2.png,"a ""good"" row"\n')
     source = open_source(images)
     assert [source[i].caption for i in range(3)] == [None, 'a "good" row', None]
@@ -378,19 +380,19 @@ def test_a_row_that_would_lose_its_quotes_costs_its_caption_alone(row: str, why:
         Annotated(source, captions=images / "cats/metadata.csv")
 
 
-def test_wrong_quotes_among_the_names_of_the_columns(images: Path) -> None:
+def test_invalid_quotes_in_the_header_are_reported(images: Path) -> None:
     (images / "metadata.csv").write_text('file_name,"a "caption\ncats/1.png,text\n')
     (group,) = open_source(images).account().unusable.values()
     assert group.examples[0].startswith("metadata.csv: line 1, the names of the columns: text follows a quoted cell")
 
 
-def test_errors_count_bytes_from_the_start_of_the_file() -> None:
-    """With the byte order mark, as an editor or `xxd` shows them."""
+def test_decoding_errors_report_byte_offsets_in_the_file() -> None:
+    """The offset includes the byte order mark, as in an editor or `xxd`."""
     with pytest.raises(BadText, match=r"byte 0xe9 at 9\)"):
         decode_text(b"\xef\xbb\xbfkey,ca\xe9")
 
 
-def test_tables_that_are_not_read_are_named(images: Path) -> None:
+def test_ignored_tables_are_reported(images: Path) -> None:
     for name in ("labels.csv", "captions.jsonl", "captions.json", "cats/notes.tsv"):
         (images / name).write_text("")
     (images / "metadata.csv").write_text("file_name,text\ncats/1.png,read\n")
@@ -402,7 +404,7 @@ def test_tables_that_are_not_read_are_named(images: Path) -> None:
     assert account.unmatched[".json files"].examples == ["cats/9.json"]
 
 
-def test_a_table_that_is_named_is_not_passed_over(images: Path) -> None:
+def test_explicitly_named_table_is_not_skipped(images: Path) -> None:
     (images / "labels.csv").write_text("key,label\ncats/1.png,3.0\n")
     assert open_source(images).account().passed_over
     source = Annotated(open_source(images), labels=images / "labels.csv")

@@ -1,4 +1,4 @@
-"""What a folder of images is taken for, and what is passed over."""
+"""Folders as image sources, and the files that they skip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ldm_ae.data.sources import tree as tree_module
 from tests.data.source_files import image, write_folder, write_webdataset
 
 
-def test_folder_takes_every_extension_in_any_case_and_nothing_else(tmp_path: Path) -> None:
+def test_folder_source_reads_only_image_extensions_in_any_case(tmp_path: Path) -> None:
     wanted = ["a.PNG", "b.JpEg", "c.jpg", "d.webp", "e.bmp", "f.TIF", "g.tiff", "h.gif", "deep/er/i.png"]
     for name in [*wanted, "notes.txt", "png", ".hidden.png", ".cache/j.png", "deep/._k.png", "l.png.part"]:
         path = tmp_path / name
@@ -41,13 +41,13 @@ def test_folder_labels_are_first_level_folders_by_name(tmp_path: Path) -> None:
     assert source.account().labels == {"class folders": 3}
 
 
-def test_one_image_file_is_a_source(tmp_path: Path) -> None:
+def test_single_image_file_is_a_valid_source(tmp_path: Path) -> None:
     write_folder(tmp_path)
     source = open_source(tmp_path / "images/class0/2.png")
     assert (len(source), source.key(0), source[0].label) == (1, "2.png", None)
 
 
-def test_the_account_of_a_folder(tmp_path: Path) -> None:
+def test_folder_summary_counts_its_files(tmp_path: Path) -> None:
     for name in (
         "a/1.png",
         "a/2.dng",
@@ -85,7 +85,7 @@ def test_the_account_of_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
-def test_a_folder_that_cannot_be_read_is_in_the_account(tmp_path: Path) -> None:
+def test_unreadable_folder_is_counted_in_the_summary(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "images/class0").chmod(0)
     try:
@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_read_is_in_the_account(tmp_path: Path) -> None:
     assert account.passed_over["folders cannot be read (Permission denied)"].examples == ["class0"]
 
 
-def test_a_folder_whose_listing_fails_is_in_the_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_fails_to_list_is_counted_in_the_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path)
     scandir = os.scandir
 
@@ -110,7 +110,7 @@ def test_a_folder_whose_listing_fails_is_in_the_account(tmp_path: Path, monkeypa
     assert source.account().passed_over["folders cannot be read (Permission denied)"].examples == ["class0"]
 
 
-def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_reading_a_pipe_does_not_block(tmp_path: Path) -> None:
     write_folder(tmp_path)
     source = open_source(tmp_path / "images")
     (tmp_path / "images/class0/0.png").unlink()
@@ -119,7 +119,7 @@ def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         source[0]
 
 
-def test_names_that_are_not_utf8_can_be_printed(tmp_path: Path) -> None:
+def test_non_utf8_file_names_are_printable(tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)
     for name, content in ((b"1.png", image(0)), (b"2.heic", b""), (b"metadata.csv", b"file_name,text\ngone.png,x\n")):
@@ -132,7 +132,7 @@ def test_names_that_are_not_utf8_can_be_printed(tmp_path: Path) -> None:
     assert account.lines()[-1] == "caf\\udce9/metadata.csv: 1 belongs to no image: gone.png"
 
 
-def test_class_numbers_of_elsewhere(tmp_path: Path) -> None:
+def test_class_numbers_follow_a_given_class_list(tmp_path: Path) -> None:
     write_folder(tmp_path)
     source = open_source(tmp_path / "images").with_classes(["class1", "other", "class0"], "classes.json")
     assert [source[i].label for i in range(4)] == [2, 2, 0, 0]
@@ -143,7 +143,7 @@ def test_class_numbers_of_elsewhere(tmp_path: Path) -> None:
         open_source(write_webdataset(tmp_path)).with_classes(["class1"], "classes.json")
 
 
-def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
+def test_symlinks_are_followed_and_cycles_terminate(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "all").mkdir()
     (tmp_path / "all/data").symlink_to(tmp_path / "images")
@@ -151,7 +151,7 @@ def test_links_are_followed_and_circles_end(tmp_path: Path) -> None:
     assert len(open_source(tmp_path / "all")) == 4
 
 
-def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
+def test_non_utf8_file_names_are_read(tmp_path: Path) -> None:
     name = b"caf\xe9.png"
     with open(bytes(tmp_path) + b"/" + name, "wb") as file:
         file.write(image(1))

@@ -13,12 +13,12 @@ from ldm_ae.data.sources import hf_datasets as hf_datasets_module
 from tests.data.source_files import dataset, image, write_hf_datasets
 
 
-def test_saved_data_set_has_bytes_labels_and_captions(tmp_path: Path) -> None:
+def test_saved_dataset_yields_bytes_labels_and_captions(tmp_path: Path) -> None:
     source = open_source(write_hf_datasets(tmp_path))
     assert [source[i] for i in range(3)] == [RawImage(f"{i:08d}", image(i), i % 2, f"picture {i}") for i in range(3)]
 
 
-def test_captions_of_the_first_column_with_a_value(tmp_path: Path) -> None:
+def test_caption_comes_from_the_first_column_with_a_value(tmp_path: Path) -> None:
     data = dataset(3, text=[None, "text 1", None]).add_column("prompt", ["prompt 0", "prompt 1", None])
     data.save_to_disk(str(tmp_path / "saved"))
     source = open_source(tmp_path / "saved")
@@ -29,7 +29,7 @@ def test_captions_of_the_first_column_with_a_value(tmp_path: Path) -> None:
     assert [source[i].caption for i in range(2)] == [None, "prompt 0"]
 
 
-def test_several_splits_must_be_named(tmp_path: Path) -> None:
+def test_dataset_with_several_splits_requires_a_split_name(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     path = tmp_path / "splits"
     datasets.DatasetDict({"train": dataset(3), "test": dataset(2)}).save_to_disk(str(path))
@@ -40,18 +40,18 @@ def test_several_splits_must_be_named(tmp_path: Path) -> None:
     assert len(open_source(f"hf:{path}:test")) == 2
 
 
-def test_label_below_zero_is_none(tmp_path: Path) -> None:
+def test_negative_label_means_unlabelled(tmp_path: Path) -> None:
     dataset(2, label=[-1, 1]).save_to_disk(str(tmp_path / "saved"))
     source = open_source(tmp_path / "saved")
     assert [source[i].label for i in range(2)] == [None, 1]
 
 
-def test_one_image_column_of_any_name(tmp_path: Path) -> None:
+def test_single_image_column_may_have_any_name(tmp_path: Path) -> None:
     dataset(2, name="pixels").save_to_disk(str(tmp_path / "saved"))
     assert open_source(tmp_path / "saved")[1].data == image(1)
 
 
-def test_hub_name_that_cannot_be_had() -> None:
+def test_unavailable_hub_dataset_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"'nobody/nothing' could not be had from the Hugging Face hub: .*folder"
     ) as caught:
@@ -61,7 +61,7 @@ def test_hub_name_that_cannot_be_had() -> None:
         open_source("hf:/no/such/data")
 
 
-def test_datasets_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_datasets_package_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install 'ldm_ae\[datasets\]'"):
         hf_datasets_module.HFDatasetsSource.open("hf:owner/name")

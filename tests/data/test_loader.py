@@ -37,7 +37,7 @@ def source(image_folder: Path) -> Source:
 
 
 def spoil(folder: Path, *names: str) -> None:
-    """Adds files that are no images."""
+    """Add files that are not images."""
     for name in names:
         (folder / name).write_bytes(b"not an image")
 
@@ -73,7 +73,7 @@ def assert_equal_streams(first: list[tuple], second: list[tuple]) -> None:
         {"batch_size": 1, "accumulation": 8},
     ],
 )
-def test_same_samples_whatever_the_division_of_labour(source: Source, options: dict) -> None:
+def test_samples_do_not_depend_on_workers_ranks_or_batch_size(source: Source, options: dict) -> None:
     assert_equal_streams(stream(source, batch_size=8), stream(source, **options))
 
 
@@ -88,14 +88,14 @@ def test_resumed_stream_equals_the_uninterrupted_one(source: Source, position: i
     assert_equal_streams(whole[position : position + 12], resumed)
 
 
-def test_each_image_once_per_epoch_and_none_lost_between_epochs(source: Source) -> None:
+def test_epochs_visit_each_image_exactly_once(source: Source) -> None:
     indices = [sample[0] for sample in stream(source, batch_size=5, steps=12)]  # 60 samples, batches straddle epochs
     epochs = [indices[start : start + 12] for start in range(0, 60, 12)]
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 5, "every epoch has an order of its own"
 
 
-def test_batch_larger_than_the_data_set(source: Source) -> None:
+def test_batch_may_exceed_the_dataset_size(source: Source) -> None:
     indices = [sample[0] for sample in stream(source, batch_size=30, steps=2)]
     assert all(sorted(indices[start : start + 12]) == list(range(12)) for start in range(0, 60, 12))
 
@@ -106,14 +106,14 @@ def test_seed_changes_order_and_randomness(source: Source) -> None:
     assert not set(first.seeds.tolist()) & set(second.seeds.tolist())
 
 
-def test_an_image_looks_different_in_the_next_epoch(source: Source) -> None:
+def test_augmentation_differs_between_epochs(source: Source) -> None:
     samples = stream(source, batch_size=12, steps=2)
     first, second = ({index: pixels for index, _, pixels in part} for part in (samples[:12], samples[12:]))
     assert sum(torch.equal(first[i], second[i]) for i in range(12)) < 4
     assert len({seed for _, seed, _ in samples}) == 24
 
 
-def test_order_is_pinned(source: Source) -> None:
+def test_sample_order_matches_recorded_values(source: Source) -> None:
     """Golden values: a change here means that no old run can be resumed, and needs a reason."""
     batch = next(TrainingLoader(source, RANDOM, batch_size=12, seed=0).steps())[0]
     assert batch.indices.tolist() == GOLDEN_ORDER
@@ -132,7 +132,7 @@ def test_global_random_state_is_untouched(source: Source) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_chosen_indices_only(source: Source) -> None:
+def test_loader_restricts_to_given_indices(source: Source) -> None:
     loader = TrainingLoader(source, RANDOM, batch_size=6, seed=0, indices=[1, 4, 7])
     assert sorted(next(loader.steps())[0].indices.tolist()) == [1, 1, 4, 4, 7, 7]
     assert loader.epoch(6) == 2
@@ -140,7 +140,7 @@ def test_chosen_indices_only(source: Source) -> None:
     assert len(loader) == 3
 
 
-def test_batch_holds_what_is_known_of_each_image(source: Source) -> None:
+def test_batch_contains_labels_captions_and_crops(source: Source) -> None:
     batch = next(iter(EvaluationLoader(source, ImageTransform(size=16), batch_size=12)))
     assert batch.pixel_values.shape == (12, 3, 16, 16)
     assert batch.pixel_values.dtype == torch.float32
@@ -148,7 +148,7 @@ def test_batch_holds_what_is_known_of_each_image(source: Source) -> None:
     assert batch.keys[0] == "cats/001.png"
     assert batch.labels.tolist() == [0] * 6 + [1] * 6
     assert batch.captions == [None] * 12
-    assert batch.original_sizes[0].tolist() == [61, 42]  # picture 1 is 42 wide and 61 high
+    assert batch.original_sizes[0].tolist() == [61, 42]  # image 1 is 42 wide and 61 high
     assert batch.crops_ltrb[0].tolist() == [0, 8, 42, 50]  # resized to 16x23, rows 3 to 19 of it
     moved = batch.to("meta")
     assert (moved.pixel_values.device.type, moved.labels.device.type, moved.seeds.device.type) == (
@@ -159,7 +159,7 @@ def test_batch_holds_what_is_known_of_each_image(source: Source) -> None:
     assert batch.pixel_values.device.type == "cpu"
 
 
-def test_bad_image_is_replaced_by_the_same_good_one_everywhere(
+def test_bad_image_replacement_does_not_depend_on_the_rank(
     image_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spoil(image_folder / "cats", "bad1.png", "bad2.png")
@@ -175,7 +175,7 @@ def test_bad_image_is_replaced_by_the_same_good_one_everywhere(
     assert all("not an image of a known format" in line for line in lines), "each once, with its reason"
 
 
-def test_replacement_has_the_randomness_of_the_place(image_folder: Path) -> None:
+def test_replacement_image_uses_the_random_seed_of_its_position(image_folder: Path) -> None:
     """Otherwise the replacement would be an exact copy of the same image's own turn in that epoch."""
     spoil(image_folder / "cats", "bad.png")
     samples = stream(open_source(image_folder), batch_size=13, steps=1, max_bad_fraction=1)
@@ -183,7 +183,7 @@ def test_replacement_has_the_randomness_of_the_place(image_folder: Path) -> None
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_stops_past_the_share(image_folder: Path, workers: int) -> None:
+def test_training_stops_above_the_maximum_bad_fraction(image_folder: Path, workers: int) -> None:
     spoil(image_folder / "cats", "bad1.png", "bad2.png")
     source = open_source(image_folder)
     within = TrainingLoader(source, RANDOM, batch_size=14, seed=0, max_bad_fraction=2 / 14, workers=workers)
@@ -198,7 +198,7 @@ def test_training_stops_past_the_share(image_folder: Path, workers: int) -> None
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_nothing_but_bad_images_ends(tmp_path: Path, workers: int) -> None:
+def test_dataset_of_only_bad_images_stops(tmp_path: Path, workers: int) -> None:
     spoil(tmp_path, *(f"{i}.png" for i in range(40)))
     with pytest.raises(UserError, match="cannot be used") as caught:
         next(
@@ -209,7 +209,7 @@ def test_nothing_but_bad_images_ends(tmp_path: Path, workers: int) -> None:
     assert "Traceback" not in str(caught.value)
 
 
-def test_file_that_vanished_is_a_bad_image(image_folder: Path, source: Source) -> None:
+def test_deleted_file_counts_as_a_bad_image(image_folder: Path, source: Source) -> None:
     (image_folder / "cats/001.png").unlink()
     loader = EvaluationLoader(source, RANDOM, batch_size=4, max_bad_fraction=0.1)
     assert sum(len(batch) for batch in loader) == 11
@@ -217,7 +217,7 @@ def test_file_that_vanished_is_a_bad_image(image_folder: Path, source: Source) -
 
 
 class Complaining(FolderSource):
-    """Raises what it was told to."""
+    """Raises the given error."""
 
     error: Exception = UserError("the data set is closed")
 
@@ -226,7 +226,7 @@ class Complaining(FolderSource):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_users_error_comes_out_of_a_worker_as_it_is(image_folder: Path, workers: int) -> None:
+def test_user_error_in_a_worker_is_raised_unchanged(image_folder: Path, workers: int) -> None:
     source = Complaining(image_folder, ["cats/001.png"])
     with pytest.raises(UserError, match=r"^the data set is closed$"):
         next(TrainingLoader(source, RANDOM, batch_size=1, seed=0, workers=workers).steps())
@@ -235,7 +235,7 @@ def test_a_users_error_comes_out_of_a_worker_as_it_is(image_folder: Path, worker
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unexpected_error_ends_at_once_with_the_key(
+def test_unexpected_error_stops_and_names_the_image(
     image_folder: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = Complaining(image_folder, ["cats/001.png"])
@@ -257,7 +257,7 @@ class Labelled(FolderSource):
         return super().__getitem__(index)._replace(label=2**63 if index == 1 else 2**63 - 1)
 
 
-def test_a_label_beyond_int64_makes_a_bad_image(image_folder: Path) -> None:
+def test_label_beyond_int64_counts_as_a_bad_image(image_folder: Path) -> None:
     source = Labelled(image_folder, ["cats/001.png", "cats/003.png"])
     loader = EvaluationLoader(source, RANDOM, batch_size=2, max_bad_fraction=1)
     assert [batch.labels.tolist() for batch in loader] == [[2**63 - 1]]
@@ -280,7 +280,7 @@ def test_evaluation_visits_each_image_once_in_order(source: Source, world_size: 
     assert sizes == {1: [[5, 5, 2]], 2: [[5, 1], [5, 1]], 5: [[2], [2], [3], [2], [3]]}[world_size]
 
 
-def test_evaluation_can_be_repeated_and_gives_the_same(source: Source) -> None:
+def test_evaluation_loader_is_repeatable(source: Source) -> None:
     loader = EvaluationLoader(source, RANDOM, batch_size=5, workers=1)
     first, second = ([batch.pixel_values for batch in loader] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -300,7 +300,7 @@ def test_evaluation_seeds_do_not_depend_on_ranks(source: Source) -> None:
     assert not set(seeds(1)) & set(other.seeds.tolist())
 
 
-def test_evaluation_keeps_all_that_is_good_and_fails_at_the_end(image_folder: Path) -> None:
+def test_evaluation_yields_all_good_images_before_failing(image_folder: Path) -> None:
     spoil(image_folder / "cats", "0bad.png", "bad.png")
     source = open_source(image_folder)
     loader = EvaluationLoader(source, RANDOM, batch_size=1, max_bad_fraction=0.1, workers=1)
@@ -315,7 +315,7 @@ def test_evaluation_keeps_all_that_is_good_and_fails_at_the_end(image_folder: Pa
     assert sum(len(batch) for batch in tolerant) == 12
 
 
-def test_too_small_for_the_crop_is_a_reject(image_folder: Path) -> None:
+def test_image_smaller_than_the_crop_counts_as_bad(image_folder: Path) -> None:
     Image.new("RGB", (8, 8)).save(image_folder / "cats/small.png")
     loader = EvaluationLoader(
         open_source(image_folder), ImageTransform(size=16, resize="none"), batch_size=4, max_bad_fraction=0.1
@@ -335,12 +335,12 @@ def test_too_small_for_the_crop_is_a_reject(image_folder: Path) -> None:
         ({"indices": []}, "there are no images to load"),
     ],
 )
-def test_wrong_options_are_named(source: Source, options: dict, message: str) -> None:
+def test_invalid_options_are_refused_by_name(source: Source, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         TrainingLoader(source, RANDOM, **{"batch_size": 2, "seed": 0, **options})
 
 
-def test_noise_rows_depend_on_their_own_seed_alone() -> None:
+def test_noise_rows_depend_only_on_their_seed() -> None:
     seeds = torch.tensor([5, 2**62 + 1, 5, 9])
     noise = seeded_noise(seeds, (4, 32, 32))
     assert (noise.shape, noise.dtype) == ((4, 4, 32, 32), torch.float32)
@@ -354,13 +354,13 @@ def test_noise_rows_depend_on_their_own_seed_alone() -> None:
     assert (noise[0] * noise[1]).mean().abs() < 5 / 4096**0.5
 
 
-def test_noise_leaves_the_global_generator_alone() -> None:
+def test_noise_does_not_use_the_global_generator() -> None:
     before = torch.random.get_rng_state()
     seeded_noise(torch.tensor([1, 2]), (3,))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_holdout_is_disjoint_complete_and_decided_by_keys(image_folder: Path, source: Source) -> None:
+def test_holdout_split_is_disjoint_complete_and_determined_by_keys(image_folder: Path, source: Source) -> None:
     training, held_out = split_holdout(source, 4, seed=0)
     assert (len(held_out), sorted(training + held_out)) == (4, list(range(12)))
     assert split_holdout(source, 4, seed=0) == (training, held_out)
@@ -372,12 +372,12 @@ def test_holdout_is_disjoint_complete_and_decided_by_keys(image_folder: Path, so
     assert len(after & before) >= 3, "one new image can take the place of one"
 
 
-def test_holding_out_everything_is_refused(source: Source) -> None:
+def test_holdout_of_all_images_is_refused(source: Source) -> None:
     with pytest.raises(UserError, match="cannot hold out 12 of 12 images"):
         split_holdout(source, 12, seed=0)
 
 
-def test_cached_images_change_nothing_and_are_decoded_once(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_decodes_once_and_preserves_batches(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     def stream(cache_bytes: int) -> tuple[torch.Tensor, int]:
         calls = []
         plain = Decoding.__call__

@@ -15,7 +15,7 @@ from ldm_ae.data.sources.parquet import split_files
 from tests.data.source_files import dataset, image
 
 
-def test_parquet_file_and_folder(tmp_path: Path) -> None:
+def test_parquet_file_and_folder_are_sources(tmp_path: Path) -> None:
     (tmp_path / "tables/data").mkdir(parents=True)
     for part in range(2):
         dataset().to_parquet(str(tmp_path / f"tables/data/train-{part}.parquet"))
@@ -25,8 +25,8 @@ def test_parquet_file_and_folder(tmp_path: Path) -> None:
     assert source.key(5) == "train/00000005"
 
 
-def test_parquet_of_plain_bytes(tmp_path: Path) -> None:
-    """As written by anything but `datasets`: no column is of the type Image."""
+def test_parquet_column_of_plain_bytes_is_read(tmp_path: Path) -> None:
+    """Writers other than `datasets` have no column of the type Image."""
     import pyarrow
     import pyarrow.parquet
 
@@ -41,7 +41,7 @@ def test_parquet_of_plain_bytes(tmp_path: Path) -> None:
         open_source(tmp_path / "none.parquet")
 
 
-def test_parquet_that_changes_with_its_old_time_is_read_as_it_is(tmp_path: Path) -> None:
+def test_parquet_modified_with_unchanged_mtime_is_reread(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     dataset(2).to_parquet(str(path))
     before = path.stat()
@@ -66,7 +66,7 @@ def test_parquet_that_changes_with_its_old_time_is_read_as_it_is(tmp_path: Path)
         ["__special__/0.parquet", "0.parquet"],
     ],
 )  # fmt: skip
-def test_parquet_files_have_the_splits_and_the_order_of_datasets(names: list[str], tmp_path: Path) -> None:
+def test_parquet_splits_and_order_match_the_datasets_library(names: list[str], tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     for number, name in enumerate(names):
         (tmp_path / "t" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def test_parquet_files_have_the_splits_and_the_order_of_datasets(names: list[str
     assert list(ours) == list(expected)
 
 
-def test_parquet_in_any_order_and_by_runs_of_large_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_random_access_and_large_row_groups_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -110,7 +110,7 @@ def test_parquet_in_any_order_and_by_runs_of_large_groups(tmp_path: Path, monkey
         ("text", "list"),
     ],
 )
-def test_parquet_captions_of_every_type(column: str, kind: str, tmp_path: Path) -> None:
+def test_parquet_captions_accept_every_column_type(column: str, kind: str, tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -132,7 +132,7 @@ def test_parquet_captions_of_every_type(column: str, kind: str, tmp_path: Path) 
     assert source.account().notes == ["columns that are not used: more"]
 
 
-def test_parquet_captions_of_the_first_column_with_a_value(tmp_path: Path) -> None:
+def test_parquet_caption_comes_from_the_first_column_with_a_value(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -159,7 +159,7 @@ def test_parquet_captions_of_the_first_column_with_a_value(tmp_path: Path) -> No
     assert account.notes == []
 
 
-def test_parquet_captions_of_a_column_of_nulls(tmp_path: Path) -> None:
+def test_parquet_caption_column_of_nulls_yields_no_captions(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -170,7 +170,7 @@ def test_parquet_captions_of_a_column_of_nulls(tmp_path: Path) -> None:
     assert "captions from column caption: 0, column text: 2" in source.account().lines()
 
 
-def test_parquet_values_that_are_not_valid_cost_themselves_alone(tmp_path: Path) -> None:
+def test_invalid_parquet_values_lose_only_themselves(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -184,7 +184,7 @@ def test_parquet_values_that_are_not_valid_cost_themselves_alone(tmp_path: Path)
     assert source[1].notes[0].startswith("column caption: it is not UTF-8")
 
 
-def test_parquet_that_is_damaged(tmp_path: Path) -> None:
+def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     dataset(3).to_parquet(str(path))
     source = open_source(path)
@@ -200,14 +200,14 @@ def test_parquet_that_is_damaged(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
-def test_classes_of_a_parquet_file(tmp_path: Path) -> None:
+def test_parquet_class_names_are_read(tmp_path: Path) -> None:
     dataset(3).to_parquet(str(tmp_path / "t.parquet"))
     source = open_source(tmp_path / "t.parquet")
     assert source.account().classes == ["a", "b"]
     assert [source.with_classes(["b", "c", "a"], "classes.json")[i].label for i in range(3)] == [2, 0, 2]
 
 
-def test_splits_of_a_folder_of_parquet_files(tmp_path: Path) -> None:
+def test_parquet_folder_splits_are_selectable(tmp_path: Path) -> None:
     for name, rows in (("train", 3), ("test", 2)):
         dataset(rows).to_parquet(str(tmp_path / f"{name}-0.parquet"))
     with pytest.raises(UserError, match=f"several splits; name one: hf:{tmp_path}:train, hf:{tmp_path}:test"):
@@ -218,8 +218,8 @@ def test_splits_of_a_folder_of_parquet_files(tmp_path: Path) -> None:
     assert [source.key(i) for i in range(len(source))] == ["test/00000000", "test/00000001"]
 
 
-def test_parquet_columns_in_another_case(tmp_path: Path) -> None:
-    """As LAION's files and pandas write them."""
+def test_parquet_column_names_match_case_insensitively(tmp_path: Path) -> None:
+    """LAION's files and pandas write such names."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

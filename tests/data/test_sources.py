@@ -27,14 +27,14 @@ def example(request: pytest.FixtureRequest, tmp_path: Path) -> Source:
     return source
 
 
-def test_keys_are_unique_and_those_of_the_images(example: Source) -> None:
+def test_source_keys_are_unique_and_match_their_images(example: Source) -> None:
     keys = [example.key(i) for i in range(len(example))]
     assert len(set(keys)) == len(keys) >= 3
     assert keys == [example[i].key for i in range(len(example))]
     assert all(key.isprintable() for key in keys)
 
 
-def test_an_image_is_the_same_bytes_each_time_and_in_a_copy(example: Source) -> None:
+def test_source_returns_identical_bytes_repeatedly_and_after_copying(example: Source) -> None:
     copy: Source = pickle.loads(pickle.dumps(example))
     assert len(copy) == len(example)
     for i in reversed(range(len(example))):  # any order
@@ -45,19 +45,19 @@ def test_an_image_is_the_same_bytes_each_time_and_in_a_copy(example: Source) -> 
         assert decode_image(raw.data).mode == "RGB"
 
 
-def test_labels_and_captions_are_plain(example: Source) -> None:
+def test_source_labels_and_captions_are_builtin_types(example: Source) -> None:
     for i in range(len(example)):
         raw = example[i]
         assert raw.label is None or (type(raw.label) is int and raw.label >= 0)
         assert raw.caption is None or type(raw.caption) is str
 
 
-def test_a_pickle_of_a_source_holds_no_images(example: Source) -> None:
+def test_pickled_source_contains_no_image_data(example: Source) -> None:
     """It is sent to every worker."""
     assert len(pickle.dumps(example)) < 5_000
 
 
-def test_every_kind_has_a_name_and_a_description() -> None:
+def test_every_source_class_has_a_name_and_a_description() -> None:
     assert list(SOURCES) == sorted(SOURCES)
     assert all(source.accepts for source in SOURCES.values())
 
@@ -78,7 +78,8 @@ def test_photos_are_split_by_subject() -> None:
         open_source("photos:test")
 
 
-def test_photos_are_found_without_importing_their_packages() -> None:
+@pytest.mark.slow
+def test_photo_paths_are_located_without_importing_their_packages() -> None:
     program = (
         "import sys; from ldm_ae.data import open_source; source = open_source('photos:train'); source[0]\n"
         "assert 'skimage' not in sys.modules and 'sklearn' not in sys.modules and 'datasets' not in sys.modules"
@@ -86,7 +87,7 @@ def test_photos_are_found_without_importing_their_packages() -> None:
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_photos_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_photo_packages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"scikit-image, which is missing; pip install 'ldm_ae\[offline\]'"):
         open_source("photos:train")
@@ -95,8 +96,8 @@ def test_photos_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 # Locations that are several of these
 
 
-def test_a_folder_that_is_several_sources_must_be_chosen(tmp_path: Path) -> None:
-    """A snapshot of the hub with a picture beside its tables: neither hides the other."""
+def test_ambiguous_folder_requires_an_explicit_source_scheme(tmp_path: Path) -> None:
+    """A snapshot of the hub with an image beside its tables: neither hides the other."""
     (tmp_path / "data").mkdir()
     dataset(5).to_parquet(str(tmp_path / "data/t.parquet"))
     (tmp_path / "assets").mkdir()
@@ -134,7 +135,7 @@ def test_tables_without_images_do_not_make_a_folder_ambiguous(tmp_path: Path) ->
 # Locations that are none of these
 
 
-def test_wrong_locations_say_what_would_do(tmp_path: Path) -> None:
+def test_invalid_locations_list_the_accepted_forms(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
     for location, message in (

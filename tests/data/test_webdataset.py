@@ -1,4 +1,4 @@
-"""Samples of tars, and what is passed over."""
+"""Samples of tars, and the members that are skipped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ldm_ae.data import BadImage, RawImage, open_source
 from tests.data.source_files import image, write_tar, write_webdataset
 
 
-def test_webdataset_samples(tmp_path: Path) -> None:
+def test_webdataset_yields_images_labels_and_captions(tmp_path: Path) -> None:
     members = {
         "x/b.jpg": b"B",
         "x/b.json": json.dumps({"caption": "from json"}).encode(),
@@ -32,7 +32,7 @@ def test_webdataset_samples(tmp_path: Path) -> None:
     ]
 
 
-def test_webdataset_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webdataset_brace_and_glob_patterns_expand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("a", "b"):
         for number in range(12):
             write_tar(tmp_path / part / f"{number:03d}.tar", {"s.png": f"{part}{number}".encode()})
@@ -48,7 +48,7 @@ def test_webdataset_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         open_source(f"{tmp_path}/c.tar")
 
 
-def test_webdataset_ignores_the_tables_of_img2dataset(tmp_path: Path) -> None:
+def test_webdataset_ignores_img2dataset_tables(tmp_path: Path) -> None:
     write_webdataset(tmp_path)
     (tmp_path / "shards/000.parquet").write_bytes(b"metadata")
     assert len(open_source(tmp_path / "shards")) == 4
@@ -75,13 +75,13 @@ def test_damaged_tars_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cls", [b"cat", b"9223372036854775808", b"-1", b"9" * 5000])
-def test_webdataset_sample_with_a_wrong_label_is_bad(tmp_path: Path, cls: bytes) -> None:
+def test_webdataset_sample_with_an_invalid_label_counts_as_bad(tmp_path: Path, cls: bytes) -> None:
     source = open_source(write_tar(tmp_path / "a.tar", {"a.png": b"1", "a.cls": cls}))
     with pytest.raises(BadImage, match=r"its .cls holds '.*', not a class number"):
         source[0]
 
 
-def test_webdataset_caption_that_is_not_valid_costs_itself_alone(tmp_path: Path) -> None:
+def test_invalid_webdataset_caption_loses_only_itself(tmp_path: Path) -> None:
     members = {
         "b.png": b"1", "b.json": b"{", "c.png": b"1", "c.txt": b"\xff", "c.json": b'{"caption": "of json", "label": 4}',
         "d.png": b"1", "d.json": b'{"caption": "\\ud800"}', "e.png": b"1", "e.caption": b"\xef\xbb\xbfwith a mark ",
@@ -94,7 +94,7 @@ def test_webdataset_caption_that_is_not_valid_costs_itself_alone(tmp_path: Path)
     assert found[1].notes[0] == ".txt: it is not UTF-8 (byte 0xff at 0); save it as UTF-8"
 
 
-def test_the_account_of_a_tar(tmp_path: Path) -> None:
+def test_tar_summary_counts_its_members(tmp_path: Path) -> None:
     path = write_tar(
         tmp_path / "a.tar", {"a.png": b"A", "a.txt": b"x", "b.v1.png": b"B", "c.dng": b"C", "d.txt": b"alone"}
     )

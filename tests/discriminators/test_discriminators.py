@@ -1,4 +1,4 @@
-"""What every discriminator must do, and what PatchGAN is."""
+"""The interface of discriminators, and the layout of PatchGAN."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ldm_ae.discriminators import (
 
 
 @pytest.mark.parametrize("cls", DISCRIMINATORS.classes())
-def test_contract(cls: type[Discriminator]) -> None:
+def test_every_discriminator_fulfils_the_interface(cls: type[Discriminator]) -> None:
     network = cls()
     x = torch.rand(2, 3, 64, 64) * 2 - 1
     x.requires_grad_()
@@ -33,7 +33,7 @@ def test_contract(cls: type[Discriminator]) -> None:
     assert penalty is None or penalty.isfinite()
 
 
-def test_ldm_layout() -> None:
+def test_patch_discriminator_has_the_layout_of_ldm() -> None:
     """LDM's own discriminator: 64, 128, 256, 512, 1 channels, strides 2 2 2 1 1, biases at both ends only."""
     convolutions = [m for m in PatchDiscriminator().modules() if isinstance(m, nn.Conv2d)]
     assert [c.out_channels for c in convolutions] == [64, 128, 256, 512, 1]
@@ -56,7 +56,7 @@ def test_receptive_field_is_70_pixels() -> None:
     assert rows[-1] - rows[0] + 1 == 70
 
 
-def test_norms() -> None:
+def test_discriminator_norms_are_built() -> None:
     kinds = {"batch": nn.BatchNorm2d, "group": nn.GroupNorm}
     for norm, kind in kinds.items():
         found = [m for m in PatchDiscriminator(ndf=8, norm=norm).modules() if isinstance(m, kind)]  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ def test_spectral_norm_bounds_every_layer() -> None:
             assert torch.linalg.matrix_norm(module.weight.flatten(1), ord=2) < 1.05
 
 
-def test_impossible_sizes_are_refused() -> None:
+def test_invalid_sizes_are_refused() -> None:
     with pytest.raises(UserError, match="n_layers=0"):
         PatchDiscriminator(n_layers=0)
 
@@ -114,7 +114,7 @@ def test_spectral_patchgan_does_not_mix_images() -> None:
     assert torch.allclose(network(images), parts, atol=1e-6)  # float32 sums in another order
 
 
-def test_hooks_do_nothing_by_default() -> None:
+def test_discriminator_hooks_have_no_effect_by_default() -> None:
     network = PatchDiscriminator(n_layers=1, ndf=4, norm="group")
     images = torch.rand(2, 3, 16, 16)
     assert network.augment(images, Draws([1, 2], AUGMENTATION)) is images

@@ -1,4 +1,4 @@
-"""A model that changes nothing, and batches of pictures."""
+"""A model that returns its input, and batches of images."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class MeanDistance:
 
 
 class PixelFeatures:
-    """Mean and deviation of each colour: 6 features."""
+    """Mean and standard deviation of each colour: 6 features."""
 
     name = "colour"
     dim = 6

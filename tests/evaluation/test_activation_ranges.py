@@ -25,7 +25,7 @@ def largest(tensor: torch.Tensor) -> float:
     return float(tensor.abs().max())
 
 
-def test_they_are_the_largest_absolute_outputs_over_all_batches(model: KLAutoencoder) -> None:
+def test_activation_ranges_are_the_largest_absolute_outputs(model: KLAutoencoder) -> None:
     found = activation_ranges(model, loader(6, 4))
     net, images = model.net, pictures(6)
     posterior = model.encode(images)
@@ -39,7 +39,7 @@ def test_they_are_the_largest_absolute_outputs_over_all_batches(model: KLAutoenc
         "decoder.conv_out": model.decode(posterior.mode()),
     }
     for name, tensor in expected.items():
-        # Images alone against a batch of 6: float32 sums in another order.
+        # Single images against a batch of 6: float32 sums in another order.
         assert found.modules[name] == pytest.approx(largest(tensor), rel=1e-4), name
     assert found.images == 6
     assert list(found.modules.values()) == sorted(found.modules.values(), reverse=True)
@@ -50,7 +50,7 @@ def test_they_are_the_largest_absolute_outputs_over_all_batches(model: KLAutoenc
     assert activation_ranges(model, loader(6, 1)) == found
 
 
-def test_a_large_negative_value_counts(model: KLAutoencoder) -> None:
+def test_large_negative_activation_is_counted(model: KLAutoencoder) -> None:
     model.net.decoder.conv_in.bias[0] = -1e5
     found = activation_ranges(model, loader())
     assert found.worst.startswith("decoder.")
@@ -60,7 +60,7 @@ def test_a_large_negative_value_counts(model: KLAutoencoder) -> None:
     assert found.largest == pytest.approx(1e5, rel=1e-3)
 
 
-def test_the_verdict_keeps_its_margin() -> None:
+def test_fp16_verdict_applies_the_safety_margin() -> None:
     limit = FP16_LIMIT / SAFETY_MARGIN
     for value, safe in ((limit, True), (math.nextafter(limit, math.inf), False), (math.inf, False)):
         found = ActivationRanges(modules={"decoder.conv_in": value, "latents": 1.0}, images=1)
@@ -69,7 +69,7 @@ def test_the_verdict_keeps_its_margin() -> None:
         assert found.line().endswith(f"in decoder.conv_in{words} (limit 65504, margin 2, 1 image)")
 
 
-def test_what_is_not_finite_is_infinite_and_none_in_json(model: KLAutoencoder) -> None:
+def test_non_finite_activations_are_infinite_and_null_in_json(model: KLAutoencoder) -> None:
     model.net.decoder.conv_in.bias[0] = float("nan")
     found = activation_ranges(model, loader())
     assert found.modules["decoder.conv_in"] == math.inf
@@ -82,13 +82,13 @@ def test_what_is_not_finite_is_infinite_and_none_in_json(model: KLAutoencoder) -
     }  # fmt: skip
 
 
-def test_a_network_without_parts_has_latents_and_reconstructions() -> None:
+def test_network_without_modules_reports_latents_and_reconstructions() -> None:
     images = pictures(4)
     found = activation_ranges(IdentityAutoencoder(offset=7.0), loader(4))
     assert found.modules == {"reconstructions": largest(images + 7.0), "latents": largest(images)}
 
 
-def test_the_first_batches_are_read_once_and_given_twice() -> None:
+def test_first_batches_are_read_once_and_reused() -> None:
     class Once(Loader):
         reads = 0
 
@@ -106,7 +106,7 @@ def test_the_first_batches_are_read_once_and_given_twice() -> None:
     assert len(few) == len(list(batches)) == 2
 
 
-def test_an_evaluation_in_fp16_reports_them_and_what_it_redid(
+def test_fp16_evaluation_reports_ranges_and_fallbacks(
     tiny_model: KLAutoencoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     with torch.no_grad():

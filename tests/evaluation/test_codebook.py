@@ -1,4 +1,4 @@
-"""Counting codes: numbers that can be worked out by hand, and what evaluation makes of a discrete model."""
+"""Codebook usage: hand-computed values, and the evaluation of a discrete model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def counted(indices: torch.Tensor, size: int) -> CodebookSummary:
     return found
 
 
-def test_numbers_by_hand() -> None:
+def test_codebook_usage_equals_hand_computed_values() -> None:
     """Code 0 in half of the places, codes 1 and 2 in a quarter each, of 8 codes: 1.5 bits, perplexity 2^1.5."""
     indices = torch.tensor([[[0, 0], [1, 2]], [[0, 1], [2, 0]]])
     found = counted(indices, 8)
@@ -42,14 +42,14 @@ def test_numbers_by_hand() -> None:
         "entropy_bits_per_pixel": 1.5 * 8 / 128, "codebook_usage": 3 / 8, "codebook_perplexity": 2**1.5,
         "codebook_entropy_bits": 1.5, "codebook_dead_codes": 5,
     })  # fmt: skip
-    # 4 and 2 times the even share: at an edge a code belongs to what is above it.
+    # 4 and 2 times the uniform frequency: a code at a boundary belongs to the upper class.
     assert found.histogram() == [5, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0]
     assert found.line() == "codebook: 3 of 8 codes in use over 8 places, 1.50 of 3.00 bits a code"
     assert found.describe()["fixed_bits"] == 3.0
     json.dumps(found.describe(), allow_nan=False)
 
 
-def test_levels_are_apart_and_their_bits_add_up() -> None:
+def test_residual_levels_are_separate_and_their_bits_add_up() -> None:
     """Level 0 has one code, level 1 four alike."""
     indices = torch.stack([torch.zeros(1, 2, 2, dtype=torch.int64), torch.arange(4).view(1, 2, 2)], dim=1)
     found = counted(indices, 4)
@@ -62,15 +62,15 @@ def test_levels_are_apart_and_their_bits_add_up() -> None:
     assert "level 1: 4 of 4 codes, 2.00 bits a code" in codebook_section(found)
 
 
-def test_a_codebook_too_large_is_not_counted() -> None:
+def test_very_large_codebook_is_not_counted() -> None:
     usage = CodebookUsage(2**21)
     usage.update(torch.zeros(1, 2, 2, dtype=torch.int64), pixels=16)
     assert usage.summary() is None
     assert codebook_section(None) == ""
 
 
-def test_the_picture_has_a_pixel_for_each_code() -> None:
-    # Seven codes in 3 x 3: two places are left over. The even share is 8 / 7.
+def test_codebook_image_has_a_pixel_for_each_code() -> None:
+    # Seven codes in 3 x 3: two places are empty. The uniform frequency is 8 / 7.
     picture = np.array(code_picture(torch.tensor([0, 1, 7, 0, 0, 0, 0])).convert("RGB"))
     assert picture.shape == (3, 3, 3)
     brightness = picture.astype(int).sum(axis=2).flatten()
@@ -95,7 +95,7 @@ def run(model: VQAutoencoder) -> Evaluation:
     )  # fmt: skip
 
 
-def test_a_discrete_models_rate_is_what_it_is(tmp_path: Path) -> None:
+def test_rate_and_entropy_of_a_discrete_model_are_reported(tmp_path: Path) -> None:
     model = discrete(VQ(32, 4))
     result = run(model)
     with torch.no_grad():
@@ -131,7 +131,9 @@ def test_a_discrete_models_rate_is_what_it_is(tmp_path: Path) -> None:
     ("quantizer", "bits", "levels"),
     [(FSQ((5, 4, 3)), math.log2(60), 1), (ResidualVQ(quantizer=LFQ(4), levels=2), 8.0, 2)],
 )
-def test_other_quantizers(quantizer: Quantizer, bits: float, levels: int, tmp_path: Path) -> None:
+def test_codebook_report_supports_every_quantizer(
+    quantizer: Quantizer, bits: float, levels: int, tmp_path: Path
+) -> None:
     result = run(discrete(quantizer))
     assert result.scores["bits_per_pixel"] == pytest.approx(bits / 4, rel=1e-6)
     assert result.codebook is not None
@@ -140,7 +142,7 @@ def test_other_quantizers(quantizer: Quantizer, bits: float, levels: int, tmp_pa
     write_report(result, tmp_path)
 
 
-def test_what_cannot_be_counted_has_a_rate_all_the_same() -> None:
+def test_uncounted_codebook_still_has_a_rate() -> None:
     result = run(discrete(LFQ(24)))
     assert result.codebook is None
     assert result.scores["bits_per_pixel"] == pytest.approx(24 / 4)

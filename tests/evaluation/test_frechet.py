@@ -26,7 +26,7 @@ def gaussian(mean: list[float], variances: list[float]) -> FeatureStatistics:
     return statistics(points + torch.tensor(mean, dtype=torch.float64))
 
 
-def test_known_gaussians() -> None:
+def test_frechet_distance_of_known_gaussians() -> None:
     a = gaussian([1.0, 0.0, 2.0], [1.0, 4.0, 0.0])
     b = gaussian([0.0, 2.0, 2.0], [9.0, 4.0, 25.0])
     # |m|² = 1 + 4; diagonal covariances: sum of (sigma_a - sigma_b)² = 4 + 0 + 25
@@ -34,7 +34,7 @@ def test_known_gaussians() -> None:
     assert frechet_distance(b, a) == pytest.approx(34.0, rel=1e-10)
 
 
-def test_equals_the_matrix_square_root() -> None:
+def test_frechet_distance_equals_the_matrix_square_root_formula() -> None:
     rng = torch.Generator().manual_seed(0)
     mix = torch.randn(8, 8, generator=rng, dtype=torch.float64)
     x = torch.randn(500, 8, generator=rng, dtype=torch.float64)
@@ -45,7 +45,7 @@ def test_equals_the_matrix_square_root() -> None:
     assert frechet_distance(statistics(x), statistics(y)) == pytest.approx(expected, rel=1e-9)  # float64 all along
 
 
-def test_fewer_images_than_features() -> None:
+def test_frechet_distance_supports_fewer_images_than_features() -> None:
     x = torch.randn(10, 60, dtype=torch.float64) * 100.0
     same = frechet_distance(statistics(x), statistics(x))
     # Rounding is 1e-16 of a trace of 6e5; eigenvalues of the product would leave 1e-8 of it.
@@ -53,7 +53,7 @@ def test_fewer_images_than_features() -> None:
     assert frechet_distance(statistics(x), statistics(x + 3.0)) == pytest.approx(60 * 9.0, rel=1e-9)
 
 
-def test_batches_and_merging_change_nothing() -> None:
+def test_frechet_statistics_do_not_depend_on_batches_or_merging() -> None:
     x = torch.randn(101, 5, dtype=torch.float64) * 3.0 + 50.0
     whole, parts = statistics(x, 101), statistics(x[:40], 7)
     parts.merge(statistics(x[40:], 13))
@@ -64,6 +64,6 @@ def test_batches_and_merging_change_nothing() -> None:
         np.testing.assert_allclose(each.covariance.numpy(), np.cov(x.numpy(), rowvar=False), rtol=1e-11, atol=1e-12)
 
 
-def test_one_image_is_refused() -> None:
+def test_frechet_distance_refuses_one_image() -> None:
     with pytest.raises(UserError, match="at least 2 images, there is 1"):
         frechet_distance(statistics(torch.zeros(1, 3)), statistics(torch.zeros(2, 3)))

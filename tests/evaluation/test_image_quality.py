@@ -51,7 +51,7 @@ def smooth(images: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(images, 5, stride=1, padding=2, count_include_pad=False)
 
 
-def test_ssim_counts_whole_windows_alone() -> None:
+def test_ssim_averages_only_complete_windows() -> None:
     originals, reconstructions = torch.zeros(1, 3, 30, 30), torch.zeros(1, 3, 30, 30)
     reconstructions[..., 15, 15] = 1.0
     # Of a change at the border one window sees the corner of the image, of one in the middle 121 see it.
@@ -72,7 +72,7 @@ def test_ssim_of_constant_images_is_the_luminance_term() -> None:
     assert float(ssim(*images)) == pytest.approx((2 * a * b + c1) / (a * a + b * b + c1), abs=1e-6)
 
 
-def test_equal_images_get_the_ceiling_and_a_ssim_of_one() -> None:
+def test_equal_images_have_the_psnr_ceiling_and_ssim_one() -> None:
     images = pictures(2)
     assert psnr(images, images).tolist() == [PSNR_CEILING, PSNR_CEILING]
     assert ssim(images, images).tolist() == [1.0, 1.0]
@@ -93,7 +93,7 @@ def test_levels_round_trip() -> None:
     assert to_levels(torch.tensor([-1.5, 1.5])).tolist() == [0.0, 255.0]
 
 
-def test_the_perceptual_distance_sees_rounded_images_under_its_own_name() -> None:
+def test_perceptual_distance_is_computed_on_8_bit_images() -> None:
     images = torch.zeros(2, 3, 16, 16)  # level 127.5 rounds to 128
     scores = image_scores(images + 3.0, images, MeanDistance())
     assert list(scores) == ["psnr", "ssim", "mean_distance"]
@@ -109,7 +109,7 @@ def image_scores(
 
 
 @pytest.mark.parametrize(("size", "numbers", "expected"), [((32, 32), 4 * 8 * 8, (9, 9)), ((32, 64), 1024, (13, 26))])
-def test_the_thumbnail_has_about_as_many_numbers_as_the_latents(size, numbers, expected) -> None:
+def test_thumbnail_has_about_as_many_numbers_as_the_latents(size, numbers, expected) -> None:
     image = torch.rand(1, 3, *size)
     enlarged, small = bicubic_thumbnail(image, numbers)
     assert small == expected
@@ -117,14 +117,14 @@ def test_the_thumbnail_has_about_as_many_numbers_as_the_latents(size, numbers, e
     assert 3 * small[0] * small[1] == pytest.approx(numbers, rel=0.06)  # a whole number of pixels on each side
 
 
-def test_a_thumbnail_as_large_as_the_image_is_the_image() -> None:
+def test_thumbnail_of_full_size_equals_the_image() -> None:
     image = torch.rand(1, 3, 16, 16)
     enlarged, small = bicubic_thumbnail(image, 10 * image.numel())
     assert small == (16, 16)
     torch.testing.assert_close(enlarged, image, atol=1e-6, rtol=0)  # float32 filter weights
 
 
-def test_the_thumbnail_is_antialiased() -> None:
+def test_thumbnail_is_antialiased() -> None:
     stripes = torch.tensor([0.0, 1.0]).repeat(16).expand(1, 3, 32, 32)
     # 11 places on 32 columns fall on and between stripes by turns, and what hits one is black or white.
     enlarged, _ = bicubic_thumbnail(stripes, 3 * 11 * 11)

@@ -1,4 +1,4 @@
-"""Every metric by its interface: how it explains itself, that a failure costs it alone, and a plugin's metric."""
+"""The interface of metrics: explanations, failures that skip only one metric, and metrics of plugins."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Blueness(ImageMetric):
 
 
 @pytest.mark.parametrize("name", sorted(METRICS))
-def test_every_metric_explains_itself(name: str) -> None:
+def test_every_metric_has_a_label_and_an_explanation(name: str) -> None:
     cls = METRICS[name]
     assert cls.direction in ("higher", "lower", "")
     infos = [*cls.scores.values()] or [cls]
@@ -75,7 +75,7 @@ def test_every_metric_explains_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)
-def test_a_metric_forgets_at_reset(name: str) -> None:
+def test_reset_clears_a_metrics_state(name: str) -> None:
     images = pictures(4, 176)
     setting = Setting(model=IdentityAutoencoder(), device=torch.device("cpu"))
     scores = []
@@ -91,7 +91,7 @@ def test_a_metric_forgets_at_reset(name: str) -> None:
         assert scores[0] != scores[1]
 
 
-def test_only_what_is_named_is_computed_and_the_page_is_ranked_by_it(tiny_model: KLAutoencoder) -> None:
+def test_only_named_metrics_are_computed_and_rank_the_report(tiny_model: KLAutoencoder) -> None:
     torch.nn.init.normal_(tiny_model.net.decoder.conv_out.weight, std=0.3)
     result = run(tiny_model, [Blueness(), SSIM()])
     assert list(result.scores) == ["blueness", "ssim", "bicubic_blueness", "bicubic_ssim"]
@@ -111,7 +111,7 @@ def write_report_text(result: Evaluation) -> str:
     return render(result)
 
 
-def test_without_a_score_of_images_nothing_is_ranked(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_report_without_image_scores_has_no_ranking(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     result = run(tiny_model, [Rate()])
     assert list(result.scores) == ["kl_bits_per_pixel"]
     assert result.ranking is None
@@ -122,7 +122,7 @@ def test_without_a_score_of_images_nothing_is_ranked(tiny_model: KLAutoencoder, 
     assert any(line.startswith("kl_bits_per_pixel ") for line in summary_lines(result))
 
 
-def test_a_metric_without_a_value_for_the_model_is_skipped_with_its_name(tiny_model: KLAutoencoder) -> None:
+def test_metric_without_a_value_for_the_model_is_skipped_by_name(tiny_model: KLAutoencoder) -> None:
     result = run(tiny_model, [PSNR(), Codebook()])
     assert result.skipped == {"codebook": "Codebook has no value for this model"}
     assert result.protocol["skipped"] == result.skipped
@@ -133,7 +133,7 @@ def test_a_metric_without_a_value_for_the_model_is_skipped_with_its_name(tiny_mo
 
 
 @pytest.mark.parametrize("side", [8, 32])
-def test_images_too_small_for_a_metric_cost_it_alone(side: int) -> None:
+def test_images_too_small_for_a_metric_skip_only_it(side: int) -> None:
     result = run(IdentityAutoencoder(), [PSNR(), SSIM(), MSSSIM()], loader(2, size=side))
     reasons = {
         "ssim": f"SSIM needs images of at least 11x11 pixels, got {side}x{side}",
@@ -144,7 +144,7 @@ def test_images_too_small_for_a_metric_cost_it_alone(side: int) -> None:
     assert {"psnr", "ssim", "msssim"} - result.scores.keys() == expected.keys()
 
 
-def test_a_metric_that_fails_after_some_images_leaves_no_values() -> None:
+def test_metric_that_fails_after_some_images_has_no_values() -> None:
     class Tired(ImageMetric):
         name = "tired"
         direction = "higher"
@@ -163,7 +163,7 @@ def test_a_metric_that_fails_after_some_images_leaves_no_values() -> None:
     assert result.ranking == "psnr"
 
 
-def test_needs_are_declared() -> None:
+def test_metric_requirements_are_checked() -> None:
     class Large(Blueness):
         needs = Needs(side=33)
 
@@ -171,7 +171,7 @@ def test_needs_are_declared() -> None:
     assert result.skipped == {"blueness": "blueness needs images of at least 33x33 pixels, got 32x32"}
 
 
-def test_two_frechet_distances_have_both_networks_in_the_protocol(tiny_model: KLAutoencoder) -> None:
+def test_protocol_lists_the_networks_of_all_frechet_distances(tiny_model: KLAutoencoder) -> None:
     class Others(PixelFeatures):
         name = "other"
 
@@ -182,7 +182,7 @@ def test_two_frechet_distances_have_both_networks_in_the_protocol(tiny_model: KL
     assert result.scores["bicubic_frechet_colour"] == result.scores["bicubic_frechet_other"]
 
 
-def test_a_metric_may_give_several_numbers(tiny_model: KLAutoencoder) -> None:
+def test_metric_may_return_several_numbers(tiny_model: KLAutoencoder) -> None:
     class Extremes(Metric):
         name = "extremes"
         label = "Extremes"
@@ -205,7 +205,7 @@ def test_a_metric_may_give_several_numbers(tiny_model: KLAutoencoder) -> None:
     assert "Extremes: lowest, levels ↑" in Page(write_report_text(result)).text
 
 
-def test_names_choose_metrics() -> None:
+def test_metrics_are_selected_by_name() -> None:
     names = [metric.name for metric in named_metrics(["default"], perceptual="none", features="none")]
     default = ["psnr", "ssim", "rate", "active_latent_channels", "codebook", "latents", "count"]
     assert names == default
@@ -220,7 +220,7 @@ def test_names_choose_metrics() -> None:
         named_metrics(["psnr"], perceptual="lpips_vgg")
 
 
-def test_a_terminal_without_arrows(tiny_model: KLAutoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summary_is_ascii_on_an_ascii_terminal(tiny_model: KLAutoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(tiny_model, [PSNR(), Frechet(PixelFeatures())])
     assert any(line.startswith("psnr ↑ ") and line.endswith("PSNR, dB") for line in summary_lines(result))
 
@@ -233,9 +233,8 @@ def test_a_terminal_without_arrows(tiny_model: KLAutoencoder, monkeypatch: pytes
     assert any(line.startswith("frechet_colour v ") and "Fr?chet distance, colour" in line for line in lines)
 
 
-def test_a_metric_of_a_plugin_is_computed_and_explained(
-    tiny_model_folder: Path, image_folder: Path, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_plugin_metric_is_computed_and_explained(tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
     write_plugin(tmp_path / "site", "worst", PLUGIN)
     command = [
         sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); from ldm_ae.cli import main; "

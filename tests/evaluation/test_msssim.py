@@ -22,7 +22,7 @@ def by_numpy(x: np.ndarray, y: np.ndarray) -> float:
 
     def blur(image: np.ndarray) -> np.ndarray:
         full = scipy.ndimage.gaussian_filter(image, 1.5, radius=5, mode="constant")
-        return full[5:-5, 5:-5]  # whole windows alone
+        return full[5:-5, 5:-5]  # only complete windows
 
     def halve(image: np.ndarray) -> np.ndarray:
         height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
@@ -48,7 +48,7 @@ def as_levels(image: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("height", "width"), [(176, 176), (187, 210)])
-def test_it_equals_an_independent_implementation(height: int, width: int) -> None:
+def test_msssim_equals_an_independent_implementation(height: int, width: int) -> None:
     originals = pictures(2, 224)[..., :height, :width]
     noise = torch.randn(originals.shape, generator=torch.Generator().manual_seed(1))
     found = []
@@ -62,19 +62,19 @@ def test_it_equals_an_independent_implementation(height: int, width: int) -> Non
     assert 1.0 > found[0] > found[1] > found[2] > 0.0
 
 
-def test_identical_images_have_one() -> None:
+def test_msssim_of_identical_images_is_one() -> None:
     images = pictures(2, 176)
     assert msssim(images, images).tolist() == [1.0, 1.0]
 
 
-def test_constant_images_keep_the_luminance_of_the_coarsest_scale_alone() -> None:
+def test_msssim_of_constant_images_is_the_coarsest_luminance_term() -> None:
     a, b, c1 = 60.0, 180.0, (0.01 * 255) ** 2
     images = [from_levels(torch.full((1, 3, 176, 176), level)) for level in (a, b)]
     luminance = (2 * a * b + c1) / (a * a + b * b + c1)
     assert float(msssim(*images)) == pytest.approx(luminance ** SCALE_WEIGHTS[-1], abs=1e-6)
 
 
-def test_a_negative_structure_counts_as_nothing() -> None:
+def test_msssim_clamps_negative_structure_to_zero() -> None:
     checkers = torch.ones(1, 3, 176, 176)
     checkers[..., ::2, ::2] = -1.0
     checkers[..., 1::2, 1::2] = -1.0
@@ -82,7 +82,7 @@ def test_a_negative_structure_counts_as_nothing() -> None:
     assert float(msssim(-checkers, checkers)) == 0.0
 
 
-def test_smaller_images_are_refused_with_the_smallest_size() -> None:
+def test_msssim_refuses_small_images_with_the_minimum_size() -> None:
     images = torch.zeros(1, 3, 175, 300)
     with pytest.raises(UserError, match="at least 176x176 pixels, got 175x300"):
         msssim(images, images)

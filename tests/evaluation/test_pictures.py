@@ -14,7 +14,7 @@ def grey(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB")).astype(float).mean(axis=2)
 
 
-def test_a_picture_comes_back_exactly() -> None:
+def test_report_image_roundtrips_exactly() -> None:
     image = smooth_picture(3, 20, 12)
     (tensor,) = (torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1.0,)
     again = to_uint8_image(tensor)
@@ -25,12 +25,12 @@ def test_a_picture_comes_back_exactly() -> None:
     assert np.array_equal(np.array(to_uint8_image(every_level))[0, :, 0], np.arange(256))
 
 
-def test_values_outside_are_clamped_and_between_rounded() -> None:
+def test_pixel_values_are_clamped_and_rounded() -> None:
     pixels = torch.tensor([-7.0, 7.0, 100.4 / 127.5 - 1, 100.6 / 127.5 - 1]).repeat(3, 1, 1)
     assert np.array(to_uint8_image(pixels))[0, :, 0].tolist() == [0, 255, 100, 101]
 
 
-def test_the_grid_has_each_original_above_its_reconstruction() -> None:
+def test_grid_has_each_original_above_its_reconstruction() -> None:
     originals, reconstructions = pictures(5, 16), pictures(5, 16).flip(3)
     grid = comparison_grid(originals, reconstructions, columns=3, background=(9, 9, 9))
     assert grid.size == (3 * 16 + 2 * 4, 2 * (2 * 16 + 2) + 8)
@@ -43,11 +43,11 @@ def test_the_grid_has_each_original_above_its_reconstruction() -> None:
         assert (separator == 9).all()
 
 
-def test_the_grid_is_no_wider_than_its_pictures() -> None:
+def test_grid_is_as_wide_as_its_images() -> None:
     assert comparison_grid(pictures(2, 16), pictures(2, 16)).size == (36, 34)
 
 
-def test_the_error_map_is_black_without_error_and_lightest_at_one_over_the_gain() -> None:
+def test_error_map_ranges_from_black_to_its_gain_limit() -> None:
     original = torch.full((3, 1, 4), -1.0)
     # 0, 1/8, 1/4 and 1 of the range, on all colours
     reconstruction = original + torch.tensor([0.0, 0.25, 0.5, 2.0])
@@ -60,7 +60,7 @@ def test_the_error_map_is_black_without_error_and_lightest_at_one_over_the_gain(
     assert grey(error_map(original, one_colour, gain=4.0))[0, 0] == pytest.approx(lightness[1], abs=2)
 
 
-def test_latent_channels_are_normalized_each_for_itself() -> None:
+def test_latent_channels_are_normalized_separately() -> None:
     small, large = torch.randn(8, 8), torch.randn(8, 8)
     latents = torch.stack([small, 1000.0 * small + 77.0, large])
     first, second, third = latent_channel_pictures(latents)
@@ -73,12 +73,12 @@ def test_latent_channels_are_normalized_each_for_itself() -> None:
     assert (np.diff(steps.astype(int)) >= 0).all()
 
 
-def test_given_statistics_replace_the_images_own() -> None:
+def test_given_statistics_replace_those_of_the_image() -> None:
     latents = torch.tensor([-2.5, 0.0, 2.5, 9.0]).view(1, 1, 4) * 3.0 + 1.0
     (picture,) = latent_channel_pictures(latents, mean=torch.tensor([1.0]), std=torch.tensor([3.0]))
     assert np.array(picture)[0].tolist() == [0, 128, 255, 255]
 
 
-def test_a_constant_channel_is_the_middle_colour() -> None:
+def test_constant_latent_channel_has_the_middle_colour() -> None:
     (picture,) = latent_channel_pictures(torch.full((1, 2, 2), 5.0))
     assert (np.array(picture) == 128).all()

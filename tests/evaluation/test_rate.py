@@ -29,7 +29,7 @@ def run(model: Autoencoder, prior: CodePrior, hash_of_model: str | None = None) 
     )  # fmt: skip
 
 
-def test_it_is_minus_log_probability_over_pixels(tmp_path: Path) -> None:
+def test_rate_is_the_negative_log_probability_per_pixel(tmp_path: Path) -> None:
     model = discrete(VQ(32, 4))
     prior = spread(GatedPixelCNN(codebook_size=32, shape=(16, 16), classes=2, width=8, depth=2))
     result = run(model, prior)
@@ -49,7 +49,7 @@ def test_it_is_minus_log_probability_over_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("levels", [1, 2])
-def test_a_prior_that_knows_nothing_has_the_rate_of_a_fixed_length(levels: int) -> None:
+def test_uniform_prior_has_the_fixed_length_rate(levels: int) -> None:
     quantizer = VQ(32, 4) if levels == 1 else ResidualVQ(VQ(32, 4), levels)
     shape = (16, 16) if levels == 1 else (levels, 16, 16)
     prior = CausalTransformer(codebook_size=32, shape=shape, width=32, depth=1).eval()
@@ -59,7 +59,7 @@ def test_a_prior_that_knows_nothing_has_the_rate_of_a_fixed_length(levels: int) 
     assert result.scores["bits_per_pixel"] == pytest.approx(levels * 5 / 4, rel=1e-6)
 
 
-def test_priors_that_do_not_fit_are_refused() -> None:
+def test_mismatched_priors_are_refused() -> None:
     model = discrete(VQ(32, 4))
     prior = GatedPixelCNN(codebook_size=32, shape=(8, 8), width=8, depth=1)
     with pytest.raises(UserError, match=r"of images with \(8, 8\) codes, and these have \(16, 16\)"):
@@ -71,7 +71,7 @@ def test_priors_that_do_not_fit_are_refused() -> None:
         run(kl, prior, model_hash(model))
 
 
-def test_other_images_by_the_frequencies_of_these() -> None:
+def test_rate_of_other_images_uses_the_counted_frequencies() -> None:
     """Codes 0, 1, 2 occurred 4, 2, 2 times of 8 codes; each once more, of 16 in all, and a code that never did."""
     found = counted(torch.tensor([[[0, 0], [1, 2]], [[0, 1], [2, 0]]]), 8)
     bits = found.bits(torch.tensor([[[0, 0], [0, 0]], [[0, 1], [2, 7]]]))

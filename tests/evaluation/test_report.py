@@ -42,7 +42,7 @@ def evaluation(tiny_model: KLAutoencoder) -> Evaluation:
     )
 
 
-def test_the_page_is_whole_and_stands_alone(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_report_is_valid_html_without_external_resources(evaluation: Evaluation, tmp_path: Path) -> None:
     path = write_report(evaluation, tmp_path / "new" / "report")
     assert path == tmp_path / "new" / "report" / "report.html"
     text = path.read_text(encoding="utf-8")
@@ -60,7 +60,7 @@ def test_the_page_is_whole_and_stands_alone(evaluation: Evaluation, tmp_path: Pa
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
 
 
-def test_what_comes_from_data_is_escaped(evaluation: Evaluation) -> None:
+def test_report_escapes_text_from_data(evaluation: Evaluation) -> None:
     text = report.render(evaluation)
     assert text.count("<script") == 1  # the viewer
     page = Page(text)
@@ -68,7 +68,7 @@ def test_what_comes_from_data_is_escaped(evaluation: Evaluation) -> None:
     assert page.text.count(HOSTILE) >= 6
 
 
-def test_browser_runs_no_script_but_the_viewer(evaluation: Evaluation) -> None:
+def test_report_allows_browsers_the_viewers_script_alone(evaluation: Evaluation) -> None:
     page = Page(report.render(evaluation))
     policy = next(meta["content"] or "" for meta in page.all("meta") if meta.get("http-equiv"))
     script = report.render(evaluation).partition("<script>")[2].partition("</script>")[0]
@@ -77,7 +77,7 @@ def test_browser_runs_no_script_but_the_viewer(evaluation: Evaluation) -> None:
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
-def test_protocol_stands_above_the_pictures(evaluation: Evaluation) -> None:
+def test_report_shows_the_protocol_above_the_pictures(evaluation: Evaluation) -> None:
     text = report.render(evaluation)
     before = Page(text.partition("<main>")[2].partition('<section id="images">')[0]).text
     for words in ("6 images of 32x32 pixels", "1 image rejected", "posterior's mode", "Precision fp32", "torch 2."):
@@ -85,7 +85,7 @@ def test_protocol_stands_above_the_pictures(evaluation: Evaluation) -> None:
     assert str(evaluation.protocol["model"]["sha256"])[:12] in before
 
 
-def test_frechet_distance_over_few_images_is_grey_with_its_reason(evaluation: Evaluation) -> None:
+def test_report_greys_a_frechet_distance_over_few_images(evaluation: Evaluation) -> None:
     """Its value, its reason and the thumbnail's value are there, but no card and no verdict."""
     reason = "over 6 images, and reliable from 2,000 on"
     text = report.render(evaluation)
@@ -105,14 +105,14 @@ def test_frechet_distance_over_few_images_is_grey_with_its_reason(evaluation: Ev
     assert "reliable" not in "".join(summary_lines(enough))
 
 
-def test_images_are_shown_once_where_the_first_ones_are_all(evaluation: Evaluation) -> None:
+def test_report_shows_few_images_once(evaluation: Evaluation) -> None:
     few = replace(evaluation, images=evaluation.images[:2])
     assert '<section id="worst">' in report.render(evaluation)
     assert '<section id="worst">' not in report.render(few)
     assert "<h2>The images</h2>" in report.render(few)
 
 
-def test_the_page_shows_scores_beside_their_baseline(evaluation: Evaluation) -> None:
+def test_report_shows_scores_beside_their_baseline(evaluation: Evaluation) -> None:
     text = Page(report.render(evaluation)).text
     for name in ("psnr", "ssim", "mean_distance", "frechet_colour"):
         assert page.number(evaluation.scores[name]) in text
@@ -146,7 +146,7 @@ def test_verdicts_follow_the_direction_of_each_score(evaluation: Evaluation) -> 
     assert "worse than the thumbnail's 100.00" in Page(report.render(perfect)).text
 
 
-def test_pictures_are_the_images(evaluation: Evaluation) -> None:
+def test_report_images_equal_the_evaluated_ones(evaluation: Evaluation) -> None:
     page = Page(report.render(evaluation))
     sources = [image["src"] or "" for image in page.all("img")]
     # first, worst and best two of four views each; two strips of the original and four channels
@@ -157,7 +157,7 @@ def test_pictures_are_the_images(evaluation: Evaluation) -> None:
     assert all(image["alt"] for image in page.all("img"))
 
 
-def test_large_pictures_are_webp(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_report_images_are_webp(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = to_uint8_image(pictures(1)[0])
     assert page.data_uri(picture).startswith("data:image/png;base64,")
     monkeypatch.setattr(page, "LARGEST_PNG", 32 * 32 - 1)
@@ -168,7 +168,7 @@ def test_large_pictures_are_webp(monkeypatch: pytest.MonkeyPatch) -> None:
     assert difference.mean() < 6  # levels: lossy, by 4:2:0 chroma above all
 
 
-def test_metrics_json_has_everything_in_numbers(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_metrics_json_contains_every_number(evaluation: Evaluation, tmp_path: Path) -> None:
     write_report(evaluation, tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["scores"] == evaluation.scores
@@ -178,7 +178,7 @@ def test_metrics_json_has_everything_in_numbers(evaluation: Evaluation, tmp_path
     assert [c["std"] for c in metrics["latent_channels"]] == [c.std for c in evaluation.channels]
 
 
-def test_a_long_table_is_cut_and_says_so(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_table_is_truncated_with_a_note(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "TABLE_ROWS", 2)
     text = report.render(evaluation)
     assert "The first 2 of 6; metrics.json has all." in text
@@ -186,7 +186,7 @@ def test_a_long_table_is_cut_and_says_so(evaluation: Evaluation, monkeypatch: py
     assert table.count("<tr>") == 1 + 2
 
 
-def test_one_image_no_pictures_no_rate(tmp_path: Path) -> None:
+def test_report_of_one_image_without_images_or_rate(tmp_path: Path) -> None:
     result = evaluate(
         IdentityAutoencoder(),
         loader(1),
@@ -202,13 +202,13 @@ def test_one_image_no_pictures_no_rate(tmp_path: Path) -> None:
     assert "equal to the thumbnail's 100.00" in page.text
 
 
-def test_a_folder_that_cannot_be_written_to(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_unwritable_report_folder_is_refused(evaluation: Evaluation, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
         write_report(evaluation, tmp_path / "file" / "report")
 
 
-def test_a_target_that_cannot_be_replaced(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_report_target_that_is_a_folder_is_refused(evaluation: Evaluation, tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     with pytest.raises(UserError, match="cannot write the report to"):
         write_report(evaluation, tmp_path)

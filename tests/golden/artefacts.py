@@ -59,14 +59,14 @@ def unpack(archive: Path, folder: Path) -> Path:
 
 
 def unfinish(store: Path, finished: Path, units: int) -> None:
-    """Check that `store` is `finished` with the first `units` shards alone."""
+    """Check that `store` is `finished`, with only the first `units` shards."""
     shards = sorted(path.name for path in store.glob("*/*.safetensors"))
     assert shards == sorted(path.name for path in finished.glob("*/*.safetensors"))[:units]
     assert "files" not in json.loads((store / "store.json").read_text())
 
 
 class _EnoughError(Exception):
-    """In place of a kill, when enough is encoded."""
+    """Raised in place of a kill, after enough images."""
 
 
 def encode_until(images: int, model: Path, source: Path, store: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files as JSON values that can be expected: without what depends on the machine, a library's version or the time."""
+"""Files as JSON values, without values that depend on the machine, a library's version or the time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATE_OF_LIBRARIES = ("param_groups", "rng")
 
 
 def digests(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return the sha256 of every file by its path in `folder`; of those in `without` the name alone."""
+    """Return the sha256 of every file by its path in `folder`; of those in `without` only the name."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
     return {name: "(not compared)" if name in without else sha256(path) for name, path in names.items()}
@@ -61,7 +61,7 @@ def describe_statistics_file(path: Path) -> dict[str, Any]:
 
 
 def describe_store(store: Path) -> dict[str, Any]:
-    """Return what lies in a complete store, the values of its latents apart."""
+    """Return the content of a complete store, with the values of its latents separate."""
     description = json.loads((store / "store.json").read_text())
     description["checksum"] = "(not compared)"
     for entry in description["files"].values():

@@ -154,7 +154,7 @@ def train_golden(name: str, folder: Path, images: Path) -> Path:
 
 
 def run_training(arguments: Sequence[str]) -> Path:
-    """Train on one thread, which fixes the order of sums, whatever was trained in this process before."""
+    """Train on one thread, which fixes the order of sums, independently of earlier runs in this process."""
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
     return train(list(arguments))
@@ -180,7 +180,7 @@ def stop_at(step: int) -> Iterator[None]:
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl without what depends on the machine: times and memory."""
+    """Return the lines of metrics.jsonl without times and memory, which depend on the machine."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     measured = ("seconds", "images_per_second", "peak_memory_bytes")
     return [{key: value for key, value in line.items() if key not in measured} for line in lines]

@@ -1,4 +1,4 @@
-"""Runs and stores of earlier commits open, verify, and go on to their end."""
+"""Runs and stores of earlier commits open, verify and resume."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def artefact(request: pytest.FixtureRequest, tmp_path: Path) -> Unpack:
     return lambda name: unpack(FOLDER / request.param / f"{name}.tar.gz", tmp_path / name)
 
 
-def test_there_are_artefacts() -> None:
+def test_artefacts_exist() -> None:
     assert NAMES
     for name in NAMES:
         assert sorted(path.name for path in (FOLDER / name).iterdir()) == sorted(
@@ -43,7 +43,7 @@ def test_there_are_artefacts() -> None:
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_an_older_run_opens(name: str, artefact: Unpack, capsys: pytest.CaptureFixture[str]) -> None:
+def test_older_run_opens(name: str, artefact: Unpack, capsys: pytest.CaptureFixture[str]) -> None:
     run = artefact(name)
     checkpoint = run / "checkpoints" / f"step-{STOP:08d}"
     assert problems(checkpoint) == []
@@ -66,7 +66,7 @@ def test_an_older_run_opens(name: str, artefact: Unpack, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_an_older_run_is_resumed_to_the_losses_of_an_uninterrupted_one(
+def test_older_run_resumes_to_the_losses_of_an_uninterrupted_one(
     name: str, artefact: Unpack, golden_images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = artefact(name)
@@ -94,7 +94,7 @@ def in_any_layout(files: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_an_older_store_is_read(artefact: Unpack, capsys: pytest.CaptureFixture[str]) -> None:
+def test_older_store_is_read(artefact: Unpack, capsys: pytest.CaptureFixture[str]) -> None:
     store = artefact("stores") / "finished"
     before = digests(store)
     assert verify_store(store) == []
@@ -116,7 +116,7 @@ def test_an_older_store_is_read(artefact: Unpack, capsys: pytest.CaptureFixture[
     assert digests(store) == before
 
 
-def test_an_older_store_is_encoded_to_its_end(
+def test_older_unfinished_store_is_completed(
     artefact: Unpack, golden_images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stores, model = artefact("stores"), artefact("kl_gan")

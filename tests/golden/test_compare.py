@@ -1,4 +1,4 @@
-"""The comparison itself: what differs is named, and a tolerance holds for floats alone."""
+"""The comparison itself: it names differences, and a tolerance applies only to floats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.golden import compare
 from tests.golden.compare import Golden, differences
 
 
-def test_differences_are_named_by_their_place() -> None:
+def test_differences_are_reported_by_path() -> None:
     expected = {"a": [1, 2.0], "b": "x", "c": None, "d": {"e": 1}}
     found = {"a": [1, 2.1, 3], "b": "y", "c": 0, "d": {"f": 1}}
     assert list(differences(expected, found)) == [
@@ -23,7 +23,7 @@ def test_differences_are_named_by_their_place() -> None:
     ]
 
 
-def test_a_tolerance_is_of_floats_alone() -> None:
+def test_tolerance_applies_only_to_floats() -> None:
     assert list(differences({"a": 100.0}, {"a": 100.009}, relative=1e-4)) == []
     assert len(list(differences({"a": 100.0}, {"a": 100.011}, relative=1e-4))) == 1
     assert list(differences({"a": 0.0}, {"a": 9e-6}, absolute=1e-5)) == []
@@ -31,7 +31,7 @@ def test_a_tolerance_is_of_floats_alone() -> None:
     assert len(list(differences({"a": 1.0}, {"a": float("nan")}, relative=1e-4))) == 1
 
 
-def test_a_change_fails_until_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_golden_fails_until_updated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "EXPECTED", tmp_path)
     Golden(update=True).json("folder/name", {"a": [1.5, 2.5], "b": "[-1, 1]"})
     assert (tmp_path / "folder/name.json").read_text() == '{\n "a": [1.5, 2.5],\n "b": "[-1, 1]"\n}\n'

@@ -15,8 +15,8 @@ from tests.golden.compare import EXPECTED, Golden
 from tests.processes import run_script
 
 WRITTEN_BY = {"python": (3, 11), "jsonargparse": "4.53.0"}
-"""What laid out the expected texts. argparse of another Python breaks lines elsewhere; another jsonargparse describes
-types in other words, so that `train` is compared by the names of its options alone."""
+"""The versions that wrote the expected texts. argparse of another Python breaks lines elsewhere; another jsonargparse
+describes types differently, so that only the names of the options of `train` are compared."""
 TEXTS = [name for name in COMMANDS if name != "train"]
 
 
@@ -37,7 +37,7 @@ def words_alone() -> bool:
     return sys.version_info[:2] != WRITTEN_BY["python"]
 
 
-def test_help(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_matches(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys=capsys)
     listed = re.findall(r"^    (\w+)(?: |$)", text, re.MULTILINE)
     assert sorted(listed) == sorted(COMMANDS)
@@ -45,11 +45,12 @@ def test_help(golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", TEXTS)
-def test_help_of_a_command(command: str, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_command_matches(command: str, golden: Golden, capsys: pytest.CaptureFixture[str]) -> None:
     golden.text(f"help/{command}.txt", help_of(command, capsys=capsys), words=words_alone())
 
 
-def test_help_of_train(golden: Golden, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_help_of_train_matches(golden: Golden, tmp_path: Path) -> None:
     log = tmp_path / "help.txt"
     assert run_script(Path(__file__).with_name("print_help.py"), ["train", "--help"], log) == 0
     text = log.read_text()

@@ -1,4 +1,4 @@
-"""The JSON of `ldm-ae inspect` for what a run and an encoding leave."""
+"""The JSON of `ldm-ae inspect` for runs and stores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def inspected(path: Path, capsys: pytest.CaptureFixture[str], **names: Path) -> 
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_inspect_run_checkpoint_and_model(
+def test_inspect_of_run_checkpoint_and_model_matches(
     name: str, golden: Golden, golden_run: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = golden_run(name)
@@ -39,7 +39,9 @@ def test_inspect_run_checkpoint_and_model(
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_inspect_store(kind: str, golden: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_of_a_store_matches(
+    kind: str, golden: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = write_exact(tmp_path / "store", exact_request(**KINDS[kind]))
     found = inspected(store, capsys, store=store)
     # The index's size differs between versions of pyarrow.
@@ -49,7 +51,9 @@ def test_inspect_store(kind: str, golden: Golden, tmp_path: Path, capsys: pytest
     golden.json(f"inspect/store_{kind}", found)
 
 
-def test_inspect_unfinished_store(golden: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_of_an_unfinished_store_matches(
+    golden: Golden, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = write_exact(tmp_path / "store", exact_request(**KINDS["full"]), finish=False)
     assert main(["inspect", str(store), "--json"]) == 2
     text = capsys.readouterr().out.replace(str(store), "(store)")

@@ -17,7 +17,7 @@ TOLERANCE = {"relative": 1e-4, "absolute": 2e-5}
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_losses_of_a_seeded_run(name: str, golden: Golden, golden_run: Callable[[str], Path]) -> None:
+def test_losses_of_a_seeded_run_match(name: str, golden: Golden, golden_run: Callable[[str], Path]) -> None:
     run = golden_run(name)
     numerics = json.loads((run / "environment.json").read_text())["numerics"]
     assert (numerics["precision"], numerics["layout"]) == ("fp32", "channels_last")

@@ -1,4 +1,4 @@
-"""The format of latent stores: byte for byte where what is written is exact, with a tolerance where a network ran."""
+"""The format of latent stores: exact where no network computes, with a tolerance otherwise."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def exact_row(number: int, bucket: str) -> dict[str, Any]:
 
 
 def write_exact(path: Path, request: StoreRequest, *, finish: bool = True) -> Path:
-    """Write nine images in two units, one of them bad: four in 8x8 and four in 16x4, or the first unit alone."""
+    """Write nine images in two units, one of them bad: four in 8x8 and four in 16x4, or only the first unit."""
     keys = [exact_row(number, "")["key"] for number in range(9)]
     writer = StoreWriter(path, request, keys=keys, classes=("a", "b"))
     for unit, (bucket, images) in enumerate((("8x8", range(5)), ("16x4", range(5, 9)))):
@@ -99,14 +99,14 @@ def write_exact(path: Path, request: StoreRequest, *, finish: bool = True) -> Pa
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-def test_bytes_of_a_store(kind: str, golden: Golden, tmp_path: Path) -> None:
+def test_store_bytes_match(kind: str, golden: Golden, tmp_path: Path) -> None:
     store = write_exact(tmp_path / "store", exact_request(**KINDS[kind]))
     assert verify_store(store) == []
     golden.json(f"store/{kind}_bytes", digests(store, without=_VERSIONED))
     golden.json(f"store/{kind}", describe_store(store))
 
 
-def test_bytes_of_an_unfinished_store(golden: Golden, tmp_path: Path) -> None:
+def test_unfinished_store_bytes_match(golden: Golden, tmp_path: Path) -> None:
     store = write_exact(tmp_path / "store", exact_request(**KINDS["full"]), finish=False)
     # run.json holds a number drawn for this run, keys.parquet names pyarrow's version.
     found = digests(store, without=(".work/run.json", ".work/keys.parquet"))
@@ -133,7 +133,7 @@ def exact_model(kind: str) -> Autoencoder:
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])
-def test_an_encoded_store(kind: str, golden: Golden, golden_images: Path, tmp_path: Path) -> None:
+def test_encoded_store_matches(kind: str, golden: Golden, golden_images: Path, tmp_path: Path) -> None:
     model = exact_model(kind)
     golden.json(f"store/encoded_{kind}_weights", weights_sha256(model.net))
     model.save_pretrained(tmp_path / "model")

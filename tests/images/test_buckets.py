@@ -25,7 +25,7 @@ def mixed_folder(tmp_path: Path) -> Path:
     return tmp_path / "mixed"
 
 
-def test_the_nearest_aspect_ratio_is_chosen() -> None:
+def test_bucket_has_the_nearest_aspect_ratio() -> None:
     buckets = BucketTransform([(192, 320), (320, 192), (256, 256), (128, 128)])
     assert buckets.sizes == [(128, 128), (192, 320), (320, 192), (256, 256)]
     chosen = {
@@ -46,7 +46,7 @@ def test_the_nearest_aspect_ratio_is_chosen() -> None:
     assert BucketTransform([(320, 192), (192, 320)]).choose(300, 300) == (192, 320)
 
 
-def test_a_bucket_crops_as_a_single_size_does() -> None:
+def test_bucket_crop_equals_the_crop_of_a_single_size() -> None:
     buckets = BucketTransform([(32, 48), (48, 32)], background=(1, 2, 3))
     image = smooth_picture(0, 61, 40)
     expected, found = ImageTransform(size=(32, 48))(image), buckets(image)
@@ -59,7 +59,7 @@ def test_a_bucket_crops_as_a_single_size_does() -> None:
     assert described == {name: value for name, value in single.items() if name != "size"}
 
 
-def test_sizes_of_an_area() -> None:
+def test_bucket_sizes_cover_an_area() -> None:
     assert sizes_of_area(256, 256) == [
         (128, 384), (128, 448), (128, 512), (192, 320), (256, 256), (320, 192), (384, 128), (448, 128), (512, 128),
     ]  # fmt: skip
@@ -85,7 +85,7 @@ def test_sizes_of_an_area() -> None:
         (lambda: BucketTransform([(32, 0)]), "is not positive"),
     ],
 )
-def test_what_are_no_sizes(call: object, message: str) -> None:
+def test_invalid_sizes_are_refused(call: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         call()  # type: ignore[operator]
 
@@ -97,7 +97,7 @@ def load(folder: Path, ranges: list[range], **changes: object) -> tuple[RangeLoa
     return loader, list(loader)
 
 
-def test_batches_of_one_size_that_end_where_their_range_ends(mixed_folder: Path) -> None:
+def test_bucket_batches_have_one_size_and_end_with_their_range(mixed_folder: Path) -> None:
     ranges = [range(8), range(12, 20)]
     loader, batches = load(mixed_folder, ranges)
     # In the order in which they are full; what is left of a range comes at its end, the smallest size first.
@@ -118,7 +118,7 @@ def test_batches_of_one_size_that_end_where_their_range_ends(mixed_folder: Path)
             assert tuple(batch.crops_ltrb[row].tolist()) == expected.crop_ltrb
 
 
-def test_workers_and_other_ranges_change_no_batch(mixed_folder: Path) -> None:
+def test_bucket_batches_do_not_depend_on_workers_or_other_ranges(mixed_folder: Path) -> None:
     _, alone = load(mixed_folder, [range(8, 20)])
     _, both = load(mixed_folder, [range(8), range(8, 20)], workers=2)
     found = [batch for number, batch in both if number == 1]
@@ -128,7 +128,7 @@ def test_workers_and_other_ranges_change_no_batch(mixed_folder: Path) -> None:
         assert torch.equal(one.pixel_values, other.pixel_values)
 
 
-def test_what_waits_for_others_of_its_size_is_bounded(mixed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_images_per_bucket_are_bounded(mixed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldm_ae.data.ranges._WAITING", 1)
     _, batches = load(mixed_folder, [range(20)], batch_size=4)
     found = [batch.indices.tolist() for _, batch in batches]
@@ -138,7 +138,7 @@ def test_what_waits_for_others_of_its_size_is_bounded(mixed_folder: Path, monkey
     assert max(map(len, found)) <= 4
 
 
-def test_one_size_is_as_the_evaluation_loader_has_it(mixed_folder: Path) -> None:
+def test_single_bucket_matches_the_evaluation_loader(mixed_folder: Path) -> None:
     source = open_source(str(mixed_folder))
     loader = RangeLoader(source, ImageTransform(size=32), ranges=[range(10), range(10, 20)], batch_size=4)
     # A bad image makes its batch shorter, and moves none into another.
@@ -147,7 +147,7 @@ def test_one_size_is_as_the_evaluation_loader_has_it(mixed_folder: Path) -> None
     ]  # fmt: skip
 
 
-def test_ranges_without_a_good_image_have_no_batch(mixed_folder: Path) -> None:
+def test_ranges_without_a_good_image_yield_no_batch(mixed_folder: Path) -> None:
     for transform in (ImageTransform(size=32), BucketTransform([(32, 48), (48, 32)])):
         loader = RangeLoader(open_source(str(mixed_folder)), transform, ranges=[range(7, 8), range(8, 9)], batch_size=4)
         assert [(number, batch.keys) for number, batch in loader] == [(1, ["008.png"])]

@@ -36,7 +36,7 @@ COLOURED = coloured(BACKGROUND)
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_image_decodes_to_the_pixels_it_means(name: str) -> None:
+def test_unusual_image_formats_decode_to_the_expected_pixels(name: str) -> None:
     data, expected = ODD[name]
     image = decode_image(data, background=BACKGROUND)
     assert image.mode == "RGB"
@@ -81,13 +81,13 @@ def test_colours_are_converted_to_srgb(name: str) -> None:
         ("JPEG 2000", None),
     ],
 )
-def test_account_names_the_profile_that_was_converted(name: str, account: str | None) -> None:
+def test_decoded_image_records_the_converted_profile(name: str, account: str | None) -> None:
     assert Decoding()(COLOURED[name][0]).colour_profile == account
 
 
 @pytest.mark.parametrize("name", [name for name in COLOURED if "CMYK" not in name and "LAB" not in name])
-def test_ignored_profiles_leave_samples_as_they_are(name: str) -> None:
-    """What Pillow alone makes of a file is what data sets of published models hold."""
+def test_ignored_profiles_preserve_sample_values(name: str) -> None:
+    """Data sets of published models hold what Pillow decodes without colour conversion."""
     data, _ = COLOURED[name]
     decoded = Decoding(background=BACKGROUND, colour_profiles="ignore")(data)
     assert decoded.colour_profile is None
@@ -95,12 +95,12 @@ def test_ignored_profiles_leave_samples_as_they_are(name: str) -> None:
         assert np.array_equal(np.asarray(decoded.image), COLOURS)
 
 
-def test_lab_is_refused_where_profiles_are_ignored() -> None:
+def test_lab_images_are_refused_when_profiles_are_ignored() -> None:
     with pytest.raises(BadImage, match="colour mode LAB has no meaning as sRGB; set colour_profiles to convert"):
         decode_image(COLOURED["LAB TIFF"][0], colour_profiles="ignore")
 
 
-def test_srgb_profiles_leave_every_level_as_it_is() -> None:
+def test_srgb_profiles_preserve_every_level() -> None:
     """Through littlecms some of them would move by one."""
     levels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     by_littlecms = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -110,7 +110,7 @@ def test_srgb_profiles_leave_every_level_as_it_is() -> None:
         )
 
 
-def test_a_ramp_of_each_channel_is_converted_within_a_level() -> None:
+def test_colour_conversion_is_exact_within_one_level() -> None:
     ramps = np.zeros((3, 256, 3), np.uint8) + np.uint8(40)
     for channel in range(3):
         ramps[channel, :, channel] = np.arange(256)
@@ -121,7 +121,7 @@ def test_a_ramp_of_each_channel_is_converted_within_a_level() -> None:
 
 @pytest.mark.skipif("AVIF" not in FORMATS, reason="this Pillow has no AVIF")
 @pytest.mark.parametrize("orientation", STORED)
-def test_avif_is_upright_once(orientation: int) -> None:
+def test_avif_orientation_is_applied_once(orientation: int) -> None:
     upright = corners().resize((64, 32), Image.Resampling.NEAREST)
     decoded = Decoding()(turned(upright, orientation, "AVIF", quality=100, subsampling="4:4:4"))
     assert decoded.orientation == orientation
@@ -131,7 +131,7 @@ def test_avif_is_upright_once(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF", "JPEG", "WEBP"])
-def test_orientation_that_was_undone_is_told(image_format: str) -> None:
+def test_applied_orientation_is_recorded(image_format: str) -> None:
     for orientation in STORED:
         assert Decoding()(turned(corners(), orientation, image_format)).orientation == orientation
 
@@ -144,7 +144,7 @@ def test_orientation_that_was_undone_is_told(image_format: str) -> None:
         (b"\0\0\0\x0cJXL \r\n\x87\n", r"JPEG XL needs a package: pip install 'ldm_ae\[jxl\]'"),
     ],
 )
-def test_formats_of_optional_packages_say_how_to_get_them(
+def test_optional_formats_name_the_package_to_install(
     start: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
@@ -153,19 +153,19 @@ def test_formats_of_optional_packages_say_how_to_get_them(
         decode_image(start + bytes(100))
 
 
-def test_heic_is_opened_with_its_package() -> None:
+def test_heic_is_decoded_with_its_package() -> None:
     heif = pytest.importorskip("pillow_heif")
     buffer = io.BytesIO()
     heif.from_pillow(Image.new("RGB", (64, 64), RED)).save(buffer, quality=95)
     np.testing.assert_allclose(decode_image(buffer.getvalue()).getpixel((5, 5)), RED, atol=3)
 
 
-def test_jpeg_xl_is_opened_with_its_package() -> None:
+def test_jpeg_xl_is_decoded_with_its_package() -> None:
     pytest.importorskip("pillow_jxl")
     assert decode_image(encoded(corners(), "JXL", lossless=True)).getpixel((0, 0)) == RED
 
 
-def test_orientation_in_xmp_survives_large_texts() -> None:
+def test_xmp_orientation_is_read_beside_large_text_chunks() -> None:
     """Such a file is read without its texts, but for XMP."""
     info = PngInfo()
     xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="3"/></x:xmpmeta>'
@@ -175,7 +175,7 @@ def test_orientation_in_xmp_survives_large_texts() -> None:
     assert np.array_equal(np.asarray(decoded), np.asarray(corners())[::-1, ::-1])
 
 
-def test_damaged_png_with_large_texts_is_still_damaged() -> None:
+def test_damaged_png_with_large_text_chunks_is_refused() -> None:
     info = PngInfo()
     info.add_text("workflow", "x" * 3_000_000, zip=True)
     data = encoded(photo(), "PNG", pnginfo=info)
@@ -184,7 +184,7 @@ def test_damaged_png_with_large_texts_is_still_damaged() -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_image_is_refused_with_its_reason(name: str) -> None:
+def test_invalid_image_is_refused_with_its_reason(name: str) -> None:
     data, reason = BAD[name]
     with pytest.raises(BadImage, match=reason) as caught:
         decode_image(data)
@@ -210,44 +210,44 @@ def test_exif_orientation_is_applied_once(orientation: int, image_format: str, o
     np.testing.assert_allclose(found, [RED, GREEN, BLUE, WHITE], atol=3 if image_format == "JPEG" else 0)
 
 
-def test_16_bit_grey_is_rotated_too() -> None:
+def test_exif_orientation_is_applied_to_16_bit_grey() -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     data = encoded(Image.fromarray(np.array([[257 * 5, 257 * 6]], np.uint16)), "PNG", exif=exif)
     assert np.asarray(decode_image(data))[..., 0].tolist() == [[6, 5]]
 
 
-def test_16_bit_grey_is_rounded_to_the_nearest() -> None:
+def test_16_bit_grey_is_rounded_to_the_nearest_level() -> None:
     values = np.array([[0, 128, 129, 385, 386, 65407, 65535]], np.uint16)  # 257 a level, so 128 is below half a level
     decoded = decode_image(encoded(Image.fromarray(values), "PNG"))
     assert np.asarray(decoded)[0, :, 0].tolist() == [0, 0, 1, 1, 2, 255, 255]
 
 
-def test_tall_16_bit_image_is_whole() -> None:
+def test_tall_16_bit_image_is_decoded_completely() -> None:
     # Wide samples are scaled some hundred rows at a time; the joints must not show.
     values = np.random.default_rng(0).integers(0, 256, (1000, 3), dtype=np.uint16)
     decoded = decode_image(encoded(Image.fromarray(values * 257), "PNG"))
     assert np.array_equal(np.asarray(decoded)[..., 0], values)
 
 
-def test_background_is_white_unless_said() -> None:
+def test_transparent_background_is_white_by_default() -> None:
     assert decode_image(encoded(Image.new("RGBA", (1, 1), (9, 9, 9, 0)), "PNG")).getpixel((0, 0)) == WHITE
 
 
-def test_unreadable_exif_does_not_cost_the_picture() -> None:
+def test_unreadable_exif_does_not_reject_the_image() -> None:
     data = encoded(corners(), "PNG", exif=b"Exif\x00\x00not a directory")
     assert np.array_equal(np.asarray(decode_image(data)), np.asarray(corners()))
 
 
-def test_limit_on_pixels_is_the_callers() -> None:
+def test_pixel_limit_is_configurable() -> None:
     data = encoded(photo((60, 40)), "PNG")
     assert decode_image(data, max_pixels=2400).size == (60, 40)
     with pytest.raises(BadImage, match="60x40 is 2,400 pixels, more than 2,399; max_pixels sets the limit"):
         decode_image(data, max_pixels=2399)
 
 
-def test_a_higher_limit_reaches_past_pillows_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow refuses what is over twice its limit."""
+def test_higher_pixel_limit_overrides_pillows_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow refuses images over twice its limit."""
     monkeypatch.setattr("ldm_ae.images.decoding.MAX_PIXELS", 1000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     data = encoded(photo((60, 40)), "PNG")
@@ -257,7 +257,7 @@ def test_a_higher_limit_reaches_past_pillows_own(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", [*ODD, *COLOURED, *BAD])
-def test_no_warning_leaks(name: str) -> None:
+def test_decoding_emits_no_warnings(name: str) -> None:
     data = (ODD | COLOURED | BAD)[name][0]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -266,8 +266,8 @@ def test_no_warning_leaks(name: str) -> None:
     assert caught == []
 
 
-def test_bombs_cost_no_memory() -> None:
-    """In a process of its own, whose peak is its own."""
+def test_decompression_bombs_are_refused_without_allocating() -> None:
+    """It runs in a separate process to measure its peak memory."""
     program = (
         "import resource, sys; from ldm_ae.images.decoding import BadImage, decode_image\n"
         "data = sys.stdin.buffer.read()\n"
@@ -281,7 +281,7 @@ def test_bombs_cost_no_memory() -> None:
     assert int(ran.stdout) < 20_000, "kB; the pixels would be 500 MB"
 
 
-def test_damage_anywhere_is_a_reason_and_never_a_crash() -> None:
+def test_damaged_bytes_are_refused_with_a_reason_and_never_crash() -> None:
     """2,000 mutations with a fixed seed: the reader of any format meets only BadImage or gives an image."""
     rng = np.random.default_rng(7)
     small = [data for data, _ in COLOURED.values() if len(data) < 20_000]

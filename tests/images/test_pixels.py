@@ -30,7 +30,7 @@ GREY = PixelSpec(channels=1, meaning="grey")
 SMALL = {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4, "mid_block_add_attention": False}
 
 
-def test_rgb() -> None:
+def test_rgb_spec_has_three_channels_in_minus_one_to_one() -> None:
     assert (RGB.channels, RGB.meaning, RGB.range, RGB.mode) == (3, "rgb", (-1.0, 1.0), "RGB")
     assert (str(RGB), RGB.words) == ("rgb (3 channels in [-1, 1])", "RGB in [-1, 1]")
     assert of_channels(3) == RGB
@@ -48,27 +48,27 @@ def test_rgb() -> None:
         (PixelSpec(channels=4, meaning="rgb"), r"rgb \(4 channels in \[-1, 1\]\)"),
     ],
 )
-def test_what_is_not_supported_is_refused_with_what_is(pixels: PixelSpec, words: str) -> None:
+def test_unsupported_specs_are_refused_with_the_supported_ones(pixels: PixelSpec, words: str) -> None:
     for refused in (lambda: pixels.require_supported("m"), lambda: pixels.mode):
         with pytest.raises(UserError, match=rf"images are {words}; supported are rgb \(3 channels in \[-1, 1\]\)$"):
             refused()
 
 
-def test_senseless_specifications_are_refused() -> None:
+def test_invalid_specs_are_refused() -> None:
     with pytest.raises(UserError, match="channels must be a whole number above 0, got 0"):
         PixelSpec(channels=0, meaning="rgb")
     with pytest.raises(UserError, match="range must go from a smaller to a larger value"):
         PixelSpec(channels=3, meaning="rgb", range=(1.0, 1.0))
 
 
-def test_shapes() -> None:
+def test_image_shapes_are_validated() -> None:
     RGB.require_images(torch.zeros(2, 3, 4, 4))
     for shape in ((3, 4, 4), (2, 1, 4, 4)):
         with pytest.raises(UserError, match=r"pixel_values must be \(B, 3, H, W\), got"):
             RGB.require_images(torch.zeros(shape))
 
 
-def test_transforms_declare_their_images() -> None:
+def test_transforms_declare_their_pixel_spec() -> None:
     whole = WholeTransform(None, multiple=4)
     assert ImageTransform(size=8).pixels == BucketTransform(sizes=[(8, 8)]).pixels == whole.pixels == RGB
 
@@ -81,7 +81,7 @@ def test_transforms_declare_their_images() -> None:
         (3, 4, "in_channels 3 differ from out_channels 4"),
     ],
 )
-def test_a_model_of_other_channels_is_refused_where_it_opens(
+def test_model_with_unsupported_channels_is_refused_on_opening(
     tmp_path: Path, kind: str, taken: int, given: int, words: str
 ) -> None:
     net = getattr(diffusers, kind)(in_channels=taken, out_channels=given, block_out_channels=(8,), norm_num_groups=4)
@@ -92,7 +92,7 @@ def test_a_model_of_other_channels_is_refused_where_it_opens(
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_network_of_other_images_is_refused_by_name() -> None:
+def test_network_with_another_pixel_spec_is_refused_by_name() -> None:
     class GreyDiscriminator(PatchDiscriminator):
         pixels = GREY
 
@@ -103,7 +103,7 @@ def test_a_network_of_other_images_is_refused_by_name() -> None:
         check_capabilities(model, ObjectiveConfig(), discriminator, TrainingConfig(max_steps=1))
 
 
-def test_a_metric_of_other_images_is_skipped_with_the_reason() -> None:
+def test_metric_with_another_pixel_spec_is_skipped_with_a_reason() -> None:
     metric = PSNR()
     metric.pixels = GREY
     model = KLAutoencoder(**SMALL)  # type: ignore[arg-type]
@@ -118,7 +118,7 @@ class Grey(PatchLinearAutoencoder):
         return replace(super().spec, pixels=GREY)
 
 
-def test_images_that_a_model_does_not_take_are_refused_before_any_work(image_folder: Path, tmp_path: Path) -> None:
+def test_incompatible_images_are_refused_before_any_work(image_folder: Path, tmp_path: Path) -> None:
     source, transform = open_source(image_folder), ImageTransform(size=16)
     for command in (encode_images, reconstruct_images):
         with pytest.raises(UserError, match=r"the transform works on images that are rgb .* the model on grey"):

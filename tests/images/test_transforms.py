@@ -1,4 +1,4 @@
-"""Sizes, positions, mirroring and value range of what the networks see."""
+"""Sizes, positions, mirroring and value range of the networks' input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ldm_ae.data.config import DataConfig
 
 
 def coordinates(width: int, height: int) -> Image.Image:
-    """Red is the column, green the row: any crop says where it was taken."""
+    """Red is the column and green the row, so that the pixels of a crop show its position."""
     y, x = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8))
 
@@ -25,7 +25,7 @@ def levels(pixel_values: torch.Tensor) -> np.ndarray:
     return ((pixel_values + 1) * 127.5).round().permute(1, 2, 0).numpy().astype(np.uint8)
 
 
-def test_values_are_exactly_uint8_over_127_5_minus_1() -> None:
+def test_pixel_values_equal_uint8_over_127_5_minus_1() -> None:
     ramp = np.arange(256, dtype=np.uint8).reshape(16, 16)
     seen = ImageTransform(size=16, resize="none")(Image.fromarray(np.stack([ramp] * 3, axis=-1)))
     expected = torch.arange(256, dtype=torch.float32).view(16, 16) / 127.5 - 1
@@ -36,7 +36,7 @@ def test_values_are_exactly_uint8_over_127_5_minus_1() -> None:
     assert seen.pixel_values.max() == 1
 
 
-def test_center_crop_without_resizing_is_the_middle() -> None:
+def test_center_crop_without_resizing_takes_the_middle() -> None:
     seen = ImageTransform(size=(4, 6), resize="none")(coordinates(20, 11))
     assert seen.crop_ltrb == (7, 3, 13, 7)
     assert seen.original_size == (11, 20)
@@ -44,7 +44,7 @@ def test_center_crop_without_resizing_is_the_middle() -> None:
     assert np.array_equal(levels(seen.pixel_values), np.asarray(coordinates(20, 11))[3:7, 7:13])
 
 
-def test_random_crop_reaches_every_position_and_tells_it() -> None:
+def test_random_crop_reaches_and_records_every_position() -> None:
     transform = ImageTransform(size=4, resize="none", crop="random", flip=True)
     image, positions, flips = coordinates(7, 6), set(), 0
     for seed in range(300):
@@ -58,7 +58,7 @@ def test_random_crop_reaches_every_position_and_tells_it() -> None:
     assert 110 < flips < 190  # 150 expected, 8.7 the standard deviation
 
 
-def test_one_generator_state_gives_one_result() -> None:
+def test_random_crop_is_determined_by_the_generator_state() -> None:
     transform = ImageTransform(size=8, crop="random", flip=True)
     first, second = (transform(coordinates(40, 30), torch.Generator().manual_seed(5)) for _ in range(2))
     assert first.crop_ltrb == second.crop_ltrb
@@ -74,7 +74,7 @@ def test_one_generator_state_gives_one_result() -> None:
         (16, (5, 10), (0, 2, 5, 8)),  # enlarged: 16x32, rows 8 to 24 of 32 are 2.5 to 7.5 of 10
     ],
 )
-def test_resizing_keeps_the_aspect_and_the_account(
+def test_resizing_keeps_the_aspect_ratio_and_records_sizes(
     resize: int | None, image_size: tuple[int, int], crop_ltrb: tuple[int, int, int, int]
 ) -> None:
     seen = ImageTransform(size=16, resize=resize)(coordinates(*image_size))
@@ -83,7 +83,7 @@ def test_resizing_keeps_the_aspect_and_the_account(
     assert seen.original_size == image_size[::-1]
 
 
-def test_resized_content_is_where_the_account_says() -> None:
+def test_recorded_crop_locates_the_resized_content() -> None:
     seen = ImageTransform(size=16, resize=32)(coordinates(80, 40))
     left, top, right, bottom = seen.crop_ltrb
     found = levels(seen.pixel_values).astype(int)
@@ -103,7 +103,7 @@ def test_resizing_is_antialiased() -> None:
 
 
 def center_crop_arr(image: Image.Image, size: int) -> np.ndarray:
-    """ADM's published steps (guided_diffusion/image_datasets.py), written down again with PIL and NumPy alone."""
+    """ADM's published steps (guided_diffusion/image_datasets.py), reimplemented with PIL and NumPy only."""
     width, height = image.size
     while min(width, height) >= 2 * size:
         width, height = width // 2, height // 2
@@ -118,7 +118,7 @@ def center_crop_arr(image: Image.Image, size: int) -> np.ndarray:
     "image_size",
     [(500, 375), (375, 500), (64, 64), (63, 200), (65, 64), (127, 128), (128, 128), (129, 300), (40, 50), (1023, 517)],
 )
-def test_adm_crop_is_center_crop_arr_bit_for_bit(image_size: tuple[int, int]) -> None:
+def test_adm_crop_equals_center_crop_arr_exactly(image_size: tuple[int, int]) -> None:
     width, height = image_size
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8))
     for size in (64, 32, 37):
@@ -130,7 +130,7 @@ def test_adm_crop_is_center_crop_arr_bit_for_bit(image_size: tuple[int, int]) ->
     )
 
 
-def test_adm_crop_says_where_it_lies() -> None:
+def test_adm_crop_records_its_position() -> None:
     seen = ImageTransform(size=16, crop="adm")(coordinates(160, 80))  # halved twice, then 40x20 to 32x16
     assert seen.crop_ltrb == (40, 0, 120, 80)
     found = levels(seen.pixel_values).astype(int)
@@ -138,30 +138,30 @@ def test_adm_crop_says_where_it_lies() -> None:
     assert abs(found[8, -1, 0] - 117) <= 2
 
 
-def test_adm_crop_of_a_thin_image_is_a_bad_image() -> None:
+def test_adm_crop_refuses_thin_images() -> None:
     with pytest.raises(BadImage, match="60000x1 is too thin"):
         ImageTransform(size=256, crop="adm")(Image.new("RGB", (60000, 1)))
 
 
-def test_panoramas_within_max_pixels_are_taken() -> None:
-    """The guard against thin images that resizing would blow up does not refuse what the user asked for."""
+def test_panoramas_within_max_pixels_are_accepted() -> None:
+    """The guard against thin images, which resizing would enlarge, does not refuse images within the user's limit."""
     transform = ImageTransform(size=16, resize="none", max_pixels=100_000_000)
     assert transform(Image.new("RGB", (30_000, 3_000))).original_size == (3_000, 30_000)
     with pytest.raises(BadImage, match="30000x3000 is too thin"):
         ImageTransform(size=16, resize="none")(Image.new("RGB", (30_000, 3_000)))
 
 
-def test_just_covering_a_crop_of_another_aspect() -> None:
+def test_resize_just_covers_a_crop_of_another_aspect_ratio() -> None:
     for image_size in ((33, 100), (100, 33), (7, 7), (1, 1)):
         assert ImageTransform(size=(24, 16))(coordinates(*image_size)).pixel_values.shape == (3, 24, 16)
 
 
-def test_too_small_without_resizing_is_a_bad_image() -> None:
+def test_small_image_without_resizing_is_refused() -> None:
     with pytest.raises(BadImage, match="15x40 is smaller than the crop 16x16"):
         ImageTransform(size=16, resize="none")(coordinates(15, 40))
 
 
-def test_very_thin_image_is_a_bad_image_and_not_gigapixels() -> None:
+def test_very_thin_image_is_refused_before_resizing() -> None:
     with pytest.raises(BadImage, match="60000x1 is too thin"):
         ImageTransform(size=256)(Image.new("RGB", (60000, 1)))
 
@@ -180,12 +180,12 @@ def test_very_thin_image_is_a_bad_image_and_not_gigapixels() -> None:
         ({"size": 64, "max_pixels": 0}, "max_pixels is 0; it must be at least 1"),
     ],
 )
-def test_wrong_options_are_named(arguments: dict, message: str) -> None:
+def test_invalid_options_are_refused_by_name(arguments: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         ImageTransform(**arguments)
 
 
-def test_description_tells_transforms_apart_and_is_json() -> None:
+def test_transform_description_is_unique_and_json_serializable() -> None:
     variants = [
         ImageTransform(size=16),
         ImageTransform(size=(16, 32)),
@@ -210,15 +210,15 @@ OLD = {
     "version": 1, "size": [16, 16], "resize": None, "filter": "bicubic-antialiased", "crop": "center", "flip": False,
     "background": [255, 255, 255],
 }  # fmt: skip
-"""What a store of a version without colour profiles says."""
+"""The description in a store of a version without colour profiles."""
 
 
-def test_description_of_an_older_version_means_that_profiles_are_ignored() -> None:
+def test_description_without_colour_profiles_means_ignored_profiles() -> None:
     assert ImageTransform(size=16, colour_profiles="ignore").describe() == OLD
     assert described_options(OLD)["colour_profiles"] == "ignore"
 
 
-def test_described_options_are_the_inverse_of_describe() -> None:
+def test_described_options_inverts_describe() -> None:
     for options in (
         {},
         {"crop": "adm", "colour_profiles": "ignore"},
@@ -228,7 +228,7 @@ def test_described_options_are_the_inverse_of_describe() -> None:
         assert ImageTransform(size=16, **described_options(described)).describe() == described
 
 
-def test_a_training_run_hands_its_options_to_both_transforms() -> None:
+def test_training_run_passes_its_options_to_both_transforms() -> None:
     config = DataConfig(train="x", resolution=16, crop="adm", colour_profiles="ignore", max_pixels=100)
     training, validation = config.training_transform().describe(), config.validation_transform().describe()
     assert (training["crop"], training["flip"], validation["crop"], validation["flip"]) == ("adm", True, "adm", False)

@@ -6,7 +6,7 @@ import torch
 from ldm_ae.images.uint8 import from_levels, to_levels, to_uint8
 
 
-def test_every_level_comes_back() -> None:
+def test_uint8_roundtrip_preserves_every_level() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
     pixel_values = from_levels(levels)
     assert pixel_values.dtype == torch.float32
@@ -20,7 +20,7 @@ def test_values_are_clamped_and_rounded(value: float, level: int) -> None:
     assert to_uint8(torch.tensor([value])).tolist() == [level]
 
 
-def test_levels_are_left_alone() -> None:
+def test_from_levels_does_not_modify_its_input() -> None:
     levels = torch.tensor([0.0, 255.0])
     assert from_levels(levels).tolist() == [-1.0, 1.0]
     assert levels.tolist() == [0.0, 255.0]

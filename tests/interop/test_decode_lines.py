@@ -159,7 +159,7 @@ def measured() -> ChannelStatistics:
 
 
 @pytest.mark.parametrize("pipeline", ALL)
-def test_a_measured_factor_is_read_alike_by_every_pipeline(
+def test_every_pipeline_applies_a_measured_scaling_factor(
     pipeline: str, tiny_model: KLAutoencoder, tmp_path: Path
 ) -> None:
     out = export_diffusers(tiny_model, tmp_path / "out", scaling=measured())
@@ -167,13 +167,13 @@ def test_a_measured_factor_is_read_alike_by_every_pipeline(
 
 
 @pytest.mark.parametrize("pipeline", ALL)
-def test_the_shipped_model_is_read_alike_by_every_pipeline(pipeline: str) -> None:
+def test_every_pipeline_applies_the_scale_of_the_pretrained_model(pipeline: str) -> None:
     folder = ldm_ae.core.resources.shipped_models()["kl-f8c4-small"]
     assert_decodes_as_the_specification_says(ldm_ae.load("kl-f8c4-small"), folder, ALL[pipeline])
 
 
-def test_kolors_lines_undo_the_factor(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
-    """Of its source, because the class needs a package for a tokenizer that no test uses."""
+def test_kolors_pipeline_inverts_the_scaling_factor(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+    """The test reads its source, because the class needs a tokenizer's package that no test uses."""
     source = Path(diffusers.__file__).with_name("pipelines") / "kolors/pipeline_kolors.py"
     [line] = [
         node for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Assign)
@@ -191,7 +191,7 @@ def test_kolors_lines_undo_the_factor(tiny_model: KLAutoencoder, tmp_path: Path)
 
 @pytest.mark.parametrize("pipeline", WITH_VECTORS)
 @pytest.mark.parametrize("factor", [1.0, 0.5])  # 0.5 is Playground v2.5's, whose noise has sigma_data 0.5
-def test_vectors_are_read_alike_by_sdxl(
+def test_sdxl_pipelines_apply_channel_vectors(
     factor: float, pipeline: str, tiny_model: KLAutoencoder, tmp_path: Path
 ) -> None:
     spec = measured_scaling(tiny_model.latent_spec, measured(), per_channel=True)
@@ -204,7 +204,7 @@ def test_vectors_are_read_alike_by_sdxl(
 
 
 @pytest.mark.parametrize("pipeline", WITH_SHIFT)
-def test_a_shift_is_read_alike_by_sd3_and_flux(pipeline: str, tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_sd3_and_flux_pipelines_apply_the_shift(pipeline: str, tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     tiny_model.set_scaling(scaling_factor=0.36, shift_factor=0.12)
     statistics = measured()
     out = export_diffusers(tiny_model, tmp_path / "out", scaling=statistics)
@@ -216,16 +216,14 @@ def test_a_shift_is_read_alike_by_sd3_and_flux(pipeline: str, tiny_model: KLAuto
         export_diffusers(tiny_model, tmp_path / "out", scaling=statistics, per_channel=True)
 
 
-def test_no_shift_is_ever_null(tiny_model: KLAutoencoder) -> None:
+def test_shift_factor_is_never_null(tiny_model: KLAutoencoder) -> None:
     assert tiny_model.net.config.shift_factor is None  # diffusers' default
     for spec in (LatentSpec(channels=4, downsample_factor=4, scaling_factor=0.5), tiny_model.latent_spec):
         set_scaling_of(tiny_model, spec)
         assert tiny_model.net.config.shift_factor == 0.0
 
 
-def test_the_factor_that_was_once_written_beside_vectors_counts_as_one(
-    tiny_model: KLAutoencoder, tmp_path: Path
-) -> None:
+def test_legacy_factor_beside_vectors_is_read_as_one(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     statistics = measured()
     mean, std = tuple(statistics.channel_mean.tolist()), tuple(statistics.channel_std.tolist())
     once = 1.0 / statistics.pooled_std
@@ -247,7 +245,7 @@ def test_the_factor_that_was_once_written_beside_vectors_counts_as_one(
     assert_decodes_as_the_specification_says(read, out, sdxl)
 
 
-def test_a_discrete_model_is_written_with_the_factor_that_is_meant(tmp_path: Path) -> None:
+def test_discrete_model_is_written_with_its_scaling_factor(tmp_path: Path) -> None:
     statistics = measured()
     model = VQAutoencoder(
         quantizer=FSQ((8, 5, 5, 5)), block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4

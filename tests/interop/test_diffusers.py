@@ -22,7 +22,7 @@ def loader(folder: Path, batch_size: int) -> EvaluationLoader:
     return EvaluationLoader(open_source(folder), ImageTransform(size=32), batch_size=batch_size)
 
 
-def test_from_pretrained_gives_our_reconstructions(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_exported_model_reconstructs_equally_in_diffusers(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     tiny_model.eval()
     other = AutoencoderKL.from_pretrained(export_diffusers(tiny_model, tmp_path / "out")).eval()
     pixels = torch.rand(2, 3, 32, 32) * 2 - 1
@@ -33,7 +33,7 @@ def test_from_pretrained_gives_our_reconstructions(tiny_model: KLAutoencoder, tm
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
 
 
-def test_the_measured_scale_is_written_and_the_model_left_alone(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_export_writes_the_measured_scale_without_changing_the_model(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     statistics = ChannelStatistics(4)
     latents = 2.0 * torch.randn(16, 4, 8, 8) + torch.arange(4.0).view(1, 4, 1, 1)
     statistics.update(latents)
@@ -55,7 +55,7 @@ def test_the_measured_scale_is_written_and_the_model_left_alone(tiny_model: KLAu
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_weights_of_half_the_bytes(tiny_model: KLAutoencoder, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_export_writes_half_precision_weights(tiny_model: KLAutoencoder, dtype: torch.dtype, tmp_path: Path) -> None:
     export_diffusers(tiny_model, tmp_path / "out", weights=dtype, sample_size=64)
     written = load_file(tmp_path / "out" / WEIGHTS)
     for name, tensor in tiny_model.net.state_dict().items():
@@ -73,13 +73,13 @@ def test_weights_of_half_the_bytes(tiny_model: KLAutoencoder, dtype: torch.dtype
     assert load_autoencoder(tmp_path / "out").sample_size == 64  # the earlier export stands
 
 
-def test_a_scale_is_not_made_up(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_export_refuses_a_scale_without_images(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give more images"):
         export_diffusers(tiny_model, tmp_path / "out", scaling=ChannelStatistics(4))
     assert not (tmp_path / "out").exists()
 
 
-def test_scaling_does_not_depend_on_batches(tiny_model: KLAutoencoder, image_folder: Path) -> None:
+def test_measured_scale_does_not_depend_on_batches(tiny_model: KLAutoencoder, image_folder: Path) -> None:
     tiny_model.eval()
     done: list[int] = []
     one = measure_scaling(tiny_model, loader(image_folder, 5), progress=done.append)
@@ -91,7 +91,7 @@ def test_scaling_does_not_depend_on_batches(tiny_model: KLAutoencoder, image_fol
     torch.testing.assert_close(one.channel_std, other.channel_std, atol=1e-6, rtol=1e-6)
 
 
-def test_permissions_follow_the_umask(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_exported_files_follow_the_umask(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     umask = os.umask(0o022)
     try:
         out = export_diffusers(tiny_model, tmp_path / "out")
@@ -102,7 +102,7 @@ def test_permissions_follow_the_umask(tiny_model: KLAutoencoder, tmp_path: Path)
     }  # fmt: skip
 
 
-def test_a_foreign_folder_is_left_alone(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_export_does_not_overwrite_other_folders(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"holds other files \(thesis.tex\)"):
@@ -114,7 +114,7 @@ def test_a_foreign_folder_is_left_alone(tiny_model: KLAutoencoder, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "out"]
 
 
-def test_a_failed_export_leaves_the_old_one(
+def test_failed_export_keeps_the_previous_one(
     tiny_model: KLAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = export_diffusers(tiny_model, tmp_path / "out")

@@ -97,7 +97,7 @@ def described_keys(name: str) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_keys_and_shapes_are_those_of_the_zoo(name: str, tmp_path: Path) -> None:
+def test_exported_keys_and_shapes_match_the_compvis_models(name: str, tmp_path: Path) -> None:
     export_ldm(zoo_model(name), tmp_path / "out")
     with safe_open(tmp_path / "out/model.safetensors", "pt") as file:
         found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -113,7 +113,7 @@ def test_keys_and_shapes_are_those_of_the_zoo(name: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("middle", [True, False])
 @pytest.mark.parametrize("levels", [(), (1,), (0, 2)])
-def test_an_independent_network_loads_the_export_and_gives_equal_outputs(
+def test_exported_weights_give_equal_outputs_in_an_independent_network(
     levels: tuple[int, ...], middle: bool, tmp_path: Path
 ) -> None:
     model = KLAutoencoder(
@@ -135,7 +135,7 @@ def test_an_independent_network_loads_the_export_and_gives_equal_outputs(
         torch.testing.assert_close(other.decode(latents), model.decode(latents), atol=1e-5, rtol=1e-5)
 
 
-def test_a_network_without_quant_convolutions_gets_identities() -> None:
+def test_missing_quant_convolutions_are_exported_as_identities() -> None:
     kwargs = dict(
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(32, 32), sample_size=8,
@@ -152,14 +152,14 @@ def test_a_network_without_quant_convolutions_gets_identities() -> None:
 
 
 @pytest.mark.parametrize("name", ["f8", "f32"])
-def test_there_and_back_is_the_same_state_dict(name: str) -> None:
+def test_export_and_import_roundtrip_the_state_dict(name: str) -> None:
     state = zoo_model(name).net.state_dict()
     back = from_ldm_state_dict(to_ldm_state_dict(state))
     assert back.keys() == state.keys()
     assert all(torch.equal(back[key], state[key]) for key in state)
 
 
-def test_unknown_keys_are_named() -> None:
+def test_unknown_keys_are_refused_by_name() -> None:
     state = zoo_model("f4").net.state_dict()
     with pytest.raises(UserError, match=r"'loss\.logvar' is no key"):
         from_ldm_state_dict({**to_ldm_state_dict(state), "loss.logvar": torch.zeros(1)})
@@ -167,7 +167,7 @@ def test_unknown_keys_are_named() -> None:
         to_ldm_state_dict({**state, "encoder.surprise.weight": torch.zeros(1)})
 
 
-def test_what_compvis_cannot_build_is_refused(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_networks_that_compvis_cannot_build_are_refused(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="32 groups, this model in 4"):
         export_ldm(tiny_model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -194,7 +194,7 @@ def test_what_compvis_cannot_build_is_refused(tiny_model: KLAutoencoder, tmp_pat
         ),
     ],
 )
-def test_the_whole_scale_is_said(
+def test_export_prints_the_complete_scale(
     scale: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = KLAutoencoder(block_out_channels=(32,), layers_per_block=1)

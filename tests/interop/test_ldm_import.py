@@ -1,4 +1,4 @@
-"""Checkpoints of CompVis and taming become diffusers folders with equal outputs; what is none of them is refused."""
+"""Checkpoints of CompVis and taming become diffusers folders with equal outputs; other files are refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def loss_of(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pth", ".safetensors"])
-def test_a_kl_checkpoint_gives_equal_outputs(kl: Any, suffix: str, tmp_path: Path) -> None:
+def test_kl_checkpoint_gives_equal_outputs(kl: Any, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"model{suffix}"
     state = loss_of(kl.state_dict())
     if suffix == ".safetensors":
@@ -91,7 +91,7 @@ def test_a_kl_checkpoint_gives_equal_outputs(kl: Any, suffix: str, tmp_path: Pat
         torch.testing.assert_close(theirs.decode(latents).sample, kl.decode(latents), **CLOSE)
 
 
-def test_a_vq_checkpoint_gives_equal_outputs_and_records_beta(vq: Any, tmp_path: Path) -> None:
+def test_vq_checkpoint_gives_equal_outputs_and_records_beta(vq: Any, tmp_path: Path) -> None:
     torch.save({"state_dict": loss_of(vq.state_dict())}, tmp_path / "last.ckpt")
     config = write_yaml(tmp_path / "config.yaml", params(16, 3))
     found = import_ldm(tmp_path / "last.ckpt", tmp_path / "out", config=config)
@@ -122,13 +122,13 @@ def test_a_vq_checkpoint_gives_equal_outputs_and_records_beta(vq: Any, tmp_path:
     assert not again.quantizer.legacy
 
 
-def test_a_right_vq_says_nothing_of_beta(tmp_path: Path) -> None:
+def test_vq_without_legacy_beta_does_not_record_it(tmp_path: Path) -> None:
     VQAutoencoder(quantizer=VQ(8, 4), block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path)
     assert "legacy_beta" not in json.loads((tmp_path / "config.json").read_text())
 
 
 @pytest.mark.parametrize("make", [lambda: VQ(16, 3), lambda: EMAVQ(16, 3, care=CodebookCare(restart_below=0.1))])
-def test_an_exported_vq_loads_in_an_independent_network(make: Any, tmp_path: Path) -> None:
+def test_exported_vq_loads_in_an_independent_network(make: Any, tmp_path: Path) -> None:
     model = VQAutoencoder(
         quantizer=make(), block_out_channels=(32, 64, 64), layers_per_block=1, latent_channels=4,
         attention_levels=(1,), mid_block_add_attention=False,
@@ -156,7 +156,7 @@ def test_an_exported_vq_loads_in_an_independent_network(make: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("sides", [[], [16]])  # with `none`, the sides of vq-f4-noattn's relatives count for nothing
-def test_a_checkpoint_without_attention(sides: list[int], tmp_path: Path) -> None:
+def test_checkpoint_without_attention_is_imported(sides: list[int], tmp_path: Path) -> None:
     content = params(16, 3)
     other: Any = CompVisVQ({**content, "ddconfig": {**content["ddconfig"], "attn_resolutions": []}}, groups=32)
     other.encoder.mid.attn_1 = other.decoder.mid.attn_1 = nn.Identity()  # as CompVis's make_attn does
@@ -190,7 +190,7 @@ def test_other_quantizers_are_refused(tmp_path: Path) -> None:
         export_ldm(model, tmp_path / "out")
 
 
-def test_a_whole_latent_diffusion_model(kl: Any, tmp_path: Path) -> None:
+def test_first_stage_of_a_latent_diffusion_model_is_imported(kl: Any, tmp_path: Path) -> None:
     state = {f"first_stage_model.{key}": value for key, value in loss_of(kl.state_dict()).items()}
     state |= {"model.diffusion_model.out.weight": torch.zeros(3), "betas": torch.zeros(4)}
     save_file(state, tmp_path / "sd.safetensors")
@@ -204,7 +204,7 @@ def test_a_whole_latent_diffusion_model(kl: Any, tmp_path: Path) -> None:
         torch.testing.assert_close(model.encode(x).mode(), kl.moments(x)[:, :4], **CLOSE)
 
 
-def test_half_precision_becomes_float32(kl: Any, tmp_path: Path) -> None:
+def test_half_precision_weights_are_imported_as_float32(kl: Any, tmp_path: Path) -> None:
     torch.save({key: value.half() for key, value in kl.state_dict().items()}, tmp_path / "half.ckpt")
     import_ldm(tmp_path / "half.ckpt", tmp_path / "out")
     written = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
@@ -212,7 +212,7 @@ def test_half_precision_becomes_float32(kl: Any, tmp_path: Path) -> None:
     assert torch.equal(written["decoder.conv_out.weight"], kl.decoder.conv_out.weight.half().float())
 
 
-def test_what_lightning_kept_of_its_callbacks_is_not_built(
+def test_lightning_callbacks_in_a_checkpoint_are_not_unpickled(
     kl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CompVis's zoo has a class of Lightning as a key; any other class is refused as ever."""
@@ -258,7 +258,7 @@ def adding(key: str, value: Tensor) -> Any:
         (adding(f"a{'.b' * 200}", torch.zeros(1)), "is not a weight of an autoencoder"),
     ],
 )
-def test_weights_of_something_else(vq: Any, change: Any, words: str, tmp_path: Path) -> None:
+def test_weights_of_other_models_are_refused(vq: Any, change: Any, words: str, tmp_path: Path) -> None:
     torch.save(change(vq.state_dict()), tmp_path / "model.ckpt")
     with pytest.raises(UserError, match=words) as error:
         import_ldm(tmp_path / "model.ckpt", tmp_path / "out")
@@ -286,7 +286,9 @@ def test_weights_of_something_else(vq: Any, change: Any, words: str, tmp_path: P
         ({"ddconfig": None}, "no configuration of CompVis's form"),
     ],
 )
-def test_a_configuration_of_something_else(vq: Any, change: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_configurations_of_other_models_are_refused(
+    vq: Any, change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     content = params(16, 3)
     for key, value in change.items():
         content[key] = {**content[key], **value} if isinstance(value, dict) else value
@@ -296,7 +298,7 @@ def test_a_configuration_of_something_else(vq: Any, change: dict[str, Any], word
         import_ldm(tmp_path / "model.ckpt", tmp_path / "out", config=config)
 
 
-def test_files_that_are_none(vq: Any, tmp_path: Path) -> None:
+def test_invalid_and_missing_files_are_refused(vq: Any, tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"no checkpoint")
     for name, words in (("model.ckpt", "was not opened"), ("none.ckpt", "no such file"), ("x.onnx", "no such file")):
         with pytest.raises(UserError, match=words):
@@ -311,7 +313,7 @@ def test_files_that_are_none(vq: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scale_factor", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_scale_that_is_none(vq: Any, scale_factor: float, tmp_path: Path) -> None:
+def test_invalid_scale_factor_is_refused(vq: Any, scale_factor: float, tmp_path: Path) -> None:
     torch.save(vq.state_dict(), tmp_path / "model.ckpt")
     config = write_yaml(tmp_path / "config.yaml", params(16, 3), scale_factor=scale_factor)
     with pytest.raises(UserError, match="scale_factor must be a number above 0"):
@@ -328,7 +330,7 @@ class Payload:
         return (Path.touch, (self.path,))
 
 
-def test_a_checkpoint_is_not_obeyed(vq: Any, tmp_path: Path) -> None:
+def test_code_in_a_pickled_checkpoint_is_not_run(vq: Any, tmp_path: Path) -> None:
     torch.save({"state_dict": vq.state_dict(), "callbacks": Payload(tmp_path / "made")}, tmp_path / "model.ckpt")
     with pytest.raises(UserError, match="was not opened"):
         import_ldm(tmp_path / "model.ckpt", tmp_path / "out")
@@ -338,7 +340,7 @@ def test_a_checkpoint_is_not_obeyed(vq: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_damaged_checkpoints_get_a_line(zipped: bool, tmp_path: Path) -> None:
+def test_damaged_checkpoints_are_refused_in_one_line(zipped: bool, tmp_path: Path) -> None:
     """PyTorch's unpickler stumbles in many ways: KeyError, AssertionError, TypeError, ..."""
     path, rng = tmp_path / "model.ckpt", random.Random(0)
     torch.save({"state_dict": {"a": torch.zeros(2), "b": torch.ones(3)}}, path, _use_new_zipfile_serialization=zipped)

@@ -38,7 +38,7 @@ def export(tiny_model: KLAutoencoder, tmp_path: Path) -> Path:
 
 
 def own_images(model: KLAutoencoder, export: Path, final_latents: Tensor) -> np.ndarray:
-    """(B, H, W, 3) in [0, 1]: what this project decodes from the scaled latents a pipeline ended with."""
+    """(B, H, W, 3) in [0, 1]: this project's decoding of the scaled latents at the end of a pipeline."""
     scaling_factor = json.loads((export / "config.json").read_text())["scaling_factor"]
     assert 0.3 < scaling_factor < 0.4  # 1 / 3, from the fixture
     with torch.no_grad():
@@ -54,7 +54,7 @@ def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
 
 
-def test_stable_diffusion_decodes_as_we_do(tiny_model: KLAutoencoder, export: Path, tmp_path: Path) -> None:
+def test_stable_diffusion_pipeline_decodes_equally(tiny_model: KLAutoencoder, export: Path, tmp_path: Path) -> None:
     text_config = CLIPTextConfig(
         vocab_size=54, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=16, bos_token_id=52, eos_token_id=53, pad_token_id=53,
@@ -95,7 +95,7 @@ def recorded_steps(pipeline: Any) -> list[Tensor]:
     return ends
 
 
-def test_dit_decodes_as_we_do(tiny_model: KLAutoencoder, export: Path) -> None:
+def test_dit_pipeline_decodes_equally(tiny_model: KLAutoencoder, export: Path) -> None:
     transformer = DiTTransformer2DModel(
         sample_size=8,
         in_channels=4,
@@ -123,7 +123,7 @@ def test_dit_decodes_as_we_do(tiny_model: KLAutoencoder, export: Path) -> None:
     np.testing.assert_allclose(images, own_images(tiny_model, export, latents), atol=1e-5)
 
 
-def test_ldm_pipeline_decodes_the_nearest_codes_as_we_do(tmp_path: Path) -> None:
+def test_ldm_pipeline_decodes_the_nearest_codes_equally(tmp_path: Path) -> None:
     model = VQAutoencoder(
         quantizer=VQ(32, 4), block_out_channels=(8, 16, 16), layers_per_block=1, norm_num_groups=4,
         mid_block_add_attention=False,

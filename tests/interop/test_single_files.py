@@ -40,7 +40,7 @@ def source(kind: str, **changes: Any) -> Any:
 
 
 def check_equal(net: Any, folder: Path) -> None:
-    """What the folder encodes and decodes is what the source network does."""
+    """Assert that the model in the folder encodes and decodes as the source network does."""
     model, x = load_autoencoder(folder), pixels()
     with torch.no_grad():
         if isinstance(model, KLAutoencoder):
@@ -73,7 +73,7 @@ def save(state: State, path: Path) -> Path:
         ("gumbel", {"attn_type": "none", "resamp_with_conv": False}),
     ],
 )
-def test_each_network_of_compvis_gives_equal_outputs(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+def test_every_compvis_network_gives_equal_outputs(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
     net = source(kind, **changes)
     found = import_ldm(save(net.state_dict(), tmp_path / "model.safetensors"), tmp_path / "out")
     assert found.network.middle_attention is (changes.get("attn_type") != "none")
@@ -103,7 +103,7 @@ def below(prefix: str) -> Callable[[State], State]:
      "_orig_mod.", "first_stage_model.module."],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["kl", "vq"])
-def test_any_prefix(kind: str, prefix: str, tmp_path: Path) -> None:
+def test_weights_below_any_prefix_are_found(kind: str, prefix: str, tmp_path: Path) -> None:
     net = source(kind)
     state = below(prefix)(net.state_dict() | {"loss.logvar": torch.zeros(())})
     path = save(state | {"betas": torch.zeros(4)}, tmp_path / "model.safetensors")
@@ -121,7 +121,7 @@ def test_any_prefix(kind: str, prefix: str, tmp_path: Path) -> None:
         lambda s: {"state_dict": {f"module.{key}": value for key, value in s.items()}},
     ],
 )  # fmt: skip
-def test_dictionaries_around_the_weights(wrap: Callable[[State], Any], tmp_path: Path) -> None:
+def test_weights_in_nested_dictionaries_are_found(wrap: Callable[[State], Any], tmp_path: Path) -> None:
     net = source("kl")
     torch.save(wrap(net.state_dict()), tmp_path / "model.pt")
     found = import_ldm(tmp_path / "model.pt", tmp_path / "out")
@@ -129,7 +129,7 @@ def test_dictionaries_around_the_weights(wrap: Callable[[State], Any], tmp_path:
     assert found.file.beside == (("ema",) if "ema" in (w := wrap({"a": torch.zeros(1)})) and "model" in w else ())
 
 
-def test_names_do_not_tell_what_a_file_is(tmp_path: Path) -> None:
+def test_file_format_is_detected_by_content(tmp_path: Path) -> None:
     """Safetensors named .ckpt, a pickle named .safetensors, and no suffix at all."""
     net = source("kl")
     save(net.state_dict(), tmp_path / "model.ckpt")
@@ -141,7 +141,7 @@ def test_names_do_not_tell_what_a_file_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_weights_of_other_precisions_are_imported(dtype: torch.dtype, tmp_path: Path) -> None:
     net = source("kl16")
     state = {key: value.to(dtype) for key, value in net.state_dict().items()}
     net.load_state_dict({key: value.float() for key, value in state.items()})
@@ -159,7 +159,7 @@ def old_attention(state: State) -> State:
 @pytest.mark.parametrize("change", [nothing, old_attention, below("vae."), below("module.")])
 @pytest.mark.parametrize("options", [{}, {"use_quant_conv": False, "use_post_quant_conv": False},
                                      {"mid_block_add_attention": False}, {"use_post_quant_conv": False}])  # fmt: skip
-def test_diffusers_kl_without_its_configuration(
+def test_diffusers_kl_weights_are_imported_without_their_configuration(
     options: dict[str, Any], change: Callable[[State], State], tmp_path: Path
 ) -> None:
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
@@ -171,7 +171,7 @@ def test_diffusers_kl_without_its_configuration(
         torch.testing.assert_close(model.decode(latents), net.decode(latents).sample, **CLOSE)
 
 
-def test_diffusers_vq_without_its_configuration(tmp_path: Path) -> None:
+def test_diffusers_vq_weights_are_imported_without_their_configuration(tmp_path: Path) -> None:
     blocks = {"down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
               "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D")}  # fmt: skip
     net = shaken(diffusers.VQModel(**blocks, block_out_channels=(32, 64), num_vq_embeddings=16, vq_embed_dim=3))
@@ -185,12 +185,12 @@ def test_diffusers_vq_without_its_configuration(tmp_path: Path) -> None:
         torch.testing.assert_close(model.decode(model.encode(x).mode()), net(x).sample, atol=1e-4, rtol=1e-5)
 
 
-def test_weights_beside_their_configuration_are_a_model_already(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_weights_beside_their_configuration_need_no_import(tmp_path: Path, tiny_model_folder: Path) -> None:
     with pytest.raises(UserError, match=r"with its config\.json, as MODEL"):
         import_ldm(tiny_model_folder / "diffusion_pytorch_model.safetensors", tmp_path / "out")
 
 
-def test_attention_under_newer_names_in_compvis_keys(tmp_path: Path) -> None:
+def test_newer_attention_names_in_compvis_keys_are_imported(tmp_path: Path) -> None:
     net = source("kl")
     state = net.state_dict()
     for old, new in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0"), ("norm", "group_norm")):
@@ -202,7 +202,7 @@ def test_attention_under_newer_names_in_compvis_keys(tmp_path: Path) -> None:
     check_equal(net, tmp_path / "out")
 
 
-def test_counts_of_codes_are_left_out(tmp_path: Path) -> None:
+def test_code_counts_of_taming_are_ignored(tmp_path: Path) -> None:
     """taming's EMA quantizer keeps them, and its remapped one a table of indices in use."""
     net = source("vq")
     state = net.state_dict() | {
@@ -221,7 +221,7 @@ def factor_of(folder: Path) -> tuple[float, float | None]:
     return config["scaling_factor"], config.get("shift_factor")
 
 
-def test_a_scale_factor_in_the_file_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scale_factor_in_the_file_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """LDM's scale_by_std measures it and keeps it as a tensor."""
     for kind in ("kl", "vq"):
         state = below("first_stage_model.")(source(kind).state_dict()) | {"scale_factor": torch.tensor(0.37)}
@@ -250,13 +250,13 @@ def test_a_scale_factor_in_the_file_is_used(tmp_path: Path, capsys: pytest.Captu
         (lambda s: {"model": s, "scale_factor": None}, 1.0),
     ],
 )
-def test_a_scale_factor_beside_the_weights_is_used(wrap: Callable[[State], Any], factor: float, tmp_path: Path) -> None:
+def test_scale_factor_beside_the_weights_is_used(wrap: Callable[[State], Any], factor: float, tmp_path: Path) -> None:
     torch.save(wrap(source("kl").state_dict()), tmp_path / "model.pt")
     import_ldm(tmp_path / "model.pt", tmp_path / "out")
     assert factor_of(tmp_path / "out")[0] == pytest.approx(factor)
 
 
-def test_a_scale_factor_beside_the_weights_must_be_one(tmp_path: Path) -> None:
+def test_invalid_scale_factor_beside_the_weights_is_refused(tmp_path: Path) -> None:
     state = source("kl").state_dict()
     for wrong, words in ((0.0, "got 0"), (float("nan"), "got nan"), (torch.ones(2), r"got a tensor \(2,\)")):
         torch.save({"model": state, "scale_factor": wrong}, tmp_path / "model.pt")
@@ -281,7 +281,7 @@ PUBLISHED = {"sd": (0.18215, None), "sdxl": (0.13025, None), "sd3": (1.5305, 0.0
 
 
 @pytest.mark.parametrize("family", UNETS)
-def test_a_family_of_other_channels_is_refused(family: str, tmp_path: Path) -> None:
+def test_family_with_other_channels_is_refused(family: str, tmp_path: Path) -> None:
     kind, channels, wanted, fix = {
         "kl": ("kl16", 16, 4, "name sd3 or flux"), "kl16": ("kl", 4, 16, "name sd or sdxl"),
     }[UNETS[family][0]]  # fmt: skip
@@ -294,7 +294,7 @@ def test_a_family_of_other_channels_is_refused(family: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("family", UNETS)
 @pytest.mark.parametrize(("levels", "factor"), [(3, 4), (5, 16)])
-def test_a_family_of_another_downsample_factor_is_refused(
+def test_family_with_another_downsample_factor_is_refused(
     family: str, levels: int, factor: int, tmp_path: Path
 ) -> None:
     net = source(UNETS[family][0], ch_mult=[1] * levels)
@@ -305,7 +305,7 @@ def test_a_family_of_another_downsample_factor_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_family_of_kl_autoencoders_is_not_a_vqs(tmp_path: Path) -> None:
+def test_kl_family_is_refused_for_a_vq_file(tmp_path: Path) -> None:
     config = {**DDCONFIG, **ALONE, **DEEP, "double_z": False}
     net = shaken(CompVisVQ({"embed_dim": 4, "n_embed": 16, "ddconfig": config}, groups=32))
     path = save(net.state_dict(), tmp_path / "model.safetensors")
@@ -314,7 +314,7 @@ def test_a_family_of_kl_autoencoders_is_not_a_vqs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("embed_dim", [2, 8])
-def test_other_numbers_of_channels_in_quant_convolutions_are_refused_in_a_line(embed_dim: int, tmp_path: Path) -> None:
+def test_mismatched_quant_convolutions_are_refused_in_one_line(embed_dim: int, tmp_path: Path) -> None:
     config = {**DDCONFIG, **ALONE, "double_z": True}
     path = save(CompVisAutoencoder(config, embed_dim, groups=32).state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(UserError) as refused:
@@ -326,7 +326,7 @@ def test_other_numbers_of_channels_in_quant_convolutions_are_refused_in_a_line(e
     )
 
 
-def test_a_family_of_other_convolutions_is_noted(tmp_path: Path) -> None:
+def test_family_with_other_quant_convolutions_causes_a_note(tmp_path: Path) -> None:
     config = {**DDCONFIG, **ALONE, **DEEP, "double_z": True}
     path = save(shaken(CompVisAutoencoder(config, None, groups=32)).state_dict(), tmp_path / "model.safetensors")
     found = import_ldm(path, tmp_path / "out", family="sdxl")
@@ -335,7 +335,7 @@ def test_a_family_of_other_convolutions_is_noted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", UNETS)
-def test_the_scale_of_a_published_model(family: str, tmp_path: Path) -> None:
+def test_scale_of_published_models_is_recognized(family: str, tmp_path: Path) -> None:
     kind, others = UNETS[family]
     net = source(kind, **DEEP)
     prefix = "vae." if family == "flux" else "first_stage_model."
@@ -344,7 +344,7 @@ def test_the_scale_of_a_published_model(family: str, tmp_path: Path) -> None:
     assert factor_of(tmp_path / "out") == PUBLISHED[family]
     assert "published for" in found.scale.source
     assert not any("scaling_factor" in note for note in found.notes)
-    # By hand, for a file of the autoencoder alone.
+    # By hand, for a file that holds only the autoencoder.
     alone = save(net.state_dict(), tmp_path / "alone.safetensors")
     assert import_ldm(alone, tmp_path / "unknown").notes[0].startswith("scaling_factor is 1: unknown")
     assert factor_of(tmp_path / "unknown") == (1.0, None)
@@ -355,7 +355,7 @@ def test_the_scale_of_a_published_model(family: str, tmp_path: Path) -> None:
     torch.testing.assert_close(spec.scale(latents), (latents - (shift or 0.0)) * scale)
 
 
-def test_stable_diffusions_network_alone_has_its_convention() -> None:
+def test_stable_diffusion_network_alone_implies_its_scaling_factor() -> None:
     network = LDMNetwork(
         ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2, attention_levels=(), middle_attention=True, z_channels=4,
         embed_dim=4, double_z=True, quant_conv=True, n_embed=None, quantization="none",
@@ -381,7 +381,7 @@ def test_configuration_and_family_must_agree(tmp_path: Path) -> None:
         import_ldm(save(source("vq").state_dict(), path), tmp_path / "out", family="flux")
 
 
-def test_no_attention_must_be_what_the_weights_say(tmp_path: Path) -> None:
+def test_attn_type_none_must_match_the_weights(tmp_path: Path) -> None:
     """`attn_type: none` in the YAML of vq-f4-noattn, with sides that then mean nothing."""
     path = save(source("vq", attn_type="none").state_dict(), tmp_path / "model.safetensors")
     content = params(16, 3)
@@ -394,7 +394,7 @@ def test_no_attention_must_be_what_the_weights_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["tanh_out", "give_pre_end"])
-def test_a_decoder_that_diffusers_lacks_is_refused_or_told(
+def test_decoder_options_missing_in_diffusers_are_refused_or_reported(
     key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save(source("kl").state_dict(), tmp_path / "model.safetensors")
@@ -404,12 +404,12 @@ def test_a_decoder_that_diffusers_lacks_is_refused_or_told(
         with pytest.raises(UserError, match=f"has {key}: true, which diffusers' decoder does not have"):
             import_ldm(path, tmp_path / "out", config=config)
     assert not (tmp_path / "out").exists()
-    # Without the configuration nobody can see it, and the command says what it takes for granted.
+    # It is not visible without the configuration, and the command prints its assumption.
     assert main(["import", str(path), str(tmp_path / "out")]) == 0
     assert "note: whether the decoder ends in tanh (tanh_out) is in the configuration alone" in capsys.readouterr().err
 
 
-def test_what_was_inferred_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_prints_the_inferred_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = save(below("vae.")(source("vq").state_dict()), tmp_path / "model.safetensors")
     assert main(["import", str(path), str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
@@ -421,7 +421,7 @@ def test_what_was_inferred_is_printed(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "note: scaling_factor is 1" in said.err
 
 
-def test_the_same_module_serves_a_model_in_memory(tmp_path: Path) -> None:
+def test_single_file_is_opened_in_memory(tmp_path: Path) -> None:
     net: nn.Module = source("kl16")
     model = build_autoencoder(open_single_file(save(net.state_dict(), tmp_path / "ae.safetensors"))).eval()
     x = pixels()

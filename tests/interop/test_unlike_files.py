@@ -1,4 +1,4 @@
-"""Files that hold no autoencoder of ours are named by what they seem to be; pickles build nothing but tensors."""
+"""Refusals of files without a supported autoencoder name their likely content; pickles build only tensors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILES = {
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors", ".pth"])
 @pytest.mark.parametrize("name", FILES)
-def test_files_that_are_no_weights_are_named(name: str, suffix: str, tmp_path: Path) -> None:
+def test_files_without_weights_are_refused_by_name(name: str, suffix: str, tmp_path: Path) -> None:
     content, words = FILES[name]
     (tmp_path / f"model{suffix}").write_bytes(content)
     with pytest.raises(UserError, match=words) as error:
@@ -38,7 +38,7 @@ def test_files_that_are_no_weights_are_named(name: str, suffix: str, tmp_path: P
     assert str(error.value).isprintable()
 
 
-def test_a_configuration_that_lightning_kept_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lightning_hyperparameters_are_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`save_hyperparameters` pickles omegaconf's containers beside the weights."""
     for name, kinds in {
         "omegaconf": (),
@@ -63,7 +63,7 @@ class Anything:
     """A class that the checkpoint names, such as a whole module that was pickled."""
 
 
-def test_a_refused_pickle_says_what_it_would_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_pickle_names_the_class_it_would_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"model": Anything()}, tmp_path / "model.ckpt")
     assert main(["import", str(tmp_path / "model.ckpt"), str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
@@ -95,14 +95,14 @@ KEYS = {
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_weights_of_something_else_are_named(name: str, tmp_path: Path) -> None:
+def test_weights_of_other_models_are_refused_by_name(name: str, tmp_path: Path) -> None:
     keys, words = KEYS[name]
     path = save({key: torch.zeros(2, 2, 1, 1) for key in keys}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=f"seems to be .*{words}"):
         import_ldm(path, tmp_path / "out")
 
 
-def test_networks_near_to_one_are_named(tmp_path: Path) -> None:
+def test_similar_unsupported_networks_are_refused_by_name(tmp_path: Path) -> None:
     state = source("kl16").state_dict()
     five = {key: value[:, :, None] if value.ndim == 4 else value for key, value in state.items()}
     flux2 = state | {"encoder.quant_conv.weight": torch.zeros(32, 32, 1, 1), "bn.running_mean": torch.zeros(4)}
@@ -117,7 +117,7 @@ def test_networks_near_to_one_are_named(tmp_path: Path) -> None:
             import_ldm(save(content, tmp_path / "model.safetensors"), tmp_path / "out")
 
 
-def test_two_autoencoders_are_not_chosen_between(tmp_path: Path) -> None:
+def test_file_with_two_autoencoders_is_refused(tmp_path: Path) -> None:
     net, other = source("kl"), source("kl")
     both = below("vae.")(net.state_dict()) | below("refiner.")(other.state_dict())
     with pytest.raises(UserError, match=r"has 2 autoencoders \(refiner\., vae\.\)"):

@@ -1,4 +1,4 @@
-"""Files written past the page cache: the same bytes as any other file, whatever the file system can do."""
+"""Direct writes, which bypass the page cache where the file system supports it, write the same bytes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, PAGE - 1, PAGE, PAGE + 1, BUFFER, BUFFER + 1, 5 * BUFFER, 5 * BUFFER + 12345])
-def test_bytes_size_and_hash_are_those_of_the_pieces(tmp_path: Path, size: int) -> None:
+def test_direct_write_returns_size_and_hash_of_the_concatenated_pieces(tmp_path: Path, size: int) -> None:
     content = os.urandom(size)
     pieces = [content[:7], memoryview(content)[7:3000], b"", memoryview(content)[3000:]]
     assert write_direct(tmp_path / "file", pieces) == Written(hashlib.sha256(content).hexdigest(), size)
     assert (tmp_path / "file").read_bytes() == content
 
 
-def test_a_file_system_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_direct_write_falls_back_where_o_direct_is_unsupported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = os.open
 
     def refuse(path: str, flags: int, mode: int = 0o777) -> int:
@@ -45,7 +45,9 @@ def test_a_file_system_that_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "file").read_bytes() == content
 
 
-def test_blocks_of_another_size_and_a_disk_that_takes_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_direct_write_handles_block_size_errors_and_partial_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     direct, writes = [True], []
 
     def write(file: int, data: memoryview) -> int:
@@ -70,7 +72,9 @@ def test_blocks_of_another_size_and_a_disk_that_takes_a_part(tmp_path: Path, mon
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("size", [5, 5 * BUFFER])
-def test_what_the_disk_says_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, size: int) -> None:
+def test_disk_errors_are_raised_and_the_file_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, size: int
+) -> None:
     def fail(file: int, data: memoryview) -> int:
         raise OSError(number, os.strerror(number))
 
@@ -82,7 +86,7 @@ def test_what_the_disk_says_is_raised(tmp_path: Path, monkeypatch: pytest.Monkey
         assert len(os.listdir("/proc/self/fd")) == len(before)  # closed
 
 
-def test_an_invalid_argument_that_the_cache_does_not_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_argument_in_the_buffered_fallback_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(file: int, data: memoryview) -> int:
         raise OSError(errno.EINVAL, "Invalid argument")
 
@@ -91,14 +95,14 @@ def test_an_invalid_argument_that_the_cache_does_not_cure(tmp_path: Path, monkey
         write_direct(tmp_path / "file", [bytes(3 * BUFFER)])
 
 
-def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
+def test_direct_write_does_not_overwrite_an_existing_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
     with pytest.raises(FileExistsError):
         write_direct(tmp_path / "file", [b"other"])
     assert (tmp_path / "file").read_bytes() == b"mine"
 
 
-def test_it_is_flushed_before_it_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_direct_write_flushes_before_closing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     for name in ("write", "fsync", "close"):
         plain = getattr(os, name)

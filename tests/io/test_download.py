@@ -24,7 +24,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
         if self.path == "/silent":
-            threading.Event().wait(1.0)
+            threading.Event().wait(0.5)  # longer than the timeout
+            return
         self.wfile.write(CONTENT[:1000] if self.path == "/short" else CONTENT)
 
     def log_message(self, *_: object) -> None:

@@ -12,7 +12,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.io.files import make_folder, read_json, require_new_folder, sha256, write_json, writing, writing_folder
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(RuntimeError, match="stop"), writing(path) as temporary:
@@ -23,7 +23,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("many_files", [False, True])
-def test_folders_are_replaced_whole(many_files: bool, tmp_path: Path) -> None:
+def test_folder_replacement_is_atomic(many_files: bool, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     for content in ("first", "second"):
         with writing_folder(folder, many_files=many_files) as temporary:
@@ -36,7 +36,7 @@ def test_folders_are_replaced_whole(many_files: bool, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
+def test_writing_to_a_symlink_replaces_the_link_only(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "precious").touch()
     for _ in range(2):
@@ -49,7 +49,7 @@ def test_a_link_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "folder")
 
 
-def test_mode_is_the_umasks(tmp_path: Path) -> None:
+def test_file_mode_follows_the_umask(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:
         with writing(tmp_path / "a") as temporary:
@@ -59,7 +59,7 @@ def test_mode_is_the_umasks(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
 
 
-def test_json_and_hash(tmp_path: Path) -> None:
+def test_json_roundtrip_and_sha256(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"a": 1})
     assert (tmp_path / "a.json").read_text() == '{\n  "a": 1\n}\n'
     (tmp_path / "abc").write_bytes(b"abc")
@@ -80,7 +80,7 @@ def test_json_and_hash(tmp_path: Path) -> None:
         (b"1e999\n", "JSON"),
     ],
 )
-def test_json_of_others_is_refused_in_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_invalid_json_is_refused_in_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError, match=reason) as caught:
         read_json(tmp_path / "a.json", as_written=True)
@@ -89,13 +89,13 @@ def test_json_of_others_is_refused_in_one_line(tmp_path: Path, content: bytes, r
     assert read_json(tmp_path / "a.json", as_written=True) == {"a": 1}
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write to .*file/out"):
         make_folder(tmp_path / "file" / "out")
 
 
-def test_only_what_is_new_or_an_empty_folder_is_new(tmp_path: Path) -> None:
+def test_require_new_folder_accepts_only_missing_or_empty_folders(tmp_path: Path) -> None:
     require_new_folder(tmp_path / "out", "the images")
     assert not (tmp_path / "out").exists()
     require_new_folder(tmp_path, "the images")

@@ -35,7 +35,7 @@ def holder(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_another_process_is_refused_and_told_by_whom(tmp_path: Path) -> None:
+def test_lock_refuses_another_process_and_names_the_holder(tmp_path: Path) -> None:
     process = holder(tmp_path)
     told = rf"in use by process {process.pid} on {socket.gethostname()}, since 20\d\d-"
     with pytest.raises(UserError, match=told), only_writer(tmp_path):
@@ -51,7 +51,7 @@ def test_another_process_is_refused_and_told_by_whom(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_killed_holder_keeps_nobody_out_though_its_worker_lives(tmp_path: Path) -> None:
+def test_lock_of_a_killed_process_is_released_despite_live_workers(tmp_path: Path) -> None:
     process = holder(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -62,14 +62,14 @@ def test_a_killed_holder_keeps_nobody_out_though_its_worker_lives(tmp_path: Path
     process.communicate()  # ends the worker
 
 
-def test_the_same_process_does_not_get_it_twice(tmp_path: Path) -> None:
+def test_lock_is_not_reentrant(tmp_path: Path) -> None:
     with only_writer(tmp_path):
         with pytest.raises(UserError, match="by this very process"), only_writer(tmp_path):
             pass
         assert (tmp_path / LOCK).is_file()  # the first one's, still
 
 
-def test_it_is_given_back_after_an_error(tmp_path: Path) -> None:
+def test_lock_is_released_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"), only_writer(tmp_path):
         raise RuntimeError("stop")
     with only_writer(tmp_path):

@@ -37,21 +37,21 @@ WRONG: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_files_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_invalid_safetensors_files_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(WRONG[name])
     with pytest.raises(UserError, match=r"a\.safetensors is not a sound safetensors file: .") as caught:
         read_tensors(tmp_path / "a.safetensors")
     assert "\n" not in str(caught.value)
 
 
-def test_right_file_and_none(tmp_path: Path) -> None:
+def test_read_tensors_reads_valid_files_and_refuses_missing_ones(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(save({"a": torch.arange(3)}))
     assert torch.equal(read_tensors(tmp_path / "a.safetensors")["a"], torch.arange(3))
     with pytest.raises(UserError, match="no such file"):
         read_tensors(tmp_path / "b.safetensors")
 
 
-def test_pieces_are_the_library_s_bytes() -> None:
+def test_serialized_bytes_equal_those_of_safetensors() -> None:
     dtypes = [
         torch.uint64, torch.int64, torch.float64, torch.complex64, torch.float32, torch.uint32, torch.int32,
         torch.bfloat16, torch.float16, torch.uint16, torch.int16, torch.float8_e8m0fnu, torch.float8_e4m3fn,
@@ -66,11 +66,11 @@ def test_pieces_are_the_library_s_bytes() -> None:
         assert b"".join(safetensors_pieces(tensors, metadata)) == expected
 
 
-def test_metadata_are_in_order() -> None:
+def test_metadata_is_sorted() -> None:
     [header, _] = safetensors_pieces({"a": torch.zeros(1)}, {"b": "1", "a": "2", "c": "3"})
     assert list(json.loads(header[8:])["__metadata__"]) == ["a", "b", "c"]
 
 
-def test_a_dtype_without_a_name_is_an_error() -> None:
+def test_unsupported_dtype_raises() -> None:
     with pytest.raises(KeyError):
         safetensors_pieces({"a": torch.zeros(1, dtype=torch.complex128)})

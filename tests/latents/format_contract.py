@@ -1,4 +1,4 @@
-"""What must be equal between a store and what a trainer reads of its conversion."""
+"""The values that must be equal in a store and in a trainer's reading of its conversion."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def content_of(path: Path) -> Content:
 
 
 def positions_of(names: list[str], content: Content) -> list[int]:
-    """The position in the store of what a reader calls by each name: its number, or its key with or without folder."""
+    """Return the position in the store for each of a reader's names: a number, or a key with or without its folder."""
     found: dict[str, int] = {}
     for i, key in enumerate(content.keys):
         whole = key.removesuffix(".png")
@@ -50,7 +50,7 @@ def positions_of(names: list[str], content: Content) -> list[int]:
 
 
 def expect(read: Read, content: Content, positions: list[int], *, scaled: bool, **tolerance: float) -> None:
-    """What was read is what the store's images at `positions` hold."""
+    """Assert that the reader returns the values of the store's images at `positions`."""
     spec = LatentStore(content.path).spec
 
     def compare(found: list[np.ndarray], expected: list[torch.Tensor]) -> None:

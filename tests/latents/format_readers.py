@@ -75,7 +75,7 @@ def read_lightningdit(out: Path) -> Read:
 
 
 def edm2_names(names: list[str]) -> list[str]:
-    """EDM2 takes whatever has an image's extension or .npy, sorted."""
+    """EDM2 reads the files with an image's extension or .npy, sorted."""
     Image.init()
     return sorted(name for name in names if os.path.splitext(name)[1].lower() in Image.EXTENSION.keys() | {".npy"})
 
@@ -294,7 +294,7 @@ def read_musubi(out: Path, arch: str = "zi") -> Read:
 
 
 def read_tokens(out: Path) -> Read:
-    """From the contract at the top of the format's file: no trainer has one."""
+    """Read files by the description at the top of the format's module: no trainer has a reader."""
     read = Read()
     about = json.loads((out / "ldm_ae.json").read_text())["tokens"]
     height, width, levels = (about[name] for name in ("height", "width", "levels"))

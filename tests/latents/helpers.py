@@ -76,7 +76,7 @@ def synthetic_store(
     indices: bool = False,
     **scaling: Any,
 ) -> Content:
-    """A store of random latents with a deviation of about 3 and a mean of about 1, made without a model.
+    """A store of random latents with a standard deviation of about 3 and a mean of about 1, made without a model.
 
     Args:
         path: Of the store.

@@ -44,7 +44,7 @@ def shards(store: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("change", ["spelling", "moved", "batch"])
-def test_what_does_not_change_results_may_differ(
+def test_options_without_effect_on_results_may_differ(
     change: str,
     tiny_model: KLAutoencoder,
     image_folder: Path,
@@ -75,14 +75,12 @@ def test_what_does_not_change_results_may_differ(
     assert contents(again) == before
 
 
-def test_a_source_name_that_is_not_utf8_costs_nothing(
-    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
-) -> None:
+def test_non_utf8_source_name_is_escaped(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     encode(tiny_model, image_folder, tmp_path / "store", source_name="caf\udce9")
     assert LatentStore(tmp_path / "store").index["source"][0].as_py() == "caf\\xe9"
 
 
-def test_new_images_alone_are_encoded(
+def test_only_new_images_are_encoded(
     tiny_model: KLAutoencoder,
     image_folder: Path,
     store: Path,
@@ -116,7 +114,7 @@ def test_new_images_alone_are_encoded(
     assert contents(store) == after
 
 
-def test_a_store_grows_again_and_notices_changes(
+def test_store_grows_repeatedly_and_detects_changes(
     tiny_model: KLAutoencoder,
     image_folder: Path,
     store: Path,
@@ -138,7 +136,7 @@ def test_a_store_grows_again_and_notices_changes(
     assert len(LatentStore(store)) == 16
 
 
-def test_an_unfinished_store_grows(
+def test_unfinished_store_accepts_additions(
     tiny_model: KLAutoencoder,
     image_folder: Path,
     tmp_path: Path,
@@ -154,7 +152,7 @@ def test_an_unfinished_store_grows(
     assert verify_store(tmp_path / "store") == []
 
 
-def test_a_kill_while_a_store_begins_to_grow(
+def test_kill_while_starting_an_addition_leaves_the_store_intact(
     tiny_model: KLAutoencoder, image_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(self: Any) -> None:
@@ -194,7 +192,7 @@ def test_several_processes_add_images(
     assert verify_store(tmp_path / "store") == []
 
 
-def test_images_that_are_gone_are_refused_by_name(tiny_model: KLAutoencoder, image_folder: Path, store: Path) -> None:
+def test_missing_images_are_refused_by_name(tiny_model: KLAutoencoder, image_folder: Path, store: Path) -> None:
     before = contents(store)
     add(image_folder, *NEW)
     (image_folder / "dogs/000.png").unlink()
@@ -211,7 +209,7 @@ def test_images_that_are_gone_are_refused_by_name(tiny_model: KLAutoencoder, ima
     assert contents(store) == before
 
 
-def test_an_unfinished_store_of_an_earlier_version_is_continued(
+def test_unfinished_store_of_an_earlier_version_is_resumed(
     tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path
 ) -> None:
     again = tmp_path / "again"

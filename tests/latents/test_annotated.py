@@ -1,4 +1,4 @@
-"""Captions, labels, class names and the account of a source, in the store, in `inspect` and on the terminal."""
+"""Captions, labels, class names and the summary of a source, in the store, in `inspect` and on the terminal."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from tests.latents.helpers import encode
 from tests.pictures import smooth_picture
 
 
-def test_a_caption_that_is_not_valid_costs_one_caption(
-    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
-) -> None:
+def test_invalid_caption_loses_only_itself(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     (image_folder / "cats/001.json").write_text('{"caption": "\\ud83d"}')
     (image_folder / "cats/003.txt").write_bytes(b"\xff")
     (image_folder / "cats/005.txt").write_text("fine")
@@ -39,7 +37,7 @@ def test_a_caption_that_is_not_valid_costs_one_caption(
     assert verify_store(tmp_path / "store") == []
 
 
-def test_a_record_of_an_earlier_version_with_such_a_caption_is_made_again(
+def test_old_record_with_an_invalid_caption_is_rebuilt(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     from ldm_ae.latents.store.records import read_record, write_record
@@ -54,7 +52,7 @@ def test_a_record_of_an_earlier_version_with_such_a_caption_is_made_again(
     assert LatentStore(tmp_path / "store").index["caption"].null_count == 12
 
 
-def test_the_account_is_in_the_index_and_in_inspect(
+def test_source_summary_is_in_the_index_and_in_inspect(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     (image_folder / "cats/x.dng").write_bytes(b"x")
@@ -74,7 +72,7 @@ def test_the_account_is_in_the_index_and_in_inspect(
     assert (found["captions"], found["labels"], found["captions_or_labels_not_usable"]) == (0, 12, {})
 
 
-def test_the_command_prints_the_account(
+def test_encode_prints_the_source_summary(
     tiny_model_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (image_folder / "x.psd").write_bytes(b"x")
@@ -92,7 +90,7 @@ def test_the_command_prints_the_account(
     ]
 
 
-def test_a_data_set_that_lacks_a_class_takes_the_numbers_of_another(
+def test_dataset_without_a_class_uses_given_class_numbers(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     validation = tmp_path / "validation"
@@ -119,9 +117,7 @@ def test_a_data_set_that_lacks_a_class_takes_the_numbers_of_another(
         encode(tiny_model, validation, tmp_path / "stores/other", source=labelled, classes=["cats", "dogs"])
 
 
-def test_class_names_are_those_of_the_store_when_the_command_runs_again(
-    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
-) -> None:
+def test_rerun_uses_the_class_names_of_the_store(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     encode(tiny_model, image_folder, tmp_path / "store", classes=["dogs", "birds", "cats"])
     again = encode(tiny_model, image_folder, tmp_path / "store")
     assert again.already_complete
@@ -144,7 +140,9 @@ def test_class_names_are_those_of_the_store_when_the_command_runs_again(
         ("a.txt", None, "No such file"),
     ],
 )
-def test_lists_of_classes(name: str, content: str | None, expected: list[str] | str, tmp_path: Path) -> None:
+def test_class_list_files_are_read_or_refused(
+    name: str, content: str | None, expected: list[str] | str, tmp_path: Path
+) -> None:
     if content is not None:
         (tmp_path / name).write_text(content, encoding="utf-8")
     if isinstance(expected, list):

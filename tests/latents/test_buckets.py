@@ -50,7 +50,7 @@ TRANSFORM = BucketTransform(SIZES)
 
 @pytest.fixture
 def mixed_folder(tmp_path: Path) -> Path:
-    """Sixteen pictures of three shapes, mixed, in classes; the last is smaller than what it becomes."""
+    """Sixteen images of three shapes, mixed, in classes; the last is smaller than its bucket."""
     root = tmp_path / "mixed"
     for i in range(16):
         width, height = {0: (60, 40), 1: (40, 60), 2: (66, 40), 3: (50, 50)}[i % 4]
@@ -70,7 +70,7 @@ def mixed(tiny_model: KLAutoencoder, mixed_folder: Path, tmp_path: Path) -> Path
     return tmp_path / "buckets"
 
 
-def test_every_image_is_where_its_shape_belongs(mixed: Path, mixed_folder: Path, tiny_model: KLAutoencoder) -> None:
+def test_every_image_is_in_the_bucket_of_its_shape(mixed: Path, mixed_folder: Path, tiny_model: KLAutoencoder) -> None:
     store, data, source = LatentStore(mixed), LatentDataset(mixed), open_source(str(mixed_folder))
     assert store.buckets() == {"32x32": 4, "32x48": 8, "48x32": 4}
     rows = store.good().to_pylist()
@@ -90,7 +90,7 @@ def test_every_image_is_where_its_shape_belongs(mixed: Path, mixed_folder: Path,
         assert index == sorted(index)
 
 
-def test_each_folder_is_a_data_set_of_lightningdit(mixed: Path) -> None:
+def test_each_bucket_folder_is_a_lightningdit_dataset(mixed: Path) -> None:
     for bucket in ("32x32", "32x48", "48x32"):
         names = sorted(path.name for path in (mixed / bucket).iterdir())
         assert names[-1] == "latents_stats.pt"
@@ -99,7 +99,7 @@ def test_each_folder_is_a_data_set_of_lightningdit(mixed: Path) -> None:
         assert rows == LatentStore(mixed).buckets()[bucket]
 
 
-def test_statistics_are_over_all_resolutions(mixed: Path) -> None:
+def test_statistics_cover_all_resolutions(mixed: Path) -> None:
     statistics = ChannelStatistics(4)
     for file in sorted(mixed.glob("*/*.safetensors")):
         statistics.update(load_file(file)["latents"])
@@ -110,7 +110,7 @@ def test_statistics_are_over_all_resolutions(mixed: Path) -> None:
     assert found.channel_std.tolist() == pytest.approx(statistics.channel_std.tolist(), rel=1e-12)
 
 
-def test_what_was_cropped_is_said(tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path) -> None:
+def test_summary_reports_cropped_fractions(tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path) -> None:
     summary = encode_mixed(tiny_model, mixed_folder, mixed)
     assert summary.already_complete
     assert summary.buckets == LatentStore(mixed).buckets()
@@ -133,7 +133,7 @@ def stop_after(images: int) -> Any:
 
 
 @pytest.mark.parametrize("images", [5, 8, 14, 16])
-def test_a_stopped_encoding_goes_on_to_the_same_bytes(
+def test_stopped_encoding_resumes_to_the_same_bytes(
     images: int, tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path, tmp_path: Path,
     encoded: list[str],  # noqa: F811
 ) -> None:  # fmt: skip
@@ -149,7 +149,7 @@ def test_a_stopped_encoding_goes_on_to_the_same_bytes(
     assert verify_store(again) == []
 
 
-def test_a_range_is_encoded_again_if_one_of_its_shards_is_damaged(
+def test_range_with_a_damaged_shard_is_encoded_again(
     tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path, tmp_path: Path, encoded: list[str]  # noqa: F811
 ) -> None:  # fmt: skip
     again = tmp_path / "again"
@@ -163,7 +163,7 @@ def test_a_range_is_encoded_again_if_one_of_its_shards_is_damaged(
     assert contents(again) == contents(mixed)
 
 
-def test_an_image_that_changes_its_shape_moves(
+def test_image_with_a_new_shape_changes_its_bucket(
     tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path, tmp_path: Path, encoded: list[str]  # noqa: F811
 ) -> None:  # fmt: skip
     for key in [row["key"] for row in LatentStore(mixed).good().to_pylist() if row["bucket"] == "32x32"]:
@@ -177,7 +177,7 @@ def test_an_image_that_changes_its_shape_moves(
     assert verify_store(mixed) == []
 
 
-def test_statistics_of_moments_alone_are_drawn_again_in_each_size(
+def test_statistics_of_a_lean_store_are_redrawn_per_size(
     tiny_model: KLAutoencoder, mixed_folder: Path, tmp_path: Path, encoded: list[str]  # noqa: F811
 ) -> None:  # fmt: skip
     encode_mixed(tiny_model, mixed_folder, tmp_path / "lean", content="lean")
@@ -189,7 +189,7 @@ def test_statistics_of_moments_alone_are_drawn_again_in_each_size(
     assert contents(tmp_path / "lean") == contents(tmp_path / "fresh")
 
 
-def test_several_processes_give_the_same_latents(
+def test_latents_do_not_depend_on_the_number_of_processes(
     tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path, tmp_path: Path
 ) -> None:
     encode_together(2, tiny_model, mixed_folder, tmp_path / "two", transform=TRANSFORM, shard_size=6)
@@ -203,7 +203,7 @@ def test_several_processes_give_the_same_latents(
         assert all(torch.equal(tensor, other[name]) for name, tensor in found.items())
 
 
-def test_the_sizes_are_part_of_the_request(tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path) -> None:
+def test_bucket_sizes_are_part_of_the_request(tiny_model: KLAutoencoder, mixed_folder: Path, mixed: Path) -> None:
     before = contents(mixed)
     with pytest.raises(UserError, match="made with transform"):
         encode_mixed(tiny_model, mixed_folder, mixed, transform=BucketTransform(SIZES[:2]))
@@ -215,13 +215,13 @@ def test_the_sizes_are_part_of_the_request(tiny_model: KLAutoencoder, mixed_fold
     assert LatentStore(mixed).request.transform["sizes"] == [[32, 32], [32, 48], [48, 32]]
 
 
-def test_sizes_that_do_not_fit_leave_no_folder(tiny_model: KLAutoencoder, mixed_folder: Path, tmp_path: Path) -> None:
+def test_invalid_sizes_leave_no_folder(tiny_model: KLAutoencoder, mixed_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="height x width 30x48 is not divisible"):
         encode_mixed(tiny_model, mixed_folder, tmp_path / "store", transform=BucketTransform([(32, 32), (30, 48)]))
     assert not (tmp_path / "store").exists()
 
 
-def test_statistics_that_count_something_else_are_found(mixed: Path) -> None:
+def test_statistics_with_a_wrong_count_are_detected(mixed: Path) -> None:
     description = json.loads((mixed / "store.json").read_text())
     content = json.loads((mixed / "stats.json").read_text())
     content["state"]["count"] -= 32
@@ -232,21 +232,21 @@ def test_statistics_that_count_something_else_are_found(mixed: Path) -> None:
     assert verify_store(mixed) == ["stats.json counts 1376 values a channel, the images have 1408"]
 
 
-def test_all_is_decoded_to_the_size_that_was_encoded(mixed: Path, tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_images_are_decoded_at_their_encoded_size(mixed: Path, tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     assert decode_store(tiny_model, mixed, tmp_path / "out", batch_size=3, device="cpu") == 16
     for row in LatentStore(mixed).good().to_pylist():
         with Image.open(tmp_path / "out" / row["key"]) as image:
             assert f"{image.height}x{image.width}" == row["bucket"]
 
 
-def test_formats_of_one_size_refuse_several(mixed: Path, tmp_path: Path) -> None:
+def test_single_size_formats_refuse_several_sizes(mixed: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"reads images of one resolution, .* has 32x32, 32x48, 48x32; choose one"):
         convert_store(mixed, tmp_path / "mar", "mar")
     assert convert_store(mixed, tmp_path / "mar", "mar", bucket="32x48").images == LatentStore(mixed).buckets()["32x48"]
     assert convert_store(mixed, tmp_path / "kohya", "kohya", arch="sd").images == 16
 
 
-def test_the_images_of_one_size_are_cropped_again_as_they_were(mixed: Path, mixed_folder: Path, tmp_path: Path) -> None:
+def test_original_crops_of_one_bucket_are_reproduced(mixed: Path, mixed_folder: Path, tmp_path: Path) -> None:
     source = open_source(str(mixed_folder))
     convert_store(mixed, tmp_path / "repa", "repa", bucket="48x32", images=source)
     rows = [row for row in LatentStore(mixed).good().to_pylist() if row["bucket"] == "48x32"]
@@ -261,7 +261,7 @@ def test_the_images_of_one_size_are_cropped_again_as_they_were(mixed: Path, mixe
 
 
 @pytest.mark.parametrize("content", ["full", "lean"])
-def test_indices_of_several_sizes(content: str, mixed_folder: Path, tmp_path: Path) -> None:
+def test_indices_of_several_sizes_are_stored(content: str, mixed_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = VQAutoencoder(
         quantizer=VQ(codebook_size=32, codebook_dim=4), block_out_channels=(8, 16, 16), layers_per_block=1,
@@ -307,7 +307,7 @@ def flat(batches: Sequence[Sequence[int]]) -> list[int]:
     return [position for batch in batches for position in batch]
 
 
-def test_batches_are_of_one_resolution_and_hold_everything_once(data: LatentDataset) -> None:
+def test_batches_have_one_resolution_and_cover_every_image_once(data: LatentDataset) -> None:
     batches = epoch(data)
     assert sorted(flat(batches)) == list(range(36))
     for batch in batches:
@@ -323,7 +323,7 @@ def test_batches_are_of_one_resolution_and_hold_everything_once(data: LatentData
         assert sorted(flat(other)) == list(range(36))
 
 
-def test_without_shuffling_and_without_the_rest(data: LatentDataset) -> None:
+def test_sampler_without_shuffling_and_with_drop_last(data: LatentDataset) -> None:
     assert flat(epoch(data, shuffle=False)) == [*range(32, 36), *range(23), *range(23, 32)]
     assert flat(epoch(data, 5, shuffle=False)) == flat(epoch(data, shuffle=False))
     full = epoch(data, drop_last=True)
@@ -333,7 +333,7 @@ def test_without_shuffling_and_without_the_rest(data: LatentDataset) -> None:
 
 
 @pytest.mark.parametrize(("world_size", "batch_size"), [(2, 4), (3, 2), (4, 4), (4, 3), (2, 1)])
-def test_processes_share_every_step(world_size: int, batch_size: int, tmp_path: Path) -> None:
+def test_ranks_have_equal_step_counts_and_sizes(world_size: int, batch_size: int, tmp_path: Path) -> None:
     synthetic_store(tmp_path / "store", buckets={"16x32": 26, "32x16": 14, "16x16": 4}, shard=50)
     data = LatentDataset(tmp_path / "store")
     ranks = [epoch(data, rank=rank, world_size=world_size, batch_size=batch_size) for rank in range(world_size)]
@@ -347,7 +347,7 @@ def test_processes_share_every_step(world_size: int, batch_size: int, tmp_path: 
         assert len({bucket_of(data, position) for position in flat(step)}) == 1
 
 
-def test_too_few_images_for_all_processes(data: LatentDataset) -> None:
+def test_too_few_images_for_all_ranks_are_refused(data: LatentDataset) -> None:
     with pytest.raises(UserError, match=r"has 4 images of 16x16, which leaves 4 for a step of 5 processes"):
         BucketBatchSampler(data, 4, world_size=5)
     with pytest.raises(UserError, match=r"has 23 images of 16x32, which leaves 1 for a step of 2 processes"):
@@ -360,7 +360,7 @@ def test_too_few_images_for_all_processes(data: LatentDataset) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_loader_gives_batches_of_one_shape(workers: int, data: LatentDataset) -> None:
+def test_loader_with_the_sampler_yields_batches_of_one_shape(workers: int, data: LatentDataset) -> None:
     sampler = BucketBatchSampler(data, 4)
     loader = DataLoader(data, batch_sampler=sampler, num_workers=workers)
     shapes = set()
@@ -374,12 +374,12 @@ def test_a_loader_gives_batches_of_one_shape(workers: int, data: LatentDataset) 
     assert sorted(keys) == sorted(data.store.good()["key"].to_pylist())
 
 
-def test_a_loader_without_the_sampler_says_what_to_do(data: LatentDataset) -> None:
+def test_loader_without_the_sampler_is_refused_with_a_fix(data: LatentDataset) -> None:
     with pytest.raises(UserError, match=r"a batch holds images of 16x32 and 32x16; .*BucketBatchSampler"):
         list(DataLoader(data, batch_size=5))
 
 
-def test_reading_an_item_reads_no_other(data: LatentDataset) -> None:
+def test_reading_an_item_maps_the_file_without_copying(data: LatentDataset) -> None:
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("needs Linux's /proc")

@@ -1,4 +1,4 @@
-"""The same command over a complete store: what has changed is found and encoded again, and nothing else."""
+"""The same command over a complete store detects changes and encodes only changed images again."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_only_the_file_of_a_changed_image_is_encoded_again(
     assert seen == [(5, 12), (10, 12), (12, 12), (12, 12)]
 
 
-def test_unchecked_images_are_not_read(tiny_model: KLAutoencoder, image_folder: Path, store: Path) -> None:
+def test_check_false_reads_no_images(tiny_model: KLAutoencoder, image_folder: Path, store: Path) -> None:
     before = contents(store)
     for path in paths(image_folder):
         smooth_picture(99, 48, 48).save(path)
@@ -58,7 +58,7 @@ def test_unchecked_images_are_not_read(tiny_model: KLAutoencoder, image_folder: 
     assert not encode(tiny_model, image_folder, store).already_complete
 
 
-def test_images_that_break_and_images_that_are_repaired(
+def test_broken_and_repaired_images_update_the_store(
     tiny_model: KLAutoencoder,
     image_folder: Path,
     tmp_path: Path,
@@ -82,7 +82,7 @@ def test_images_that_break_and_images_that_are_repaired(
 
 
 @pytest.mark.parametrize("damage", ["flip", "remove"])
-def test_a_damaged_file_of_a_complete_store_is_encoded_again(
+def test_damaged_shard_of_a_complete_store_is_encoded_again(
     damage: str,
     tiny_model: KLAutoencoder,
     image_folder: Path,
@@ -100,7 +100,7 @@ def test_a_damaged_file_of_a_complete_store_is_encoded_again(
     assert contents(store) == before
 
 
-def test_an_image_that_changes_while_the_command_is_stopped(
+def test_image_changed_between_runs_is_encoded_again(
     tiny_model: KLAutoencoder,
     image_folder: Path,
     tmp_path: Path,
@@ -115,7 +115,7 @@ def test_an_image_that_changes_while_the_command_is_stopped(
     assert contents(tmp_path / "store") == contents(tmp_path / "fresh")
 
 
-def test_a_kill_while_it_is_opened_again_leaves_it_complete(
+def test_kill_while_reopening_leaves_the_store_complete(
     tiny_model: KLAutoencoder, image_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(store)
@@ -134,7 +134,7 @@ def test_a_kill_while_it_is_opened_again_leaves_it_complete(
     assert contents(store) == before
 
 
-def test_overflowed_batches_of_what_stays_are_still_counted(
+def test_overflow_counts_of_unchanged_shards_are_kept(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     overflow_encoder(tiny_model, by=1e3)
@@ -145,14 +145,14 @@ def test_overflowed_batches_of_what_stays_are_still_counted(
     assert encode(tiny_model, image_folder, tmp_path / "store", precision="fp16").fp32_fallbacks == 10
 
 
-def test_several_processes_find_a_change_together(
+def test_change_is_detected_across_processes(
     tiny_model: KLAutoencoder,
     image_folder: Path,
     store: Path,
     tmp_path: Path,
     encoded: list[str],  # noqa: F811
 ) -> None:
-    smooth_picture(99, 48, 48).save(paths(image_folder)[11])  # in the share of the second
+    smooth_picture(99, 48, 48).save(paths(image_folder)[11])  # among the images of the second process
     found = encode_together(2, tiny_model, image_folder, store)
     assert [summary.already_complete for summary in found] == [False, False]
     assert len(encoded) == 2
@@ -195,7 +195,7 @@ class Listed(Source):
         ({"data": b"other bytes"}, False),
     ],
 )
-def test_what_counts_as_a_change(changes: dict[str, Any], same: bool) -> None:
+def test_change_detection_compares_bytes_labels_and_captions(changes: dict[str, Any], same: bool) -> None:
     image = RawImage("0", b"bytes", 1, "a caption")
     now = HashingSource(Listed([image])).look_at(0)
     row = now._asdict() | {"key": "0", "status": "ok"}
@@ -209,7 +209,7 @@ def test_what_counts_as_a_change(changes: dict[str, Any], same: bool) -> None:
     assert not SourceHashes(source, workers=0, check=True).unchanged(range(1), [bad])
 
 
-def test_labels_and_captions_are_recorded_and_their_change_is_noticed(
+def test_label_and_caption_changes_are_detected(
     tiny_model: KLAutoencoder,
     image_folder: Path,
     tmp_path: Path,

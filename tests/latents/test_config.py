@@ -40,7 +40,7 @@ def test_config_is_frozen_and_keyword_only() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"dtype": "fp8"}, {"content": "half"}, {"shard_size": 0}])
-def test_config_rejects_values_that_no_store_has(changes: dict[str, Any]) -> None:
+def test_config_refuses_invalid_values(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(changes))):
         EncodeConfig(**changes)
 

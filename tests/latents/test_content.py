@@ -1,4 +1,4 @@
-"""Stores of latents alone and of moments alone."""
+"""Stores of only latents and of only moments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def tensors(store: Path) -> dict[str, torch.Tensor]:
     return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
 
-def test_samples_alone(tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path) -> None:
+def test_samples_store_has_only_latents(
+    tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path
+) -> None:
     encode(tiny_model, image_folder, tmp_path / "samples", content="samples")
     full, samples = tensors(store), tensors(tmp_path / "samples")
     assert samples.keys() == SMALL | {"latents", "latents_flip"}
@@ -39,7 +41,9 @@ def test_samples_alone(tiny_model: KLAutoencoder, image_folder: Path, store: Pat
 
 @pytest.mark.parametrize("latents", ["sample", "mode"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_moments_alone(latents: str, dtype: str, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_lean_store_has_only_moments(
+    latents: str, dtype: str, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
     encode(tiny_model, image_folder, tmp_path / "full", latents=latents, dtype=dtype)
     encode(tiny_model, image_folder, tmp_path / "lean", latents=latents, dtype=dtype, content="lean")
     full, lean = tensors(tmp_path / "full"), tensors(tmp_path / "lean")
@@ -58,7 +62,7 @@ def test_moments_alone(latents: str, dtype: str, tiny_model: KLAutoencoder, imag
         LatentDataset(tmp_path / "lean")[0]
 
 
-def test_a_lean_store_is_converted_and_comes_back(
+def test_lean_store_roundtrips_through_conversion(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     encode(tiny_model, image_folder, tmp_path / "lean", content="lean")
@@ -70,7 +74,9 @@ def test_a_lean_store_is_converted_and_comes_back(
     assert all(torch.equal(back[drawn[i]["key"]], drawn[i]["latents"]) for i in range(12))
 
 
-def test_a_change_in_a_lean_store(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_changed_image_in_a_lean_store_is_encoded_again(
+    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
     encode(tiny_model, image_folder, tmp_path / "lean", content="lean")
     assert encode(tiny_model, image_folder, tmp_path / "lean", content="lean").already_complete
     smooth_picture(99, 48, 48).save(sorted(image_folder.glob("*/*.png"))[7])
@@ -81,7 +87,7 @@ def test_a_change_in_a_lean_store(tiny_model: KLAutoencoder, image_folder: Path,
         encode(tiny_model, image_folder, tmp_path / "lean")
 
 
-def test_another_content_is_refused(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_unknown_content_is_refused(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="content is 'fat'; it must be full, samples or lean"):
         encode(tiny_model, image_folder, tmp_path / "store", content="fat")
     assert not (tmp_path / "store").exists()
@@ -101,7 +107,7 @@ class Deterministic(KLAutoencoder):
         return Point(super().encode(pixel_values).moments)
 
 
-def test_a_model_without_moments_has_no_lean_store(image_folder: Path, tmp_path: Path) -> None:
+def test_lean_store_is_refused_for_a_model_without_moments(image_folder: Path, tmp_path: Path) -> None:
     model = Deterministic(
         block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False
     )

@@ -1,4 +1,4 @@
-"""Converting: constants folded into the latents, what a format cannot say, and an output that is whole or not there."""
+"""Conversion: constants folded into the latents, limits of formats, and atomic output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from tests.latents.helpers import Content, drop_tensors, encode, synthetic_store
 RAW_MEAN, RAW_STD = (np.array(v).reshape(4, 1, 1) for v in ([5.81, 3.25, 0.12, -2.15], [4.17, 4.62, 3.71, 3.28]))
 TRAINERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "datasetfolder": lambda z: z,
-    "edm2-zip": lambda z: (z * (0.5 / RAW_STD) - RAW_MEAN * (0.5 / RAW_STD)) / 0.5,  # it aims at a deviation of 0.5
+    "edm2-zip": lambda z: (
+        (z * (0.5 / RAW_STD) - RAW_MEAN * (0.5 / RAW_STD)) / 0.5
+    ),  # its target is a standard deviation of 0.5
     "fast-dit": lambda z: z,
     "mar": lambda z: z * 0.2325,
     "maskdit": lambda z: z * 0.18215,
@@ -36,7 +38,7 @@ TRAINERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def seen(name: str, out: Path, content: Content, trainer: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """(C, everything): what the diffusion model sees, drawn with the noise of the stored latents."""
+    """(C, everything): the input of the diffusion model, drawn with the noise of the stored latents."""
     read = READERS[name](out)
     order = np.argsort([int(found) for found in read.names])
     values = []
@@ -52,7 +54,7 @@ def seen(name: str, out: Path, content: Content, trainer: Callable[[np.ndarray],
 
 
 @pytest.mark.parametrize("name", sorted(TRAINERS))
-def test_fold_trainer_gives_what_the_trainers_code_expects(name: str, tmp_path: Path) -> None:
+def test_fold_trainer_matches_what_each_trainer_expects(name: str, tmp_path: Path) -> None:
     if name == "maskdit":
         pytest.importorskip("lmdb")
     content = synthetic_store(tmp_path / "store")
@@ -66,7 +68,7 @@ def test_fold_trainer_gives_what_the_trainers_code_expects(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["mar", "fast-dit"])
-def test_fold_of_a_number(name: str, tmp_path: Path) -> None:
+def test_fold_by_a_number_scales_latents(name: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store")
     convert_store(content.path, tmp_path / "out", name, fold=0.7)
     values = seen(name, tmp_path / "out", content, lambda z: z * 0.7)
@@ -74,7 +76,7 @@ def test_fold_of_a_number(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(values.std(axis=1), 1, atol=1e-5)
 
 
-def test_fold_with_a_shift(tmp_path: Path) -> None:
+def test_fold_applies_the_shift(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", channels=16)
     for name, arch, read, factor, shift in (
         ("kohya", "flux", read_kohya, 0.3611, 0.1159),
@@ -87,8 +89,10 @@ def test_fold_with_a_shift(tmp_path: Path) -> None:
         np.testing.assert_allclose(values.std(axis=1), 1, atol=1e-5)
 
 
-def test_decoding_with_the_inverse(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
-    """A trainer's samples, divided by its constant and unfolded, decode to the same pictures."""
+def test_folded_latents_decode_with_the_recorded_inverse(
+    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
+    """A trainer's samples, divided by its constant and unfolded, decode to the same images."""
     encode(tiny_model, image_folder, tmp_path / "store", latents="mode")
     convert_store(tmp_path / "store", tmp_path / "out", "mar", fold=0.2325)
     fold = Fold.from_json(json.loads((tmp_path / "out" / "ldm_ae.json").read_text())["values"])
@@ -151,7 +155,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_a_format_cannot_say_is_refused(case: str, tmp_path: Path) -> None:
+def test_stores_that_a_format_cannot_represent_are_refused(case: str, tmp_path: Path) -> None:
     name, store, options, message = REFUSED[case]
     if name == "maskdit":
         pytest.importorskip("lmdb")
@@ -163,7 +167,7 @@ def test_what_a_format_cannot_say_is_refused(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["edm2-zip", "mar", "pixart"])
-def test_moments_cannot_be_made_of_samples(name: str, tmp_path: Path) -> None:
+def test_formats_of_moments_refuse_stores_of_samples(name: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store")
     drop_tensors(content.path, "moments")
     with pytest.raises(UserError, match=r"draws from moments, mean and variance, and .* holds samples only"):
@@ -173,7 +177,7 @@ def test_moments_cannot_be_made_of_samples(name: str, tmp_path: Path) -> None:
         LatentDataset(content.path, draw="mode")
 
 
-def test_labels_of_some_images(tmp_path: Path) -> None:
+def test_edm2_format_requires_all_labels_or_none(tmp_path: Path) -> None:
     """EDM2 takes labels for all or for none; kohya needs none."""
     content = synthetic_store(tmp_path / "none", labelled=False)
     convert_store(content.path, tmp_path / "none.zip", "edm2-zip")
@@ -192,7 +196,7 @@ WARNED: dict[str, tuple[str, dict[str, Any], str]] = {
     "flips": ("pixart", {}, "no place for mirror images; they are left out"),
     "channels": ("maskdit", {"channels": 8}, "MaskDiT's code is written for 4 channels, these latents have 8"),
     "squares": ("fast-dit", {"buckets": {"32x64": 3}}, "written for square images, these are 32x64"),
-    # The latents have a deviation of 3: times 0.2325 that is 0.7, and times the model's own 0.1 it is 0.3.
+    # The latents have a standard deviation of 3: times 0.2325 that is 0.7, and times the model's own 0.1 it is 0.3.
     "constants": (
         "mar",
         {},
@@ -205,7 +209,7 @@ WARNED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", WARNED)
-def test_what_a_trainer_will_not_like_is_said(case: str, tmp_path: Path) -> None:
+def test_trainer_limitations_cause_a_warning(case: str, tmp_path: Path) -> None:
     name, store, message = WARNED[case]
     if name == "maskdit":
         pytest.importorskip("lmdb")
@@ -215,14 +219,14 @@ def test_what_a_trainer_will_not_like_is_said(case: str, tmp_path: Path) -> None
     assert any(re.search(message, warning) for warning in warnings), warnings
 
 
-def test_nothing_is_said_where_all_is_well(tmp_path: Path) -> None:
+def test_valid_conversions_cause_no_warnings(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store")
     for name, options in (("mar", {"fold": "trainer"}), ("mar", {"fold": 0.2325}), ("lightningdit", {})):
         out = tmp_path / f"{name} {options}"
         assert convert_store(content.path, out, name, **options).warnings == []  # type: ignore[arg-type]
 
 
-def test_labels_with_a_gap_are_said_and_recorded(tmp_path: Path) -> None:
+def test_labels_with_gaps_cause_a_warning_and_are_recorded(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", buckets={"64x64": 2, "32x32": 1})  # labels 0, 1 and 2
     summary = convert_store(content.path, tmp_path / "out", "mar", bucket="32x32", fold="trainer")
     assert summary.warnings == [
@@ -234,7 +238,7 @@ def test_labels_with_a_gap_are_said_and_recorded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "module"), [("repa-e", "h5py"), ("maskdit", "lmdb")])
-def test_a_missing_package_is_named(
+def test_missing_package_is_refused_by_name(
     name: str, module: str, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
@@ -246,7 +250,7 @@ def test_a_missing_package_is_named(
         convert_store(content.path, tmp_path / "out", name, images=images)
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_convert_does_not_overwrite_existing_files(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.png").write_bytes(b"precious")
@@ -265,7 +269,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert len(read_mar(tmp_path / "empty").names) == 7
 
 
-def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_conversion_leaves_no_files(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", scaling_factor=1e5)
 
     def stop(done: int, total: int) -> None:
@@ -281,7 +285,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["../evil.png", "/etc/evil.png", "a/../../evil.png", "..\\evil.png"])
-def test_a_key_cannot_lead_outside(key: str, tmp_path: Path) -> None:
+def test_keys_outside_the_output_folder_are_refused(key: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store")
     store = LatentStore(content.path)
     keys = [key, *content.keys[1:]]
@@ -292,7 +296,7 @@ def test_a_key_cannot_lead_outside(key: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_two_images_of_one_name(tmp_path: Path) -> None:
+def test_colliding_output_names_are_refused(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", buckets={"32x32": 2})
     store = LatentStore(content.path)
     store._rows = store._rows.set_column(0, store._rows.schema.field(0), [["a/x.png", "a/x.jpg"]])
@@ -300,7 +304,7 @@ def test_two_images_of_one_name(tmp_path: Path) -> None:
         convert_store(store, tmp_path / "out", "pixart")
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_command_prints_images_and_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = synthetic_store(tmp_path / "store")
     store, out = str(content.path), str(tmp_path / "out")
     assert main(["convert", store, out, "--format", "pixart"]) == 0

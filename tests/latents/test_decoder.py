@@ -29,7 +29,7 @@ def pixels(model: KLAutoencoder, latents: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("latents", ["stored", "mode"])
-def test_decoding_a_store(latents: str, tiny_model: KLAutoencoder, store: Path, tmp_path: Path) -> None:
+def test_store_is_decoded_to_images(latents: str, tiny_model: KLAutoencoder, store: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     count = decode_store(
         tiny_model, store, tmp_path / "out", latents=latents, batch_size=5, device="cpu",  # type: ignore[arg-type]
@@ -44,7 +44,7 @@ def test_decoding_a_store(latents: str, tiny_model: KLAutoencoder, store: Path, 
     assert len(list((tmp_path / "out").rglob("*.png"))) == 12
 
 
-def test_reconstructing_images(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_images_are_reconstructed(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     source, transform = open_source(image_folder), ImageTransform(size=32)
     written = reconstruct_images(tiny_model, source, tmp_path / "out", transform=transform, batch_size=5, device="cpu")
     assert written.images == 12
@@ -56,7 +56,9 @@ def test_reconstructing_images(tiny_model: KLAutoencoder, image_folder: Path, tm
         assert abs(read(tmp_path / "out" / batch.keys[i]) - pixels(tiny_model, mode[i])).max() <= 1
 
 
-def test_another_model_must_be_allowed(tiny_model: KLAutoencoder, store: Path, tmp_path: Path) -> None:
+def test_decoding_with_another_model_requires_permission(
+    tiny_model: KLAutoencoder, store: Path, tmp_path: Path
+) -> None:
     with torch.no_grad():
         tiny_model.last_layer.mul_(0.5)
     with pytest.raises(UserError, match="made by another model"):
@@ -68,7 +70,9 @@ def test_another_model_must_be_allowed(tiny_model: KLAutoencoder, store: Path, t
         decode_store(other, store, tmp_path / "more", device="cpu", allow_other_model=True)
 
 
-def test_nothing_is_overwritten(tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path) -> None:
+def test_decoding_does_not_overwrite_existing_files(
+    tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path
+) -> None:
     before = {path: path.read_bytes() for path in image_folder.rglob("*.png")}
     with pytest.raises(UserError, match="is not empty"):
         decode_store(tiny_model, store, image_folder, device="cpu")
@@ -93,7 +97,7 @@ NAMES = {
 }
 
 
-def test_names() -> None:
+def test_output_names_are_unique_and_case_insensitive() -> None:
     names = output_names(NAMES)
     expected = NAMES | {"CATS/001.jpg": "CATS/001-3.png"}
     assert names == expected
@@ -107,7 +111,7 @@ def test_names() -> None:
 
 
 class Hostile(Source):
-    """Pictures whose keys lead out of any folder."""
+    """Images whose keys lead out of any folder."""
 
     name, accepts = "hostile", "nothing"
     keys = ("../evil", "../../evil.png", "/tmp/ldm_ae_evil.png", "good.png")
@@ -129,7 +133,9 @@ class Hostile(Source):
         return RawImage(self.keys[index], self.picture)
 
 
-def test_no_key_escapes_the_output_folder(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_hostile_keys_stay_inside_the_output_folder(
+    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
     source = Hostile((image_folder / "dogs/000.png").read_bytes())
     transform = ImageTransform(size=32)
     root = tmp_path / "deep/er"
@@ -144,7 +150,7 @@ def test_no_key_escapes_the_output_folder(tiny_model: KLAutoencoder, image_folde
 
 
 def test_encode_then_decode_round_trip(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
-    """A store of modes decodes to what reconstruct writes."""
+    """A store of modes decodes to the images that reconstruct writes."""
     encode(tiny_model, image_folder, tmp_path / "store", latents="mode")
     decode_store(tiny_model, tmp_path / "store", tmp_path / "a", device="cpu")
     reconstruct_images(
@@ -156,7 +162,7 @@ def test_encode_then_decode_round_trip(tiny_model: KLAutoencoder, image_folder: 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_no_picture_is_written_of_what_is_not_finite(
+def test_non_finite_reconstructions_are_not_written(
     precision: str, tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path
 ) -> None:
     with torch.no_grad():

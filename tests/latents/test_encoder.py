@@ -1,4 +1,4 @@
-"""Encoding a data set: what lies in the store, that it comes out the same again, and what is refused."""
+"""Encoding a dataset: the content of the store, reproducibility, and refusals."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def reference(model: KLAutoencoder, images: Path) -> tuple[Tensor, Tensor, Tenso
         return model.encode(batch.pixel_values).moments, model.encode(batch.pixel_values.flip(3)).moments, batch.labels
 
 
-def test_the_layout(store: Path) -> None:
+def test_store_has_the_documented_files(store: Path) -> None:
     assert sorted(contents(store)) == [
         "32x32/latents_rank00_shard000.safetensors",
         "32x32/latents_rank00_shard001.safetensors",
@@ -46,7 +46,7 @@ def test_the_layout(store: Path) -> None:
     ]
 
 
-def test_tensors_are_what_the_model_gives(tiny_model: KLAutoencoder, image_folder: Path, store: Path) -> None:
+def test_stored_tensors_equal_the_model_outputs(tiny_model: KLAutoencoder, image_folder: Path, store: Path) -> None:
     moments, mirrored, labels = reference(tiny_model, image_folder)
     rows = all_rows(store)
     assert set(rows) == {
@@ -58,7 +58,7 @@ def test_tensors_are_what_the_model_gives(tiny_model: KLAutoencoder, image_folde
     assert torch.equal(rows["labels"], labels)
     assert labels.unique().tolist() == [0, 1]
     assert rows["index"].tolist() == list(range(12))
-    # A picture of w x h whose central square is taken: see the fixture and ImageTransform.
+    # The central square of an image of w x h: see the fixture and ImageTransform.
     source = open_source(image_folder)
     for i in range(12):
         number = int(source.key(i).split("/")[-1].split(".")[0])
@@ -68,22 +68,22 @@ def test_tensors_are_what_the_model_gives(tiny_model: KLAutoencoder, image_folde
         assert bottom - top == pytest.approx(right - left, abs=1)
 
 
-def test_latents_are_unit_noise_around_the_mean(store: Path) -> None:
+def test_latents_are_the_mean_plus_scaled_unit_noise(store: Path) -> None:
     rows = all_rows(store)
     drawn = []
     for suffix in ("", "_flip"):
         posterior = GaussianPosterior(rows[f"moments{suffix}"])
         noise = (rows[f"latents{suffix}"] - posterior.mean) / torch.exp(0.5 * posterior.log_variance)
-        # 12 * 4 * 8 * 8 = 3072 independent normals: four standard errors of mean and deviation.
+        # 12 * 4 * 8 * 8 = 3072 independent normals: four standard errors of mean and standard deviation.
         assert abs(float(noise.mean())) < 4 / math.sqrt(3072)
         assert abs(float(noise.std()) - 1) < 4 / math.sqrt(2 * 3072)
         drawn.append(noise.flatten(1))
-    # No two samples share their noise, nor an image and its mirror image: correlations of 256 independent normals.
+    # Two samples, or an image and its mirror image, have different noise: correlations of 256 independent normals.
     correlations = torch.corrcoef(torch.cat(drawn)) - torch.eye(24)
     assert float(correlations.abs().max()) < 5 / math.sqrt(256)
 
 
-def test_noise_depends_on_seed_and_key_alone(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_noise_depends_only_on_seed_and_key(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     encode(tiny_model, image_folder, tmp_path / "one")
     (image_folder / "cats/000_first.png").write_bytes((image_folder / "cats/001.png").read_bytes())
     encode(tiny_model, image_folder, tmp_path / "more", batch_size=2, shard_size=4)
@@ -102,7 +102,7 @@ def test_noise_depends_on_seed_and_key_alone(tiny_model: KLAutoencoder, image_fo
 
 
 @pytest.mark.parametrize("changes", [{}, {"dtype": "bf16", "precision": "bf16"}, {"workers": 1}])
-def test_encoding_again_gives_the_same_bytes(
+def test_encoding_is_byte_reproducible(
     changes: dict[str, object], tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     first = encode(tiny_model, image_folder, tmp_path / "one", **changes)
@@ -112,7 +112,7 @@ def test_encoding_again_gives_the_same_bytes(
     assert first.images == second.images == 12
 
 
-def test_the_manifest(image_folder: Path, store: Path) -> None:
+def test_manifest_describes_the_store(image_folder: Path, store: Path) -> None:
     rows = pq.read_table(store / "index.parquet").to_pylist()
     assert [row["key"] for row in rows] == [open_source(image_folder).key(i) for i in range(12)]
     for i, row in enumerate(rows):
@@ -125,7 +125,7 @@ def test_the_manifest(image_folder: Path, store: Path) -> None:
         assert row["label"] in (0, 1)
 
 
-def test_the_header(tiny_model: KLAutoencoder, store: Path) -> None:
+def test_shard_header_contains_the_request(tiny_model: KLAutoencoder, store: Path) -> None:
     with safe_open(store / "32x32/latents_rank00_shard002.safetensors", "pt") as file:
         header = file.metadata()
     assert header["format_version"] == "1"
@@ -153,7 +153,7 @@ def test_statistics_are_those_of_the_stored_latents(store: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_narrow_storage_rounds_the_same_latents(
+def test_narrow_dtypes_store_the_rounded_latents(
     dtype: str, kind: torch.dtype, tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path
 ) -> None:
     encode(tiny_model, image_folder, tmp_path / "narrow", dtype=dtype)
@@ -168,7 +168,7 @@ def test_narrow_storage_rounds_the_same_latents(
     assert verify_store(tmp_path / "narrow") == []
 
 
-def test_without_flips_and_with_the_mode(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_encoding_without_flips_stores_the_mode(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     encode(tiny_model, image_folder, tmp_path / "store", flips=False, latents="mode")
     rows = all_rows(tmp_path / "store")
     assert not any(name.endswith("_flip") for name in rows)
@@ -176,14 +176,14 @@ def test_without_flips_and_with_the_mode(tiny_model: KLAutoencoder, image_folder
     assert verify_store(tmp_path / "store") == []
 
 
-def test_the_model_is_left_as_it_was(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_encoding_does_not_change_the_model(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     before = model_hash(tiny_model)
     encode(tiny_model, image_folder, tmp_path / "store", precision="bf16", dtype="bf16")
     assert model_hash(tiny_model) == before
     assert next(tiny_model.parameters()).requires_grad
 
 
-def test_the_hash_is_of_weights_and_network_not_of_scaling(tiny_model: KLAutoencoder) -> None:
+def test_model_hash_covers_weights_and_network_not_scaling(tiny_model: KLAutoencoder) -> None:
     before = model_hash(tiny_model)
     tiny_model.set_scaling(scaling_factor=0.5)
     assert model_hash(tiny_model) == before
@@ -194,13 +194,15 @@ def test_the_hash_is_of_weights_and_network_not_of_scaling(tiny_model: KLAutoenc
         model_hash(tiny_model.bfloat16())  # type: ignore[arg-type]
 
 
-def test_progress_counts_up_to_all(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_progress_reaches_the_total(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     encode(tiny_model, image_folder, tmp_path / "store", progress=lambda done, total: seen.append((done, total)))
     assert seen == [(done, 12) for done in (3, 5, 8, 10, 12, 12)]
 
 
-def test_bad_images_are_listed_and_the_good_kept(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_bad_images_are_listed_and_good_ones_stored(
+    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
     (image_folder / "cats/001.png").write_bytes(b"not an image")
     (image_folder / "dogs/zzz.png").write_bytes(b"")
     with pytest.raises(UserError, match="2 of 13 images cannot be used") as error:
@@ -217,7 +219,7 @@ def test_bad_images_are_listed_and_the_good_kept(tiny_model: KLAutoencoder, imag
     assert len(summary.bad) == 2
 
 
-def test_only_bad_images(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_encoding_only_bad_images_is_refused(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/a.png").write_bytes(b"text")
     with pytest.raises(UserError, match=r"none of the 1 images can be used; the first, a\.png"):
@@ -225,7 +227,7 @@ def test_only_bad_images(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
-def test_a_complete_store_is_not_made_twice(tiny_model: KLAutoencoder, image_folder: Path, store: Path) -> None:
+def test_complete_store_is_not_encoded_again(tiny_model: KLAutoencoder, image_folder: Path, store: Path) -> None:
     before = contents(store)
     assert encode(tiny_model, image_folder, store).already_complete
     with pytest.raises(UserError, match=r"made with seed 0 \(now 1\); give"):
@@ -238,7 +240,7 @@ def test_a_complete_store_is_not_made_twice(tiny_model: KLAutoencoder, image_fol
     assert contents(store) == before
 
 
-def test_an_unfinished_store_is_made_again(
+def test_unfinished_store_is_completed(
     tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path
 ) -> None:
     def stop(done: int, total: int) -> None:
@@ -258,7 +260,7 @@ def test_an_unfinished_store_is_made_again(
     assert contents(tmp_path / "again") == contents(store)
 
 
-def test_foreign_folders_are_left_alone(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_other_folders_are_not_overwritten(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     before = contents(image_folder)
     with pytest.raises(UserError, match=r"is not empty \(cats\) and no latent store"):
         encode(tiny_model, image_folder, image_folder)
@@ -280,7 +282,7 @@ def test_foreign_folders_are_left_alone(tiny_model: KLAutoencoder, image_folder:
         ({"device": "cuda"}, "device 'cuda' cannot be used"),
     ],
 )
-def test_what_cannot_be_encoded_leaves_no_folder(
+def test_refused_encoding_leaves_no_folder(
     changes: dict[str, object], message: str, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -288,7 +290,7 @@ def test_what_cannot_be_encoded_leaves_no_folder(
     assert not (tmp_path / "store").exists()
 
 
-def test_values_too_large_for_fp16_are_never_stored(
+def test_values_beyond_the_fp16_range_are_refused(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     with torch.no_grad():
@@ -322,7 +324,7 @@ def test_batches_that_overflow_in_fp16_are_encoded_in_float32_and_counted(
     assert (again.already_complete, again.fp32_fallbacks) == (True, 10)
 
 
-def test_an_encoder_that_is_not_finite_in_float32_either_is_refused(
+def test_encoder_non_finite_in_float32_is_refused(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     overflow_encoder(tiny_model, by=1e25)

@@ -1,4 +1,4 @@
-"""Each trainer's format: what its own reader gets back is what the store holds."""
+"""Each trainer's format: its own reader returns the latents of the store."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_every_format_has_a_reader_and_is_on_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_a_trainer_gets_what_the_store_holds(
+def test_trainer_readers_return_the_stored_latents(
     name: str, dtype: str, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {}
@@ -97,7 +97,7 @@ def test_a_trainer_gets_what_the_store_holds(
 
 
 @pytest.mark.parametrize("format", WITH_IMAGES)
-def test_images_beside_latents_are_those_that_were_encoded(
+def test_images_beside_latents_equal_the_encoded_ones(
     format: str, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     if library := LIBRARIES.get(format):
@@ -122,7 +122,7 @@ def test_images_beside_latents_are_those_that_were_encoded(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_several_resolutions(plain: str, tmp_path: Path) -> None:
+def test_formats_support_several_resolutions(plain: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", buckets={"64x32": 4, "32x32": 5}, **HELD.get(plain, {}))
     if not FORMATS[plain].several_sizes:
         with pytest.raises(UserError, match="has 32x32, 64x32; choose one with --bucket"):
@@ -145,7 +145,7 @@ def test_several_resolutions(plain: str, tmp_path: Path) -> None:
         convert(content.path, plain, tmp_path / "none", bucket="16x16")
 
 
-def test_the_account_beside_the_files(plain: str, tmp_path: Path) -> None:
+def test_conversion_record_describes_the_files(plain: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", **HELD.get(plain, {}))
     out, summary = convert(content.path, plain, tmp_path / "out")
     if out.is_file():
@@ -165,7 +165,7 @@ def test_the_account_beside_the_files(plain: str, tmp_path: Path) -> None:
     assert [row["caption"] for row in rows] == content.captions
 
 
-def test_the_same_store_gives_the_same_files(plain: str, tmp_path: Path) -> None:
+def test_conversion_is_byte_reproducible(plain: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", **HELD.get(plain, {}))
     first, _ = convert(content.path, plain, tmp_path / "first")
     second, _ = convert(content.path, plain, tmp_path / "second")
@@ -175,7 +175,7 @@ def test_the_same_store_gives_the_same_files(plain: str, tmp_path: Path) -> None
         assert look_at(file) == look_at(twin)
 
 
-def test_lightningdit_links_the_shards(tmp_path: Path) -> None:
+def test_lightningdit_format_links_the_shards(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store")
     before = {path.name: look_at(path) for path in (content.path / "32x32").iterdir()}
     out, _ = convert(content.path, "lightningdit", tmp_path / "out")
@@ -185,7 +185,7 @@ def test_lightningdit_links_the_shards(tmp_path: Path) -> None:
     assert {path.name: look_at(path) for path in (content.path / "32x32").iterdir()} == before
 
 
-def test_lightningdit_of_moments_alone_draws_latents(tmp_path: Path) -> None:
+def test_lightningdit_format_draws_latents_from_a_lean_store(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store")
     drop_tensors(content.path, "latents")
     out, _ = convert(content.path, "lightningdit", tmp_path / "out")
@@ -198,7 +198,7 @@ def test_lightningdit_of_moments_alone_draws_latents(tmp_path: Path) -> None:
         assert abs(float(noise.std()) - 1) < 5 / (2 * 256) ** 0.5
 
 
-def test_thousands_have_their_folders(tmp_path: Path) -> None:
+def test_edm2_files_are_grouped_in_folders_of_a_thousand(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", buckets={"4x4": 1003}, flips=False, shard=500)
     out, _ = convert(content.path, "edm2-zip", tmp_path / "out")
     read = READERS["edm2-zip"](out)
@@ -206,7 +206,7 @@ def test_thousands_have_their_folders(tmp_path: Path) -> None:
     expect(read, content, list(range(1003)), scaled=False, **DEFAULT_TOLERANCE)
 
 
-def test_mds_fills_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mds_format_writes_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldm_ae.latents.formats.mds._SIZE_LIMIT", 1500)  # two samples of 512 bytes and a caption
     content = synthetic_store(tmp_path / "store")
     out, _ = convert(content.path, "mds", tmp_path / "out")
@@ -215,7 +215,7 @@ def test_mds_fills_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("arch", ["sd", "sdxl", "sd3", "flux"])
-def test_kohya_architectures(arch: str, tmp_path: Path) -> None:
+def test_kohya_format_supports_every_architecture(arch: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", channels=16 if arch in ("sd3", "flux") else 4, flips=arch != "sd")
     out, summary = convert(content.path, "kohya", tmp_path / "out", arch=arch)
     assert not any("channels" in warning for warning in summary.warnings)
@@ -228,7 +228,7 @@ def test_kohya_architectures(arch: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arch", ["hv", "qi", "wan", "zi"])
-def test_musubi_architectures(arch: str, tmp_path: Path) -> None:
+def test_musubi_format_supports_every_architecture(arch: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", channels=16)
     out, _ = convert(content.path, "musubi", tmp_path / "out", arch=arch)
     read = read_musubi(out, arch)

@@ -1,4 +1,4 @@
-"""Trainers' files into stores: what we wrote comes back, and what others wrote is not guessed at."""
+"""Import of trainers' files into stores: own conversions roundtrip, and missing facts of others are asked for."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def compare(one: Path, other: Path, names: tuple[str, ...], **tolerance: float) 
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
-def test_lightningdit_and_back(dtype: str, tmp_path: Path) -> None:
+def test_lightningdit_conversion_roundtrips(dtype: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", dtype=dtype)
     convert_store(content.path, tmp_path / "out", "lightningdit")
     summary = import_latents(tmp_path / "out", tmp_path / "back")
@@ -58,7 +58,7 @@ def test_lightningdit_and_back(dtype: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fold", [None, "trainer", 0.3])
 @pytest.mark.parametrize("unpacked", [False, True])
-def test_edm2_and_back(fold: Any, unpacked: bool, tmp_path: Path) -> None:
+def test_edm2_conversion_roundtrips(fold: Any, unpacked: bool, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", flips=False, seed=5)
     convert_store(content.path, tmp_path / "out.zip", "edm2-zip", fold=fold)
     source = tmp_path / "out.zip"
@@ -69,12 +69,12 @@ def test_edm2_and_back(fold: Any, unpacked: bool, tmp_path: Path) -> None:
     summary = import_latents(source, tmp_path / "back")
     assert (summary.format, summary.images, summary.warnings) == ("edm2-zip", 7, [])
     # Log-variances go through exp and log in float32, means through the fold; the draws are the encoder's, with the
-    # seed and the keys of the account.
+    # seed and the keys of the source summary.
     compare(content.path, tmp_path / "back", TENSORS, atol=1e-5, rtol=1e-5)
     assert verify_store(tmp_path / "back") == []
 
 
-def test_encoded_images_come_back(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_encoded_store_roundtrips_through_edm2(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     encode(tiny_model, image_folder, tmp_path / "store", flips=False)
     convert_store(tmp_path / "store", tmp_path / "out.zip", "edm2-zip", fold="trainer")
     import_latents(tmp_path / "out.zip", tmp_path / "back", model=tiny_model)
@@ -100,7 +100,7 @@ def lightningdit_of_others(folder: Path, *, flips: bool = True) -> list[dict[str
 
 
 @pytest.mark.parametrize("flips", [False, True])
-def test_lightningdit_of_others(flips: bool, tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_foreign_lightningdit_files_are_imported(flips: bool, tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     shards = lightningdit_of_others(tmp_path / "theirs", flips=flips)
     with pytest.raises(UserError, match="does not say which model made it; name it with --model"):
         import_latents(tmp_path / "theirs", tmp_path / "store")
@@ -132,7 +132,9 @@ def edm2_of_others(path: Path, *, labels: Any, std: float = 0.5) -> np.ndarray:
     return values
 
 
-def test_edm2_of_others(tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_foreign_edm2_files_are_imported(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     labels = [[f"00000/img-mean-std-{i:08d}.npy", 10 - i] for i in range(5)]
     values = edm2_of_others(tmp_path / "theirs.zip", labels=labels)
     command = ["convert", str(tmp_path / "theirs.zip"), str(tmp_path / "store"), "--format", "store"]
@@ -151,7 +153,7 @@ def test_edm2_of_others(tiny_model_folder: Path, tmp_path: Path, capsys: pytest.
     assert verify_store(tmp_path / "store") == []
 
 
-def test_labels_that_edm2_may_have(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_edm2_labels_are_validated(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     edm2_of_others(tmp_path / "none.zip", labels=None)
     import_latents(tmp_path / "none.zip", tmp_path / "store", model=tiny_model)
     assert LatentDataset(tmp_path / "store").labels.tolist() == [-1] * 5
@@ -167,7 +169,7 @@ def test_labels_that_edm2_may_have(tiny_model: KLAutoencoder, tmp_path: Path) ->
             import_latents(tmp_path / f"{number}.zip", tmp_path / f"store{number}", model=tiny_model)
 
 
-def test_a_deviation_of_zero_is_the_smallest_that_a_store_holds(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_zero_standard_deviation_is_stored_as_the_smallest_value(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     values = edm2_of_others(tmp_path / "theirs.zip", labels=None)
     values[:, 4:] = 0
     with zipfile.ZipFile(tmp_path / "zero.zip", "w") as archive:
@@ -246,7 +248,7 @@ def not_finite(folder: Path) -> None:
         (not_finite, "latents of images 3 to 5 is not finite"),
     ],
 )
-def test_damage_is_named(damage: Any, message: str, tmp_path: Path) -> None:
+def test_damaged_files_are_refused_by_name(damage: Any, message: str, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store")
     convert_store(content.path, tmp_path / "out", "lightningdit")
     damage(tmp_path / "out")
@@ -255,7 +257,7 @@ def test_damage_is_named(damage: Any, message: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_other_things_are_refused(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_unsupported_inputs_are_refused(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store")
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.zip").write_text("no archive")

@@ -1,4 +1,4 @@
-"""Stores of discrete models: indices beside the latents, or alone."""
+"""Stores of discrete models: indices with latents, or only indices."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def discrete(kind: str = "uint8") -> VQAutoencoder:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_indices_beside_the_latents(kind: str, image_folder: Path, tmp_path: Path) -> None:
+def test_full_store_has_indices_and_latents(kind: str, image_folder: Path, tmp_path: Path) -> None:
     model = discrete(kind)
     encode(model, image_folder, tmp_path / "store")
     found = tensors(tmp_path / "store")
@@ -69,7 +69,7 @@ def test_indices_beside_the_latents(kind: str, image_folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["uint16", "levels"])
-def test_indices_alone(kind: str, image_folder: Path, tmp_path: Path) -> None:
+def test_lean_store_has_only_indices(kind: str, image_folder: Path, tmp_path: Path) -> None:
     model = discrete(kind)
     encode(model, image_folder, tmp_path / "full")
     encode(model, image_folder, tmp_path / "lean", content="lean")
@@ -92,7 +92,7 @@ def test_indices_alone(kind: str, image_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["uint16", "levels"])
-def test_items_of_indices(kind: str, image_folder: Path, tmp_path: Path) -> None:
+def test_dataset_yields_indices(kind: str, image_folder: Path, tmp_path: Path) -> None:
     encode(discrete(kind), image_folder, tmp_path / "store", content="lean")
     stored = tensors(tmp_path / "store")
     data = LatentDataset(tmp_path / "store", draw="indices")
@@ -108,7 +108,7 @@ def test_items_of_indices(kind: str, image_folder: Path, tmp_path: Path) -> None
     assert {tuple(one) for one in of_view} >= {(True, False), (False, True)}
 
 
-def test_what_has_no_indices(image_folder: Path, tmp_path: Path) -> None:
+def test_indices_are_refused_where_none_are_stored(image_folder: Path, tmp_path: Path) -> None:
     encode(discrete(), image_folder, tmp_path / "samples", content="samples")
     assert tensors(tmp_path / "samples").keys() == SMALL | {"latents", "latents_flip"}
     with pytest.raises(UserError, match="holds no indices; encode with a discrete model, not --store samples"):
@@ -120,7 +120,7 @@ def test_what_has_no_indices(image_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_index_is_stored_of_what_is_not_finite(kind: str, image_folder: Path, tmp_path: Path) -> None:
+def test_non_finite_latents_are_not_stored_as_indices(kind: str, image_folder: Path, tmp_path: Path) -> None:
     model = discrete(kind)
     with torch.no_grad():
         model.net.encoder.conv_in.weight[0] = float("nan")
@@ -129,7 +129,7 @@ def test_no_index_is_stored_of_what_is_not_finite(kind: str, image_folder: Path,
     assert not list((tmp_path / "store").rglob("*.safetensors"))
 
 
-def test_a_damaged_file_of_indices_alone_is_encoded_again(image_folder: Path, tmp_path: Path) -> None:
+def test_damaged_shard_of_indices_is_encoded_again(image_folder: Path, tmp_path: Path) -> None:
     """The statistics of the others come from their indices once more."""
     model = discrete("levels")
     encode(model, image_folder, tmp_path / "store", content="lean")
@@ -167,7 +167,7 @@ def flatten(found: dict[str, torch.Tensor]) -> None:
         (flatten, "has other tensors or shapes than the store's"),
     ],
 )
-def test_indices_that_were_written_wrong_are_found(
+def test_wrong_indices_are_detected(
     change: Callable[[dict[str, torch.Tensor]], None], message: str, image_folder: Path, tmp_path: Path
 ) -> None:
     encode(discrete(), image_folder, tmp_path / "store")
@@ -186,7 +186,7 @@ def age(content: dict[str, Any]) -> None:
     del content["request"]["indices"], content["request"]["content"]
 
 
-def test_a_store_of_before_there_were_indices_is_gone_on_with(
+def test_store_written_before_indices_existed_is_resumed(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     encode(tiny_model, image_folder, tmp_path / "store")
@@ -199,7 +199,7 @@ def test_a_store_of_before_there_were_indices_is_gone_on_with(
     assert encode(tiny_model, image_folder, tmp_path / "store").already_complete
 
 
-def test_a_store_of_before_there_were_indices_opens(image_folder: Path, tmp_path: Path) -> None:
+def test_store_written_before_indices_existed_opens(image_folder: Path, tmp_path: Path) -> None:
     model = discrete()
     encode(model, image_folder, tmp_path / "store", content="samples")  # as a full one was
     rewrite_description(tmp_path / "store", age)
@@ -217,7 +217,7 @@ def test_a_store_of_before_there_were_indices_opens(image_folder: Path, tmp_path
         (16, 0, "must be whole numbers above 0"),
     ],
 )
-def test_codebooks_that_cannot_be_are_damage(
+def test_invalid_codebook_sizes_are_reported_as_damage(
     size: int | None, levels: int | None, message: str, image_folder: Path, tmp_path: Path
 ) -> None:
     encode(discrete(), image_folder, tmp_path / "store")
@@ -227,7 +227,7 @@ def test_codebooks_that_cannot_be_are_damage(
         LatentStore(tmp_path / "store")
 
 
-def test_indices_of_a_shard_that_lies_are_refused(image_folder: Path, tmp_path: Path) -> None:
+def test_inconsistent_index_shards_are_refused(image_folder: Path, tmp_path: Path) -> None:
     encode(discrete(), image_folder, tmp_path / "store")
     store = LatentStore(tmp_path / "store")
     assert torch.equal(torch.cat(list(store.indices())), tensors(tmp_path / "store")["indices"].to(torch.int64))
@@ -237,7 +237,7 @@ def test_indices_of_a_shard_that_lies_are_refused(image_folder: Path, tmp_path: 
             list(store.indices())
 
 
-def test_other_codes_are_not_decoded(image_folder: Path, tmp_path: Path) -> None:
+def test_indices_of_another_model_are_not_decoded(image_folder: Path, tmp_path: Path) -> None:
     encode(discrete(), image_folder, tmp_path / "store", content="lean")
     with pytest.raises(UserError, match="made by another model"):
         decode_store(discrete("levels"), tmp_path / "store", tmp_path / "out", device="cpu")
@@ -248,7 +248,7 @@ def test_other_codes_are_not_decoded(image_folder: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
-def test_latents_of_a_discrete_model_are_converted_and_come_back(image_folder: Path, tmp_path: Path) -> None:
+def test_latents_of_a_discrete_model_roundtrip_through_conversion(image_folder: Path, tmp_path: Path) -> None:
     encode(discrete(), image_folder, tmp_path / "store")
     convert_store(tmp_path / "store", tmp_path / "converted", "lightningdit")
     [warning] = import_latents(tmp_path / "converted", tmp_path / "back").warnings
@@ -267,7 +267,7 @@ def test_latents_of_a_discrete_model_are_converted_and_come_back(image_folder: P
 
 
 @pytest.mark.parametrize(("kind", "levels"), [("uint16", 1), ("levels", 3)])
-def test_what_is_said_of_the_codes(kind: str, levels: int, image_folder: Path, tmp_path: Path) -> None:
+def test_inspect_reports_codebook_usage(kind: str, levels: int, image_folder: Path, tmp_path: Path) -> None:
     encode(discrete(kind), image_folder, tmp_path / "store", content="lean")
     found = inspect_path(tmp_path / "store")
     assert inspect_store(tmp_path / "store")["indices"] is True
@@ -286,7 +286,7 @@ def test_what_is_said_of_the_codes(kind: str, levels: int, image_folder: Path, t
         assert codes["perplexity"][level] == pytest.approx(2**entropy)
 
 
-def test_the_narrowest_dtype() -> None:
+def test_indices_use_the_narrowest_dtype() -> None:
     widths = [
         (2, torch.uint8),
         (256, torch.uint8),

@@ -36,7 +36,7 @@ def name_of_sd_scripts(path: Path) -> str:
     return os.path.splitext(path)[0] + f"_{width:04d}x{height:04d}_sd.npz"
 
 
-def test_turned_photos_are_where_sd_scripts_looks(tiny_model: Autoencoder, tmp_path: Path) -> None:
+def test_rotated_photos_have_the_file_names_of_sd_scripts(tiny_model: Autoencoder, tmp_path: Path) -> None:
     photos = [photo(tmp_path / "photos" / f"p{o}.jpg", (60, 40), o) for o in range(1, 9)]
     encode(tiny_model, tmp_path / "photos", tmp_path / "store")
     assert LatentStore(tmp_path / "store").index["orientation"].to_pylist() == list(range(1, 9))
@@ -50,10 +50,8 @@ def test_turned_photos_are_where_sd_scripts_looks(tiny_model: Autoencoder, tmp_p
             assert cache["original_size"].tolist() == ([60, 40] if int(path.stem[1]) < 5 else [40, 60])
 
 
-def test_turned_photos_that_do_not_fit_the_bucket_are_left_out_and_listed(
-    tiny_model: Autoencoder, tmp_path: Path
-) -> None:
-    """sd-scripts puts a photo that lies on its side into a landscape bucket, for which upright latents are no use."""
+def test_rotated_photos_outside_their_bucket_are_skipped_and_listed(tiny_model: Autoencoder, tmp_path: Path) -> None:
+    """sd-scripts puts a photo that lies on its side into a landscape bucket, where upright latents do not fit."""
     for orientation in (1, 3, 6):
         photo(tmp_path / "photos" / f"p{orientation}.jpg", (60, 40), orientation)
     encode(tiny_model, tmp_path / "photos", tmp_path / "store", transform=BucketTransform([(48, 32), (32, 48)]))
@@ -72,21 +70,21 @@ def test_turned_photos_that_do_not_fit_the_bucket_are_left_out_and_listed(
         convert_store(tmp_path / "store", tmp_path / "none", "kohya", arch="sd", bucket="48x32")
 
 
-def test_musubi_chooses_the_bucket_by_the_upright_size_in_the_name(tiny_model: Autoencoder, tmp_path: Path) -> None:
+def test_musubi_file_names_have_the_upright_size(tiny_model: Autoencoder, tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "p6.jpg", (60, 40), 6)
     encode(tiny_model, tmp_path / "photos", tmp_path / "store")
     convert_store(tmp_path / "store", tmp_path / "out", "musubi", arch="zi")
     assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == ["p6_0040x0060_zi.safetensors"]
 
 
-def test_names_with_backslashes_and_bytes_that_are_not_text(tiny_model: Autoencoder, tmp_path: Path) -> None:
+def test_names_with_backslashes_and_non_utf8_bytes_are_kept(tiny_model: Autoencoder, tmp_path: Path) -> None:
     names = [b"plain.jpg", b"back\\slash.jpg", b"caf\xe9.jpg", "größe.jpg".encode()]
     folder = tmp_path / "photos"
     for name in names:
         made = photo(folder / "next.jpg", (60, 40), 1)
         try:
             made.rename(os.fsdecode(os.path.join(os.fsencode(folder), name)))
-        except OSError:  # a file system that takes Unicode alone
+        except OSError:  # a file system that accepts only Unicode
             pytest.skip("this file system takes no such name")
     encode(tiny_model, folder, tmp_path / "store")
     for kind, arch in (("kohya", "sd"), ("musubi", "zi")):
@@ -98,7 +96,7 @@ def test_names_with_backslashes_and_bytes_that_are_not_text(tiny_model: Autoenco
     assert stems == found - {b""}
 
 
-def test_names_of_pixart_have_the_key_itself(tmp_path: Path) -> None:
+def test_pixart_file_names_contain_the_unchanged_key(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", buckets={"32x32": 2})
     store = LatentStore(content.path)
     store._rows = store._rows.set_column(0, store._rows.schema.field(0), [["a\\b.png", "caf\\xe9.png"]])
@@ -118,6 +116,6 @@ def test_names_of_pixart_have_the_key_itself(tmp_path: Path) -> None:
         ("\\x41.png", "\\x41"),  # ASCII is never escaped
     ],
 )
-def test_bytes_come_back_from_the_escapes_of_a_key(key: str, name: str) -> None:
+def test_escaped_bytes_in_keys_are_restored_in_file_names(key: str, name: str) -> None:
     assert file_stem(key) == name
     assert stem(key) == key.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""How an encoding runs: compiled or not, what the writer thread does, and what happens when it fails."""
+"""The encoding pipeline: compiled encoders, the writer thread, and its failures."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def latents(store: Path) -> dict[str, Tensor]:
     return {data[i]["key"]: data.read(i) for i in range(len(data))}
 
 
-def test_a_compiled_encoder_sees_one_shape_a_size_and_goes_on_to_the_same_bytes(
+@pytest.mark.slow
+def test_compiled_encoder_has_one_shape_per_size_and_resumes_exactly(
     graphs: list[tuple[int, ...]], image_folder: Path, tmp_path: Path
 ) -> None:
     model = KLAutoencoder(  # tracing takes its time for each layer
@@ -80,7 +81,7 @@ def test_a_compiled_encoder_sees_one_shape_a_size_and_goes_on_to_the_same_bytes(
     assert contents(tmp_path / "again") == contents(tmp_path / "compiled")
 
 
-def test_stores_from_before_there_was_compiling_are_the_same_command(
+def test_store_written_before_compile_existed_is_complete(
     tiny_model: KLAutoencoder, image_folder: Path, store: Path
 ) -> None:
     content = read_description(store)
@@ -91,7 +92,7 @@ def test_stores_from_before_there_was_compiling_are_the_same_command(
     assert verify_store(store) == []
 
 
-def test_the_next_shard_is_encoded_while_one_is_written(
+def test_next_shard_is_encoded_during_a_write(
     tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     went_on = threading.Event()
@@ -113,7 +114,7 @@ def test_the_next_shard_is_encoded_while_one_is_written(
     assert contents(tmp_path / "slow") == contents(store)
 
 
-def test_the_model_gets_the_next_batch_before_the_results_of_one_are_waited_for(
+def test_next_batch_is_submitted_before_results_are_awaited(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
@@ -142,7 +143,7 @@ def test_the_model_gets_the_next_batch_before_the_results_of_one_are_waited_for(
     assert events == [*expected, "wait 10"]
 
 
-def test_a_full_disk_in_the_writer_stops_the_run(
+def test_full_disk_in_the_writer_stops_the_run(
     tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = StoreWriter.add_unit
@@ -161,7 +162,7 @@ def test_a_full_disk_in_the_writer_stops_the_run(
     assert contents(tmp_path / "again") == contents(store)
 
 
-def test_a_failed_writer_is_noticed_before_the_next_shard(
+def test_failed_write_is_raised_before_the_next_shard(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = threading.Event()
@@ -176,7 +177,7 @@ def test_a_failed_writer_is_noticed_before_the_next_shard(
         seen.append(done)
         if done > 5:
             assert failed.wait(30)
-            time.sleep(0.2)  # until the thread has told of it
+            time.sleep(0.2)  # until the thread has reported it
 
     monkeypatch.setattr(units.Unit, "write", fail)
     with pytest.raises(RunError, match="no room"):
@@ -184,7 +185,7 @@ def test_a_failed_writer_is_noticed_before_the_next_shard(
     assert seen in ([3, 5], [3, 5, 8])
 
 
-def test_what_is_being_written_is_finished_when_the_run_is_stopped(
+def test_pending_write_is_completed_when_the_run_stops(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = threading.Event()
@@ -206,7 +207,7 @@ def test_what_is_being_written_is_finished_when_the_run_is_stopped(
     assert recorded(tmp_path / "store") == ["latents_rank00_shard000.safetensors"]
 
 
-def test_a_second_failure_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_writer_failure_during_another_exception_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
         raise RunError("no room")
 

@@ -59,7 +59,7 @@ class ThreadChannel:
 
 
 def encode_together(count: int, model: KLAutoencoder, images: Path, store: Path, **changes: Any) -> list[Any]:
-    """`encode` as `count` processes; what each returned."""
+    """Run `encode` as `count` processes and return the result of each."""
     shared = ThreadChannel(count)
     found: list[Any] = [None] * count
 
@@ -89,7 +89,7 @@ def by_key(store: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_the_same_latents_for_any_number_of_processes(
+def test_latents_do_not_depend_on_the_number_of_processes(
     count: int, tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path
 ) -> None:
     summaries = encode_together(count, tiny_model, image_folder, tmp_path / "many")
@@ -113,7 +113,7 @@ def test_the_same_latents_for_any_number_of_processes(
     assert not (tmp_path / "many" / LOCK).exists()
 
 
-def test_another_number_of_processes_goes_on_and_keeps_the_names(
+def test_resuming_with_other_processes_keeps_shard_names(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     encode_together(2, tiny_model, image_folder, tmp_path / "two")
@@ -145,7 +145,7 @@ def is_complete(path: Path) -> bool:
     return True
 
 
-def test_every_unit_is_in_one_share(tmp_path: Path, tiny_model: KLAutoencoder, image_folder: Path) -> None:
+def test_units_are_partitioned_among_processes(tmp_path: Path, tiny_model: KLAutoencoder, image_folder: Path) -> None:
     encode_until(12, tiny_model, image_folder, tmp_path / "store", shard_size=1)
     assert len(recorded(tmp_path / "store")) == 11
     plan = {"processes": 5, "run": "", "complete": False, "additions": [], "adds": False, "source": "images"}
@@ -165,7 +165,7 @@ def request_of(path: Path) -> Any:
     return read_request(read_description(path)["request"])
 
 
-def test_a_process_of_an_earlier_run_stops(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_process_of_an_earlier_run_stops(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     def another(done: int, total: int) -> None:
         write_json(tmp_path / "store/.work/run.json", {"run": "another"})
 
@@ -174,7 +174,7 @@ def test_a_process_of_an_earlier_run_stops(tiny_model: KLAutoencoder, image_fold
     assert recorded(tmp_path / "store") == []
 
 
-def test_files_that_do_not_arrive_are_an_error(
+def test_missing_files_of_other_processes_raise(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "_SECONDS_UNTIL_SEEN", 0)
@@ -196,7 +196,7 @@ def test_files_that_do_not_arrive_are_an_error(
         ({"RANK": "1", "WORLD_SIZE": "2"}, "MASTER_ADDR is not set"),
     ],
 )
-def test_an_environment_that_does_not_fit(
+def test_invalid_distributed_environment_is_refused(
     environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
@@ -223,7 +223,9 @@ def encode_or_die(rank: int, model: str, images: str, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_gloo_processes(tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_gloo_processes_share_a_store_and_detect_an_ended_peer(
+    tiny_model_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
     run_processes(encode_or_die, 2, str(tiny_model_folder), str(image_folder), str(tmp_path))
     assert verify_store(tmp_path / "store") == []
     assert len(LatentStore(tmp_path / "store")) == 12

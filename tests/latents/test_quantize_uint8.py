@@ -30,7 +30,7 @@ from tests.latents.test_indices import discrete, rewrite_description
 SHARD = "32x32/latents_rank00_shard001.safetensors"
 
 
-def test_half_a_step_at_most() -> None:
+def test_uint8_error_is_at_most_half_a_step() -> None:
     values = torch.randn(50, 3, 32, 32) * torch.tensor([1.0, 100.0, 1e-3]).view(3, 1, 1) + 5
     levels, scale = quantize_uint8(values)
     assert levels.dtype == torch.uint8
@@ -39,7 +39,7 @@ def test_half_a_step_at_most() -> None:
     span = values.amax(dim=(2, 3)) - values.amin(dim=(2, 3))
     error = (dequantize_uint8(levels, scale) - values).abs().amax(dim=(2, 3))
     assert (error <= span / 255 * 0.5 + 2e-6).all()  # float32 near 5 has a spacing of 5e-7
-    # A uniform error of a step's width has a deviation of step / sqrt(12).
+    # A uniform error of a step's width has a standard deviation of step / sqrt(12).
     measured = (dequantize_uint8(levels, scale) - values)[:, 1].square().mean().sqrt()
     assert measured == pytest.approx(float((span[:, 1] / 255).square().mean().sqrt()) / 12**0.5, rel=0.02)
 
@@ -50,7 +50,7 @@ def test_constant_channels_are_exact() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_shows_in_the_scale(value: float) -> None:
+def test_non_finite_latents_have_a_non_finite_scale(value: float) -> None:
     values = torch.randn(2, 3, 4, 4)
     values[1, 2, 3, 3] = value
     _, scale = quantize_uint8(values)
@@ -58,7 +58,7 @@ def test_what_is_not_finite_shows_in_the_scale(value: float) -> None:
     assert scale[0].isfinite().all()
 
 
-def test_packing_measures_what_a_reader_gets() -> None:
+def test_packing_records_the_error_of_the_read_latents() -> None:
     floats = {"latents": torch.randn(2, 3, 8, 8), "indices": torch.arange(8).view(2, 2, 2)}
     packed = pack(floats, lambda found: found["latents"])
     assert packed.keys() == {"latents", "latents_scale", "indices", "squared_error"}
@@ -68,7 +68,7 @@ def test_packing_measures_what_a_reader_gets() -> None:
     assert pack({"indices": floats["indices"]}, lambda found: found["latents"]).keys() == {"indices"}
 
 
-def test_errors_merge_exactly() -> None:
+def test_uint8_errors_merge_exactly() -> None:
     parts, whole = [ChannelStatistics(2), ChannelStatistics(2)], ChannelStatistics(2)
     total = torch.zeros(2, dtype=torch.float64)
     for part, size in zip(parts, (4, 8), strict=True):  # of different sizes, so that places count and not images
@@ -82,14 +82,14 @@ def test_errors_merge_exactly() -> None:
     exact = ChannelStatistics(1)
     exact.update(torch.ones(1, 1, 2, 2), squared_error=torch.zeros(1, 1))
     assert exact.relative_error is not None
-    assert exact.relative_error.tolist() == [0.0]  # of a channel without deviation
+    assert exact.relative_error.tolist() == [0.0]  # of a constant channel
     assert ChannelStatistics(1).relative_error is None
     with pytest.raises(ValueError, match="lists of one length"):
         ChannelStatistics.from_state(whole.state() | {"errors": [1.0]})
 
 
 @pytest.mark.parametrize("content", ["full", "samples", "lean"])
-def test_the_error_is_that_of_what_is_read(
+def test_recorded_error_equals_that_of_the_read_latents(
     content: str, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     encode(tiny_model, image_folder, tmp_path / "exact", content=content)
@@ -123,7 +123,7 @@ def test_the_error_is_that_of_what_is_read(
         torch.testing.assert_close(statistics.channel_mean, latents("store").double().mean(dim=(0, 2, 3)))
 
 
-def test_every_reader_gets_floats(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_every_reader_returns_floats(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     encode(tiny_model, image_folder, tmp_path / "store", dtype="uint8")
     stored = tensors(tmp_path / "store")
     assert not list(tmp_path.glob("store/*/latents_stats.pt")), "LightningDiT would normalize levels with it"
@@ -145,7 +145,9 @@ def test_every_reader_gets_floats(tiny_model: KLAutoencoder, image_folder: Path,
     assert LatentStore(tmp_path / "back").request.dtype == "fp32"
 
 
-def test_pictures_are_nearly_the_same(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_images_decoded_from_uint8_latents_are_close(
+    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
     for dtype in ("fp32", "uint8"):
         encode(tiny_model, image_folder, tmp_path / dtype, dtype=dtype)
         decode_store(tiny_model, tmp_path / dtype, tmp_path / f"{dtype} out", device="cpu")
@@ -155,7 +157,9 @@ def test_pictures_are_nearly_the_same(tiny_model: KLAutoencoder, image_folder: P
 
 
 @pytest.mark.parametrize("content", ["full", "lean"])
-def test_it_goes_on_byte_for_byte(content: str, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_uint8_store_resumes_to_the_same_bytes(
+    content: str, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
     """An image does not depend on the others of its file, nor does it matter in which run the others were encoded."""
     encode(tiny_model, image_folder, tmp_path / "store", dtype="uint8", content=content)
     before = contents(tmp_path / "store")
@@ -170,8 +174,8 @@ def test_it_goes_on_byte_for_byte(content: str, tiny_model: KLAutoencoder, image
 
 
 @pytest.mark.parametrize("content", ["full", "lean"])
-def test_discrete_models(content: str, image_folder: Path, tmp_path: Path) -> None:
-    """Indices stay what they are, and alone they have no error."""
+def test_uint8_store_keeps_indices_of_discrete_models(content: str, image_folder: Path, tmp_path: Path) -> None:
+    """Indices are stored unchanged, and a store of only indices has no error."""
     model: VQAutoencoder = discrete("uint16")
     encode(model, image_folder, tmp_path / "store", dtype="uint8", content=content)
     assert verify_store(tmp_path / "store") == []
@@ -181,7 +185,7 @@ def test_discrete_models(content: str, image_folder: Path, tmp_path: Path) -> No
     assert (LatentStore(tmp_path / "store").statistics.relative_error is None) is (content == "lean")
 
 
-def test_nothing_is_stored_of_what_is_not_finite(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_non_finite_latents_are_not_stored(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         tiny_model.net.quant_conv.bias[0] = float("nan")
     with pytest.raises(UserError, match=r"latents of .* is not finite in fp32; the weights"):
@@ -209,7 +213,7 @@ def no_scale(found: dict[str, torch.Tensor]) -> None:
         (no_scale, "has values in latents_flip_scale that are not finite"),
     ],
 )
-def test_scales_that_were_written_wrong_are_found(
+def test_wrong_scales_are_detected(
     change: Callable[[dict[str, torch.Tensor]], None], message: str, tiny_model: KLAutoencoder, image_folder: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -228,7 +232,7 @@ def test_scales_that_were_written_wrong_are_found(
     assert problem.startswith(f"{SHARD} {message}")
 
 
-def test_the_command_says_the_error(
+def test_encode_prints_the_uint8_error(
     tiny_model_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(tiny_model_folder), str(image_folder), str(tmp_path / "store"), "--size", "32", "--workers", "0"]

@@ -68,7 +68,7 @@ class Deadly(Wrapped):
 
 
 @pytest.mark.slow
-def test_the_same_bytes_though_a_process_is_killed(
+def test_killed_ray_worker_does_not_change_the_bytes(
     session: Path, tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path
 ) -> None:
     encode_until(6, tiny_model, image_folder, tmp_path / "again")  # by this process
@@ -89,7 +89,7 @@ def test_the_same_bytes_though_a_process_is_killed(
 
 
 @pytest.mark.slow
-def test_what_a_process_has_to_say_reaches_the_user(
+def test_messages_of_ray_workers_are_printed(
     session: Path, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with torch.no_grad():
@@ -134,7 +134,7 @@ class FakeTally:
 
 
 def actor(before: int, model: KLAutoencoder, images: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """In this process, of a job whose first unit has been begun so often."""
+    """Return an actor in this process, for a job whose first unit was started `before` times."""
     monkeypatch.setattr(ray_engine.ray, "get", lambda value: value)
     monkeypatch.setattr(writer, "_SECONDS_UNTIL_SEEN", 0)
     jobs: list[Job] = []
@@ -143,7 +143,7 @@ def actor(before: int, model: KLAutoencoder, images: Path, store: Path, monkeypa
     return ray_engine._Actor(jobs, FakeTally(before), "cpu")
 
 
-def test_indices_alone_have_the_statistics_of_the_model_in_float32(
+def test_lean_store_of_indices_has_float32_statistics(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_engine.ray, "get", lambda value: value)
@@ -159,7 +159,7 @@ def test_indices_alone_have_the_statistics_of_the_model_in_float32(
     assert contents(tmp_path / "store") == contents(tmp_path / "local")
 
 
-def test_a_unit_that_ends_its_process_again_and_again_is_an_error(
+def test_unit_that_crashes_repeatedly_raises(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "_exit", lambda status: sys.exit(status))
@@ -176,7 +176,7 @@ def test_a_unit_that_ends_its_process_again_and_again_is_an_error(
     assert "in 4 attempts: its process has ended" in killed({"unit": [0]})["message"][0]
 
 
-def test_a_machine_that_does_not_see_the_store(
+def test_worker_without_access_to_the_store_raises(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = actor(0, tiny_model, image_folder, tmp_path / "store", monkeypatch)
@@ -195,7 +195,7 @@ def test_a_machine_that_does_not_see_the_store(
         ({"actors": 1}, {"processes": Processes(rank=0, count=2)}, "without torchrun or accelerate"),
     ],
 )
-def test_what_is_refused_before_ray_starts(
+def test_invalid_options_are_refused_before_ray_starts(
     engine: dict[str, Any], changes: dict[str, Any], message: str, tiny_model: KLAutoencoder, image_folder: Path,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -206,7 +206,7 @@ def test_what_is_refused_before_ray_starts(
     assert not (tmp_path / "store").exists()
 
 
-def test_a_cluster_that_does_not_answer(
+def test_unreachable_cluster_is_refused(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(address: str, **options: Any) -> None:
@@ -225,7 +225,7 @@ def test_a_cluster_that_does_not_answer(
         encode(tiny_model, image_folder, tmp_path / "store", engine=ray_engine.RayEngine(actors=1))
 
 
-def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "ldm_ae.latents.encoding.engines.ray")
     assert main(["encode", "model", "images", "store", "--engine", "ray"]) == 2
@@ -234,6 +234,6 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys:
     )
 
 
-def test_options_of_ray_without_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ray_options_without_the_ray_engine_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "model", "images", "store", "--ray-actors", "2"]) == 2
     assert capsys.readouterr().err == "ldm-ae: error: --ray-actors says nothing without --engine ray\n"

@@ -1,4 +1,4 @@
-"""Reading a store: draws, flips, scaling, and what is wrong with a damaged one."""
+"""Reading a store: draws, flips, scaling, and the detection of damage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.latents.helpers import encode
 SHARD = "32x32/latents_rank00_shard001.safetensors"
 
 
-def test_items_are_the_stored_rows(store: Path) -> None:
+def test_dataset_items_equal_the_stored_rows(store: Path) -> None:
     data = LatentDataset(store)
     shard = load_file(store / SHARD)
     assert len(data) == 12
@@ -37,7 +37,7 @@ def test_items_are_the_stored_rows(store: Path) -> None:
         assert item["key"] == LatentStore(store).good()["key"][5 + row].as_py()
 
 
-def test_draws_come_from_the_moments(store: Path) -> None:
+def test_draws_are_sampled_from_the_moments(store: Path) -> None:
     shard = load_file(store / SHARD)
     mean, log_variance = shard["moments"].chunk(2, dim=1)
     assert torch.equal(LatentDataset(store, draw="mode")[6]["latents"], mean[1])
@@ -66,7 +66,7 @@ def test_half_of_the_items_are_mirrored(store: Path) -> None:
     assert abs(flipped - 100) < 4 * 200**0.5 / 2  # 200 fair coins, four standard deviations
 
 
-def test_scaling_is_applied_late(store: Path) -> None:
+def test_scaling_is_applied_on_reading(store: Path) -> None:
     raw = LatentDataset(store)[0]["latents"]
     spec = LatentSpec(channels=4, downsample_factor=4, scaling_factor=0.5, shift_factor=0.25)
     assert torch.equal(LatentDataset(store, spec=spec)[0]["latents"], (raw - 0.25) * 0.5)
@@ -80,7 +80,7 @@ def test_scaling_is_applied_late(store: Path) -> None:
     torch.testing.assert_close(whitened.std(dim=(0, 2, 3), correction=0), torch.ones(4).double(), atol=1e-6, rtol=0)
 
 
-def test_workers_and_pickling_change_nothing(store: Path) -> None:
+def test_items_do_not_depend_on_workers_or_pickling(store: Path) -> None:
     data = LatentDataset(store, draw="sample", flip="half")
     alone = torch.stack([data[i]["latents"] for i in range(12)])
     batches = list(DataLoader(data, batch_size=5, num_workers=1))
@@ -90,7 +90,7 @@ def test_workers_and_pickling_change_nothing(store: Path) -> None:
     assert torch.equal(copy[7]["latents"], alone[7])
 
 
-def test_many_shards_do_not_stay_open(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_shards_are_bounded(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ldm_ae.latents.store.reader._OPEN_FILES", 2)
     data = LatentDataset(store)
     first = [data[i]["latents"] for i in range(12)]
@@ -98,7 +98,7 @@ def test_many_shards_do_not_stay_open(store: Path, monkeypatch: pytest.MonkeyPat
     assert all(torch.equal(data[i]["latents"], first[i]) for i in (0, 5, 11, 0))
 
 
-def test_what_a_store_cannot_give(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_unavailable_items_are_refused(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     encode(tiny_model, image_folder, tmp_path / "plain", flips=False)
     with pytest.raises(UserError, match="no mirror images"):
         LatentDataset(tmp_path / "plain", flip="half")
@@ -110,7 +110,7 @@ def test_what_a_store_cannot_give(tiny_model: KLAutoencoder, image_folder: Path,
         LatentDataset(tmp_path / "nowhere")
 
 
-def test_another_model_is_noticed(tiny_model: KLAutoencoder, store: Path) -> None:
+def test_model_check_detects_another_model(tiny_model: KLAutoencoder, store: Path) -> None:
     opened = LatentStore(store)
     tiny_model.set_scaling(scaling_factor=0.7)  # the same network
     opened.check_model(tiny_model)
@@ -120,7 +120,7 @@ def test_another_model_is_noticed(tiny_model: KLAutoencoder, store: Path) -> Non
         opened.check_model(tiny_model)
 
 
-def test_a_sound_store(store: Path) -> None:
+def test_valid_store_verifies_without_problems(store: Path) -> None:
     seen: list[tuple[int, int]] = []
     assert verify_store(store, progress=lambda done, total: seen.append((done, total))) == []
     total = seen[0][1]
@@ -170,7 +170,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_found(name: str, store: Path) -> None:
+def test_verify_detects_damage(name: str, store: Path) -> None:
     damage, message = DAMAGE[name]
     damage(store)
     problems = verify_store(store)
@@ -178,7 +178,7 @@ def test_damage_is_found(name: str, store: Path) -> None:
     assert not any("\n" in problem for problem in problems)
 
 
-def test_flipped_bytes_of_description_index_and_statistics_are_found(store: Path) -> None:
+def test_flipped_bytes_of_metadata_files_are_detected(store: Path) -> None:
     for name in ("store.json", "index.parquet", "stats.json"):
         file = store / name
         sound = file.read_bytes()
@@ -229,7 +229,7 @@ def rehash(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
         (rehash, "has a header that does not fit"),
     ],
 )
-def test_a_shard_that_was_written_wrong_is_found(
+def test_wrong_shard_is_detected(
     change: Callable[[dict[str, torch.Tensor], dict[str, str]], None], message: str, store: Path
 ) -> None:
     """The hashes are right here, so that only the content can tell."""
@@ -247,7 +247,7 @@ def test_a_shard_that_was_written_wrong_is_found(
 
 
 @pytest.mark.parametrize(("name", "value"), [("flips", "yes"), ("seed", True), ("scaling", {}), ("dtype", None)])
-def test_a_request_of_other_types_is_refused(name: str, value: object, store: Path) -> None:
+def test_request_with_wrong_types_is_refused(name: str, value: object, store: Path) -> None:
     content = json.loads((store / "store.json").read_text())
     del content["checksum"]
     content["request"][name] = value
@@ -257,7 +257,7 @@ def test_a_request_of_other_types_is_refused(name: str, value: object, store: Pa
 
 
 @pytest.mark.parametrize(("column", "value"), [("shard", "../../evil.safetensors"), ("bucket", ".."), ("row", -1)])
-def test_an_index_cannot_lead_outside(column: str, value: object, store: Path) -> None:
+def test_index_paths_outside_the_store_are_refused(column: str, value: object, store: Path) -> None:
     table = pq.read_table(store / "index.parquet")
     rows = table.to_pylist()
     rows[3][column] = value
@@ -270,7 +270,7 @@ def test_an_index_cannot_lead_outside(column: str, value: object, store: Path) -
         LatentStore(store)
 
 
-def test_a_shard_cut_after_opening_is_named(store: Path) -> None:
+def test_shard_truncated_after_opening_is_named(store: Path) -> None:
     data = LatentDataset(store)
     (store / SHARD).write_bytes(b"x" * 100)
     assert data[0]["latents"].shape == (4, 8, 8)
@@ -295,9 +295,7 @@ def too_few(tensors: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("change", [cut, halve, one_number, too_few])
-def test_a_row_that_does_not_fit_the_store_is_not_read(
-    change: Callable[[dict[str, torch.Tensor]], None], store: Path
-) -> None:
+def test_inconsistent_row_is_refused(change: Callable[[dict[str, torch.Tensor]], None], store: Path) -> None:
     tensors = load_file(store / SHARD)
     change(tensors)
     write_safetensors(store / SHARD, tensors, {})
@@ -307,7 +305,7 @@ def test_a_row_that_does_not_fit_the_store_is_not_read(
 
 
 def resign(store: Path, **scaling: object) -> None:
-    """Make the description agree with what lies there, as an attacker would."""
+    """Make the description match the files, as an attacker would."""
     content = json.loads((store / "store.json").read_text())
     del content["checksum"]
     content["files"] = {name: look_at(store / name)._asdict() for name in content["files"]}
@@ -322,20 +320,20 @@ def replace_crop(store: Path, crop: pa.Array) -> None:
     resign(store)
 
 
-def test_crops_of_a_store_of_an_older_version(store: Path) -> None:
+def test_crops_of_an_older_store_are_read(store: Path) -> None:
     before = LatentStore(store).good()
     replace_crop(store, pa.array(before["crop"].to_pylist(), pa.list_(pa.int32(), 4)))
     assert LatentStore(store).good().equals(before)
 
 
-def test_a_crop_has_four_numbers(store: Path) -> None:
+def test_crop_must_have_four_numbers(store: Path) -> None:
     crops = LatentStore(store).good()["crop"].to_pylist()
     replace_crop(store, pa.array([*crops[:5], crops[5][:3], *crops[6:]], pa.list_(pa.int32())))
     with pytest.raises(UserError, match="a crop of the index has not four numbers"):
         LatentStore(store)
 
 
-def test_keys_that_are_no_text_are_refused(store: Path) -> None:
+def test_non_utf8_keys_are_refused(store: Path) -> None:
     table = pq.read_table(store / "index.parquet")
     keys = pa.array([b"\xff" + str(i).encode() for i in range(len(table))]).view(pa.string())
     pq.write_table(table.set_column(0, table.schema.field(0), keys), store / "index.parquet")
@@ -353,7 +351,7 @@ def test_keys_that_are_no_text_are_refused(store: Path) -> None:
         ({"more": 1}, "unexpected keyword"),
     ],
 )
-def test_a_scaling_that_is_none_is_refused(scaling: dict[str, object], message: str, store: Path) -> None:
+def test_invalid_scaling_is_refused(scaling: dict[str, object], message: str, store: Path) -> None:
     resign(store)
     assert verify_store(store) == []
     resign(store, **scaling)
@@ -364,7 +362,7 @@ def test_a_scaling_that_is_none_is_refused(scaling: dict[str, object], message: 
 @pytest.mark.parametrize(
     "change", [{"count": -1}, {"count": 2.0}, {"mean": "text"}, {"mean": [None] * 4}, {"squares": [1.0]}]
 )
-def test_statistics_that_are_none_are_refused(change: dict[str, object], store: Path) -> None:
+def test_invalid_statistics_are_refused(change: dict[str, object], store: Path) -> None:
     content = json.loads((store / "stats.json").read_text())
     content["state"] |= change
     write_json(store / "stats.json", content)

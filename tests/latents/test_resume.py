@@ -1,4 +1,4 @@
-"""Encoding that was stopped goes on: what is done stays, what is not as it was written is done again."""
+"""Resumed encoding keeps finished shards, and encodes missing and damaged ones again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHARDS = [f"latents_rank00_shard{number:03d}.safetensors" for number in range(3)
 
 
 class StoppedError(Exception):
-    """In place of a kill, after some images."""
+    """Raised after some images, in place of a kill."""
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def encode_until(images: int, model: KLAutoencoder, source: Path, store: Path, *
         encode(model, source, store, progress=stop, **changes)
 
 
-def test_finished_shards_stay_and_the_rest_is_encoded(
+def test_resume_keeps_finished_shards_and_encodes_the_remainder(
     tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path, encoded: list[str]
 ) -> None:
     again = tmp_path / "again"
@@ -64,7 +64,7 @@ def test_finished_shards_stay_and_the_rest_is_encoded(
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "record", "forged record", "no record", "another's"])
-def test_a_shard_is_kept_by_its_hash_and_not_by_its_name(
+def test_resume_recognizes_shards_by_hash(
     damage: str, tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path, encoded: list[str]
 ) -> None:
     again = tmp_path / "again"
@@ -95,7 +95,7 @@ def test_a_shard_is_kept_by_its_hash_and_not_by_its_name(
     assert contents(again) == contents(store)
 
 
-def test_what_a_killed_process_leaves_is_removed(
+def test_resume_removes_files_of_a_killed_process(
     tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path
 ) -> None:
     again = tmp_path / "again"
@@ -115,7 +115,7 @@ def test_what_a_killed_process_leaves_is_removed(
     assert contents(again) == contents(store)
 
 
-def test_a_kill_before_the_description_leaves_nothing_in_the_way(
+def test_kill_before_the_description_does_not_block_a_rerun(
     tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "again/.work").mkdir(parents=True)
@@ -123,7 +123,7 @@ def test_a_kill_before_the_description_leaves_nothing_in_the_way(
     assert contents(tmp_path / "again") == contents(store)
 
 
-def test_ranges_without_a_good_image_are_done_too(
+def test_ranges_without_a_good_image_are_recorded(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path, encoded: list[str]
 ) -> None:
     for file in sorted(image_folder.glob("*/*.png"))[5:10]:
@@ -142,9 +142,7 @@ def test_ranges_without_a_good_image_are_done_too(
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
 
 
-def test_batches_that_overflowed_before_the_stop_are_counted(
-    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
-) -> None:
+def test_resume_counts_overflows_before_the_stop(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     overflow_encoder(tiny_model, by=1e3)
     encode(tiny_model, image_folder, tmp_path / "whole", precision="fp16")
     encode_until(8, tiny_model, image_folder, tmp_path / "again", precision="fp16")
@@ -154,7 +152,7 @@ def test_batches_that_overflowed_before_the_stop_are_counted(
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
 
 
-def test_a_record_says_what_the_index_will(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
+def test_shard_record_contains_its_index_rows(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     encode_until(8, tiny_model, image_folder, tmp_path / "again")
     content = json.loads((tmp_path / "again/.work/latents_rank00_shard000.json").read_text())
     assert content.pop("checksum") == hash_json(content)

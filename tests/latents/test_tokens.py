@@ -1,4 +1,4 @@
-"""Sequences of codes: order, width, mirror images, and what is refused."""
+"""Sequences of codes: order, width, mirror images, and refusals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def expect(read: Read, content: Content, *, flips: bool = True) -> None:
 
 @pytest.mark.parametrize("files", ["safetensors", "npy"])
 @pytest.mark.parametrize("codebook", [{"codebook_size": 65536}, {"codebook_size": 65537, "codebook_levels": 3}])
-def test_sequences(codebook: dict[str, Any], files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_files_contain_every_sequence(
+    codebook: dict[str, Any], files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """64x32 pixels are 16 rows of 8 columns, so that rows and columns cannot be confused."""
     content = synthetic_store(tmp_path / "store", buckets={"64x32": 7}, indices=True, **codebook)
     monkeypatch.setattr("ldm_ae.latents.formats.tokens._TOKENS", 5 * 128 * codebook.get("codebook_levels", 1))
@@ -42,7 +44,7 @@ def test_sequences(codebook: dict[str, Any], files: Any, tmp_path: Path, monkeyp
     expect(read_tokens(tmp_path / "out"), content)
 
 
-def test_the_first_tokens_are_the_levels_of_the_first_place(tmp_path: Path) -> None:
+def test_tokens_are_ordered_by_place_then_level(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", indices=True, codebook_size=300, codebook_levels=2, shard=7)
     convert_store(content.path, tmp_path / "out", "tokens", no_flips=True)
     shard = load_file(tmp_path / "out/tokens_00000.safetensors")
@@ -52,7 +54,7 @@ def test_the_first_tokens_are_the_levels_of_the_first_place(tmp_path: Path) -> N
     assert shard["tokens"].shape == (7, 128)
 
 
-def test_mirror_images_are_left_out_on_request(tmp_path: Path) -> None:
+def test_no_flips_omits_mirror_images(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", indices=True, codebook_size=300)
     convert_store(content.path, tmp_path / "out", "tokens", no_flips=True)
     expect(read_tokens(tmp_path / "out"), content, flips=False)
@@ -61,7 +63,7 @@ def test_mirror_images_are_left_out_on_request(tmp_path: Path) -> None:
     expect(read_tokens(tmp_path / "plain out"), content, flips=False)
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_unsupported_token_conversions_are_refused(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "latents")
     with pytest.raises(UserError, match=r"holds indices, and .* has none; encode with a discrete model"):
         convert_store(content.path, tmp_path / "out", "tokens")
@@ -76,8 +78,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["uint16", "levels"])
-def test_the_command(kind: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By the command, of a store of indices alone."""
+def test_convert_command_writes_tokens(
+    kind: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command converts a store of only indices."""
     encode(discrete(kind), image_folder, tmp_path / "store", content="lean")
     assert main(["convert", str(tmp_path / "store"), str(tmp_path / "out"), "--format", "tokens"]) == 0
     assert "12 images for tokens" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from ldm_ae.losses import L1, L2, Charbonnier, HingeLoss, NonSaturatingLoss, Obj
 from ldm_ae.models import GaussianPosterior
 
 
-def test_reconstruction_losses_by_hand() -> None:
+def test_reconstruction_losses_equal_hand_computed_values() -> None:
     x, y = torch.tensor([0.0, 0.5]), torch.tensor([0.3, 0.1])
     assert torch.allclose(L1()(x, y), torch.tensor([0.3, 0.4]))
     assert torch.allclose(L2()(x, y), torch.tensor([0.09, 0.16]))
@@ -22,7 +22,7 @@ def test_charbonnier_has_a_gradient_of_zero_at_zero() -> None:
     assert torch.equal(x.grad, torch.zeros(3))
 
 
-def test_adversarial_losses_by_hand() -> None:
+def test_adversarial_losses_equal_hand_computed_values() -> None:
     real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.5])
     assert HingeLoss().discriminator(real, fake) == pytest.approx(0.5 * (0.5 + 0.75))
     assert HingeLoss().generator(fake) == pytest.approx(0.75)
@@ -35,7 +35,7 @@ def test_adversarial_losses_by_hand() -> None:
 
 
 @pytest.mark.parametrize("loss", [HingeLoss(), VanillaLoss(), NonSaturatingLoss()])
-def test_players_pull_in_opposite_directions(loss: HingeLoss) -> None:
+def test_generator_and_discriminator_gradients_have_opposite_signs(loss: HingeLoss) -> None:
     fake = torch.zeros(4, requires_grad=True)
     (for_generator,) = torch.autograd.grad(loss.generator(fake), fake)
     (for_discriminator,) = torch.autograd.grad(loss.discriminator(torch.zeros(4), fake), fake)
@@ -52,8 +52,8 @@ def test_ldm_reduction_sums_over_an_image() -> None:
     assert torch.equal(ldm.rec_loss, mean.rec_loss)
 
 
-def test_kl_weight_of_one_reduction_in_the_other() -> None:
-    """1e-6 in `ldm` is 2.08e-8 in `mean` for f8c4, as the documentation says: the same trade-off at both."""
+def test_kl_weight_converts_between_reductions() -> None:
+    """1e-6 in `ldm` equals 2.08e-8 in `mean` for f8c4, as documented: both give the same trade-off."""
     size, latents = 64, torch.randn(2, 4, 8, 8)
     terms = {"kl": torch.tensor([30.0, 50.0])}
     ldm = Objective(ObjectiveConfig(reduction="ldm", regularization_weights={"kl": 1e-6})).regularization(
@@ -65,7 +65,7 @@ def test_kl_weight_of_one_reduction_in_the_other() -> None:
     assert torch.allclose(ldm / (3 * size * size), mean)
 
 
-def test_kl_is_that_of_torch() -> None:
+def test_kl_equals_torch_distributions() -> None:
     moments = torch.randn(2, 8, 4, 4)
     posterior = GaussianPosterior(moments)
     q = torch.distributions.Normal(posterior.mean, torch.exp(0.5 * posterior.log_variance))
@@ -81,6 +81,6 @@ def test_kl_is_that_of_torch() -> None:
         ({"discriminator_start": -5}, "discriminator_start is -5"),
     ],
 )
-def test_impossible_values_are_refused(changes: dict[str, float], words: str) -> None:
+def test_invalid_values_are_refused(changes: dict[str, float], words: str) -> None:
     with pytest.raises(UserError, match=words):
         ObjectiveConfig(**changes)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The perceptual distances against the packages they come from, and what a frozen measuring network must hold."""
+"""Perceptual distances compared with their packages, and the invariants of a frozen network."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def lpips_package(ours: LPIPS, net: str) -> nn.Module:
 
 
 def stlpips_package(net: str, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """The stlpips_pytorch package's module, with stand-ins for what it imports and does not use here."""
+    """The stlpips_pytorch package's module, with stand-ins for its imports that the tests do not use."""
     for name, attribute in (("IPython", "embed"), ("torchsummary", "summary")):
         stand_in = types.ModuleType(name)
         setattr(stand_in, attribute, None)
@@ -83,8 +83,8 @@ def toy(*stages: nn.Module, channels: tuple[int, ...]) -> FeatureDistance:
     return FeatureDistance("toy", stages, [torch.rand(count) for count in channels])
 
 
-@pytest.mark.parametrize("net", ["vgg", "alex", "squeeze"])
-def test_equals_the_lpips_package(net: Literal["vgg", "alex", "squeeze"]) -> None:
+@pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex", "squeeze"])
+def test_lpips_equals_the_lpips_package(net: Literal["vgg", "alex", "squeeze"]) -> None:
     ours = LPIPS(net=net, pretrained=False)
     theirs = lpips_package(ours, net)
     pair = pictures()
@@ -97,8 +97,8 @@ def test_equals_the_lpips_package(net: Literal["vgg", "alex", "squeeze"]) -> Non
 
 
 @needs_stlpips
-@pytest.mark.parametrize("net", ["vgg", "alex"])
-def test_equals_the_stlpips_package(net: Literal["vgg", "alex"], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
+def test_stlpips_equals_the_stlpips_package(net: Literal["vgg", "alex"], monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = stlpips_package(net, monkeypatch)
     pair = pictures()
     distances, gradient = distance_and_gradient(ShiftTolerantLPIPS(net=net), *pair)
@@ -108,7 +108,7 @@ def test_equals_the_stlpips_package(net: Literal["vgg", "alex"], monkeypatch: py
     assert relative_error(gradient, expected_gradient) < FLOAT32
 
 
-def test_layers_taken_in_pieces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_layers_equal_whole_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     loss = LPIPS(net="squeeze", pretrained=False)
     pair = pictures(batch=3)
     whole = distance_and_gradient(loss, *pair)
@@ -120,7 +120,7 @@ def test_layers_taken_in_pieces_give_the_same(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("which", ["both", "reconstruction", "real"])
-def test_zero_features_are_no_nan(dtype: torch.dtype, which: str) -> None:
+def test_zero_features_yield_finite_distances_and_gradients(dtype: torch.dtype, which: str) -> None:
     # The stage passes its input on; the scaling layer maps a pixel of colour SHIFT to zeros in all channels.
     loss = toy(nn.Identity(), channels=(3,)).set_precision(dtype)
     reconstructions, pixel_values = pictures(batch=1, size=8)
@@ -137,7 +137,7 @@ def test_zero_features_are_no_nan(dtype: torch.dtype, which: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_layer_of_zeros_gives_distance_zero(dtype: torch.dtype) -> None:
+def test_all_zero_layers_have_distance_zero(dtype: torch.dtype) -> None:
     convolution = nn.Conv2d(3, 4, 3)
     nn.init.constant_(convolution.bias, -1e3)
     loss = toy(nn.Sequential(convolution, nn.ReLU()), channels=(4,)).set_precision(dtype)
@@ -153,7 +153,7 @@ def test_equal_images_have_distance_zero(dtype: torch.dtype) -> None:
     assert torch.equal(loss(pixel_values, pixel_values), torch.zeros(2))
 
 
-def test_only_the_reconstructions_get_a_gradient() -> None:
+def test_only_reconstructions_receive_a_gradient() -> None:
     loss = LPIPS(net="squeeze", pretrained=False).train()
     reconstructions, pixel_values = (image.requires_grad_() for image in pictures())
     loss(reconstructions, pixel_values).sum().backward()
@@ -163,7 +163,7 @@ def test_only_the_reconstructions_get_a_gradient() -> None:
     assert [p.grad for p in loss.parameters() if p.grad is not None or p.requires_grad] == []
 
 
-def test_features_of_real_images_hold_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_of_real_images_have_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     loss = LPIPS(net="squeeze", pretrained=False)
     with_graph: list[list[bool]] = []
     original = loss.features
@@ -180,7 +180,7 @@ def test_features_of_real_images_hold_no_graph(monkeypatch: pytest.MonkeyPatch) 
     assert with_graph == [[False] * 7, [True] * 7]
 
 
-def test_stays_in_eval_mode() -> None:
+def test_perceptual_loss_stays_in_eval_mode() -> None:
     loss = LPIPS(net="alex", pretrained=False)
     holder = nn.Sequential(loss).train()
     assert holder.training
@@ -201,7 +201,7 @@ def test_bfloat16_is_near_float32(autocast: bool) -> None:
     assert nn.functional.cosine_similarity(near_gradient.flatten(), gradient.flatten(), dim=0) > 0.97
 
 
-def test_missing_weights_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError) as caught:
@@ -213,7 +213,7 @@ def test_missing_weights_are_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "\n" not in message
 
 
-def test_a_damaged_weights_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_weights_file_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
     path.parent.mkdir(parents=True)
@@ -251,7 +251,7 @@ class LogitDistance(PerceptualLoss):
 
 
 class SumOfDistances(PerceptualLoss):
-    """A loss of losses, each of which keeps in float32 what it must."""
+    """A sum of losses, each of which keeps its float32 parts."""
 
     def __init__(self, *losses: PerceptualLoss) -> None:
         super().__init__("+".join(loss.name for loss in losses))
@@ -262,7 +262,7 @@ class SumOfDistances(PerceptualLoss):
         return torch.stack([loss(reconstructions, pixel_values) for loss in self.children()]).sum(dim=0)
 
 
-def test_any_loss_is_frozen_and_in_eval_mode_as_built() -> None:
+def test_perceptual_losses_are_built_frozen_and_in_eval_mode() -> None:
     loss = LogitDistance()
     assert not any(parameter.requires_grad for parameter in loss.parameters())
     assert not any(module.training for module in loss.modules())
@@ -273,7 +273,7 @@ def test_any_loss_is_frozen_and_in_eval_mode_as_built() -> None:
     assert loss.network[1].num_batches_tracked == 0
 
 
-def test_set_precision_casts_networks_alone() -> None:
+def test_set_precision_casts_only_networks() -> None:
     loss = SumOfDistances(LogitDistance(), toy(nn.Conv2d(3, 4, 3), channels=(4,)))
     pair = pictures()
     expected = loss(*pair)
@@ -288,7 +288,7 @@ def test_set_precision_casts_networks_alone() -> None:
     assert relative_error(found, expected) < 0.02  # bfloat16 keeps 8 bits
 
 
-def test_a_loss_without_stages_is_trained_with() -> None:
+def test_loss_without_stages_works_in_training() -> None:
     """The step, the check of sizes and the fast convolutions take any loss."""
     loss = LogitDistance()
     with pytest.raises(RefusedError, match="Kernel size can't be greater"):

@@ -54,14 +54,14 @@ def all_of(posterior: Posterior) -> list[Tensor]:
     return [tensor for tensor in found if tensor is not None]
 
 
-def test_every_class_of_the_folder_names_what_it_opens() -> None:
+def test_every_network_class_declares_the_class_names_it_opens() -> None:
     for module in modules_by_name("ldm_ae.models.adapters").values():
         for cls in classes_of(__import__(module, fromlist=["_"]), Autoencoder):  # type: ignore[type-abstract]
             assert cls.class_names, cls
             assert all(AUTOENCODERS[name] is cls for name in cls.class_names)
 
 
-def test_a_saved_model_opens_by_its_class_name(name: str, model: Autoencoder, tmp_path: Path) -> None:
+def test_saved_model_is_opened_by_its_class_name(name: str, model: Autoencoder, tmp_path: Path) -> None:
     assert type(model.net).__name__ == name
     model.save_pretrained(tmp_path / "saved")
     opened = load_autoencoder(tmp_path / "saved")
@@ -76,7 +76,7 @@ def test_a_saved_model_opens_by_its_class_name(name: str, model: Autoencoder, tm
 
 
 @torch.no_grad()
-def test_shapes_are_those_of_the_spec(model: Autoencoder) -> None:
+def test_latent_and_image_shapes_match_the_spec(model: Autoencoder) -> None:
     spec, x = model.spec, images(model)
     assert spec.pixels.require_supported("the model").meaning in MEANINGS
     assert (model.latent_spec, model.pixel_spec) == (spec.latents, spec.pixels)
@@ -92,7 +92,7 @@ def test_shapes_are_those_of_the_spec(model: Autoencoder) -> None:
     assert output.reconstructions.shape == x.shape
 
 
-def test_wrong_shapes_are_named(model: Autoencoder) -> None:
+def test_wrong_shapes_are_refused_by_name(model: Autoencoder) -> None:
     x, channels = images(model), model.latent_spec.channels
     with pytest.raises(UserError, match=rf"pixel_values must be \(B, {x.shape[1]}, H, W\), got"):
         model.encode(x[:, :1])
@@ -104,7 +104,7 @@ def test_wrong_shapes_are_named(model: Autoencoder) -> None:
 
 
 @torch.no_grad()
-def test_posteriors_have_what_is_declared(model: Autoencoder) -> None:
+def test_posteriors_have_the_declared_members(model: Autoencoder) -> None:
     posterior, spec = model.encode(images(model)), model.latent_spec
     assert (posterior.moments is not None) == model.has_moments
     assert (posterior.indices is not None) == (model.codebook is not None) == (spec.codebook_size is not None)
@@ -122,7 +122,7 @@ def test_posteriors_have_what_is_declared(model: Autoencoder) -> None:
             codebook.latents(posterior.indices[0, 0])
 
 
-def test_a_scale_is_recorded_where_the_class_has_a_place(model: Autoencoder, tmp_path: Path) -> None:
+def test_scale_is_recorded_where_the_class_supports_it(model: Autoencoder, tmp_path: Path) -> None:
     channels = model.latent_spec.channels
     values = {"scaling_factor": 0.25, "shift_factor": 0.5, "latents_mean": (0.5,) * channels,
               "latents_std": (2.0,) * channels}  # fmt: skip
@@ -143,7 +143,7 @@ def test_a_scale_is_recorded_where_the_class_has_a_place(model: Autoencoder, tmp
     assert torch.allclose(model.latent_spec.unscale(model.latent_spec.scale(latents)), latents, atol=1e-6)
 
 
-def test_the_sample_size_is_recorded_and_is_not_the_network(model: Autoencoder, tmp_path: Path) -> None:
+def test_sample_size_is_recorded_outside_the_network_hash(model: Autoencoder, tmp_path: Path) -> None:
     before = network_config(model)
     assert model.sample_size > 0
     model.set_sample_size(96)
@@ -168,7 +168,7 @@ def test_latents_do_not_depend_on_the_decoders_parameters(model: Autoencoder) ->
         parameter.copy_(before)
 
 
-def test_the_last_layer_is_the_last(model: Autoencoder) -> None:
+def test_last_layer_is_the_decoders_output_layer(model: Autoencoder) -> None:
     """It is a parameter of the decoder, and the reconstructions give it a gradient."""
     last = model.last_layer
     if last is None:
@@ -179,7 +179,7 @@ def test_the_last_layer_is_the_last(model: Autoencoder) -> None:
     assert gradient.abs().max() > 0
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(model: Autoencoder) -> None:
+def test_gradient_checkpointing_preserves_gradients(model: Autoencoder) -> None:
     if not model.has_gradient_checkpointing:
         with pytest.raises(ValueError, match="does not support gradient checkpointing"):
             model.enable_gradient_checkpointing()
@@ -195,7 +195,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model: Autoencoder) -> 
         assert torch.allclose(gradient, found[1][key], rtol=1e-4, atol=1e-5), key
 
 
-def test_compilable_parts_leave_the_last_layer_out_in_training(model: Autoencoder) -> None:
+def test_compilable_parts_exclude_the_last_layer_in_training(model: Autoencoder) -> None:
     modules = list(model.net.modules())
     for for_training in (False, True):
         parts = model.compilable_parts(for_training=for_training)
@@ -209,7 +209,7 @@ def test_compilable_parts_leave_the_last_layer_out_in_training(model: Autoencode
 
 
 @torch.no_grad()
-def test_device_and_dtype_are_the_weights(model: Autoencoder) -> None:
+def test_device_and_dtype_are_those_of_the_weights(model: Autoencoder) -> None:
     assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
     x = images(model)
     expected = model.decode(model.encode(x).mode())
@@ -223,7 +223,7 @@ def test_device_and_dtype_are_the_weights(model: Autoencoder) -> None:
     assert copy.deepcopy(model).to("meta").device == torch.device("meta")
 
 
-def test_everything_learns_from_one_training_pass(model: Autoencoder) -> None:
+def test_every_parameter_receives_a_gradient_in_a_training_pass(model: Autoencoder) -> None:
     output = model.train()(images(model), noise_of(model))
     terms = output.posterior.regularization()
     assert model.needed_terms() <= terms.keys()
@@ -235,7 +235,7 @@ def test_everything_learns_from_one_training_pass(model: Autoencoder) -> None:
     assert all(torch.is_tensor(value) for value in model.learned_parameters())
 
 
-def test_an_export_is_the_same_model(model: Autoencoder, tmp_path: Path) -> None:
+def test_exported_model_equals_the_original(model: Autoencoder, tmp_path: Path) -> None:
     model.set_scaling(scaling_factor=0.5)
     mark_scaled_encoder(model)
     exported = load_autoencoder(export_diffusers(model, tmp_path / "out"))
@@ -245,7 +245,7 @@ def test_an_export_is_the_same_model(model: Autoencoder, tmp_path: Path) -> None
         assert torch.equal(exported.decode(exported.encode(x).mode()), model.decode(model.encode(x).mode()))
 
 
-def test_the_double_is_another_class(patch_linear: None) -> None:
+def test_patch_linear_differs_from_a_convolutional_autoencoder(patch_linear: None) -> None:
     assert AUTOENCODERS[DOUBLE] is PatchLinearAutoencoder
     net = PatchLinearAutoencoder().net
     assert not hasattr(net, "decoder")

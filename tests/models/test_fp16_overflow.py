@@ -10,7 +10,8 @@ import pytest
 TRIALS = Path(__file__).parents[2] / "scripts" / "reliability"
 
 
-def test_no_command_does_silent_damage_in_fp16(
+@pytest.mark.slow
+def test_every_command_handles_fp16_overflow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(TRIALS))

@@ -1,4 +1,4 @@
-"""Model folders whose configuration or weights are wrong: refused in one line, at once."""
+"""Model folders with an invalid configuration or invalid weights are refused in one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_wrong_configuration_is_refused_at_once(name: str, tiny_model_folder: Path) -> None:
+def test_invalid_model_configuration_is_refused(name: str, tiny_model_folder: Path) -> None:
     change, message = CHANGES[name]
     path = tiny_model_folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -47,9 +47,7 @@ def test_wrong_configuration_is_refused_at_once(name: str, tiny_model_folder: Pa
 
 
 @pytest.mark.parametrize("name", ["missing", "unknown"])
-def test_weights_that_do_not_fit_are_refused(
-    name: str, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mismatched_weights_are_refused(name: str, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = load_file(tiny_model_folder / WEIGHTS)
     if name == "missing":
         del tensors["decoder.conv_out.weight"]
@@ -61,7 +59,9 @@ def test_weights_that_do_not_fit_are_refused(
     assert capsys.readouterr().err == ""
 
 
-def test_what_diffusers_would_ignore_does_no_harm(tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_remote_code_keys_in_the_configuration_are_ignored(
+    tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tiny_model_folder / "config.json"
     change = {"auto_map": {"AutoModel": "somebody.Evil"}, "trust_remote_code": True}
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -69,13 +69,13 @@ def test_what_diffusers_would_ignore_does_no_harm(tiny_model_folder: Path, capsy
     assert capsys.readouterr().err == ""
 
 
-def test_a_configuration_nested_too_deeply(tiny_model_folder: Path) -> None:
+def test_too_deeply_nested_configuration_is_refused(tiny_model_folder: Path) -> None:
     (tiny_model_folder / "config.json").write_text("[" * 10**5)
     with pytest.raises(UserError, match="not valid JSON: it is nested too deeply"):
         load_autoencoder(tiny_model_folder)
 
 
 @pytest.mark.parametrize("change", [{"channels": 0}, {"downsample_factor": True}, {"channels": 4.0}])
-def test_latents_need_whole_numbers(change: dict[str, Any]) -> None:
+def test_latent_spec_requires_positive_integers(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="whole numbers above 0"):
         LatentSpec(**{"channels": 4, "downsample_factor": 4, "scaling_factor": 1.0} | change)

@@ -7,33 +7,55 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from ldm_ae.cli import main
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import KLAutoencoder, VQAutoencoder, is_model_folder, load_autoencoder
-from ldm_ae.models.loading import hub
-from ldm_ae.models.loading.hub import is_hub_name
+from ldm_ae.models.loading.hub_names import is_hub_name
 from ldm_ae.quantizers import FSQ, VQ
 
 SMALL: dict[str, Any] = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
 
 
 class FakeHub:
-    """`snapshot_download` over folders of this machine, with a log of what was asked for."""
+    """The hub's library over folders of this machine, with a log of the requests."""
 
     def __init__(self, root: Path):
-        self.root, self.asked, self.raised = root, list[str](), None
+        self.root, self.asked = root, list[str]()
+        self.raised: Exception | None = None
+        """The answer to the question whether there is a repository."""
+        self.broken: Exception | None = None
+        """The end of each download."""
+        self.wait = Event()
+        self.wait.set()
 
-    def __call__(self, repository: str, *, allow_patterns: list[str]) -> str:
+    def model_info(self, repository: str, *, timeout: float) -> None:
         self.asked.append(repository)
+        assert timeout == hub.SECONDS
+        self.wait.wait(10)
         if self.raised is not None:
             raise self.raised
+
+    def snapshot_download(self, repository: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
         there, cached = self.root / "hub" / repository, self.root / "cache" / repository
+        if local_files_only:
+            if not cached.is_dir():
+                raise LocalEntryNotFoundError("Cannot find")
+            return str(cached)
+        if self.broken is not None:
+            raise self.broken
         for path in sorted(there.rglob("*")):
             name = path.relative_to(there).as_posix()
             if path.is_file() and any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
@@ -45,7 +67,8 @@ class FakeHub:
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     fake = FakeHub(tmp_path)
-    monkeypatch.setattr(hub, "snapshot_download", fake)
+    monkeypatch.setattr(hub, "snapshot_download", fake.snapshot_download)
+    monkeypatch.setattr(hub, "HfApi", lambda: fake)
     monkeypatch.chdir(tmp_path)
     return fake
 
@@ -57,7 +80,7 @@ def of_hub(kind: type[OSError], message: str) -> OSError:
     return error
 
 
-def test_the_class_is_the_one_that_the_repository_holds(fake: FakeHub, tmp_path: Path) -> None:
+def test_model_class_follows_the_hub_repository(fake: FakeHub, tmp_path: Path) -> None:
     models = {
         "kl": KLAutoencoder(**SMALL), "vq": VQAutoencoder(quantizer=VQ(8, 4), **SMALL),
         "fsq": VQAutoencoder(quantizer=FSQ((5, 5)), **SMALL),
@@ -72,15 +95,15 @@ def test_the_class_is_the_one_that_the_repository_holds(fake: FakeHub, tmp_path:
             assert type(loaded) is type(model)
             assert torch.equal(loaded.encode(x).mode(), model.eval().encode(x).mode())
             assert loaded.net.config["_name_or_path"] == ""
-    assert not list((tmp_path / "cache").rglob("*.bin"))  # configurations and safetensors alone
-    # Training starts from either by name, and says so of the wrong class.
+    assert not list((tmp_path / "cache").rglob("*.bin"))  # only configurations and safetensors
+    # Training starts from either by name, and refuses the wrong class.
     assert isinstance(VQAutoencoder(pretrained="owner/vq").quantizer, VQ)
     assert KLAutoencoder(pretrained="owner/pipeline-kl").latent_spec.channels == 4
     with pytest.raises(UserError, match="holds a VQModel, not a AutoencoderKL"):
         KLAutoencoder(pretrained="owner/vq")
 
 
-def test_what_is_on_the_hub_and_no_autoencoder(fake: FakeHub, tmp_path: Path) -> None:
+def test_hub_repositories_without_an_autoencoder_are_refused(fake: FakeHub, tmp_path: Path) -> None:
     there = tmp_path / "hub/owner"
     (there / "files").mkdir(parents=True)
     (there / "files/model.ckpt").write_bytes(b"x")
@@ -88,7 +111,7 @@ def test_what_is_on_the_hub_and_no_autoencoder(fake: FakeHub, tmp_path: Path) ->
         load_autoencoder("owner/files")
     (there / "unet").mkdir()
     (there / "unet/config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
-    with pytest.raises(UserError, match="owner/unet holds a UNet2DModel; known are AutoencoderKL"):
+    with pytest.raises(UserError, match=r"^owner/unet holds a UNet2DModel; known are AutoencoderKL"):
         load_autoencoder("owner/unet")
     KLAutoencoder(**SMALL).save_pretrained(there / "pickled")
     (there / "pickled/diffusion_pytorch_model.safetensors").unlink()
@@ -96,66 +119,133 @@ def test_what_is_on_the_hub_and_no_autoencoder(fake: FakeHub, tmp_path: Path) ->
         load_autoencoder("owner/pickled")
 
 
-def test_each_failure_has_its_own_words(fake: FakeHub) -> None:
-    offline = LocalEntryNotFoundError("Cannot find")
-    offline.__cause__ = ConnectionError("[Errno -2] Name or service not known")
-    for error, words in (
-        (of_hub(RepositoryNotFoundError, "404 Client Error"), "there is no such repository, or it is"),
-        (of_hub(GatedRepoError, "403"), "is gated: accept its terms"),
-        (of_hub(HfHubHTTPError, "502 Bad Gateway"), "the request failed: .*502"),
-        (offline, r"was not reached \(\[Errno -2\] Name or service not known\); check the spelling of the path"),
-        (ConnectionError("reset by peer"), "the download broke off: reset by peer"),
-        (ValueError("Repo id must be"), "there can be no such name: Repo id must be"),
-    ):
-        fake.raised = error
-        with pytest.raises(UserError, match=words) as caught:
-            load_autoencoder("owner/name")
+class UnreachableError(Exception):
+    """An error of the library's HTTP client, which is not an OSError."""
+
+    __module__ = "httpx2._exceptions"
+
+
+UNREACHABLE = (
+    (of_hub(RepositoryNotFoundError, "404 Client Error"), "there is no such repository, or it is private; check"),
+    (of_hub(HfHubHTTPError, "502 Bad Gateway"), "the request failed: .*502"),
+    (
+        UnreachableError("[Errno -2] Name or service not known"),
+        r"it was not reached \(\[Errno -2\] Name or service not kn",
+    ),
+    (ConnectionError("reset by peer"), r"it was not reached \(reset by peer\), and the cache does not have it"),
+    (OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set, and the cache does not have it"),
+    (ValueError("Repo id must be"), "there can be no such name: Repo id must be"),
+)
+
+
+@pytest.mark.parametrize(("error", "words"), UNREACHABLE, ids=lambda value: type(value).__name__)
+def test_failed_question_is_asked_once_and_refused_in_one_line(error: Exception, words: str, fake: FakeHub) -> None:
+    fake.raised = error
+    for name, begin in (("owner/name", r"no such model: owner/name is not a path here \(there is no folder owner; "),
+                        ("hf:owner/name", "no such model: owner/name on the Hugging Face hub: ")):  # fmt: skip
+        with pytest.raises(UserError, match=f"^{begin}.*{words}") as caught:
+            load_autoencoder(name)
         assert str(caught.value).isprintable()
-    fake.raised = OSError(28, "No space left on device")
+    assert fake.asked == ["owner/name"] * 2
+
+
+@pytest.mark.parametrize("error", [error for error, _ in UNREACHABLE[1:5]], ids=lambda error: type(error).__name__)
+def test_cached_model_opens_without_the_hub(error: Exception, fake: FakeHub, tmp_path: Path) -> None:
+    KLAutoencoder(**SMALL).save_pretrained(tmp_path / "hub/owner/name/vae")
+    expected = load_autoencoder("owner/name")
+    shutil.rmtree(tmp_path / "hub")
+    fake.raised = error
+    for name in ("owner/name", "hf:owner/name", "hf:owner/name/vae"):
+        found = load_autoencoder(name)
+        assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+def test_other_exceptions_are_raised_as_they_are(fake: FakeHub) -> None:
+    fake.raised = KeyError("a defect")
+    with pytest.raises(KeyError, match="a defect"):
+        load_autoencoder("owner/name")
+
+
+def test_no_answer_ends_the_wait(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "SECONDS", -0.9)  # and a second more
+    fake.wait.clear()
+    with pytest.raises(UserError, match=r"no answer within .* s, and the cache does not have it"):
+        load_autoencoder("hf:owner/name")
+    fake.wait.set()
+
+
+def test_failures_of_downloads_name_the_repository(fake: FakeHub) -> None:
+    for error, words in (
+        (of_hub(GatedRepoError, "403"), "is gated: accept its terms"),
+        (ConnectionError("reset by peer"), "the download stopped: reset by peer"),
+    ):
+        fake.broken = error
+        with pytest.raises(UserError, match=f"'owner/name' on the Hugging Face hub: .*{words}"):
+            load_autoencoder("owner/name")
+    fake.broken = OSError(28, "No space left on device")
     with pytest.raises(OSError, match="No space left"):
         load_autoencoder("owner/name")
 
 
-def test_offline_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subfolder_of_a_repository_is_opened(fake: FakeHub, tmp_path: Path) -> None:
+    for place, channels in (("vae", 4), ("other/ema", 2)):
+        KLAutoencoder(**SMALL, latent_channels=channels).save_pretrained(tmp_path / "hub/owner/name" / place)
+    assert load_autoencoder("hf:owner/name").latent_spec.channels == 4
+    assert load_autoencoder("hf:owner/name/other/ema").latent_spec.channels == 2
+    assert KLAutoencoder(pretrained="hf:owner/name/other/ema/").latent_spec.channels == 2
+    with pytest.raises(UserError, match=r"it has no other/config\.json"):
+        load_autoencoder("hf:owner/name/other")
+    for wrong in ("hf:name", "hf:owner/name/../x", "hf:"):
+        with pytest.raises(UserError, match="cannot be on the Hugging Face hub; give hf:OWNER/NAME or"):
+            load_autoencoder(wrong)
+
+
+def test_offline_library_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library itself, as the tests run it."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="nothing is looked up, because HF_HUB_OFFLINE is set"):
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, and the cache does not have it"):
         load_autoencoder("owner/no-such-model")
 
 
 @pytest.mark.parametrize(
     "name",
-    ["runs/kl8", "./runs", "../x/y", "~/x", "/a/b", "a/b/c", "name", "a/b.safetensors", "a/model.ckpt", "a//b", "a b/c",
-     "owner/-x", "ä/b"],
+    ["runs/kl8", "./runs", "owner/photo.PNG", "owner/latents.parquet", "owner/name@best", "owner/name/",
+     "../x/y", "~/x", "/a/b", "a/b/c", "name", "a/b.safetensors", "a/model.ckpt", "a//b",
+     "a b/c", "owner/-x", "ä/b"],
 )  # fmt: skip
 def test_paths_are_not_looked_up(name: str, fake: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "runs/kl_f8").mkdir(parents=True)
     assert not is_hub_name(name)
-    with pytest.raises(UserError, match=r"no such model|is no model"):
+    with pytest.raises(UserError, match=r"no such (model|run)|is not a model"):
         load_autoencoder(name)
     assert fake.asked == []
 
 
-def test_the_nearest_name_is_told(fake: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_model_suggests_the_nearest_name(
+    fake: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "runs/kl_f8").mkdir(parents=True)
     for name, words in (("runs/kl_f9", "did you mean runs/kl_f8?"), ("kl-f8c4-smal", "did you mean kl-f8c4-small?"),
                         ("runs/other", "on the Hugging Face hub it would be hf:runs/other"),
                         ("other", "with ldm_ae come kl-f8c4-small")):  # fmt: skip
         assert main(["export", name, str(tmp_path / "out")]) == 2
         assert words in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"no such model folder: runs/kl_f9; did you mean runs/kl_f8\?"):
+    (tmp_path / "runs/vq_f8").mkdir()
+    with pytest.raises(UserError, match="no such model: runs/zzz; runs has kl_f8, vq_f8; with ldm_ae come kl-f8"):
+        load_autoencoder("runs/zzz")
+    with pytest.raises(UserError, match=r"no such model: runs/kl_f9; did you mean runs/kl_f8\?"):
         KLAutoencoder(pretrained="runs/kl_f9")
     assert fake.asked == []
 
 
 def test_images_are_not_looked_up(fake: FakeHub, tmp_path: Path) -> None:
-    """`evaluate photos/cats`, mistyped, asks whether it is a model, on this machine alone."""
+    """A mistyped `evaluate photos/cats` is looked up as a model on this machine only."""
     assert not is_model_folder("owner/name")
     assert main(["evaluate", "photos/cats", "--out", str(tmp_path / "out")]) == 2
     assert fake.asked == []
 
 
-def test_a_file_is_told_how_it_becomes_a_model(fake: FakeHub, tmp_path: Path) -> None:
+def test_weights_file_in_place_of_a_model_suggests_import(fake: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "vae.safetensors").write_bytes(b"x")
     with pytest.raises(UserError, match=r"is a file, not a model folder; make one of it: ldm-ae import"):
         load_autoencoder("vae.safetensors")

@@ -24,7 +24,7 @@ def smooth(batch: int = 3, size: int = 64) -> Tensor:
 
 
 def thumbnail_and_back(pixel_values: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """By averages of 2x2 pixels, and bilinearly twice as large, level by level."""
+    """Downscale by averages of 2x2 pixels and upscale bilinearly by 2, level by level."""
     small = pixel_values
     for _ in range(levels):
         small = functional.avg_pool2d(small, 2)
@@ -35,7 +35,7 @@ def thumbnail_and_back(pixel_values: Tensor, levels: int) -> tuple[Tensor, Tenso
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_it_begins_as_a_thumbnail_enlarged_again(shape: dict[str, object]) -> None:
+def test_thumbnail_initialization_downscales_and_upscales_images(shape: dict[str, object]) -> None:
     arguments = {"layers_per_block": 1, "mid_block_add_attention": False, "initialization": "thumbnail"} | shape
     model = KLAutoencoder(**arguments).eval()  # type: ignore[arg-type]
     x = smooth()
@@ -46,12 +46,13 @@ def test_it_begins_as_a_thumbnail_enlarged_again(shape: dict[str, object]) -> No
     for channel in range(3):
         pair = torch.stack([latents[:, channel].flatten(), small[:, channel].flatten()])
         assert torch.corrcoef(pair)[0, 1] > 0.999
-    # Group normalization's deviation follows the image by some per cent; the outermost pixels meet padding of zeros.
+    # The standard deviation of group normalization varies with the image by some per cent; zeros pad the outermost
+    # pixels.
     inside = (..., slice(8, -8), slice(8, -8))
     assert (found - large)[inside].abs().mean() < 0.06 * large[inside].abs().mean()
 
 
-def test_every_part_learns_from_there() -> None:
+def test_every_parameter_learns_after_thumbnail_initialization() -> None:
     model = KLAutoencoder(
         block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False,
         initialization="thumbnail",
@@ -70,7 +71,7 @@ def test_every_part_learns_from_there() -> None:
     assert unmoved == []
 
 
-def test_the_start_is_of_the_weights_alone_and_is_saved_with_them(tmp_path) -> None:
+def test_thumbnail_initialization_is_saved_with_the_weights(tmp_path) -> None:
     model = KLAutoencoder(
         block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False,
         initialization="thumbnail",
@@ -88,7 +89,7 @@ def test_the_start_is_of_the_weights_alone_and_is_saved_with_them(tmp_path) -> N
         ({"act_fn": "relu"}, "needs act_fn silu"),
     ],
 )
-def test_networks_that_cannot_begin_so_are_refused(arguments: dict[str, object], words: str) -> None:
+def test_thumbnail_initialization_refuses_unsupported_networks(arguments: dict[str, object], words: str) -> None:
     base = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4}
     with pytest.raises(UserError, match=words):
         KLAutoencoder(initialization="thumbnail", **(base | arguments))  # type: ignore[arg-type]

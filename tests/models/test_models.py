@@ -23,7 +23,7 @@ from ldm_ae.models import (
 )  # fmt: skip
 
 
-def test_interface_is_diffusers_own_computation(tiny_model: KLAutoencoder) -> None:
+def test_encode_and_decode_equal_those_of_diffusers(tiny_model: KLAutoencoder) -> None:
     x, noise = torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 4, 8, 8)
     theirs = tiny_model.net.encode(x).latent_dist
     output = tiny_model(x, noise)
@@ -35,11 +35,11 @@ def test_interface_is_diffusers_own_computation(tiny_model: KLAutoencoder) -> No
     assert torch.equal(tiny_model.last_layer, tiny_model.net.decoder.conv_out.weight)
 
 
-def test_posterior_sampling() -> None:
+def test_posterior_samples_follow_its_moments() -> None:
     posterior = GaussianPosterior(torch.cat([torch.full((1, 2, 64, 64), 3.0), torch.full((1, 2, 64, 64), 2.0)], dim=1))
     sample = posterior.sample(torch.Generator().manual_seed(0))
     assert torch.equal(sample, posterior.sample(torch.Generator().manual_seed(0)))
-    # 8,192 draws: the mean is within 4 standard errors of e / 90, the deviation within 4 of e / 128.
+    # 8,192 draws: the mean is within 4 standard errors of e / 90, the standard deviation within 4 of e / 128.
     assert sample.mean() == pytest.approx(3.0, abs=0.12)
     assert sample.std() == pytest.approx(2.71828, abs=0.09)
     wild = GaussianPosterior(torch.full((1, 2, 1, 1), 1e6))
@@ -58,14 +58,14 @@ def test_scaling_round_trip() -> None:
         assert torch.allclose(spec.unscale(spec.scale(latents)), latents, atol=1e-6)
 
 
-def test_latent_size() -> None:
+def test_latent_size_follows_the_downsample_factor() -> None:
     spec = LatentSpec(channels=4, downsample_factor=8, scaling_factor=1.0)
     assert spec.latent_size(64, 32) == (8, 4)
     with pytest.raises(UserError, match=r"64x100 is not divisible .* factor 8; use for example 64x96"):
         spec.latent_size(64, 100)
 
 
-def test_statistics_do_not_depend_on_the_split() -> None:
+def test_channel_statistics_do_not_depend_on_batches() -> None:
     latents = torch.randn(30, 3, 5, 7) * torch.tensor([1.0, 2.0, 5.0]).view(1, 3, 1, 1) + 100
     whole, parts, other = ChannelStatistics(3), ChannelStatistics(3), ChannelStatistics(3)
     whole.update(latents)
@@ -84,14 +84,14 @@ def test_statistics_do_not_depend_on_the_split() -> None:
         assert statistics.pooled_std == pytest.approx(float(values.std(correction=0)), rel=1e-10)
 
 
-def test_initial_log_variance() -> None:
+def test_initial_log_variance_is_applied() -> None:
     kwargs = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1}
     for wanted in (None, -6.0):
         posterior = KLAutoencoder(**kwargs, initial_log_variance=wanted).encode(torch.rand(1, 3, 16, 16))  # type: ignore[arg-type]
         assert posterior.log_variance.mean().item() == pytest.approx(wanted or 0.0, abs=1.0)
 
 
-def test_inference_precisions(tiny_model_folder: Path) -> None:
+def test_inference_precisions_cast_weights(tiny_model_folder: Path) -> None:
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     expected = load_autoencoder(tiny_model_folder)(x, torch.zeros(1, 4, 8, 8)).reconstructions
     for precision, tolerance in (("fp32", 1e-5), ("bf16", 0.05), ("fp16", 0.01)):  # 24, 8 and 11 bits
@@ -106,7 +106,7 @@ def test_inference_precisions(tiny_model_folder: Path) -> None:
         pick_device("cuda:77")
 
 
-def test_hash_is_of_weights_and_not_of_scale(tiny_model: KLAutoencoder) -> None:
+def test_model_hash_depends_on_weights_and_not_on_scale(tiny_model: KLAutoencoder) -> None:
     first = model_hash(tiny_model)
     tiny_model.set_scaling(scaling_factor=0.3)
     tiny_model.set_sample_size(512)
@@ -116,7 +116,7 @@ def test_hash_is_of_weights_and_not_of_scale(tiny_model: KLAutoencoder) -> None:
     assert model_hash(tiny_model) != first
 
 
-def test_wrong_shapes_are_named(tiny_model: KLAutoencoder) -> None:
+def test_wrong_shapes_are_refused_by_name(tiny_model: KLAutoencoder) -> None:
     with pytest.raises(UserError, match=r"pixel_values must be \(B, 3, H, W\), got \(3, 32, 32\)"):
         tiny_model.encode(torch.zeros(3, 32, 32))
     with pytest.raises(UserError, match=r"latents must be \(B, 4, h, w\), got \(1, 3, 8, 8\)"):
@@ -133,7 +133,7 @@ def test_attention_levels_are_diffusers_blocks() -> None:
     assert net.config.up_block_types == ("AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D")
 
 
-def test_model_of_a_run_and_of_a_checkpoint(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_models_of_runs_and_checkpoints_are_opened(tiny_model_folder: Path, tmp_path: Path) -> None:
     assert resolve_model_folder(tiny_model_folder) == tiny_model_folder
     assert resolve_model_folder(tmp_path) == tiny_model_folder  # a run's model/
     checkpoint = tmp_path / "checkpoints" / "step-00000001"
@@ -152,7 +152,7 @@ def test_model_of_a_run_and_of_a_checkpoint(tiny_model_folder: Path, tmp_path: P
         ("cut", "does not load as AutoencoderKL"),
     ],
 )
-def test_damaged_model_folders(tiny_model_folder: Path, damage: str, words: str) -> None:
+def test_damaged_model_folders_are_refused(tiny_model_folder: Path, damage: str, words: str) -> None:
     path, weights = tiny_model_folder / "config.json", tiny_model_folder / "diffusion_pytorch_model.safetensors"
     config = json.loads(path.read_text())
     if damage == "class":

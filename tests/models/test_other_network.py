@@ -1,4 +1,4 @@
-"""A network class of another package goes through every command: it is no AutoencoderKL and has no last layer."""
+"""Every command supports a network class of another package that is not an AutoencoderKL and has no last layer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_trained_one_step(config: Path, tmp_path: Path) -> None:
+def test_other_network_is_trained(config: Path, tmp_path: Path) -> None:
     now = ("--objective.discriminator_warmup_steps", "0", "--objective.discriminator_start", "0")
     out = run(config, tmp_path / "run", *now)
     trained = load_autoencoder(out)
@@ -64,7 +64,7 @@ def test_trained_one_step(config: Path, tmp_path: Path) -> None:
         ("training.compile", "true", "PatchLinear declares no parts to compile; set it to false"),
     ],
 )
-def test_what_is_not_declared_is_refused_by_name(
+def test_undeclared_features_are_refused_by_name(
     config: Path, tmp_path: Path, option: str, value: str, words: str
 ) -> None:
     with pytest.raises(UserError, match=f"{option}.*{words}") as error:
@@ -73,7 +73,7 @@ def test_what_is_not_declared_is_refused_by_name(
     assert not (tmp_path / "run").exists()
 
 
-def test_encoded_and_decoded(folder: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_other_network_encodes_and_decodes(folder: Path, image_folder: Path, tmp_path: Path) -> None:
     store, decoded = tmp_path / "store", tmp_path / "decoded"
     assert main(["encode", str(folder), str(image_folder), str(store), *SMALL]) == 0
     assert main(["decode", str(folder), str(store), str(decoded), "--device", "cpu"]) == 0
@@ -88,7 +88,7 @@ def test_encoded_and_decoded(folder: Path, image_folder: Path, tmp_path: Path) -
     assert abs(torch.from_numpy(found).permute(2, 0, 1) - expected).max() <= 1  # a value between two levels may tip
 
 
-def test_a_store_of_posteriors_alone_is_refused(
+def test_lean_store_is_refused_without_moments_or_indices(
     folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status = main(["encode", str(folder), str(image_folder), str(tmp_path / "store"), *SMALL, "--store", "lean"])
@@ -97,7 +97,8 @@ def test_a_store_of_posteriors_alone_is_refused(
     assert not (tmp_path / "store").exists()
 
 
-def test_evaluated(folder: Path, image_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_other_network_is_evaluated(folder: Path, image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "evaluation"
     assert main(["evaluate", str(folder), str(image_folder), *SMALL, "--out", str(out), "--precision", "fp16"]) == 0
     found = json.loads((out / "metrics.json").read_text())
@@ -105,7 +106,9 @@ def test_evaluated(folder: Path, image_folder: Path, tmp_path: Path) -> None:
     assert found["scores"]["psnr"] > 0
 
 
-def test_exported(folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_network_is_exported(
+    folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     assert main(["export", str(folder), str(out), "--images", str(image_folder), *SMALL]) == 0
     exported = PatchLinear.from_pretrained(out)

@@ -43,7 +43,7 @@ def encode(model, pixel_values: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("part", "name", "channels", "size"), [(decode, "decoder", 4, 8), (encode, "encoder", 3, 32)])
-def test_the_batch_that_overflows_is_that_of_float32(
+def test_overflowing_batch_is_recomputed_in_float32(
     model: KLAutoencoder, caplog: pytest.LogCaptureFixture, part, name: str, channels: int, size: int
 ) -> None:
     quiet, loud = quiet_and_loud(channels, size)
@@ -69,14 +69,14 @@ def test_the_batch_that_overflows_is_that_of_float32(
     assert fp32_fallbacks(fp32) == 0
 
 
-def test_latents_beyond_the_range_of_fp16_are_no_input_that_is_not_finite(tiny_model: KLAutoencoder) -> None:
+def test_latents_beyond_the_fp16_range_are_valid_input(tiny_model: KLAutoencoder) -> None:
     latents = torch.full((1, 4, 8, 8), 1e5)
     fp16 = ready(tiny_model, "fp16")
     assert torch.equal(fp16.decode(latents), ready(tiny_model, "fp32").decode(latents))
     assert fp32_fallbacks(fp16) == 1
 
 
-def test_input_that_is_not_finite_is_no_overflow(model: KLAutoencoder, caplog: pytest.LogCaptureFixture) -> None:
+def test_non_finite_input_is_not_an_overflow(model: KLAutoencoder, caplog: pytest.LogCaptureFixture) -> None:
     quiet, loud = quiet_and_loud(4, 8)
     fp16 = ready(model, "fp16")
     quiet[0, 0, 0, 0] = float("nan")
@@ -91,7 +91,7 @@ def test_input_that_is_not_finite_is_no_overflow(model: KLAutoencoder, caplog: p
     assert fp32_fallbacks(fp16) == 1
 
 
-def test_what_overflows_in_float32_too_is_neither_counted_nor_hidden(
+def test_float32_overflow_is_neither_counted_nor_hidden(
     tiny_model: KLAutoencoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_what_overflows_in_float32_too_is_neither_counted_nor_hidden(
 
 
 class SignAutoencoder(IdentityAutoencoder):
-    """Discrete: the latents are the sign of what the encoder gives, and so finite whatever that is."""
+    """A discrete model: the latents are the sign of the encoder's output, and therefore always finite."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class SignAutoencoder(IdentityAutoencoder):
         return PointPosterior(torch.where(self.net["encoder"](pixel_values.to(weight.dtype)) > 0, 1.0, -1.0))
 
 
-def test_an_overflow_that_a_codebook_hides_is_found() -> None:
+def test_overflow_before_a_codebook_is_detected() -> None:
     model = SignAutoencoder()
     pixel_values = torch.rand(2, 3, 8, 8) * 2 - 1
     expected = ready(model, "fp32").encode(pixel_values).mode()
@@ -127,7 +127,7 @@ def test_an_overflow_that_a_codebook_hides_is_found() -> None:
     assert fp32_fallbacks(fp16) == 1
 
 
-def test_hooks_work_inside_compiled_parts(model: KLAutoencoder) -> None:
+def test_overflow_hooks_work_inside_compiled_modules(model: KLAutoencoder) -> None:
     fp16 = ready(model, "fp16")
     fp16.net.decoder.compile(backend="eager")  # the graph is what matters here, not the code made of it
     quiet, loud = quiet_and_loud(4, 8)
@@ -138,7 +138,7 @@ def test_hooks_work_inside_compiled_parts(model: KLAutoencoder) -> None:
     assert fp32_fallbacks(fp16) == 2
 
 
-def test_the_second_model_is_no_part_of_the_first(model: KLAutoencoder) -> None:
+def test_float32_copy_is_not_in_the_state_dict(model: KLAutoencoder) -> None:
     fp16 = ready(model, "fp16")
     before = {name: tensor.clone() for name, tensor in fp16.state_dict().items()}
     fp16.decode(quiet_and_loud(4, 8)[1])
@@ -149,7 +149,7 @@ def test_the_second_model_is_no_part_of_the_first(model: KLAutoencoder) -> None:
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-def test_made_ready_again_it_has_its_original_weights(model: KLAutoencoder) -> None:
+def test_preparing_again_restores_the_original_weights(model: KLAutoencoder) -> None:
     original = copy.deepcopy(model.state_dict())
     guard = for_inference(model, device="cpu", precision="fp16")
     twin = copy.deepcopy(guard)
@@ -163,7 +163,7 @@ def test_made_ready_again_it_has_its_original_weights(model: KLAutoencoder) -> N
         assert not any(module._forward_hooks for module in again.modules())
 
 
-def test_all_else_is_the_models_own(model: KLAutoencoder, tmp_path: Path) -> None:
+def test_other_members_are_those_of_the_wrapped_model(model: KLAutoencoder, tmp_path: Path) -> None:
     fp16 = ready(model, "fp16")
     fp16.set_scaling(scaling_factor=0.25)
     fp16.set_sample_size(64)
@@ -175,7 +175,7 @@ def test_all_else_is_the_models_own(model: KLAutoencoder, tmp_path: Path) -> Non
     assert type(ready(model, "bf16")) is KLAutoencoder
 
 
-def test_images_that_are_not_finite_are_named() -> None:
+def test_non_finite_images_are_refused_by_name() -> None:
     images = torch.zeros(5, 3, 2, 2)
     require_finite(images, list("abcde"), "fp16")
     images[0, 0, 0, 0] = float("nan")

@@ -51,7 +51,7 @@ def model(request: pytest.FixtureRequest) -> VQAutoencoder:
 
 
 @pytest.mark.parametrize("make", [lambda: VQ(32, 4), lambda: EMAVQ(32, 4)])
-def test_diffusers_opens_it_with_equal_outputs(make: object, tmp_path: Path) -> None:
+def test_vq_model_opens_in_diffusers_with_equal_outputs(make: object, tmp_path: Path) -> None:
     model = tiny(make())  # type: ignore[operator]
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -71,7 +71,9 @@ def test_diffusers_opens_it_with_equal_outputs(make: object, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("norm_type", "width", "latent_channels"), [("group", 8, 6), ("spatial", 32, 4)])
-def test_opens_what_diffusers_saved(tmp_path: Path, norm_type: str, width: int, latent_channels: int) -> None:
+def test_vq_model_saved_by_diffusers_is_opened(
+    tmp_path: Path, norm_type: str, width: int, latent_channels: int
+) -> None:
     """The second is MoVQ's decoder, which normalizes by the latents and has room for no fewer channels."""
     theirs = diffusers.VQModel(
         block_out_channels=(width, width), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
@@ -97,7 +99,7 @@ def test_opens_what_diffusers_saved(tmp_path: Path, norm_type: str, width: int, 
     }
 
 
-def test_saved_and_loaded_it_is_the_same(model: VQAutoencoder, tmp_path: Path) -> None:
+def test_vq_model_roundtrips_through_a_folder(model: VQAutoencoder, tmp_path: Path) -> None:
     model.set_scaling(scaling_factor=0.7)
     model.set_sample_size(16)
     model.save_pretrained(tmp_path)
@@ -120,8 +122,8 @@ def test_saved_and_loaded_it_is_the_same(model: VQAutoencoder, tmp_path: Path) -
     assert model.latent_spec.scaling_factor == 0.7
 
 
-def test_the_state_of_training_stays_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Only a resumed run wants it; who loads the model hears nothing of it."""
+def test_training_state_causes_no_warning_on_loading(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Only a resumed run uses it, so that loading the model causes no message about it."""
     model = tiny(VQ(8, 4, care=CodebookCare(restart_below=0.1)))
     model.save_pretrained(tmp_path)
     logger = logging.getLogger("diffusers")
@@ -133,7 +135,7 @@ def test_the_state_of_training_stays_silent(tmp_path: Path, caplog: pytest.LogCa
     assert not caplog.records
 
 
-def test_posterior(model: VQAutoencoder) -> None:
+def test_vq_posterior_is_deterministic_and_has_indices(model: VQAutoencoder) -> None:
     posterior = model.encode(pictures())
     assert isinstance(posterior, DiscretePosterior)
     spec = model.latent_spec
@@ -160,7 +162,7 @@ def test_gradients_reach_the_encoder_through_the_quantizer(model: VQAutoencoder)
     assert gradient.abs().max() > 0
 
 
-def test_noise_is_the_draw() -> None:
+def test_gumbel_codes_follow_the_given_noise() -> None:
     model = tiny(GumbelVQ(8, 4, temperature=5.0)).train()
     first, second = torch.randn(2, 2, 4, 8, 8)
     codes = [model(pictures(), noise).posterior.indices for noise in (first, first, second)]
@@ -168,7 +170,7 @@ def test_noise_is_the_draw() -> None:
     assert not torch.equal(codes[0], codes[2])
 
 
-def test_frozen_codes_stay() -> None:
+def test_frozen_codebook_is_not_updated() -> None:
     model = tiny(EMAVQ(8, 4)).train()
     before = model.quantizer.embedding.weight.clone()
     set_trainable(model, ["decoder.*", "post_quant_conv.*"])
@@ -179,7 +181,7 @@ def test_frozen_codes_stay() -> None:
     assert not torch.equal(model.quantizer.embedding.weight, before)
 
 
-def test_going_on_with_another_quantizer(tmp_path: Path) -> None:
+def test_pretrained_vq_model_accepts_another_quantizer(tmp_path: Path) -> None:
     first = tiny(VQ(8, 4))
     first.save_pretrained(tmp_path / "vq")
     x = pictures()
@@ -209,7 +211,7 @@ def test_going_on_with_another_quantizer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("made_by", [lambda: EMAVQ(8, 4), lambda: FSQ((8, 3, 3, 3))], ids=["EMAVQ", "FSQ"])
 @pytest.mark.parametrize("one_by_one", [True, False])
-def test_a_kl_autoencoder_with_a_quantizer_in_its_middle(
+def test_kl_autoencoder_weights_initialize_a_vq_model(
     made_by: Callable[[], Quantizer], one_by_one: bool, tmp_path: Path
 ) -> None:
     quantizer = made_by()
@@ -232,7 +234,7 @@ def test_a_kl_autoencoder_with_a_quantizer_in_its_middle(
             VQAutoencoder(pretrained=str(tmp_path), quantizer=wrong)
 
 
-def test_mistakes_are_named(tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused_by_name(tmp_path: Path) -> None:
     model = tiny(VQ(8, 4))
     with pytest.raises(UserError, match=r"pixel_values must be \(B, 3, H, W\), got \(3, 16, 16\)"):
         model.encode(torch.zeros(3, 16, 16))
@@ -257,7 +259,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         load_autoencoder(tmp_path)
 
 
-def test_half_precision_and_checkpointing() -> None:
+def test_half_precision_and_gradient_checkpointing_match() -> None:
     model = tiny(VQ(8, 4))
     expected = model(pictures())
     model.enable_gradient_checkpointing()

@@ -1,4 +1,4 @@
-"""A wrapper forwards the whole interface, whatever is added to it, and overrides what it defines."""
+"""A wrapper forwards the whole interface, later additions included, and overrides its own members."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Plain(Wrapper):
 
 
 class Halved(Wrapper):
-    """What a tiling wrapper looks like: encode and decode alone."""
+    """An outline of a tiling wrapper, which overrides only encode and decode."""
 
     def __init__(self, model: Autoencoder):
         super().__init__(model)
@@ -32,14 +32,14 @@ class Halved(Wrapper):
 
 
 class Recorder(nn.Module):
-    """Any attribute is a value that says which it is."""
+    """Every attribute is a value with the name of the attribute."""
 
     def __getattr__(self, name: str) -> object:
         return ("of the model", name)
 
 
-def test_every_member_reaches_the_wrapped_model() -> None:
-    """Also one that is added to the interface later: members are enumerated here and there."""
+def test_wrapper_forwards_every_member() -> None:
+    """Members are enumerated, so that the test includes later additions to the interface."""
     wrapper = Plain(Recorder())  # type: ignore[arg-type]
     members = interface_members()
     assert {"net", "spec", "encode", "decode", "last_layer", "class_names", "set_scaling", "device"} <= members
@@ -47,16 +47,16 @@ def test_every_member_reaches_the_wrapped_model() -> None:
         assert getattr(wrapper, name) == ("of the model", name), name
 
 
-def test_what_a_wrapper_keeps_is_made_of_forwarded_members() -> None:
+def test_wrapper_inherits_only_members_built_on_forwarded_ones() -> None:
     assert interface_members() >= OWN == {"forward", "draw"}
 
 
-def test_the_interface_has_few_abstract_members() -> None:
+def test_interface_has_few_abstract_members() -> None:
     assert Autoencoder.__abstractmethods__ == {"spec", "encode", "decode"}
     assert Wrapper.__abstractmethods__ == {"__init__"}
 
 
-def test_overridden_members_are_used_by_forward(tiny_model: KLAutoencoder) -> None:
+def test_forward_uses_overridden_members(tiny_model: KLAutoencoder) -> None:
     model = tiny_model.eval()
     x, noise = torch.rand(2, 3, 16, 16) * 2 - 1, torch.zeros(2, 4, 4, 4)
     expected = 2 * model.decode(model.encode(x / 2).mode())
@@ -64,7 +64,7 @@ def test_overridden_members_are_used_by_forward(tiny_model: KLAutoencoder) -> No
     assert torch.equal(Plain(model)(x, noise).reconstructions, model(x, noise).reconstructions)
 
 
-def test_wrappers_stack(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_wrappers_can_be_nested(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     with torch.no_grad():
         tiny_model.net.decoder.conv_in.weight *= 1e3
     inner = copy.deepcopy(tiny_model)
@@ -84,6 +84,6 @@ def test_wrappers_stack(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     assert outer.dtype == torch.float16
 
 
-def test_a_wrapper_is_made_by_its_own_constructor(tiny_model: KLAutoencoder) -> None:
+def test_wrapper_base_class_is_abstract(tiny_model: KLAutoencoder) -> None:
     with pytest.raises(TypeError, match="abstract"):
         Wrapper(tiny_model)

@@ -1,4 +1,4 @@
-"""The range coder: what comes back, what it costs, and what a changed word does."""
+"""The range coder: roundtrip, bit rate, and changed words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.priors.common import VARIANTS, small, some_indices, spread
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_indices_come_back_and_cost_what_the_prior_says(name: str) -> None:
+def test_coded_indices_roundtrip_at_the_priors_bit_rate(name: str) -> None:
     prior = small(name)
     for image, label in zip(some_indices(prior), (0, 2, -1), strict=True):
         words = encode_indices(prior, image, label)
@@ -22,8 +22,8 @@ def test_indices_come_back_and_cost_what_the_prior_says(name: str) -> None:
         assert bits <= 32 * len(words) <= 1.01 * bits + 64  # the coder ends with at most two words more
 
 
-def test_a_long_stream_costs_no_more_than_the_prior_says() -> None:
-    """Of a sharp distribution and of one that is flat, over many codes."""
+def test_long_streams_have_the_priors_bit_rate() -> None:
+    """The rate holds for a peaked and for a flat distribution, over many codes."""
     flat = GatedPixelCNN(codebook_size=4096, shape=(12, 12), width=8, depth=1).eval()
     for prior, indices in ((flat, some_indices(flat, 1)[0]), (sharp := spread(flat), sharp.sample(1)[0])):
         words = encode_indices(prior, indices)
@@ -31,7 +31,7 @@ def test_a_long_stream_costs_no_more_than_the_prior_says() -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_changed_word_gives_other_indices_or_an_error(name: str) -> None:
+def test_changed_word_decodes_to_other_indices_or_an_error(name: str) -> None:
     prior = small(name)
     image = some_indices(prior, 1)[0]
     words = encode_indices(prior, image, 1)
@@ -44,7 +44,7 @@ def test_a_changed_word_gives_other_indices_or_an_error(name: str) -> None:
     assert not torch.equal(decode_indices(prior, words, 2), image)  # nor with the class of another image
 
 
-def test_words_that_no_image_has_are_an_error() -> None:
+def test_invalid_code_words_are_refused() -> None:
     prior = small("CausalTransformer")
     words = np.full(3, 2**32 - 1, dtype=np.uint32)
     with pytest.raises(UserError, match="damaged"):

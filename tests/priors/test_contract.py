@@ -22,7 +22,7 @@ ROUNDING = 1e-4
 
 
 @every_prior
-def test_a_code_depends_on_all_before_it_and_on_nothing_else(name: str) -> None:
+def test_logits_depend_on_exactly_the_previous_codes(name: str) -> None:
     """No blind spot: of the logits at each place, the gradient at the codes before is nowhere zero, and exactly zero at
     the code itself and after it."""
     prior = small(name)
@@ -39,7 +39,7 @@ def test_a_code_depends_on_all_before_it_and_on_nothing_else(name: str) -> None:
 
 
 @every_prior
-def test_the_class_changes_every_logit(name: str) -> None:
+def test_class_label_changes_every_logit(name: str) -> None:
     prior = small(name)
     indices = some_indices(prior, 1).expand(3, *prior.shape)
     logits = prior(indices, LABELS)
@@ -49,7 +49,7 @@ def test_the_class_changes_every_logit(name: str) -> None:
 
 
 @every_prior
-def test_bits_are_the_sum_of_log_probabilities(name: str) -> None:
+def test_bits_equal_the_sum_of_log_probabilities(name: str) -> None:
     prior = small(name)
     indices = some_indices(prior)
     bits = prior.bits(indices, LABELS)
@@ -65,8 +65,8 @@ def test_bits_are_the_sum_of_log_probabilities(name: str) -> None:
 @pytest.mark.parametrize(("name", "shape"), [
     ("GatedPixelCNN", (2, 3)), ("CausalTransformer", (2, 3)), ("CausalTransformer", (2, 1, 3)),
 ])  # fmt: skip
-def test_it_is_a_distribution_and_samples_come_from_it(name: str, shape: tuple[int, ...]) -> None:
-    """Over all 64 images of two codes the probabilities add up to 1, and 4000 samples have their frequencies."""
+def test_probabilities_sum_to_one_and_match_sample_frequencies(name: str, shape: tuple[int, ...]) -> None:
+    """The probabilities of all 64 images of two codes sum to 1, and 4000 samples have these frequencies."""
     prior = small(name, codebook_size=2, shape=shape)
     images = torch.tensor(list(itertools.product((0, 1), repeat=6))).view(64, *shape)
     labels = torch.full((64,), 1)
@@ -82,7 +82,7 @@ def test_it_is_a_distribution_and_samples_come_from_it(name: str, shape: tuple[i
 
 
 @every_prior
-def test_samples_are_those_of_the_seed_and_in_range(name: str) -> None:
+def test_samples_are_reproducible_and_in_range(name: str) -> None:
     prior = small(name)
     first, again, other = (prior.sample(3, LABELS, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert first.shape == (3, *prior.shape)
@@ -94,7 +94,7 @@ def test_samples_are_those_of_the_seed_and_in_range(name: str) -> None:
 
 
 @every_prior
-def test_one_code_after_the_other_gives_the_logits_of_all_at_once(name: str) -> None:
+def test_sequential_logits_equal_parallel_logits(name: str) -> None:
     prior = small(name)
     indices = some_indices(prior)
     codes = iter(prior.sequence(indices).T)
@@ -135,7 +135,7 @@ class NewNames(OldNames):
 
 
 @pytest.mark.parametrize("names", [OldNames, NewNames])
-def test_keys_and_values_are_kept_by_either_name_of_transformers(names: type[OldNames]) -> None:
+def test_key_value_cache_works_under_both_transformers_names(names: type[OldNames]) -> None:
     prior = small("CausalTransformer")
     expected = prior.sample(3, LABELS, generator=torch.Generator().manual_seed(0))
     prior.net = names(prior.net)
@@ -143,7 +143,7 @@ def test_keys_and_values_are_kept_by_either_name_of_transformers(names: type[Old
 
 
 @every_prior
-def test_save_and_load(name: str, tmp_path: Path) -> None:
+def test_prior_roundtrips_through_a_folder(name: str, tmp_path: Path) -> None:
     prior = small(name, dropout=0.25)
     indices = some_indices(prior)
     save_prior(prior, tmp_path, model_hash="abc")
@@ -157,8 +157,8 @@ def test_save_and_load(name: str, tmp_path: Path) -> None:
 
 
 @every_prior
-def test_two_images_are_learned_by_heart(name: str) -> None:
-    """By their classes at no bits; without classes at one, which says which of the two it is, and no less."""
+def test_prior_overfits_two_images(name: str) -> None:
+    """With classes they take no bits. Without classes they take the one bit that distinguishes the two, and no less."""
     torch.manual_seed(0)
     named, nameless = (
         type(prior)(**prior.init_args) for prior in (small(name, classes=2, depth=2), small(name, classes=0, depth=2))
@@ -178,7 +178,7 @@ def test_two_images_are_learned_by_heart(name: str) -> None:
 
 
 @every_prior
-def test_what_does_not_fit_is_refused(name: str) -> None:
+def test_invalid_prior_inputs_and_arguments_are_refused(name: str) -> None:
     prior = small(name)
     indices = some_indices(prior)
     with pytest.raises(UserError, match="prior is of images with"):
@@ -194,6 +194,6 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
         type(prior)(**{**prior.init_args, "shape": (4,)})
 
 
-def test_a_pixelcnn_takes_no_levels() -> None:
+def test_pixelcnn_refuses_residual_levels() -> None:
     with pytest.raises(UserError, match="use the transformer"):
         GatedPixelCNN(codebook_size=4, shape=(2, 4, 4))

@@ -1,4 +1,4 @@
-"""A prior's folder when it is not sound: each way gets a line, and nothing is built whose weights are not there."""
+"""Invalid folders of priors: each defect is refused in one line, and no network is built without its weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refused(folder: Path) -> str:
     return str(found.value)
 
 
-def test_no_prior(folder: Path, tmp_path: Path) -> None:
+def test_folders_without_a_prior_are_refused(folder: Path, tmp_path: Path) -> None:
     assert "is no prior: it has no config.json" in refused(tmp_path / "nowhere")
     (folder / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     assert "does not describe a prior" in refused(folder)
@@ -55,12 +55,12 @@ def test_no_prior(folder: Path, tmp_path: Path) -> None:
     ({"codebook_size": 2**18, "width": 2**14}, "does not fit config.json"),
     ({"depth": 5}, "does not fit config.json"),
 ])  # fmt: skip
-def test_a_config_that_cannot_be(values: dict[str, Any], message: str, folder: Path) -> None:
+def test_invalid_prior_configurations_are_refused(values: dict[str, Any], message: str, folder: Path) -> None:
     change(folder, **values)
     assert message in refused(folder)
 
 
-def test_inspect_says_what_it_is(folder: Path) -> None:
+def test_inspect_describes_a_prior(folder: Path) -> None:
     found = inspect_path(folder)
     assert (found["kind"], found["class"], found["shape"], found["problems"]) == ("prior", "GatedPixelCNN", [4, 5], [])
     assert found["model_hash"] == "abc"
@@ -72,7 +72,7 @@ def test_inspect_says_what_it_is(folder: Path) -> None:
     assert "does not fit config.json" in inspect_path(folder)["problems"][0]
 
 
-def test_damaged_weights(folder: Path) -> None:
+def test_damaged_prior_weights_are_refused(folder: Path) -> None:
     weights = folder / "prior.safetensors"
     data = bytearray(weights.read_bytes())
     data[-5] ^= 1

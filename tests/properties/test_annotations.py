@@ -1,4 +1,4 @@
-"""Captions and labels: every convention reads back what was written, and nothing makes a parser fail unexpectedly."""
+"""Captions and labels: every convention roundtrips, and no input makes a parser fail unexpectedly."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read(content: bytes | str, suffix: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 @given(st.dictionaries(CELL.filter(lambda name: not name.startswith("./")), TEXT, max_size=6), st.booleans())
-def test_json_reads_back(captions: dict[str, str], ascii_only: bool) -> None:
+def test_json_annotations_roundtrip(captions: dict[str, str], ascii_only: bool) -> None:
     expected = [(name, {"key": name, "caption": caption}) for name, caption in captions.items()]
     entries = [values for _, values in expected]
     assert read(json.dumps(captions, ensure_ascii=ascii_only), ".json") == expected
@@ -58,7 +58,9 @@ def test_json_reads_back(captions: dict[str, str], ascii_only: bool) -> None:
 
 
 @given(NAMES, st.data(), st.sampled_from(",;\t|"), st.sampled_from(["\n", "\r\n", "\r"]), st.booleans())
-def test_tables_read_back(names: list[str], data: st.DataObject, delimiter: str, end: str, mark: bool) -> None:
+def test_annotation_tables_roundtrip(
+    names: list[str], data: st.DataObject, delimiter: str, end: str, mark: bool
+) -> None:
     text = io.StringIO(newline="")
     # A reader takes the line end of a quoted cell as it is.
     cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
@@ -78,7 +80,7 @@ def test_tables_read_back(names: list[str], data: st.DataObject, delimiter: str,
 @example(b"key," + b"a" * 140_000 + b"\n1,2\n", ".csv")
 @example(b"[" * 100_000, ".json")
 @example(b'{"key": ' * 3_000 + b"1" + b"}" * 3_000, ".jsonl")
-def test_any_bytes_are_a_table_or_a_reason(content: bytes, suffix: str) -> None:
+def test_arbitrary_bytes_are_read_as_a_table_or_refused(content: bytes, suffix: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"table{suffix}"
         path.write_bytes(content)
@@ -90,7 +92,7 @@ def test_any_bytes_are_a_table_or_a_reason(content: bytes, suffix: str) -> None:
 
 
 @given(ODD, ODD)
-def test_any_bytes_beside_an_image_cost_themselves_alone(text: bytes, content: bytes) -> None:
+def test_arbitrary_bytes_beside_an_image_lose_only_themselves(text: bytes, content: bytes) -> None:
     annotations = Annotations(label=3, caption="before")
     annotations.add_text("a.txt", lambda: text)
     annotations.add_object("a.json", lambda: content)
@@ -118,7 +120,7 @@ VALUES = st.dictionaries(
 @example({"\x1b[31m\n": 3}, "labels")
 @example({"a.png": "\x1b[31m\n"}, "labels")
 @example({"\ud800": "text"}, "captions")
-def test_a_file_of_annotations_is_used_or_refused_in_one_line(images: Path, content: Any, kind: str) -> None:
+def test_annotation_file_is_read_or_refused_in_one_line(images: Path, content: Any, kind: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.json"
         path.write_text(json.dumps(content))
@@ -137,13 +139,13 @@ def test_a_file_of_annotations_is_used_or_refused_in_one_line(images: Path, cont
 
 
 @given(st.integers(0, 2**63 - 1))
-def test_labels_read_back(label: int) -> None:
+def test_labels_roundtrip(label: int) -> None:
     assert read_label(label) == read_label(str(label)) == read_label(f" {label}.0 ") == label
     assert read_label(-label - 1) is None
 
 
 @given(JSON)
-def test_any_value_is_a_label_a_caption_or_a_reason(value: Any) -> None:
+def test_arbitrary_values_are_labels_captions_or_refused(value: Any) -> None:
     for check in (read_label, read_caption):
         try:
             check(value)
@@ -152,14 +154,14 @@ def test_any_value_is_a_label_a_caption_or_a_reason(value: Any) -> None:
 
 
 @given(JSON, st.integers(0, 3))
-def test_json_in_utf8_reads_back(value: Any, marks: int) -> None:
+def test_utf8_json_roundtrips(value: Any, marks: int) -> None:
     text = json.dumps(value, ensure_ascii=False)
     # NaN is equal to nothing, and is written as it was.
     assert json.dumps(decode_json(b"\xef\xbb\xbf" * marks + text.encode()), ensure_ascii=False) == text
 
 
 @given(st.binary(max_size=20))
-def test_bytes_are_text_or_a_reason(data: bytes) -> None:
+def test_arbitrary_bytes_are_decoded_or_refused(data: bytes) -> None:
     try:
         text = decode_text(data)
     except BadText as error:

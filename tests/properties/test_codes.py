@@ -22,7 +22,7 @@ def some_indices(size: int, seed: int) -> torch.Tensor:
 
 
 @given(LEVELS, SEED)
-def test_fsq_codes_are_digits(levels: list[int], seed: int) -> None:
+def test_fsq_indices_are_mixed_radix_digits(levels: list[int], seed: int) -> None:
     indices = some_indices(math.prod(levels), seed)
     codes = FSQ(levels).codes(indices)
     assert codes.shape == (1, len(levels), 4, 4)
@@ -38,7 +38,7 @@ def test_fsq_codes_are_digits(levels: list[int], seed: int) -> None:
 
 
 @given(LEVELS, SEED, st.floats(0.01, 100))
-def test_fsq_quantizes_to_codes_of_its_indices(levels: list[int], seed: int, scale: float) -> None:
+def test_fsq_quantized_latents_equal_the_codes_of_their_indices(levels: list[int], seed: int, scale: float) -> None:
     quantizer = FSQ(levels)
     latents = torch.randn(2, len(levels), 3, 5, generator=torch.Generator().manual_seed(seed)) * scale
     quantized = quantizer.quantize(latents)
@@ -50,7 +50,7 @@ SIGNS = st.sampled_from([LFQ, BSQ])
 
 
 @given(SIGNS, st.integers(1, 62), SEED)
-def test_signs_invert_codes(kind: type[LFQ], bits: int, seed: int) -> None:
+def test_sign_codes_roundtrip(kind: type[LFQ], bits: int, seed: int) -> None:
     quantizer = kind(bits)
     indices = some_indices(2**bits, seed)
     codes = quantizer.codes(indices)

@@ -17,7 +17,7 @@ SEED = st.integers(0, 2**63 - 1)
 
 
 @given(KEYS, st.data())
-def test_held_out_images_and_the_others_are_all(keys: list[str], data: st.DataObject) -> None:
+def test_holdout_split_is_a_partition(keys: list[str], data: st.DataObject) -> None:
     count, seed = data.draw(st.integers(0, len(keys) - 1)), data.draw(SEED)
     training, held_out = split_keys(keys, count, seed)
     assert len(held_out) == count
@@ -29,7 +29,7 @@ def test_held_out_images_and_the_others_are_all(keys: list[str], data: st.DataOb
 
 
 @given(KEYS, st.data())
-def test_the_held_out_set_depends_on_keys_alone(keys: list[str], data: st.DataObject) -> None:
+def test_holdout_split_depends_only_on_keys(keys: list[str], data: st.DataObject) -> None:
     count, seed = data.draw(st.integers(0, len(keys) - 2)), data.draw(SEED)
     held_out = {keys[i] for i in split_keys(keys, count, seed)[1]}
     shuffled = data.draw(st.permutations(keys))
@@ -41,7 +41,9 @@ def test_the_held_out_set_depends_on_keys_alone(keys: list[str], data: st.DataOb
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=40, unique=True), SEED, st.integers(0, 1000), st.data())
-def test_an_order_restricts_to_subsets(numbers: list[int], seed: int, epoch: int, data: st.DataObject) -> None:
+def test_epoch_order_of_a_subset_is_a_subsequence(
+    numbers: list[int], seed: int, epoch: int, data: st.DataObject
+) -> None:
     order = epoch_order(np.array(numbers), seed, epoch).tolist()
     assert sorted(order) == sorted(numbers)
     assert epoch_order(np.array(data.draw(st.permutations(numbers))), seed, epoch).tolist() == order
@@ -60,7 +62,7 @@ def test_noise_does_not_depend_on_the_batch(seeds: list[int], data: st.DataObjec
 
 
 @given(st.lists(SEED, min_size=1, max_size=4), st.lists(st.integers(0, 2**40), min_size=1, max_size=10))
-def test_mixing_arrays_is_mixing_their_numbers(numbers: list[int], last: list[int]) -> None:
+def test_mixing_arrays_equals_mixing_their_elements(numbers: list[int], last: list[int]) -> None:
     mixed = mix(*numbers, np.array(last)).tolist()
     assert mixed == [int(mix(*numbers, number)) for number in last]
     assert [mix_seed(*numbers, number) for number in last] == [value >> 1 for value in mixed]

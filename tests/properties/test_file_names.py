@@ -32,7 +32,7 @@ KEY = st.text(CHARACTERS, min_size=1, max_size=12) | st.tuples(
 @example("../a.png")
 @example("..\\a.png")
 @example("/etc/passwd")
-def test_a_stem_stays_inside_the_folder(key: str) -> None:
+def test_output_file_stays_inside_the_folder(key: str) -> None:
     for name in (stem, file_stem):
         try:
             found = name(key)
@@ -58,7 +58,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 @example(["a/x.png", "a/x.jpg"], "kohya")
 @example(["a/x.png", "b/x.png"], "musubi")
 @example(["a/x.png", "a_x.png"], "pixart")
-def test_each_image_has_a_file_of_its_own(stores: dict[int, Path], keys: list[str], kind: str) -> None:
+def test_output_file_names_are_unique(stores: dict[int, Path], keys: list[str], kind: str) -> None:
     store = LatentStore(stores[16 if kind == "musubi" else 4])
     store._rows = store._rows.set_column(0, store._rows.schema.field(0), pa.chunked_array([keys]))
     with tempfile.TemporaryDirectory() as folder:

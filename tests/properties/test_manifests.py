@@ -50,7 +50,9 @@ def files(folder: Path) -> list[Path]:
 
 @settings(max_examples=80)
 @given(KIND, st.data())
-def test_any_changed_byte_is_found(folders: dict[str, tuple[Path, Verify]], kind: str, data: st.DataObject) -> None:
+def test_manifest_detects_any_changed_byte(
+    folders: dict[str, tuple[Path, Verify]], kind: str, data: st.DataObject
+) -> None:
     folder, verify = folders[kind]
     path = data.draw(st.sampled_from(files(folder)))
     content = path.read_bytes()
@@ -68,7 +70,9 @@ def test_any_changed_byte_is_found(folders: dict[str, tuple[Path, Verify]], kind
 
 
 @given(KIND, st.data())
-def test_any_other_length_is_found(folders: dict[str, tuple[Path, Verify]], kind: str, data: st.DataObject) -> None:
+def test_manifest_detects_any_changed_length(
+    folders: dict[str, tuple[Path, Verify]], kind: str, data: st.DataObject
+) -> None:
     folder, verify = folders[kind]
     path = data.draw(st.sampled_from(files(folder)))
     content = path.read_bytes()
@@ -82,7 +86,9 @@ def test_any_other_length_is_found(folders: dict[str, tuple[Path, Verify]], kind
 
 @settings(max_examples=20)
 @given(KIND, st.data())
-def test_a_missing_file_is_found(folders: dict[str, tuple[Path, Verify]], kind: str, data: st.DataObject) -> None:
+def test_manifest_detects_a_missing_file(
+    folders: dict[str, tuple[Path, Verify]], kind: str, data: st.DataObject
+) -> None:
     folder, verify = folders[kind]
     path = data.draw(st.sampled_from(files(folder)))
     hidden = folder.parent / "hidden"
@@ -99,10 +105,10 @@ NAME = st.text(st.sampled_from("abc012_- "), min_size=1, max_size=8)
 
 @settings(max_examples=20)
 @given(KIND, NAME, st.binary(max_size=8), st.data())
-def test_an_added_file_is_found(
+def test_manifest_detects_an_added_file(
     folders: dict[str, tuple[Path, Verify]], kind: str, name: str, content: bytes, data: st.DataObject
 ) -> None:
-    """In a store, a shard; other files are not its own."""
+    """A store detects an added shard; other files do not belong to it."""
     folder, verify = folders[kind]
     parents = [path for path in folder.rglob("*") if path.is_dir() and not path.name.startswith(".")]
     path = data.draw(st.sampled_from(parents)) / f"{name}.safetensors"

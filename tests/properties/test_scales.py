@@ -60,7 +60,7 @@ def test_unfold_moments_inverts_fold_moments(fold: Fold, seed: int) -> None:
 
 
 @given(folds(), SEED)
-def test_folded_moments_are_those_of_folded_latents(fold: Fold, seed: int) -> None:
+def test_folded_moments_are_the_moments_of_folded_latents(fold: Fold, seed: int) -> None:
     mean, log_variance = values(seed, 1, 2 * len(fold.scale), 2, 2).chunk(2, dim=1)
     found_mean, found_log_variance = fold.fold_moments(torch.cat([mean, log_variance], dim=1)).chunk(2, dim=1)
     torch.testing.assert_close(found_mean, fold.fold(mean))
@@ -70,7 +70,7 @@ def test_folded_moments_are_those_of_folded_latents(fold: Fold, seed: int) -> No
 
 
 @given(folds())
-def test_a_fold_survives_json(fold: Fold) -> None:
+def test_fold_roundtrips_through_json(fold: Fold) -> None:
     assert Fold.from_json(fold.to_json()) == fold
 
 
@@ -82,7 +82,7 @@ def test_unscale_inverts_scale(spec: LatentSpec, seed: int) -> None:
 
 
 @given(specs(), SEED)
-def test_the_fold_of_a_model_gives_its_scaled_latents(spec: LatentSpec, seed: int) -> None:
+def test_fold_of_a_model_yields_its_scaled_latents(spec: LatentSpec, seed: int) -> None:
     latents = values(seed, 2, spec.channels, 3, 4)
     fold = Fold.of_model(spec)
     torch.testing.assert_close(
@@ -91,7 +91,7 @@ def test_the_fold_of_a_model_gives_its_scaled_latents(spec: LatentSpec, seed: in
 
 
 @given(POSITIVE, st.lists(st.tuples(BIAS, POSITIVE), min_size=1, max_size=4), BIAS, SEED)
-def test_a_trainer_sees_unit_variance(
+def test_folded_latents_have_unit_variance_for_the_trainer(
     factor: float, channels: list[tuple[float, float]], shift: float, seed: int
 ) -> None:
     """The trainer computes (values - shift) * factor of the folded latents."""
@@ -112,7 +112,7 @@ def test_a_trainer_sees_unit_variance(
 
 
 @given(SEED, st.floats(0, 1e6), st.integers(1, 3), st.integers(1, 3))
-def test_uint8_is_within_half_a_step(seed: int, scale: float, images: int, channels: int) -> None:
+def test_uint8_error_is_at_most_half_a_step(seed: int, scale: float, images: int, channels: int) -> None:
     latents = values(seed, images, channels, 4, 5, scale=scale)
     packed, scales = quantize_uint8(latents)
     assert packed.dtype == torch.uint8
@@ -125,7 +125,7 @@ def test_uint8_is_within_half_a_step(seed: int, scale: float, images: int, chann
 
 
 @given(SEED, st.floats(-1e6, 1e6, width=32))
-def test_uint8_keeps_extremes_and_constants(seed: int, constant: float) -> None:
+def test_uint8_preserves_extremes_and_constants(seed: int, constant: float) -> None:
     latents = torch.stack([values(seed, 2, 4, 4), torch.full((2, 4, 4), constant)])
     restored = dequantize_uint8(*quantize_uint8(latents))
     assert torch.equal(restored[1], latents[1])
@@ -134,7 +134,7 @@ def test_uint8_keeps_extremes_and_constants(seed: int, constant: float) -> None:
 
 
 @given(SEED, st.integers(1, 4))
-def test_an_image_is_packed_alone(seed: int, images: int) -> None:
+def test_uint8_packing_of_an_image_does_not_depend_on_others(seed: int, images: int) -> None:
     latents, moments = values(seed, images, 2, 3, 3), values(seed + 1, images, 4, 3, 3)
     indices = torch.arange(images * 9).reshape(images, 3, 3)
     tensors = {"latents": latents, "moments": moments, "indices": indices}

@@ -20,7 +20,7 @@ SMALL = {
     "orthogonal": True,
     "entropy_temperature": 0.5,
 }
-"""Small values of arguments that quantizers share by name."""
+"""Small values of arguments that several quantizers have."""
 
 
 def small(name: str, **more: object) -> Quantizer:

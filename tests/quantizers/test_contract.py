@@ -47,7 +47,7 @@ def test_decoding_the_indices_equals_the_quantized_latents(quantizer: Quantizer,
     assert not found.latents.requires_grad
 
 
-def test_every_index_is_in_range_and_reached(quantizer: Quantizer) -> None:
+def test_indices_cover_the_codebook(quantizer: Quantizer) -> None:
     indices = quantizer.eval().quantize(wide_latents(quantizer)).indices
     # A residual quantizer's levels in turn; any other has the one.
     for level in indices.view(len(indices), -1).T:
@@ -56,8 +56,8 @@ def test_every_index_is_in_range_and_reached(quantizer: Quantizer) -> None:
     assert len(codes.unique(dim=0)) == quantizer.codebook_size, "two indices have one code"
 
 
-def test_what_is_not_finite_has_an_index_in_range_and_shows(quantizer: Quantizer) -> None:
-    """A step that overflowed is to be left out, and not to crash."""
+def test_non_finite_latents_have_valid_indices_and_stay_non_finite(quantizer: Quantizer) -> None:
+    """A step that overflowed must be skipped and must not crash."""
     latents = some_latents(quantizer)
     latents[1, 0, 0, 0] = float("nan")
     found = quantizer.quantize(latents, noise=some_latents(quantizer))
@@ -66,7 +66,7 @@ def test_what_is_not_finite_has_an_index_in_range_and_shows(quantizer: Quantizer
     assert found.quantized[0].isfinite().all()
 
 
-def test_gradient_of_the_encoder(quantizer: Quantizer) -> None:
+def test_encoder_receives_a_gradient_through_the_quantizer(quantizer: Quantizer) -> None:
     latents, weights = some_latents(quantizer).requires_grad_(), some_latents(quantizer, seed=8)
     quantized = quantizer.quantize(latents, noise=weights).quantized
     (gradient,) = torch.autograd.grad((quantized * weights).sum(), latents)
@@ -78,8 +78,8 @@ def test_gradient_of_the_encoder(quantizer: Quantizer) -> None:
         assert not torch.equal(gradient, weights)
 
 
-def test_every_parameter_learns(quantizer: Quantizer) -> None:
-    """From the terms and the reconstruction together; one that does not would stop DistributedDataParallel."""
+def test_every_quantizer_parameter_learns(quantizer: Quantizer) -> None:
+    """Terms and reconstruction together reach every parameter; an unused one would stop DistributedDataParallel."""
     found = quantizer.quantize(some_latents(quantizer).requires_grad_(), noise=some_latents(quantizer))
     (found.quantized.square().sum() + sum(term.sum() for term in found.losses.values())).backward()
     for name, parameter in quantizer.named_parameters():
@@ -87,8 +87,8 @@ def test_every_parameter_learns(quantizer: Quantizer) -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_terms_that_are_needed_are_needed(quantizer: Quantizer) -> None:
-    """Codes learn from the reconstruction and these terms, and not from the reconstruction alone if there are any."""
+def test_required_loss_terms_are_necessary_and_sufficient(quantizer: Quantizer) -> None:
+    """Codes learn from the reconstruction and these terms; if there are terms, the reconstruction is not enough."""
 
     def all_learn(terms: frozenset[str]) -> bool:
         found = quantizer.quantize(some_latents(quantizer).requires_grad_(), noise=some_latents(quantizer))
@@ -101,7 +101,7 @@ def test_terms_that_are_needed_are_needed(quantizer: Quantizer) -> None:
     assert all_learn(frozenset()) is not bool(quantizer.needed_terms)
 
 
-def test_terms_are_one_number_an_image(quantizer: Quantizer) -> None:
+def test_loss_terms_have_one_value_per_image(quantizer: Quantizer) -> None:
     found = quantizer.quantize(some_latents(quantizer), noise=some_latents(quantizer))
     for name, term in found.losses.items():
         assert term.shape == (4,), name
@@ -125,7 +125,7 @@ def test_forward_changes_no_state(quantizer: Quantizer) -> None:
     assert_same_state(state(quantizer), before)
 
 
-def test_saved_and_loaded_it_goes_on_bit_for_bit(quantizer: Quantizer, tmp_path: Path) -> None:
+def test_saved_quantizer_resumes_exactly(quantizer: Quantizer, tmp_path: Path) -> None:
     train_a_little(quantizer)
     save_file(state(quantizer), tmp_path / "state.safetensors")
     description = json.loads(json.dumps(describe_quantizer(quantizer)))
@@ -139,11 +139,11 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(quantizer: Quantizer, tmp_path:
     assert_same_state(state(loaded), state(quantizer))
 
 
-def test_description_names_every_argument(quantizer: Quantizer) -> None:
+def test_quantizer_description_contains_every_argument(quantizer: Quantizer) -> None:
     assert list(quantizer.init_args) == list(inspect.signature(type(quantizer)).parameters)
 
 
-def test_autocast_changes_nothing(quantizer: Quantizer) -> None:
+def test_quantizer_is_unaffected_by_autocast(quantizer: Quantizer) -> None:
     train_a_little(quantizer, steps=1)
     latents, noise = some_latents(quantizer), some_latents(quantizer, seed=8)
     expected = quantizer.quantize(latents, noise=noise)
@@ -167,7 +167,7 @@ def test_micro_batches_equal_one_batch(quantizer: Quantizer) -> None:
     assert_same_state(state(other), state(quantizer))
 
 
-def test_statistics(quantizer: Quantizer) -> None:
+def test_statistics_equal_hand_computed_values(quantizer: Quantizer) -> None:
     found = quantizer.eval().quantize(some_latents(quantizer))
     levels = found.indices.view(4, -1, 6).transpose(0, 1).flatten(1)
     shares = [level.unique(return_counts=True)[1] / level.numel() for level in levels]
@@ -177,13 +177,13 @@ def test_statistics(quantizer: Quantizer) -> None:
     assert found.statistics["codebook_perplexity"].item() == pytest.approx(perplexity, rel=1e-5)  # float32 logarithms
 
 
-def test_wrong_shapes_are_named(quantizer: Quantizer) -> None:
+def test_wrong_shapes_are_refused_by_name(quantizer: Quantizer) -> None:
     name = type(quantizer).__name__
     with pytest.raises(UserError, match=rf"{name}: latents must be \(B, {quantizer.codebook_dim}, h, w\), got \(2, 9"):
         quantizer.quantize(torch.zeros(2, 9, 3, 3))
 
 
-def test_every_file_is_exported() -> None:
+def test_every_quantizer_module_is_exported() -> None:
     defined: set[type] = set()
     for info in pkgutil.iter_modules(quantizers.__path__):
         module = importlib.import_module(f"{quantizers.__name__}.{info.name}")
@@ -191,7 +191,7 @@ def test_every_file_is_exported() -> None:
     assert {item for item in defined if not inspect.isabstract(item)} == set(QUANTIZERS.values())
 
 
-def test_names() -> None:
+def test_quantizers_are_built_by_name() -> None:
     assert {"VQ", "EMAVQ", "CosineVQ", "FSQ", "LFQ", "BSQ", "SimVQ", "IBQ", "ResidualVQ", "GumbelVQ"} <= set(QUANTIZERS)
     with pytest.raises(UserError, match=r"no quantizer is named 'os\.system'; there are BSQ"):
         build_quantizer({"class_name": "os.system", "init_args": {}})

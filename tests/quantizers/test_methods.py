@@ -69,7 +69,7 @@ def test_vq_is_diffusers_with_beta_on_the_right_side(legacy: bool) -> None:
     assert torch.allclose(ours.embedding.weight.grad, theirs.embedding.weight.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_vq_regularizers() -> None:
+def test_vq_orthogonality_and_entropy_equal_their_formulas() -> None:
     quantizer = spread_out(VQ(8, 4, orthogonal=True, entropy_temperature=0.7))
     latents, found = run(quantizer)
     table = quantizer.embedding.weight
@@ -82,7 +82,7 @@ def test_vq_regularizers() -> None:
     assert torch.allclose(found.losses["entropy"], entropy, rtol=1e-4)  # squared distances from float32 differences
 
 
-def test_cosine_vq() -> None:
+def test_cosine_vq_selects_codes_by_cosine_similarity() -> None:
     quantizer = spread_out(CosineVQ(8, 4, beta=0.3))
     latents, found = run(quantizer)
     z, e = F.normalize(rows_of(latents), dim=1), F.normalize(quantizer.embedding.weight, dim=1)
@@ -98,7 +98,7 @@ def test_cosine_vq() -> None:
     assert torch.allclose(gradient, expected, atol=1e-6)
 
 
-def test_ema_vq() -> None:
+def test_ema_vq_follows_its_update_formula() -> None:
     quantizer = spread_out(EMAVQ(8, 4, beta=0.5, decay=0.9, epsilon=1e-3))
     n, m = torch.ones(8), quantizer.ema_sums.clone()
     assert torch.equal(m, quantizer.ema_sums)
@@ -116,7 +116,7 @@ def test_ema_vq() -> None:
         assert torch.allclose(quantizer.embedding.weight, m / smoothed[:, None], rtol=1e-4, atol=1e-6)
 
 
-def test_simvq() -> None:
+def test_simvq_equals_its_formula() -> None:
     quantizer = SimVQ(8, 4, beta=0.3)
     latents, found = run(quantizer)
     table = quantizer.embedding.weight @ quantizer.projection.weight.T + quantizer.projection.bias
@@ -129,7 +129,7 @@ def test_simvq() -> None:
     assert [name for name, _ in quantizer.named_parameters()] == ["projection.weight", "projection.bias"]
 
 
-def test_ibq() -> None:
+def test_ibq_equals_its_formula() -> None:
     quantizer = spread_out(IBQ(8, 4, beta=0.3, entropy_temperature=0.5))
     latents, found = run(quantizer)
     z, table = rows_of(latents), quantizer.embedding.weight
@@ -202,7 +202,7 @@ def brute_force_entropy(logits_of_codes: Tensor, positions: int, groups: list[li
 
 @pytest.mark.parametrize("spherical", [False, True])
 @pytest.mark.parametrize("group_bits", [5, 2])
-def test_lfq_and_bsq(spherical: bool, group_bits: int) -> None:
+def test_lfq_and_bsq_equal_their_formulas(spherical: bool, group_bits: int) -> None:
     cls = BSQ if spherical else LFQ
     quantizer = cls(5, temperature=0.9, group_bits=group_bits)
     latents, found = run(quantizer)
@@ -222,8 +222,8 @@ def test_lfq_and_bsq(spherical: bool, group_bits: int) -> None:
         assert torch.allclose(found.losses["commitment"], expected)
 
 
-def test_the_gradient_of_bsq_is_the_authors() -> None:
-    """In their code the straight-through step goes to +-1, and 1 / sqrt(D) multiplies what comes of it."""
+def test_bsq_gradient_equals_the_authors_code() -> None:
+    """In their code the straight-through step goes to +-1, and 1 / sqrt(D) multiplies its result."""
     quantizer = BSQ(6)
     latents, weights = torch.randn(2, 6, 3, 3, requires_grad=True), torch.randn(2, 6, 3, 3)
     (found,) = torch.autograd.grad((quantizer.quantize(latents).quantized * weights).sum(), latents)
@@ -234,7 +234,7 @@ def test_the_gradient_of_bsq_is_the_authors() -> None:
     torch.testing.assert_close(quantizer.quantize(latents).quantized, theirs)
 
 
-def test_the_entropy_of_bsq_is_the_authors_at_its_default_temperature() -> None:
+def test_bsq_entropy_equals_the_authors_code_at_the_default_temperature() -> None:
     """Their soft_entropy_loss with inv_temperature 1: softmax(2 u c) over groups, and its analytical form of a bit."""
     quantizer = BSQ(6, group_bits=3)
     latents = torch.randn(2, 6, 4, 4)
@@ -249,7 +249,7 @@ def test_the_entropy_of_bsq_is_the_authors_at_its_default_temperature() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_many_bits() -> None:
+def test_bsq_36_bit_indices_are_exact() -> None:
     """An index of 36 bits is exact, and a codebook of that size is not counted."""
     quantizer = BSQ(36)
     latents = torch.randn(1, 36, 2, 2)
@@ -260,7 +260,7 @@ def test_many_bits() -> None:
     assert found.statistics == quantizer.learn([found]) == {}
 
 
-def test_residual_vq() -> None:
+def test_residual_vq_sums_its_levels() -> None:
     quantizer = ResidualVQ(VQ(8, 4), 3)
     for level in quantizer.levels:
         spread_out(level)
@@ -280,7 +280,7 @@ def test_residual_vq() -> None:
     assert torch.allclose(found.losses["codebook"].sum(), error, rtol=1e-5)
 
 
-def test_residual_levels_learn_as_if_alone() -> None:
+def test_residual_levels_learn_like_separate_quantizers() -> None:
     quantizer = ResidualVQ(EMAVQ(8, 4), 2)
     first, second = EMAVQ(8, 4), EMAVQ(8, 4)
     for alone, level in zip((first, second), quantizer.levels, strict=True):
@@ -295,7 +295,7 @@ def test_residual_levels_learn_as_if_alone() -> None:
         assert torch.equal(alone.embedding.weight, level.embedding.weight)
 
 
-def test_gumbel_vq() -> None:
+def test_gumbel_vq_equals_its_formula() -> None:
     quantizer = GumbelVQ(8, 4, temperature=2.0, final_temperature=0.5, temperature_steps=4)
     for _ in range(2):
         quantizer.learn([run(quantizer)[1]])
@@ -320,16 +320,16 @@ def test_gumbel_vq() -> None:
     assert quantizer.current_temperature() == pytest.approx(0.5)
 
 
-def test_residual_levels_draw_apart() -> None:
+def test_residual_levels_draw_independent_noise() -> None:
     quantizer = ResidualVQ(GumbelVQ(8, 4), 2)
     for name, value in quantizer.named_parameters():
         if ".proj." in name:
-            nn.init.zeros_(value)  # the noise alone decides
+            nn.init.zeros_(value)  # only the noise decides
     indices = run(quantizer)[1].indices
     assert not torch.equal(indices[:, 0], indices[:, 1])
 
 
-def test_gumbel_noise() -> None:
+def test_gumbel_noise_has_the_gumbel_distribution() -> None:
     like, seeds = torch.zeros(64, 16, 8, 8), torch.randn(64, 4, 8, 8)
     noise = gumbel_noise(like, seeds)
     # 65,536 draws: mean and standard deviation within 4 standard errors of Euler's constant and pi / sqrt(6).
@@ -360,6 +360,6 @@ def test_gumbel_noise() -> None:
         (lambda: CodebookCare(restart_below=1.0), "restart_below"),
     ],
 )
-def test_impossible_arguments(make: object, words: str) -> None:
+def test_invalid_quantizer_arguments_are_refused(make: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make()  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""What quantizers share: the nearest code, k-means, restarts."""
+"""Functions that quantizers share: the nearest code, k-means, restarts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ldm_ae.quantizers.processes import GlobalRows
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 100, 2**24])
-def test_nearest_code_in_any_chunks(chunk_elements: int) -> None:
+def test_nearest_code_does_not_depend_on_chunks(chunk_elements: int) -> None:
     rows, table = torch.randn(50, 6), torch.randn(17, 6)
     expected = (rows[:, None].double() - table[None].double()).square().sum(dim=2).argmin(dim=1)
     found = nearest_codes(rows, table, chunk_elements=chunk_elements)
@@ -21,7 +21,7 @@ def test_nearest_code_in_any_chunks(chunk_elements: int) -> None:
         assert torch.equal(nearest_codes(rows, table), expected)
 
 
-def test_nearest_code_among_equals_is_the_first() -> None:
+def test_nearest_code_breaks_ties_by_the_first_index() -> None:
     table = torch.ones(3, 2)
     assert nearest_codes(torch.randn(4, 2), table).tolist() == [0, 0, 0, 0]
 
@@ -33,7 +33,7 @@ def clusters(spread: float = 0.01) -> tuple[torch.Tensor, torch.Tensor]:
     return means, (means.repeat(20, 1) + spread * torch.randn(120, 6))[order]
 
 
-def test_kmeans_is_lloyds() -> None:
+def test_kmeans_equals_lloyds_algorithm() -> None:
     rows = torch.randn(60, 3)
     centers = rows[draw_positions(60, 4, seed=3)]
     for _ in range(5):
@@ -42,13 +42,13 @@ def test_kmeans_is_lloyds() -> None:
     assert torch.allclose(kmeans([rows[:13], rows[13:]], 4, iterations=5, seed=3), centers, atol=1e-6)
 
 
-def test_kmeans_with_fewer_rows_than_clusters() -> None:
+def test_kmeans_supports_fewer_rows_than_clusters() -> None:
     rows = torch.randn(5, 3)
     found = kmeans([rows], 9, iterations=3, seed=0)
     assert torch.equal(found.sort(dim=0).values, rows.sort(dim=0).values)
 
 
-def test_rows_in_the_order_of_the_global_batch() -> None:
+def test_global_rows_follow_the_order_of_the_global_batch() -> None:
     rows = torch.randn(10, 2)
     numbered = GlobalRows([rows[:3], rows[3:4], rows[4:]])
     assert numbered.total == 10
@@ -57,7 +57,7 @@ def test_rows_in_the_order_of_the_global_batch() -> None:
 
 
 @pytest.mark.parametrize("cls", [VQ, EMAVQ, CosineVQ])
-def test_kmeans_sets_the_first_codes(cls: type[Quantizer]) -> None:
+def test_kmeans_initializes_the_codebook(cls: type[Quantizer]) -> None:
     _, rows = clusters()
     latents = rows.view(4, 30, 1, 6).movedim(3, 1)
     care = CodebookCare(kmeans_iterations=10, seed=1)
@@ -77,7 +77,7 @@ def test_kmeans_sets_the_first_codes(cls: type[Quantizer]) -> None:
     assert torch.allclose(quantizer.embedding.weight, centers, atol=1e-6)
     first = quantizer.embedding.weight.clone()
     quantizer.learn([quantizer.quantize(-latents)])  # k-means again would go there
-    # Gradients alone move the codes from here on, or averages, slowly.
+    # From here on only gradients, or averages, move the codes, slowly.
     assert (quantizer.embedding.weight - first).abs().max() <= (2.0 if cls is EMAVQ else 0.0)
 
 
@@ -93,7 +93,7 @@ def test_dead_codes_restart_at_latents(cls: type[Quantizer]) -> None:
             quantizer.ema_sums.copy_(quantizer.embedding.weight)
     assert quantizer.quantize(latents).indices.unique().tolist() == [3]
     for step in range(3):
-        # An unused code's share is 1/2, 1/4, 1/8: below 0.2 at the third step.
+        # The usage of an unused code is 1/2, 1/4, 1/8: below 0.2 at the third step.
         far = quantizer.embedding.weight.amax(dim=1) > 20
         assert far.sum() == 15, step
         statistics = quantizer.learn([quantizer.quantize(latents)])
@@ -111,7 +111,7 @@ def test_dead_codes_restart_at_latents(cls: type[Quantizer]) -> None:
 
 
 @pytest.mark.parametrize("cls", [VQ, EMAVQ])
-def test_an_overflow_does_not_poison_the_codes(cls: type[Quantizer]) -> None:
+def test_overflow_leaves_the_codebook_finite(cls: type[Quantizer]) -> None:
     quantizer = cls(16, 6, care=CodebookCare(restart_below=0.9, usage_decay=0.0))  # type: ignore[call-arg]
     latents = torch.randn(4, 6, 5, 5)
     latents[0, 0, 0, 0] = float("nan")
@@ -122,10 +122,10 @@ def test_an_overflow_does_not_poison_the_codes(cls: type[Quantizer]) -> None:
     assert len(quantizer.quantize(torch.randn(4, 6, 5, 5)).indices.unique()) > 8  # restarts went on with the others
 
 
-def test_restarts_differ_from_step_to_step_and_seed_to_seed() -> None:
+def test_restarts_differ_between_steps_and_seeds() -> None:
     drawn = {tuple(draw_positions(1000, 5, seed).tolist()) for seed in range(20)}
     assert len(drawn) == 20
 
 
-def test_without_care_the_table_is_all_the_state() -> None:
+def test_vq_without_codebook_care_has_only_the_embedding_as_state() -> None:
     assert list(VQ(8, 4).state_dict()) == ["embedding.weight"]

@@ -1,4 +1,4 @@
-"""What every regularizer must do, and what each one is."""
+"""The interface of regularizers, and each regularizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def regularize(regularizer: Regularizer, latents: Tensor, seeds: range, side: in
 
 
 @pytest.mark.parametrize("cls", REGULARIZERS.classes())
-def test_contract(cls: type[Regularizer]) -> None:
+def test_every_regularizer_fulfils_the_interface(cls: type[Regularizer]) -> None:
     """Shapes, a gradient for the encoder, and samples that do not depend on each other or on the call."""
     torch.manual_seed(0)
     regularizer, latents = cls().train(), torch.randn(6, 4, 4, 4, requires_grad=True)
@@ -39,7 +39,7 @@ def test_contract(cls: type[Regularizer]) -> None:
     assert torch.equal(part.target, found.target[2:4])
 
 
-def test_names_are_those_of_the_folder() -> None:
+def test_every_regularizer_module_is_registered() -> None:
     assert REGULARIZERS["Identity"] is Identity
     assert REGULARIZERS["GaussianNoise"] is GaussianNoise
     with pytest.raises(UserError, match="no regularizer is named 'GausianNoise'; did you mean GaussianNoise"):
@@ -56,7 +56,7 @@ def test_identity_changes_nothing() -> None:
 
 
 def test_gaussian_noise_interpolates() -> None:
-    """z' = (1 - t) z + t γ ε: the mean of a constant z gives 1 - t, and what is left over t is noise of γ."""
+    """z' = (1 - t) z + t γ ε: the mean of a constant z gives 1 - t; the remainder / t is noise of strength γ."""
     constant, count = 1e3, 400
     latents = torch.full((count, 4, 32, 32), constant, dtype=torch.float64)
     found = regularize(GaussianNoise(gamma=3.0, max_fraction=0.5), latents, range(count), side=64)
@@ -73,7 +73,7 @@ def test_gaussian_noise_interpolates() -> None:
     assert found.terms == {}
 
 
-def test_gaussian_noise_comes_from_the_seeds() -> None:
+def test_gaussian_noise_is_determined_by_the_seeds() -> None:
     latents = torch.zeros(3, 4, 8, 8)
     first, again, other = (
         regularize(GaussianNoise(), latents, seeds).latents for seeds in (range(3), range(3), range(5, 8))
@@ -84,6 +84,6 @@ def test_gaussian_noise_comes_from_the_seeds() -> None:
 
 
 @pytest.mark.parametrize(("gamma", "max_fraction"), [(0.0, 1.0), (3.0, 0.0), (3.0, 1.5)])
-def test_impossible_noise_is_refused(gamma: float, max_fraction: float) -> None:
+def test_invalid_noise_strength_is_refused(gamma: float, max_fraction: float) -> None:
     with pytest.raises(UserError, match=r"GaussianNoise: expected gamma above 0 and max_fraction in \(0, 1\], got"):
         GaussianNoise(gamma=gamma, max_fraction=max_fraction)

@@ -16,6 +16,15 @@ SCRIPTS = ROOT / "scripts" / "reliability"
 CLI = ROOT / "ldm_ae" / "cli.py"
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use `samples` as slow: creating them takes seconds."""
+    for item in items:
+        here = item.path.is_relative_to(Path(__file__).parent)
+        if here and "samples" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _scripts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -35,7 +44,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def command(log: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return what stands in for `samples.ldm_ae`: a fork with both outputs in `log`."""
+    """Return a stand-in for `samples.ldm_ae`: a fork with both outputs in `log`."""
 
     def ldm_ae(*arguments: object) -> subprocess.CompletedProcess[str]:
         words = [str(argument) for argument in arguments]

@@ -13,7 +13,7 @@ import torch
 CHOSEN = ["pickle as state.json", "latents_stats.pt of a store", "the key '../../../precious.txt'"]
 
 
-def test_the_pickles_do_what_they_threaten(tmp_path: Path) -> None:
+def test_malicious_pickles_would_run_code(tmp_path: Path) -> None:
     from attacks import Scene
 
     scene = Scene(tmp_path)
@@ -52,7 +52,7 @@ def test_attacks_do_no_harm(
         (lambda scene: None, "not refused by somehow"),
     ],
 )
-def test_harm_is_seen(
+def test_trial_detects_harm(
     harm: Any, words: str, samples: Any, trial: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import malicious
@@ -65,7 +65,7 @@ def test_harm_is_seen(
     assert words in trial.failures[0]
 
 
-def test_a_command_answers_in_two_lines(samples: Any) -> None:
+def test_trial_checks_exit_status_and_message_lines(samples: Any) -> None:
     import malicious
 
     from ldm_ae.core.errors import UserError
@@ -79,7 +79,7 @@ def test_a_command_answers_in_two_lines(samples: Any) -> None:
     assert malicious.open_it("train", lambda: 0) == malicious.Answer("train", False, None)
 
 
-def test_there_are_enough_attacks_and_they_differ(samples: Any, tmp_path: Path) -> None:
+def test_attacks_are_numerous_and_distinct(samples: Any, tmp_path: Path) -> None:
     import shutil
 
     from attacks import ATTACKS, Scene

@@ -22,7 +22,7 @@ def test_mutations_are_detected(samples: Any, trial: Any) -> None:
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_the_previous_checkpoint(
+def test_training_resumes_from_the_previous_checkpoint(
     samples: Any, trial: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mutations
@@ -32,7 +32,7 @@ def test_training_goes_on_from_the_previous_checkpoint(
     assert trial.failures == []
 
 
-def test_what_goes_unseen_is_a_failure(samples: Any, trial: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undetected_mutation_counts_as_a_failure(samples: Any, trial: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import mutations
 
     def fail(_: object) -> list[str]:
@@ -46,7 +46,7 @@ def test_what_goes_unseen_is_a_failure(samples: Any, trial: Any, monkeypatch: py
     assert any("newest_checkpoint gives" in failure for failure in trial.failures)
 
 
-def test_a_folder_is_put_back(tmp_path: Path) -> None:
+def test_mutated_folder_is_restored(tmp_path: Path) -> None:
     from samples import Sound
 
     for name in ("a", "folder/b"):
@@ -62,7 +62,7 @@ def test_a_folder_is_put_back(tmp_path: Path) -> None:
     assert {p.name: p.read_text() for p in tmp_path.rglob("*") if p.is_file()} == {"a": "a", "b": "folder/b"}
 
 
-def test_every_change_of_json_is_tried() -> None:
+def test_every_json_mutation_is_tried() -> None:
     from mutations import mutate_json
 
     data = (json.dumps({"a": [1, {"b": "c"}]}, indent=2) + "\n").encode()

@@ -11,7 +11,7 @@ from PIL import Image
 
 
 @pytest.mark.slow
-def test_odd_images_are_right_or_listed(samples: Any, trial: Any, tmp_path: Path) -> None:
+def test_unusual_images_are_decoded_correctly_or_listed(samples: Any, trial: Any, tmp_path: Path) -> None:
     import odd_images
 
     found = odd_images.write_images(tmp_path / "images", real_bombs=False)
@@ -23,7 +23,7 @@ def test_odd_images_are_right_or_listed(samples: Any, trial: Any, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_training_names_what_it_leaves_out(trial: Any, tmp_path: Path) -> None:
+def test_training_lists_skipped_images(trial: Any, tmp_path: Path) -> None:
     import odd_images
 
     found = odd_images.write_images(tmp_path / "images", real_bombs=False)
@@ -32,7 +32,7 @@ def test_training_names_what_it_leaves_out(trial: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wrong_pixels_and_reasons_are_failures(samples: Any, trial: Any, tmp_path: Path) -> None:
+def test_wrong_pixels_and_reasons_count_as_failures(samples: Any, trial: Any, tmp_path: Path) -> None:
     import odd_images
 
     found = odd_images.write_images(tmp_path / "images", real_bombs=False)
@@ -47,7 +47,7 @@ def test_wrong_pixels_and_reasons_are_failures(samples: Any, trial: Any, tmp_pat
     assert trial.failures[1].startswith("encode: EXIF orientation 6: its latents differ by")
 
 
-def test_bombs_are_sound_pictures() -> None:
+def test_decompression_bombs_are_valid_images() -> None:
     from odd_images import bomb
 
     image = Image.open(io.BytesIO(bomb(300)))

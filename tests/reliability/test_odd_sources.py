@@ -33,7 +33,8 @@ def run_trial(samples: Any, trial: Any, tmp_path: Path) -> Callable[[list[str]],
     return run
 
 
-def test_odd_data_sets_are_right_or_refused(run_trial: Callable[[list[str]], Any]) -> None:
+@pytest.mark.slow
+def test_unusual_datasets_are_read_correctly_or_refused(run_trial: Callable[[list[str]], Any]) -> None:
     trial = run_trial(IN_SHORT)
     assert trial.failures == []
     assert trial.passed > 40
@@ -41,7 +42,7 @@ def test_odd_data_sets_are_right_or_refused(run_trial: Callable[[list[str]], Any
 
 
 @pytest.mark.slow
-def test_every_odd_data_set_and_sequence(run_trial: Callable[[list[str]], Any]) -> None:
+def test_every_other_unusual_dataset_and_sequence(run_trial: Callable[[list[str]], Any]) -> None:
     import odd_sources
 
     others = [name for name in (*odd_sources.CASES, *odd_sources.SEQUENCES) if name not in IN_SHORT]
@@ -49,7 +50,8 @@ def test_every_odd_data_set_and_sequence(run_trial: Callable[[list[str]], Any]) 
     assert trial.failures == []
 
 
-def test_a_wrong_store_account_or_status_is_a_failure(
+@pytest.mark.slow
+def test_wrong_store_summary_or_status_counts_as_a_failure(
     run_trial: Callable[[list[str]], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import odd_sources
@@ -73,7 +75,7 @@ def test_a_wrong_store_account_or_status_is_a_failure(
     ("text", "pattern", "held"),
     [("a (b) [c]?", "a *[c]?", True), ("a [c]x", "a [c]?", False), ("abc", "ab", False), ("abc", "*b*", True)],
 )
-def test_patterns_have_stars_alone(text: str, pattern: str, held: bool) -> None:
+def test_patterns_support_only_stars(text: str, pattern: str, held: bool) -> None:
     import odd_sources
 
     assert odd_sources.matches(text, pattern) is held

@@ -60,7 +60,7 @@ def test_trial_holds(name: str, tmp_path: Path) -> None:
     assert found["trials"] == found["passed"] > 0
 
 
-def test_every_trial_is_run_by_all_and_has_a_short_form() -> None:
+def test_every_trial_is_listed_and_has_a_short_form() -> None:
     scripts = {path.name for path in SCRIPTS.glob("*.py") if "= Trial(" in path.read_text()}
     run_by_all = (SCRIPTS / "all.py").read_text()
     assert not [name for name in scripts if f'"{name}' not in run_by_all]
@@ -68,7 +68,7 @@ def test_every_trial_is_run_by_all_and_has_a_short_form() -> None:
     assert not [name for name in scripts if name.removesuffix(".py") not in tests]
 
 
-def test_the_document_shows_what_the_results_say() -> None:
+def test_document_shows_the_recorded_results() -> None:
     document = (ROOT / "docs" / "RELIABILITY.md").read_text()
     for command, found in json.loads((ROOT / "docs" / "reliability.json").read_text()).items():
         [line] = [line for line in document.splitlines() if f"`python scripts/reliability/{command}`" in line]

@@ -155,7 +155,7 @@ TINY = {
         "sample_every": 3, "validate_every": 3, "checkpoint_every": 3, "max_grad_norm": 1.0,
     },
 }  # fmt: skip
-"""A run of everything that a run can hold, in milliseconds a step; `data.train` is left out."""
+"""A run with every optional part, at some milliseconds a step; `data.train` is not set."""
 
 
 def run(config: Path, out: Path, *more: str) -> Path:

@@ -10,7 +10,8 @@ import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from tests.training.common import TINY
+from tests.pictures import write_class_folders
+from tests.training.common import TINY, run
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def make_accelerator() -> Callable[[str], Accelerator]:
         AcceleratorState._reset_state(reset_partial_state=True)
         if precision != "fp16":
             return Accelerator(cpu=True, mixed_precision=precision)
-        # Accelerate refuses fp16 without a GPU; torch's autocast and scaler both work on a CPU, so it is told it may.
+        # Accelerate refuses fp16 without a GPU; torch's autocast and scaler work on a CPU, so the test overrides it.
         accelerator = Accelerator(cpu=True, mixed_precision="bf16")
         accelerator.state._mixed_precision = "fp16"
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)  # sums over an image: gradients are large
@@ -38,8 +39,24 @@ def accelerator(make_accelerator: Callable[[str], Accelerator]) -> Accelerator:
 
 @pytest.fixture
 def tiny_config(tmp_path: Path, image_folder: Path) -> Path:
+    return write_config(tmp_path / "tiny.yaml", image_folder)
+
+
+@pytest.fixture(scope="session")
+def shared_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of `shared_run`."""
+    folder = tmp_path_factory.mktemp("shared")
+    return write_config(folder / "tiny.yaml", write_class_folders(folder / "images"))
+
+
+@pytest.fixture(scope="session")
+def shared_run(shared_config: Path) -> Path:
+    """A finished run of `shared_config`. Tests read it, or change a copy."""
+    return run(shared_config, shared_config.with_name("run"))
+
+
+def write_config(path: Path, images: Path) -> Path:
     config = json.loads(json.dumps(TINY))
-    config["data"]["train"] = str(image_folder)
-    path = tmp_path / "tiny.yaml"
+    config["data"]["train"] = str(images)
     path.write_text(yaml.safe_dump(config))
     return path

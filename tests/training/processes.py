@@ -19,7 +19,7 @@ def free_port() -> int:
 
 
 def run_processes(function: Callable[..., None], count: int, *arguments: object) -> None:
-    """`function(rank, *arguments)` in `count` processes; raises what any of them raises."""
+    """Run `function(rank, *arguments)` in `count` processes; raise the exception of any of them."""
     multiprocessing.start_processes(
         _entry, args=(function, count, free_port(), arguments), nprocs=count, start_method=CONTEXT.get_start_method()
     )

@@ -1,9 +1,11 @@
-"""What a continued run may change, what is refused by name, and that a refused command changes nothing."""
+"""Settings that a resumed run may change, refusals of others by name, and refused commands that change nothing."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -17,27 +19,44 @@ from tests.pictures import smooth_picture
 from tests.training.common import TINY, files, run
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images, a recipe of three steps for them, and a run by it. `folder` restores it for each test."""
+    folder = tmp_path_factory.mktemp("changes") / "folder"
+    (folder / "images").mkdir(parents=True)
     for i in range(8):
-        smooth_picture(i, 24, 20).save(folder / f"{i}.png")
-    return folder
+        smooth_picture(i, 24, 20).save(folder / "images" / f"{i}.png")
+    config = TINY | {
+        "data": TINY["data"] | {"train": str(folder / "images")}, "training": TINY["training"] | {"max_steps": 3},
+    }  # fmt: skip
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    run(folder / "tiny.yaml", folder / "run")
+    return folder.rename(folder.with_name("saved"))
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, images: Path) -> Path:
-    config = TINY | {"data": TINY["data"] | {"train": str(images)}, "training": TINY["training"] | {"max_steps": 3}}
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+def folder(saved: Path) -> Iterator[Path]:
+    """A fresh copy, at the path that the run's configuration records."""
+    copy = saved.with_name("folder")
+    shutil.copytree(saved, copy)
+    yield copy
+    shutil.rmtree(copy)
 
 
 @pytest.fixture
-def begun(recipe: Path, tmp_path: Path) -> Path:
+def images(folder: Path) -> Path:
+    return folder / "images"
+
+
+@pytest.fixture
+def recipe(folder: Path) -> Path:
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture
+def begun(folder: Path) -> Path:
     """A run of three steps."""
-    return run(recipe, tmp_path / "run")
+    return folder / "run"
 
 
 def lines(out: Path, kind: str) -> list[dict]:
@@ -104,7 +123,7 @@ def test_loading_an_optimizers_state_keeps_its_own_options() -> None:
         (["--training.max_steps", "2"], "is at step 3, past training.max_steps 2"),
     ],
 )  # fmt: skip
-def test_what_may_not_change_is_refused_by_name_and_leaves_the_run_as_it_was(
+def test_forbidden_changes_are_refused_by_name_and_leave_the_run_unchanged(
     change: list[str], words: str, begun: Path, recipe: Path
 ) -> None:
     before = files(begun)
@@ -114,7 +133,8 @@ def test_what_may_not_change_is_refused_by_name_and_leaves_the_run_as_it_was(
     assert files(begun) == before
 
 
-def test_other_images_under_the_same_path_are_refused_and_another_spelling_is_not(
+@pytest.mark.slow
+def test_other_images_are_refused_and_another_spelling_of_the_path_is_not(
     begun: Path, recipe: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(images.parent)
@@ -128,13 +148,13 @@ def test_other_images_under_the_same_path_are_refused_and_another_spelling_is_no
         run(recipe, begun, "--training.max_steps", "5")
 
 
-def test_a_refused_fresh_run_leaves_no_folder(recipe: Path, tmp_path: Path) -> None:
+def test_refused_new_run_leaves_no_folder(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such"):
         run(recipe, tmp_path / "new" / "run", "--data.train", str(tmp_path / "nowhere"))
     assert not (tmp_path / "new").exists()
 
 
-def test_a_model_without_a_checkpoint_is_not_written_over(begun: Path, recipe: Path) -> None:
+def test_model_without_a_checkpoint_is_not_overwritten(begun: Path, recipe: Path) -> None:
     shutil.rmtree(begun / "checkpoints")
     before = files(begun)
     with pytest.raises(UserError, match="has a model and no checkpoint to continue from"):
@@ -142,21 +162,83 @@ def test_a_model_without_a_checkpoint_is_not_written_over(begun: Path, recipe: P
     assert files(begun) == before
 
 
-def test_a_finished_run_says_so(begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rerunning_a_finished_run_says_so_and_writes_nothing(
+    begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat() for path in begun.rglob("*")}
     capsys.readouterr()
     run(recipe, begun)
-    said = capsys.readouterr().err
-    assert "the run is finished at step 3; a larger training.max_steps continues it" in said
-    assert lines(begun, "train")[-1]["step"] == 3
+    words = capsys.readouterr().err
+    assert "finished:  step 3 of 3; nothing is left to train" in words
+    assert "add --training.max_steps 6, or any number above 3" in words
+    assert f"model:     {begun / 'model'} (EMA weights of step 3)" in words
+    assert "continuing" not in words
+    after = {path: path.stat() for path in begun.rglob("*")}
+    assert after.keys() == before.keys()
+    assert all(after[path].st_mtime_ns == before[path].st_mtime_ns for path in before if path.is_file())
+    run(recipe, begun, "--training.max_steps", "4")
+    assert lines(begun, "train")[-1]["step"] == 4
 
 
-def test_a_discriminator_that_never_starts_is_warned_of(recipe: Path, tmp_path: Path) -> None:
+def test_a_run_that_ended_before_its_model_was_written_writes_it(
+    begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = files(begun / "model")
+    log = begun / "metrics.jsonl"
+    text = log.read_text().splitlines()
+    assert json.loads(text[-1])["kind"] == "finished"
+    log.write_text("\n".join(text[:-1]) + "\n")
+    (begun / "model" / "config.json").write_text("{}")
+    run(recipe, begun)
+    assert files(begun / "model") == expected
+    assert "step 3 of 3; nothing is left to train" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_changed_settings_are_in_the_history(begun: Path, recipe: Path) -> None:
+    history = begun / "history.jsonl"
+    assert not history.exists()
+    for more in (["--optimizer.learning_rate", "1e-8", "--optimizer.options.weight_decay", "0.1"], []):
+        run(recipe, begun, "--training.max_steps", str(4 + (not more)), *more)
+    first, second = [json.loads(line) for line in history.read_text().splitlines()]
+    assert first["step"] == 3
+    assert first["changes"] == {
+        "optimizer.learning_rate": {"from": 1e-4, "to": 1e-8},
+        "optimizer.options.weight_decay": {"from": "(not set)", "to": 0.1},
+        "training.max_steps": {"from": 3, "to": 4},
+    }
+    assert (second["step"], second["changes"]["optimizer.learning_rate"]) == (4, {"from": 1e-8, "to": 1e-4})
+    assert datetime.fromisoformat(first["time"]) <= datetime.fromisoformat(second["time"])
+
+
+@pytest.mark.slow
+def test_a_refused_start_leaves_the_log_as_it_was(begun: Path, recipe: Path) -> None:
+    """Lines past the newest checkpoint are removed once all checks have passed."""
+    with open(begun / "metrics.jsonl", "a") as log:
+        log.write('{"step": 4, "kind": "train"}\n')
+    before = files(begun)
+    with pytest.raises(UserError, match=r"past training\.max_steps 2"):
+        run(recipe, begun, "--training.max_steps", "2")
+    assert files(begun) == before
+    run(recipe, begun, "--training.max_steps", "4")
+    assert [line["step"] for line in lines(begun, "train")].count(4) == 1
+
+
+def test_lines_of_a_start_without_a_checkpoint_are_replaced(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "metrics.jsonl").write_text('{"step": 2, "kind": "train"}\n')
+    run(recipe, out)
+    assert [line["step"] for line in lines(out, "train")] == [2, 3]
+
+
+def test_discriminator_that_never_starts_causes_a_warning(recipe: Path, tmp_path: Path) -> None:
     out = run(recipe, tmp_path / "late", "--objective.discriminator_start", "3")
     (alarm,) = [line for line in lines(out, "alarm") if line["alarm"] == "no_discriminator"]
     assert "starts at step 3, after the last one (3)" in alarm["message"]
 
 
-def test_a_checkpoint_of_an_older_version_is_compared_in_what_it_records(begun: Path, recipe: Path) -> None:
+def test_older_checkpoint_is_compared_by_its_recorded_settings(begun: Path, recipe: Path) -> None:
     from ldm_ae.training.changes import check_identity
 
     check_identity(begun, {"seed": 0, "images": "./images"}, {"seed": 0, "data": "8 images"})
@@ -164,19 +246,19 @@ def test_a_checkpoint_of_an_older_version_is_compared_in_what_it_records(begun: 
         check_identity(begun, {"seed": 1}, {"seed": 0, "data": "8 images"})
 
 
-def test_keys_of_a_newer_version_are_no_change() -> None:
+def test_keys_of_a_newer_version_are_not_changes() -> None:
     old = {"a": 1, "b": {"class_path": "X"}, "out": "here"}
     new = {"a": 1, "b": None, "c": 3, "out": "there"}
     assert changed_settings(old, new) == {"b.class_path": ('"X"', "(not set)"), "b": ("(not set)", "null")}
 
 
-def test_a_run_from_before_colours_were_converted_reports_that_they_are_now() -> None:
+def test_run_without_colour_conversion_reports_it_as_a_change() -> None:
     now = {"data": {"train": "x", "colour_profiles": "convert"}}
     assert changed_settings({"data": {"train": "x"}}, now) == {"data.colour_profiles": ('"ignore"', '"convert"')}
     assert changed_settings({"data": {"train": "x"}}, {"data": {"train": "x", "colour_profiles": "ignore"}}) == {}
 
 
-def test_other_images_of_the_same_names_are_refused(begun: Path, recipe: Path, images: Path) -> None:
+def test_other_images_with_the_same_names_are_refused(begun: Path, recipe: Path, images: Path) -> None:
     before = files(begun)
     smooth_picture(77, 60, 64).save(images / "3.png")
     with pytest.raises(UserError, match="another data"):
@@ -184,20 +266,21 @@ def test_other_images_of_the_same_names_are_refused(begun: Path, recipe: Path, i
     assert files(begun) == before
 
 
-def test_an_option_that_needs_other_state_is_refused_by_name(begun: Path, recipe: Path) -> None:
+def test_optimizer_option_that_needs_other_state_is_refused_by_name(begun: Path, recipe: Path) -> None:
     before = files(begun)
     with pytest.raises(UserError, match="its optimizer had amsgrad False, now True"):
         run(recipe, begun, "--training.max_steps", "5", "--optimizer.options.amsgrad", "true")
     assert files(begun) == before
 
 
-def test_a_new_option_is_logged(begun: Path, recipe: Path) -> None:
+def test_new_option_is_logged_as_a_change(begun: Path, recipe: Path) -> None:
     run(recipe, begun, "--training.max_steps", "4", "--optimizer.options.weight_decay", "0.1")
     changed = {line["setting"]: (line["from"], line["to"]) for line in lines(begun, "change")}
     assert changed["optimizer.options.weight_decay"] == ("(not set)", "0.1")
 
 
-def test_a_run_begins_neither_among_other_files_nor_among_its_images(
+@pytest.mark.slow
+def test_run_folder_with_other_files_or_inside_the_images_is_refused(
     recipe: Path, images: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -217,7 +300,7 @@ def test_a_run_begins_neither_among_other_files_nor_among_its_images(
     assert (logged / "model").is_dir()
 
 
-def test_the_batch_is_kept_by_accumulation_as_the_refusal_says(begun: Path, recipe: Path) -> None:
+def test_suggested_accumulation_keeps_the_global_batch(begun: Path, recipe: Path) -> None:
     run(recipe, begun, "--training.batch_size", "1", "--training.accumulation", "4", "--training.max_steps", "4")
     assert lines(begun, "train")[-1]["step"] == 4
 
@@ -231,12 +314,12 @@ def test_the_batch_is_kept_by_accumulation_as_the_refusal_says(begun: Path, reci
         (16, 3, "start a number of processes that divides 64, not 3"),
     ],
 )
-def test_the_advice_for_another_batch(batch_size: int, processes: int, words: str) -> None:
+def test_refusal_suggests_options_for_the_global_batch(batch_size: int, processes: int, words: str) -> None:
     assert words in remedies(Path("run"), global_batch=64, batch_size=batch_size, processes=processes)["global_batch"]
 
 
-def test_a_discriminator_that_does_not_fit_for_another_reason_names_the_tensor(tmp_path: Path) -> None:
-    """Without a changed setting, such as with a plugin of another version."""
+def test_mismatched_network_weights_are_refused_by_tensor(tmp_path: Path) -> None:
+    """No setting has changed here, as with another version of a plugin."""
     from safetensors.torch import save_file
 
     from ldm_ae.training.checkpoints.checkpoint import load_networks

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified before they are read, written while training goes on."""
+"""Checkpoints: written atomically and during training, verified before they are read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from torch import nn
 from ldm_ae.core.background import BackgroundWriter
 from ldm_ae.core.errors import RunError, UserError
 from ldm_ae.io.files import sha256, write_json
+from ldm_ae.io.manifests import MANIFEST
 from ldm_ae.models import KLAutoencoder, load_autoencoder
 from ldm_ae.training.checkpoints.checkpoint import (
-    MANIFEST,
     Checkpoints,
     checkpoint_name,
     link_model,
@@ -69,7 +69,7 @@ def _umask() -> int:
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "missing", "manifest", "no manifest"])
-def test_damaged_checkpoint_does_not_count(tmp_path: Path, tiny_model: KLAutoencoder, damage: str) -> None:
+def test_damaged_checkpoint_is_skipped(tmp_path: Path, tiny_model: KLAutoencoder, damage: str) -> None:
     older, newer = write(tmp_path, tiny_model, 1), write(tmp_path, tiny_model, 2)
     target = newer / ("state.safetensors" if "manifest" not in damage else MANIFEST)
     content = bytearray(target.read_bytes())
@@ -86,7 +86,7 @@ def test_damaged_checkpoint_does_not_count(tmp_path: Path, tiny_model: KLAutoenc
     assert target.name in damaged[newer.name][0]
 
 
-def test_manifest_cannot_name_files_outside(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+def test_manifest_with_files_outside_the_checkpoint_is_refused(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
     path = write(tmp_path, tiny_model, 1)
     manifest = json.loads((path / MANIFEST).read_text())
     manifest["files"]["../../evil"] = {"bytes": 1, "sha256": "0"}
@@ -103,14 +103,14 @@ ENTRY = {"bytes": 1, "sha256": "0"}
         (lambda manifest: manifest["files"].pop("part.safetensors"), "part.safetensors is not in MANIFEST.json"),
         (lambda manifest: manifest["files"].clear(), "names no files"),
         (lambda manifest: manifest.update(format="ldm_ae.checkpoint/9"), "its format is ldm_ae.checkpoint/9"),
-        (lambda manifest: manifest.update(more=1), "is no manifest"),
+        (lambda manifest: manifest.update(more=1), "is not a manifest"),
         (lambda manifest: manifest["files"].update({"state.json": [1, "0"]}), "its entry of state.json is wrong"),
         (lambda manifest: manifest["files"]["state.json"].update(bytes=1e300), "its entry of state.json is wrong"),
         (lambda manifest: manifest["files"].update({"x" * 5000: ENTRY}), "is missing"),
         (lambda manifest: manifest["files"].update({"a\n\x1b[2Jb": ENTRY}), "is missing"),
     ],
 )
-def test_a_changed_manifest_does_not_count(
+def test_checkpoint_with_a_changed_manifest_is_skipped(
     tmp_path: Path, tiny_model: KLAutoencoder, change: Callable[[dict[str, Any]], object], reason: str
 ) -> None:
     path = write(tmp_path, tiny_model, 1)
@@ -123,9 +123,9 @@ def test_a_changed_manifest_does_not_count(
     assert len(problem) < 200
 
 
-def test_what_is_not_even_a_checkpoint_does_not_count(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+def test_other_files_and_folders_are_ignored(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
     path = write(tmp_path, tiny_model, 1)
-    (path / ".DS_Store").touch()  # what file managers leave behind is no damage
+    (path / ".DS_Store").touch()  # files of file managers are not damage
     (tmp_path / "step-00000002").touch()
     (tmp_path / "step-00000003" / MANIFEST).mkdir(parents=True)
     found, damaged = newest_checkpoint(tmp_path)
@@ -133,7 +133,7 @@ def test_what_is_not_even_a_checkpoint_does_not_count(tmp_path: Path, tiny_model
     assert list(damaged) == ["step-00000003", "step-00000002"]
 
 
-def test_files_that_hold_no_state_are_named(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+def test_invalid_state_files_are_refused_by_name(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
     path = write(tmp_path, tiny_model, 1)
     for content in ("[" * 10**5, "{", '{"a": {"__tensor__": "b"}}', '{"a": {"__items__": [1]}}', '{"__tensor__": []}'):
         (path / "state.json").write_text(content)
@@ -144,7 +144,7 @@ def test_files_that_hold_no_state_are_named(tmp_path: Path, tiny_model: KLAutoen
         load_state(path)
 
 
-def test_missing_part_is_named(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+def test_missing_part_is_refused_by_name(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
     path = write(tmp_path, tiny_model, 1)
     with pytest.raises(UserError, match=r"has no discriminator\.safetensors"):
         load_networks(path, {"discriminator": nn.Linear(2, 2)})
@@ -160,12 +160,12 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path, tiny_model: KLAut
         tmp_path / checkpoint_name(3) / "state.json"
     ).unlink()  # it does not count, so it keeps no other one from its place
     checkpoints.write(snapshot(tiny_model, 4), best_step=1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint_name(s) for s in (1, 2, 4)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", *(checkpoint_name(s) for s in (1, 2, 4))]
     checkpoints.write(snapshot(tiny_model, 5), best_step=5)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [checkpoint_name(s) for s in (4, 5)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best", *(checkpoint_name(s) for s in (4, 5))]
 
 
-def test_nothing_is_pruned_for_a_checkpoint_that_was_not_written(
+def test_failed_checkpoint_prunes_no_older_one(
     tmp_path: Path, tiny_model: KLAutoencoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
@@ -182,7 +182,7 @@ def test_nothing_is_pruned_for_a_checkpoint_that_was_not_written(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_never_saved(tmp_path: Path, tiny_model: KLAutoencoder, value: float) -> None:
+def test_non_finite_weights_are_not_saved(tmp_path: Path, tiny_model: KLAutoencoder, value: float) -> None:
     write(tmp_path, tiny_model, 1)
     with torch.no_grad():
         tiny_model.last_layer[0, 0, 0, 0] = value
@@ -191,7 +191,7 @@ def test_what_is_not_finite_is_never_saved(tmp_path: Path, tiny_model: KLAutoenc
     assert [p.name for p in tmp_path.iterdir()] == [checkpoint_name(1)]
 
 
-def test_host_copy_holds_that_moment_and_its_memory(tiny_model: KLAutoencoder) -> None:
+def test_host_copy_keeps_the_values_and_reuses_its_memory(tiny_model: KLAutoencoder) -> None:
     tiny_model.to(memory_format=torch.channels_last)
     host = HostCopy()
     original = snapshot(tiny_model, 1)
@@ -208,7 +208,7 @@ def test_host_copy_holds_that_moment_and_its_memory(tiny_model: KLAutoencoder) -
     assert not again.models["model"].last_layer.any()
 
 
-def test_a_forward_pass_may_come_before_the_copy_has_ended(tiny_model: KLAutoencoder) -> None:
+def test_forward_pass_during_the_copy_does_not_change_it(tiny_model: KLAutoencoder) -> None:
     ema = copy.deepcopy(tiny_model)
     original = replace(snapshot(tiny_model, 1), models={"model": tiny_model, "ema": ema})
     expected = {name: tensor.clone() for name, tensor in original.tensors()}
@@ -221,7 +221,7 @@ def test_a_forward_pass_may_come_before_the_copy_has_ended(tiny_model: KLAutoenc
     assert len(expected) == len(dict(copied.tensors()))
 
 
-def test_linked_model_is_the_averaged_one(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
+def test_linked_model_is_the_ema_model(tmp_path: Path, tiny_model: KLAutoencoder) -> None:
     path = write(tmp_path, tiny_model, 1)
     (tmp_path / "model").mkdir()
     link_model(path, tmp_path / "model")
@@ -231,7 +231,7 @@ def test_linked_model_is_the_averaged_one(tmp_path: Path, tiny_model: KLAutoenco
     assert torch.equal(load_autoencoder(tmp_path / "model").last_layer, tiny_model.last_layer)
 
 
-def test_writer_runs_beside_and_reports_its_failure() -> None:
+def test_background_writer_runs_concurrently_and_reports_failures() -> None:
     writer, go = BackgroundWriter(), threading.Event()
     writer.submit(lambda: None if go.wait(10) else pytest.fail("the job was waited for"))
     writer.check()  # still running: nothing to report

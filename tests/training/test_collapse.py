@@ -1,4 +1,4 @@
-"""A start from which plain vector quantization collapses, and what does not."""
+"""A start from which plain vector quantization collapses and other quantizers do not."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def train(quantizer: Quantizer) -> tuple[dict[str, float], float]:
 
 
 @pytest.mark.slow
-def test_plain_vq_collapses_and_the_others_do_not() -> None:
-    """Plain VQ moves the one code that is chosen and no other. Moving averages alone do not help either: they, too,
+def test_plain_vq_collapses_and_other_quantizers_do_not() -> None:
+    """Plain VQ moves only the one code that is chosen. Moving averages alone do not help either: they, too,
     move only what is chosen; EMA is tried with restarts and with k-means."""
     plain, plain_error = train(VQ(CODES, 4))
     assert plain["codebook_usage"] <= 2 / CODES

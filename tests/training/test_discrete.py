@@ -73,8 +73,10 @@ def files(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("name", list(QUANTIZERS))
-def test_run_and_resume(name: str, image_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [name if name == "FSQ" else pytest.param(name, marks=pytest.mark.slow) for name in QUANTIZERS]
+)
+def test_discrete_run_resumes_to_the_same_checkpoint(name: str, image_folder: Path, tmp_path: Path) -> None:
     config = recipe(name, image_folder, tmp_path / "recipe.yaml")
     out = train(["--config", str(config), "--out", str(tmp_path / "run")])
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -92,7 +94,7 @@ def test_run_and_resume(name: str, image_folder: Path, tmp_path: Path) -> None:
     assert model.latent_spec.scaling_factor != 1.0  # measured
     if name in ("VQ", "EMAVQ"):
         assert VQModel.from_pretrained(out / "model").config.num_vq_embeddings == 16
-    # Going on from step 2 makes the same step 4, to the byte: codes, counts, draws, optimizers.
+    # Resuming from step 2 gives the same bytes at step 4: codes, counts, draws, optimizers.
     newest = out / "checkpoints" / "step-00000004"
     expected = files(newest)
     assert (out / "checkpoints" / "step-00000002").is_dir()
@@ -103,7 +105,7 @@ def test_run_and_resume(name: str, image_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["VQ", "EMAVQ"])
-def test_a_step_that_is_not_finite_changes_no_code(
+def test_non_finite_step_changes_no_code(
     name: str, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = recipe(name, image_folder, tmp_path / "recipe.yaml")
@@ -124,14 +126,14 @@ def test_a_step_that_is_not_finite_changes_no_code(
     assert left_out == [True]
 
 
-def test_a_term_that_the_model_lacks(image_folder: Path, tmp_path: Path) -> None:
+def test_unknown_regularization_term_is_refused(image_folder: Path, tmp_path: Path) -> None:
     config = recipe("FSQ", image_folder, tmp_path / "recipe.yaml")
     weights = ["--objective.regularization_weights", "{kl: 1.0}"]
     with pytest.raises(UserError, match=r"regularization_weights: no term 'kl'; this model has \[\]"):
         train(["--config", str(config), "--out", str(tmp_path / "run"), *weights])
 
 
-def test_a_wrong_argument_names_the_right_one(image_folder: Path, tmp_path: Path) -> None:
+def test_unknown_quantizer_argument_is_refused(image_folder: Path, tmp_path: Path) -> None:
     config = recipe("VQ", image_folder, tmp_path / "recipe.yaml")
     text = config.read_text().replace("codebook_size", "codebook_sise")
     config.write_text(text)
@@ -176,8 +178,9 @@ def take_step(parts: StepParts, batches: list[MicroBatch]) -> dict[str, Tensor]:
     return found | {f"log.{name}": logs[name] for name in ("codebook_usage", "codebook_perplexity")}
 
 
-def test_accumulation_equals_one_batch() -> None:
-    """The adaptive weight takes passes of its own ahead; codes learn from the step's alone."""
+@pytest.mark.slow
+def test_accumulation_equals_one_large_batch() -> None:
+    """The adaptive weight takes additional passes first; codes learn only from those of the step."""
     accelerator = Accelerator(cpu=True)
     for (quantizer, weights), (twin, _) in zip(one_of_each(), one_of_each(), strict=True):
         batches = make_batches(2, 4)

@@ -1,4 +1,4 @@
-"""Steps that are not finite change nothing, say what was wrong, and end the run if they go on."""
+"""Non-finite steps change nothing, report their cause, and stop the run if they continue."""
 
 from __future__ import annotations
 
@@ -53,9 +53,13 @@ def state(trainer: Trainer) -> Iterator[Tensor]:
 
 @pytest.mark.parametrize(
     ("fault", "term"),
-    [(in_image, "rec_loss"), (in_generator, "grad_norm"), (in_discriminator, "discriminator_grad_norm")],
+    [
+        (in_image, "rec_loss"),
+        pytest.param(in_generator, "grad_norm", marks=pytest.mark.slow),
+        pytest.param(in_discriminator, "discriminator_grad_norm", marks=pytest.mark.slow),
+    ],
 )
-def test_nothing_changes_and_the_message_names_it(
+def test_non_finite_step_changes_nothing_and_names_the_term(
     tiny_config: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -89,7 +93,8 @@ def test_nothing_changes_and_the_message_names_it(
     assert lines[-1]["step"] == 6  # it went on to the end
 
 
-def test_the_run_stops_after_too_many_in_a_row(
+@pytest.mark.slow
+def test_run_stops_after_too_many_consecutive_bad_steps(
     tiny_config: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -115,17 +120,18 @@ def test_the_run_stops_after_too_many_in_a_row(
 
 
 def skipped(folder: Path) -> list[int]:
-    """Of every train line from step 6 on."""
+    """Return `skipped_steps` of every train line from step 6 on."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line["skipped_steps"] for line in lines if line["kind"] == "train" and line["step"] >= 6]
 
 
-def test_the_scaler_finds_its_scale_without_alarm(
+@pytest.mark.slow
+def test_loss_scaler_finds_its_scale_without_an_alarm(
     tiny_config: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A gradient beyond the range under loss scaling is no fault: the scale falls, and the step is left out."""
+    """A gradient beyond the range under loss scaling is not an error: the scale decreases, and the step is skipped."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, backoff_factor=2.0**-24, growth_interval=10**6)
     plain_init = Trainer.__init__
 
@@ -143,17 +149,17 @@ def test_the_scaler_finds_its_scale_without_alarm(
     assert train[-1]["loss_scale"] < 2.0**126
     more = ("--objective.adaptive_gan_weight", "false", "--training.max_steps")
     run(tiny_config, out, *more, "7")
-    assert skipped(out) == [train[-1]["skipped_steps"]] * 2  # goes on from what the checkpoint says
+    assert skipped(out) == [train[-1]["skipped_steps"]] * 2  # resumes from the count in the checkpoint
     load = state_module.load_state
     monkeypatch.setattr(
         state_module, "load_state", lambda path: {k: v for k, v in load(path).items() if k != state_module.SKIPPED}
     )
     run(tiny_config, out, *more, "8")
-    assert skipped(out)[-1] == 0  # an older checkpoint says nothing
+    assert skipped(out)[-1] == 0  # an older checkpoint has no count
     assert all(math.isfinite(value) for line in train for value in line.values() if isinstance(value, float))
 
 
-def test_terms_of_the_guilty_process_are_named_alone() -> None:
+def test_message_names_only_non_finite_terms_and_samples() -> None:
     guard = Guard(Accelerator(cpu=True), [], limit=2)
     values = {"rec_loss": torch.tensor(1.0), "grad_norm": torch.tensor(math.inf), "kl_loss": torch.tensor(math.nan)}
     pixels = torch.zeros(2, 3, 4, 4)
@@ -165,7 +171,7 @@ def test_terms_of_the_guilty_process_are_named_alone() -> None:
     assert guard.describe(values, [batch], [fakes]) == "grad_norm, kl_loss not finite; samples a"
 
 
-def test_buffers_come_back() -> None:
+def test_skipped_step_restores_buffers() -> None:
     norm = nn.BatchNorm2d(2)
     guard = Guard(Accelerator(cpu=True), list(norm.buffers()), limit=2)
     norm(torch.randn(4, 2, 3, 3))
@@ -177,7 +183,7 @@ def test_buffers_come_back() -> None:
     assert all(torch.equal(value, expected[name]) for name, value in norm.named_buffers())
 
 
-def test_a_checkpoint_that_cannot_be_written_stops_the_run(
+def test_failed_checkpoint_write_stops_the_run(
     tiny_config: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -198,7 +204,8 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run(
     assert {path: sha256(path) for path in good} == good
 
 
-def test_a_checkpoint_that_is_being_written_is_whole_before_an_error_leaves_the_run(
+@pytest.mark.slow
+def test_pending_checkpoint_is_completed_before_an_error_is_raised(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain_step, plain_write = Trainer.train_step, Saver._write

@@ -29,8 +29,8 @@ TOLERANCE = 1e-5  # float32 sums of a few thousand terms in another order
 HOOKS: dict[str, Any] = {"regularization_weights": TERMS}
 
 
-def test_losses_compare_with_the_target(accelerator: Accelerator) -> None:
-    """The step's gradients are those of one graph, written out: decode what was turned, compare with turned images."""
+def test_losses_compare_reconstructions_with_the_target(accelerator: Accelerator) -> None:
+    """The step's gradients equal those of one explicit graph: decode turned latents, compare with turned images."""
     parts = make_parts(
         accelerator, discriminator=Backboned(), regularizer=Turn(), adaptive_gan_weight=False, gan_weight=0.3, **HOOKS
     )  # fmt: skip
@@ -61,7 +61,7 @@ def test_losses_compare_with_the_target(accelerator: Accelerator) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_augmentation_is_one_draw_for_real_and_both_fakes(
+def test_augmentation_is_equal_for_real_and_fake_images(
     accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     parts = make_parts(accelerator, discriminator=Backboned(), regularizer=Turn(), **HOOKS)
@@ -88,7 +88,7 @@ def test_augmentation_is_one_draw_for_real_and_both_fakes(
         assert torch.allclose(generators[i], expected[1], atol=1e-6)
 
 
-def test_penalty_is_added_and_logged(accelerator: Accelerator) -> None:
+def test_discriminator_penalty_is_added_and_logged(accelerator: Accelerator) -> None:
     batch = make_batches(1, 4)
     found = {}
     for step in (0, 1):
@@ -159,7 +159,8 @@ def doubles(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> Iterator[None]:
         yield
 
 
-def test_resume_equals_uninterrupted_and_checkpoints_hold_what_learns(
+@pytest.mark.slow
+def test_resumed_run_equals_uninterrupted_and_saves_only_trained_parts(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     constant = ("--optimizer.schedule", "constant")
@@ -187,7 +188,8 @@ def test_resume_equals_uninterrupted_and_checkpoints_hold_what_learns(
         run(tiny_config, expected)
 
 
-def test_a_run_from_before_regularizers_goes_on_without_one(tiny_config: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_run_without_a_recorded_regularizer_resumes_with_identity(tiny_config: Path, tmp_path: Path) -> None:
     out = run(tiny_config, tmp_path / "run", "--training.max_steps", "1")
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config.pop("regularizer") == {"class_path": "ldm_ae.regularizers.Identity"}
@@ -198,7 +200,7 @@ def test_a_run_from_before_regularizers_goes_on_without_one(tiny_config: Path, t
     assert (out / "checkpoints" / "step-00000002").is_dir()
 
 
-def test_identity_settings_that_are_not_recorded_stand_for_the_default(tmp_path: Path) -> None:
+def test_unrecorded_identity_settings_mean_the_default(tmp_path: Path) -> None:
     check_identity(tmp_path, {}, {})
     check_identity(tmp_path, {"regularizer": "Turn"}, {"regularizer": "Turn"})
     for saved, now in (({}, {"regularizer": "Turn"}), ({"regularizer": "Turn"}, {})):
@@ -206,8 +208,11 @@ def test_identity_settings_that_are_not_recorded_stand_for_the_default(tmp_path:
             check_identity(tmp_path, saved, now)
 
 
-def test_noise_is_for_training_alone(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With no learning to speak of, validation scores are the same with and without; training losses are not."""
+@pytest.mark.slow
+def test_regularizer_noise_is_used_only_in_training(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With almost no learning, noise changes the training losses and not the validation scores."""
     found = {}
     for regularizer in (Identity(), GaussianNoise()):
         with doubles(monkeypatch, regularizer=regularizer):
@@ -219,21 +224,3 @@ def test_noise_is_for_training_alone(tiny_config: Path, tmp_path: Path, monkeypa
         found[type(regularizer)] = {line["kind"]: line | {"seconds": None} for line in lines}
     assert found[GaussianNoise]["validation"] == found[Identity]["validation"]
     assert found[GaussianNoise]["train"]["rec_loss"] != found[Identity]["train"]["rec_loss"]
-
-
-def test_sample_grids_show_the_target(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures: list[Tensor] = []
-    plain = run_module.Trainer.train_step
-
-    def keep(self: Any, batches: Any) -> Any:
-        result = plain(self, batches)
-        pictures.append(result[1].target)
-        return result
-
-    shown: list[Tensor] = []
-    monkeypatch.setattr(run_module.Trainer, "train_step", keep)
-    monkeypatch.setattr("ldm_ae.training.trainer.comparison_grid", lambda target, _: shown.append(target) or "grid")
-    monkeypatch.setattr("ldm_ae.training.monitoring.run_log.RunLog.picture", lambda *_: None)
-    with doubles(monkeypatch, regularizer=Turn()):
-        run(tiny_config, tmp_path / "run", "--training.max_steps", "1")
-    assert torch.equal(shown[0], pictures[0])

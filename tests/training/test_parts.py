@@ -65,7 +65,7 @@ def test_ldm_learning_rate_is_scaled_by_the_global_batch() -> None:
     assert config.schedule_step(optimizer, 0, 10) == pytest.approx(1.08e-4)
 
 
-def test_optimizers_by_class_path() -> None:
+def test_optimizers_are_built_by_class_path() -> None:
     parameters = [nn.Parameter(torch.zeros(1))]
     built = OptimizerConfig(class_path="torch.optim.AdamW", options={"weight_decay": 0.1}).build(parameters, 1)
     assert isinstance(built, torch.optim.AdamW)
@@ -81,7 +81,7 @@ def test_optimizers_by_class_path() -> None:
         OptimizerConfig(class_path="torch.optim.SGD", options={"momentun": 0.5}).build(parameters, 1)
 
 
-def test_trainable_patterns(tiny_model: KLAutoencoder) -> None:
+def test_trainable_patterns_select_parameters(tiny_model: KLAutoencoder) -> None:
     count = set_trainable(tiny_model, ["decoder.*", "post_quant_conv.*"])
     learning = {name for name, p in tiny_model.net.named_parameters() if p.requires_grad}
     assert learning == {
@@ -106,7 +106,7 @@ def test_trainable_patterns(tiny_model: KLAutoencoder) -> None:
         ("codebook_collapsed", {"codebook_perplexity": 1.1, "codebook_spread": 0.14}),
     ],
 )
-def test_alarms_speak_once_after_patience(name: str, logs: dict[str, float]) -> None:
+def test_alarms_are_reported_once_after_their_patience(name: str, logs: dict[str, float]) -> None:
     alarms = Alarms()
     heard = [list(alarms.check(logs)) for _ in range(PATIENCE + 3)]
     assert heard == [[]] * (PATIENCE - 1) + [[name]] + [[]] * 3
@@ -119,7 +119,7 @@ def test_alarms_speak_once_after_patience(name: str, logs: dict[str, float]) -> 
     assert [list(alarms.check(logs)) for _ in range(PATIENCE)][-1] == [name]
 
 
-def test_trees_come_back_as_they_were() -> None:
+def test_state_trees_roundtrip() -> None:
     parameter = nn.Parameter(torch.randn(3))
     optimizer = torch.optim.Adam([parameter], betas=(0.5, 0.9))
     parameter.sum().backward()
@@ -135,7 +135,7 @@ def test_trees_come_back_as_they_were() -> None:
         split_tensors({"a": {1, 2}})
 
 
-def test_random_states_come_back() -> None:
+def test_random_states_roundtrip() -> None:
     random.random(), np.random.rand(), torch.rand(1)
     plain, tensors = split_tensors(rng_state())
     expected = (random.random(), random.gauss(0, 1), np.random.randn(), torch.rand(3))
@@ -155,20 +155,22 @@ SOUND: dict[str, Any] = {
     "change",
     [
         {"step": -1}, {"step": 2.0}, {"step": True}, {"position": 10**30}, {"position": torch.ones(1)}, {"best": 3},
-        {"best": {"step": "../..", "score": 1.0}}, {"identity": None}, {"identity": {"seed": [1]}},
+        {"best": {"step": "../..", "score": 1.0}},
+        {"best": {"step": 1, "score": 1.0, "metric": 3, "value": 1.0}}, {"identity": None}, {"identity": {"seed": [1]}},
         {"optimizers": {}}, {"rng": [1]}, {"scaler": "x"}, {"skipped_steps": -1}, {"skipped_steps": None},
     ],
 )  # fmt: skip
-def test_a_strangers_state_is_not_trusted(change: dict[str, Any]) -> None:
+def test_invalid_state_values_are_refused(change: dict[str, Any]) -> None:
     check_state(SOUND)
     check_state(SOUND | {"best": {"step": 1, "score": -0.5}, "scaler": {}, "skipped_steps": 2})
+    check_state(SOUND | {"best": {"step": 1, "score": -0.5, "metric": "lpips", "value": 0.5}})
     with pytest.raises(ValueError, match=next(iter(change))):
         check_state(SOUND | change)
     with pytest.raises(ValueError, match="no run's state"):
         check_state([])
 
 
-def test_a_strangers_optimizer_state_is_not_trusted() -> None:
+def test_invalid_optimizer_states_are_refused() -> None:
     def optimizer() -> torch.optim.Optimizer:
         return OptimizerConfig().build([nn.Parameter(torch.ones(3, 2))], 1)
 

@@ -1,4 +1,4 @@
-"""Every recipe is built and takes a step; every wrong key and value gets one line."""
+"""Every recipe builds and trains one step; every invalid key and value is refused in one line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe_builds_and_takes_a_step(
+def test_every_recipe_builds_and_trains_one_step(
     recipe: Path, image_folder: Path, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
@@ -63,8 +63,8 @@ def test_recipe_builds_and_takes_a_step(
     assert (out / "metrics.jsonl").read_text().count('"rec_loss"') == 1
 
 
-def test_ldm_numbers_of_kl_f8() -> None:
-    """What FACTS and the paper give for the recipe that people compare with."""
+def test_kl_f8_recipe_has_the_published_hyperparameters() -> None:
+    """The hyperparameters of the paper and its configuration files."""
     config = yaml.safe_load((RECIPES[0].parent / "kl_f8.yaml").read_text())
     assert config["model"]["init_args"]["block_out_channels"] == [128, 256, 512, 512]
     assert config["objective"]["reduction"] == "ldm"
@@ -78,8 +78,8 @@ def test_ldm_numbers_of_kl_f8() -> None:
         assert config[name]["options"] == {"betas": [0.5, 0.9]}
 
 
-def test_numbers_of_the_discrete_recipes() -> None:
-    """What the papers and CompVis's files give: start and weight of the discriminator, its layers."""
+def test_discrete_recipes_have_the_published_hyperparameters() -> None:
+    """The values of the papers and CompVis's files: start and weight of the discriminator, its layers."""
     expected = {
         "vq_f4": (0, 0.75, True, 3), "vq_f8": (0, 0.6, True, 2), "vq_f16": (250001, 0.8, True, 3),
         "llamagen_vq_f16": (20000, 0.5, False, 3),
@@ -132,12 +132,20 @@ def test_command_line_overrides_the_file() -> None:
             ["--model.init_args.act_fn", "relo"],
             r"^model\.init_args: KLAutoencoder .* from act_fn='relo': ",
         ),
-        (["--training.trackers", "[tensorbord]"], "has 'tensorbord', which Accelerate does not know; it knows aim"),
-        (["--training.trackers", "[tensorboard, wandb]"], "has 'wandb', which is not installed: .* or use tensorboard"),
+        (
+            ["--training.trackers", "[tensorbord]"],
+            "no tracker is named 'tensorbord'; did you mean tensorboard. There are "
+            "aim, all, .*wandb .installed: tensorboard",
+        ),
+        (
+            ["--training.trackers", "[tensorboard, wandb]"],
+            "the package of 'wandb' is not installed .installed: "
+            r"tensorboard.: pip install 'ldm_ae\[wandb\]', or remove it",
+        ),
     ],
 )
 def test_wrong_options(arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldm_ae.training.run.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    monkeypatch.setattr("ldm_ae.training.monitoring.trackers.get_available_trackers", lambda: [LoggerType.TENSORBOARD])
     with pytest.raises(UserError, match=words) as error:
         build_config(parse_config([*QUICKSTART, *arguments]))
     assert len(str(error.value).splitlines()) <= 2
@@ -153,7 +161,7 @@ def test_wrong_options(arguments: list[str], words: str, monkeypatch: pytest.Mon
         ("data:\n  train: ???\nout: x\nmodel: {class_path: ldm_ae.models.KLAutoencoder}", r"data\.train is not given"),
     ],
 )
-def test_wrong_files(tmp_path: Path, text: str, words: str) -> None:
+def test_invalid_configuration_files_are_refused(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=words) as error:
@@ -161,12 +169,21 @@ def test_wrong_files(tmp_path: Path, text: str, words: str) -> None:
     assert len(str(error.value).splitlines()) <= 2
 
 
-def test_no_such_file() -> None:
+def test_missing_configuration_file_is_refused() -> None:
     with pytest.raises(UserError, match=r"no such configuration file: nowhere\.yaml"):
         parse_config(["--config", "nowhere.yaml"])
 
 
-def test_size_that_does_not_fit_the_model() -> None:
+def test_config_takes_a_recipe_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parse_config(["--config", "kl_f16", "--data.train", "IMAGES"])
+    recipe = yaml.safe_load(next(path for path in RECIPES if path.stem == "kl_f16").read_text())
+    assert (config.out, config.data.train) == (recipe["out"], "IMAGES")
+    with pytest.raises(UserError, match="did you mean the recipe kl_f16"):
+        parse_config(["--config", "kl-f16"])
+
+
+def test_resolution_not_divisible_by_the_downsample_factor_is_refused() -> None:
     with pytest.raises(UserError, match="66x66 is not divisible by the model's downsample factor 4"):
         build_config(parse_config([*QUICKSTART, "--data.resolution", "66"]))
 
@@ -182,7 +199,7 @@ def test_size_that_does_not_fit_the_model() -> None:
         (["{}", "--training.trainable", "[decoder.*, quantize.*]"], False),
     ],
 )
-def test_codes_that_would_not_learn_are_refused(arguments: list[str], fine: bool, tmp_path: Path) -> None:
+def test_quantizer_without_its_required_loss_terms_is_refused(arguments: list[str], fine: bool, tmp_path: Path) -> None:
     recipe = yaml.safe_load((RECIPES[0].parent / "vq_quickstart.yaml").read_text())
     arguments_of_quantizer = {"codebook_size": 16, "codebook_dim": 4}
     recipe["model"]["init_args"]["quantizer"] = {
@@ -211,7 +228,7 @@ def test_codes_that_would_not_learn_are_refused(arguments: list[str], fine: bool
          "init_args: {ndf: }}"),
     ],
 )  # fmt: skip
-def test_an_empty_value_is_refused(key: str, line: str, image_folder: Path, tmp_path: Path) -> None:
+def test_empty_value_is_refused(key: str, line: str, image_folder: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     model = "{class_path: ldm_ae.models.KLAutoencoder}"
     recipe.write_text(f"model: {model}\ndata: {{train: {image_folder}}}\n{line}\nout: {tmp_path / 'run'}\n")
@@ -234,7 +251,7 @@ def test_an_empty_value_is_refused(key: str, line: str, image_folder: Path, tmp_
         ("model", "side_effect.Net", r"^model: no network class is named 'side_effect\.Net'; there are KLAuto"),
     ],
 )  # fmt: skip
-def test_unregistered_classes_are_refused_before_anything_is_imported(
+def test_unregistered_classes_are_refused_before_importing_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str, refusal: str
 ) -> None:
     (tmp_path / "side_effect.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n")
@@ -247,14 +264,15 @@ def test_unregistered_classes_are_refused_before_anything_is_imported(
 
 
 @pytest.mark.parametrize("path", ["Charbonnier", "ldm_ae.losses.Charbonnier"])
-def test_a_class_can_be_given_by_its_name_or_by_a_class_path(path: str) -> None:
+def test_class_is_given_by_name_or_class_path(path: str) -> None:
     config = parse_config(["--model", "KLAutoencoder", "--objective.reconstruction", path, "--out", "x",
                            "--data.train", "y"])  # fmt: skip
     assert config.model.class_path == "ldm_ae.models.KLAutoencoder"
     assert config.objective.reconstruction.class_path == "ldm_ae.losses.Charbonnier"
 
 
-def test_the_old_key_bad_share_keeps_working(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.slow
+def test_deprecated_key_bad_share_still_works(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "old.yaml"
     path.write_text("data: {bad_share: 0.125, train: y}\nout: x\nmodel: KLAutoencoder\n")
     for arguments in (["--config", str(path)], [f"--config={path}"]):

@@ -1,4 +1,4 @@
-"""What a run writes as its model's scale: that of an unchanged encoder exactly, another one's measured."""
+"""The scale of a run's model: an unchanged encoder keeps it exactly, that of a changed one is measured."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "playground": {"scaling_factor": 0.5, "shift_factor": None, **VECTORS},
 }
 """Configurations of published autoencoders."""
+FORM_PARAMETERS = [name if name == "sd" else pytest.param(name, marks=pytest.mark.slow) for name in FORMS]
 
 
 def published(form: str, folder: Path) -> Path:
@@ -68,8 +69,8 @@ def scale_of(folder: Path) -> dict[str, Any]:
 DECODER = ["decoder.*", "post_quant_conv.*"]
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_training_the_decoder_alone_keeps_the_scale(
+@pytest.mark.parametrize("form", FORM_PARAMETERS)
+def test_decoder_only_training_keeps_the_scale(
     form: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = published(form, tmp_path / "published")
@@ -91,10 +92,10 @@ def test_training_the_decoder_alone_keeps_the_scale(
     assert "is kept; --scaling measure measures it" in capsys.readouterr().out
 
 
-def test_the_factor_of_earlier_versions_is_written_as_it_was_meant(
+def test_legacy_factor_beside_vectors_is_converted(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By training the decoder and by the export of that: SDXL's line of the written configuration undoes the scale."""
+    """Decoder training and its export convert it: SDXL's line inverts the scale with the written configuration."""
     mean, std = (torch.tensor(vector, dtype=torch.float64) for vector in VECTORS.values())
     pooled = float((std.square() + (mean - mean.mean()).square()).mean().sqrt())
     old = small_model()
@@ -116,8 +117,8 @@ def test_the_factor_of_earlier_versions_is_written_as_it_was_meant(
         torch.testing.assert_close(whitened * std_of / config["scaling_factor"] + mean_of, latents)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_changed_encoder_is_measured_in_the_form_that_its_pipelines_read(
+@pytest.mark.parametrize("form", FORM_PARAMETERS)
+def test_scale_of_a_changed_encoder_is_measured_in_its_published_form(
     form: str, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = published(form, tmp_path / "published")
@@ -150,7 +151,8 @@ def test_a_changed_encoder_is_measured_in_the_form_that_its_pipelines_read(
         assert found["shift_factor"] == 0.0
 
 
-def test_a_resumed_run_knows_that_its_encoder_has_changed(image_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_resumed_run_measures_the_scale_of_its_changed_encoder(image_folder: Path, tmp_path: Path) -> None:
     model = published("flux", tmp_path / "published")
     whole = train_from(model, image_folder, tmp_path / "whole", trainable=["*"], steps=3)
     parts = train_from(model, image_folder, tmp_path / "parts", trainable=["*"], steps=1)
@@ -162,7 +164,8 @@ def test_a_resumed_run_knows_that_its_encoder_has_changed(image_folder: Path, tm
     assert scale_of(parts / "model")["scaling_factor"] != 0.3611
 
 
-def test_a_checkpoint_of_a_changed_encoder_is_measured_by_export(
+@pytest.mark.slow
+def test_export_measures_the_scale_of_a_changed_encoder(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = published("sd", tmp_path / "published")
@@ -185,7 +188,7 @@ def test_a_checkpoint_of_a_changed_encoder_is_measured_by_export(
         assert scale_is_known(load_autoencoder(tmp_path / name))
 
 
-def test_without_validation_images_a_changed_encoder_is_named(
+def test_changed_encoder_without_validation_images_causes_a_warning(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = published("sd", tmp_path / "published")
@@ -206,7 +209,7 @@ def constant_encoder(model: KLAutoencoder, value: float, spread: float = 0.0) ->
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-7, 1e-3])
-def test_what_counts_as_constant(spread: float) -> None:
+def test_constant_latents_are_detected(spread: float) -> None:
     statistics = ChannelStatistics(2)
     statistics.update(20.0 + 20.0 * spread * torch.tensor([-1.0, 1.0]).double().repeat(1, 2, 8, 8))
     assert statistics.is_constant == (spread < 1e-5)
@@ -217,7 +220,8 @@ def test_what_counts_as_constant(spread: float) -> None:
         assert statistics.scaling_factor == pytest.approx(1 / (20.0 * spread), rel=1e-6)
 
 
-def test_nearly_constant_latents_cost_no_work(
+@pytest.mark.slow
+def test_nearly_constant_latents_leave_the_model_without_a_scale(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = small_model()
@@ -244,7 +248,7 @@ def test_nearly_constant_latents_cost_no_work(
     assert config_of(tmp_path / "exported")["scaling_factor"] == 1.0
 
 
-def test_one_constant_channel_has_no_vector(
+def test_constant_channel_has_no_channel_scale(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = small_model()
@@ -266,7 +270,7 @@ def test_one_constant_channel_has_no_vector(
     assert "channel 2 of the latents is constant, and REPA-E divides" in capsys.readouterr().err
 
 
-def test_the_encoder_s_hash_is_of_all_that_latents_follow_from(tmp_path: Path) -> None:
+def test_encoder_hash_covers_all_weights_that_latents_depend_on(tmp_path: Path) -> None:
     model = small_model()
     before = encoder_sha256(model)
     with torch.no_grad():
@@ -284,7 +288,7 @@ def test_the_encoder_s_hash_is_of_all_that_latents_follow_from(tmp_path: Path) -
     assert load_autoencoder(tmp_path).net.config[SCALED_ENCODER] == encoder_sha256(model)  # type: ignore[index]
 
 
-def test_settling_measures_what_nobody_has(image_folder: Path) -> None:
+def test_settle_scaling_measures_a_missing_scale(image_folder: Path) -> None:
     model = small_model()
     images = EvaluationLoader(open_source(image_folder), ImageTransform(size=16), batch_size=4)
     words, scaled = settle_scaling(model, images)

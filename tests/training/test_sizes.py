@@ -33,7 +33,8 @@ def check(model: Autoencoder, resolution: int, *, validation: bool = False, batc
     )  # fmt: skip
 
 
-def test_the_discriminator_of_a_later_phase_is_tried(tiny_model: KLAutoencoder) -> None:
+@pytest.mark.slow
+def test_size_check_includes_a_discriminator_that_starts_later(tiny_model: KLAutoencoder) -> None:
     parts = {"discriminator": PatchDiscriminator(ndf=8), "start": 99}
     check(tiny_model, 24, **parts)
     with pytest.raises(
@@ -49,7 +50,7 @@ def test_the_discriminator_of_a_later_phase_is_tried(tiny_model: KLAutoencoder) 
     check(tiny_model, 8, discriminator=PatchDiscriminator(ndf=8, n_layers=1, norm="none"))
 
 
-def test_perceptual_network_and_scores_are_tried(tiny_model: KLAutoencoder) -> None:
+def test_size_check_includes_the_perceptual_network_and_metrics(tiny_model: KLAutoencoder) -> None:
     perceptual = LPIPS(net="alex", pretrained=False)
     check(tiny_model, 32, perceptual=perceptual)
     words = (
@@ -68,7 +69,7 @@ def test_perceptual_network_and_scores_are_tried(tiny_model: KLAutoencoder) -> N
     [VQ(8, 4), EMAVQ(8, 4, care=CodebookCare(kmeans_iterations=2)), FSQ((5, 5)), LFQ(4), ResidualVQ(VQ(8, 4), 2)],
     ids=lambda quantizer: type(quantizer).__name__,
 )
-def test_discrete_models_are_left_as_they_are(quantizer) -> None:
+def test_size_check_does_not_change_discrete_models(quantizer) -> None:
     model = VQAutoencoder(quantizer=quantizer, **SMALL)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random = torch.get_rng_state()
@@ -79,7 +80,8 @@ def test_discrete_models_are_left_as_they_are(quantizer) -> None:
         check(model, 16, weights={"kl": 1.0})
 
 
-def test_eight_pixels_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_too_small_images_are_refused_before_writing(tmp_path: Path) -> None:
     for i in range(4):
         (tmp_path / "images").mkdir(exist_ok=True)
         smooth_picture(i, 8, 8).save(tmp_path / f"images/{i}.png")

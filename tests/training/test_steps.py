@@ -31,7 +31,7 @@ class NoReconstruction(ReconstructionLoss):
         return torch.zeros_like(reconstructions) * reconstructions
 
 
-def test_perceptual_loss_reaches_decoder_and_encoder(accelerator: Accelerator) -> None:
+def test_perceptual_loss_gives_decoder_and_encoder_a_gradient(accelerator: Accelerator) -> None:
     parts = make_parts(
         accelerator, discriminator=False, reconstruction=NoReconstruction(), regularization_weights={},
         learned_log_variance=False,
@@ -44,7 +44,7 @@ def test_perceptual_loss_reaches_decoder_and_encoder(accelerator: Accelerator) -
 
 
 @pytest.mark.parametrize("count", [1, 4])
-def test_single_pass_equals_the_textbook(accelerator: Accelerator, count: int) -> None:
+def test_generator_step_equals_the_textbook_gradients(accelerator: Accelerator, count: int) -> None:
     parts = make_parts(accelerator)
     batches = make_batches(count, 2)
     expected, weight = textbook_generator_gradients(parts, whole(batches))
@@ -71,7 +71,7 @@ def test_accumulation_equals_one_large_batch(accelerator: Accelerator) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_generator_step_leaves_the_discriminator_alone(accelerator: Accelerator, count: int) -> None:
+def test_generator_step_gives_the_discriminator_no_gradient(accelerator: Accelerator, count: int) -> None:
     parts = make_parts(accelerator)
     generator_step(parts, make_batches(count, 2), step=0)
     assert gradients(parts.plain_autoencoder)
@@ -79,7 +79,7 @@ def test_generator_step_leaves_the_discriminator_alone(accelerator: Accelerator,
     assert all(p.requires_grad for p in parts.plain_autoencoder.parameters())
 
 
-def test_discriminator_step_leaves_the_autoencoder_alone(accelerator: Accelerator) -> None:
+def test_discriminator_step_gives_the_autoencoder_no_gradient(accelerator: Accelerator) -> None:
     parts = make_parts(accelerator)
     batches = make_batches(1, 2)
     # Reconstructions with their graph: the step itself must cut it.
@@ -90,8 +90,8 @@ def test_discriminator_step_leaves_the_autoencoder_alone(accelerator: Accelerato
     assert not gradients(parts.objective)
 
 
-def test_adversarial_term_reaches_the_encoder_with_its_weight(accelerator: Accelerator) -> None:
-    """With a fixed weight the gradient is linear in it."""
+def test_adversarial_gradient_is_linear_in_its_weight(accelerator: Accelerator) -> None:
+    """The gradient is linear in a fixed weight."""
     batches = make_batches(1, 2)
     found = []
     for weight in (0.0, 1.0, 3.0):
@@ -106,7 +106,7 @@ def test_adversarial_term_reaches_the_encoder_with_its_weight(accelerator: Accel
     )
 
 
-def test_schedule_of_the_adversarial_weight(accelerator: Accelerator) -> None:
+def test_adversarial_weight_follows_its_schedule(accelerator: Accelerator) -> None:
     parts = make_parts(
         accelerator, discriminator_start=10, discriminator_warmup_steps=5, gan_ramp_steps=4, gan_weight=0.8
     )
@@ -123,9 +123,7 @@ def test_schedule_of_the_adversarial_weight(accelerator: Accelerator) -> None:
     assert "generator_loss" in logs
 
 
-def test_before_the_start_the_discriminator_is_not_run(
-    accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_discriminator_is_not_run_before_its_start(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = make_parts(accelerator, discriminator_start=10)
 
     def fail(_: Tensor) -> Tensor:
@@ -169,6 +167,7 @@ def test_half_precision_keeps_float32_parameters_and_close_gradients(
     assert {p.dtype for p in parts.plain_discriminator.parameters()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_log_variance_is_optimized(accelerator: Accelerator) -> None:
     """Its optimum is the mean error: there its gradient vanishes, elsewhere it points there."""
     parts = make_parts(accelerator, discriminator=False, perceptual=None, reduction="mean")

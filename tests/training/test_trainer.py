@@ -1,9 +1,10 @@
-"""The loop: what it writes, how it goes on, and that it learns."""
+"""The training loop: its files, resuming, and learning."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +24,9 @@ from ldm_ae.training.steps import generator_step
 from tests.training.common import files, make_batches, make_parts, run, whole
 
 
-def test_run_directory(tiny_config: Path, tmp_path: Path) -> None:
-    out = run(tiny_config, tmp_path / "run")
+@pytest.mark.slow
+def test_run_directory_has_the_documented_files_and_is_reproducible(shared_run: Path, tmp_path: Path) -> None:
+    out = shared_run
     assert {p.name for p in out.iterdir()} == {
         "config.yaml", "metrics.jsonl", "samples", "checkpoints", "model", "environment.json", "logs",
     }  # fmt: skip
@@ -53,12 +55,12 @@ def test_run_directory(tiny_config: Path, tmp_path: Path) -> None:
     assert files(again / "checkpoints" / newest.name) == expected
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_stop_and_go_on_equals_uninterrupted(
-    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: signal.Signals
+@pytest.mark.parametrize("stop", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
+def test_resumed_run_equals_an_uninterrupted_one(
+    shared_config: Path, shared_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: signal.Signals
 ) -> None:
     """Weights, EMA, discriminator, optimizers, random states: every byte of the last checkpoint."""
-    expected = files(run(tiny_config, tmp_path / "whole") / "checkpoints" / "step-00000006")
+    expected = files(shared_run / "checkpoints" / "step-00000006")
     plain_step = Trainer.train_step
 
     def step_and_signal(self: Trainer, batches: Sequence[Batch]) -> object:
@@ -69,17 +71,20 @@ def test_stop_and_go_on_equals_uninterrupted(
 
     monkeypatch.setattr(Trainer, "train_step", step_and_signal)
     with pytest.raises(Stopped) as stopped:
-        run(tiny_config, tmp_path / "parts")
+        run(shared_config, tmp_path / "parts")
     assert stopped.value.status == 128 + stop
     monkeypatch.undo()
     assert (
         newest_checkpoint(tmp_path / "parts" / "checkpoints")[0] == tmp_path / "parts" / "checkpoints" / "step-00000004"
     )
-    assert files(run(tiny_config, tmp_path / "parts") / "checkpoints" / "step-00000006") == expected
+    assert files(run(shared_config, tmp_path / "parts") / "checkpoints" / "step-00000006") == expected
 
 
-def test_the_next_update_waits_for_the_copy(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy that takes longer than forward and backward passes gives the bytes of a save that is waited for."""
+@pytest.mark.slow
+def test_next_update_waits_for_the_checkpoint_copy(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that takes longer than forward and backward passes gives the same bytes as a blocking save."""
     every = ("--training.checkpoint_every", "1", "--training.keep_checkpoints", "9")
     expected = files(
         run(tiny_config, tmp_path / "waits", *every, "--training.background_saves", "false") / "checkpoints"
@@ -103,7 +108,8 @@ def test_the_next_update_waits_for_the_copy(tiny_config: Path, tmp_path: Path, m
     assert found == expected
 
 
-def test_no_sample_is_repeated_or_skipped_over_a_resume(
+@pytest.mark.slow
+def test_resume_neither_repeats_nor_skips_samples(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
@@ -122,27 +128,28 @@ def test_no_sample_is_repeated_or_skipped_over_a_resume(
     assert seen[:12] != seen[12:]
 
 
-def test_damaged_newest_checkpoint_is_named_and_passed_over(
-    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_damaged_newest_checkpoint_is_named_and_skipped(
+    shared_config: Path, shared_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = run(tiny_config, tmp_path / "run")
+    out = Path(shutil.copytree(shared_run, tmp_path / "run"))
     expected = files(out / "checkpoints" / "step-00000006")
     state = out / "checkpoints" / "step-00000006" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1] + b"\x7f")
-    run(tiny_config, out)
+    run(shared_config, out)
     words = capsys.readouterr().err
     assert "checkpoint step-00000006 does not count" in words
     assert "continuing from step-00000003" in words
     assert files(out / "checkpoints" / "step-00000006") == expected
 
 
-def test_another_run_is_not_continued(tiny_config: Path, tmp_path: Path) -> None:
-    out = run(tiny_config, tmp_path / "run")
+def test_resume_with_another_seed_is_refused(shared_config: Path, shared_run: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(shared_run, tmp_path / "run"))
     with pytest.raises(UserError, match="holds a run with another seed"):
-        run(tiny_config, out, "--seed", "5")
+        run(shared_config, out, "--seed", "5")
 
 
-def test_decoder_only_training_leaves_the_encoder(tiny_config: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_decoder_only_training_does_not_change_the_encoder(tiny_config: Path, tmp_path: Path) -> None:
     more = ["--objective.regularization_weights", "{}", "--training.trainable", "[decoder.*, post_quant_conv.*]"]
     out = run(tiny_config, tmp_path / "run", *more)
     torch.manual_seed(0)
@@ -157,15 +164,19 @@ def test_frozen_last_layer_needs_a_fixed_weight(tiny_config: Path, tmp_path: Pat
         run(tiny_config, tmp_path / "run", "--training.trainable", "[encoder.*]")
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(tiny_config: Path, tmp_path: Path) -> None:
-    expected = load_autoencoder(run(tiny_config, tmp_path / "plain")).net.state_dict()
+@pytest.mark.slow
+def test_gradient_checkpointing_does_not_change_the_weights(
+    shared_config: Path, shared_run: Path, tmp_path: Path
+) -> None:
+    expected = load_autoencoder(shared_run).net.state_dict()
     option = ("--training.gradient_checkpointing", "true")
-    found = load_autoencoder(run(tiny_config, tmp_path / "option", *option)).net.state_dict()
+    found = load_autoencoder(run(shared_config, tmp_path / "option", *option)).net.state_dict()
     for name, value in expected.items():
         assert torch.allclose(found[name], value, atol=1e-6), name  # the same float32 operations, run twice
 
 
-def test_eight_images_are_overfitted_to_30_db(accelerator: Accelerator) -> None:
+@pytest.mark.slow
+def test_training_overfits_eight_images_to_30_db(accelerator: Accelerator) -> None:
     parts = make_parts(
         accelerator, discriminator=False, perceptual=None, reduction="mean", learned_log_variance=False,
         regularization_weights={"kl": 1e-8},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ class MeanError(ImageMetric):
         ("msssim", "msssim", ["psnr", "ssim", "mean_distance", "msssim"]),
     ],
 )
-def test_the_best_metric_is_one_of_those_computed(name: str, best: str, names: list[str]) -> None:
+def test_best_metric_is_among_the_computed_ones(name: str, best: str, names: list[str]) -> None:
     chosen = choose_metrics(name, MeanDistance())
     assert [metric.name for metric in chosen.metrics] == names
     assert chosen.best.name == best
@@ -45,14 +46,14 @@ def test_the_best_metric_is_one_of_those_computed(name: str, best: str, names: l
     assert chosen.added == (name == "msssim")
 
 
-def test_scores_are_ranked_by_the_metrics_direction() -> None:
+def test_scores_are_ranked_in_the_direction_of_the_metric() -> None:
     assert choose_metrics("psnr", None).rank({"psnr": 20.0}) == 20.0
     assert choose_metrics("perceptual", MeanDistance()).rank({"mean_distance": 0.25}) == -0.25
     with pytest.raises(UserError, match=r"training\.best_metric is 'psnr', which has no value for this model"):
         choose_metrics("psnr", None).rank({"ssim": 1.0})
 
 
-def test_names_that_cannot_be_the_best_are_refused() -> None:
+def test_invalid_best_metrics_are_refused() -> None:
     with pytest.raises(UserError, match=r"best_metric is 'perceptual', but objective\.perceptual is not set"):
         choose_metrics("perceptual", None)
     with pytest.raises(UserError, match=r"training\.best_metric is 'rate', of which neither higher nor lower"):
@@ -64,7 +65,7 @@ def test_names_that_cannot_be_the_best_are_refused() -> None:
     assert "codebook" not in str(error.value), "only what has a direction is offered"
 
 
-def test_images_that_the_metric_cannot_score_are_refused_beforehand() -> None:
+def test_images_too_small_for_the_best_metric_are_refused_before_training() -> None:
     with pytest.raises(
         UserError, match=r"'msssim': MS-SSIM needs .* 176x176 pixels, got 64x64\. Raise data\.resolution"
     ):
@@ -78,7 +79,8 @@ def test_images_that_the_metric_cannot_score_are_refused_beforehand() -> None:
     check_best(Validation([MSSSIM()], MSSSIM(), added=False), resolution=64, images=1)  # tried elsewhere
 
 
-def test_a_run_keeps_the_best_by_a_registered_metric(
+@pytest.mark.slow
+def test_run_keeps_the_best_checkpoint_by_a_registered_metric(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(validation, "METRICS", {"mean_error": MeanError})
@@ -89,11 +91,17 @@ def test_a_run_keeps_the_best_by_a_registered_metric(
     checkpoint = sorted((out / "checkpoints").iterdir())[-1]
     best = json.loads((checkpoint / "state.json").read_text())["best"]
     step = min(errors, key=lambda step: errors[step])
-    assert best == {"step": step, "score": -errors[step]}
+    assert best == {"step": step, "score": -errors[step], "metric": "mean_error", "value": errors[step]}
+    assert os.readlink(out / "checkpoints" / "best") == f"step-{step:08d}"
     assert torch.tensor(list(errors.values())).gt(0).all()
+    # By another metric, scores of the first one do not count.
+    run(tiny_config, out, "--training.best_metric", "psnr", "--training.max_steps", "7")
+    newest = sorted((out / "checkpoints").iterdir())[-1]
+    best = json.loads((newest / "state.json").read_text())["best"]
+    assert (best["step"], best["metric"], best["score"]) == (7, "psnr", best["value"])
 
 
-def test_a_run_that_could_not_score_by_its_metric_writes_nothing(tiny_config: Path, tmp_path: Path) -> None:
+def test_run_with_an_unusable_best_metric_writes_nothing(tiny_config: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="MS-SSIM needs images of at least 176x176 pixels, got 16x16"):
         run(tiny_config, tmp_path / "run", "--training.best_metric", "msssim")
     assert not (tmp_path / "run").exists()

@@ -77,7 +77,7 @@ font-variant-numeric:tabular-nums}
 summary{cursor:pointer;margin-bottom:.75rem}
 @media(max-width:40rem){body{padding-top:1.25rem}.pair{grid-template-columns:1fr 1fr}
 .pair div:nth-child(-n+2){grid-column:span 2;grid-row:auto}
-.protocol td:first-child{white-space:normal}}
+.protocol td:first-child{white-space:normal;overflow-wrap:normal}}
 @media print{:root{--paper:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#ccc;--mark:#3b6ea5;--good:#2f7d4f;
 --bad:#b4472f}body{max-width:none;padding:0;font-size:11pt}figure,tr,.headline li{break-inside:avoid}
 h2,h3{break-after:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}

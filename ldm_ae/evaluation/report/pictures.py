@@ -34,7 +34,12 @@ def levels_image(levels: Tensor) -> Image.Image:
 
 
 def comparison_grid(
-    originals: Tensor, reconstructions: Tensor, *, columns: int = 8, background: tuple[int, int, int] = (255, 255, 255)
+    originals: Tensor,
+    reconstructions: Tensor,
+    *,
+    columns: int = 8,
+    background: tuple[int, int, int] = (255, 255, 255),
+    errors: bool = False,
 ) -> Image.Image:
     """Draw pairs side by side, each original above its reconstruction, with thin lines between.
 
@@ -43,18 +48,23 @@ def comparison_grid(
         reconstructions: (B, 3, H, W), clamped here.
         columns: Pairs in a row.
         background: Colour of the lines and of empty places: 2 pixels inside a pair, 4 between columns, 8 between rows.
+        errors: Draw the error map of each pair below its reconstruction.
     """
     assert originals.shape == reconstructions.shape
     count, _, height, width = originals.shape
     columns = min(columns, count)
     rows = -(-count // columns)
     inside, between, below = 2, 4, 8
-    size = (columns * (width + between) - between, rows * (2 * height + inside + below) - below)
-    grid = Image.new("RGB", size, background)
+    stacked = 3 if errors else 2
+    stride = stacked * (height + inside) - inside + below
+    grid = Image.new("RGB", (columns * (width + between) - between, rows * stride - below), background)
     for i in range(count):
-        left, top = i % columns * (width + between), i // columns * (2 * height + inside + below)
-        grid.paste(to_uint8_image(originals[i]), (left, top))
-        grid.paste(to_uint8_image(reconstructions[i]), (left, top + height + inside))
+        left, top = i % columns * (width + between), i // columns * stride
+        drawn = [to_uint8_image(originals[i]), to_uint8_image(reconstructions[i])]
+        if errors:
+            drawn.append(error_map(originals[i], reconstructions[i]).convert("RGB"))
+        for place, image in enumerate(drawn):
+            grid.paste(image, (left, top + place * (height + inside)))
     return grid
 
 

@@ -72,6 +72,8 @@ class ShiftTolerantLPIPS(FeatureDistance):
         UserError: the wheel is not installed.
     """
 
+    short_names = ("st-lpips", "stlpips")
+
     def __init__(self, *, net: Literal["vgg", "alex"] = "vgg"):
         weights = read_legacy_weights(_weights_file(net))
         stages = {"vgg": _vgg, "alex": _alex}[net]()

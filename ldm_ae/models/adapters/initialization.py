@@ -15,15 +15,16 @@ image. And silu(a x) - silu(-a x) = a x.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import RGB
+
+if TYPE_CHECKING:
+    from diffusers.models.resnet import ResnetBlock2D
 
 COLOURS = RGB.channels
 GAIN = 4.0
@@ -44,6 +45,9 @@ def start_as_thumbnail(net: Any) -> None:
     Raises:
         UserError: the network is of another kind, or its groups have fewer than four channels.
     """
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.resnet import ResnetBlock2D
+
     config = net.config
     if config.act_fn not in ("silu", "swish") or config.latent_channels < COLOURS:
         raise UserError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
@@ -24,8 +23,9 @@ class KLAutoencoder(ConvolutionalAutoencoder):
     """A convolutional KL autoencoder: `diffusers.AutoencoderKL` as `net`.
 
     Args:
-        pretrained: A diffusers model folder, the name of a shipped model (`kl-f8c4-small`), or a name on the Hugging
-            Face hub, to start from. The widths and blocks below are then read from it and ignored here.
+        pretrained: A diffusers model folder, a run or a checkpoint of one (`runs/mine@best`), the name of a shipped
+            model (`kl-f8c4-small`), or a name on the Hugging Face hub, to start from. The widths and blocks below are
+            then read from it and ignored here.
         block_out_channels: Channels of each resolution level; there are `len - 1` downsamplings by 2.
         layers_per_block: ResNet blocks per level.
         latent_channels: C.
@@ -39,6 +39,8 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         initialization: `default` is diffusers'; `thumbnail` begins as a linear autoencoder that encodes to a thumbnail
             and enlarges it (`ldm_ae.models.adapters.initialization`), for short trainings.
     """
+
+    short_names = ("kl",)
 
     class_names = ("AutoencoderKL",)
     has_moments = True
@@ -60,6 +62,8 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         initial_log_variance: float | None = None,
         initialization: Literal["default", "thumbnail"] = "default",
     ):
+        from diffusers import AutoencoderKL  # takes seconds
+
         super().__init__()
         if pretrained is not None:
             self.net = read_model_folder(AutoencoderKL, pretrained)

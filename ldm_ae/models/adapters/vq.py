@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import diffusers
 import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
-from ldm_ae.models.adapters.quantized_autoencoder import QuantizedAutoencoder
 from ldm_ae.models.interface import Codebook
 from ldm_ae.models.loading.folder import local_folder, read_config, read_model_folder
 from ldm_ae.models.posteriors import DiscretePosterior, Posterior
@@ -26,14 +24,6 @@ from ldm_ae.quantizers import EMAVQ, FSQ, VQ, ManagedCodebook, Quantizer, descri
 
 EUCLIDEAN: tuple[type[Quantizer], ...] = (VQ, EMAVQ)
 """The quantizers that choose the nearest code of a table, as `diffusers.VQModel` does."""
-
-
-class VQModel(diffusers.VQModel):
-    """`diffusers.VQModel` with one of our quantizers as `quantize`; diffusers opens a saved model as its own class."""
-
-    _supports_gradient_checkpointing = True
-    # Only a resumed training needs a quantizer's record of how often its codes are used.
-    _keys_to_ignore_on_load_unexpected = (r"^quantize\.(?!embedding)",)
 
 
 class VQAutoencoder(ConvolutionalAutoencoder):
@@ -59,6 +49,8 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         norm_num_groups: Groups of every GroupNorm; divides every entry of `block_out_channels`.
         act_fn: Activation, by diffusers' name.
     """
+
+    short_names = ("vq",)
 
     class_names = ("QuantizedAutoencoder", "VQModel")
     neutral_config = frozenset({"force_upcast", "legacy_beta"})
@@ -112,7 +104,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
 
     @property
     def compvis_class(self) -> str | None:  # type: ignore[override]
-        return "VQModel" if isinstance(self.net, VQModel) else None
+        return "VQModel" if type(self.net).__name__ == "VQModel" else None
 
     @property
     def spec(self) -> AutoencoderSpec:
@@ -187,6 +179,8 @@ class VQAutoencoder(ConvolutionalAutoencoder):
 
 def _build(arguments: dict[str, Any], quantizer: Quantizer) -> nn.Module:
     """Return a network with these VQModel arguments and the quantizer."""
+    from ldm_ae.models.adapters._quantized_networks import QuantizedAutoencoder, VQModel
+
     net: Any
     if type(quantizer) in EUCLIDEAN:
         net = VQModel(**arguments, num_vq_embeddings=quantizer.codebook_size, vq_embed_dim=quantizer.codebook_dim)
@@ -199,6 +193,8 @@ def _build(arguments: dict[str, Any], quantizer: Quantizer) -> nn.Module:
 
 def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
     """Return the network of a folder or hub name with its quantizer, or with the given one, which gets its codes."""
+    from ldm_ae.models.adapters._quantized_networks import QuantizedAutoencoder, VQModel
+
     folder = local_folder(pretrained)
     kind = read_config(folder)["_class_name"]
     if kind == "AutoencoderKL":
@@ -222,7 +218,9 @@ def _from_kl(pretrained: str, folder: Path, quantizer: Quantizer | None) -> nn.M
 
     At first the quantizer's input is the posterior's mean: the encoder's last convolution absorbs the 1x1 one after it.
     """
-    kl: Any = read_model_folder(diffusers.AutoencoderKL, folder)
+    from diffusers import AutoencoderKL
+
+    kl: Any = read_model_folder(AutoencoderKL, folder)
     channels = kl.config.latent_channels
     if quantizer is None:
         raise UserError(f"{pretrained} is an AutoencoderKL, which has no codes; name a quantizer")
@@ -266,7 +264,7 @@ def _continue_with(pretrained: str, net: Any, quantizer: Quantizer, kinds: tuple
         except RuntimeError as error:
             raise UserError(f"{pretrained} has a {type(own).__name__} of other arguments than given") from error
     net.quantize = quantizer
-    if isinstance(net, QuantizedAutoencoder):
+    if type(net).__name__ == "QuantizedAutoencoder":
         net.register_to_config(quantizer=describe_quantizer(quantizer))
     else:
         _record_beta(net, quantizer)

@@ -2,59 +2,102 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 
 from ldm_ae.core.errors import UserError, printable, reason
+from ldm_ae.core.nearest import nearest_name, nearest_path
 from ldm_ae.core.resources import shipped_models
 from ldm_ae.io.files import read_json
-from ldm_ae.models.loading.hub import hub_folder, is_hub_name
+from ldm_ae.models.loading.checkpoints import find_named
+from ldm_ae.models.loading.hub_names import PREFIX, SUBFOLDERS, is_hub_name
 from ldm_ae.models.scaling import settle_factor
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-_MOST_LAYERS, _MOST_ENTRIES, _LARGEST_SIZE = 64, 1024, 2**16
+_MOST_LAYERS, _MOST_ENTRIES, _LARGEST_SIZE, _MOST_NAMES = 64, 1024, 2**16, 6
 ModelT = TypeVar("ModelT")
 
 
 def find_folder(name: str | Path) -> Path:
-    """Return the path `name`, or the folder of the shipped model of that name if the path does not exist."""
+    """Return the path that `name` denotes: an existing path, a shipped model, or a checkpoint by its name in a run.
+
+    A path that does not exist and denotes none of these is returned as it is.
+
+    Raises:
+        UserError: `name` is `RUN@NAME`, and there is no such run, or no such valid checkpoint in it.
+    """
     path = Path(name)
+    if str(name).startswith(PREFIX):
+        return path
+    if (checkpoint := find_named(name)) is not None:
+        return checkpoint
     return path if path.exists() else shipped_models().get(str(name), path)
 
 
 def suggestion(path: Path) -> str:
-    """Return a hint with the nearest existing name and the shipped models."""
-    shipped = list(shipped_models())
-    beside = sorted(item.name for item in path.parent.iterdir()) if os.access(path.parent, os.R_OK | os.X_OK) else []
-    if near := difflib.get_close_matches(path.name, beside, n=1):
-        return f"; did you mean {path.parent / near[0]}?"
-    if near := difflib.get_close_matches(str(path), shipped, n=1):
-        return f"; did you mean {near[0]}?"
-    owner = path.parts[0] if len(path.parts) == 2 else ""
-    hub = f"; on the Hugging Face hub it would be hf:{path}" if owner and Path(owner).is_dir() else ""
-    return f"; with ldm_ae come {' and '.join(shipped)}{hub}"
+    """Return a hint with the nearest existing names: a path, or a shipped model, or those that there are."""
+    shipped = shipped_models()
+    near = nearest_name(str(path), shipped) if len(path.parts) == 1 else None
+    if (found := near or nearest_path(path)) is not None:
+        return f"; did you mean {found}?"
+    hint = ""
+    if path.parent != Path(path.anchor or ".") and path.parent.is_dir() and os.access(path.parent, os.R_OK | os.X_OK):
+        beside = sorted(item.name for item in path.parent.iterdir() if item.is_dir() and item.name[0] != ".")
+        some = [*beside[:_MOST_NAMES], *(["..."] if len(beside) > _MOST_NAMES else [])]
+        hint = f"; {path.parent} has {', '.join(some)}" if some else ""
+    elif len(path.parts) > 1 and not Path(path.parts[0]).exists():
+        hint = f"; there is no folder {path.parts[0]}"
+    may_be_on_hub = len(path.parts) == 2 and path.parent.is_dir() and not path.is_absolute()
+    hub = f"; on the Hugging Face hub it would be {PREFIX}{path}" if may_be_on_hub else ""
+    return f"{hint}; with ldm_ae come {' and '.join(shipped)}{hub}"
+
+
+def resolve_model_folder(name: str | Path) -> Path:
+    """Return the diffusers folder that MODEL denotes; averaged (EMA) weights take precedence over raw ones.
+
+    A model folder denotes itself, a pipeline its `vae/`, a checkpoint its `ema/` (`model/` without EMA), a run its
+    newest exported `model/`, and `RUN@best`, `RUN@last` or `RUN@STEP` a checkpoint of the run. A name that is not a
+    path may be a shipped model's. The hub is not asked.
+
+    Raises:
+        UserError: Nothing matches; the message gives the nearest names.
+    """
+    folder = find_folder(name)
+    if not folder.exists():
+        raise UserError(f"no such model: {folder}{suggestion(folder)}")
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, not a model folder; make one of it: ldm-ae import {folder} OUT")
+    for candidate in (folder, folder / "ema", folder / "model", *(folder / part for part in SUBFOLDERS[1:])):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise UserError(
+        f"{folder} is not a model: it is neither a diffusers folder (config.json), nor a run or checkpoint with model/ "
+        "in it, nor a pipeline with vae/"
+    )
 
 
 def local_folder(name: str | Path) -> Path:
-    """Return `find_folder(name)`, or for a hub name its folder in the cache, downloaded if necessary.
+    """Return `resolve_model_folder(name)`, or for a hub name its folder in the cache, downloaded if necessary.
 
     Raises:
-        UserError: the hub has no such name, or the name could not be looked up.
+        UserError: Nothing matches, or the name could not be looked up.
     """
-    folder = find_folder(name)
-    return hub_folder(str(name)) if not folder.exists() and is_hub_name(str(name)) else folder
+    text = str(name)
+    if text.startswith(PREFIX) or (not find_folder(name).exists() and is_hub_name(text)):
+        from ldm_ae.models.loading.hub import hub_folder
+
+        return hub_folder(text, "" if text.startswith(PREFIX) else suggestion(Path(text)).removeprefix("; "))
+    return resolve_model_folder(name)
 
 
 def read_config(folder: Path) -> dict[str, object]:
     """Read the config.json of a model folder; UserError if it is missing or does not belong to a diffusers model."""
     path = folder / "config.json"
     if not folder.is_dir():
-        raise UserError(f"no such model folder: {folder}{suggestion(folder)}")
+        raise UserError(f"no such model: {folder}{suggestion(folder)}")
     if not path.is_file():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
     try:
@@ -96,6 +139,8 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
         UserError: no such folder, no configuration, no safetensors weights, weights that do not fit, or a hub name
             that could not be downloaded.
     """
+    from diffusers.utils import logging as diffusers_logging
+
     folder, loader = local_folder(name), cast(Any, cls)
     config = read_config(folder)
     if not (folder / WEIGHTS).is_file() and not list(folder.glob("diffusion_pytorch_model*.safetensors*")):

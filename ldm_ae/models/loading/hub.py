@@ -1,11 +1,14 @@
-"""Models on the Hugging Face hub: which names can be hub names, and the local folder of a repository's model."""
+"""The local folder of a model on the Hugging Face hub, whose client this module imports: import it at use."""
 
 from __future__ import annotations
 
-import re
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -15,49 +18,55 @@ from huggingface_hub.errors import (
 )
 
 from ldm_ae.core.errors import UserError, reason
+from ldm_ae.models.loading.hub_names import PREFIX, REPOSITORY, SUBFOLDERS
 
-PREFIX = "hf:"
-"""Prefix of a hub name, needed where a local folder has the owner's name."""
-SUBFOLDERS = ("", "vae", "vqvae", "movq")
-"""Folders of a repository that may hold its autoencoder: the top, or a pipeline's part, as diffusers names it."""
-_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
-_FILES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".json", ".yaml", ".yml", ".zip", ".tar")
+SECONDS = 4.0
+"""Time in which the hub must answer. There is one try."""
 _WEIGHTS = (
     "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model-*-of-*.safetensors",
 )  # fmt: skip
 
 
-def is_hub_name(name: str) -> bool:
-    """Return whether `name` can only be `owner/model` (or `hf:owner/model`) on the hub, so that a mistyped path is not
-    looked up.
-
-    The result is False where `owner` is a local folder or `model` has a file's suffix.
-    """
-    if name.startswith(PREFIX):
-        return True
-    owner = name.partition("/")[0]
-    return bool(_NAME.fullmatch(name)) and not Path(owner).exists() and not name.lower().endswith(_FILES)
-
-
-def hub_folder(name: str) -> Path:
+def hub_folder(name: str, hint: str = "") -> Path:
     """Return the folder, in the local hub cache, of a repository's autoencoder; download it if it is not there.
 
-    Only configurations and safetensors weights are downloaded.
+    The hub is asked once, and must answer within `SECONDS`; if it does not, the cache is used. Only configurations and
+    safetensors weights are downloaded.
+
+    Args:
+        name: `hf:owner/model[/subfolder]`, or `owner/model`.
+        hint: Text for the message about a name that may also be a mistyped path, such as the nearest path.
 
     Raises:
         UserError: no such repository, no access to it, no network, or no autoencoder in it.
         OSError: the disk is full.
     """
-    repository = name.removeprefix(PREFIX)
-    root = _download(repository, [_below(folder, "config.json") for folder in SUBFOLDERS])
-    for folder in SUBFOLDERS:
+    owner, _, rest = name.removeprefix(PREFIX).partition("/")
+    model, _, subfolder = rest.partition("/")
+    repository = f"{owner}/{model}"
+    if not REPOSITORY.fullmatch(repository) or ".." in Path(subfolder).parts:
+        raise UserError(f"'{name}' cannot be on the Hugging Face hub; give hf:OWNER/NAME or hf:OWNER/NAME/SUBFOLDER")
+    folders = (subfolder.rstrip("/"),) if subfolder else SUBFOLDERS
+    configurations = [_below(folder, "config.json") for folder in folders]
+    failure = _ask(repository)
+    if failure is None:
+        root = _download(repository, configurations)
+    else:
+        try:
+            root = Path(snapshot_download(repository, allow_patterns=configurations, local_files_only=True))
+        except LocalEntryNotFoundError:
+            where = f"{repository} on" if name.startswith(PREFIX) else f"{name} is not a path here ({hint}); on"
+            raise UserError(f"no such model: {where} the Hugging Face hub: {_words(failure)}") from failure
+    for folder in folders:
         if (root / folder / "config.json").is_file():
-            root = _download(repository, [_below(folder, pattern) for pattern in ("config.json", *_WEIGHTS)])
+            if failure is None:
+                root = _download(repository, [_below(folder, pattern) for pattern in ("config.json", *_WEIGHTS)])
             return root / folder
+    missing = f"{subfolder}/config.json" if subfolder else f"neither config.json nor {SUBFOLDERS[1]}/config.json"
     raise UserError(
         f"'{repository}' on the Hugging Face hub is not a diffusers model or pipeline with an autoencoder: it has "
-        f"neither config.json nor {SUBFOLDERS[1]}/config.json. Download a single file of weights for `ldm-ae import`"
+        f"{'no ' if subfolder else ''}{missing}. Download a single file of weights for `ldm-ae import`"
     )
 
 
@@ -65,34 +74,57 @@ def _below(folder: str, pattern: str) -> str:
     return f"{folder}/{pattern}" if folder else pattern
 
 
+def _ask(repository: str) -> Exception | None:
+    """Ask the hub once whether it has the repository; return the failure, None if it has it.
+
+    A thread asks, because no timeout of a connection limits the time in which a host's name is resolved.
+    """
+    answer: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(HfApi().model_info(repository, timeout=SECONDS))
+        except BaseException as error:  # noqa: BLE001 - passed on to the thread that waits
+            answer.set_exception(error)
+
+    Thread(target=ask, name="hub", daemon=True).start()
+    try:
+        failure = answer.exception(timeout=SECONDS + 1)
+    except FutureTimeoutError:
+        return TimeoutError()
+    if failure is None:
+        return None
+    # The library's own errors, those of the system, and those of its HTTP client, which differs between versions.
+    if isinstance(failure, HfHubHTTPError | OSError | ValueError) or type(failure).__module__.startswith("httpx"):
+        assert isinstance(failure, Exception)
+        return failure
+    raise failure
+
+
+def _words(failure: Exception) -> str:
+    """Return why the hub did not give a repository, and what to do."""
+    if isinstance(failure, GatedRepoError):  # a subclass of RepositoryNotFoundError
+        return "it is gated: accept its terms on its page, then run `hf auth login`"
+    if isinstance(failure, RepositoryNotFoundError):
+        return "there is no such repository, or it is private; check the spelling, or run `hf auth login`"
+    if isinstance(failure, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, and the cache does not have it; check the spelling, or unset HF_HUB_OFFLINE"
+    if isinstance(failure, HfHubHTTPError):
+        return f"the request failed: {reason(failure)}"
+    if isinstance(failure, ValueError):  # the library raises it for malformed repository names
+        return f"there can be no such name: {reason(failure)}"
+    if isinstance(failure, TimeoutError) and not str(failure):
+        return f"no answer within {SECONDS:g} s, and the cache does not have it; check the spelling, or the network"
+    return f"it was not reached ({reason(failure)}), and the cache does not have it; check the spelling, or the network"
+
+
 def _download(repository: str, patterns: list[str]) -> Path:
-    place = f"'{repository}' is not a path here, and on the Hugging Face hub"
+    place = f"'{repository}' on the Hugging Face hub"
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns))
-    except GatedRepoError as error:  # a subclass of RepositoryNotFoundError
-        raise UserError(
-            f"'{repository}' on the Hugging Face hub is gated: accept its terms on its page, then run `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"{place} there is no such repository, or it is private; check the spelling, or run `hf auth login`"
-        ) from error
-    except LocalEntryNotFoundError as error:  # a subclass of HfHubHTTPError before huggingface-hub 1.0
-        if isinstance(error.__cause__, OfflineModeIsEnabled):
-            raise UserError(
-                f"{place} nothing is looked up, because HF_HUB_OFFLINE is set, nor is it in the cache; check the "
-                "spelling of the path, or unset HF_HUB_OFFLINE"
-            ) from error
-        why = reason(error.__cause__ or error)
-        raise UserError(
-            f"{place} nothing can be looked up, because it was not reached ({why}); check the spelling of the path, or "
-            "download the repository where there is a network and give its folder"
-        ) from error
-    except HfHubHTTPError as error:
-        raise UserError(f"{place} the request failed: {reason(error)}") from error
-    except ValueError as error:  # the library raises it for malformed repository names
-        raise UserError(f"{place} there can be no such name: {reason(error)}") from error
+    except HfHubHTTPError as error:  # such as a gated repository, whose description is public
+        raise UserError(f"{place}: {_words(error)}") from error
     except OSError as error:
         if error.errno is not None:  # an error of this machine, such as a full disk
             raise
-        raise UserError(f"{place} the download broke off: {reason(error)}") from error
+        raise UserError(f"{place}: the download stopped: {reason(error)}") from error

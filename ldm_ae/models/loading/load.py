@@ -9,27 +9,7 @@ import torch
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.models.interface import Autoencoder
-from ldm_ae.models.loading.folder import find_folder, read_config, suggestion
-from ldm_ae.models.loading.hub import hub_folder, is_hub_name
-
-
-def resolve_model_folder(path: str | Path) -> Path:
-    """Return the diffusers folder that MODEL denotes; averaged (EMA) weights take precedence over raw ones.
-
-    A model folder denotes itself, a checkpoint its `ema/` (`model/` without EMA), a run its newest exported `model/`.
-    A name that is not a path may be a shipped model's. UserError if nothing matches.
-    """
-    folder = find_folder(path)
-    if not folder.exists():
-        raise UserError(f"no such model: {folder}{suggestion(folder)}")
-    if folder.is_file():
-        raise UserError(f"{folder} is a file, not a model folder; make one of it: ldm-ae import {folder} OUT")
-    for candidate in (folder, folder / "ema", folder / "model"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    raise UserError(
-        f"{folder} is no model: neither a diffusers folder (config.json), nor a run or checkpoint with model/ in it"
-    )
+from ldm_ae.models.loading.folder import local_folder, read_config, resolve_model_folder
 
 
 def is_model_folder(path: str | Path) -> bool:
@@ -45,18 +25,17 @@ def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") ->
     """Load the autoencoder that MODEL denotes, in float32, in eval mode, on `device`.
 
     Args:
-        path: A diffusers model folder, a run directory, a checkpoint, the name of a shipped model (`kl-f8c4-small`,
-            `vq-f8-small`), or `owner/name` of a model or pipeline on the Hugging Face hub.
+        path: A diffusers model folder, a run directory, a checkpoint, one by its name (`RUN@best`, `RUN@last`,
+            `RUN@1500`), the name of a shipped model (`kl-f8c4-small`, `vq-f8-small`), or a model or pipeline on the
+            Hugging Face hub: `hf:owner/name`, `hf:owner/name/subfolder`, or `owner/name` where that is not a path.
         device: Device of the returned model.
 
     Raises:
         UserError: nothing exists there, the model class is unknown, or weights are missing.
     """
-    on_hub = not find_folder(path).exists() and is_hub_name(str(path))
-    folder = hub_folder(str(path)) if on_hub else resolve_model_folder(path)
+    folder = local_folder(path)
     name = str(read_config(folder)["_class_name"])
     if name not in AUTOENCODERS:
-        said = path if on_hub else folder
-        raise UserError(f"{said} holds a {printable(name)}; known are {', '.join(AUTOENCODERS)}")
+        raise UserError(f"{path} holds a {printable(name)}; known are {', '.join(AUTOENCODERS)}")
     model = AUTOENCODERS[name].from_folder(folder)
     return model.eval().requires_grad_(False).to(device)

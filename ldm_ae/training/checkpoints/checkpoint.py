@@ -9,7 +9,8 @@
 Everything is written under a temporary name, bypassing the page cache where possible, flushed and renamed, and the
 parent folder is flushed. A checkpoint is valid only if it has a manifest as `write_checkpoint` writes it, which names
 every file (except those whose names begin with a dot) and agrees with them; `problems` lists why one is not valid.
-Older checkpoints are removed only after a new one is valid. Nothing here is a pickle.
+Older checkpoints are removed only after a new one is valid; then `best` beside them is a link to the best one, which is
+never removed. Nothing here is a pickle.
 """
 
 from __future__ import annotations
@@ -26,23 +27,16 @@ from torch import Tensor, nn
 from ldm_ae.core.errors import RunError, UserError, printable, reason
 from ldm_ae.io.direct_files import Written, write_direct
 from ldm_ae.io.files import read_json, sha256, sync, write_json, writing_folder
+from ldm_ae.io.manifests import problems, write_manifest
 from ldm_ae.io.tensor_files import read_tensors, safetensors_pieces
+from ldm_ae.models.loading.checkpoints import STATE, check_best_pointer, checkpoint_name, point_to_best
 from ldm_ae.models.loading.folder import WEIGHTS
 from ldm_ae.training.checkpoints.snapshot import AVERAGED, Snapshot
 from ldm_ae.training.checkpoints.tree import join_tensors, split_tensors
 
-MANIFEST = "MANIFEST.json"
-FORMAT = "ldm_ae.checkpoint/1"
-STATE = "state"
-_ENTRY = {"bytes": int, "sha256": str}
 _METADATA = {"format": "pt"}  # as diffusers writes it
 _THREADS = 3
 """One thread checks values, then helps the two that write."""
-
-
-def checkpoint_name(step: int) -> str:
-    """Return the folder name of the checkpoint after `step` updates."""
-    return f"step-{step:08d}"
 
 
 class Checkpoints:
@@ -59,7 +53,12 @@ class Checkpoints:
         self._sound: set[str] = set()
 
     def newest(self) -> tuple[Path | None, dict[str, list[str]]]:
-        """Return the newest valid checkpoint, and the problems of each newer one by name."""
+        """Return the newest valid checkpoint, and the problems of each newer one by name.
+
+        Raises:
+            UserError: A folder that is not a checkpoint has the name `best`.
+        """
+        check_best_pointer(self.folder)
         path, damaged = newest_checkpoint(self.folder)
         if path is not None:
             self._sound.add(path.name)
@@ -79,7 +78,9 @@ class Checkpoints:
         if folder.name not in self._sound:
             write_checkpoint(folder, snapshot)
             self._sound.add(folder.name)
-        self._prune(None if best_step is None else checkpoint_name(best_step))
+        best = None if best_step is None else checkpoint_name(best_step)
+        point_to_best(self.folder, best if best is not None and (self.folder / best).is_dir() else None)
+        self._prune(best)
         return folder
 
     def _prune(self, best: str | None) -> None:
@@ -91,7 +92,7 @@ class Checkpoints:
             elif path.name in self._sound or not problems(path):
                 self._sound.add(path.name)
                 kept += 1
-            elif kept:
+            elif kept and path.name != best:
                 shutil.rmtree(path)  # It is not valid, and a newer one is.
 
 
@@ -124,60 +125,11 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         for path in temporary.rglob("*.json"):
             sync(path)
             entries[path.relative_to(temporary).as_posix()] = Written(sha256(path), path.stat().st_size)
-        # The manifest must not reach the disk before the files that it describes.
-        described = {name: {"bytes": size, "sha256": digest} for name, (digest, size) in sorted(entries.items())}
-        write_json(temporary / MANIFEST, {"format": FORMAT, "files": described})
+        write_manifest(temporary, entries)  # It must not reach the disk before the files that it describes.
 
 
 def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None) -> Written:
     return write_direct(folder / f"{name}.safetensors", safetensors_pieces(tensors, metadata))
-
-
-def problems(folder: str | Path) -> list[str]:
-    """Return why a checkpoint is not valid, one line per problem; an empty list if it is valid."""
-    folder = Path(folder)
-    try:
-        files = _read_manifest(folder / MANIFEST)
-    except FileNotFoundError:
-        return [f"{MANIFEST} is missing"]
-    except (OSError, ValueError) as error:
-        return [f"{MANIFEST} is damaged ({reason(error)})"]
-    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    there = {name for name in there if not any(part.startswith(".") for part in name.split("/"))}  # such as .DS_Store
-    found = [f"{printable(name)} is not in {MANIFEST}" for name in sorted(there - files.keys() - {MANIFEST})]
-    for name, (size, digest) in files.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            found.append(f"{MANIFEST} names a file outside the checkpoint: {printable(name)}")
-        elif name not in there:
-            found.append(f"{printable(name)} is missing")
-        elif wrong := _difference(folder / name, size, digest):
-            found.append(f"{printable(name)} {wrong}")
-    return found
-
-
-def _difference(path: Path, size: int, digest: str) -> str | None:
-    try:
-        if (found := path.stat().st_size) != size:
-            return f"has {found} bytes instead of {size}"
-        return None if sha256(path) == digest else "has changed since it was written"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-
-
-def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Return (bytes, sha256) of each file by name; raise `ValueError` unless `write_checkpoint` writes such."""
-    manifest = read_json(path, as_written=True)
-    if not isinstance(manifest, dict) or manifest.keys() != {"format", "files"}:
-        raise ValueError("it is no manifest")
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"its format is {printable(manifest['format'])}; this program reads {FORMAT}")
-    files = manifest["files"]
-    if not isinstance(files, dict) or not files:
-        raise ValueError("it names no files")
-    for name, entry in files.items():
-        if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != _ENTRY:
-            raise ValueError(f"its entry of {printable(name)} is wrong")
-    return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
 
 
 def newest_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, list[str]]]:

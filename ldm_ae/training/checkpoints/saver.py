@@ -36,8 +36,8 @@ class Progress(NamedTuple):
     """Number of updates done."""
     position: int
     """Number of samples of the global stream that have been used."""
-    best: dict[str, float] | None
-    """`step` and `score` of the best validation."""
+    best: dict[str, Any] | None
+    """The best validation: `step`, `metric`, `value`, and `score`, the value with the sign that makes higher better."""
     skipped_steps: int
     """Number of steps skipped because a value was not finite."""
 
@@ -71,6 +71,7 @@ class Saver:
         self._optimizers = optimizers
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
         self._in_background, self._batch_size = config.background_saves, config.batch_size
+        self._max_steps = config.max_steps
         self._writer, self._host_copy = BackgroundWriter(), HostCopy()
         self._copied = Event()
         self._copied.set()
@@ -180,8 +181,8 @@ class Saver:
                 set_rng_state(state["rng"][self._accelerator.process_index])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
             raise UserError(f"the state in {newest} does not fit this run: {reason(error)}") from error
-        log.rewind(state["step"])
-        log.say(f"continuing from {newest.name}")
+        if state["step"] < self._max_steps:
+            log.say(f"continuing from {newest.name}")
         if before != now:
             log.say(f"{now} processes now, {before} before: images keep their order, crops and noise")
         return Progress(state["step"], state["position"], state["best"], state.get(SKIPPED, 0))

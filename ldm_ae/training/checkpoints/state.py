@@ -13,6 +13,9 @@ KEYS = ("step", "position", "best", "identity", "optimizers", "scaler", "rng")
 SKIPPED = "skipped_steps"
 """An entry that is only counted and logged. The first checkpoints lack it: without it a run resumes from 0."""
 _LARGEST = 2**62
+_FIRST_BEST = {"step": int, "score": float}
+"""The best validation in checkpoints from before 2026-11-28; `score` has the sign that makes higher better."""
+_BEST = {**_FIRST_BEST, "metric": str, "value": float}
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -36,9 +39,9 @@ def check_state(state: Any) -> None:
             raise ValueError(f"{name} must be a whole number from 0 on")
     best = state.get("best")
     if best is not None and not (
-        isinstance(best, dict) and {key: type(value) for key, value in best.items()} == {"step": int, "score": float}
+        isinstance(best, dict) and {key: type(value) for key, value in best.items()} in (_BEST, _FIRST_BEST)
     ):
-        raise ValueError("best must hold step and score, or be null")
+        raise ValueError("best must hold step, score, metric and value, or be null")
     identity = state.get("identity")
     if not isinstance(identity, dict) or not all(
         isinstance(v, str | int | float | type(None)) for v in identity.values()

@@ -8,7 +8,9 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +19,13 @@ from torch import Tensor
 
 from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.io.files import writing
+from ldm_ae.training.monitoring.trackers import log_image
+
+METRICS = "metrics.jsonl"
+"""The log in a run directory."""
+HISTORY = "history.jsonl"
+"""The changes of settings in a run directory: an object for each resume that changed some."""
+_FINISHED = "finished"
 
 
 class Window:
@@ -66,29 +75,40 @@ class RunLog:
             "training", max_steps, unit="steps", images_per_unit=global_batch, shown=self.main
         )
         self.started = time.monotonic()
+        self._advances: list[tuple[int, float]] = []  # steps and times of the first call of `advance` and of the last
 
     def advance(self, step: int) -> None:
         """Update the progress bar to `step` completed steps."""
         self.progress(step)
+        self._advances = [*self._advances[:1], (step, time.monotonic())]
+
+    def duration(self) -> tuple[int, float]:
+        """Return the number of steps that this process has seen, and the seconds from the first to the last."""
+        if not self._advances:
+            return 0, 0.0
+        (first, began), (last, ended) = self._advances[0], self._advances[-1]
+        return last - first, ended - began
 
     def metrics(self, step: int, values: Mapping[str, float | str], *, kind: str) -> None:
         """Write one line of metrics.jsonl, and the same values to the trackers under `kind/`."""
         if not self.main:
             return
         line = {"step": step, "kind": kind, "seconds": round(time.monotonic() - self.started, 3), **values}
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
         self.accelerator.log(numbers, step=step)
 
     def rewind(self, step: int) -> None:
         """Remove the lines of metrics.jsonl after `step`, which a run that resumes there writes again."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS
         if not self.main or not path.is_file():
             return
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        with writing(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= step]
+        if len(kept) < len(lines):
+            with writing(path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
@@ -96,22 +116,53 @@ class RunLog:
             self.progress.say(text)
 
     def changes(self, step: int, changed: Mapping[str, tuple[str, str]]) -> None:
-        """Write the settings that a resumed run has from `step` on to the terminal and to metrics.jsonl."""
+        """Write the settings that a resumed run has from `step` on to the terminal, metrics.jsonl and history.jsonl.
+
+        Args:
+            step: The number of steps done.
+            changed: JSON values before and after, by key; `(not set)` for a key that is absent.
+        """
         for key, (before, after) in changed.items():
             self.say(f"from step {step} on: {key} {before} -> {after}")
             self.metrics(step, {"setting": key, "from": before, "to": after}, kind="change")
+        if self.main and changed:
+            changes = {key: {"from": _value(before), "to": _value(after)} for key, (before, after) in changed.items()}
+            time_now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            with open(self.folder / HISTORY, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": time_now, "step": step, "changes": changes}) + "\n")
+
+    def finished(self, step: int) -> None:
+        """Record in metrics.jsonl that the run has all its steps and that its model is written."""
+        self.metrics(step, {}, kind=_FINISHED)
 
     def warn(self, step: int, name: str, text: str) -> None:
         """Write a warning to the terminal and to metrics.jsonl."""
         self.say(f"warning at step {step}: {text}")
         self.metrics(step, {"alarm": name, "message": text}, kind="alarm")
 
-    def picture(self, step: int, grid: Image.Image) -> None:
-        """Save the grid as samples/step-XXXXXXXX.png."""
+    def image(self, step: int, name: str, tag: str, image: Image.Image) -> None:
+        """Save an image as samples/`name`, and give it to the trackers under `tag`."""
         if self.main:
             folder = self.folder / "samples"
             folder.mkdir(exist_ok=True)
-            grid.save(folder / f"step-{step:08d}.png")
+            image.save(folder / name)
+            log_image(self.accelerator, tag, image, step)
+
+
+def finished_step(folder: Path) -> int | None:
+    """Return the step at which a run directory's run was finished; None for a run that is not, or was lengthened."""
+    path = folder / METRICS
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    last = lines[-1] if lines else ""
+    return int(_step_of(last)) if f'"kind": "{_FINISHED}"' in last and _step_of(last) < math.inf else None
+
+
+def _value(text: str) -> Any:
+    """Return a JSON value, or the text if it is not JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _step_of(line: str) -> float:

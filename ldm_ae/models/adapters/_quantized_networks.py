@@ -1,18 +1,28 @@
-"""The network of a discrete autoencoder with a quantizer that `diffusers.VQModel` does not have.
+"""The networks of discrete autoencoders: `diffusers.VQModel`, and one with a quantizer that VQModel does not have.
 
-It is built from diffusers' parts, under the names and configuration keys of VQModel.
+The latter is built from diffusers' parts, under the names and configuration keys of VQModel. The import of diffusers
+takes seconds, so that `vq.py` imports this module only when it builds or reads a network.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import nn
 
 from ldm_ae.quantizers import build_quantizer
+
+
+class VQModel(diffusers.VQModel):
+    """`diffusers.VQModel` with one of our quantizers as `quantize`; diffusers opens a saved model as its own class."""
+
+    _supports_gradient_checkpointing = True
+    # Only a resumed training needs a quantizer's record of how often its codes are used.
+    _keys_to_ignore_on_load_unexpected = (r"^quantize\.(?!embedding)",)
 
 
 class QuantizedAutoencoder(ModelMixin, ConfigMixin):

@@ -1,0 +1,160 @@
+"""Short and old names in a configuration, replaced by those that the run records.
+
+`objective.perceptual: lpips` becomes the class path of `LPIPS`, `optimizer: adamw` the `class_path` torch.optim.AdamW,
+`precision: no` fp32, and a renamed key its new name. All apply to files and to the command line alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import get_loader
+
+from ldm_ae.core.deprecation import rename_arguments, rename_keys, warn_renamed
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.registry import Registry
+from ldm_ae.discriminators import DISCRIMINATORS
+from ldm_ae.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_LOSSES, RECONSTRUCTION_LOSSES
+from ldm_ae.models import AUTOENCODERS
+from ldm_ae.quantizers import QUANTIZERS
+from ldm_ae.regularizers import REGULARIZERS
+from ldm_ae.training.keys import CLASS_KEYS, OPTIMIZER_KEYS, RENAMED
+from ldm_ae.training.optimizers import optimizer_path
+
+REGISTRIES: dict[str, Registry[Any]] = dict(
+    zip(
+        CLASS_KEYS,
+        (
+            AUTOENCODERS, QUANTIZERS, REGULARIZERS, DISCRIMINATORS, RECONSTRUCTION_LOSSES, PERCEPTUAL_LOSSES,
+            ADVERSARIAL_LOSSES,
+        ),
+        strict=True,
+    )
+)  # fmt: skip
+"""The registry in which a configuration's class is looked up, by the last part of its key."""
+
+_PRECISION = "training.precision"
+
+
+def full_names(arguments: Sequence[str]) -> list[str]:
+    """Return command-line arguments with full names; a file with short or old names is replaced by its content.
+
+    Raises:
+        UserError: No optimizer has the given name.
+    """
+    found: list[str] = []
+    rest = rename_arguments(arguments, RENAMED)
+    while rest:
+        argument = rest.pop(0)
+        option, equals, value = argument.partition("=")
+        key = option.removeprefix("--")
+        if not option.startswith("--") or (not equals and (not rest or rest[0].startswith("--"))):
+            if key.endswith(".help"):
+                raise UserError(f"--{key} takes the name of a class: {', '.join(_names(key.split('.')[-2]))}")
+            found.append(argument)
+            continue
+        value = value if equals else rest.pop(0)
+        following: list[str] = []
+        if key == "config":
+            value, following = _of_file(value)
+        else:
+            value = _of_value(key, value)
+        if key in OPTIMIZER_KEYS and isinstance(named := _optimizer(value), dict):
+            option, value = f"{option}.class_path", named["class_path"]
+        found += [*([f"{option}={value}"] if equals else [option, value]), *following]
+    return found
+
+
+def _of_file(path: str) -> tuple[str, list[str]]:
+    """Return the path, or the content as JSON where names in it are short or old; and options that follow it."""
+    if not Path(path).is_file():
+        return path, []
+    content = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        return path, []
+    before = json.dumps(content, default=str)
+    for old in rename_keys(content, RENAMED):
+        warn_renamed(f"{old} of {path}", RENAMED[old])
+    _replace(content, "", path)
+    # jsonargparse takes a `class_path` that stands alone for a class in place of the dataclass.
+    alone = [key for key in OPTIMIZER_KEYS if isinstance(content.get(key), dict) and [*content[key]] == ["class_path"]]
+    options = [f"--{key}.class_path={content.pop(key)['class_path']}" for key in alone]
+    after = json.dumps(content, default=str)
+    return path if after == before else after, options
+
+
+def _of_value(key: str, value: str) -> str:
+    """Return the value of an option with full names."""
+    leaf = key.rpartition(".")[2]
+    if leaf in ("class_path", "help"):
+        owner = key.rpartition(".")[0].rpartition(".")[2]
+        if leaf == "help" and owner in REGISTRIES:
+            return REGISTRIES[owner].of_path(_class_name(owner, value)).__name__
+        if owner in OPTIMIZER_KEYS:
+            return optimizer_path(value)
+        return _class_name(owner, value) if owner in REGISTRIES else value
+    if leaf in REGISTRIES and not value.startswith("{"):
+        return _class_name(leaf, value)
+    if key == _PRECISION:
+        return _precision(value, f"--{key} no")
+    if value.startswith("{"):
+        content = get_loader("yaml")(value)
+        if isinstance(content, dict):
+            wrapped = {leaf: content}
+            _replace(wrapped, f"{key.rpartition('.')[0]}." if "." in key else "", f"--{key}")
+            return json.dumps(wrapped[leaf], default=str)
+    return value
+
+
+def _replace(content: dict[str, Any], prefix: str, place: str) -> None:
+    """Replace the names in a mapping of keys, in place."""
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        leaf = key.rpartition(".")[2]
+        if leaf in REGISTRIES and isinstance(value, str):
+            content[name] = _class_name(leaf, value)
+        elif leaf == "class_path" and isinstance(value, str):
+            owner = key.rpartition(".")[0].rpartition(".")[2]
+            if owner in REGISTRIES:
+                content[name] = _class_name(owner, value)
+            elif owner in OPTIMIZER_KEYS:
+                content[name] = optimizer_path(value)
+        elif key in OPTIMIZER_KEYS and isinstance(value, str):
+            content[name] = _optimizer(value)
+        elif key == _PRECISION:
+            content[name] = _precision(value, f"{key}: no of {place}")
+        elif isinstance(value, dict):
+            _replace(value, f"{key}.", place)
+
+
+def _names(key: str) -> list[str]:
+    return [cls.__name__ for cls in REGISTRIES[key].classes()] if key in REGISTRIES else []
+
+
+def _class_name(key: str, name: str) -> str:
+    """Return the class's name for a short name; any other name as it is.
+
+    jsonargparse replaces the class's name by the class path, or refuses what is not one.
+    """
+    cls = REGISTRIES[key].by_short_name(name)
+    return name if cls is None else cls.__name__
+
+
+def _optimizer(value: str) -> str | dict[str, str]:
+    """Return the group's content for an optimizer's name; a file's path, or more content than that, as it is."""
+    if value.startswith("{"):
+        content = get_loader("yaml")(value)
+        alone = isinstance(content, dict) and set(content) == {"class_path"}
+        return _optimizer(str(content["class_path"])) if alone else value
+    return value if Path(value).is_file() else {"class_path": optimizer_path(value)}
+
+
+def _precision(value: Any, old: str) -> Any:
+    """Return fp32 for Accelerate's name of it, which YAML reads as false."""
+    if value is not False and value != "no":
+        return value
+    warn_renamed(old, "fp32")
+    return "fp32"

@@ -1,0 +1,107 @@
+"""The keys of a run's configuration, read from the source code of its dataclasses without importing them.
+
+The import of the dataclasses imports torch, which takes seconds. A misspelt option is refused by this list in less than
+one; the parser, which has the same keys (a test compares them), then checks everything else.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from ldm_ae.core.registry import plugin_entry_points
+
+ROOT = ("ldm_ae.training.parsing", "RunConfig")
+"""Module and name of the dataclass of all keys. A nested dataclass must be imported from the module that defines it."""
+
+CLASS_KEYS = ("model", "quantizer", "regularizer", "discriminator", "reconstruction", "perceptual", "adversarial")
+"""The last parts of the keys whose value is a registered class, with `class_path` and `init_args`."""
+
+OPTIMIZER_KEYS = ("optimizer", "discriminator_optimizer")
+"""The groups whose `class_path` names an optimizer. The group's name alone sets it too: `--optimizer adamw`."""
+
+RENAMED = {"data.bad_share": "data.max_bad_fraction"}
+"""The renamed keys of a configuration: new names by old names."""
+
+PARSERS_OWN = ("config", "print_config", "help", "h")
+"""Options that are not keys."""
+
+_COMPONENTS = ("models/adapters", "quantizers", "regularizers", "discriminators", "losses")
+_OF_A_CLASS = {"class_path", "init_args", "dict_kwargs", "help", *CLASS_KEYS}
+
+
+@cache
+def config_keys() -> dict[str, str]:
+    """Return the annotation of each key that has a value of its own, by the full key such as `training.max_steps`."""
+    return dict(_fields(*ROOT))
+
+
+@cache
+def groups() -> frozenset[str]:
+    """Return the keys that hold other keys, such as `training`."""
+    return frozenset(key.rpartition(".")[0] for key in config_keys() if "." in key)
+
+
+@cache
+def class_arguments() -> frozenset[str]:
+    """Return the names of all arguments of our registered classes, and of the dataclasses among these arguments."""
+    found: set[str] = set()
+    for folder in _COMPONENTS:
+        for path in Path(_package(), folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                    found |= {argument.arg for argument in [*node.args.args, *node.args.kwonlyargs]}
+                elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    found.add(node.target.id)
+    return frozenset(found)
+
+
+def is_known(key: str) -> bool:
+    """Return whether a key of the configuration can exist. Arguments of plugins' classes are not known; all pass."""
+    if key in config_keys() or key in groups() or key in RENAMED:
+        return True
+    parts = key.split(".")
+    for length in range(1, len(parts)):
+        owner = ".".join(parts[:length])
+        if annotation := config_keys().get(owner):
+            if parts[length - 1] in CLASS_KEYS:
+                names = set(parts[length:]) - _OF_A_CLASS
+                return bool(plugin_entry_points()) or names <= class_arguments()
+            return annotation.startswith("dict[")
+    return False
+
+
+def _fields(module: str, name: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+    tree = _source(module)
+    imported = {
+        alias.name: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ldm_ae.")
+        for alias in node.names
+    }
+    (fields,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    for field in fields:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            key, annotation = f"{prefix}{field.target.id}", ast.unparse(field.annotation)
+            if annotation in imported and _is_dataclass(imported[annotation], annotation):
+                yield from _fields(imported[annotation], annotation, f"{key}.")
+            else:
+                yield key, annotation
+
+
+def _is_dataclass(module: str, name: str) -> bool:
+    found = (node for node in _source(module).body if isinstance(node, ast.ClassDef) and node.name == name)
+    return any("dataclass" in ast.unparse(decorator) for node in found for decorator in node.decorator_list)
+
+
+@cache
+def _source(module: str) -> ast.Module:
+    path = Path(_package(), *module.split(".")[1:])
+    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_bytes())
+
+
+def _package() -> str:
+    return str(next(iter(importlib.import_module("ldm_ae").__path__)))

@@ -1,0 +1,154 @@
+"""The lines that a run prints before its first step and after its last one.
+
+The first lines need the parsed configuration alone, so that they stand on the terminal before slow work begins.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from torch import nn
+
+from ldm_ae.core.processes import Processes
+from ldm_ae.core.terminal import duration
+from ldm_ae.data.config import DataConfig
+from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.monitoring.trackers import (
+    TENSORBOARD,
+    WANDB,
+    chosen_trackers,
+    run_name,
+    tensorboard_folder,
+)
+
+if TYPE_CHECKING:
+    from ldm_ae.training.trainer import Trainer
+
+_WIDTH = 11
+
+
+class Banner:
+    """The start banner, printed by the first process as its parts become available.
+
+    Args:
+        folder: The run directory.
+        config: The parsed configuration, of which nothing is built: `data` and `training` have the fields of
+            `DataConfig` and `TrainingConfig`.
+    """
+
+    def __init__(self, folder: Path, config: Any):
+        self._folder, self._data, self._training = folder, config.data, config.training
+        processes = Processes.from_environment()
+        self._processes = processes.count
+        self._console = Console(stderr=True, quiet=processes.rank > 0, highlight=False)
+
+    def print_plan(self) -> None:
+        """Print what the configuration states: run directory, images, steps, logs, trackers."""
+        self._line("run", f"{self._folder} ({'exists' if (self._folder / 'checkpoints').is_dir() else 'new'})")
+        self._line("images", _images_line(self._data))
+        training, count = self._training, self._processes
+        batch = training.batch_size * training.accumulation * count
+        of = f"batch_size {training.batch_size} x accumulation {training.accumulation} x processes {count}"
+        self._line("steps", f"{training.max_steps}, {batch} images each ({of})")
+        self._line(
+            "writes", f"metrics.jsonl every {training.log_every} steps, samples/ every {training.sample_every}, "
+            f"validation every {training.validate_every}, checkpoints/ every {training.checkpoint_every}"
+        )  # fmt: skip
+        self._line("trackers", trackers_line(training, self._folder))
+
+    def print_precision(self, line: str) -> None:
+        """Print the device, the precision and the reason for it, as `Numerics.line` returns them."""
+        self._line("precision", line)
+
+    def print_parts(self, trainer: Trainer) -> None:
+        """Print the number of images and of parameters, which are known once everything is built."""
+        validation = "no" if trainer.validation is None else f"{len(trainer.validation):,}"
+        self._line("data", f"{len(trainer.loader):,} training images, {validation} validation images")
+        networks: list[nn.Module | None] = [trainer.autoencoder, trainer.discriminator]
+        self._line("networks", "; ".join(_parameters(network) for network in networks if network is not None))
+
+    def _line(self, name: str, text: str) -> None:
+        self._console.print(_line(name, text), markup=False, soft_wrap=True)
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name + ': ' if name else '':<{_WIDTH}}{text}"
+
+
+def _images_line(data: Any) -> str:
+    """Return the origin of the training and validation images."""
+    if data.validation_images == 0:
+        held_out = "no validation"
+    elif data.validation is None:
+        held_out = f"up to {data.validation_images} of them held out for validation"
+    else:
+        held_out = f"validation on up to {data.validation_images} of {data.validation}"
+    return f"{data.train} at {data.resolution}x{data.resolution} pixels, {held_out}"
+
+
+def trackers_line(training: TrainingConfig, folder: Path) -> str:
+    """Return the name of each tracker, and where its user finds the run."""
+    found = []
+    for name in chosen_trackers(training):
+        if name == TENSORBOARD:
+            logs = shlex.quote(str(tensorboard_folder(training, folder).parent))
+            found.append(f"{name} (tensorboard --logdir {logs})")
+        elif name == WANDB:
+            found.append(f"{name} (project {training.project}, run {run_name(training, folder)})")
+        else:
+            found.append(f"{name} (project {training.project})")
+    return ", ".join(found) or "none"
+
+
+def _parameters(network: nn.Module) -> str:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    total, trainable = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+    return f"{type(network).__name__} {total:,} parameters ({trainable:,} trainable)"
+
+
+def closing_lines(trainer: Trainer, data: DataConfig) -> Iterator[str]:
+    """Yield the lines of a run that has all its steps: its model, its best step, the next commands.
+
+    Args:
+        trainer: The trainer after its last step, or of a run that was finished before.
+        data: The run's images, with which the commands are written.
+    """
+    steps, last = trainer.config.max_steps, trainer.step
+    done, seconds = trainer.log.duration()
+    if done:
+        speed = done * trainer.loader.global_batch / max(seconds, 1e-9)
+        text = f"step {last} of {steps}; {done} steps in {duration(seconds)}, {speed:.1f} images/s"
+        yield _line("finished", text)
+    else:
+        yield _line("finished", f"step {last} of {steps}; nothing is left to train")
+        yield _line("", f"to train longer, add --training.max_steps {2 * steps}, or any number above {steps}")
+    kind = "EMA weights" if trainer.ema is not None else "weights"
+    yield _line("model", f"{trainer.folder / 'model'} ({kind} of step {last})")
+    if trainer.best is not None:
+        yield _line("best", _best(trainer, int(trainer.best["step"]), trainer.best["score"]))
+    for number, command in enumerate(next_commands(trainer.folder, data)):
+        yield _line("next" if number == 0 else "", command)
+
+
+def _best(trainer: Trainer, step: int, score: float) -> str:
+    metric = trainer.scoring.best
+    value = score if metric.direction == "higher" else -score
+    path = trainer.folder / "checkpoints" / f"step-{step:08d}"
+    place = f" in {path}" if path.is_dir() else ""
+    return f"step {step}, {metric.name} {value:.4g} ({metric.direction} is better){place}"
+
+
+def next_commands(folder: Path, data: DataConfig) -> list[str]:
+    """Return commands that use a finished run; their results lie beside the run directory."""
+    run, train, held_out = (shlex.quote(str(path)) for path in (folder, data.train, data.validation or data.train))
+    beside = folder if folder.name not in ("", "..") else folder.resolve()
+    evaluation, latents, exported = (shlex.quote(f"{beside}-{name}") for name in ("evaluation", "latents", "diffusers"))
+    return [
+        f"ldm-ae evaluate {run} {held_out} --out {evaluation}",
+        f"ldm-ae encode {run} {train} {latents}",
+        f"ldm-ae export {run} {exported} --images {train}",
+    ]

@@ -1,0 +1,81 @@
+"""The sample images of a run: the same few images at every step, so that two steps can be compared."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from ldm_ae.data import EvaluationLoader, TrainingLoader
+from ldm_ae.evaluation import comparison_grid
+from ldm_ae.evaluation.report.pictures import ERROR_GAIN
+from ldm_ae.images.transforms import ImageTransform
+from ldm_ae.models import Autoencoder
+from ldm_ae.models.inference import in_eval_mode
+
+SAMPLE_IMAGES = 8
+_HEADER = 16
+"""Height in pixels of the line of text above the images."""
+
+
+class Samples:
+    """Fixed images, their reconstructions and errors.
+
+    The images are the first of the validation set, or of the training images if the run has no validation. They are
+    decoded when the run starts, by the transform of the validation, so a resumed run has the same ones.
+
+    Args:
+        training: The training images.
+        validation: The validation images, or None.
+        transform: The transform of the validation.
+        batch_size: Number of images of one forward pass.
+        autocast_dtype: The dtype of the validation's forward passes; None is the model's own.
+
+    Raises:
+        UserError: None of the images can be decoded.
+    """
+
+    def __init__(
+        self,
+        training: TrainingLoader,
+        validation: EvaluationLoader | None,
+        transform: ImageTransform,
+        *,
+        batch_size: int,
+        autocast_dtype: torch.dtype | None,
+    ):
+        self.kind = "training" if validation is None else "validation"
+        self.pixel_values: Tensor = (
+            training.first(SAMPLE_IMAGES, transform) if validation is None else validation.first(SAMPLE_IMAGES)
+        )
+        """(B, 3, H, W) in [-1, 1]."""
+        self._batch_size, self._autocast_dtype = batch_size, autocast_dtype
+
+    def file_name(self, step: int) -> str:
+        """Return the name of the file of a step; it names training images."""
+        return f"step-{step:08d}.png" if self.kind == "validation" else f"step-{step:08d}-training-images.png"
+
+    def draw(self, model: Autoencoder, step: int, weights: str) -> Image.Image:
+        """Draw each original above its reconstruction and its error, below a line of text.
+
+        The reconstructions are decoded from the posterior's mode in eval mode; nothing random is drawn.
+
+        Args:
+            model: A model on its device, in any mode.
+            step: The step, for the text.
+            weights: The name of the model's weights, for the text.
+        """
+        device, dtype = model.device, self._autocast_dtype
+        found = []
+        with in_eval_mode(model), torch.no_grad():
+            for images in self.pixel_values.split(self._batch_size):
+                with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                    found.append(model.decode(model.encode(images.to(device)).mode()).float().cpu())
+        grid = comparison_grid(self.pixel_values, torch.cat(found).nan_to_num(), errors=True)
+        text = f"step {step}, {weights}: {self.kind} images, reconstructions, errors x{ERROR_GAIN:.0f}"
+        # All steps have one width.
+        left, _, right, _ = ImageDraw.Draw(grid).textbbox((2, 2), text.replace(str(step), "0" * 8, 1))
+        canvas = Image.new("RGB", (max(grid.width, int(right + left)), grid.height + _HEADER), (255, 255, 255))
+        ImageDraw.Draw(canvas).text((2, 2), text, fill=(0, 0, 0))
+        canvas.paste(grid, (0, _HEADER))
+        return canvas
