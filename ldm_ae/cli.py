@@ -36,11 +36,11 @@ def _run(arguments: list[str]) -> int | None:
 
 
 def _parser() -> Parser:
-    """The parser of `--help` and `--version`, which lists the commands."""
+    """Return the parser of `--help` and `--version`, which lists the commands."""
     parser = Parser(
         prog=PROGRAM,
-        description="The first stage of latent diffusion: train, measure and use image autoencoders.",
-        epilog=f"{PROGRAM} COMMAND --help tells more. Start with: {PROGRAM} quickstart",
+        description="The first stage of latent diffusion: train, evaluate and use image autoencoders.",
+        epilog=f"Run `{PROGRAM} COMMAND --help` for the options of a command. Start with: {PROGRAM} quickstart",
     )
     parser.add_argument("--version", action="version", version=f"ldm_ae {__version__}")
     listed = parser.add_subparsers(title="commands", metavar="COMMAND")

@@ -48,15 +48,15 @@ print(json.dumps({
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script from the command line; return 1 if a test fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kinds", nargs="*", metavar="newest|oldest", help="which versions (default both)")
+    parser.add_argument("kinds", nargs="*", metavar="newest|oldest", help="versions to test (default: both)")
     parser.add_argument(
-        "--python", default="{}.{}".format(*sys.version_info), help="version of Python (default %(default)s)"
+        "--python", default="{}.{}".format(*sys.version_info), help="Python version (default: %(default)s)"
     )
     parser.add_argument(
-        "--pytest", nargs="+", default=[], metavar="ARGUMENT", help="more arguments of pytest, after --"
+        "--pytest", nargs="+", default=[], metavar="ARGUMENT", help="additional arguments for pytest, after --"
     )
     parser.add_argument(
-        "--environment", metavar="PYTHON", type=Path, help="test this environment as the one kind of versions named"
+        "--environment", metavar="PYTHON", type=Path, help="test the current environment as the named kind of versions"
     )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the warnings of libraries to this file")
     options = parser.parse_args(arguments)
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         parser.error(f"unknown versions {', '.join(unknown)}: expected newest or oldest")
     if options.environment is not None and len(kinds) != 1:
-        parser.error("--environment is of one kind: name newest or oldest")
+        parser.error("--environment tests one kind of versions: give newest or oldest")
     if options.environment is None and shutil.which("uv") is None:
         parser.error("the command uv is missing; install it with: pip install uv")
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}

@@ -40,9 +40,9 @@ def recolour(image: Image.Image, angle: float, factor: float) -> Image.Image:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit status, as for `ldm-ae`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("images", help="IMAGES, as ldm-ae train takes them")
-    parser.add_argument("out", type=Path, help="a new folder")
-    parser.add_argument("--seed", type=int, default=0, help="of the colours (default: %(default)s)")
+    parser.add_argument("images", help="IMAGES, as for ldm-ae train")
+    parser.add_argument("out", type=Path, help="new folder for the images")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the colours (default: %(default)s)")
     options = parser.parse_args(arguments)
     return exit_status(lambda: write_photos(options.images, options.out, options.seed), "recolour")
 

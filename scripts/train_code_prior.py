@@ -52,7 +52,7 @@ from ldm_ae.models import Autoencoder, load_autoencoder, pick_device
 from ldm_ae.priors import CausalTransformer, CodePrior, GatedPixelCNN, decode_indices, encode_indices, save_prior
 
 LABEL_DROPOUT = 0.1
-"""Fraction of labels that are replaced by none, so that the prior also learns to work without labels."""
+"""Fraction of labels that are dropped, so that the prior also learns to work without labels."""
 PRIORS: dict[str, type[CodePrior]] = {"pixelcnn": GatedPixelCNN, "transformer": CausalTransformer}
 
 
@@ -70,7 +70,9 @@ def image_pixels(store: LatentStore) -> int:
     """Return the number of pixels of each image; raise `UserError` if the images differ."""
     buckets = store.good()["bucket"].unique().to_pylist()
     if len(buckets) > 1:
-        raise UserError(f"{store.path} has images of {', '.join(buckets)}; a prior is of one size")
+        raise UserError(
+            f"{store.path} has images of {', '.join(buckets)}; a prior needs one size: encode with a single size"
+        )
     height, width = (int(side) for side in buckets[0].split("x"))
     return height * width
 
@@ -120,7 +122,7 @@ def range_coded(prior: CodePrior, images: Sequence[dict]) -> dict[str, float]:
             coded = encode_indices(prior, indices, label)
             if not torch.equal(decode_indices(prior, coded, label), indices):
                 raise RunError(
-                    "the range decoder gave other codes: the prior's numbers are not repeatable on this device"
+                    "the range decoder returned other codes: the prior's results are not reproducible on this device"
                 )
             words += len(coded)
             bits += float(prior.bits(indices[None], torch.tensor([label])))
@@ -136,7 +138,7 @@ def sample_grid(prior: CodePrior, autoencoder: Autoencoder, images: Sequence[dic
         samples = prior.sample(len(images), labels, generator=generator).cpu()
     own = torch.stack([image["indices"] for image in images])
     codebook = autoencoder.codebook
-    assert codebook is not None, "the store has this model's indices"
+    assert codebook is not None, "the store holds this model's indices"
     decoded = [
         torch.cat([autoencoder.decode(codebook.latents(image[None])) for image in indices])
         for indices in (own, samples)
@@ -201,7 +203,7 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
             if len(losses) == args.log_every or step == args.steps:
                 learned = accelerator.reduce(torch.stack(losses).mean(), "mean").item() / math.log(2.0)
                 measured = bits_per_image(prior, measuring, accelerator, told=classes) / codes
-                accelerator.print(f"step {step}: {learned:.3f} bits a code, {measured:.3f} held out", flush=True)
+                accelerator.print(f"step {step}: {learned:.3f} bits per code, {measured:.3f} held out", flush=True)
                 losses.clear()
 
     with ProgressDisplay("measuring", len(left_out), shown=accelerator.is_main_process):
@@ -222,7 +224,7 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         print(f"{len(held_out)} held-out images  bits per code  bits per pixel")
         for name, rate in rates.items():
             print(f"{name:<20}{rate['bits_per_code']:>13.3f}{rate['bits_per_pixel']:>16.4f}")
-        print(f"{len(coded)} of them came back from the range coder as they were")
+        print(f"{len(coded)} of them round-tripped through the range coder unchanged")
         print(f"saved {type(prior).__name__}, metrics.json and samples.png to {out}", flush=True)
     accelerator.end_training()
     return rates if accelerator.is_main_process else {}
@@ -232,20 +234,24 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Train a prior over the codes in a latent store.")
     parser.add_argument("--store", required=True, help="folder that `ldm-ae encode` wrote with a discrete model")
-    parser.add_argument("--model", required=True, help="that model, to decode samples with")
+    parser.add_argument("--model", required=True, help="the model that made the codes, to decode samples")
     parser.add_argument("--out", required=True, help="new folder for the prior, metrics.json and samples.png")
     parser.add_argument("--prior", choices=tuple(PRIORS), default="pixelcnn")
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--batch-size", type=int, default=32, help="images a step and process")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="the highest; it rises for a tenth of the "
-                        "steps and falls to 0")  # fmt: skip
-    parser.add_argument("--width", type=int, help="channels (default: 64 of pixelcnn, 256 of transformer)")
-    parser.add_argument("--depth", type=int, help="layers (default: 10 of pixelcnn, 6 of transformer)")
-    parser.add_argument("--dropout", type=float, default=0.1, help="against learning few images by heart")
-    parser.add_argument("--held-out", type=float, default=0.1, help="share of the images to measure on, chosen by key")
-    parser.add_argument("--coded", type=int, default=2, help="held-out images to send through the range coder")
-    parser.add_argument("--samples", type=int, default=8, help="samples to draw into samples.png")
-    parser.add_argument("--log-every", type=int, default=200, help="steps between two lines with bits per code")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per step and process")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="maximum; it rises for a tenth of the "
+                        "steps, then falls to 0")  # fmt: skip
+    parser.add_argument("--width", type=int, help="channels (default: 64 for pixelcnn, 256 for transformer)")
+    parser.add_argument("--depth", type=int, help="layers (default: 10 for pixelcnn, 6 for transformer)")
+    parser.add_argument(
+        "--dropout", type=float, default=0.1, help="dropout probability, against overfitting to few images"
+    )
+    parser.add_argument(
+        "--held-out", type=float, default=0.1, help="fraction of the images held out to measure on, chosen by key"
+    )
+    parser.add_argument("--coded", type=int, default=2, help="number of held-out images to code with the range coder")
+    parser.add_argument("--samples", type=int, default=8, help="number of samples in samples.png")
+    parser.add_argument("--log-every", type=int, default=200, help="steps between log lines of bits per code")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="autocast dtype; auto is bf16 on a "
                         "device that is fast in it, fp32 on others (default: %(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)

@@ -85,16 +85,18 @@ def check(store: LatentStore, autoencoder: Autoencoder, kind: str) -> None:
     """Raise `UserError` for a store that this autoencoder, model or pipeline cannot use."""
     store.check_model(autoencoder)
     if store.request.indices_alone:
-        raise UserError(f"{store.path} holds indices and no latents; encode without --store lean")
+        raise UserError(f"{store.path} holds indices, no latents; encode without --store lean")
     if store.statistics.is_constant:
-        raise UserError(f"the latents of {store.path} are constant; is the autoencoder trained?")
+        raise UserError(f"the latents of {store.path} are constant; encode with a trained autoencoder")
     buckets = store.good()["bucket"].unique().to_pylist()
     if len(buckets) > 1 or len(set(buckets[0].split("x"))) > 1:
-        raise UserError(f"{store.path} has images of {', '.join(buckets)}; the pipelines make squares of one size")
+        raise UserError(
+            f"{store.path} has images of {', '.join(buckets)}; a pipeline needs one square size; encode one"
+        )
     if kind == "dit" and (top := max(store.good()["label"].to_pylist())) >= NO_CLASS:
-        raise UserError(f"{store.path} has class {top}; DiTPipeline takes classes up to {NO_CLASS - 1}")
+        raise UserError(f"{store.path} has class {top}; DiTPipeline supports classes up to {NO_CLASS - 1}")
     if kind == "dit" and top < 0:
-        raise UserError(f"{store.path} has no labels, which dit learns; encode with --labels, or use --model unet")
+        raise UserError(f"{store.path} has no labels, which dit requires; encode with --labels, or use --model unet")
 
 
 def open_latents(store: LatentStore, spec: LatentSpec, seed: int) -> LatentDataset:
@@ -132,7 +134,7 @@ def as_diffusers(net: nn.Module) -> nn.Module:
     """Return the network in diffusers' own class, by whose name a pipeline finds it; UserError without such a class."""
     own = getattr(diffusers, type(net).__name__, None)
     if own is None:
-        raise UserError(f"diffusers has no {type(net).__name__}, so that no pipeline of it can hold this autoencoder")
+        raise UserError(f"diffusers has no {type(net).__name__}, so its pipelines cannot hold this autoencoder")
     if type(net) is own:
         return net
     copy = own.from_config(net.config)
@@ -220,16 +222,23 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the options."""
     parser = argparse.ArgumentParser(description="Train a latent diffusion model on a latent store.")
     parser.add_argument("--store", required=True, help="folder that `ldm-ae encode` wrote")
-    parser.add_argument("--autoencoder", required=True, help="the model it was encoded with: a run or diffusers folder")
+    parser.add_argument("--autoencoder", required=True, help="the model that encoded it: a run or diffusers folder")
     parser.add_argument("--out", required=True, help="new folder for the pipeline")
-    parser.add_argument("--model", choices=("unet", "dit"), default="unet", help="unet ignores labels, dit learns them")
+    parser.add_argument(
+        "--model",
+        choices=("unet", "dit"),
+        default="unet",
+        help="architecture; unet ignores labels, dit is conditioned on them",
+    )
     parser.add_argument("--objective", choices=("flow", "ddpm"), default="flow")
     parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--batch-size", type=int, default=32, help="latents a step and process")
+    parser.add_argument("--batch-size", type=int, default=32, help="latents per step and process")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
-    parser.add_argument("--width", type=int, default=128, help="channels of the widest-resolution level, or of a token")
+    parser.add_argument(
+        "--width", type=int, default=128, help="channels of the highest-resolution level, or of a token"
+    )
     parser.add_argument("--depth", type=int, default=2, help="blocks per level, or transformer blocks")
-    parser.add_argument("--log-every", type=int, default=50, help="steps between two lines with the loss")
+    parser.add_argument("--log-every", type=int, default=50, help="steps between log lines of the loss")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="autocast dtype; auto is bf16 on a "
                         "device that is fast in it, fp32 on others (default: %(default)s)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)

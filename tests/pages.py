@@ -5,7 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from pathlib import Path
 
-from ldm_ae.commands._quickstart_page import Contestant, save_pictures, write_page
+from ldm_ae.commands._quickstart_page import Contestant, save_images, write_page
 from ldm_ae.evaluation import Evaluation, comparison_grid, evaluate, write_report
 from tests.evaluation.stubs import IdentityAutoencoder, MeanDistance, PixelFeatures, loader, pictures
 
@@ -60,7 +60,7 @@ def write_pages(folder: Path) -> dict[str, Path]:
         )
     ]  # fmt: skip
     for contestant in contestants:
-        save_pictures(quickstart, contestant)
+        save_images(quickstart, contestant)
         write_report(contestant.evaluation, quickstart / contestant.report)
     (quickstart / "run" / "samples").mkdir(parents=True)
     grid = comparison_grid(pictures(8), pictures(8))

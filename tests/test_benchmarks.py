@@ -169,7 +169,7 @@ def test_gpu_benchmark_refuses_a_machine_without_an_accelerator(toy: Any, monkey
     import gpu
 
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
-    with pytest.raises(SystemExit, match="no accelerator here"):
+    with pytest.raises(SystemExit, match="this machine has no accelerator"):
         gpu.main()
 
 

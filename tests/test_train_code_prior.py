@@ -74,7 +74,7 @@ def test_training_writes_rates_and_samples_and_evaluate_uses_the_prior(
     assert run(trainer, store, out, prior=prior, coded=3) == 0
     printed = capsys.readouterr().out
     assert [line.split(":")[0] for line in printed.splitlines()[:2]] == ["step 2", "step 4"]
-    assert "3 of them came back from the range coder" in printed
+    assert "3 of them round-tripped through the range coder" in printed
     found = json.loads((out / "metrics.json").read_text())
     assert found["images"] == {"training": 9, "held_out": 3, "coded": 3}
     rates = {name: rate["bits_per_code"] for name, rate in found["held_out"].items()}
@@ -169,7 +169,7 @@ def test_damaged_store_is_refused_before_training(
     save_file(tensors, shard)
     assert run(trainer, store, tmp_path / "out") == 2
     printed = capsys.readouterr()
-    assert "indices outside of [0, 16)" in printed.err
+    assert "indices outside [0, 16)" in printed.err
     assert "step" not in printed.out
 
 
@@ -186,7 +186,7 @@ def test_invalid_options_are_refused_in_one_line(
         (samples, out, {}, "holds no indices"),
         (store, out, dict(model=other.parent / "model"), "made by another model"),
         (store, out, dict(model=tmp_path / "nowhere"), "no such model"),
-        (image_folder, out, dict(model=store.parent / "model"), "no latent store"),
+        (image_folder, out, dict(model=store.parent / "model"), "not a latent store"),
         (store, store, {}, "is not empty"),
         (store, out, dict(steps=0), "--steps must be at least 1"),
         (store, out, dict(held_out=1.0), "--held-out is 1.0"),

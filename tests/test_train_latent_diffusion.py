@@ -259,9 +259,9 @@ def test_invalid_options_are_refused_in_one_line(
         (store, out, dict(steps=0), "--steps must be at least 1"),
         (store, out, dict(width=33), "multiple of 32"),
         (store, store, {}, "is not empty"),
-        (image_folder, out, dict(autoencoder=ours), "no latent store"),
-        (wide, out, dict(autoencoder=ours), "images of 32x40; the pipelines make squares"),
-        (no_labels, out, dict(autoencoder=ours, model="dit"), "has no labels, which dit learns"),
+        (image_folder, out, dict(autoencoder=ours), "not a latent store"),
+        (wide, out, dict(autoencoder=ours), "images of 32x40; a pipeline needs one square size"),
+        (no_labels, out, dict(autoencoder=ours, model="dit"), "has no labels, which dit requires"),
     ):
         assert run(trainer, place, target, **changes) == 2
         error = capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm_ae.core.errors import UserError
@@ -19,6 +20,11 @@ def print_notes(notes: Sequence[str]) -> None:
     """Print each note as a line on stderr."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+
+
+def print_path(what: str, path: str | Path) -> None:
+    """Print the path of a result, the last line of each command that writes one."""
+    print(f"{what}: {path}")
 
 
 def option_of(name: str) -> str:
@@ -61,7 +67,7 @@ def whole_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, WholeTr
     others += ["crop"] * (args.crop != "center") + ["resize"] * (args.resize not in (None, "none"))
     others += ["size"] * (args.resize == "none" and args.size is not None)
     if others:
-        raise UserError(f"--whole does not go with {option_of(others[0])}; leave one of them out")
+        raise UserError(f"--whole and {option_of(others[0])} exclude each other; remove one of them")
     model, source = _model_and_images(args)
     shorter = None if args.resize == "none" else args.size or model.sample_size
     if shorter is not None:
@@ -75,12 +81,12 @@ def bucketed_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, Imag
 
     given = [name for name in ("sizes", "area") if getattr(args, name) is not None]
     if args.area is None and (args.multiple is not None or args.max_ratio is not None):
-        raise UserError("--multiple and --max-ratio belong to --area; leave them out")
+        raise UserError("--multiple and --max-ratio have no effect without --area; remove them, or add --area")
     if not given:
         return square_inputs(args)
     others = [name for name in (*given[1:], "size", "resize") if getattr(args, name) is not None]
     if others := [*others, *["crop"] * (args.crop != "center")]:
-        raise UserError(f"--{others[0]} does not go with --{given[0]}; leave one of them out")
+        raise UserError(f"--{others[0]} and --{given[0]} exclude each other; remove one of them")
     if args.sizes is not None:
         sizes = [_size(text, "sizes") for text in args.sizes.split(",")]
     else:
@@ -115,10 +121,17 @@ def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
     from ldm_ae.core.devices import pick_device
     from ldm_ae.data import open_source
     from ldm_ae.models import is_model_folder, load_autoencoder
+    from ldm_ae.models.loading.folder import local_folder
 
     if args.model == DEFAULT_MODEL and is_model_folder(args.images):
-        raise UserError(f"{args.images} is a model; which images it is for, and what comes after them, is missing")
+        raise UserError(
+            f"{args.images} is a model, and the arguments after it are missing; give MODEL IMAGES and those that follow"
+        )
     if args.batch_size < 1 or args.workers < 0:
-        raise UserError("--batch-size must be at least 1 and --workers at least 0")
+        raise UserError(
+            f"--batch-size must be at least 1 and --workers at least 0; got {args.batch_size} and {args.workers}"
+        )
     keep_freed_memory(pick_device(args.device))
-    return load_autoencoder(args.model), open_source(args.images)
+    folder = local_folder(args.model)  # wrong names are refused before the import of diffusers, which takes seconds
+    source = open_source(args.images)
+    return load_autoencoder(folder), source

@@ -24,15 +24,15 @@ from ldm_ae.training import TrainingConfig
 from ldm_ae.training.changes import saved_config
 from ldm_ae.training.checkpoints.state import read_state
 
-_FOLDERS = "a model, a run, a checkpoint of one, a latent store, or a prior over codes"
-_WEIGHTS = "a file of weights, of which ldm-ae import makes a model folder"
-_IMAGES = "a file of images, which evaluate, encode and reconstruct take"
+_FOLDERS = "a model, a run, a checkpoint of a run, a latent store, or a prior over codes"
+_WEIGHTS = "a file of weights, which ldm-ae import reads into a model folder"
+_IMAGES = "a file of images, which evaluate, encode and reconstruct read"
 _KINDS_OF_FILES = {
-    "yaml": "a configuration, which ldm-ae train --config takes", "yml": "a configuration, which ldm-ae train --config "
-    "takes", "safetensors": _WEIGHTS, "ckpt": _WEIGHTS, "pth": _WEIGHTS, "pt": _WEIGHTS, "bin": _WEIGHTS,
-    "tar": _IMAGES, "parquet": "a Parquet file, which evaluate, encode and reconstruct take if it holds images",
-    "json": "a JSON file, a part of what inspect takes",
-    "zip": "an archive; of EDM2's latents ldm-ae convert --format store makes a store",
+    "yaml": "a configuration, which ldm-ae train --config reads", "yml": "a configuration, which ldm-ae train --config "
+    "reads", "safetensors": _WEIGHTS, "ckpt": _WEIGHTS, "pth": _WEIGHTS, "pt": _WEIGHTS, "bin": _WEIGHTS,
+    "tar": _IMAGES, "parquet": "a Parquet file, which evaluate, encode and reconstruct read if it holds images",
+    "json": "a JSON file, which may be part of a folder that inspect reads",
+    "zip": "an archive; if it holds EDM2's latents, ldm-ae convert --format store reads it",
 }  # fmt: skip
 """Descriptions of files, by extension."""
 
@@ -51,7 +51,7 @@ def inspect_path(path: str | Path, *, progress: Callable[[int, int], None] | Non
     if not path.exists():
         raise UserError(f"no such path: {path}{suggestion(path)}")
     if not path.is_dir():
-        raise UserError(f"{path} is {seems_to_be(path)}; inspect takes a folder: {_FOLDERS}")
+        raise UserError(f"{path} is {seems_to_be(path)}; inspect reads a folder: {_FOLDERS}")
     if (path / "checkpoints").is_dir() or (path / "environment.json").is_file():
         return inspect_run(path)
     if (path / MANIFEST).is_file() or path.name.startswith("step-"):
@@ -68,7 +68,7 @@ def inspect_path(path: str | Path, *, progress: Callable[[int, int], None] | Non
 
 def seems_to_be(path: Path) -> str:
     """Return what a file seems to be by its name, and the command that takes such a file where there is one."""
-    ending, image = path.suffix.lower().removeprefix("."), "an image, which evaluate, encode and reconstruct take"
+    ending, image = path.suffix.lower().removeprefix("."), "an image, which evaluate, encode and reconstruct read"
     kinds = dict.fromkeys(IMAGE_EXTENSIONS, image) | _KINDS_OF_FILES
     return "not a file or folder" if not path.is_file() else kinds.get(ending, "a file")
 
@@ -79,7 +79,7 @@ def inspect_codes(store: LatentStore) -> dict[str, Any]:
     Few places (`counted`) make a large codebook look small: their bits cannot exceed log2 of their number.
     """
     spec = store.spec
-    assert spec.codebook_size is not None, "there are indices"
+    assert spec.codebook_size is not None, "a store with indices has a codebook"
     found: dict[str, Any] = {"size": spec.codebook_size, "levels": spec.codebook_levels or 1}
     usage = CodebookUsage(spec.codebook_size)
     for indices in store.indices():

@@ -14,8 +14,8 @@ MODEL = (
 )
 IMAGES = (
     "a folder of images or one image, WebDataset tars, Parquet files, a `datasets` source (a folder that it saved or "
-    "hf:OWNER/NAME), where a folder can be several of these with folder:, tars:, parquet: or saved: before its path, "
-    "or photos:train and photos:heldout, which come with the quickstart"
+    "hf:OWNER/NAME), or photos:train and photos:heldout of the quickstart; the prefix folder:, tars:, parquet: or "
+    "saved: selects the kind of an ambiguous folder"
 )
 
 
@@ -31,47 +31,58 @@ def add_images(parser: argparse.ArgumentParser) -> None:
 
 def add_store(parser: argparse.ArgumentParser) -> None:
     """Add STORE."""
-    parser.add_argument("store", metavar="STORE", help="the latent store")
+    parser.add_argument("store", metavar="STORE", help="latent store")
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
     """Add OUT."""
-    parser.add_argument("out", metavar="OUT", help="a new folder for the results")
+    parser.add_argument("out", metavar="OUT", help="new folder for the results")
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Add --overwrite."""
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier result of this command in the "
+                        "folder; files of other names are never replaced")  # fmt: skip
 
 
 def add_images_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that control how images become pixels of one size."""
-    parser.add_argument("--size", type=int, help="side of the central square crop in pixels (default: the size the "
-                        "model was trained at)")  # fmt: skip
+    parser.add_argument("--size", type=int, help="side of the central square crop in pixels (default: the size that "
+                        "the model was trained at)")  # fmt: skip
     parser.add_argument("--resize", help="shorter side before the crop, or none for no resizing (default: the size)")
-    parser.add_argument("--crop", choices=("center", "adm"), default="center", help="adm resizes as center_crop_arr of "
-                        "ADM does, by which scores on ImageNet are published (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--crop", choices=("center", "adm"), default="center", help="adm resizes like ADM's "
+                        "center_crop_arr, which published scores on ImageNet use (default: %(default)s)")  # fmt: skip
     parser.add_argument("--colour-profiles", choices=("convert", "ignore"), help="convert colours to sRGB by the "
                         "images' colour profiles, or ignore these, as published data sets did (default: convert, or "
-                        "what the store to be resumed was begun with)")  # fmt: skip
+                        "the setting of the store that is resumed)")  # fmt: skip
     parser.add_argument("--max-pixels", type=int, metavar="N", help="skip larger images; decoding takes about 10 bytes "
                         "a pixel (default: 89 million)")  # fmt: skip
-    parser.add_argument("--workers", type=int, default=2, help="decoding processes (default: %(default)s)")
-    parser.add_argument("--max-bad-fraction", type=float, default=0.01, help="fraction of unreadable images past which "
-                        "the command fails (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=2, help="number of decoding processes (default: %(default)s)")
+    parser.add_argument("--max-bad-fraction", type=float, default=0.01, help="fraction of unreadable images above "
+                        "which the command fails (default: %(default)s)")  # fmt: skip
     parser.add_argument("--bad-share", type=float, action=RenamedOption, new="--max-bad-fraction")
 
 
 def add_bucket_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that control how images become pixels of several sizes."""
-    parser.add_argument("--sizes", metavar="HxW,...", help="several sizes in place of --size, such as "
-                        "256x256,192x320,320x192: each image is resized and cropped to the one that is nearest to its "
+    parser.add_argument("--sizes", metavar="HxW,...", help="several sizes instead of --size, such as "
+                        "256x256,192x320,320x192; each image is resized and cropped to the size with the nearest "
                         "aspect ratio")  # fmt: skip
-    parser.add_argument("--area", metavar="HxW", help="the same with all sizes of about this area; docs/LATENTS.md "
-                        "lists them")  # fmt: skip
-    parser.add_argument("--multiple", type=int, help="with --area: what divides every side (default: 64)")
-    parser.add_argument("--max-ratio", type=float, help="with --area: of the longer to the shorter side (default: 4)")
+    parser.add_argument("--area", metavar="HxW", help="like --sizes, with all sizes of about this area; "
+                        "docs/LATENTS.md lists them")  # fmt: skip
+    parser.add_argument("--multiple", type=int, help="with --area: divisor of every side (default: 64)")
+    parser.add_argument(
+        "--max-ratio", type=float, help="with --area: maximum ratio of the longer to the shorter side (default: 4)"
+    )
 
 
 def add_compute_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that select the device and the precision of the model."""
-    parser.add_argument("--device", default="auto", help="such as cpu or cuda (default: %(default)s)")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32", help="what the model "
-                        "runs in; auto is bf16 on a device that is fast in it and fp32 on others (default: %(default)s)"
+    parser.add_argument("--device", default="auto", help="device, such as cpu or cuda (default: %(default)s)")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32", help="precision "
+                        "of the model; auto is bf16 on a device that is fast in it and fp32 on others (default: "
+                        "%(default)s)"
                         )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, default=8, help="images at a time (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="number of images in one batch (default: %(default)s)"
+    )

@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ldm_ae.commands._quickstart_page import Contestant, save_pictures, write_page
+from ldm_ae.commands._inputs import print_path
+from ldm_ae.commands._quickstart_page import Contestant, save_images, write_page
 from ldm_ae.core.resources import DEFAULT_MODEL, recipe, script, shipped_models
 from ldm_ae.core.terminal import ProgressDisplay, progress_bar
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate, write_report
 from ldm_ae.interop import export_diffusers, measure_scaling
-from ldm_ae.io.files import new_folder
+from ldm_ae.io.files import new_folder, require_new_folder
 from ldm_ae.latents import decode_store, encode_images
 from ldm_ae.losses import ShiftTolerantLPIPS
 from ldm_ae.models import Autoencoder, load_autoencoder
@@ -38,15 +39,17 @@ def quickstart(folder: Path, *, steps: int | None = None, diffusion_steps: int =
     """Run all steps into one folder, whose `index.html` shows the first images within seconds.
 
     Args:
-        folder: Folder for all results. An existing training run in it is resumed; everything else is made anew.
+        folder: Folder for all results. An existing training run in it is resumed; everything else is recreated.
         steps: Training steps, instead of the recipe's.
         diffusion_steps: Training steps of the diffusion model.
 
     Raises:
-        UserError: The photos are not installed, or the folder cannot be written.
+        UserError: The photos are not installed, or the folder holds anything but a quickstart or cannot be written.
         Stopped: A signal ended the training, which has been saved.
         KeyboardInterrupt: A signal came at another time; Terminated if it was SIGTERM.
     """
+    if not (folder / CARD).is_file():  # which an earlier quickstart put there
+        require_new_folder(folder, "the quickstart")
     with terminable(), new_folder(folder):
         _quickstart(folder, steps, diffusion_steps)
 
@@ -54,31 +57,31 @@ def quickstart(folder: Path, *, steps: int | None = None, diffusion_steps: int =
 def _quickstart(folder: Path, steps: int | None, diffusion_steps: int) -> None:
     started = time.monotonic()
     run, model_folder, store = folder / "run", folder / "model", folder / "latents"
-    for made_anew in ("originals", "shipped", "reconstructed", "latents", "decoded", "pipeline", "model"):
-        shutil.rmtree(folder / made_anew, ignore_errors=True)
+    for recreated in ("originals", "shipped", "reconstructed", "latents", "decoded", "pipeline", "model"):
+        shutil.rmtree(folder / recreated, ignore_errors=True)
     for sample in folder.glob("sample-*.png"):
         sample.unlink()
     transform = ImageTransform(size=SIZE)
     console.print(
-        f"This puts three photos through {DEFAULT_MODEL}, which ships with ldm_ae, then trains a small model from "
-        "scratch and compares the two. The training takes most of the time; its progress tells how much is left. "
-        "Ctrl-C stops, the same command continues.",
+        f"This reconstructs three photos with {DEFAULT_MODEL}, which ships with ldm_ae, then trains a small model "
+        "from scratch and compares the two. The training takes most of the time; its progress shows the remaining "
+        "time. Press Ctrl-C to stop, and rerun the same command to resume.",
         soft_wrap=True,
     )
 
-    with _step(f"put photos that it has not seen through {DEFAULT_MODEL}"):
+    with _step(f"reconstruct photos outside its training set with {DEFAULT_MODEL}"):
         shutil.copyfile(shipped_models()[DEFAULT_MODEL] / "README.md", folder / CARD)
         shipped = _contestant(folder, load_autoencoder(DEFAULT_MODEL), DEFAULT_MODEL, "shipped", transform)
         write_page(folder, [shipped], contents=_contents(folder), commands=_commands())
         console.print("\n".join(_table([shipped])))
-        console.print(f"the pictures: {folder / 'index.html'}", soft_wrap=True)
+        console.print(f"images and scores: {folder / 'index.html'}", soft_wrap=True)
 
     with _step("train a KL autoencoder from scratch with L1, perceptual and patch-GAN losses"):
         arguments = ["--config", str(recipe("quickstart.yaml")), "--out", str(run)]
         train(arguments if steps is None else [*arguments, "--training.max_steps", str(steps)])
         model = load_autoencoder(run)
 
-    with _step(f"export it with the scaling factor of its latents, as {model_folder}"):
+    with _step(f"export the model with the scaling factor of its latents to {model_folder}"):
         photos = EvaluationLoader(open_source(TRAIN), transform, batch_size=1)
         with ProgressDisplay("measuring", len(photos)) as progress:
             scaling = measure_scaling(model, photos, progress=progress)
@@ -86,7 +89,7 @@ def _quickstart(folder: Path, steps: int | None, diffusion_steps: int) -> None:
         model = load_autoencoder(model_folder)
         console.print(f"scaling_factor {model.latent_spec.scaling_factor:.4f}")
 
-    with _step("put the same photos through it"):
+    with _step("reconstruct the same photos with the trained model"):
         trained = _contestant(folder, model, "trained from scratch", "reconstructed", transform, run)
         console.print("\n".join(_table([shipped, trained])), soft_wrap=True)
 
@@ -98,18 +101,21 @@ def _quickstart(folder: Path, steps: int | None, diffusion_steps: int) -> None:
             )  # fmt: skip
         with progress_bar("decoding", None) as progress:
             count = decode_store(model, store, folder / "decoded", device="cpu", batch_size=2, progress=progress)
-        console.print(f"{count} photos, each as moments, one sample, and the mirrored image's")
+        console.print(
+            f"decoded {count} photos; the store holds the moments and a sample of each, and those of its mirrored image"
+        )
 
     with _step("train a latent diffusion model on the store for some seconds, and sample from its pipeline"):
         _diffusion(model_folder, store, folder / "pipeline", diffusion_steps)
 
     contents = _contents(folder)
     write_page(folder, [shipped, trained], contents=contents, commands=_commands(), lesson=_lesson(shipped, trained))
-    console.print(f"\ndone in {time.monotonic() - started:.0f} s. What lies where:")
-    for path, text in [(folder / "index.html", "all pictures and scores on one page: open it"), *contents]:
+    console.print(f"\ndone in {time.monotonic() - started:.0f} s. Results:")
+    for path, text in [(folder / "index.html", "page with all images and scores; open it in a browser"), *contents]:
         console.print(f"  {path!s:<40} {text}", soft_wrap=True)
     for text, command in _commands():
         console.print(f"\n{text}\n  {command}", soft_wrap=True)
+    print_path("\npage", folder / "index.html")
 
 
 @contextmanager
@@ -138,7 +144,7 @@ def _contestant(
         title="The pretrained model" if run is None else "The model trained here",
         numbers=model.latent_spec.channels * height * width, evaluation=evaluation,
     )  # fmt: skip
-    save_pictures(folder, contestant)
+    save_images(folder, contestant)
     return contestant
 
 
@@ -156,7 +162,7 @@ def _table(contestants: list[Contestant]) -> list[str]:
     means, thumbnails = [c.score_texts() for c in contestants], [c.score_texts(baseline=True) for c in contestants]
     rows = [["", *(c.name for c in contestants)], ["numbers per photo", *(f"{c.numbers:,}" for c in contestants)]]
     rows += [[label, *(texts[label] for texts in means)] for label in means[0]]
-    rows.append(["a thumbnail of as many numbers", *("" for _ in contestants)])
+    rows.append(["a thumbnail of equally many numbers", *("" for _ in contestants)])
     rows += [[f"  {label}", *(texts[label] for texts in thumbnails)] for label in means[0]]
     return [f"{row[0]:<40}" + "".join(f"{cell:>22}" for cell in row[1:]) for row in rows]
 
@@ -167,12 +173,12 @@ def _lesson(shipped: Contestant, trained: Contestant) -> str:
     def reached(contestant: Contestant) -> str:
         return ", ".join(" ".join(score) for score in contestant.score_texts().items())
 
-    share = trained.numbers / shipped.numbers
-    size = "as many numbers" if share == 1 else f"{share:g} times as many numbers"
+    ratio = trained.numbers / shipped.numbers
+    size = "as many numbers" if ratio == 1 else f"{ratio:g} times as many numbers"
     return (
         f"The model trained here ({trained.origin}) keeps {size} of a photo and reaches {reached(trained)}. "
         f"{shipped.name}, which was trained far longer and on more photos, reaches {reached(shipped)}: "
-        f'<a href="{CARD}">its card</a> tells how and for how long it was trained, and its scores on a larger test set.'
+        f'<a href="{CARD}">its card</a> describes its training and its scores on a larger test set.'
     )
 
 
@@ -195,7 +201,8 @@ def _diffusion(model_folder: Path, store: Path, pipeline_folder: Path, steps: in
     for i, image in enumerate(images):
         image.save(pipeline_folder.parent / f"sample-{i}.png")
     console.print(
-        f"{type(pipeline).__name__} sampled {len(images)} images; a few seconds of training make texture, not photos"
+        f"{type(pipeline).__name__} sampled {len(images)} images; after a few seconds of training they show texture, "
+        "not photos"
     )
 
 
@@ -204,7 +211,7 @@ def _commands() -> list[tuple[str, str]]:
     training = "ldm-ae train --config quickstart --data.train FOLDER --data.validation null"
     return [
         ("Encode your own images with the shipped model, without training:", "ldm-ae encode FOLDER latents"),
-        ("See what it makes of them:", "ldm-ae evaluate FOLDER --out report"),
+        ("See its reconstructions and scores of your images:", "ldm-ae evaluate FOLDER --out report"),
         ("Train on your own images:", f"{training} --data.resize null --out runs/mine"),
         ("Score the result, and encode with it:", "ldm-ae evaluate runs/mine FOLDER && "
          "ldm-ae encode runs/mine FOLDER latents"),
@@ -214,7 +221,7 @@ def _commands() -> list[tuple[str, str]]:
 def _contents(folder: Path) -> list[tuple[Path, str]]:
     """Return the results that exist so far."""
     places = [
-        ("evaluation-shipped/report.html", "report on the pretrained model: pictures, error maps, latents, scores"),
+        ("evaluation-shipped/report.html", "report on the pretrained model: images, error maps, latents, scores"),
         ("evaluation/report.html", "report on the model trained here"),
         (CARD, f"how the pretrained model {DEFAULT_MODEL} was trained, and its scores"),
         ("run", "the training run: metrics, samples, checkpoints, TensorBoard logs"),
@@ -224,6 +231,6 @@ def _contents(folder: Path) -> list[tuple[Path, str]]:
         ("shipped", "the held-out photos, reconstructed by the pretrained model"),
         ("reconstructed", "the held-out photos, reconstructed by the model trained here"),
         ("decoded", "photos decoded from the store of latents"),
-        ("pipeline", "a diffusers pipeline with the model trained here inside"),
+        ("pipeline", "a diffusers pipeline that includes the model trained here"),
     ]
     return [(folder / place, text) for place, text in places if (folder / place).exists()]

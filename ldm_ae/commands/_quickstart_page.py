@@ -73,13 +73,13 @@ class Contestant:
         return [name for name in scores if BASELINE_PREFIX + name in scores]
 
 
-def save_pictures(folder: Path, contestant: Contestant) -> None:
+def save_images(folder: Path, contestant: Contestant) -> None:
     """Write the originals and the reconstructions that the evaluation kept, as PNG files named by key."""
-    pictures = {picture.row.key: picture for picture in contestant.evaluation.first}
-    for key, name in output_names(pictures).items():
+    images = {image.row.key: image for image in contestant.evaluation.first}
+    for key, name in output_names(images).items():
         for place, levels in (
-            (ORIGINALS, pictures[key].original),
-            (contestant.folder, pictures[key].reconstruction),
+            (ORIGINALS, images[key].original),
+            (contestant.folder, images[key].reconstruction),
         ):
             path = folder / place / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def write_page(
         lesson: The gain from longer training, in a sentence, once it is measured.
     """
     waiting = "" if len(contestants) > 1 else (
-        "<p>The model that this command trains appears here when it is trained. Reload the page then.</p>"
+        "<p>The model that this command trains appears here after its training. Reload the page then.</p>"
     )  # fmt: skip
     page = f"""<!doctype html>
 <html lang="en">
@@ -120,8 +120,8 @@ def write_page(
 <body>
 <p class="kicker">ldm_ae quickstart</p>
 <h1>Photos through {contestants[0].numbers:,} numbers, and back</h1>
-<p class="lead">An autoencoder compresses a photo to a small grid of numbers, its latents, and decodes them again. A
-latent diffusion model works on the latents alone. No model was trained on these photos. Click one to enlarge it and to
+<p class="lead">An autoencoder encodes a photo as a small grid of numbers, its latents, and decodes them again. A
+latent diffusion model works on the latents alone. None of the photos was in a training set. Click one to enlarge it and
 compare it with the original, by a slider or a blink.</p>
 {waiting}
 {_photos(contestants)}
@@ -130,9 +130,9 @@ compare it with the original, by a slider or a blink.</p>
 {f"<h2>What longer training gives</h2><p>{lesson}</p>" if lesson else ""}
 {_progress(folder)}
 {_samples(folder)}
-<h2>What this made</h2>
+<h2>Results</h2>
 <ul class="places">{_contents(folder, contents)}</ul>
-<h2>Next</h2>
+<h2>Next steps</h2>
 {"".join(f"<p>{escape(text)}</p><pre><code>{escape(command)}</code></pre>" for text, command in commands)}
 {VIEWER}
 </body>
@@ -152,7 +152,7 @@ def _photos(contestants: Sequence[Contestant]) -> str:
         size = [f"{width} × {height} × 3 = {width * height * 3:,} numbers"]
         figures = []
         for contestant in contestants:
-            # Where two pictures fit beside each other, each reconstruction has the original beside it.
+            # Where two images fit beside each other, each reconstruction has the original beside it.
             figures.append(_figure(original, "Original", size, alt=f"{photo}, original", again=bool(figures)))
             scores = [" ".join(score) for score in contestant.score_texts(number).items()]
             figures.append(
@@ -168,7 +168,7 @@ def _photos(contestants: Sequence[Contestant]) -> str:
 
 
 def _figure(path: str, title: str, lines: Sequence[str] = (), *, alt: str = "", again: bool = False) -> str:
-    """Return a picture that a click enlarges; `again` marks one that the group already has, for narrow windows."""
+    """Return an image that a click enlarges; `again` marks one that the group already has, for narrow windows."""
     words = "".join(f"<span>{escape(line)}</span>" for line in lines)
     return (
         f'<figure{" class=again" if again else ""}><a class="view{" copy" if again else ""}" href="{escape(path)}" '
@@ -190,7 +190,7 @@ def _scores(contestants: Sequence[Contestant]) -> str:
         small = f"<small>{escape(f'{info.better} {info.explanation}'.strip())}</small>"
         rows.append([f"{escape(info.label)} {info.arrow}{small}", *(texts[info.label] for texts in means)])
     for info in infos:
-        label = f"{escape(info.label)} of a bicubic thumbnail of as many numbers"
+        label = f"{escape(info.label)} of a bicubic thumbnail of equally many numbers"
         rows.append([label, *(texts[info.label] for texts in thumbnails)])
     rows.append(
         ["Error maps, latents, all scores", *(f'<a href="{c.report}/report.html">report</a>' for c in contestants)]
@@ -218,7 +218,7 @@ def _samples(folder: Path) -> str:
     figures = "".join(_group(title, _figure(path.name, title)) for title, path in zip(titles, paths, strict=True))
     return (
         "<h2>Samples of a diffusion model on these latents</h2><p>It was trained on the latent store for some seconds, "
-        "which shows that every part fits and no more: it makes texture, not photos.</p>"
+        "which only shows that all parts work together: its samples are texture, not photos.</p>"
         f'<div class="samples">{figures}</div>'
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import option_of, print_notes
+from ldm_ae.commands._inputs import option_of, print_notes, print_path
 from ldm_ae.commands._options import IMAGES
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
@@ -21,25 +21,26 @@ class Convert(Command):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the store, the format, and the options that some formats need."""
-        parser.add_argument("source", metavar="STORE", help="the latent store; with --format store the files of "
-                            "LightningDiT or EDM2 that are to become one")  # fmt: skip
-        parser.add_argument("out", metavar="OUT", help="a new folder; a new .zip file for edm2-zip")
+        parser.add_argument("source", metavar="STORE", help="latent store; with --format store the files of "
+                            "LightningDiT or EDM2 to read")  # fmt: skip
+        parser.add_argument("out", metavar="OUT", help="new folder; for edm2-zip a new .zip file")
         formats = names_of("ldm_ae.latents.formats", "FORMATS")
-        parser.add_argument("--format", choices=(*formats, "store"), required=True, help="docs/LATENTS.md says what "
-                            "each holds")  # fmt: skip
-        parser.add_argument("--bucket", metavar="HxW", help="the images of this resolution only")
+        parser.add_argument("--format", choices=(*formats, "store"), required=True, help="format to write, "
+                            "which docs/LATENTS.md describes, or store")  # fmt: skip
+        parser.add_argument("--bucket", metavar="HxW", help="convert only the images of this resolution")
         parser.add_argument("--fold", metavar="K", help="write latents that have unit variance after the trainer "
-                            "multiplies by its hard-coded K; trainer: by what is known to be in its code")  # fmt: skip
-        parser.add_argument("--images", help="what was encoded, for repa and repa-e, which hold the images too: "
-                            f"{IMAGES}")  # fmt: skip
-        parser.add_argument("--arch", help="kohya: sd, sdxl, sd3 or flux; musubi: hv, qi, wan or zi")
-        parser.add_argument("--name", help="repa-e: the autoencoder's name in the files' names (default: vae)")
-        parser.add_argument("--files", choices=("safetensors", "npy"), help="tokens: the kind of file (default: "
+                            "multiplies by its hard-coded K; trainer takes the K of the trainer's code")  # fmt: skip
+        parser.add_argument("--images", help="the encoded images, for repa and repa-e, which hold the images "
+                            f"too: {IMAGES}")  # fmt: skip
+        parser.add_argument(
+            "--arch", help="architecture: sd, sdxl, sd3 or flux for kohya; hv, qi, wan or zi for musubi"
+        )
+        parser.add_argument("--name", help="repa-e: name of the autoencoder in the file names (default: vae)")
+        parser.add_argument("--files", choices=("safetensors", "npy"), help="tokens: type of the files (default: "
                             "safetensors)")  # fmt: skip
-        parser.add_argument("--no-flips", action="store_true", default=None, help="tokens: leave the mirror images "
-                            "out")  # fmt: skip
-        parser.add_argument("--model", help="with --format store: whose latents they are, unless ldm-ae wrote the "
-                            "files")  # fmt: skip
+        parser.add_argument("--no-flips", action="store_true", default=None, help="tokens: omit the mirrored images")
+        parser.add_argument("--model", help="with --format store: model of the latents, needed unless ldm-ae wrote "
+                            "the files")  # fmt: skip
 
     def run(self, args: argparse.Namespace) -> None:
         """Write the files."""
@@ -54,7 +55,7 @@ def _write_format(args: argparse.Namespace) -> None:
     from ldm_ae.latents.conversion.convert import convert_store
 
     if args.model is not None:
-        raise UserError("--model is for --format store; a store says which model made it")
+        raise UserError("--model has no effect without --format store, because a store records its model; remove it")
     try:
         fold = args.fold if args.fold in (None, "trainer") else float(args.fold)
     except ValueError:
@@ -66,7 +67,7 @@ def _write_format(args: argparse.Namespace) -> None:
             images=images, files=args.files, no_flips=args.no_flips, progress=progress,
         )  # fmt: skip
     print_notes(summary.warnings)
-    print(f"{summary.images} images for {args.format} in {summary.path}")
+    print_path(f"{summary.images} images for {args.format}", summary.path)
 
 
 def _read_into_store(args: argparse.Namespace) -> None:
@@ -75,9 +76,9 @@ def _read_into_store(args: argparse.Namespace) -> None:
 
     for name in ("bucket", "fold", "images", "arch", "name", "files", "no_flips"):
         if getattr(args, name) is not None:
-            raise UserError(f"{option_of(name)} says nothing to --format store; leave it out")
+            raise UserError(f"{option_of(name)} has no effect with --format store; remove it")
     model = None if args.model is None else load_autoencoder(args.model)
     with progress_bar("reading", None) as progress:
         summary = import_latents(args.source, args.out, model=model, progress=progress)
     print_notes(summary.warnings)
-    print(f"{summary.images} images of {summary.format} in the store {summary.path}")
+    print_path(f"store of {summary.images} images of {summary.format}", summary.path)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import choose_precision
+from ldm_ae.commands._inputs import choose_precision, print_path
 from ldm_ae.commands._options import add_compute_options, add_model, add_out, add_store
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.terminal import progress_bar
+from ldm_ae.io.files import require_new_folder
 
 
 class Decode(Command):
@@ -23,24 +24,28 @@ class Decode(Command):
         add_store(parser)
         add_out(parser)
         parser.add_argument("--latents", choices=("stored", "mode"), default="stored", help="decode the stored "
-                            "latents, or the moments' mean")  # fmt: skip
+                            "latents, or the mean of the stored moments")  # fmt: skip
         parser.add_argument("--other-model", action="store_true", help="decode with a model that did not write the "
                             "store")  # fmt: skip
         add_compute_options(parser)
 
     def run(self, args: argparse.Namespace) -> None:
         """Write a PNG file for each image of the store."""
+        require_new_folder(args.out, "the images")
         from ldm_ae.core.allocator import keep_freed_memory
         from ldm_ae.core.devices import pick_device
-        from ldm_ae.latents import decode_store
+        from ldm_ae.latents import LatentStore, decode_store
         from ldm_ae.models import load_autoencoder
+        from ldm_ae.models.loading.folder import local_folder
 
         keep_freed_memory(pick_device(args.device))
         choose_precision(args)
-        model = load_autoencoder(args.model)
+        folder = local_folder(args.model)
+        LatentStore(args.store)  # a wrong name is refused before the import of diffusers, which takes seconds
+        model = load_autoencoder(folder)
         with progress_bar("decoding", None) as progress:
             count = decode_store(
                 model, args.store, args.out, latents=args.latents, batch_size=args.batch_size, device=args.device,
                 precision=args.precision, allow_other_model=args.other_model, progress=progress,
             )  # fmt: skip
-        print(f"{count} images in {args.out}")
+        print_path(f"{count} images", args.out)

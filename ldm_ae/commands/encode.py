@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm_ae.commands._inputs import bucketed_inputs, option_of, print_notes
+from ldm_ae.commands._inputs import bucketed_inputs, option_of, print_notes, print_path
 from ldm_ae.commands._options import (
     add_bucket_options,
     add_compute_options,
@@ -33,8 +33,8 @@ class Encode(Command):
 
     name = "encode"
     summary = (
-        "Encode images into a latent store (safetensors), with torchrun or accelerate in several processes; goes on "
-        "where it was stopped."
+        "Encode images into a latent store (safetensors), with torchrun or accelerate in several processes; rerun "
+        "the same command to resume."
     )
     order = 50
 
@@ -49,38 +49,42 @@ class Encode(Command):
         stored = parser.add_mutually_exclusive_group()
         stored.add_argument("--fp16", action="store_const", const="fp16", dest="dtype", help="store float16")
         stored.add_argument("--bf16", action="store_const", const="bf16", dest="dtype", help="store bfloat16")
-        stored.add_argument("--dtype", choices=("fp32", "fp16", "bf16", "uint8"), help="what latents are stored in; "
-                            "uint8 has 256 levels for each channel of an image, with its error said (default: "
-                            "fp32)")  # fmt: skip
+        stored.add_argument("--dtype", choices=("fp32", "fp16", "bf16", "uint8"), help="type of the stored "
+                            "latents; uint8 has 256 levels for each channel of an image, and its error is printed "
+                            "(default: fp32)")  # fmt: skip
         parser.set_defaults(dtype="fp32")
-        parser.add_argument("--latents", choices=("sample", "mode"), default="sample", help="what `latents` holds; "
-                            "moments are stored beside them (default: %(default)s)")  # fmt: skip
-        parser.add_argument("--store", dest="content", choices=("full", "samples", "lean"), default="full",
-                            help="samples leaves the moments or the indices of codes out; lean the latents, which "
-                            "readers draw, or decode looks up (default: %(default)s)")  # fmt: skip
-        parser.add_argument("--labels", metavar="FILE", help=".json or .csv: the class number of each image by its key "
-                            "or file name (default: the images' folders, or what lies beside them)")  # fmt: skip
-        parser.add_argument("--captions", metavar="FILE", help="the same for captions")
-        parser.add_argument("--classes", metavar="FILE", help="the names of the classes 0, 1, ...: the classes.json of "
-                            "a store, or a text with a name a line (default: those that STORE has, new ones after "
-                            "them)")  # fmt: skip
-        parser.add_argument("--no-flips", dest="flips", action="store_false", help="leave the mirrored images' latents "
-                            "out")  # fmt: skip
-        parser.add_argument("--seed", type=int, default=0, help="of the posterior samples")
-        parser.add_argument("--no-check", dest="check", action="store_false", help="when it goes on or is there "
-                            "already: do not read the images of finished files again to see whether they have "
-                            "changed")  # fmt: skip
-        parser.add_argument("--compile", dest="compiled", action="store_true", help="compile the encoder, which takes "
-                            "minutes for each size")  # fmt: skip
-        parser.add_argument("--shard-size", type=int, default=1024, help="images of one file (default: %(default)s)")
-        parser.add_argument("--engine", choices=("local", "ray"), default="local", help="what encodes: this process "
-                            "(and those that torchrun or accelerate has started beside it), or a Ray cluster (default: "
+        parser.add_argument("--latents", choices=("sample", "mode"), default="sample", help="content of "
+                            "`latents`: a sample or the mode of the posterior; moments are stored too (default: "
                             "%(default)s)")  # fmt: skip
-        parser.add_argument("--ray-actors", type=int, metavar="N", help="processes that encode: of one GPU each "
-                            "(default: as many as there are), or with --device cpu or without a GPU of one core "
-                            "each")  # fmt: skip
-        parser.add_argument("--ray-address", metavar="ADDRESS", help="of a cluster, such as auto or head:6379 "
-                            "(default: RAY_ADDRESS, or else a Ray on this machine for this command alone)")  # fmt: skip
+        parser.add_argument("--store", dest="content", choices=("full", "samples", "lean"), default="full",
+                            help="samples omits the moments or the indices of codes; lean omits the latents, which "
+                            "readers draw from the moments or look up by the indices (default: "
+                            "%(default)s)")  # fmt: skip
+        parser.add_argument("--labels", metavar="FILE", help=".json or .csv file with the class number of each image "
+                            "by its key or file name (default: the images' folders, or annotation files beside "
+                            "them)")  # fmt: skip
+        parser.add_argument("--captions", metavar="FILE", help="like --labels, for captions")
+        parser.add_argument("--classes", metavar="FILE", help="names of the classes 0, 1, ...: the classes.json of a "
+                            "store, or a text file with one name per line (default: those of STORE, then new "
+                            "ones)")  # fmt: skip
+        parser.add_argument("--no-flips", dest="flips", action="store_false", help="omit the latents of the mirrored "
+                            "images")  # fmt: skip
+        parser.add_argument("--seed", type=int, default=0, help="seed of the posterior samples (default: %(default)s)")
+        parser.add_argument("--no-check", dest="check", action="store_false", help="for an existing store: do not "
+                            "check whether the images of finished files have changed")  # fmt: skip
+        parser.add_argument("--compile", dest="compiled", action="store_true", help="compile the encoder, which takes "
+                            "minutes per image size")  # fmt: skip
+        parser.add_argument(
+            "--shard-size", type=int, default=1024, help="number of images per file (default: %(default)s)"
+        )
+        parser.add_argument("--engine", choices=("local", "ray"), default="local", help="local encodes in this "
+                            "process and those of the same torchrun or accelerate command, ray on a Ray cluster "
+                            "(default: %(default)s)")  # fmt: skip
+        parser.add_argument("--ray-actors", type=int, metavar="N", help="number of encoding processes with one GPU "
+                            "each (default: all GPUs), or with one core each for --device cpu or without a "
+                            "GPU")  # fmt: skip
+        parser.add_argument("--ray-address", metavar="ADDRESS", help="address of a cluster, such as auto or "
+                            "head:6379 (default: RAY_ADDRESS, or else a new Ray instance on this machine)")  # fmt: skip
 
     def run(self, args: argparse.Namespace) -> None:
         """Encode the images that are not encoded yet, and print what the store holds."""
@@ -93,10 +97,10 @@ class Encode(Command):
         processes = Processes.from_environment()
         engine = _engine(args)
         if args.colour_profiles is None and (earlier := colour_profiles_of(Path(args.store))) is not None:
-            args.colour_profiles = earlier  # continues as it began, with a version that ignored profiles
+            args.colour_profiles = earlier  # an older version that ignored profiles began the store
             if earlier == "ignore" and processes.rank == 0:
                 print_notes([
-                    f"colour profiles are ignored, as {args.store} was made; to convert them, encode into a new store"
+                    f"colour profiles are ignored, as in {args.store} so far; to convert them, encode into a new store"
                 ])  # fmt: skip
         model, source, transform = bucketed_inputs(args)
         if args.labels or args.captions:
@@ -125,7 +129,7 @@ def _engine(args: argparse.Namespace) -> Engine | None:
     if args.engine == "local":
         for name in ("ray_actors", "ray_address"):
             if getattr(args, name) is not None:
-                raise UserError(f"{option_of(name)} says nothing without --engine ray")
+                raise UserError(f"{option_of(name)} has no effect without --engine ray; remove it")
         return None
     from ldm_ae.latents.encoding.engines.ray import RayEngine
 
@@ -136,20 +140,26 @@ def _print_summary(store: str, summary: EncodeSummary) -> None:
     from ldm_ae.data import conversion_lines
     from ldm_ae.models.scaling import describe_constant
 
-    done = "was complete already" if summary.already_complete else "written"
+    done = "is already complete" if summary.already_complete else "written"
     redone = f", {summary.fp32_fallbacks} batches that overflowed encoded in fp32" if summary.fp32_fallbacks else ""
     statistics = summary.statistics
     factor = "no scaling_factor" if statistics.is_constant else f"scaling_factor {statistics.scaling_factor:.5f}"
     print(f"{store} {done}: {summary.images} images, {len(summary.bad)} unusable, in {summary.precision}, "
           f"{factor}{redone}")  # fmt: skip
     if constant := statistics.constant_channels:
-        some = f"channels {', '.join(map(str, constant))} of the latents are constant; no scale whitens them"
+        some = (
+            f"channels {', '.join(map(str, constant))} of the latents are constant; no scale gives them unit variance"
+        )
         print_notes([describe_constant(statistics) if statistics.is_constant else some])
     buckets = ", ".join(f"{size}: {images}" for size, images in summary.buckets.items())
     print(f"{buckets}; {summary.crops.line()}")
     for line in conversion_lines(summary.colour_profiles):
         print(line)
     if (error := statistics.relative_error) is not None:
-        print(f"error of uint8: {error.square().mean().sqrt():.2%} of a channel's deviation, at most {error.max():.2%}")
+        print(
+            f"error of uint8: {error.square().mean().sqrt():.2%} of a channel's standard deviation, "
+            f"at most {error.max():.2%}"
+        )
     print("\n".join([*summary.account.lines(), *summary.annotations.lines()]))
     print_notes(summary.warnings)
+    print_path("store", store)

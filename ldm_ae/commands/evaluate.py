@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import choose_precision, square_inputs
-from ldm_ae.commands._options import add_compute_options, add_images, add_images_options, add_model
+from ldm_ae.commands._inputs import choose_precision, print_path, square_inputs
+from ldm_ae.commands._options import add_compute_options, add_images, add_images_options, add_model, add_overwrite
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.terminal import progress_bar
+from ldm_ae.io.files import new_folder, require_new_folder
 
 PERCEPTUAL = ("stlpips_vgg", "stlpips_alex", "lpips_vgg", "lpips_alex", "lpips_squeeze", "none")
+REPORT_FILES = ("metrics.json", "report.html")
 
 
 class Evaluate(Command):
     """Evaluation of a model: its scores and example images."""
 
     name = "evaluate"
-    summary = "Score a model on images: metrics.json and a report.html with pictures."
+    summary = "Score a model on images: metrics.json and a report.html with images."
     order = 30
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the model, the images and the networks of the scores."""
         add_model(parser)
         add_images(parser)
-        parser.add_argument("--out", default="evaluation", help="folder for metrics.json and report.html (%(default)s)")
+        parser.add_argument("--out", default="evaluation", help="folder for metrics.json and report.html "
+                            "(default: %(default)s)")  # fmt: skip
+        add_overwrite(parser)
         parser.add_argument("--limit", type=int, help="use the first LIMIT images only")
         parser.add_argument("--metrics", nargs="+", metavar="NAME", default=["default"], help="metrics to compute, "
                             "given after MODEL and IMAGES; `default msssim` adds MS-SSIM to the default set, and an "
@@ -32,14 +36,14 @@ class Evaluate(Command):
         parser.add_argument("--perceptual", choices=PERCEPTUAL, help="network of the perceptual distance; lpips_* need "
                             "weights from torchvision (default: stlpips_vgg)")  # fmt: skip
         parser.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"),
-                            help="network of the Fréchet distance; auto takes FID's Inception where its weights are on "
-                            "this machine, else EfficientNet-Lite0, under its own name; inception downloads them once, "
+                            help="network of the Fréchet distance; auto is FID's Inception if its weights are on this "
+                            "machine, else EfficientNet-Lite0, under its own name; inception downloads them once, "
                             "91 MiB")  # fmt: skip
         parser.add_argument("--inception-weights", metavar="FILE", help="FID's Inception weights as pytorch-fid or "
                             "torch-fidelity publish them, for a machine without a network (default: the file in "
                             "PyTorch's cache of downloads)")  # fmt: skip
-        parser.add_argument("--prior", metavar="FOLDER", help="of a discrete model: the rate of its codes under this "
-                            "prior too, which scripts/train_code_prior.py trained")  # fmt: skip
+        parser.add_argument("--prior", metavar="FOLDER", help="prior of scripts/train_code_prior.py, which adds the "
+                            "rate of a discrete model's codes under it")  # fmt: skip
         add_images_options(parser)
         add_compute_options(parser)
 
@@ -48,9 +52,9 @@ class Evaluate(Command):
         from ldm_ae.data import EvaluationLoader
         from ldm_ae.evaluation import evaluate, named_metrics, write_report
         from ldm_ae.evaluation.report.summary import summary_lines
-        from ldm_ae.io.files import new_folder
         from ldm_ae.priors import load_prior
 
+        require_new_folder(args.out, "the report", own_files=REPORT_FILES, overwrite=args.overwrite)
         with new_folder(args.out) as folder:
             choose_precision(args)
             metrics = named_metrics(
@@ -77,4 +81,4 @@ class Evaluate(Command):
                 )  # fmt: skip
             write_report(evaluation, folder)
             print("\n".join([*summary_lines(evaluation), *source.account().lines()]))
-            print(f"pictures and tables: {folder / 'report.html'}")
+            print_path("images and tables", folder / "report.html")

@@ -5,11 +5,19 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ldm_ae.commands._inputs import choose_precision, print_notes, square_inputs
-from ldm_ae.commands._options import IMAGES, add_compute_options, add_images_options, add_model, add_out
+from ldm_ae.commands._inputs import choose_precision, print_notes, print_path, square_inputs
+from ldm_ae.commands._options import (
+    IMAGES,
+    add_compute_options,
+    add_images_options,
+    add_model,
+    add_out,
+    add_overwrite,
+)
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.terminal import progress_bar
+from ldm_ae.io.files import require_new_folder
 
 if TYPE_CHECKING:
     from ldm_ae.data import Account
@@ -21,28 +29,29 @@ class Export(Command):
     """Export of a model to the formats of other projects."""
 
     name = "export"
-    summary = "Write a model for other people's code: a diffusers folder or CompVis keys."
+    summary = "Write a model for other projects: a diffusers folder or CompVis keys."
     order = 70
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the model, the format and the scale."""
         add_model(parser)
         add_out(parser)
-        parser.add_argument("--format", choices=("diffusers", "ldm"), default="diffusers", help="(default: "
+        add_overwrite(parser)
+        parser.add_argument("--format", choices=("diffusers", "ldm"), default="diffusers", help="format (default: "
                             "%(default)s)")  # fmt: skip
-        parser.add_argument("--images", help="measure scaling_factor on these, and whether the model is safe in fp16 "
-                            f"on the first: {IMAGES}")  # fmt: skip
-        parser.add_argument("--scaling", choices=("auto", "keep", "measure"), default="auto", help="auto keeps the "
-                            "scale of an encoder that has one and measures on --images where there is none, or where "
-                            "the encoder was trained since (default: %(default)s)")  # fmt: skip
+        parser.add_argument("--images", help="measure scaling_factor on these images, and on the first of them "
+                            f"whether the model is safe in fp16: {IMAGES}")  # fmt: skip
+        parser.add_argument("--scaling", choices=("auto", "keep", "measure"), default="auto", help="auto keeps an "
+                            "existing scale, and measures on --images if there is none or the encoder was trained "
+                            "after it was measured (default: %(default)s)")  # fmt: skip
         parser.add_argument("--per-channel", action=argparse.BooleanOptionalAction, help="measure latents_mean and "
                             "latents_std, for SDXL's pipelines and trainers that read them; those of Stable Diffusion, "
-                            "Kolors, DiT, SD3 and FLUX ignore them and decode wrongly (default: where the model has "
+                            "Kolors, DiT, SD3 and FLUX ignore them and decode wrongly (default: if the model has "
                             "them)")  # fmt: skip
-        parser.add_argument("--weights", choices=("fp32", "bf16", "fp16"), default="fp32", help="what the weights are "
-                            "written in (default: %(default)s)")  # fmt: skip
-        parser.add_argument("--sample-size", type=int, metavar="SIZE", help="side in pixels that the configuration "
-                            "names and that commands take by default (default: that of the training "
+        parser.add_argument("--weights", choices=("fp32", "bf16", "fp16"), default="fp32", help="type of the written "
+                            "weights (default: %(default)s)")  # fmt: skip
+        parser.add_argument("--sample-size", type=int, metavar="SIZE", help="sample_size of the configuration: the "
+                            "side in pixels that commands take by default (default: that of the training "
                             "crops)")  # fmt: skip
         add_images_options(parser)
         add_compute_options(parser)
@@ -58,23 +67,27 @@ class Export(Command):
 def _to_ldm(args: argparse.Namespace) -> None:
     scaled = args.images or args.scaling != "auto" or args.per_channel is not None
     if scaled or args.sample_size or args.weights != "fp32":
-        raise UserError("--format ldm has no place for a scale or a size, and is float32; leave those options out")
+        raise UserError("--format ldm cannot store a scale or a size, and is float32; remove these options")
     from ldm_ae.interop import export_ldm
-    from ldm_ae.interop.ldm import scale_lines
+    from ldm_ae.interop.ldm import LDM_FILES, scale_lines
     from ldm_ae.models import load_autoencoder
 
+    require_new_folder(args.out, "the model", own_files=LDM_FILES, overwrite=args.overwrite)
     model = load_autoencoder(args.model)
-    print(f"CompVis keys in {export_ldm(model, args.out)}")
+    out = export_ldm(model, args.out, overwrite=args.overwrite)
     if model.latent_spec.shift_factor or model.latent_spec.latents_std is not None:
         print_notes([" ".join(scale_lines(model.latent_spec))])
+    print_path("model with CompVis keys", out)
 
 
 def _to_diffusers(args: argparse.Namespace) -> None:
     from ldm_ae.core.precision import DTYPES
     from ldm_ae.interop import export_diffusers
+    from ldm_ae.interop.diffusers import DIFFUSERS_FILES
     from ldm_ae.interop.scaling import plan_scaling, scaling_line
     from ldm_ae.models import load_autoencoder
 
+    require_new_folder(args.out, "the model", own_files=DIFFUSERS_FILES, overwrite=args.overwrite)
     model, statistics = load_autoencoder(args.model), None
     plan = plan_scaling(model, args.scaling, per_channel=args.per_channel, images=args.images is not None)
     print_notes(plan.notes)
@@ -87,9 +100,9 @@ def _to_diffusers(args: argparse.Namespace) -> None:
         print(activations.line())
     out = export_diffusers(
         model, args.out, scaling=statistics, per_channel=args.per_channel, weights=DTYPES[args.weights],
-        sample_size=args.sample_size,
+        sample_size=args.sample_size, overwrite=args.overwrite,
     )  # fmt: skip
-    print(f"{type(model.net).__name__}.from_pretrained opens {out}")
+    print_path(f"model for {type(model.net).__name__}.from_pretrained", out)
 
 
 def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges, Account]:
@@ -106,7 +119,7 @@ def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRan
     with progress_bar("measuring", len(source)) as progress:
         first, batches = first_batches(loader)
         if not first:
-            raise UserError(f"there are no images to measure on in {args.images}")
+            raise UserError(f"{args.images} has no images to measure the scale on")
         activations = activation_ranges(for_inference(model, device=args.device), first)
         runner = for_inference(model, device=args.device, precision=args.precision)
         scaling = measure_scaling(runner, batches, progress=lambda done: progress(done, len(source)))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import print_notes
-from ldm_ae.commands._options import add_out
+from ldm_ae.commands._inputs import print_notes, print_path
+from ldm_ae.commands._options import add_out, add_overwrite
 from ldm_ae.commands.interface import Command
+from ldm_ae.io.files import require_new_folder
 
 
 class Import(Command):
@@ -18,23 +19,29 @@ class Import(Command):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the file, the folder, and the values that the file may lack."""
-        parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt, .pth or .safetensors with keys of CompVis's "
-                            "latent-diffusion, taming or diffusers, or of a latent diffusion model that has an "
-                            "autoencoder")  # fmt: skip
+        parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt, .pth or .safetensors file with keys of "
+                            "CompVis's latent-diffusion, taming or diffusers, or of a latent diffusion model that has "
+                            "an autoencoder")  # fmt: skip
         add_out(parser)
-        parser.add_argument("--config", metavar="YAML", help="CompVis's configuration of it, for the image size and a "
-                            "scale_factor; the network itself is inferred from its weights")  # fmt: skip
-        parser.add_argument("--family", choices=("sd", "sdxl", "sd3", "flux"), help="write the scaling_factor (and "
-                            "shift_factor) that is published for these models, where the file does not say "
+        add_overwrite(parser)
+        parser.add_argument("--config", metavar="YAML", help="CompVis's configuration of the model, for the image size "
+                            "and a scale_factor; the network itself is inferred from its weights")  # fmt: skip
+        parser.add_argument("--family", choices=("sd", "sdxl", "sd3", "flux"), help="write the published "
+                            "scaling_factor (and shift_factor) of these models, if the file does not contain "
                             "it")  # fmt: skip
 
     def run(self, args: argparse.Namespace) -> None:
         """Write the folder, and print the detected kind of the file."""
         from ldm_ae.interop import import_ldm
+        from ldm_ae.interop.diffusers import DIFFUSERS_FILES
 
-        found = import_ldm(args.checkpoint, args.out, config=args.config, family=args.family)
+        require_new_folder(args.out, "the model", own_files=DIFFUSERS_FILES, overwrite=args.overwrite)
+        found = import_ldm(
+            args.checkpoint, args.out, config=args.config, family=args.family, overwrite=args.overwrite
+        )  # fmt: skip
         print("\n".join(found.file.lines()))
         shift = "" if found.scale.shift is None else f", shift_factor {found.scale.shift:g}"
         print(f"scaling_factor {found.scale.factor:.6g}{shift}: {found.scale.source}")
         print_notes(list(found.notes))
-        print(f"written to {found.path}; {found.left_out} tensors that are not the network's left out")
+        print(f"omitted {found.excluded} tensors of other networks")
+        print_path("model", found.path)

@@ -14,7 +14,7 @@ class Inspect(Command):
     """Description of a folder. An invalid folder raises UserError, so that the exit status shows it."""
 
     name = "inspect"
-    summary = "Say what a model, checkpoint, run, store or prior is, and whether it is sound."
+    summary = "Describe a model, checkpoint, run, store or prior, and report whether it is valid."
     order = 80
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ class Inspect(Command):
         parser.add_argument(
             "path", metavar="PATH", help="a model folder, run directory, checkpoint, latent store, or prior over codes"
         )
-        parser.add_argument("--json", action="store_true", help="print JSON")
+        parser.add_argument("--json", action="store_true", help="print the description as JSON")
 
     def run(self, args: argparse.Namespace) -> None:
         """Print the description."""
@@ -35,4 +35,4 @@ class Inspect(Command):
         else:
             print("\n".join(lines_of(found)))
         if found["problems"]:
-            raise UserError(f"{args.path} is not sound: {found['problems'][0]}")
+            raise UserError(f"{args.path} is not valid: {found['problems'][0]}")

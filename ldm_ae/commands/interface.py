@@ -29,6 +29,9 @@ class Command(ABC):
 
     Listing the commands and parsing their options must take less than a second. Therefore the module of a command
     imports torch and everything that imports torch inside `run`.
+
+    A command that writes into a folder checks it first with `ldm_ae.io.files.require_new_folder`, and prints the path
+    of its result last, with `ldm_ae.commands._inputs.print_path`.
     """
 
     name: ClassVar[str]

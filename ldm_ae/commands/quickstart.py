@@ -18,7 +18,7 @@ class Quickstart(Command):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the folder and the length."""
         parser.add_argument("--out", default="runs/quickstart", help="folder for all results (default: %(default)s)")
-        parser.add_argument("--steps", type=int, help="training steps, instead of those of the recipe")
+        parser.add_argument("--steps", type=int, help="number of training steps (default: that of the recipe)")
 
     def run(self, args: argparse.Namespace) -> None:
         """Run all steps."""

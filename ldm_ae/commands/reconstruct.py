@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import bucketed_inputs, choose_precision, whole_inputs
+from ldm_ae.commands._inputs import bucketed_inputs, choose_precision, print_path, whole_inputs
 from ldm_ae.commands._options import (
     add_bucket_options,
     add_compute_options,
@@ -15,13 +15,14 @@ from ldm_ae.commands._options import (
 )
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.terminal import progress_bar
+from ldm_ae.io.files import require_new_folder
 
 
 class Reconstruct(Command):
     """Reconstruction of images as PNG files."""
 
     name = "reconstruct"
-    summary = "Encode and decode images, to PNG files."
+    summary = "Encode and decode images, and write PNG files."
     order = 40
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -31,13 +32,14 @@ class Reconstruct(Command):
         add_out(parser)
         add_images_options(parser)
         add_bucket_options(parser)
-        parser.add_argument("--whole", action="store_true", help="keep each image whole, its shorter side resized to "
-                            "the size, or with --resize none not at all; its sides are rounded to multiples of the "
+        parser.add_argument("--whole", action="store_true", help="keep each image whole: resize its shorter side to "
+                            "the size, or with --resize none keep its size; its sides are rounded to multiples of the "
                             "model's downsample factor")  # fmt: skip
         add_compute_options(parser)
 
     def run(self, args: argparse.Namespace) -> None:
         """Write a PNG file for each image."""
+        require_new_folder(args.out, "the images")
         from ldm_ae.data import WholeTransform
         from ldm_ae.latents import reconstruct_images
 
@@ -48,7 +50,8 @@ class Reconstruct(Command):
                 model, source, args.out, transform=transform, batch_size=args.batch_size, workers=args.workers,
                 device=args.device, precision=args.precision, max_bad_fraction=args.max_bad_fraction, progress=progress,
             )  # fmt: skip
-        print("\n".join([*source.account().lines(), f"{written.images} reconstructions in {args.out}"]))
+        print("\n".join(source.account().lines()))
         if not isinstance(transform, WholeTransform):
             sizes = ", ".join(f"{height}x{width}" for height, width in transform.sizes)
-            print(f"of {sizes} pixels: {written.crops.line()}; --whole keeps all of an image")
+            print(f"at {sizes} pixels: {written.crops.line()}; --whole keeps whole images")
+        print_path(f"{written.images} reconstructions", args.out)

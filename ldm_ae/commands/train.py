@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ldm_ae.commands._inputs import print_path
 from ldm_ae.commands.interface import PROGRAM, Command
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.resources import with_config_paths
@@ -44,7 +45,9 @@ class Train(Command):
         config = parse_config(args.arguments, parser)  # ends the process where `--help` is among the arguments
         from ldm_ae.training.run import train_parsed  # imports what training needs, which takes seconds
 
-        train_parsed(config, parser)
+        folder = train_parsed(config, parser)
+        if os.environ.get("RANK", "0") == "0":
+            print_path("run", folder)
 
 
 def _values(arguments: Sequence[str], option: str) -> list[str]:

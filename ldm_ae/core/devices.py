@@ -16,5 +16,5 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device '{name}' cannot be used here: {str(error).strip().splitlines()[0][:120]}") from error
+        raise UserError(f"device '{name}' is not available: {str(error).strip().splitlines()[0][:120]}") from error
     return device

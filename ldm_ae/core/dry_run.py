@@ -39,7 +39,7 @@ def dry_run(module: Module, call: Callable[[Module, Sequence[Tensor]], Any], sha
         RefusedError: The network does not accept these shapes; the text gives PyTorch's reason.
     """
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    heard = _TORCH_LOG.disabled
+    was_disabled = _TORCH_LOG.disabled
     with torch.no_grad():
         try:
             _TORCH_LOG.disabled = True
@@ -48,7 +48,7 @@ def dry_run(module: Module, call: Callable[[Module, Sequence[Tensor]], Any], sha
         except Exception:  # noqa: BLE001 - caused by the shapes or by an operation that needs numbers: the next pass shows
             pass
         finally:
-            _TORCH_LOG.disabled = heard
+            _TORCH_LOG.disabled = was_disabled
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             few = [(min(shape[0], _MOST_SAMPLES), *shape[1:]) for shape in shapes]
             try:

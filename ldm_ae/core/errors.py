@@ -40,7 +40,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM in places where it acts like Ctrl-C."""
 
 
-def told(error: BaseException | None) -> UserError | RunError | Stopped | None:
+def reportable(error: BaseException | None) -> UserError | RunError | Stopped | None:
     """Return the reportable error in `error`: the error itself or the one that it wraps; None if there is none.
 
     A wrapper names the wrapped error by `raise ... from`, or quotes its message, as jsonargparse does for an error in
@@ -72,7 +72,7 @@ def exit_status(command: Callable[[], int | None], program: str = "ldm-ae") -> i
         print(f"{program}: {'terminated' if terminated else 'interrupted'}", file=sys.stderr)
         return 143 if terminated else 130
     except Exception as error:
-        found = told(error)
+        found = reportable(error)
         if isinstance(found, Stopped):
             return found.status
         if found is None and isinstance(error, OSError):  # a full disk, a file that vanished: the machine's fault

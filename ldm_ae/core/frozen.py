@@ -42,11 +42,11 @@ class PartlyFrozen(nn.Module):
                 del state[f"{kwargs.get('prefix', '')}{name}.{key}"]
         return state
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         # The frozen submodules find their own values in it, so that a strict load has no missing keys.
         for name, module in self._frozen_modules().items():
             state_dict |= {f"{prefix}{name}.{key}": value for key, value in module.state_dict().items()}
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _frozen_modules(self) -> dict[str, nn.Module]:
         return {name: module for name, module in self.named_children() if name in self.frozen}

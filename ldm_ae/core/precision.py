@@ -138,7 +138,7 @@ def training_numerics(
     check_precision(requested)
     machine = machine_name(device)
     if requested == "auto" and recorded is not None:
-        precision, reason = recorded["precision"], "as this run was started"
+        precision, reason = recorded["precision"], "as when this run was started"
         if recorded["machine"] != machine:
             reason += f", on {recorded['machine'] or 'a machine that was not recorded'}"
     else:
@@ -200,7 +200,7 @@ def check_precision(requested: str) -> None:
 
 def _resolve(requested: str, device: torch.device) -> tuple[str, str]:
     if requested != "auto":
-        return "fp32" if requested == "no" else requested, "as asked"
+        return "fp32" if requested == "no" else requested, "as requested"
     speed = bfloat16_speed(device)
     words = f"bfloat16 has {speed:.2g} times the speed of float32 here"
     if device.type == "cuda":
@@ -213,7 +213,7 @@ def _warn_if_slow(precision: str, device: torch.device, remedy: str) -> None:
     """Warn about a slow precision, once a process."""
     if precision == "bf16" and (speed := bfloat16_speed(device)) < SLOW:
         _log.warning(
-            "bf16 is slow on %s: it has %.2g times the speed of fp32. Use %s, or auto to have it chosen",
+            "bf16 is slow on %s: it has %.2g times the speed of fp32. Use %s, or auto to select the faster one",
             machine_name(device), speed, remedy,
         )  # fmt: skip
 

@@ -20,10 +20,10 @@ import torch.distributed as dist
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import RunError, UserError
 
-_MEETING = timedelta(minutes=10)
+_CONNECT_TIMEOUT = timedelta(minutes=10)
 """Maximum wait at the start for a missing process. One that died before it was reachable looks the same, so that
 without a launcher to end them the others wait as long."""
-_WAITING = timedelta(hours=24)
+_WAIT_TIMEOUT = timedelta(hours=24)
 """Maximum wait of a finished process for the slowest. A machine that loses its network closes no connection."""
 
 
@@ -38,7 +38,7 @@ class Processes:
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.count or self.local_rank < 0:
-            raise UserError(f"RANK={self.rank}, WORLD_SIZE={self.count}, LOCAL_RANK={self.local_rank} do not fit")
+            raise UserError(f"RANK={self.rank}, WORLD_SIZE={self.count}, LOCAL_RANK={self.local_rank} are inconsistent")
 
     @classmethod
     def from_environment(cls) -> Processes:
@@ -50,7 +50,7 @@ class Processes:
         names = {"rank": ("RANK", "0"), "count": ("WORLD_SIZE", "1"), "local_rank": ("LOCAL_RANK", "0")}
         values = {key: os.environ.get(name, default) for key, (name, default) in names.items()}
         if not all(value.isdigit() for value in values.values()):
-            raise UserError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers, and are {', '.join(values.values())}")
+            raise UserError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers, got {', '.join(values.values())}")
         found = cls(**{key: int(value) for key, value in values.items()})
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if found.count > 1 and missing:
@@ -67,7 +67,7 @@ class Processes:
         return device
 
     @contextmanager
-    def together(self) -> Iterator[Channel]:
+    def connect(self) -> Iterator[Channel]:
         """Open a channel between the processes for the duration of the context.
 
         Raises:
@@ -79,8 +79,8 @@ class Processes:
         own = not dist.is_initialized()
         with _or_run_error():
             if own:
-                dist.init_process_group("gloo", rank=self.rank, world_size=self.count, timeout=_MEETING)
-            group = dist.new_group(backend="gloo", timeout=_WAITING)
+                dist.init_process_group("gloo", rank=self.rank, world_size=self.count, timeout=_CONNECT_TIMEOUT)
+            group = dist.new_group(backend="gloo", timeout=_WAIT_TIMEOUT)
         try:
             yield Channel(self, group)
         finally:
@@ -88,13 +88,13 @@ class Processes:
 
 
 class Channel:
-    """Broadcast, vote and barrier across the processes of `Processes.together`."""
+    """Broadcast, vote and barrier across the processes of `Processes.connect`."""
 
     def __init__(self, processes: Processes, group: Any):
         self._processes = processes
         self._group = group
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return the value of process 0, JSON values, in all processes; RunError if one has died."""
         if self._processes.count == 1:
             return value
@@ -107,12 +107,12 @@ class Channel:
             dist.broadcast(content, 0, group=self._group)
         return json.loads(bytes(content.tolist()))
 
-    def all_agree(self, opinion: bool) -> bool:
-        """Return whether `opinion` is true in every process; RunError if one has died."""
+    def all_agree(self, vote: bool) -> bool:
+        """Return whether `vote` is true in every process; RunError if one has died."""
         if self._processes.count == 1:
-            return opinion
+            return vote
         with _or_run_error():
-            votes = torch.tensor([int(opinion)])
+            votes = torch.tensor([int(vote)])
             dist.all_reduce(votes, dist.ReduceOp.MIN, group=self._group)
         return bool(votes.item())
 
@@ -129,6 +129,6 @@ def _or_run_error() -> Iterator[None]:
         yield
     except RuntimeError as error:  # gloo has no exception class of its own
         raise RunError(
-            "another process of this command has ended or cannot be reached; what it printed says why. Give the same "
-            "command again: finished files stay"
+            "another process of this command has ended or cannot be reached; see its output for the reason. Rerun the "
+            "same command: finished files are kept"
         ) from error

@@ -89,7 +89,7 @@ class Registry(Mapping[str, type[T]]):
         others = self._plugins()
         for name in own.keys() & others.keys():
             ours = full_name(self._ours[name]) if name in self._ours else modules_by_name(self.package)[name]
-            raise self._two(name, ours, others[name])
+            raise self._duplicate(name, ours, others[name])
         return tuple(sorted({*own, *others}))
 
     def classes(self) -> tuple[type[T], ...]:
@@ -151,7 +151,7 @@ class Registry(Mapping[str, type[T]]):
     def _add(self, found: dict[str, type[T]], more: dict[str, type[T]]) -> None:
         for name, cls in more.items():
             if found.setdefault(name, cls) is not cls:
-                raise self._two(name, full_name(found[name]), cls)
+                raise self._duplicate(name, full_name(found[name]), cls)
 
     def _of_module(self, module: ModuleType) -> dict[str, type[T]]:
         found: dict[str, type[T]] = {}
@@ -164,7 +164,7 @@ class Registry(Mapping[str, type[T]]):
             self._add(found, dict.fromkeys(names, cls))
         return found
 
-    def _two(self, name: str, first: str, second: type[T]) -> UserError:
+    def _duplicate(self, name: str, first: str, second: type[T]) -> UserError:
         return UserError(
             f"two {self.kind}s are named {name!r}: {first} and {full_name(second)}. Rename one, or remove its package"
         )
@@ -254,7 +254,7 @@ def plugin_modules() -> list[ModuleType]:
             package = point.dist.name if point.dist is not None else point.module
             raise UserError(
                 f"the plugin {point.name} ({point.module} of the package {package}) cannot be imported: "
-                f"{type(error).__name__}: {reason(error)}. Mend or uninstall this package"
+                f"{type(error).__name__}: {reason(error)}. Fix or uninstall this package"
             ) from error
         finally:
             _importing.pop()

@@ -172,7 +172,7 @@ class ProgressDisplay(AbstractContextManager["ProgressDisplay"]):
         if self._lines is not None:
             self._lines.update(done, total)
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line, above the bar."""
         self.console.print(text, markup=False, soft_wrap=True)
 
@@ -189,7 +189,7 @@ def lines_of(value: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{key}:"
             yield from lines_of(item, indent + "  ")
         elif isinstance(item, list) and key == "problems":
-            yield f"{indent}sound: {'no' if item else 'yes'}"
+            yield f"{indent}valid: {'no' if item else 'yes'}"
             yield from (f"{indent}  {problem}" for problem in item)
         else:
             yield f"{indent}{key}: {item}"

@@ -57,11 +57,11 @@ class Account:
     notes: list[str] = field(default_factory=list)
     """Other notes for the user."""
 
-    def pass_over(self, reason: str, name: str) -> None:
+    def add_skipped(self, reason: str, name: str) -> None:
         """Count an unused file."""
         self.passed_over.setdefault(printable(reason), Group()).add(name)
 
-    def take_back(self, reason: str, path: str) -> None:
+    def remove_skipped(self, reason: str, path: str) -> None:
         """Stop counting the file at `path` if it is among the first names of those skipped for this reason."""
         group = self.passed_over.get(reason, Group())
         for name in [name for name in group.examples if f"/{path}".endswith(f"/{name}")]:
@@ -91,7 +91,7 @@ class Account:
 
     def concerns(self) -> list[str]:
         """Return the lines about unused items."""
-        found = [f"passed over: {group.count} {reason}: {group}" for reason, group in self.passed_over.items()]
+        found = [f"skipped: {group.count} {reason}: {group}" for reason, group in self.passed_over.items()]
         found += [
             f"{place}: {group.count} {'belongs' if group.count == 1 else 'belong'} to no image: {group}"
             for place, group in self.unmatched.items()

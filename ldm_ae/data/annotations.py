@@ -61,7 +61,7 @@ class Annotated(Wrapped):
             if len(same) > 1:
                 shown = ", ".join(map(printable, same[:3])) + (f" and {len(same) - 3} more" if len(same) > 3 else "")
                 raise UserError(
-                    f"{path}: {len(same)} images are called {printable(name)}: {shown}; "
+                    f"{path}: {len(same)} images are named {printable(name)}: {shown}; "
                     f"name each by its key, such as {printable(same[0])}"
                 )
             found[same[0]] = values[name]
@@ -78,7 +78,7 @@ class Annotated(Wrapped):
         """Return the source's account, with the content of the files."""
         account = self._source.account()
         for path in self._files.values():
-            account.take_back(NOT_ANNOTATIONS, path)
+            account.remove_skipped(NOT_ANNOTATIONS, path)
         if self._labels is not None:
             account.labels, account.classes = {self._files["labels"]: len(self._labels)}, []
         if self._captions is not None:
@@ -90,7 +90,7 @@ class Annotated(Wrapped):
     def with_classes(self, classes: Sequence[str], origin: str) -> Source:
         """See `Source.with_classes`; labels of a file are numbers and have no names."""
         if self._labels is not None:
-            raise UserError(f"{self._files['labels']} has the numbers of the classes, so that {origin} has no effect")
+            raise UserError(f"{self._files['labels']} holds class numbers, so {origin} has no effect")
         return super().with_classes(classes, origin)
 
     def __getitem__(self, index: int) -> RawImage:

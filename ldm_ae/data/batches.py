@@ -154,7 +154,7 @@ class BatchBuilder(Dataset[Batch]):
         found = self._load_all(samples)
         if isinstance(found, Failure):
             return found
-        assert isinstance(self.transform, ImageTransform), "images of several sizes are no batch"
+        assert isinstance(self.transform, ImageTransform), "images of several sizes do not form a batch"
         size = self.transform.height, self.transform.width
         return _collate(*found, self.transform.pixels.channels, size)
 
@@ -187,7 +187,7 @@ class BatchBuilder(Dataset[Batch]):
                 return Failure(str(error))
             except Exception as error:  # noqa: BLE001 - raised again in the main process, with the image's name
                 key = self.source.key(self._at)
-                text = f"{key}: unexpected {type(error).__name__} while this image is read: {reason(error)}"
+                text = f"{key}: unexpected {type(error).__name__} while reading this image: {reason(error)}"
                 return Failure(text, traceback.format_exc())
         return [item for item in items if item is not None], rejected
 

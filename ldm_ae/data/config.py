@@ -23,27 +23,27 @@ class DataConfig:
     train: str
     """IMAGES: a folder, WebDataset tars, Parquet, a `datasets` source (hf:NAME or a folder of it), or photos:train."""
     validation: str | None = None
-    """IMAGES to validate on; None holds some of the training images out instead."""
+    """IMAGES for validation; None holds out some of the training images instead."""
     validation_images: int = 64
-    """How many images are validated on at most; 0 for no validation."""
+    """Maximum number of validation images; 0 disables validation."""
     resolution: int = 256
     """Side of the square crops in pixels."""
     resize: int | Literal["none"] | None = None
-    """Shorter side after resizing, before the crop; None resizes it to the resolution, none leaves pixels alone."""
+    """Shorter side after resizing, before the crop; None resizes it to the resolution, none does not resize."""
     crop: Literal["random", "center", "adm"] = "random"
-    """Where training crops lie; validation crops are central. `adm` resizes both as ADM does, by box halving first."""
+    """Position of training crops; validation crops are central. `adm` resizes both as ADM does, with box halving."""
     flip: bool = True
-    """Mirror half of the training crops."""
+    """Mirror half of the training crops, chosen at random."""
     colour_profiles: ColourProfiles = "convert"
     """Convert colours to sRGB by each image's colour profile, or ignore profiles."""
     max_pixels: int = MAX_PIXELS
-    """Larger images are skipped."""
+    """Maximum number of pixels of an image; larger images are skipped."""
     workers: int = 2
-    """Processes that decode images, for each training process."""
+    """Number of processes that decode images, for each training process."""
     cache_megabytes: int = 0
-    """Decoded images that each worker keeps in memory, for data sets that fit."""
+    """Memory in MB for decoded images, in each worker, for data sets that fit."""
     max_bad_fraction: float = 0.01
-    """Share of unreadable images past which the run stops."""
+    """Maximum fraction of unusable images; above it the run stops with an error."""
 
     def __post_init__(self) -> None:
         if self.resolution < 1 or self.workers < 0 or self.validation_images < 0:

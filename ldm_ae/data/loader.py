@@ -81,7 +81,7 @@ class Rejects:
         if bad > self._max_bad_fraction * self.total:
             first = "; ".join(f"{key}: {reason}" for key, reason in islice(self.reasons.items(), 3))
             raise UserError(
-                f"{bad} of {self.total} images ({bad / self.total:.1%}) cannot be used, more than the allowed share "
+                f"{bad} of {self.total} images ({bad / self.total:.1%}) cannot be used, more than the allowed fraction "
                 f"of {self._max_bad_fraction:.1%} (max_bad_fraction)\nthe first: {first}"
             )
 

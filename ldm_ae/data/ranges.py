@@ -76,7 +76,7 @@ class RangeLoader:
                         self._rejects.add(batch.rejected)
                         whole = [batch] if len(batch) else []
                         yield from ((number, one) for one in (waiting.add(batch) if self._sizes else whole))
-                yield from ((number, one) for one in waiting.rest())
+                yield from ((number, one) for one in waiting.incomplete())
             self._rejects.check()
         finally:
             del chunks  # for the reason given in TrainingLoader.steps
@@ -138,6 +138,6 @@ class _Waiting:
         found, self._by_size[size] = self._by_size[size], []
         return concatenate(found)
 
-    def rest(self) -> list[Batch]:
+    def incomplete(self) -> list[Batch]:
         """Return the images that still wait, a batch for each size."""
         return [self._take(size) for size, found in self._by_size.items() if found]

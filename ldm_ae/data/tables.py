@@ -151,7 +151,7 @@ def _delimiter(header: str) -> str:
             raise BadText(f"line 1: {error}") from error
         if {name.strip().lower() for name in names} & {*NAMES}:
             return delimiter
-    raise BadText(f"no column is called {' or '.join(NAMES[:2])}; its first line is {printable(header, 80)!r}")
+    raise BadText(f"no column is named {' or '.join(NAMES[:2])}; its first line is {printable(header, 80)!r}")
 
 
 def _named(entry: Any) -> Entry:

@@ -81,7 +81,7 @@ def read_caption(value: Any) -> str | None:
         value.encode()
     except UnicodeEncodeError as error:
         code = ord(value[error.start])
-        raise BadText(f"it holds half of a character, the lone surrogate U+{code:04X} at {error.start}") from None
+        raise BadText(f"it has an invalid character, the lone surrogate U+{code:04X} at {error.start}") from None
     return value
 
 
@@ -115,7 +115,7 @@ def check_names(value: Any) -> list[str]:
     if not isinstance(value, list) or not value or not all(isinstance(name, str) and name for name in value):
         raise BadText("it is not a list of names")
     if len(set(value)) < len(value):
-        raise BadText("a name is there twice")
+        raise BadText("a name is duplicated")
     return [str(read_caption(name)) for name in value]
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ldm_ae.core.registry import Registry, export
-from ldm_ae.discriminators.interface import BothSides, Discriminator, Verdict
+from ldm_ae.discriminators.interface import Discriminator, DiscriminatorOutput, DiscriminatorPass
 from ldm_ae.discriminators.patchgan import PatchDiscriminator
 from ldm_ae.discriminators.spectral_patchgan import SpectralPatchDiscriminator
 
 __all__ = [
     "DISCRIMINATORS",
-    "BothSides",
     "Discriminator",
+    "DiscriminatorOutput",
+    "DiscriminatorPass",
     "PatchDiscriminator",
     "SpectralPatchDiscriminator",
-    "Verdict",
 ]
 
 DISCRIMINATORS: Registry[Discriminator] = Registry(__name__, Discriminator, "discriminator")  # type: ignore[type-abstract]

@@ -65,7 +65,7 @@ class Discriminator(PartlyFrozen, abc.ABC):
         """
 
 
-class Verdict(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """The output of one pass of the discriminator's step."""
 
     logits_real: Tensor
@@ -74,7 +74,7 @@ class Verdict(NamedTuple):
     """Scalar penalty, or None."""
 
 
-class BothSides(nn.Module):
+class DiscriminatorPass(nn.Module):
     """Logits of real and reconstructed images in one forward pass, as DistributedDataParallel requires.
 
     The two batches pass separately, so that batch normalization uses separate statistics, as in LDM.
@@ -84,7 +84,7 @@ class BothSides(nn.Module):
         super().__init__()
         self.discriminator = discriminator
 
-    def forward(self, real: Tensor, fake: Tensor, step: int) -> Verdict:
+    def forward(self, real: Tensor, fake: Tensor, step: int) -> DiscriminatorOutput:
         """Return logits and penalty of augmented images, (B, 3, H, W) each."""
         logits = self.discriminator(real), self.discriminator(fake)
-        return Verdict(*logits, self.discriminator.penalty(real, fake, logits, step))
+        return DiscriminatorOutput(*logits, self.discriminator.penalty(real, fake, logits, step))

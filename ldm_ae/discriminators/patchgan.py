@@ -24,11 +24,11 @@ class PatchDiscriminator(Discriminator):
     """Strided 4x4 convolutions with LeakyReLU(0.2); widths are ndf, 2 ndf, 4 ndf, at most 8 ndf.
 
     Args:
-        n_layers: Convolutions with stride 2.
-        ndf: Channels of the first.
-        norm: After every convolution but the first and last. `batch` is LDM's; it mixes the images of a batch, so that
-            processes and accumulation change it. `group` does not.
-        with_spectral_norm: Spectral normalization of every convolution (Miyato et al., arXiv 1802.05957).
+        n_layers: Number of convolutions with stride 2.
+        ndf: Number of output channels of the first convolution.
+        norm: Normalization after every convolution except the first and last. `batch` is LDM's; it mixes the images of
+            a batch, so that results depend on the number of processes and the accumulation. `group` does not.
+        with_spectral_norm: Whether every convolution has spectral normalization (Miyato et al., arXiv 1802.05957).
     """
 
     short_names = ("patchgan",)
@@ -36,7 +36,7 @@ class PatchDiscriminator(Discriminator):
     def __init__(self, *, n_layers: int = 3, ndf: int = 64, norm: Norm = "batch", with_spectral_norm: bool = False):
         super().__init__()
         if n_layers < 1 or ndf < 1:
-            raise UserError(f"PatchDiscriminator: n_layers={n_layers} and ndf={ndf} must be at least 1")
+            raise UserError(f"PatchDiscriminator: expected n_layers and ndf of at least 1, got {n_layers} and {ndf}")
         wrap: Callable[[nn.Module], nn.Module] = spectral_norm if with_spectral_norm else lambda module: module
         widths = [ndf * min(2**i, 8) for i in range(n_layers + 1)]
         first = nn.Conv2d(self.pixels.channels, ndf, 4, stride=2, padding=1)

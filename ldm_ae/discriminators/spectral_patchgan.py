@@ -23,8 +23,8 @@ class SpectralPatchDiscriminator(Discriminator):
     so that k micro-batches equal one batch k times as large once the estimate has converged.
 
     Args:
-        n_layers: Convolutions, each with stride 2. 6 is the paper's, for images of 256 pixels.
-        ndf: Channels of the first.
+        n_layers: Number of convolutions, each with stride 2. The paper has 6, for images of 256 pixels.
+        ndf: Number of output channels of the first convolution.
     """
 
     short_names = ("spectral-patchgan", "sn-patchgan")

@@ -70,7 +70,7 @@ class ActivationRanges:
     def line(self) -> str:
         """The verdict in one line."""
         found = f"largest activation {self.largest:.4g} in {self.worst}: "
-        found += "safe in fp16" if self.safe_in_fp16 else "not safe in fp16, run it in bf16 or fp32"
+        found += "safe in fp16" if self.safe_in_fp16 else "not safe in fp16; use bf16 or fp32"
         return f"{found} (limit {FP16_LIMIT:.0f}, margin {SAFETY_MARGIN:g}, {_images(self.images)})"
 
     def describe(self) -> dict[str, Any]:
@@ -93,13 +93,13 @@ class ActivationRanges:
 
 def first_batches(batches: Iterable[_Batch], images: int = MEASURED_IMAGES) -> tuple[list[_Batch], Iterator[_Batch]]:
     """Return the batches with the first `images` images, and all batches; the first ones are read only once."""
-    rest = iter(batches)
+    remaining = iter(batches)
     first: list[_Batch] = []
     count = 0
-    while count < images and (batch := next(rest, None)) is not None:
+    while count < images and (batch := next(remaining, None)) is not None:
         first.append(batch)
         count += len(batch.pixel_values)
-    return first, itertools.chain(first, rest)
+    return first, itertools.chain(first, remaining)
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def activation_ranges(model: Autoencoder, batches: Iterable[PixelBatch]) -> Acti
 
     # A model without parameters runs on the device of its images.
     parameter = next(model.parameters(), None)
-    assert parameter is None or parameter.dtype == torch.float32, "ranges are those of a model that cannot overflow"
+    assert parameter is None or parameter.dtype == torch.float32, "ranges are measured in float32"
     device = None if parameter is None else parameter.device
     hooks = [module.register_forward_hook(hook_of(name)) for name, module in model.net.named_modules() if name]
     images = 0
@@ -146,7 +146,7 @@ def activation_ranges(model: Autoencoder, batches: Iterable[PixelBatch]) -> Acti
     finally:
         for hook in hooks:
             hook.remove()
-    assert images > 0, "ranges are measured on images"
+    assert images > 0, "ranges need at least one image"
     found = {name: float(value.nan_to_num(nan=math.inf)) for name, value in largest.items()}
     return ActivationRanges(modules=dict(sorted(found.items(), key=lambda item: -item[1])), images=images)
 

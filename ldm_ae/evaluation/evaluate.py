@@ -140,7 +140,7 @@ def validate(
             scoring.update(reconstructions, pixel_values, posterior)
             count += len(pixel_values)
     if count == 0:
-        raise UserError("there are no held-out images to validate on")
+        raise UserError("validation has no held-out images")
     return scoring.compute()
 
 
@@ -186,12 +186,12 @@ def evaluate(
     Raises:
         UserError: no images; a reconstruction that is not finite; a prior over other codes.
     """
-    assert metrics is None or (perceptual is None and features is None), "networks belong to the default set"
+    assert metrics is None or (perceptual is None and features is None), "networks are for the default metrics"
     device = pick_device(device) if isinstance(device, str) else device
     numerics = inference_numerics(precision, device)
     first, batches = first_batches(loader)
     if not first:
-        raise UserError(f"there are no images to evaluate in {source}")
+        raise UserError(f"no images to evaluate in {source}")
     model = for_inference(model, device=device)
     kind, sha256 = type(model).__name__, weights_sha256(model)  # before the precision changes the weights
     collected = _Collected(model, seed=seed, pictures=pictures)

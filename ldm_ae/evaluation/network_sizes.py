@@ -25,7 +25,7 @@ def require_size(network: Network, call: Callable[[Network, Sequence[Tensor]], A
         dry_run(network, call, [(1, *shape[1:])])
     except RefusedError as error:
         side = smallest_side(network, call, (1, *shape[1:]))
-        why = error if side is None else f"the smallest square ones are {side}x{side}"
+        why = error if side is None else f"the smallest square size is {side}x{side}"
         raise CannotScoreError(
-            f"the network cannot take images of {shape[-2]}x{shape[-1]}, height x width: {why}"
+            f"the network does not support images of {shape[-2]}x{shape[-1]}, height x width: {why}"
         ) from error

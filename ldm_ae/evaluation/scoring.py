@@ -38,8 +38,8 @@ class Scoring:
             self.skipped |= metric.absent
             try:
                 if metric.pixels not in (None, setting.model.pixel_spec):
-                    other = f"images that are {metric.pixels}, and the model on {setting.model.pixel_spec}"
-                    raise CannotScoreError(f"{metric.info().label} works on {other}")
+                    other = f"images that are {metric.pixels}, but the model uses {setting.model.pixel_spec}"
+                    raise CannotScoreError(f"{metric.info().label} requires {other}")
                 metric.prepare(setting)
             except CannotScoreError as error:
                 self._skip(metric, error)

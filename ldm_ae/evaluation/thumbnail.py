@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ldm_ae.models import Posterior
 
-BASELINE = "bicubic thumbnail with about as many numbers as the latents, enlarged again"
-BASELINE_OF_CODES = "bicubic thumbnail with about as many bytes as the codes have at a fixed length, enlarged again"
+BASELINE = "bicubic thumbnail with about as many numbers as the latents, upsampled"
+BASELINE_OF_CODES = "bicubic thumbnail with about as many bytes as the codes at a fixed length, upsampled"
 
 
 def bicubic_thumbnail(pixel_values: Tensor, numbers: int) -> tuple[Tensor, tuple[int, int]]:

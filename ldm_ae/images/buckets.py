@@ -142,7 +142,10 @@ def sizes_of_area(height: int, width: int, *, multiple: int = 64, max_ratio: flo
     """
     area = height * width
     if min(height, width, multiple) < 1 or max_ratio < 1:
-        raise UserError(f"an area of {height}x{width} in multiples of {multiple} up to a ratio of {max_ratio} is none")
+        raise UserError(
+            f"no size has an area of {height}x{width}, sides that are multiples of {multiple} and a ratio of at most "
+            f"{max_ratio}; areas, multiples and the ratio must be at least 1"
+        )
     square = math.isqrt(area) // multiple * multiple
     if square == 0:
         raise UserError(f"an area of {height}x{width} is too small for sides that are multiples of {multiple}")

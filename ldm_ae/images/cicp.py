@@ -55,9 +55,9 @@ def cicp_profile(points: CodePoints, *, grey: bool) -> bytes | None:
     if _UNSPECIFIED in (points.primaries, points.transfer):
         return None
     if points.transfer in _HDR:
-        raise UnsupportedError(f"cICP says HDR, {_HDR[points.transfer]} (transfer {points.transfer})")
+        raise UnsupportedError(f"cICP declares HDR, {_HDR[points.transfer]} (transfer {points.transfer})")
     if points.matrix or points.full_range != 1:
-        raise UnsupportedError("cICP says samples that are not RGB of full range")
+        raise UnsupportedError("cICP declares samples that are not full-range RGB")
     if points.primaries not in _PRIMARIES or points.transfer not in _CURVES:
         raise UnsupportedError(f"cICP has primaries {points.primaries} and transfer {points.transfer}")
     white, primaries = _PRIMARIES[points.primaries]

@@ -85,7 +85,7 @@ class Decoding:
                 if self.colour_profiles == "convert":
                     samples, profile = to_srgb(samples, file)
                 elif samples.mode == "LAB":
-                    raise BadImage("colour mode LAB has no meaning as sRGB; set colour_profiles to convert")
+                    raise BadImage("colour mode LAB cannot be read as sRGB; set colour_profiles to convert")
                 flat = _flatten(samples, self.background)
                 method = None if file.format == "TIFF" else _TRANSPOSE.get(orientation)  # Pillow itself turns TIFF
                 return Decoded(flat if method is None else flat.transpose(method), orientation, profile)
@@ -119,7 +119,7 @@ def _read(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
-        raise BadImage(f"far too many pixels: {error}; max_pixels sets the limit") from None
+        raise BadImage(f"too many pixels: {error}; max_pixels sets the limit") from None
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error and more for damaged files
         raise BadImage(f"damaged: {error or type(error).__name__}") from error
 

@@ -39,7 +39,7 @@ _STARTS = {
     b"P1": "PNM", b"P2": "PNM", b"P3": "PNM", b"P4": "PNM", b"P5": "PNM", b"P6": "PNM",
     b"<svg": "SVG",
     b"\x1aE\xdf\xa3": "a video (Matroska or WebM)",
-    b"version https://git-lfs": "a Git LFS pointer in the place of the file",
+    b"version https://git-lfs": "a Git LFS pointer instead of the file",
 }  # fmt: skip
 
 

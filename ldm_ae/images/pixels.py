@@ -69,15 +69,15 @@ class PixelSpec:
             raise UserError(f"{what}: images are {self}; supported are {supported}")
         return self
 
-    def require_match(self, needed: PixelSpec, who: str) -> None:
-        """Raise a one-line UserError unless these images, a model's, match those of `who`.
+    def require_match(self, needed: PixelSpec, user: str) -> None:
+        """Raise a one-line UserError unless these images, a model's, match those of `user`.
 
         Args:
-            needed: Images that `who` declares.
-            who: Name of a transform, a network, a loss or a metric.
+            needed: Images that `user` declares.
+            user: Name of a transform, a network, a loss or a metric.
         """
         if self != needed:
-            raise UserError(f"{who} works on images that are {needed}, and the model on {self}")
+            raise UserError(f"{user} requires images that are {needed}, but the model uses {self}")
 
     def require_images(self, images: Tensor, name: str = "pixel_values") -> None:
         """Raise UserError unless `images` is (B, channels, H, W)."""

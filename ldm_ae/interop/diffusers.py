@@ -29,8 +29,9 @@ def export_diffusers(
     per_channel: bool | None = None,
     weights: torch.dtype = torch.float32,
     sample_size: int | None = None,
+    overwrite: bool = False,
 ) -> Path:
-    """Write the model as a diffusers folder; an earlier export at `out` is replaced in one rename.
+    """Write the model as a diffusers folder, which appears in one rename.
 
     Args:
         model: The model to export; it is not changed.
@@ -42,13 +43,14 @@ def export_diffusers(
         weights: Dtype of the written weights. Rounded weights are another model, with another `model_hash`.
         sample_size: Side in pixels that the configuration states and that commands use by default; None keeps the side
             of the training crops.
+        overwrite: Replace an earlier export at `out`.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: `out` holds other files or cannot be written, the statistics give no scale in this form, the size
-            does not suit the model, or a weight leaves the range of the type.
+        UserError: `out` holds files that may not be replaced or cannot be written, the statistics give no scale in this
+            form, the size does not suit the model, or a weight leaves the range of the type.
     """
     model = copy.deepcopy(model).float()
     if scaling is not None:
@@ -65,6 +67,6 @@ def export_diffusers(
             if not tensor.isfinite().all():
                 raise UserError(f"{name} has values that {weights} cannot hold; write the weights in float32")
     size = sum(tensor.nbytes for tensor in model.net.state_dict().values())
-    with exporting(out, own_files=DIFFUSERS_FILES, size=size) as folder:
+    with exporting(out, own_files=DIFFUSERS_FILES, size=size, overwrite=overwrite) as folder:
         model.save_pretrained(folder)
     return Path(out)

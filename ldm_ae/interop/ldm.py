@@ -55,13 +55,14 @@ def to_ldm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def export_ldm(model: Autoencoder, out: str | Path) -> Path:
+def export_ldm(model: Autoencoder, out: str | Path, *, overwrite: bool = False) -> Path:
     """Write `model.safetensors` and `config.yaml` for CompVis's code; an earlier export at `out` is replaced.
 
     Args:
         model: A KL autoencoder, or a discrete one with the nearest of a table of codes (VQ, EMAVQ); it is not changed.
             Weights are written in float32.
         out: The folder.
+        overwrite: Replace an earlier export at `out`.
 
     Returns:
         `out`.
@@ -79,7 +80,7 @@ def export_ldm(model: Autoencoder, out: str | Path) -> Path:
         "Load: model.load_state_dict(safetensors.torch.load_file('model.safetensors'))",
     ))  # fmt: skip
     size = sum(tensor.nbytes for tensor in state.values())
-    with exporting(out, own_files=LDM_FILES, size=size) as folder:
+    with exporting(out, own_files=LDM_FILES, size=size, overwrite=overwrite) as folder:
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.yaml").write_text(note + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return Path(out)
@@ -92,12 +93,12 @@ def scale_lines(spec: LatentSpec) -> list[str]:
         return [
             f"The scale of these latents is (latents - mean) / std * {factor!r}, channel by channel, with mean",
             f"{list(spec.latents_mean)} and std {list(spec.latents_std)}.",
-            "CompVis's latent diffusion model has one scale_factor and no place for them.",
+            "CompVis's latent diffusion model has a single scale_factor and cannot apply them.",
         ]
     if spec.shift_factor:
         return [
             f"The scale of these latents is (latents - {spec.shift_factor!r}) * {factor!r}. CompVis's latent diffusion",
-            f"model has no place for a shift: with scale_factor {factor!r} alone its latents are off-centre.",
+            f"model cannot apply a shift: with scale_factor {factor!r} alone its latents are off-centre.",
         ]
     return [f"Latents times {factor!r} have unit variance, if measured: the latent diffusion model's scale_factor."]
 
@@ -111,19 +112,21 @@ def ldm_config(model: Autoencoder) -> dict[str, Any]:
     net: Any = model.net  # diffusers' attributes are not typed
     if model.compvis_class is None:
         kind = type(net).__name__ if model.codebook is None else model.codebook.method
-        raise UserError(f"format ldm holds KL autoencoders and VQ ones with a table of codes, not a {kind}")
+        raise UserError(f"format ldm holds KL autoencoders and VQ models with a table of codes, not a {kind}")
     config = net.config
     if config.get("norm_type", "group") != "group":
-        raise UserError(f"format ldm: CompVis's code normalizes by group, this model's decoder is {config.norm_type}")
+        raise UserError(
+            f"format ldm: CompVis's code normalizes by group, this model's decoder has norm_type {config.norm_type}"
+        )
     widths = list(config.block_out_channels)
     levels = len(widths)
     if config.norm_num_groups != GROUPS:
         raise UserError(
-            f"format ldm: CompVis's code normalizes in {GROUPS} groups, this model in {config.norm_num_groups}; "
+            f"format ldm: CompVis's code normalizes in {GROUPS} groups, this model has {config.norm_num_groups};  "
             f"train with norm_num_groups={GROUPS} or export as diffusers"
         )
     if config.act_fn not in ("silu", "swish"):
-        raise UserError(f"format ldm: CompVis's code knows the activation silu only, this model has {config.act_fn}")
+        raise UserError(f"format ldm: CompVis's code has only the activation silu, this model has {config.act_fn}")
     if bad := [width for width in widths if width % widths[0]]:
         raise UserError(f"format ldm: every width must be a multiple of the first ({widths[0]}); {bad[0]} is not")
     down = ["Attn" in name for name in config.down_block_types]

@@ -54,13 +54,18 @@ class Imported:
         return self.file.network
 
     @property
-    def left_out(self) -> int:
+    def excluded(self) -> int:
         """Number of tensors that belong to the loss, to averages, or to other parts of a latent diffusion model."""
-        return self.file.left_out
+        return self.file.excluded
 
 
 def import_ldm(
-    checkpoint: str | Path, out: str | Path, *, config: str | Path | None = None, family: str | None = None
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    config: str | Path | None = None,
+    family: str | None = None,
+    overwrite: bool = False,
 ) -> Imported:
     """Convert a file of weights to a diffusers folder with equal outputs, in float32.
 
@@ -74,6 +79,7 @@ def import_ldm(
         out: The folder.
         config: CompVis's YAML of either.
         family: `sd`, `sdxl`, `sd3` or `flux`, whose published scale applies where the file does not state one.
+        overwrite: Replace an earlier import at `out`.
 
     Raises:
         UserError: no such file, weights of another kind of network, a configuration that does not agree with them, a
@@ -86,12 +92,12 @@ def import_ldm(
     file = dataclasses.replace(file, scale=scale)
     model = build_autoencoder(file)
     if config is None:
-        notes.append(f"sample_size is taken to be {RESOLUTION}; the configuration, --config FILE, has it as resolution")
-        notes.append("whether the decoder ends in tanh (tanh_out) is in the configuration alone, and taken to be false")
+        notes.append(f"sample_size is assumed to be {RESOLUTION}; --config FILE reads it from the configuration")
+        notes.append("tanh_out (the decoder ends in tanh) is assumed to be false; only the configuration has it")
     if file.network.quantization == "gumbel":
-        notes.append("codes are the likeliest ones; taming's GumbelVQ draws them with noise, also in evaluation")
+        notes.append("codes are the most likely ones; taming's GumbelVQ draws them with noise, also in evaluation")
     model.set_sample_size(said.resolution)
-    return Imported(path=export_diffusers(model, out), file=file, scale=scale, notes=tuple(notes))
+    return Imported(path=export_diffusers(model, out, overwrite=overwrite), file=file, scale=scale, notes=tuple(notes))
 
 
 def _scale(file: SingleFile, said: LDMConfig, config: str | None, family: str | None) -> tuple[Scale, list[str]]:
@@ -102,7 +108,7 @@ def _scale(file: SingleFile, said: LDMConfig, config: str | None, family: str | 
             notes.append(f"scaling_factor is the checkpoint's {scale.factor:.6g}, not the configuration's "
                          f"{said.scale_factor:.6g}")  # fmt: skip
     elif said.scale_by_std:
-        notes.append("scale_by_std: the factor was measured in training, and the checkpoint does not have it")
+        notes.append("scale_by_std: the factor was measured in training, but the checkpoint lacks it")
     elif said.scale_factor is not None:
         scale = Scale(factor=said.scale_factor, shift=None, source=f"scale_factor of {config}")
     if family is not None:
@@ -114,11 +120,11 @@ def _scale(file: SingleFile, said: LDMConfig, config: str | None, family: str | 
                 "remove one of them"
             )
         if wanted.shift is not None and file.network.n_embed is not None:
-            raise UserError(f"--family {family} has a shift, which a VQ has no place for")
+            raise UserError(f"--family {family} has a shift, which a VQ model cannot have")
         notes += check_family(family, file.network)
         scale = wanted
     if not scale.known:
-        notes.append(f"scaling_factor is 1: {scale.source}, or --family names the model that it belongs to")
+        notes.append(f"scaling_factor is 1: {scale.source}; name the model that it belongs to with --family")
     return scale, notes
 
 
@@ -146,7 +152,9 @@ def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # numbers and dates can be invalid, too
         raise UserError(f"{path} cannot be read as YAML: {reason(error)}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no configuration of CompVis's form (model: params: ddconfig): {error}") from error
+        raise UserError(
+            f"{path} is not a configuration of CompVis's form (model: params: ddconfig): {error}"
+        ) from error
     if attention not in ("vanilla", "vanilla-xformers", "none"):
         raise UserError(
             f"{path}: attn_type is {printable(attention)}; diffusers' blocks have vanilla attention or none"
@@ -167,7 +175,9 @@ def read_ldm_config(path: str | Path, network: LDMNetwork) -> LDMConfig:
     said["middle_attention"] = attends
     for key, value in said.items():
         if value != (found := getattr(network, key)):
-            raise UserError(f"{path} says {key} {printable(value)}, the weights {found}; is it another model's?")
+            raise UserError(
+                f"{path} has {key} {printable(value)}, the weights have {found}; give the configuration of this model"
+            )
     return LDMConfig(
         resolution=resolution, scale_factor=None if scale_factor is None else float(scale_factor),
         scale_by_std=scale_by_std,

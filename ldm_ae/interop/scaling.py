@@ -105,7 +105,7 @@ def plan_scaling(model: Autoencoder, choice: str, *, per_channel: bool | None, i
     """
     form = None if per_channel is None else "--per-channel" if per_channel else "--no-per-channel"
     if choice == "keep" and form is not None:
-        raise UserError(f"--scaling keep excludes {form}, which is measured; leave one of them out")
+        raise UserError(f"--scaling keep excludes {form}, which is measured; remove one of them")
     asked = choice == "measure" or form is not None
     if asked and not images:
         raise UserError(f"{form or '--scaling measure'} needs --images to measure on")
@@ -116,7 +116,7 @@ def plan_scaling(model: Autoencoder, choice: str, *, per_channel: bool | None, i
     if known or measure:
         return ScalingPlan(measure, [])
     if is_unscaled(spec):
-        return ScalingPlan(False, ["scaling_factor is 1, nobody has measured it; --images IMAGES measures it"])
+        return ScalingPlan(False, ["scaling_factor is 1 and was not measured; --images IMAGES measures it"])
     words = f"the encoder was trained further since its {describe_scaling(spec)} was measured"
     return ScalingPlan(False, [f"{words}; --images IMAGES measures it"])
 

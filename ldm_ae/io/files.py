@@ -7,12 +7,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ldm_ae.core.errors import RunError, UserError
+from ldm_ae.core.errors import RunError, UserError, printable
 
 _OURS = ".{name}.{pid}.{kind}"  # names of unfinished files and of files that are not yet removed
 
@@ -137,7 +137,7 @@ def _no_room(path: Path, size: int) -> RunError:
     free = shutil.disk_usage(path.parent).free
     needed = f"{size:,} bytes are needed and " if size else ""
     return RunError(
-        f"cannot write {path}: the disk is full, {needed}{free:,} are free; make room and give the same command again"
+        f"cannot write {path}: the disk is full, {needed}{free:,} are free; make space and run the same command again"
     )
 
 
@@ -179,7 +179,7 @@ def read_json(path: str | Path, *, as_written: bool = False) -> Any:
     try:
         value = json.loads(data.decode("utf-8"))
         if as_written and _json_bytes(value) != data:
-            raise ValueError("it is not as this program writes it")
+            raise ValueError("its layout is not the one that this program writes")
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return value
@@ -202,13 +202,34 @@ def _digest(file: object) -> str:  # Python 3.10 has no hashlib.file_digest
     return digest.hexdigest()
 
 
-def require_new_folder(path: str | Path, purpose: str) -> None:
-    """Raise UserError if `path` is a file or a non-empty folder; `purpose` describes the folder's use."""
+def require_new_folder(
+    path: str | Path, purpose: str, *, own_files: Collection[str] = (), overwrite: bool | None = None
+) -> None:
+    """Raise UserError unless a command may write its results into a folder: the one rule of all output folders.
+
+    The folder must be absent or empty. With `overwrite` it may also hold an earlier result of the same kind, which is
+    replaced. Files of any other name are never replaced.
+
+    Args:
+        path: The folder.
+        purpose: What will be in the folder, such as `the images`.
+        own_files: The file names of which a result of this kind consists.
+        overwrite: Whether an earlier result may be replaced; None where results have no names to tell them by.
+    """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder for {purpose}")
-    if folder.is_dir() and (found := next(folder.iterdir(), None)) is not None:
-        raise UserError(f"{folder} is not empty ({found.name}); name a new folder for {purpose}")
+        raise UserError(f"{folder} is a file; give a folder for {purpose}")
+    found = sorted(os.listdir(folder)) if folder.is_dir() else []
+    other = [name for name in found if name not in own_files]
+    if other and overwrite is None:
+        raise UserError(f"{folder} is not empty ({printable(other[0])}); give a new folder for {purpose}")
+    if other:
+        raise UserError(f"{folder} holds other files ({printable(other[0])}); give a new or empty folder for {purpose}")
+    if found and not overwrite:
+        raise UserError(
+            f"{folder} holds an earlier result ({found[0]}); add --overwrite to replace it, or give a new folder for "
+            f"{purpose}"
+        )
 
 
 def make_folder(path: str | Path) -> Path:

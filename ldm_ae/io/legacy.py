@@ -121,8 +121,8 @@ def _refusal(error: Exception) -> str:
     text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error))
     if found := re.search(r"(?:Unsupported global: GLOBAL|load unsupported GLOBAL) (\S+)", text):
         return (
-            f"it does not hold tensors and plain data alone but would build a {printable(found[1], 80)}, which can run "
-            "code; if you trust its author, save its state_dict alone where it was made"
+            f"it does not hold only tensors and plain data but would construct {printable(found[1], 80)}, which can "
+            "run code; if you trust its author, load it where it was made and save only its state_dict"
         )
     if "TorchScript" in text:
         return "it is a TorchScript archive, a program; save the state_dict of the module instead"

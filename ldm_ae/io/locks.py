@@ -46,8 +46,8 @@ def only_writer(folder: str | Path) -> Iterator[None]:
 
 def refuse_if_held(folder: str | Path) -> None:
     """Raise UserError if another process holds `folder`; creates nothing. A quick check before slow imports."""
-    if (who := holder(folder)) is not None:
-        raise _in_use(Path(folder).resolve(), who)
+    if (owner := holder(folder)) is not None:
+        raise _in_use(Path(folder).resolve(), owner)
 
 
 def holder(folder: str | Path) -> str | None:
@@ -65,7 +65,7 @@ def holder(folder: str | Path) -> str | None:
 
 def _acquire(path: Path) -> int:
     if str(path) in _held:
-        raise UserError(f"{path.parent} is in use by this very process")
+        raise UserError(f"{path.parent} is already in use by this process")
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -76,7 +76,7 @@ def _acquire(path: Path) -> int:
                 raise _in_use(path.parent, _read(path)) from error
             if error.errno in _NO_LOCKS:
                 _log.warning(
-                    "%s lies on a file system without locks: make sure that nothing else writes there", path.parent
+                    "%s is on a file system without locks: make sure that no other process writes to it", path.parent
                 )
                 return os.open(path, os.O_RDWR)
             raise
@@ -96,8 +96,8 @@ def _is_still(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _in_use(folder: Path, who: str) -> UserError:
-    return UserError(f"{folder} is in use by {who}; wait for it or stop it, or give another folder")
+def _in_use(folder: Path, owner: str) -> UserError:
+    return UserError(f"{folder} is in use by {owner}; wait for it or stop it, or give another folder")
 
 
 def _read(path: Path) -> str:

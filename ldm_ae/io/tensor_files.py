@@ -41,7 +41,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         ValueError,
         RuntimeError,
     ) as error:  # the last ones come from torch, about shapes
-        raise UserError(f"{path} is not a sound safetensors file: {reason(error)}") from error
+        raise UserError(f"{path} is not a valid safetensors file: {reason(error)}") from error
 
 
 def safetensors_pieces(

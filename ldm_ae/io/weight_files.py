@@ -24,9 +24,9 @@ _BEGINNINGS = (
     (b"Rar!", "a RAR archive; unpack it first"),
     (b"\x89HDF", "an HDF5 file, such as Keras writes"),
     (b"\x93NUMPY", "a NumPy array"),
-    (b"\x89PNG", "a picture"),
-    (b"\xff\xd8\xff", "a picture"),
-    (b"RIFF", "a picture, or sound"),
+    (b"\x89PNG", "an image"),
+    (b"\xff\xd8\xff", "an image"),
+    (b"RIFF", "an image, audio or video"),
     (b"%PDF", "a PDF document"),
 )
 _TEXTS = (
@@ -75,7 +75,7 @@ def read_weight_file(path: str | Path) -> WeightFile:
         return WeightFile(
             tensors=found.tensors, container=found.container, beside=found.beside, scale_factor=found.scale_factor
         )  # fmt: skip
-    raise UserError(f"{path} was not opened: it is {_seems(head)}")
+    raise UserError(f"{path} was not opened: it is {_describe_head(head)}")
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -91,7 +91,7 @@ def _is_torch_archive(path: Path) -> bool:
         return True
 
 
-def _seems(head: bytes) -> str:
+def _describe_head(head: bytes) -> str:
     """Describe the first bytes of a file that is not a checkpoint."""
     if not head:
         return "empty; the download may have failed"
@@ -105,5 +105,5 @@ def _seems(head: bytes) -> str:
         if text.startswith(tag):
             return words
     if not head.strip(b"\0"):
-        return "nothing but zeros; the download may have been cut off"
+        return "only zeros; the download may be incomplete"
     return "neither a safetensors file nor a checkpoint of PyTorch"

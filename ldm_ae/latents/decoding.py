@@ -100,7 +100,7 @@ def decode_store(
     if not allow_other_model:
         opened.check_model(model)
     if opened.spec.channels != model.latent_spec.channels:
-        raise UserError(f"{store} has {opened.spec.channels} channels, the model {model.latent_spec.channels}")
+        raise UserError(f"{store} has {opened.spec.channels} channels, the model has {model.latent_spec.channels}")
     codes = [(spec.codebook_size, spec.codebook_levels) for spec in (opened.spec, model.latent_spec)]
     looked_up = opened.request.indices_alone
     if looked_up and codes[0] != codes[1]:
@@ -117,7 +117,7 @@ def decode_store(
             names = [keys[position] for position in positions]
             values = torch.stack([data.read(position) for position in positions])
             if looked_up:
-                assert runner.codebook is not None, "the numbers of codes are those of the store"
+                assert runner.codebook is not None, "the model has the store's codebook"
                 values = runner.codebook.latents(values)
             yield names, _decode(runner, values, names, precision)
 

@@ -54,9 +54,7 @@ class Fold:
             UserError: A channel is constant, or the constants are for another number of channels.
         """
         if constant := statistics.constant_channels:
-            raise UserError(
-                f"channel {constant[0]} of the latents is constant, so that no scale gives it unit variance"
-            )
+            raise UserError(f"channel {constant[0]} of the latents is constant, so no scale gives it unit variance")
         mean, std = statistics.channel_mean.tolist(), statistics.channel_std.tolist()
         factor, shift = _spread(constants.factor, len(mean)), _spread(constants.shift, len(mean))
         return cls(
@@ -72,10 +70,10 @@ class Fold:
             ValueError: The content is not valid.
         """
         if not isinstance(content, dict) or not content.get("scale"):
-            raise ValueError("no scale of the values")
+            raise ValueError("the scale is missing")
         scale, bias = (tuple(float(value) for value in content[name]) for name in ("scale", "bias"))
         if len(scale) != len(bias) or not min(scale) > 0:
-            raise ValueError("no positive scale and a bias for each channel")
+            raise ValueError("each channel needs a positive scale and a bias")
         return cls(scale=scale, bias=bias)
 
     def to_json(self) -> dict[str, Any]:

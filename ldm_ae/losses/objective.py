@@ -28,33 +28,33 @@ from ldm_ae.losses.reconstruction import L1, ReconstructionLoss
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What the generator minimizes."""
+    """The loss of the generator."""
 
     reduction: Literal["ldm", "mean"] = "mean"
-    """How every term is reduced, and so what the weights mean: sums over an image (ldm) or means."""
+    """Reduction of every term, which the weights refer to: sums over an image (ldm) or means over elements (mean)."""
     reconstruction: ReconstructionLoss = field(default_factory=lambda: lazy_instance(L1))
-    """Error of each pixel value."""
+    """Loss of each pixel value."""
     perceptual: PerceptualLoss | None = None
-    """Feature distance added to the reconstruction; none by default."""
+    """Perceptual distance added to the reconstruction loss; null adds none."""
     perceptual_weight: float = 1.0
-    """Factor of the perceptual distance beside the reconstruction error of one element."""
+    """Weight of the perceptual distance relative to the reconstruction loss of one element."""
     regularization_weights: dict[str, float] = field(default_factory=lambda: {"kl": 1e-6})
-    """Factor of each named term of the posterior (kl: nats; a quantizer's docstring names its own); a term not named
-    here is not optimized."""
+    """Weight of each term of the posterior by name (kl, in nats; a quantizer's docstring lists its own terms). Terms
+    without a weight are not optimized."""
     learned_log_variance: bool = False
-    """Divide the reconstruction by exp(s) and add s, with s one learned number for all pixels."""
+    """Divide the reconstruction loss by exp(s) and add s, where s is one learned number for all pixels."""
     adversarial: AdversarialLoss = field(default_factory=lambda: lazy_instance(HingeLoss))
-    """Losses of generator and discriminator; used when the run has a discriminator."""
+    """Adversarial losses of generator and discriminator, for runs with a discriminator."""
     gan_weight: float = 0.5
-    """Factor of the generator's adversarial loss, beside the adaptive weight if that is on."""
+    """Weight of the generator's adversarial loss, which the adaptive weight multiplies if it is enabled."""
     adaptive_gan_weight: bool = True
-    """Scale the adversarial gradient at the last layer to the reconstruction's, as LDM does."""
+    """Scale the adversarial gradient at the last layer to the norm of the reconstruction's, as LDM does."""
     discriminator_start: int = 0
-    """Step at which the discriminator begins to learn."""
+    """Step at which the training of the discriminator starts."""
     discriminator_warmup_steps: int = 0
-    """Steps the discriminator learns alone before the generator sees it."""
+    """Number of steps that train the discriminator before its loss affects the generator."""
     gan_ramp_steps: int = 0
-    """Steps over which the adversarial weight then rises linearly from 0."""
+    """Number of steps over which the adversarial weight then rises linearly from 0."""
 
     def __post_init__(self) -> None:
         for name in ("perceptual_weight", "gan_weight"):
@@ -121,7 +121,7 @@ class Objective(PartlyFrozen):
         total = latents.new_zeros(())
         for name, weight in self.config.regularization_weights.items():
             if name not in terms:
-                raise UserError(f"objective.regularization_weights: no term '{name}'; this model has {sorted(terms)}")
+                raise UserError(f"objective.regularization_weights: expected terms of {sorted(terms)}, got '{name}'")
             per_image = terms[name].mean()
             total = total + weight * (per_image if self.config.reduction == "ldm" else per_image / latents[0].numel())
         return total

@@ -48,9 +48,11 @@ def model_hash(model: Autoencoder) -> str:
     Scaling constants are excluded: they do not change a latent, and an export that measures them is the same model.
 
     Raises:
-        UserError: the weights are not float32, so that their hash would differ from the saved model's.
+        UserError: The weights are not float32, so that their hash would differ from the saved model's.
     """
     for parameter in model.net.parameters():
         if parameter.dtype != torch.float32:
-            raise UserError(f"the model's weights are {parameter.dtype}; give it in float32 and name the precision")
+            raise UserError(
+                f"the model's weights are {parameter.dtype}; load the model in float32 and set the precision instead"
+            )
     return hash_json({"config": network_config(model), "weights": weights_sha256(model.net)})

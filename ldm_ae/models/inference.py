@@ -29,7 +29,7 @@ def for_inference(
         The model; for fp16 in an `OverflowGuard`, which recomputes a batch that overflows, so that no result is lost.
 
     Raises:
-        UserError: an unavailable precision or device, or `compiled` for a network that declares no parts to compile.
+        UserError: An unavailable precision or device, or `compiled` for a network that declares no parts to compile.
     """
     device = pick_device(device) if isinstance(device, str) else device
     numerics = inference_numerics(precision, device)

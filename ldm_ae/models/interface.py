@@ -76,7 +76,7 @@ class Autoencoder(nn.Module, abc.ABC):
         """Load a folder whose `_class_name` is one of `class_names`, in float32.
 
         Raises:
-            UserError: the folder is damaged, or its images are not supported.
+            UserError: The folder is damaged, or its images are not supported.
         """
         opening: Callable[..., Autoencoder] = cls
         model = opening(pretrained=str(folder))
@@ -248,7 +248,7 @@ class Autoencoder(nn.Module, abc.ABC):
         `ldm_ae.models.scaling.measured_scaling` returns a measured scale in the form that the model's pipelines read.
 
         Raises:
-            UserError: the network's class has no configuration key for a part of it.
+            UserError: The network's class has no configuration key for a part of it.
         """
         scale: dict[str, Any] = {
             "scaling_factor": scaling_factor, "shift_factor": shift_factor, "latents_mean": latents_mean,
@@ -259,8 +259,7 @@ class Autoencoder(nn.Module, abc.ABC):
             if key not in places and value != NO_SCALE[key]:
                 known = ", ".join(places) or "none"
                 raise UserError(
-                    f"{type(self.net).__name__} has no place for {key} {value}; its configuration holds {known} of a "
-                    "scale"
+                    f"{type(self.net).__name__} cannot store {key} {value}; of a scale its configuration holds {known}"
                 )
         # A number where diffusers' default is null: pipelines of SD3 and FLUX add the shift, the others ignore it.
         self.net.register_to_config(**{key: scale[key] for key in places})

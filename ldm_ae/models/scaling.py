@@ -75,13 +75,13 @@ def measured_scaling(spec: LatentSpec, statistics: ChannelStatistics, *, per_cha
         per_channel: True for vectors, beside a factor of 1 if they are new; False for none; None for the model's form.
 
     Raises:
-        UserError: the latents, or with vectors one of their channels, are constant or not finite; or vectors are
+        UserError: The latents, or with vectors one of their channels, are constant or not finite; or vectors are
             requested beside a shift.
     """
     if statistics.count == 0:
-        raise UserError("no scale can be measured: there are no latents; give more images")
+        raise UserError("the scale cannot be measured: there are no latents; give more images")
     if not math.isfinite(statistics.pooled_std):
-        raise UserError("no scale can be measured: the latents are not finite")
+        raise UserError("the scale cannot be measured: the latents are not finite")
     if statistics.scaling_factor is None:
         raise UserError(describe_constant(statistics))
     check_form(spec, per_channel)
@@ -89,8 +89,8 @@ def measured_scaling(spec: LatentSpec, statistics: ChannelStatistics, *, per_cha
     if has_vectors if per_channel is None else per_channel:
         if constant := statistics.constant_channels:
             raise UserError(
-                f"channel {constant[0]} of the latents is constant, so that latents_std cannot divide by it; scale "
-                "without --per-channel"
+                f"channel {constant[0]} of the latents is constant, and latents_std cannot divide by 0; remove "
+                "--per-channel"
             )
         return replace(
             spec,
@@ -112,8 +112,8 @@ def describe_constant(statistics: ChannelStatistics) -> str:
     """Return a message about constant latents."""
     return (
         f"the latents are constant (standard deviation {statistics.pooled_std:.3g} around "
-        f"{statistics.pooled_mean:.3g}), so that no scale can be measured; the encoder gives the same for every image: "
-        "its codebook or its latents have collapsed, or it is not trained"
+        f"{statistics.pooled_mean:.3g}), so that no scale can be measured; every image has the same latents: "
+        "the codebook or the latents have collapsed, or the encoder is not trained"
     )
 
 
@@ -122,7 +122,7 @@ def check_form(spec: LatentSpec, per_channel: bool | None) -> None:
     if per_channel and spec.shift_factor and spec.latents_std is None:
         raise UserError(
             f"the model has shift_factor {spec.shift_factor:.5g}: pipelines that read it (SD3, FLUX) ignore "
-            "latents_mean and latents_std and would decode wrongly; leave --per-channel out"
+            "latents_mean and latents_std and would decode wrongly; remove --per-channel"
         )
 
 
@@ -177,7 +177,7 @@ def describe_state(model: Autoencoder) -> str:
     """Return the origin of the scale in one or two words: `measured` also covers the scale of a published model."""
     if is_unscaled(model.latent_spec):
         return "not measured"
-    return "measured" if scale_is_known(model) else "of the encoder before it was trained further"
+    return "measured" if scale_is_known(model) else "measured before the encoder was trained further"
 
 
 def scale_is_known(model: Autoencoder) -> bool:

@@ -45,10 +45,10 @@ class LatentSpec:
                 "latents: channels, downsample_factor, codebook_size and codebook_levels must be whole numbers above 0"
             )
         if self.codebook_size is not None and self.codebook_size > 2**63:
-            raise UserError(f"latents: codebook_size is {self.codebook_size}; an index has room for 2^63 codes")
+            raise UserError(f"latents: codebook_size is {self.codebook_size}; an index can hold at most 2^63 codes")
         vectors = [vector for vector in (self.latents_mean, self.latents_std) if vector is not None]
         if any(type(vector) is not tuple or len(vector) != self.channels for vector in vectors):
-            raise UserError("latents: latents_mean and latents_std must hold a number for each channel")
+            raise UserError("latents: latents_mean and latents_std must hold one number per channel")
         scales = (self.scaling_factor, *(self.latents_std or ()))
         if not all(_is_number(value) for value in (*scales, self.shift_factor, *(self.latents_mean or ()))):
             raise UserError("latents: the factors that scale them must be finite numbers")

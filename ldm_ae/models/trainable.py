@@ -21,7 +21,7 @@ def set_trainable(model: Autoencoder, patterns: Sequence[str]) -> int:
         patterns: Shell patterns: `*` for all, `decoder.*` and `post_quant_conv.*` for the decoder alone.
 
     Raises:
-        UserError: a pattern matches no parameter.
+        UserError: A pattern matches no parameter.
     """
     parameters = dict(model.net.named_parameters())
     for pattern in patterns:
@@ -31,7 +31,7 @@ def set_trainable(model: Autoencoder, patterns: Sequence[str]) -> int:
                           if any(key.startswith(f"{name}.") for key in parameters)), None)  # fmt: skip
             meant = "" if whole is None else f"; did you mean '{whole}'?"
             raise UserError(
-                f"trainable: '{pattern}' matches no parameter; a pattern matches whole names, and the model's parts "
+                f"trainable: '{pattern}' matches no parameter; a pattern must match whole names, and the model's parts "
                 f"are {', '.join(f'{part}.*' for part in parts)}{meant}"
             )
     for name, parameter in parameters.items():

@@ -31,7 +31,7 @@ def encode_indices(prior: CodePrior, indices: Tensor, label: int = -1) -> NDArra
         label: Class, -1 for none; the decoder needs the same.
 
     Raises:
-        UserError: constriction is not installed, or indices of another shape.
+        UserError: Constriction is not installed, or indices of another shape.
     """
     stream = _constriction()
     encoder = stream.queue.RangeEncoder()
@@ -52,7 +52,7 @@ def decode_indices(prior: CodePrior, words: NDArray[np.uint32], label: int = -1)
     Damaged words give other indices, or the error.
 
     Raises:
-        UserError: constriction is not installed, or words that are not the code of any image.
+        UserError: Constriction is not installed, or words that are not the code of any image.
     """
     stream = _constriction()
     decoder = stream.queue.RangeDecoder(words)
@@ -63,7 +63,7 @@ def decode_indices(prior: CodePrior, words: NDArray[np.uint32], label: int = -1)
     try:
         return prior.walk(choose, labels=torch.tensor([label], device=prior.device))[0]
     except AssertionError as error:  # the library's error for invalid words
-        raise UserError("the words are damaged, or were made with another prior or class") from error
+        raise UserError("the words are damaged, or were encoded with another prior or class") from error
 
 
 def _model(stream: Any, logits: Tensor) -> Any:

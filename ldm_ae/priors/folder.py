@@ -51,27 +51,27 @@ def load_prior(folder: str | Path) -> SavedPrior:
     """Load the prior that `save_prior` wrote, on the CPU.
 
     Raises:
-        UserError: no files, or damaged files.
+        UserError: No files, or damaged files.
     """
     config, weights = Path(folder) / CONFIG, Path(folder) / WEIGHTS
     try:
         content = read_json(config)
     except FileNotFoundError:
-        raise UserError(f"{folder} is no prior: it has no {CONFIG}") from None
+        raise UserError(f"{folder} is not a prior: it has no {CONFIG}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{config} cannot be read: {reason(error)}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{config} does not describe a prior over codes")
     tensors = read_tensors(weights)
     if sha256(weights) != content.get("weights_sha256"):
-        raise UserError(f"{weights} is damaged: its hash is not that of {CONFIG}")
+        raise UserError(f"{weights} is damaged: its hash differs from that in {CONFIG}")
     try:
         with torch.device("meta"):  # nothing is allocated before the weights are checked
             shapes = {name: tensor.shape for name, tensor in _build(content).state_dict().items()}
     except UserError as error:
-        raise UserError(f"{config} describes no prior: {error}") from error
+        raise UserError(f"{config} does not describe a valid prior: {error}") from error
     if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
-        raise UserError(f"{weights} does not fit {CONFIG}")
+        raise UserError(f"{weights} does not match {CONFIG}")
     prior = _build(content)
     prior.load_state_dict(tensors)
     return SavedPrior(prior.eval().requires_grad_(False), str(content.get("model_hash")), str(folder))
@@ -81,8 +81,8 @@ def _build(content: dict[str, Any]) -> CodePrior:
     name, arguments = str(content.get("class_name")), content.get("init_args")
     kind = PRIORS[name]
     if not isinstance(arguments, dict):
-        raise UserError(f"prior {name} has no arguments: expected a mapping as its init_args")
+        raise UserError(f"prior {name} needs a mapping as its init_args")
     try:
         return kind(**arguments)
     except TypeError as error:
-        raise UserError(f"{name} does not take these arguments: {reason(error)}") from error
+        raise UserError(f"{name} does not accept these arguments: {reason(error)}") from error

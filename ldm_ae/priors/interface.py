@@ -36,7 +36,7 @@ class CodePrior(nn.Module, abc.ABC):
         dropout: Fraction of activations dropped in training.
 
     Raises:
-        UserError: sizes that are not valid for a prior.
+        UserError: Sizes that are not valid for a prior.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class CodePrior(nn.Module, abc.ABC):
             labels: (B,) int64 classes, -1 for none; None if no image has a class.
 
         Raises:
-            UserError: indices of another shape, or an invalid class.
+            UserError: Indices of another shape, or an invalid class.
         """
         return self.logits(self.embed(self.sequence(indices)), self._classes(labels, len(indices)))
 
@@ -139,7 +139,7 @@ class CodePrior(nn.Module, abc.ABC):
         """Return indices (B, *shape) in the order of the sequence, (B, L); UserError if they have another shape."""
         if tuple(indices.shape[1:]) != self.shape:
             raise UserError(
-                f"the prior is of images with {self.shape} codes, and these have {tuple(indices.shape[1:])}; give "
+                f"the prior needs images with {self.shape} codes, got {tuple(indices.shape[1:])}; give "
                 "images of the size that it was trained at"
             )
         return indices.movedim(1, -1).flatten(1) if len(self.shape) == 3 else indices.flatten(1)
@@ -168,4 +168,4 @@ class CodePrior(nn.Module, abc.ABC):
 
 def _check(name: str, value: int, low: int, high: int) -> None:
     if type(value) is not int or not low <= value <= high:
-        raise UserError(f"{name} is {value}; of a prior it must be a whole number from {low} to {high}")
+        raise UserError(f"{name} is {value}; a prior needs a whole number from {low} to {high}")

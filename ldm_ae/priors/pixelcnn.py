@@ -28,8 +28,8 @@ class GatedPixelCNN(CodePrior):
         codebook_size: K.
         shape: (h, w); this prior does not support levels of residual quantization.
         classes: See `CodePrior`.
-        width: Channels of both stacks.
-        depth: Layers; the logits of a code depend on depth + 2 rows above it, and on as many codes to its left.
+        width: Number of channels of both stacks.
+        depth: Number of layers; the logits of a code depend on depth + 2 rows above it, and as many codes to its left.
         dropout: Fraction of a layer's activations dropped in training.
     """
 
@@ -41,7 +41,7 @@ class GatedPixelCNN(CodePrior):
             codebook_size=codebook_size, shape=shape, classes=classes, width=width, depth=depth, dropout=dropout
         )
         if len(shape) == 3:
-            raise UserError("a PixelCNN takes no levels of residual quantization; use the transformer")
+            raise UserError("a PixelCNN does not support levels of residual quantization; use the transformer")
         self.embedding = nn.Embedding(codebook_size, width)
         self.layers = nn.ModuleList([_Layer(width, classes, first=i == 0, dropout=dropout) for i in range(depth)])
         self.output = nn.Sequential(
@@ -52,37 +52,37 @@ class GatedPixelCNN(CodePrior):
         return self.embedding(sequence)
 
     def logits(self, embedded: Tensor, classes: Tensor) -> Tensor:
-        pictures = self._pictures(embedded)
-        return self._horizontal(pictures, self._vertical(pictures, classes), classes).flatten(2).mT
+        images = self._as_images(embedded)
+        return self._horizontal(images, self._vertical(images, classes), classes).flatten(2).mT
 
     def steps(self, classes: Tensor) -> Steps:
         """Run the vertical stack once a row, over the rows up to it; the horizontal one once a code, over its row."""
         height, width = self.shape
         codes = torch.zeros((len(classes), height, width), dtype=torch.int64, device=self.device)
         for row in range(height):
-            above = self._pictures(self.embed(codes[:, : row + 1].flatten(1)))
+            above = self._as_images(self.embed(codes[:, : row + 1].flatten(1)))
             links = [link[:, :, row:] for link in self._vertical(above, classes)]
             for column in range(width):
                 current = self.embed(codes[:, row]).mT[:, :, None]
                 codes[:, row, column] = yield self._horizontal(current, links, classes)[:, :, 0, column]
 
-    def _pictures(self, embedded: Tensor) -> Tensor:
+    def _as_images(self, embedded: Tensor) -> Tensor:
         """Reshape (B, rows * w, D) to (B, D, rows, w)."""
         return embedded.mT.unflatten(2, (-1, self.shape[1]))
 
-    def _vertical(self, pictures: Tensor, classes: Tensor) -> list[Tensor]:
+    def _vertical(self, images: Tensor, classes: Tensor) -> list[Tensor]:
         """Return each layer's input to its horizontal half, (B, 2D, rows, w), for (B, D, rows, w)."""
         links = []
         for layer in self.layers:
-            pictures, link = layer.vertical(pictures, classes)  # type: ignore[operator]
+            images, link = layer.vertical(images, classes)  # type: ignore[operator]
             links.append(link)
         return links
 
-    def _horizontal(self, pictures: Tensor, links: list[Tensor], classes: Tensor) -> Tensor:
+    def _horizontal(self, images: Tensor, links: list[Tensor], classes: Tensor) -> Tensor:
         """Return logits (B, K, rows, w) for (B, D, rows, w)."""
         for layer, link in zip(self.layers, links, strict=True):
-            pictures = layer.horizontal(pictures, link, classes)  # type: ignore[operator]
-        return self.output(pictures)
+            images = layer.horizontal(images, link, classes)  # type: ignore[operator]
+        return self.output(images)
 
 
 class _Layer(nn.Module):
@@ -104,17 +104,17 @@ class _Layer(nn.Module):
         self.condition = nn.Embedding(classes + 1, 4 * width)
         nn.init.zeros_(self.condition.weight)
 
-    def vertical(self, pictures: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def vertical(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next layer's input and the link to the horizontal stack (B, 2D, rows, w), for (B, D, rows, w)."""
         reach = self.reach
-        found = self.above(F.pad(pictures, (reach, reach, reach, -1 if self.first else 0)))
+        found = self.above(F.pad(images, (reach, reach, reach, -1 if self.first else 0)))
         return self._gate(found + self._biases(classes)[0]), self.link(found)
 
-    def horizontal(self, pictures: Tensor, link: Tensor, classes: Tensor) -> Tensor:
+    def horizontal(self, images: Tensor, link: Tensor, classes: Tensor) -> Tensor:
         """Return the next layer's input for (B, D, rows, w)."""
-        found = self.left(F.pad(pictures, (self.reach, -1 if self.first else 0))) + link
+        found = self.left(F.pad(images, (self.reach, -1 if self.first else 0))) + link
         found = self.out(F.dropout(self._gate(found + self._biases(classes)[1]), self.dropout, self.training))
-        return found if self.first else found + pictures
+        return found if self.first else found + images
 
     def _biases(self, classes: Tensor) -> tuple[Tensor, Tensor]:
         vertical, horizontal = self.condition(classes)[:, :, None, None].chunk(2, dim=1)

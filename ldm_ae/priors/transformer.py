@@ -44,7 +44,7 @@ class CausalTransformer(CodePrior):
             codebook_size=codebook_size, shape=shape, classes=classes, width=width, depth=depth, dropout=dropout
         )
         if width % HEAD_DIM:
-            raise UserError(f"width is {width}; of a transformer it must be a multiple of {HEAD_DIM}")
+            raise UserError(f"width is {width}; a transformer needs a multiple of {HEAD_DIM}")
         self.codes = self.levels * codebook_size
         self.net = _gpt2(
             vocab_size=self.codes + classes + 1, n_positions=math.prod(shape), n_embd=width, n_layer=depth,

@@ -63,17 +63,17 @@ def build_quantizer(description: dict[str, Any]) -> Quantizer:
     """Build the quantizer of a description.
 
     Raises:
-        UserError: it names an unknown quantizer, or arguments that the quantizer does not accept.
+        UserError: It names an unknown quantizer, or arguments that the quantizer does not accept.
     """
     name, arguments = str(description.get("class_name")), description.get("init_args")
     kind = QUANTIZERS[name]
     if not isinstance(arguments, dict):
-        raise UserError(f"quantizer {name} has no arguments: expected a mapping as its init_args")
+        raise UserError(f"quantizer {name} needs a mapping as its init_args")
     try:
         built = {key: _read_argument(key, value) for key, value in arguments.items()}
         return kind(**built)
     except TypeError as error:
-        raise UserError(f"quantizer {name} does not take these arguments: {reason(error)}") from error
+        raise UserError(f"quantizer {name} does not accept these arguments: {reason(error)}") from error
 
 
 def _read_argument(name: str, value: Any) -> Any:

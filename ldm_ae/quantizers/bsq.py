@@ -26,10 +26,10 @@ class BSQ(LFQ):
     temperature (1 in every published configuration), and the mean distribution is of all processes.
 
     Args:
-        codebook_dim: D, the bits of an index, at most 62.
-        temperature: Of softmax(-|u - c|^2 / temperature), the inverse of the authors' `inv_temperature`.
+        codebook_dim: Number of channels D, which is the number of bits of an index; at most 62.
+        temperature: Temperature of softmax(-|u - c|^2 / temperature), the inverse of the authors' `inv_temperature`.
         diversity_weight: Weight of the mean distribution's entropy inside its term.
-        group_bits: Bits whose joint distribution the diversity looks at.
+        group_bits: Number of bits whose joint distribution the diversity uses.
     """
 
     straight_through: ClassVar[bool] = False

@@ -23,14 +23,15 @@ class CodebookCare:
     """Measures that keep a table of codes in use. Results depend only on the latents, the step and `seed`."""
 
     kmeans_iterations: int = 0
-    """Rounds of k-means over the first step's latents, which then are the first codes; 0 keeps the random ones."""
+    """Number of k-means iterations over the latents of the first step, whose centers become the codes; 0 keeps random
+    codes."""
     restart_below: float = 0.0
-    """Replace codes whose running share of all latents falls below this part of 1 / codebook_size by latents of the
-    step, drawn at random; 0 never does. 0.01 does after about 460 steps without use."""
+    """Replace a code by a random latent of the step if the moving average of its fraction of all latents is below this
+    multiple of 1 / codebook_size; 0 disables this. With 0.01 it happens after about 460 steps without use."""
     usage_decay: float = 0.99
-    """Of the running share."""
+    """Decay of that moving average."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of k-means and of the random replacements."""
 
     def __post_init__(self) -> None:
         if self.kmeans_iterations < 0 or not 0 <= self.restart_below < 1 or not 0 <= self.usage_decay < 1:
@@ -88,9 +89,9 @@ class ManagedCodebook(NearestCode):
     def __init__(self, codebook_size: int, codebook_dim: int, care: CodebookCare | None):
         super().__init__(codebook_size, codebook_dim)
         self.care = care or CodebookCare()
-        restarts, cared = self.care.restart_below > 0, self.care.restart_below > 0 or self.care.kmeans_iterations > 0
+        restarts, managed = self.care.restart_below > 0, self.care.restart_below > 0 or self.care.kmeans_iterations > 0
         self.register_buffer("usage_share", torch.ones(codebook_size) if restarts else None)
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64) if cared else None)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64) if managed else None)
 
     @property
     def weight(self) -> Tensor:
@@ -122,7 +123,7 @@ class ManagedCodebook(NearestCode):
                 finite = codes.isfinite().all(dim=1)  # half precision can overflow
                 dead, codes = dead[: len(drawn)][finite], codes[finite]
                 self.place(dead, codes, counts)
-                self.usage_share[dead] = 1.0  # a new code gets as much time as the others had
+                self.usage_share[dead] = 1.0  # a new code starts at the uniform fraction
         self.steps += 1
 
     @torch.no_grad()
@@ -155,9 +156,13 @@ class CodeTable(nn.Module):
 def check_table(codebook_size: int, codebook_dim: int) -> None:
     """Raise UserError unless there are at least 1 dimension and 2 codes (for a choice), and few enough to count."""
     if codebook_size < 2 or codebook_dim < 1:
-        raise UserError(f"codebook_size={codebook_size} must be at least 2 and codebook_dim={codebook_dim} at least 1")
+        raise UserError(
+            f"expected codebook_size of at least 2 and codebook_dim of at least 1, got {codebook_size}, {codebook_dim}"
+        )
     if codebook_size > COUNTABLE:
-        raise UserError(f"codebook_size={codebook_size}: a table has at most {COUNTABLE} codes; FSQ and BSQ need none")
+        raise UserError(
+            f"codebook_size={codebook_size}: a table has at most {COUNTABLE} codes; use FSQ or BSQ, which have none"
+        )
 
 
 def to_rows(latents: Tensor) -> Tensor:

@@ -22,12 +22,12 @@ class CosineVQ(VQ):
     those of `VQ`, for normalized latents and codes.
 
     Args:
-        codebook_size: K.
-        codebook_dim: D.
+        codebook_size: Number of codes K.
+        codebook_dim: Number of channels D of a code.
         beta: Weight of the commitment inside its term.
-        orthogonal: Have the term `orthogonality`.
-        entropy_temperature: Have the term `entropy`, at this temperature.
-        care: k-means and restarts; neither by default.
+        orthogonal: Whether to add the term `orthogonality`.
+        entropy_temperature: Temperature of the term `entropy`; null adds no such term.
+        care: Settings of k-means and restarts; null disables both.
     """
 
     short_names = ("cosine",)

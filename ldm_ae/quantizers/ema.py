@@ -27,12 +27,12 @@ class EMAVQ(ManagedCodebook):
     Terms: `commitment` beta |z - sg(e)|^2, summed over an image.
 
     Args:
-        codebook_size: K.
-        codebook_dim: D.
+        codebook_size: Number of codes K.
+        codebook_dim: Number of channels D of a code.
         beta: Weight of the commitment inside its term.
-        decay: Of the moving averages.
-        epsilon: eps above.
-        care: k-means and restarts; neither by default.
+        decay: Decay of the moving averages.
+        epsilon: Smoothing term eps above.
+        care: Settings of k-means and restarts; null disables both.
     """
 
     short_names = ("ema-vq",)
@@ -52,7 +52,7 @@ class EMAVQ(ManagedCodebook):
     ):
         super().__init__(codebook_size, codebook_dim, care)
         if not 0 <= decay < 1:
-            raise UserError(f"EMAVQ: decay={decay} must be in [0, 1)")
+            raise UserError(f"EMAVQ: expected decay in [0, 1), got {decay}")
         table = uniform_table(codebook_size, codebook_dim)
         self.embedding = CodeTable(table)
         self.register_buffer("ema_counts", torch.ones(codebook_size))

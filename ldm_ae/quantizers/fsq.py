@@ -26,9 +26,9 @@ class FSQ(Quantizer):
     nothing is learned, and equidistant codes need no regularization.
 
     Args:
-        levels: Levels of each channel, all at least 3: of two, the lower is reached by latents below -3.8 alone. The
-            paper advises (8, 6, 5) for 2^8 codes, (8, 5, 5, 5) for 2^10, (7, 5, 5, 5, 5) for 2^12, (8, 8, 8, 6, 5) for
-            2^14, (8, 8, 8, 5, 5, 5) for 2^16.
+        levels: Number of values of each channel, at least 3: with two, only latents below -3.8 reach the lower one.
+            The paper recommends (8, 6, 5) for 2^8 codes, (8, 5, 5, 5) for 2^10, (7, 5, 5, 5, 5) for 2^12,
+            (8, 8, 8, 6, 5) for 2^14, (8, 8, 8, 5, 5, 5) for 2^16.
     """
 
     straight_through: ClassVar[bool] = False
@@ -37,13 +37,15 @@ class FSQ(Quantizer):
         super().__init__()
         if not levels or min(levels) < 3:
             raise UserError(
-                f"FSQ: levels={tuple(levels)} must be one number of at least 3 for each channel; for two values of a "
-                "channel take LFQ or BSQ"
+                f"FSQ: levels={tuple(levels)} must be one number of at least 3 per channel; for two values per "
+                "channel use LFQ or BSQ"
             )
         self.levels = tuple(levels)
         self.codebook_size, self.codebook_dim = math.prod(levels), len(levels)
         if self.codebook_size >= 2**63:
-            raise UserError(f"FSQ: levels={self.levels} make {self.codebook_size} codes; an index has room for 2^63")
+            raise UserError(
+                f"FSQ: levels={self.levels} make {self.codebook_size} codes; an index can hold at most 2^63"
+            )
 
     @property
     def init_args(self) -> dict[str, Any]:

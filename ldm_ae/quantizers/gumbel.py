@@ -34,11 +34,11 @@ class GumbelVQ(Quantizer):
     positions; under `mean` reduction, which divides by D h w, it becomes D times as large.
 
     Args:
-        codebook_size: K.
-        codebook_dim: D.
-        temperature: At the first step.
-        final_temperature: At the last; DALL-E's is 1 / 16.
-        temperature_steps: Steps between them.
+        codebook_size: Number of codes K.
+        codebook_dim: Number of channels D of a code.
+        temperature: Temperature at the first step.
+        final_temperature: Temperature at the last step; DALL-E's is 1 / 16.
+        temperature_steps: Number of steps between them.
     """
 
     short_names = ("gumbel",)
@@ -60,7 +60,7 @@ class GumbelVQ(Quantizer):
         check_table(codebook_size, codebook_dim)
         if temperature <= 0 or final_temperature <= 0 or temperature_steps < 1:
             raise UserError(
-                f"GumbelVQ: temperature={temperature} and final_temperature={final_temperature} must be above 0 and "
+                f"GumbelVQ: temperature={temperature} and final_temperature={final_temperature} must be above 0, and "
                 f"temperature_steps={temperature_steps} at least 1"
             )
         self.codebook_size, self.codebook_dim = codebook_size, codebook_dim

@@ -23,14 +23,14 @@ class IBQ(Quantizer):
     The method requires N x K stored numbers for the backward pass.
 
     Terms, summed over an image: `quantization` |z - q|^2, with q's gradient through the softmax; `codebook`
-    beta |sg(z) - e|^2 and `commitment` |z - sg(e)|^2, where the published code has beta on the codebook's side; on
-    request `entropy` in nats, of softmax(z E^T / temperature).
+    beta |sg(z) - e|^2 and `commitment` |z - sg(e)|^2, where the published code has beta on the codebook's side; an
+    optional term is `entropy` in nats, of softmax(z E^T / temperature).
 
     Args:
-        codebook_size: K.
-        codebook_dim: D.
+        codebook_size: Number of codes K.
+        codebook_dim: Number of channels D of a code.
         beta: Weight of the codebook inside its term.
-        entropy_temperature: Have the term `entropy`, at this temperature.
+        entropy_temperature: Temperature of the term `entropy`; null adds no such term.
     """
 
     straight_through: ClassVar[bool] = False

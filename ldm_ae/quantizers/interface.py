@@ -90,7 +90,7 @@ class Quantizer(nn.Module, abc.ABC):
                 draw use it; without it they draw from torch's global generator.
 
         Raises:
-            UserError: latents of another shape.
+            UserError: Latents of another shape.
         """
         if latents.ndim != 4 or latents.shape[1] != self.codebook_dim:
             raise UserError(
@@ -151,8 +151,8 @@ def usage_statistics(counts: Tensor) -> dict[str, Tensor]:
     """
     if counts.shape[-1] == 0:
         return {}
-    shares = counts.float() / counts.sum(dim=-1, keepdim=True)
-    perplexity = torch.special.entr(shares).sum(dim=-1).exp()
+    fractions = counts.float() / counts.sum(dim=-1, keepdim=True)
+    perplexity = torch.special.entr(fractions).sum(dim=-1).exp()
     used = (counts > 0).float().mean(dim=-1)
     return {"codebook_usage": used.mean(), "codebook_perplexity": perplexity.mean()}
 

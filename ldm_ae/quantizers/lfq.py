@@ -31,11 +31,12 @@ class LFQ(Quantizer):
     divides by D h w, it becomes D times as large.
 
     Args:
-        codebook_dim: D, the bits of an index, at most 62.
-        temperature: Of p. 0.01 is an inverse temperature of 100.
+        codebook_dim: Number of channels D, which is the number of bits of an index; at most 62.
+        temperature: Temperature of p. 0.01 is an inverse temperature of 100.
         diversity_weight: Weight of the mean distribution's entropy inside its term.
-        beta: Weight of the commitment inside its term; 0 for no such term.
-        group_bits: Bits whose joint distribution the diversity looks at; 2^group_bits numbers a position are held.
+        beta: Weight of the commitment inside its term; 0 removes the term.
+        group_bits: Number of bits whose joint distribution the diversity uses; each position needs memory for
+            2^group_bits numbers.
     """
 
     def __init__(

@@ -23,8 +23,8 @@ class ResidualVQ(Quantizer):
     pass the gradient straight through, so does their sum; else each level's gradient is chained through the residuals.
 
     Args:
-        quantizer: The first level; the others are built with its arguments and start elsewhere.
-        levels: Q.
+        quantizer: Quantizer of the first level; the others have the same arguments and another initialization.
+        levels: Number of levels Q.
     """
 
     short_names = ("residual", "rvq")
@@ -32,9 +32,9 @@ class ResidualVQ(Quantizer):
     def __init__(self, quantizer: Quantizer, levels: int = 4):
         super().__init__()
         if levels < 1:
-            raise UserError(f"ResidualVQ: levels={levels} must be at least 1")
+            raise UserError(f"ResidualVQ: expected at least 1 level, got {levels}")
         if isinstance(quantizer, ResidualVQ):
-            raise UserError("ResidualVQ: quantizer is a ResidualVQ itself; give that one more levels")
+            raise UserError("ResidualVQ: quantizer is itself a ResidualVQ; raise the levels of that one instead")
         others = [type(quantizer)(**quantizer.init_args) for _ in range(levels - 1)]
         self.levels = nn.ModuleList([quantizer, *others])
         self.codebook_size, self.codebook_dim = quantizer.codebook_size, quantizer.codebook_dim

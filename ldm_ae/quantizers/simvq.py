@@ -25,8 +25,8 @@ class SimVQ(NearestCode):
     Terms: `codebook` |sg(z) - e|^2 and `commitment` beta |z - sg(e)|^2, summed over an image.
 
     Args:
-        codebook_size: K.
-        codebook_dim: D.
+        codebook_size: Number of codes K.
+        codebook_dim: Number of channels D of a code.
         beta: Weight of the commitment inside its term.
     """
 

@@ -23,13 +23,13 @@ class VQ(ManagedCodebook):
     and `entropy` in nats, over softmax(-|z - e|^2 / temperature), which stores N x K numbers.
 
     Args:
-        codebook_size: K.
-        codebook_dim: D.
+        codebook_size: Number of codes K.
+        codebook_dim: Number of channels D of a code.
         beta: Weight of the commitment inside its term.
-        legacy: Weight the codebook term with beta instead, as checkpoints of taming and diffusers were trained.
-        orthogonal: Have the term `orthogonality`.
-        entropy_temperature: Have the term `entropy`, at this temperature.
-        care: k-means and restarts; neither by default.
+        legacy: Whether beta weights the codebook term instead, as for the checkpoints of taming and diffusers.
+        orthogonal: Whether to add the term `orthogonality`.
+        entropy_temperature: Temperature of the term `entropy`; null adds no such term.
+        care: Settings of k-means and restarts; null disables both.
     """
 
     needed_terms = frozenset({"codebook"})

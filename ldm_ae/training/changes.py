@@ -57,7 +57,7 @@ def check_identity(
         remedies: The fix for a difference in a key, where it is not the usual one.
     """
     saved, now = _UNRECORDED | dict(saved), _UNRECORDED | dict(now)
-    usual = "give another --out, or the configuration it was started with"
+    usual = "give another --out, or the configuration that the run was started with"
     for key, value in now.items():
         if key not in saved or saved[key] == value:
             continue
@@ -78,17 +78,17 @@ def remedies(folder: Path, *, global_batch: int, batch_size: int, processes: int
         processes: Number of processes of this command.
     """
     found = {
-        "data": "give another --out, and to train on from the weights of this run --model.init_args.pretrained "
-        f"{folder / 'model'}; or the images that it was started with"
+        "data": "give the images that the run was started with; or give another --out, with "
+        f"--model.init_args.pretrained {folder / 'model'} to start from the weights of this run"
     }
-    share, left = divmod(global_batch, processes)
-    if left:
+    per_process, remainder = divmod(global_batch, processes)
+    if remainder:
         found["global_batch"] = f"start a number of processes that divides {global_batch}, not {processes}"
     else:
-        size = max(size for size in range(1, min(batch_size, share) + 1) if share % size == 0)
+        size = max(size for size in range(1, min(batch_size, per_process) + 1) if per_process % size == 0)
         found["global_batch"] = (
-            "a step's images are batch_size x accumulation x processes; keep their number by gradient accumulation, "
-            f"--training.batch_size {size} --training.accumulation {share // size}, or give another --out"
+            "the images of a step are batch_size x accumulation x processes; keep their number with "
+            f"--training.batch_size {size} --training.accumulation {per_process // size}, or give another --out"
         )
     return found
 
@@ -100,7 +100,7 @@ def other_discriminator(folder: Path, changed: Mapping[str, tuple[str, str]], er
         return error
     return UserError(
         f"{folder} holds a run with another discriminator ({printable('; '.join(mine))}); give another --out, or the "
-        "configuration it was started with"
+        "configuration that the run was started with"
     )
 
 
@@ -126,8 +126,8 @@ def check_place(folder: Path, images: Sequence[str | None]) -> None:
     for location in images:
         if location and Path(location).is_dir() and folder.resolve().is_relative_to(Path(location).resolve()):
             raise UserError(
-                f"--out {folder} lies in the images of {location}, and the run's pictures would become images; give "
-                "another --out"
+                f"--out {folder} is inside the image folder {location}, where the run's sample grids would be read as "
+                "images; give another --out"
             )
     if not folder.is_dir() or any((folder / name).exists() for name in _OF_A_RUN):
         return
@@ -135,7 +135,9 @@ def check_place(folder: Path, images: Sequence[str | None]) -> None:
         path.name for path in sorted(folder.iterdir()) if not path.name.startswith(".") and path.suffix not in _LOGS
     ]
     if found:
-        raise UserError(f"{folder} holds other files ({printable(found[0])}); give a new folder or a run as --out")
+        raise UserError(
+            f"{folder} holds files that are not a run's ({printable(found[0])}); give a new folder or a run as --out"
+        )
 
 
 def saved_config(folder: Path) -> dict[str, Any] | None:
@@ -150,7 +152,9 @@ def saved_config(folder: Path) -> dict[str, Any] | None:
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); remove it or put it back") from error
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}); remove it or restore it from a copy"
+        ) from error
     if not isinstance(found, dict):
         return {}
     rename_keys(found, RENAMED)

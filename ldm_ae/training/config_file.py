@@ -98,4 +98,4 @@ def _at(node: yaml.Node) -> str:
 
 def _kind(node: yaml.Node) -> str:
     kinds = {"sequence": "a list", "mapping": "a mapping", "scalar": "a single value"}
-    return kinds[str(node.id)]
+    return kinds[str(getattr(node, "id", "scalar"))]

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm_ae.core.precision import Numerics, Placement, choose_convolutions, place
-from ldm_ae.discriminators import BothSides, Discriminator
+from ldm_ae.discriminators import Discriminator, DiscriminatorPass
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.trainable import set_trainable
@@ -81,7 +81,9 @@ class Networks:
         with warnings.catch_warnings():  # The installed Accelerate does not use torch 2.15's new name for it.
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
             training_pass = accelerator.prepare_model(TrainingPass(autoencoder, regularizer))
-            pair = None if self.discriminator is None else accelerator.prepare_model(BothSides(self.discriminator))
+            pair = (
+                None if self.discriminator is None else accelerator.prepare_model(DiscriminatorPass(self.discriminator))
+            )
         self.parts = StepParts(accelerator, training_pass, self.objective, pair)
 
     def generator_parameters(self) -> list[nn.Parameter]:

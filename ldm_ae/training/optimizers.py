@@ -23,22 +23,22 @@ class OptimizerConfig:
     """One network's optimizer and its learning rate."""
 
     class_path: str = "torch.optim.Adam"
-    """An optimizer: torch.optim.Adam, torch.optim.AdamW, any other of torch.optim, or a plugin's by its class path."""
+    """Class path of the optimizer: torch.optim.Adam, torch.optim.AdamW, any other of torch.optim, or a plugin's."""
     learning_rate: float = 1e-4
-    """The highest learning rate, after warm-up."""
+    """Highest learning rate, after warm-up."""
     scale_learning_rate: bool = False
     """Multiply the learning rate by the global batch size, as LDM's recipes do."""
     options: dict[str, Any] = field(default_factory=lambda: {"betas": [0.5, 0.9]})
-    """Further arguments of the class, such as betas, eps, weight_decay. Adam and AdamW are fused unless told."""
+    """Further arguments of the class, such as betas, eps, weight_decay. Adam and AdamW default to fused."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after warm-up: constant, or a cosine down to `final_learning_rate_ratio` at the last step."""
+    """Learning rate after warm-up: constant, or a cosine decay to `final_learning_rate_ratio` at the last step."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises linearly from 0."""
+    """Number of steps over which the learning rate rises linearly from 0."""
     cooldown_steps: int = 0
-    """With the constant schedule: the last steps, over which the learning rate falls linearly (arXiv 2405.18392). A run
-    goes on from a checkpoint before them with a larger `max_steps` as if it had been planned so long."""
+    """Number of last steps over which the constant schedule's learning rate falls linearly (arXiv 2405.18392). A run
+    that resumes before them with a larger `max_steps` equals one that was started with that number."""
     final_learning_rate_ratio: float = 0.0
-    """Where the cosine or the cooldown ends, as a share of the learning rate."""
+    """Fraction of the learning rate at which the cosine or the cooldown ends."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -48,7 +48,7 @@ class OptimizerConfig:
                 "warmup_steps and cooldown_steps must be at least 0 and final_learning_rate_ratio in [0, 1]"
             )
         if self.cooldown_steps and self.schedule != "constant":
-            raise UserError("cooldown_steps belongs to the constant schedule; the cosine falls by itself")
+            raise UserError("cooldown_steps needs the constant schedule, because the cosine decays anyway; set it to 0")
 
     def build(self, parameters: Iterable[nn.Parameter], global_batch: int, *, fused: bool = True) -> Optimizer:
         """Return the optimizer over `parameters`, in one group; raise `UserError` for an invalid class or options."""
@@ -60,7 +60,7 @@ class OptimizerConfig:
         try:
             optimizer = cls(parameters, lr=learning_rate, **options)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{self.class_path} does not take these options: {error}") from error
+            raise UserError(f"{self.class_path} does not accept these options: {error}") from error
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer
@@ -100,7 +100,7 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
         for name in _SHAPE_OF_STATE:
             if name in group and name in saved and bool(group[name]) != bool(saved[name]):
-                raise ValueError(f"its optimizer had {name} {bool(saved[name])}, now {bool(group[name])}")
+                raise ValueError(f"its optimizer had {name} {bool(saved[name])}, and this one has {bool(group[name])}")
     configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, options in zip(optimizer.param_groups, configured, strict=True):
@@ -108,7 +108,9 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
             if isinstance(value, Tensor) and value.ndim == parameter.ndim and value.shape != parameter.shape:
-                raise ValueError(f"{name} has the shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
+                raise ValueError(
+                    f"{name} must have its parameter's shape {tuple(parameter.shape)}, got {tuple(value.shape)}"
+                )
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
                 moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, lazy_instance, set_parsing_settings
 
-from ldm_ae.core.errors import UserError, told
+from ldm_ae.core.errors import UserError, reportable
 from ldm_ae.core.registry import class_paths, full_name
 from ldm_ae.core.resources import with_config_paths
 from ldm_ae.data.config import DataConfig
@@ -38,25 +38,25 @@ class RunConfig:
     """One training run."""
 
     out: str
-    """The run directory; a run that is there is continued."""
+    """Run directory; an existing run in it is resumed."""
     model: Autoencoder
-    """The autoencoder."""
+    """Autoencoder."""
     data: DataConfig
-    """Images."""
+    """Training and validation images."""
     seed: int = 0
-    """Of the initial weights, the order of the images, their crops and the posterior's draws."""
+    """Seed of the initial weights, the order of the images, their crops and the posterior's draws."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """The generator's losses."""
+    """Losses of the generator."""
     regularizer: Regularizer = field(default_factory=lambda: lazy_instance(Identity))
-    """Changes latents or targets between encoder and decoder; does nothing by default."""
+    """Module that changes latents or targets between encoder and decoder; the default changes nothing."""
     discriminator: Discriminator | None = None
-    """None for training without an adversarial loss."""
+    """Discriminator; null trains without an adversarial loss."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """The autoencoder's."""
+    """Optimizer of the autoencoder."""
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """The discriminator's."""
+    """Optimizer of the discriminator."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    """Steps, precision, intervals."""
+    """Training loop: steps, precision, intervals."""
 
 
 def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> ArgumentParser:
@@ -118,14 +118,14 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
     try:
         config = parser.parse_args(full_names(arguments))
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise told(error) or explain(error, files, arguments) from error
+        raise reportable(error) or explain(error, files, arguments) from error
     except RecursionError as error:
         raise UserError("the configuration is nested too deeply") from error
     for key, value in config.items():
         if value == NOT_GIVEN:
-            raise UserError(f"{key} is not given, and the recipe leaves it to you: add --{key} VALUE")
+            raise UserError(f"{key} is not set, and the recipe has no value for it; add --{key} VALUE")
         if value is None and not _takes_none(key, config, parser):
-            raise UserError(f"{key} is empty; give it a value, or leave it out")
+            raise UserError(f"{key} is empty; give it a value, or remove it")
     return config
 
 

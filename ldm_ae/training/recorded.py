@@ -33,5 +33,5 @@ def recorded_numerics(run: Path) -> dict[str, str] | None:
         return recorded
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} is damaged ({reason(error)}); remove it and name --training.precision, or put it back from a copy"
+            f"{path} is damaged ({reason(error)}); restore it from a copy, or remove it and give --training.precision"
         ) from error

@@ -28,7 +28,7 @@ def check_capabilities(
                 "set it to false"
             )
         if not model.last_layer.requires_grad:
-            raise UserError("adaptive_gan_weight is measured at the decoder's last layer, which `trainable` leaves out")
+            raise UserError("adaptive_gan_weight is measured at the decoder's last layer, which `trainable` excludes")
     if training.gradient_checkpointing and not model.has_gradient_checkpointing:
         raise UserError(f"training.gradient_checkpointing: {network} does not support it; set it to false")
     if training.compile and not model.compilable_parts(for_training=True):

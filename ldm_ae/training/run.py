@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from ldm_ae.core.allocator import keep_freed_memory
 from ldm_ae.core.devices import pick_device
-from ldm_ae.core.errors import RunError, UserError, printable, reason, told
+from ldm_ae.core.errors import RunError, UserError, printable, reason, reportable
 from ldm_ae.core.precision import Numerics, agreed_numerics
 from ldm_ae.io.files import leaving_nothing, make_folder, writing
 from ldm_ae.io.locks import only_writer
@@ -36,7 +36,7 @@ from ldm_ae.training.changes import (
     other_discriminator,
     saved_config,
 )
-from ldm_ae.training.checkpoints.checkpoint import UnfitError
+from ldm_ae.training.checkpoints.checkpoint import MismatchError
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.monitoring.banner import Banner, closing_lines
 from ldm_ae.training.monitoring.samples import Samples
@@ -73,7 +73,7 @@ def build_config(config: Namespace, parser: ArgumentParser | None = None) -> Run
             config, instantiators=[(partial(_construct, config), object, True)]
         )
     except ValueError as error:  # jsonargparse's own, around an error that a class raised
-        raise told(error) or error from None
+        raise reportable(error) or error from None
     run = RunConfig(**{name: built[name] for name in RunConfig.__dataclass_fields__})
     check(run)
     return run
@@ -88,8 +88,8 @@ def _construct(config: Namespace, cls: type[Any], **values: Any) -> Any:
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         why = reason(error)
         # The values that the message mentions, or else all.
-        spoken_of = {name: v for name, v in values.items() if name in why or (isinstance(v, str) and v in why)}
-        given = ", ".join(f"{name}={value!r}" for name, value in (spoken_of or values).items())
+        mentioned = {name: v for name, v in values.items() if name in why or (isinstance(v, str) and v in why)}
+        given = ", ".join(f"{name}={value!r}" for name, value in (mentioned or values).items())
         paths = [key for key, value in config.items() if key.endswith("class_path") and locate(str(value)) is cls]
         key = f"{paths[0].removesuffix('class_path')}init_args: " if paths else ""
         raise UserError(f"{key}{cls.__name__} cannot be built from {printable(given, 300)}: {why}") from error
@@ -151,7 +151,7 @@ def train_parsed(config: Namespace, parser: ArgumentParser) -> Path:
             before = saved_config(folder)
             try:
                 trainer.resume()
-            except UnfitError as error:
+            except MismatchError as error:
                 if error.part != "discriminator" or before is None:
                     raise
                 raise other_discriminator(folder, changed_settings(before, _as_saved(parser, config)), error) from None
@@ -167,7 +167,7 @@ def train_parsed(config: Namespace, parser: ArgumentParser) -> Path:
                     save_config(parser, config, folder / CONFIG)
                 trainer.fit()
             for line in closing_lines(trainer, run.data):
-                trainer.log.say(line)
+                trainer.log.print_line(line)
     return folder
 
 

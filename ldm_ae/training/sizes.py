@@ -47,17 +47,17 @@ def check_sizes(
     try:
         terms = dry_run(TrainingPass(model, regularizer), _forward, [shape])
     except RefusedError as error:
-        raise UserError(f"the model cannot take {images}: {error}. Change data.resolution") from error
+        raise UserError(f"the model does not accept {images}: {error}. Change data.resolution") from error
     for name in objective.regularization_weights:
         if name not in terms:
-            raise UserError(f"objective.regularization_weights: no term '{name}'; this model has {sorted(terms)}")
+            raise UserError(f"objective.regularization_weights: expected terms of {sorted(terms)}, got '{name}'")
     if discriminator is not None and objective.discriminator_start < training.max_steps:
         try:
             dry_run(discriminator, _judge, [shape])
         except RefusedError as error:
             why = _smallest(discriminator, _judge, shape, model, error)
             raise UserError(
-                f"the discriminator ({type(discriminator).__name__}) cannot take {images}: {why}. "
+                f"the discriminator ({type(discriminator).__name__}) does not accept {images}: {why}. "
                 "Raise data.resolution, or give it fewer layers"
             ) from error
     if objective.perceptual is not None:
@@ -66,7 +66,7 @@ def check_sizes(
         except RefusedError as error:
             why = _smallest(objective.perceptual, try_size, shape, model, error)
             raise UserError(
-                f"objective.perceptual ({objective.perceptual.name}) cannot take {images}: {why}. "
+                f"objective.perceptual ({objective.perceptual.name}) does not accept {images}: {why}. "
                 "Raise data.resolution, or set it to null"
             ) from error
     if validation:
@@ -84,7 +84,7 @@ def _smallest(
 ) -> str:  # fmt: skip
     """Return the smallest images that the network and the model take, or PyTorch's reason if it is not size."""
     side = smallest_side(network, call, shape, multiple=model.latent_spec.downsample_factor)
-    return str(error) if side is None else f"the smallest are {side}x{side}"
+    return str(error) if side is None else f"the minimum size is {side}x{side}"
 
 
 def _forward(training_pass: TrainingPass, given: Sequence[Tensor]) -> set[str]:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ldm_ae.core.draws import AUGMENTATION, REGULARIZER, Draws
-from ldm_ae.discriminators import BothSides
+from ldm_ae.discriminators import DiscriminatorPass
 from ldm_ae.losses import Objective
 from ldm_ae.training.training_pass import TrainingOutput, TrainingPass
 
@@ -60,12 +60,12 @@ class StepParts:
     """A `TrainingPass`."""
     objective: Objective
     discriminator: nn.Module | None = None
-    """A `BothSides`."""
+    """A `DiscriminatorPass`."""
 
     def __post_init__(self) -> None:
         self.plain_pass: TrainingPass = _unwrap(self.training_pass)
         self.plain_autoencoder = self.plain_pass.autoencoder
-        pair: BothSides | None = None if self.discriminator is None else _unwrap(self.discriminator)
+        pair: DiscriminatorPass | None = None if self.discriminator is None else _unwrap(self.discriminator)
         # The generator's step bypasses DistributedDataParallel: it needs no gradient of the discriminator.
         self.plain_discriminator = None if pair is None else pair.discriminator
 

@@ -136,7 +136,7 @@ class Trainer:
             start = self.objective.config.discriminator_start
             log.warn(
                 self.step, "no_discriminator",
-                f"the discriminator starts at step {start}, after the last one ({config.max_steps}); it is not trained",
+                f"the discriminator is not trained: it starts at step {start}, after the last step {config.max_steps}",
             )  # fmt: skip
         self.alarms, self.window = Alarms(), Window()
         stream = self.loader.steps(self.position)
@@ -153,7 +153,7 @@ class Trainer:
                 self.saver.check()
                 if stop and self.step < config.max_steps:
                     self.saver.wait()
-                    log.say(f"saved at step {self.step} and stopped; the same command goes on from there")
+                    log.print_line(f"saved at step {self.step} and stopped; rerun the same command to resume")
                     raise Stopped(stop)
             self.saver.wait()
         self.export()
@@ -176,15 +176,15 @@ class Trainer:
         active = self.optimizers if discriminator_logs is not None else self.optimizers[:1]
         norms = self._gradient_norms(len(active))
         self.position += self.loader.global_batch
-        sound = self.guard.is_sound(logs | norms)
-        if sound:
+        finite = self.guard.are_finite(logs | norms)
+        if finite:
             self._update(norms)
             self.step += 1
         else:
-            self._leave_out(logs, norms, batches, [result.reconstructions for result in results])
+            self._skip_step(logs, norms, batches, [result.reconstructions for result in results])
         for optimizer in active:
             optimizer.zero_grad(set_to_none=True)
-        return logs | norms if sound else None
+        return logs | norms if finite else None
 
     def _gradient_norms(self, count: int) -> dict[str, Tensor]:
         """Return the gradient norm of each of the first `count` optimizers, unscaled, before clipping."""
@@ -214,7 +214,7 @@ class Trainer:
             self.ema.update(self.autoencoder, self.step)
         self.guard.in_a_row = 0
 
-    def _leave_out(
+    def _skip_step(
         self, logs: dict[str, Tensor], norms: dict[str, Tensor], batches: Sequence[Batch], fakes: Sequence[Tensor]
     ) -> None:
         """Skip a step that was not finite: undo its changes, report it, and stop if there were too many."""
@@ -224,10 +224,10 @@ class Trainer:
         if scaler is not None:
             scaler.update()
             # The scaler finds its scale by gradients that overflow fp16; below a scale of 1 there is none to find.
-            if self.guard.is_sound(logs) and scaler.get_scale() >= 1.0:
+            if self.guard.are_finite(logs) and scaler.get_scale() >= 1.0:
                 return
         words = self.guard.describe(logs | norms, batches, fakes)
-        self.log.warn(self.step, "not_finite", f"the step after {self.step} is left out: {words}")
+        self.log.warn(self.step, "not_finite", f"skipped the update after step {self.step}: {words}")
         self.guard.count(words)
 
     def _after_step(self, logs: dict[str, Tensor], seconds: float) -> bool:
@@ -274,7 +274,7 @@ class Trainer:
         shown = ("rec_loss", "perceptual_loss", "kl_loss", "commitment_loss", "codebook_usage", "generator_loss",
                  "discriminator_loss", "adaptive_weight")  # fmt: skip
         parts = [f"{name.removesuffix('_loss')} {values[name]:.4g}" for name in shown if name in values]
-        self.log.say(f"step {self.step}: {', '.join(parts)}, {values['images_per_second']:.1f} images/s")
+        self.log.print_line(f"step {self.step}: {', '.join(parts)}, {values['images_per_second']:.1f} images/s")
         for name, words in self.alarms.check(values).items():
             self.log.warn(self.step, name, words)
 
@@ -308,7 +308,7 @@ class Trainer:
             metrics = self.scoring.metrics
             scores = validate(self._result(), self.validation, metrics=metrics, autocast_dtype=dtype)
             self.log.metrics(self.step, scores, kind="validation")
-            self.log.say(f"step {self.step}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+            self.log.print_line(f"step {self.step}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
             score = self.scoring.rank(scores)
             if self.best is None or score > self.best["score"]:
                 metric = self.scoring.best.name
@@ -337,17 +337,17 @@ class Trainer:
             self.step, self.position, self.best, self.skipped_steps = found
             metric = self.scoring.best.name
             if self.best is not None and self.best.get("metric", metric) != metric:
-                self.log.say(f"the best checkpoint was chosen by {self.best['metric']}; from now on it is by {metric}")
+                self.log.print_line(f"the best checkpoint was chosen by {self.best['metric']}; from here by {metric}")
                 self.best = None
         elif (self.folder / "model").exists():
             raise UserError(
-                f"{self.folder} has a model and no checkpoint to continue from, and starting anew would replace the "
-                "model; give another --out, or move it away"
+                f"{self.folder} has a model but no checkpoint to resume from, and a new run would replace the model; "
+                "give another --out, or move the model away"
             )
         if self.step > self.config.max_steps:
             raise UserError(
-                f"{self.folder} is at step {self.step}, past training.max_steps {self.config.max_steps}; raise that, "
-                "or give another --out"
+                f"{self.folder} is at step {self.step}, past training.max_steps {self.config.max_steps}; raise "
+                "training.max_steps, or give another --out"
             )
         self._resumed = True
 
@@ -358,7 +358,7 @@ class Trainer:
             with ProgressDisplay("measuring the scale of the latents", None) as progress:
                 words, scaled = settle_scaling(result, self.validation, progress=progress)
             if scaled:
-                self.log.say(words)
+                self.log.print_line(words)
             else:
                 self.log.warn(self.step, "no_scale", words)
             with writing_folder(self.folder / "model") as temporary:

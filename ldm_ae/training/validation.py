@@ -26,7 +26,7 @@ class Validation(NamedTuple):
         """Return the score of `best` with the sign that makes higher better.
 
         Raises:
-            UserError: the metric gave no score under its own name.
+            UserError: The metric gave no score under its own name.
         """
         if self.best.name not in scores:
             raise UserError(
@@ -56,9 +56,9 @@ def choose_metrics(best_metric: str, perceptual: PerceptualDistance | None) -> V
             return Validation(metrics, metric, added=False)
     if best_metric not in METRICS:
         ranked = sorted(name for name, cls in METRICS.items() if cls.direction)
-        raise UserError(f"{SETTING}: no metric is named '{best_metric}'; there are {', '.join(ranked)}")
+        raise UserError(f"{SETTING}: no metric is named '{best_metric}'; expected one of {', '.join(ranked)}")
     if not METRICS[best_metric].direction:
-        raise UserError(f"{SETTING} is '{best_metric}', of which neither higher nor lower is better; choose another")
+        raise UserError(f"{SETTING} is '{best_metric}', for which neither higher nor lower is better; choose another")
     best = METRICS[best_metric]()
     return Validation([*metrics, best], best, added=True)
 

@@ -175,7 +175,7 @@ def bytes_per_image(folder: Path, device: torch.device, *, count: int, size: int
     """Return a Markdown table of a store's bytes on the disk, by its contents."""
     images = make_images(folder / "images", count, different=16, size=(size, size))
     work = Work(Setting((), size, 32, device), images, folder, workers=0)
-    lines = ["| content | dtype | with mirror images | bytes an image |", "|---|---|---|---|"]
+    lines = ["| content | dtype | with mirror images | bytes per image |", "|---|---|---|---|"]
     for content in ("full", "samples", "lean"):
         for dtype in ("fp32", "bf16"):
             for flips in (True, False):
@@ -212,15 +212,17 @@ def make_images(folder: Path, count: int, *, different: int, size: tuple[int, in
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = measuring.arguments(__doc__, runs=5)
-    parser.add_argument("--images", type=int, default=64, help="how many (default: 64)")
-    parser.add_argument("--folder", help="JPEG files to encode in place of made ones of 500x375 pixels")
+    parser.add_argument("--images", type=int, default=64, help="number of images (default: 64)")
+    parser.add_argument("--folder", help="folder of JPEG files to encode instead of generated ones of 500x375 pixels")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2, help="decoding processes (default: 2)")
-    parser.add_argument("--compile", action="store_true", help="ours with --compile, in the first untimed call")
+    parser.add_argument(
+        "--compile", action="store_true", help="also compile ours with --compile, in the first untimed call"
+    )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--memory", action="store_true", help="peak memory by the number of images")
-    mode.add_argument("--bytes", action="store_true", help="bytes of a store by what it keeps")
+    mode.add_argument("--memory", action="store_true", help="measure peak memory by the number of images")
+    mode.add_argument("--bytes", action="store_true", help="measure the bytes of a store by its content")
     # All processes of one run use one folder.
     parser.add_argument("--scratch", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -25,8 +25,8 @@ from ldm_ae.core.errors import exit_status
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--config", required=True, help="a recipe")
-    parser.add_argument("--steps", type=int, required=True, help="training steps")
+    parser.add_argument("--config", required=True, help="recipe (YAML file)")
+    parser.add_argument("--steps", type=int, required=True, help="number of training steps")
     parser.add_argument("--train", required=True, help="IMAGES to train on")
     parser.add_argument("--out", type=Path, help="keep the run in this folder")
     protocol_arguments(parser)

@@ -52,13 +52,13 @@ def main() -> None:
     """Run the benchmark from the command line."""
     parser = measuring.arguments(__doc__)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=8, help="images of a training step")
+    parser.add_argument("--batch", type=int, default=8, help="images per training step")
     parser.add_argument("--inference-batch", type=int, default=16)
-    parser.add_argument("--compile", action="store_true", help="measure ours compiled, too")
+    parser.add_argument("--compile", action="store_true", help="also measure ours compiled")
     options = parser.parse_args()
     device = pick_device(options.device)
     if device.type == "cpu":
-        raise SystemExit("gpu.py: there is no accelerator here; the other benchmarks run on the CPU")
+        raise SystemExit("gpu.py: this machine has no accelerator; the other benchmarks run on the CPU")
     training = Setting(KL_F8, options.size, options.batch, device, "bf16")
     inference = training._replace(batch=options.inference_batch)
     words = f"kl_f8 widths, {options.size}², batch {options.batch} and {options.inference_batch}"

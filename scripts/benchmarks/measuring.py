@@ -45,7 +45,7 @@ class Variant(NamedTuple):
     cost: bool = False
     """Report time / time of the other (an upper target) instead of the speed-up, its inverse (a lower target)."""
     others: bool = False
-    """Whether it is another library's way beside ours; the target is then the lower bound of its cost."""
+    """Whether the variant is another library's method; the target is then the lower bound of its cost."""
     target: float | None = None
     images: int | None = None
     """Number of images of one call, to report images per second."""
@@ -55,12 +55,17 @@ def arguments(description: str | None, *, runs: int = 9) -> argparse.ArgumentPar
     """Return a parser with the options that every benchmark has."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=runs, help=f"timed rounds (default {runs})")
-    parser.add_argument("--device", default="auto", help="auto (an accelerator if there is one), cpu, cuda, ...")
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these alone: all that are measured are in memory")
+    parser.add_argument("--device", default="auto", help="auto (an accelerator if available), cpu, cuda, ...")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="VARIANT",
+        help="measure only these variants (all measured variants are in memory at once)",
+    )
     parser.add_argument(
         "--cpu-time",
         action="store_true",
-        help="one thread and the processor's time instead of the clock's: for a machine that is busy with other work",
+        help="one thread, and processor time instead of wall-clock time, for a busy machine",
     )
     # The option with which a variant's own process is started.
     parser.add_argument("--serve", metavar="VARIANT", help=argparse.SUPPRESS)
@@ -189,7 +194,7 @@ def _ask(process: subprocess.Popen[str], request: str) -> dict[str, Any]:
     process.stdin.flush()
     line = process.stdout.readline()
     if not line:
-        raise SystemExit(f"the process of one variant ended with exit status {process.wait()}; its output is above")
+        raise SystemExit(f"the process of a variant ended with exit status {process.wait()}; its output is above")
     return json.loads(line)
 
 

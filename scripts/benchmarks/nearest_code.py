@@ -85,7 +85,7 @@ def differing(rows: int, codes: int, dim: int, device: torch.device) -> dict[str
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = measuring.arguments(__doc__)
-    parser.add_argument("--rows", type=int, default=16384, help="N, latent vectors")
+    parser.add_argument("--rows", type=int, default=16384, help="N, number of latent vectors")
     parser.add_argument("--codes", type=int, default=16384, help="K")
     parser.add_argument("--dims", type=int, nargs="+", default=[8, 256], help="D")
     options = parser.parse_args()
@@ -96,7 +96,7 @@ def main() -> None:
         for dim in options.dims:
             counts = differing(options.rows, options.codes, dim, device)
             words = ", ".join(f"{count} by {name}" for name, count in counts.items())
-            print(f"\nD={dim}: of {options.rows} vectors, another code than ours: {words}")
+            print(f"\nD={dim}: number of {options.rows} vectors with a different code than ours: {words}")
 
 
 if __name__ == "__main__":

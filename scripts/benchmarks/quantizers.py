@@ -72,10 +72,10 @@ def write_recipe(name: str, path: Path) -> None:
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--steps", type=int, default=400, help="training steps of each (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps of each run (default: %(default)s)")
     parser.add_argument("--train", default="photos:train", help="IMAGES to train on (default: %(default)s)")
-    parser.add_argument("--only", choices=QUANTIZERS, action="append", help="these alone (repeatable)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the numbers")
+    parser.add_argument("--only", choices=QUANTIZERS, action="append", help="measure only this quantizer (repeatable)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the results")
     protocol_arguments(parser)
     options, overrides = parser.parse_known_args()
     protocol = Protocol(options.test, options.size, options.perceptual, options.limit)

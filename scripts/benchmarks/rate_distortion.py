@@ -93,13 +93,13 @@ def draw(found: list[Point], perceptual: str, path: Path) -> None:
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--config", help="the recipe that is swept")
-    parser.add_argument("--sweep", metavar="KEY=V,V,...", help="a key of the configuration and its values")
+    parser.add_argument("--config", help="recipe whose key is swept")
+    parser.add_argument("--sweep", metavar="KEY=V,V,...", help="configuration key and its values")
     parser.add_argument("--steps", type=int, help="training steps of each run")
     parser.add_argument("--train", help="IMAGES to train on")
-    parser.add_argument("--model", action="append", default=[], help="a trained model to score beside (repeatable)")
+    parser.add_argument("--model", action="append", default=[], help="trained model to score as well (repeatable)")
     parser.add_argument("--qualities", type=int, nargs="*", default=QUALITIES, help="of JPEG and WebP")
-    parser.add_argument("--out", type=Path, required=True, help="folder for runs, numbers and plot")
+    parser.add_argument("--out", type=Path, required=True, help="folder for runs, results and plot")
     protocol_arguments(parser)
     options, overrides = parser.parse_known_args()
     protocol = Protocol(options.test, options.size, options.perceptual, options.limit)
@@ -112,7 +112,7 @@ def main() -> None:
     report = {"protocol": str(protocol), "commit": git_commit(), "points": [point._asdict() for point in found]}
     write_json(options.out / "rate_distortion.json", report)
     draw(found, options.perceptual, options.out / "rate_distortion.png")
-    print(f"numbers and plot: {options.out}")
+    print(f"results and plot: {options.out}")
 
 
 if __name__ == "__main__":

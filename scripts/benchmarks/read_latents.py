@@ -118,7 +118,7 @@ def variants(folder: Path, count: int) -> list[Variant]:
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = measuring.arguments(__doc__)
-    parser.add_argument("--images", type=int, default=5000, help="how many (default: 5000)")
+    parser.add_argument("--images", type=int, default=5000, help="number of images (default: 5000)")
     parser.add_argument("--scratch", help="folder of the latents (default: a temporary one)")
     options = parser.parse_args()
     title = f"Reading {options.images:,} latents of (4, 32, 32) float32 in random order"

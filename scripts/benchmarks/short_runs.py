@@ -45,8 +45,8 @@ def protocol_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that define a Protocol."""
     parser.add_argument("--test", required=True, help="IMAGES to score on")
     parser.add_argument("--size", type=int, default=256, help="side of the central crop (default: %(default)s)")
-    parser.add_argument("--limit", type=int, help="score the first LIMIT images only")
-    parser.add_argument("--perceptual", default="stlpips_alex", help="as of ldm-ae evaluate (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="score only the first LIMIT images")
+    parser.add_argument("--perceptual", default="stlpips_alex", help="as for ldm-ae evaluate (default: %(default)s)")
 
 
 def train_and_score(folder: Path, arguments: list[str], protocol: Protocol) -> dict[str, float]:

@@ -16,16 +16,17 @@ from pathlib import Path
 from statistics import median
 
 COMMANDS = (
-    "--help", "encode --help", "encode images store --sise 32", "train --config nowhere.yaml", "train --help",
+    "--help", "encode --help", "encode images store --sise 32", "train --config nowhere.yaml",
+    "train --config configs/kl_f8.yaml --lr 1e-4", "train --help",
 )  # fmt: skip
 
 
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkouts", nargs="+", type=Path, metavar="CHECKOUT", help="folders that hold ldm_ae/")
-    parser.add_argument("--runs", type=int, default=5, help="rounds (default: %(default)s)")
-    parser.add_argument("--cpu-time", action="store_true", help="count the processor's time, for a busy machine")
+    parser.add_argument("checkouts", nargs="+", type=Path, metavar="CHECKOUT", help="folders that contain ldm_ae/")
+    parser.add_argument("--runs", type=int, default=5, help="number of rounds (default: %(default)s)")
+    parser.add_argument("--cpu-time", action="store_true", help="measure processor time, for a busy machine")
     options = parser.parse_args()
     times: dict[tuple[str, Path], list[float]] = {}
     for turn in range(options.runs + 1):

@@ -37,7 +37,7 @@ from ldm_ae.core.precision import (
     place,
     training_placement,
 )
-from ldm_ae.discriminators import BothSides, PatchDiscriminator
+from ldm_ae.discriminators import DiscriminatorPass, PatchDiscriminator
 from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
 from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
@@ -117,7 +117,9 @@ def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
     assert config.perceptual is not None
     config.perceptual.set_precision(setting.dtype)
     choose_convolutions(config.perceptual, setting.placement)
-    prepared, pair = (accelerator.prepare_model(m) for m in (TrainingPass(autoencoder), BothSides(discriminator)))
+    prepared, pair = (
+        accelerator.prepare_model(m) for m in (TrainingPass(autoencoder), DiscriminatorPass(discriminator))
+    )
     return StepParts(accelerator, prepared, Objective(config), pair)
 
 
@@ -217,7 +219,7 @@ def main() -> None:
     parser = measuring.arguments(__doc__)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--compile", action="store_true", help="measure ours compiled, too")
+    parser.add_argument("--compile", action="store_true", help="also measure ours compiled")
     options = parser.parse_args()
     setting = Setting(KL_F8, options.size, options.batch, pick_device(options.device))
     words = f"kl_f8 widths, {options.size}², batch {options.batch}"

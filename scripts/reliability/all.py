@@ -50,7 +50,7 @@ COMMANDS = (
 def main() -> int:
     """Run it from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", help="the scripts whose name has this in it")
+    parser.add_argument("--only", help="run only scripts whose name contains this text")
     options = parser.parse_args()
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     failed = 0

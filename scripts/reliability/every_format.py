@@ -46,11 +46,12 @@ MODEL = {"block_out_channels": (8, 8, 8), "layers_per_block": 1, "norm_num_group
 def main() -> int:
     """Run it from the command line."""
     parser = arguments(__doc__, trials=10)
-    parser.add_argument("--images", type=int, default=2000, help="crops (default: %(default)s)")
-    parser.add_argument("--photos", default="photos:train", help="IMAGES to cut them from (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=2000, help="number of crops (default: %(default)s)")
+    parser.add_argument("--photos", default="photos:train", help="IMAGES to crop (default: %(default)s)")
     options = parser.parse_args()
-    trial = Trial(2, f"{options.images} real images, killed while encoded, in {len(FORMATS)} formats and back",
-                  "the store is sound, its statistics right, and every reader gets what it holds")  # fmt: skip
+    trial = Trial(2, f"{options.images} real images, killed during encoding, converted to {len(FORMATS)} formats "
+                  "and back",
+                  "the store is valid, its statistics are correct, and every reader gets its latents")  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         store, codes = encode(trial, Path(folder), options.photos, options.images, options.trials, options.seed)
         check(trial, "statistics", compare_statistics, store)
@@ -129,7 +130,7 @@ def compare_format(path: Path, name: str, folder: Path) -> None:
     convert_store(path, out, name, images=images, **contract.OPTIONS.get(name, {}))
     content, read = contract.content_of(path), READERS[name](out)
     positions = contract.positions_of(read.names, content)
-    assert sorted(positions) == list(range(len(content.keys))), "images are missing, or there twice"
+    assert sorted(positions) == list(range(len(content.keys))), "images are missing or duplicated"
     tolerance = contract.TOLERANCE.get(name, contract.DEFAULT_TOLERANCE)
     contract.expect(read, content, positions, scaled=name in contract.SCALED, **tolerance)
 

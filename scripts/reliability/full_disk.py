@@ -34,7 +34,9 @@ def main() -> int:
     if options.inside is not None:
         command, size, folder = options.inside
         return inside(command, int(size), Path(folder))
-    trial = Trial(4, "full disk", "one line with path and bytes, status not 0, what was there loads, then it goes on")
+    trial = Trial(
+        4, "full disk", "one line with path and bytes, status not 0, existing files load, then the command resumes"
+    )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         images = make_images(root / "images", 60)
@@ -75,10 +77,10 @@ def inside(command: str, size: int, root: Path) -> int:
         "export": ["export", str(root / "model"), str(out)],
     }[command]  # fmt: skip
     [status] = run(words, root / "first")
-    said = (root / "first").read_text()
-    lines = [line for line in said.splitlines() if line.startswith("ldm-ae: error")]
-    assert status == 1, (status, said[-800:])
-    assert len(lines) == 1, said[-800:]
+    output = (root / "first").read_text()
+    lines = [line for line in output.splitlines() if line.startswith("ldm-ae: error")]
+    assert status == 1, (status, output[-800:])
+    assert len(lines) == 1, output[-800:]
     assert re.search(
         rf"cannot write {re.escape(str(small))}\S*: the disk is full, [\d,]+ bytes are needed", lines[0]
     ), lines

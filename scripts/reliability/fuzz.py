@@ -2,7 +2,7 @@
 
     python scripts/reliability/fuzz.py --trials 20000
 
-Each input is a sound one with some of its values, bytes or lines changed at random. Only a UserError with a message of
+Each input is a valid one with some of its values, bytes or lines changed at random. Only a UserError with a message of
 one or two lines, or what the reader is documented to give, may come out, and in time. An input is a function of the
 seed and its number alone; a failure names both.
 """
@@ -53,14 +53,14 @@ def manifest_reader(folder: Path) -> Reader:
     (folder / "a").write_bytes(b"content")
     entry = {"bytes": 7, "sha256": sha256(folder / "a")}
     write_json(folder / MANIFEST, {"format": FORMAT, "files": {"a": entry}})
-    sound = (folder / MANIFEST).read_bytes()
+    valid = (folder / MANIFEST).read_bytes()
 
     def read(rng: random.Random) -> None:
-        data = mutate_json(rng, sound) if rng.random() < 0.7 else flip_bits(rng, sound, 0, len(sound))
+        data = mutate_json(rng, valid) if rng.random() < 0.7 else flip_bits(rng, valid, 0, len(valid))
         (folder / MANIFEST).write_bytes(data)
         found = problems(folder)
         assert all(line.isprintable() for line in found), found
-        assert bool(found) == (data != sound), "a changed manifest counts"
+        assert bool(found) == (data != valid), "a changed manifest counts"
 
     return read
 
@@ -71,10 +71,10 @@ def state_reader(folder: Path) -> Reader:
     tree, tensors = split_tensors(state)
     write_json(folder / "state.json", tree)
     (folder / "state.safetensors").write_bytes(save(tensors))
-    sound = (folder / "state.json").read_bytes()
+    valid = (folder / "state.json").read_bytes()
 
     def read(rng: random.Random) -> None:
-        (folder / "state.json").write_bytes(mutate_json(rng, sound))
+        (folder / "state.json").write_bytes(mutate_json(rng, valid))
         load_state(folder)
 
     return read
@@ -90,13 +90,13 @@ def store_reader(folder: Path) -> Reader:
     }  # fmt: skip
     content: dict[str, Any] = {"format": "ldm_ae latent store", "format_version": 1, "request": request}
     content["files"] = {"index.parquet": {"sha256": "0", "size": 1}}
-    sound = (json.dumps(content | {"checksum": hash_json(content)}, indent=2) + "\n").encode()
+    valid = (json.dumps(content | {"checksum": hash_json(content)}, indent=2) + "\n").encode()
 
     def read(rng: random.Random) -> None:
-        data = mutate_json(rng, sound)
+        data = mutate_json(rng, valid)
         (folder / "store.json").write_bytes(data)
         if rng.random() < 0.5:
-            assert read_description(folder) is None or data == sound, "a changed description counts"
+            assert read_description(folder) is None or data == valid, "a changed description counts"
             return
         try:
             changed = json.loads(data)
@@ -115,10 +115,10 @@ def model_reader(folder: Path) -> Reader:
         block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2, mid_block_add_attention=False
     )
     model.save_pretrained(folder)
-    sound = (folder / "config.json").read_bytes()
+    valid = (folder / "config.json").read_bytes()
 
     def read(rng: random.Random) -> None:
-        (folder / "config.json").write_bytes(mutate_json(rng, sound))
+        (folder / "config.json").write_bytes(mutate_json(rng, valid))
         loaded = load_autoencoder(folder)
         assert isinstance(loaded.latent_spec, LatentSpec)
         assert isinstance(loaded.sample_size, int)
@@ -147,10 +147,10 @@ def header_reader(folder: Path) -> Reader:
 def recipe_reader(folder: Path) -> Reader:
     """`parse_config` over changed recipes; nothing is built."""
     images = make_images(folder / "images", 1)
-    sound = make_recipe(folder / "sound.yaml", images).read_text()
+    valid = make_recipe(folder / "valid.yaml", images).read_text()
 
     def read(rng: random.Random) -> None:
-        lines = sound.splitlines()
+        lines = valid.splitlines()
         for _ in range(rng.randrange(1, 4)):
             number = rng.randrange(len(lines))
             key, colon, _ = lines[number].partition(":")
@@ -193,7 +193,7 @@ READERS: dict[str, tuple[Callable[[Path], Reader], float]] = {
 
 
 def fuzz(trial: Trial, name: str, folder: Path, count: int, seed: int) -> Counter[str]:
-    """`count` inputs for one reader; how many were refused and how many were still sound."""
+    """`count` inputs for one reader; how many were refused and how many were still valid."""
     folder.mkdir(parents=True)
     read = READERS[name][0](folder)
     counts: Counter[str] = Counter()
@@ -206,7 +206,7 @@ def fuzz(trial: Trial, name: str, folder: Path, count: int, seed: int) -> Counte
         except UserError as error:
             counts["refused"] += 1
             if str(error).count("\n") > 1 or not str(error).replace("\n", "").isprintable():
-                wrong = f"no two lines of text: {str(error)[:300]!r}"
+                wrong = f"not one or two lines of text: {str(error)[:300]!r}"
         except Exception as error:  # noqa: BLE001 - that any may come out is what is tried here
             wrong = f"{type(error).__name__}: {str(error)[:300]!r}"
         trial.count(wrong is None, f"{name} {number} of seed {seed}: {wrong}")
@@ -218,7 +218,7 @@ def main() -> int:
     options = arguments(__doc__, trials=2000).parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
-    trial = Trial(5, "fuzzing the readers", "a UserError or what is documented")
+    trial = Trial(5, "fuzzing the readers", "a UserError or the documented result")
     with tempfile.TemporaryDirectory() as folder:
         for name, (_, share) in READERS.items():
             counts = fuzz(trial, name, Path(folder) / name, max(round(options.trials * share), 1), options.seed)

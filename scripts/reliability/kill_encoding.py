@@ -36,13 +36,15 @@ SECONDS = 60.0
 def main() -> int:
     """Run it from the command line."""
     parser = arguments(__doc__, trials=50)
-    parser.add_argument("--images", type=int, default=2000, help="of a store (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="of one run (default: %(default)s)")
-    parser.add_argument("--buckets", action="store_true", help="two sizes, so that a range has up to two files")
+    parser.add_argument("--images", type=int, default=2000, help="number of images of a store (default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="number of images or steps of one run (default: %(default)s)"
+    )
+    parser.add_argument("--buckets", action="store_true", help="encode to two sizes, so a range has up to two files")
     options = parser.parse_args()
     words = f"SIGKILL while encoding {options.images} images{' to two sizes' if options.buckets else ''}"
     words += f", {options.processes} processes" if options.processes > 1 else ""
-    trial = Trial(2, words, "0 lost, 0 twice, every file byte for byte that of an uninterrupted run")
+    trial = Trial(2, words, "0 lost, 0 duplicated, every file equal byte for byte to that of an uninterrupted run")
     with tempfile.TemporaryDirectory() as folder:
         sizes = ["--sizes", "16x16,16x20"] if options.buckets else ["--size", "16"]
         kill_runs(trial, Path(folder), options.trials, options.images, options.processes, options.seed, sizes)
@@ -105,7 +107,7 @@ def kill_until_done(
         killed = -signal.SIGKILL in statuses
         others = [status for rank, status in enumerate(statuses) if victims is not None and rank not in victims]
         if killed and any(status < 0 or (status == 0 and not _complete(out)) for status in others):
-            broken.append(f"process {victims} was killed, the statuses are {statuses}")
+            broken.append(f"process {victims} was killed, but the statuses are {statuses}")
         now = {path.relative_to(out).as_posix(): path.stat().st_ino for path in out.glob("*/*.safetensors")}
         broken += [f"{name} was made again" for name, inode in before.items() if now.get(name) != inode]
         if not killed:

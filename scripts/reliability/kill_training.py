@@ -38,12 +38,16 @@ def last_checkpoint(folder: Path) -> dict[str, str] | None:
 def main() -> int:
     """Run it from the command line."""
     parser = arguments(__doc__, trials=50)
-    parser.add_argument("--inside-saves", type=int, default=20, help="how many of them (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="of one run (default: %(default)s)")
+    parser.add_argument(
+        "--inside-saves", type=int, default=20, help="number of trials killed inside a save (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="number of images or steps of one run (default: %(default)s)"
+    )
     parser.add_argument("--signal", choices=("SIGKILL", "SIGTERM", "SIGINT"), default="SIGKILL", help="(%(default)s)")
     options = parser.parse_args()
     words = f"{options.signal} while training, {options.processes} process{'es' if options.processes > 1 else ''}"
-    trial = Trial(1, words, "bitwise equal after the same command again")
+    trial = Trial(1, words, "bitwise equal after rerunning the same command")
     with tempfile.TemporaryDirectory() as folder:
         kill_runs(trial, Path(folder), options.trials, options.inside_saves, options.processes, options.seed,
                   signal.Signals[options.signal])  # fmt: skip

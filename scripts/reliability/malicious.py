@@ -2,7 +2,7 @@
 
     python scripts/reliability/malicious.py
 
-Each attack changes copies of a sound run and a sound store; whoever attacks also corrects every hash. Then everything
+Each attack changes copies of a valid run and a valid store, and corrects every hash. Then everything
 that opens such folders opens them: the functions, and the commands. What must hold: the canary that each pickle would
 lay is not there, everything around the folders is as it was, and every answer is success or a UserError, exit status
 0 or 2 with one or two lines.
@@ -85,7 +85,7 @@ def open_it(way: str, call: Callable[[], object]) -> Answer:
             result = call()
     except UserError as error:
         text = str(error)
-        return Answer(way, True, None if text.count("\n") < 2 else f"answers in many lines: {text[:300]}")
+        return Answer(way, True, None if text.count("\n") < 2 else f"prints several lines: {text[:300]}")
     except Exception as error:  # noqa: BLE001 - that any may come out is what is tried here
         return Answer(way, False, f"{type(error).__name__}: {str(error)[:300]}")
     status = result if isinstance(result, int) and " " in f"{way} " and way in COMMANDS else 0
@@ -93,7 +93,7 @@ def open_it(way: str, call: Callable[[], object]) -> Answer:
         return Answer(way, False, f"exit status {status}: {stderr.getvalue()[-300:]}")
     error_lines = stderr.getvalue().partition("ldm-ae: error: ")[2].strip().splitlines()
     if status == 2 and not 1 <= len(error_lines) <= 2:
-        return Answer(way, True, f"answers in {len(error_lines)} lines: {stderr.getvalue()[-300:]}")
+        return Answer(way, True, f"prints {len(error_lines)} error lines: {stderr.getvalue()[-300:]}")
     return Answer(way, status == 2 or (way == "verify_store" and bool(result)), None)
 
 

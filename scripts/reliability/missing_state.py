@@ -24,7 +24,7 @@ from runs import run
 def main() -> int:
     """Run it from the command line."""
     options = arguments(__doc__, trials=0).parse_args()
-    trial = Trial(12, "a missing part of a checkpoint", "named; an older checkpoint is used, or the run ends")
+    trial = Trial(12, "a missing part of a checkpoint", "named; the run resumes from an older checkpoint or ends")
     with tempfile.TemporaryDirectory() as folder:
         try_all(trial, Path(folder), options.trials or None)
     return trial.finish(options.json)
@@ -54,7 +54,7 @@ def try_all(trial: Trial, root: Path, limit: int | None) -> None:
             if alone or kind == "key":
                 held = named and status == 2 and "Traceback" not in words
             else:
-                held = named and status == 0 and "continuing from step-00000002" in words
+                held = named and status == 0 and "resuming from step-00000002" in words
             trial.count(held, f"{kind} {name}, the only checkpoint: {alone}: status {status}: {words[-500:]}")
             shutil.rmtree(out)
 

@@ -95,7 +95,9 @@ def _break(trainer: Trainer, batches: Sequence[Batch], place: str, value: float)
 def main() -> int:
     """Run it from the command line."""
     options = arguments(__doc__, trials=32).parse_args()
-    trial = Trial(8, "NaN and Inf injected", "nothing changes on any rank; step, term and samples named; stops after N")
+    trial = Trial(
+        8, "NaN and Inf injected", "no weight changes on any rank; step, term and samples named; the run stops after N"
+    )
     kinds = list(itertools.product(PLACES, (math.nan, math.inf), (1, 2), (False, True)))
     with tempfile.TemporaryDirectory() as folder:
         images = make_images(Path(folder) / "images", 14)
@@ -121,18 +123,18 @@ def one_run(images: Path, out: Path, place: str, value: float, processes: int, a
              if (notes / f"rank{r}.jsonl").is_file() else [] for r in range(processes)]  # fmt: skip
     words = log.read_text()
     newest, damaged = newest_checkpoint(out / "checkpoints")
-    message = re.search(rf"the step after {FAULT_AFTER} is left out: (.*) not finite; samples (.*)", words)
+    message = re.search(rf"skipped the update after step {FAULT_AFTER}: (.*) not finite; samples (.*)", words)
     # The last step of a series that ends the run raises instead of returning.
     expected_notes = IN_A_ROW - 1 if always else 1
     checks = {
         "statuses": statuses == ([1] * processes if always else [0] * processes),
-        "every rank left it out": all(len(notes_of_rank) == expected_notes for notes_of_rank in found),
+        "every rank skipped it": all(len(notes_of_rank) == expected_notes for notes_of_rank in found),
         "nothing changed": all(note["unchanged"] for notes_of_rank in found for note in notes_of_rank),
         "term named": message is not None and TERMS[place] in message[1],
         "samples named": message is not None and bool(found[rank]) and found[rank][0]["keys"][1] in message[2],
         "last good checkpoint": newest is not None and not damaged
         and newest.name == f"step-{FAULT_AFTER if always else STEPS:08d}",
-        "stopped": not always or f"stopped after {IN_A_ROW} steps in a row" in words,
+        "stopped": not always or f"stopped after {IN_A_ROW} consecutive steps" in words,
     }  # fmt: skip
     wrong = [name for name, held in checks.items() if not held]
     return not wrong, f"{place} {value}, {processes} processes, always {always}: {wrong}: {words[-800:]}"

@@ -43,9 +43,9 @@ class Case(NamedTuple):
     """By key, of all images that have one."""
     classes: tuple[str, ...] = ()
     unusable: Mapping[str, str] = {}
-    """By key of a good image, why its caption or label is not used."""
+    """Reason why a valid image's caption or label is not used, by key."""
     bad: Mapping[str, str] = {}
-    """By key of an image that is not in the store, why."""
+    """Reason why an image is not in the store, by key."""
     account: tuple[str, ...] = ()
     """All lines of the account but the first, in any order."""
     error: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Case(NamedTuple):
     images: str = "{root}/images"
     options: tuple[str, ...] = ()
     unprivileged: bool = False
-    """Whether the command must not have root's right to read everything."""
+    """Whether the command must run without root's permission to read every file."""
 
 
 def picture(number: int) -> bytes:
@@ -170,7 +170,7 @@ def _json(value: object) -> str:
 
 
 def _surrogate(code: str, place: int) -> str:
-    return f"it holds half of a character, the lone surrogate U+{code} at {place}"
+    return f"it has an invalid character, the lone surrogate U+{code} at {place}"
 
 
 THREE = ("0.png", "1.png", "2.png")
@@ -248,17 +248,17 @@ CASES: dict[str, Case] = {
         _hub_snapshot, images="parquet:{root}/images", keys=ROWS,
         captions=dict(zip(ROWS, ("one", "two", "three"), strict=True)),
         account=("captions from column text: 3",
-            "passed over: 1 images outside of what is read here (.png): assets/logo.png"),
+            "skipped: 1 images outside the selected files (.png): assets/logo.png"),
     ),
-    "a snapshot of the hub, its picture": Case(
+    "a snapshot of the hub, its image": Case(
         _hub_snapshot, images="folder:{root}/images", keys=("assets/logo.png",), labels={"assets/logo.png": 0},
         classes=("assets",),
         account=(
             "labels from class folders: 1", "classes: 0 assets",
-            "passed over: 1 Parquet files (.parquet): data/train-00000-of-00001.parquet",
+            "skipped: 1 Parquet files (.parquet): data/train-00000-of-00001.parquet",
         ),
     ),
-    "tars beside pictures": Case(
+    "tars beside images": Case(
         _tars_beside_pictures,
         error=("*{root}/images can be read in 2 ways*", "  folder:{root}/images   1 images",
             "  tars:{root}/images   2 images"),
@@ -267,30 +267,30 @@ CASES: dict[str, Case] = {
         _two_links, keys=("a/0.png", "a/1.png", "b/0.png", "b/1.png"), classes=("a", "b"),
         labels={"a/0.png": 0, "a/1.png": 0, "b/0.png": 1, "b/1.png": 1},
         account=("labels from class folders: 4", "classes: 0 a, 1 b",
-            "note: b is the same folder as a; both are taken"),
+            "note: b is the same folder as a; both are read"),
     ),
     "a link to the folder that it lies in": Case(
         _circle, keys=("a/0.png", "b/1.png"), labels={"a/0.png": 0, "b/1.png": 1}, classes=("a", "b"),
         account=("labels from class folders: 2", "classes: 0 a, 1 b"),
     ),
     "a folder that cannot be read": Case(
-        _locked, keys=THREE[:2], account=("passed over: 1 folders cannot be read (Permission denied): locked",),
+        _locked, keys=THREE[:2], account=("skipped: 1 folders cannot be read (Permission denied): locked",),
         unprivileged=True,
     ),
     "pipes and broken links": Case(
         _no_regular_files, keys=THREE[:2], options=("--workers", "1"),
         account=(
-            "passed over: 1 broken links: gone.png",
-            "passed over: 2 pipes, sockets or devices and not regular files: 0.txt, pipe.png",
+            "skipped: 1 broken links: gone.png",
+            "skipped: 2 pipes, sockets or devices, not regular files: 0.txt, pipe.png",
         ),
     ),
     "formats by their names": Case(
         _other_formats, keys=("0.jfif", "1.JPE", "2.mpo"),
         account=(
-            "passed over: 2 images of formats that are not opened (.dng): a.dng, b.dng",
-            "passed over: 1 images of formats that are not opened (.psd): c.psd",
-            "passed over: 1 images of formats that are not opened (.svg): d.svg",
-            "passed over: 1 compressed archives; unpack them (.zip): more.zip",
+            "skipped: 2 images of unsupported formats (.dng): a.dng, b.dng",
+            "skipped: 1 images of unsupported formats (.psd): c.psd",
+            "skipped: 1 images of unsupported formats (.svg): d.svg",
+            "skipped: 1 compressed archives; unpack them (.zip): more.zip",
         ),
     ),
     "dots and hard links in a tar": Case(
@@ -300,8 +300,8 @@ CASES: dict[str, Case] = {
             "images.tar/c": 8},
         account=(
             "labels from .cls of the sample: 2",
-            "passed over: 1 images with a dot in their names*: images.tar/b.v2.png",
-            "passed over: 1 links to members that are not there*: images.tar/d.png",
+            "skipped: 1 images with a dot in their names*: images.tar/b.v2.png",
+            "skipped: 1 links to missing members*: images.tar/d.png",
         ),
     ),
     "captions in metadata.jsonl": Case(
@@ -347,10 +347,10 @@ CASES: dict[str, Case] = {
         keys=ROWS, captions={ROWS[0]: "one"},
         account=("captions from column prompt: 3", "note: columns that are not used: url"),
     ),
-    "a name of two images": Case(
+    "a name shared by two images": Case(
         with_files({"l.json": '{"1.png": 7}'}, "new/1.png", "old/1.png", "old/2.png"), options=("--labels",
             "{root}/l.json"),
-        error=("*{root}/l.json: 2 images are called 1.png: new/1.png, old/1.png; name each by its key*",),
+        error=("*{root}/l.json: 2 images are named 1.png: new/1.png, old/1.png; name each by its key*",),
     ),
     "a name of one image and of one in a folder": Case(
         with_files({"l.json": '{"1.png": 7, "2.png": 1}'}, "1.png", "old/1.png", "old/2.png"), keys=("1.png",
@@ -381,7 +381,7 @@ CASES: dict[str, Case] = {
             ROWS[2]: "column label: '18446744073709551615' is not a class number*"},
         account=("labels from column label: 3",), options=("--workers", "1"),
     ),
-    "class folders and a picture in the root": Case(
+    "class folders and an image in the root": Case(
         folder("a/0.png", "b/1.png", "root.png"), keys=("a/0.png", "b/1.png", "root.png"), labels={"a/0.png": 0,
             "b/1.png": 1},
         classes=("a", "b"), account=("labels from class folders: 2", "classes: 0 a, 1 b"),

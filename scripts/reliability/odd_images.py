@@ -2,12 +2,12 @@
 
     python scripts/reliability/odd_images.py
 
-An image that is odd but sound has a plain twin, a PNG with the pixels that it means: both must give the same latents.
+An image that is odd but valid has a plain twin, a PNG with the pixels that it means: both must give the same latents.
 A broken one must be in the index of the store, in metrics.json and on the terminal of a training run, with its reason.
 With a small `max_bad_fraction` each command ends with status 2, and names the number and the first reasons.
 
 The peak of memory is the largest resident size of the command's process, which decodes by itself, less that of a
-process that imports the same libraries and does nothing; the latter alone may be over a gigabyte. Sound pictures close
+process that imports the same libraries and does nothing; the latter alone may be over a gigabyte. Valid images close
 to the limit of 89 megapixels are not among the odd ones; `decode_image` says what those take.
 """
 
@@ -47,8 +47,8 @@ class Folders(NamedTuple):
 
     mixed: Path
     """The odd images, their twins, and sixty others."""
-    sound: dict[str, str]
-    """Name of the picture by key: sound ones, each with a twin."""
+    valid: dict[str, str]
+    """Name of the image by key: valid ones, each with a twin."""
     broken: dict[str, str]
 
 
@@ -68,7 +68,7 @@ def write_images(folder: Path, *, real_bombs: bool) -> Folders:
         (mixed / key).write_bytes(data)
         image = expected if isinstance(expected, Image.Image) else Image.fromarray(expected)
         (mixed / twin_of(key)).write_bytes(encoded(image, "PNG"))
-        found.sound[key] = name
+        found.valid[key] = name
     for number, (name, (data, _)) in enumerate(BAD.items()):
         key = f"bad-{number:02d}.jpg"
         (mixed / key).write_bytes(bomb(BOMBS[name]) if real_bombs and name in BOMBS else data)
@@ -82,7 +82,7 @@ def twin_of(key: str) -> str:
 
 
 def bomb(side: int) -> bytes:
-    """A sound PNG of some hundred kilobytes: `side` x `side` black pixels."""
+    """A valid PNG of some hundred kilobytes: `side` x `side` black pixels."""
     packer = zlib.compressobj(1)
     row = bytes(1 + 3 * side)
     rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
@@ -138,7 +138,7 @@ def train(images: Path, out: Path, *options: object) -> Run:
 
 
 def check_reasons(trial: Trial, found: Folders, reasons: dict[str, str], where: str) -> None:
-    """Each broken image is there with the reason that it has, and no sound one is."""
+    """Each broken image is there with the reason that it has, and no valid one is."""
     for key, name in found.broken.items():
         reason = reasons.get(key, "not listed")
         trial.count(bool(re.search(BAD[name][1], reason)), f"{where}: {name}: {reason}")
@@ -158,13 +158,13 @@ def check_memory(trial: Trial, name: str, run: Run, base: Run) -> None:
 
 
 def check_store(trial: Trial, found: Folders, run: Run, path: Path) -> None:
-    """The store is whole, lists the broken images, and holds the same for a sound one and its twin."""
+    """The store is whole, lists the broken images, and holds the same for a valid one and its twin."""
     trial.count(run.status == 0 and verify_store(path) == [], f"encode: status {run.status}, {run.error[-500:]}")
     store = LatentStore(path)
     check_reasons(trial, found, store.bad(), "encode")
     data = LatentDataset(store)
     position = {key: i for i, key in enumerate(store.good()["key"].to_pylist())}
-    for key, name in found.sound.items():
+    for key, name in found.valid.items():
         if key not in position:
             trial.count(False, f"encode: {name}: not in the store")
             continue
@@ -184,7 +184,7 @@ def check_encode(trial: Trial, samples: Samples, found: Folders, folder: Path) -
     run = encode(samples, found.mixed, folder / "share")
     check_share(trial, "encode", run, found, len(list(found.mixed.iterdir())))
     kept = len(LatentStore(folder / "share")) == len(LatentStore(folder / "store"))
-    trial.count(kept and verify_store(folder / "share") == [], "encode: past the share, something good is lost")
+    trial.count(kept and verify_store(folder / "share") == [], "encode: above the fraction, a valid image is lost")
 
 
 def check_share(trial: Trial, name: str, run: Run, found: Folders, total: int | None) -> None:
@@ -194,7 +194,7 @@ def check_share(trial: Trial, name: str, run: Run, found: Folders, total: int | 
     first = re.findall(r"(bad-\d\d\.jpg): (.*?)(?:;|$)", run.error.partition("the first: ")[2])
     named = bool(first) and all(re.search(BAD[found.broken[key]][1], reason) for key, reason in first[:1])
     held = run.status == 2 and 0 < int(number) == expected and named
-    trial.count(held, f"{name} past the share: status {run.status}, {run.error[-500:]}")
+    trial.count(held, f"{name} above the fraction: status {run.status}, {run.error[-500:]}")
 
 
 def check_evaluate(trial: Trial, samples: Samples, found: Folders, folder: Path) -> None:
@@ -213,8 +213,8 @@ def check_train(trial: Trial, found: Folders, folder: Path) -> None:
     """Training over an epoch with any share of bad images allowed, and with a small one."""
     run = train(found.mixed, folder / "run", "--data.max_bad_fraction", 1)
     newest, _ = newest_checkpoint(folder / "run" / "checkpoints")
-    sound = run.status == 0 and newest is not None and problems(newest) == []
-    trial.count(sound, f"train: status {run.status}, {run.error[-500:]}")
+    valid = run.status == 0 and newest is not None and problems(newest) == []
+    trial.count(valid, f"train: status {run.status}, {run.error[-500:]}")
     reasons = dict(re.findall(r"^skipped (\S+): (.*)$", run.error, flags=re.MULTILINE))
     check_reasons(trial, found, reasons, "train")
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -231,13 +231,13 @@ def main() -> int:
     trial = Trial(
         7,
         "odd images through train, encode and evaluate",
-        "right or listed with the reason; under 256 MB above the libraries",
+        "correct or listed with the reason; under 256 MB above the libraries",
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         samples = make_samples(folder / "samples")
         found = write_images(folder / "images", real_bombs=True)
-        trial.figures["odd images"] = len(found.sound) + len(found.broken)
+        trial.figures["odd images"] = len(found.valid) + len(found.broken)
         for _ in range(options.trials):
             check_encode(trial, samples, found, folder)
             check_evaluate(trial, samples, found, folder)

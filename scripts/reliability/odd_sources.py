@@ -32,7 +32,7 @@ from trials import Trial, arguments
 LONGEST = 120.0
 """Seconds of a command. One that opens a pipe would wait for ever."""
 AS_ANYBODY = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search") if os.geteuid() == 0 else ()
-"""What starts a command without root's right to read everything."""
+"""Prefix that runs a command without root's permission to read every file."""
 NAMES = (b"plain.jpg", b"back\\slash.jpg", b"caf\xe9.jpg", "größe.jpg".encode())
 CLASS = b"gr\xfcn"
 KEYS = {"gr\\xfcn/back\\slash", "gr\\xfcn/caf\\xe9", "gr\\xfcn/größe", "gr\\xfcn/plain"}
@@ -180,11 +180,11 @@ def check_changed_parquet(bench: Bench) -> None:
         hashes[store] = [sha256(picture(3 * number + i)).hexdigest() for i in range(3)]
         bench.expect(f"{store}: hashes", bench.index(store)["source_hash"].to_pylist(), hashes[store])
     text = "\n".join(bench.encode(bench.root / "images", "first"))
-    bench.expect("the first store was complete", "was complete already" in text, False)
+    bench.expect("the first store was complete", "is already complete" in text, False)
     bench.expect("the first store's hashes", bench.index("first")["source_hash"].to_pylist(), hashes["second"])
     bench.expect("its captions", bench.index("first")["caption"].to_pylist(), ["10", "11", "12"])
     text = "\n".join(bench.encode(bench.root / "images", "first"))
-    bench.expect("nothing has changed", "was complete already" in text, True)
+    bench.expect("nothing has changed", "is already complete" in text, True)
     bench.inspect("first")
 
 
@@ -276,7 +276,11 @@ def run_trial(trial: Trial, model: Path, root: Path, names: list[str], command: 
 def main() -> int:
     """The trial of row 7."""
     options = arguments(__doc__, trials=len(CASES) + len(SEQUENCES)).parse_args()
-    trial = Trial(7, "odd data sets through encode, inspect and convert", "exact index and account, or refused by name")
+    trial = Trial(
+        7,
+        "odd data sets through encode, inspect and convert",
+        "exact index and account, or refused with the file's name",
+    )
     with tempfile.TemporaryDirectory() as name:
         samples = make_samples(Path(name) / "samples")
         run_trial(trial, samples.run, Path(name) / "sets", [*CASES, *SEQUENCES][: options.trials], fork)

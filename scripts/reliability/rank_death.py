@@ -23,7 +23,7 @@ SECONDS = 60.0
 def main() -> int:
     """Run it from the command line."""
     options = arguments(__doc__, trials=10).parse_args()
-    trial = Trial(13, "one of two processes is killed", "the other ends within 60 s, then the command goes on")
+    trial = Trial(13, "one of two processes is killed", "the other ends within 60 s, then the command resumes")
     randomness = random.Random(options.seed)
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:

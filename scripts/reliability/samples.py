@@ -53,7 +53,7 @@ def make_samples(folder: Path) -> Samples:
     return samples
 
 
-class Sound:
+class Snapshot:
     """The files of a folder as they were, to put them back after a mutation.
 
     Args:
@@ -66,11 +66,11 @@ class Sound:
 
     def changed(self) -> bool:
         """Whether any byte differs from what was there."""
-        return Sound(self.folder).files != self.files
+        return Snapshot(self.folder).files != self.files
 
     def restore(self) -> None:
         """Put back what was there, and nothing else."""
-        now = Sound(self.folder).files
+        now = Snapshot(self.folder).files
         for name in now.keys() - self.files.keys():
             (self.folder / name).unlink()
         for name, content in self.files.items():

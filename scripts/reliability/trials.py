@@ -66,9 +66,9 @@ def arguments(description: str | None, *, trials: int) -> argparse.ArgumentParse
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--trials", type=int, default=trials, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is chosen by chance (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write the result to this file, too")
+    parser.add_argument("--trials", type=int, default=trials, help="number of trials (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choices (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
     return parser
 
 

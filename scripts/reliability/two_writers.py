@@ -29,7 +29,9 @@ SECONDS = 5.0
 def main() -> int:
     """Run it from the command line."""
     options = arguments(__doc__, trials=20).parse_args()
-    trial = Trial(9, "two processes on one folder", "one goes on, the other names it within 5 s; stale locks recovered")
+    trial = Trial(
+        9, "two processes on one folder", "one continues, the other names it within 5 s; stale locks recovered"
+    )
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:
         commands = prepare(Path(folder))

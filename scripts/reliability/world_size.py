@@ -21,7 +21,7 @@ from ldm_ae.training import Trainer
 from runs import run
 
 PARTS = ((3, 1), (6, 2), (9, 1))
-"""Up to which step with how many processes."""
+"""(last step, number of processes) of each run."""
 TOLERANCE = 1e-5
 LOSSES = ("rec_loss", "kl_loss", "generator_loss", "discriminator_loss", "adaptive_weight", "log_variance")
 
@@ -62,7 +62,9 @@ def losses(out: Path) -> list[dict[str, float]]:
 def main() -> int:
     """Run it from the command line."""
     options = arguments(__doc__, trials=4).parse_args()
-    trial = Trial(10, "processes 1, 2, 1 over resumes", "same samples, losses within 1e-5; another batch is refused")
+    trial = Trial(
+        10, "processes 1, 2, 1 over resumes", "same samples, losses within 1e-5; another batch size is refused"
+    )
     worst = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for number in range(options.trials):

@@ -25,16 +25,16 @@ def test_encode_accepts_sizes_or_an_area(
     assert encode(tiny_model_folder, image_folder, tmp_path / "sizes", "--sizes", "32x32, 32x48,48x32") == 0
     sizes, summary = capsys.readouterr().out.splitlines()[:2]
     assert "12 images, 0 unusable" in sizes
-    assert summary == "32x32: 8, 48x32: 4; 9.1% of an image cropped off on average"
+    assert summary == "32x32: 8, 48x32: 4; 9.1% of each image cropped off on average"
     area = ("--area", "40x40", "--multiple", "16", "--max-ratio", "2")
     assert encode(tiny_model_folder, image_folder, tmp_path / "area", *area) == 0
     assert LatentStore(tmp_path / "area").request.transform["sizes"] == [[32, 32], [32, 48], [48, 32]]
     assert "12 images" in capsys.readouterr().out
     # One size is what --size gives.
     assert encode(tiny_model_folder, image_folder, tmp_path / "one", "--sizes", "64x64,64x64") == 0
-    assert "12 images are smaller than that and were enlarged" in capsys.readouterr().out
+    assert "12 images are smaller than their bucket and were enlarged" in capsys.readouterr().out
     assert encode(tiny_model_folder, image_folder, tmp_path / "one", "--size", "64") == 0
-    assert "was complete already" in capsys.readouterr().out
+    assert "is already complete" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def test_encode_accepts_sizes_or_an_area(
         (["--sizes", "32x32,"], "--sizes has ''"),
         (["--sizes", "32x30,32x32"], "height x width 32x30 is not divisible"),
         (["--sizes", "32x0,32x32"], "height x width 32x0 is not divisible"),
-        (["--sizes", "32x32", "--area", "32x32"], "--area does not go with --sizes"),
-        (["--area", "32x32", "--size", "32"], "--size does not go with --area"),
-        (["--sizes", "32x32,64x64", "--resize", "64"], "--resize does not go with --sizes"),
+        (["--sizes", "32x32", "--area", "32x32"], "--area and --sizes exclude each other"),
+        (["--area", "32x32", "--size", "32"], "--size and --area exclude each other"),
+        (["--sizes", "32x32,64x64", "--resize", "64"], "--resize and --sizes exclude each other"),
         (["--area", "32x32"], "an area of 32x32 is too small for sides that are multiples of 64"),
-        (["--area", "32x32", "--multiple", "0"], "in multiples of 0"),
+        (["--area", "32x32", "--multiple", "0"], "multiples of 0"),
         (["--area", "32x32", "--multiple", "2"], "is not divisible by the model's downsample factor 4"),
-        (["--size", "32", "--multiple", "2"], "--multiple and --max-ratio belong to --area"),
+        (["--size", "32", "--multiple", "2"], "--multiple and --max-ratio have no effect without --area"),
     ],
 )
 def test_invalid_size_options_are_refused_in_one_line(

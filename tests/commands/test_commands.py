@@ -61,7 +61,7 @@ def test_compvis_export_and_import_roundtrip(run: Run, discrete: bool, tmp_path:
     assert all(torch.equal(before[key], after[key]) for key in before)
     status, _, err = run("import", weights, tmp_path / "other")
     assert status == 0
-    assert "sample_size is taken to be 256" in err
+    assert "sample_size is assumed to be 256" in err
 
 
 SMALL = ["--size", 32, "--workers", 0, "--device", "cpu"]
@@ -93,7 +93,8 @@ def test_export_measures_a_known_scale_only_on_request(
 
     def export(*options: str) -> tuple[str, dict[str, Any]]:
         out = tmp_path / "out"
-        status, words, err = run("export", tmp_path / "model", out, "--images", image_folder, *SMALL, *options)
+        again = ["--overwrite", *options]
+        status, words, err = run("export", tmp_path / "model", out, "--images", image_folder, *SMALL, *again)
         assert (status, err) == (0, "")
         account, *_, line = [text for text in words.splitlines() if text.startswith(("source:", "scaling_factor"))]
         assert account == "source: 12 images (folder)"
@@ -155,7 +156,7 @@ def test_inspect_describes_a_model(run: Run, tiny_model_folder: Path) -> None:
     status, out, _ = run("inspect", tiny_model_folder)
     assert status == 0
     assert "downsample_factor: 4" in out
-    assert "sound: yes" in out
+    assert "valid: yes" in out
 
 
 def test_bad_images_are_reported_and_limited_by_max_bad_fraction(
@@ -199,12 +200,12 @@ def no_weights(folder: Path) -> Path:
         (["encode", "{model}", "{images}", "{images}", "--size", "32"], "{images}"),
         (["encode", "{model}", "{images}", "{tmp}/file/s", "--size", "32"], "file"),
         (["encode", "{images}"], "STORE"),
-        (["encode", "{model}", "{images}"], "{model} is a model; which images it is for"),
-        (["export", "{model}", "{tmp}/o", "--format", "ldm", "--weights", "fp16"], "leave those options out"),
+        (["encode", "{model}", "{images}"], "{model} is a model, and the arguments after it are missing"),
+        (["export", "{model}", "{tmp}/o", "--format", "ldm", "--weights", "fp16"], "remove these options"),
         (["encode", "{model}", "{images}", "{tmp}/s", "--batch-size", "0"], "--batch-size must be at least 1"),
-        (["encode", "{model}", "{images}", "{tmp}/s", "--device", "tpu9"], "device 'tpu9' cannot be used here"),
+        (["encode", "{model}", "{images}", "{tmp}/s", "--device", "tpu9"], "device 'tpu9' is not available"),
         (["encode", "{model}", "{images}", "{tmp}/s", "--sise", "32"], "--sise"),
-        (["encode", "someone/no-such-model", "{images}", "{tmp}/s"], "because HF_HUB_OFFLINE is set"),
+        (["encode", "someone/no-such-model", "{images}", "{tmp}/s"], "HF_HUB_OFFLINE is set, and the"),
         (["encode", "{model}", "hf:someone/nothing", "{tmp}/s"], "nothing"),
         (["decode", "{model}", "{tmp}/nowhere", "{tmp}/o"], "nowhere"),
         (["decode", "{model}", "{images}", "{tmp}/o"], "{images}"),
@@ -217,9 +218,15 @@ def no_weights(folder: Path) -> Path:
             ["export", "{model}", "{tmp}/o", "--scaling", "keep", "--per-channel"],
             "--scaling keep excludes --per-channel",
         ),
-        (["export", "{model}", "{tmp}/o", "--format", "ldm", "--scaling", "keep"], "leave those options out"),
+        (["export", "{model}", "{tmp}/o", "--format", "ldm", "--scaling", "keep"], "remove these options"),
         (["export", "{model}", "{tmp}/o", "--format", "onnx"], "onnx"),
-        (["evaluate", "{model}", "{images}", "--out", "{tmp}/file"], "cannot write to"),
+        (["evaluate", "{model}", "{images}", "--out", "{tmp}/file"], "is a file; give a folder for the report"),
+        (["evaluate", "{model}", "{images}", "--out", "{tmp}/full"], "holds other files (precious.txt)"),
+        (["evaluate", "{model}", "{images}", "--out", "{tmp}/full", "--overwrite"], "holds other files (precious.txt)"),
+        (["export", "{model}", "{tmp}/full", "--format", "ldm", "--overwrite"], "holds other files (precious.txt)"),
+        (["import", "nowhere.ckpt", "{tmp}/full", "--overwrite"], "holds other files (precious.txt)"),
+        (["decode", "{model}", "{tmp}/nowhere", "{tmp}/full"], "is not empty (precious.txt)"),
+        (["quickstart", "--out", "{tmp}/full"], "is not empty (precious.txt); give a new folder for the quickstart"),
         (["evaluate", "{model}", "{images}", "--limit", "0", "--out", "{tmp}/o"], "--limit is 0"),
         (
             ["evaluate", "{model}", "{images}", "--out", "{tmp}/o", "--metrics", "psnr", "lpip_alex"],
@@ -246,7 +253,7 @@ def no_weights(folder: Path) -> Path:
                 "--out",
                 "{tmp}/o",
             ],
-            "rFID needs FID's Inception weights, and there is no file",
+            "rFID needs FID's Inception weights, and",
         ),
         (
             [
@@ -267,17 +274,17 @@ def no_weights(folder: Path) -> Path:
         (["inspect", "{tmp}/nowhere"], "no such path"),
         (
             ["inspect", "{images}/dogs/000.png"],
-            "is an image, which evaluate, encode and reconstruct take; inspect takes a folder: a model, a run",
+            "is an image, which evaluate, encode and reconstruct read; inspect reads a folder: a model, a run",
         ),
-        (["inspect", "{tmp}/a.yaml"], "a.yaml is a configuration, which ldm-ae train --config takes; inspect takes a"),
-        (["inspect", "{model}/diffusion_pytorch_model.safetensors"], "is a file of weights, of which ldm-ae import"),
+        (["inspect", "{tmp}/a.yaml"], "a.yaml is a configuration, which ldm-ae train --config reads; inspect reads a"),
+        (["inspect", "{model}/diffusion_pytorch_model.safetensors"], "is a file of weights, which ldm-ae import reads"),
         (["inspect", "{tmp}/empty"], "empty"),
         (["train"], "train needs a configuration"),
         (["train", "--config", "{tmp}/nowhere.yaml"], "no such configuration file"),
-        (TRAIN_KL_F8, "the ImageNet weights of lpips 'vgg' are not here"),
+        (TRAIN_KL_F8, "the ImageNet weights of lpips 'vgg' are missing"),
         (
             [*TRAIN_KL_F8, "--objective.perceptual", "null", "--discriminator.init_args.n_layers", "0"],
-            "n_layers=0",
+            "n_layers and ndf of at least 1, got 0",
         ),
         (["trian"], "did you mean train?"),
     ],

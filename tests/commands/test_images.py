@@ -93,9 +93,9 @@ def test_ignored_profiles_are_recorded_and_kept_on_resume(
     capsys.readouterr()
     assert encode(tiny_model_folder, photos, store) == 0
     captured = capsys.readouterr()
-    assert "was complete already" in captured.out
+    assert "is already complete" in captured.out
     assert captured.err == (
-        f"note: colour profiles are ignored, as {store} was made; to convert them, encode into a new store\n"
+        f"note: colour profiles are ignored, as in {store} so far; to convert them, encode into a new store\n"
     )
     assert encode(tiny_model_folder, photos, store, "--colour-profiles", "convert") == 2
     assert f"{store} is a store made with transform.colour_profiles (not set) (now " in capsys.readouterr().err
@@ -162,11 +162,11 @@ def test_reconstruct_prints_the_cropped_fraction(
 ) -> None:
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "square", *SMALL, "--size", 32) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "of 32x32 pixels: 33.3% of an image cropped off on average; --whole keeps all of an image"
+        "at 32x32 pixels: 33.3% of each image cropped off on average; --whole keeps whole images"
     )
     sizes = ("--sizes", "32x32,32x48")
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "sizes", *SMALL, *sizes) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("of 32x32, 32x48 pixels: 0.0% of an image cropped off")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("at 32x32, 32x48 pixels: 0.0% of each image cropped off")
     assert image(tmp_path / "sizes" / "0.png").size == (48, 32)
 
 
@@ -184,7 +184,7 @@ def test_reconstruct_whole_keeps_the_complete_image(
         config = json.loads((tiny_model_folder / "config.json").read_text())
         (tiny_model_folder / "config.json").write_text(json.dumps(config | {"sample_size": 64}))
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "out", *SMALL, "--whole", *options) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"6 reconstructions in {tmp_path / 'out'}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"6 reconstructions: {tmp_path / 'out'}"
     assert {image(tmp_path / "out" / f"{number}.png").size for number in range(5)} == {size}
     assert image(tmp_path / "out" / "portrait.png").size == size[::-1]
 
@@ -192,12 +192,12 @@ def test_reconstruct_whole_keeps_the_complete_image(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--whole", "--area", "64x64"), "--whole does not go with --area; leave one of them out"),
-        (("--whole", "--crop", "adm"), "--whole does not go with --crop"),
-        (("--whole", "--resize", "40"), "--whole does not go with --resize"),
-        (("--whole", "--resize", "none", "--size", "32"), "--whole does not go with --size"),
+        (("--whole", "--area", "64x64"), "--whole and --area exclude each other; remove one of them"),
+        (("--whole", "--crop", "adm"), "--whole and --crop exclude each other"),
+        (("--whole", "--resize", "40"), "--whole and --resize exclude each other"),
+        (("--whole", "--resize", "none", "--size", "32"), "--whole and --size exclude each other"),
         (("--whole", "--size", "33"), "is not divisible by the model's downsample factor 4"),
-        (("--sizes", "32x32,32x48", "--crop", "adm"), "--crop does not go with --sizes"),
+        (("--sizes", "32x32,32x48", "--crop", "adm"), "--crop and --sizes exclude each other"),
         (("--size", "32", "--crop", "adm", "--resize", "40"), "does not take resize 40"),
         (("--size", "32", "--max-pixels", "0"), "max_pixels is 0; it must be at least 1"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ldm_ae.commands._quickstart_page import Contestant, photo_title, save_pictures, write_page
+from ldm_ae.commands._quickstart_page import Contestant, photo_title, save_images, write_page
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate
 from ldm_ae.losses import ShiftTolerantLPIPS
@@ -36,7 +36,7 @@ def contestants(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -
                 evaluation=evaluation,
             )
         )  # fmt: skip
-        save_pictures(tmp_path, found[-1])
+        save_images(tmp_path, found[-1])
         (tmp_path / report).mkdir()
         (tmp_path / report / "report.html").touch()
     (tmp_path / "run" / "samples").mkdir(parents=True)

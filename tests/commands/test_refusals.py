@@ -33,7 +33,7 @@ def broken_images(tmp_path: Path) -> Path:
         ("reconstruct {model} nowhere {out}", "nowhere"),
         ("reconstruct {model} {broken} {out} --size 32 --workers 0 --device cpu", "cannot be used"),
         ("decode {model} nowhere {out}", "nowhere"),
-        ("export {model} {out} --format ldm --sample-size 8", "--format ldm has no place"),
+        ("export {model} {out} --format ldm --sample-size 8", "--format ldm cannot store"),
         ("export nowhere {out}", "nowhere"),
         ("import nowhere.ckpt {out}", "nowhere.ckpt"),
         ("convert nowhere {out} --format lightningdit", "nowhere"),
@@ -82,7 +82,7 @@ def test_refusal_keeps_an_existing_store(
     assert 'dtype "fp32" (now "fp16")' in error
     assert "seed 0 (now 3)" in error
     assert "transform_hash" not in error
-    assert "give this command the settings that the store was made with, or name another folder" in error
+    assert "use the store's settings, or give another folder" in error
     assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
 
 

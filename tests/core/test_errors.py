@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ldm_ae.core.errors import RunError, Stopped, Terminated, UserError, exit_status, told
+from ldm_ae.core.errors import RunError, Stopped, Terminated, UserError, exit_status, reportable
 
 
 def raise_from() -> None:
@@ -71,6 +71,6 @@ def test_user_errors_set_the_exit_status_and_print_one_line(
 def test_unexpected_exception_keeps_its_traceback() -> None:
     with pytest.raises(KeyError) as caught:
         exit_status(defect_while_handling)
-    assert told(caught.value) is None
+    assert reportable(caught.value) is None
     with pytest.raises(ZeroDivisionError):
         exit_status(raises(ZeroDivisionError()))

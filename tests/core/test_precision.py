@@ -137,10 +137,10 @@ def test_recorded_precision_is_kept_and_another_machine_is_reported(speed: pytes
     speed.setenv(SPEED_VARIABLE, "1.0")
     here = {"precision": "bf16", "layout": "channels_last", "machine": machine_name(CPU), "reason": ""}
     kept = training_numerics("auto", CPU, here)
-    assert (kept.precision, kept.layout, kept.reason) == ("bf16", "channels_last", "as this run was started")
+    assert (kept.precision, kept.layout, kept.reason) == ("bf16", "channels_last", "as when this run was started")
     moved = training_numerics("auto", CPU, here | {"machine": "cuda: NVIDIA H200"})
     assert (moved.precision, moved.placement) == ("bf16", training_placement(CPU, torch.bfloat16))
-    assert "as this run was started, on cuda: NVIDIA H200" in moved.line()
+    assert "as when this run was started, on cuda: NVIDIA H200" in moved.line()
     # What the user names takes effect.
     assert training_numerics("fp32", CPU, here).precision == "fp32"
 
@@ -190,5 +190,5 @@ def test_run_without_a_recorded_precision_resumes_in_bf16(tmp_path: Path) -> Non
 @pytest.mark.parametrize("content", ["[]", "{", '{"numerics": {"precision": "int4"}}', '{"numerics": 3}'])
 def test_damaged_precision_record_is_refused_with_a_fix(content: str, tmp_path: Path) -> None:
     (tmp_path / ENVIRONMENT).write_text(content)
-    with pytest.raises(UserError, match=r"environment\.json is damaged .*remove it and name --training\.precision"):
+    with pytest.raises(UserError, match=r"environment\.json is damaged .*remove it and give --training\.precision"):
         recorded_numerics(tmp_path)

@@ -49,7 +49,7 @@ def test_text_files_beside_images_are_their_captions(images: Path) -> None:
         ("cats/1.txt", "a cat".encode("utf-32"), "1.txt: it is UTF-32, not UTF-8; save it as UTF-8"),
         ("cats/1.json", b"{", "1.json: it is not JSON: Expecting property name"),
         ("cats/1.json", b"[" * 100_000, "1.json: it is nested too deeply"),
-        ("cats/1.json", b'{"caption": "\\ud83d!"}', "1.json caption: it holds half of a character"),
+        ("cats/1.json", b'{"caption": "\\ud83d!"}', "1.json caption: it has an invalid character"),
         ("cats/1.json", b'{"caption": 3}', "1.json caption: '3' is not a caption"),
         ("cats/1.json", b'{"label": 9223372036854775808}', "1.json label: '9223372036854775808' is not a class number"),
         ("cats/1.json", b'{"label": "cat"}', "1.json label: 'cat' is not a class number"),
@@ -111,7 +111,7 @@ def test_caption_naming_conventions_are_recognized(name: str, content: str, capt
             b"file_name,caption\n1.png,caf\xe9\n",
             "it is not UTF-8 (byte 0xe9 at 27); save it as UTF-8",
         ),
-        ("metadata.csv", b"id,url\n1,x\n", "no column is called key or file_name; its first line is 'id,url'"),
+        ("metadata.csv", b"id,url\n1,x\n", "no column is named key or file_name; its first line is 'id,url'"),
     ],
 )
 def test_unusable_metadata_table_loses_only_its_captions(name: str, content: bytes, why: str, images: Path) -> None:
@@ -189,7 +189,7 @@ def test_rows_whose_text_would_be_truncated_are_skipped(
         (
             "metadata.csv",
             b"id,license\n1,MIT\n",
-            "1 metadata tables: metadata.csv: no column is called key or file_name; its first line is 'id,license'",
+            "1 metadata tables: metadata.csv: no column is named key or file_name; its first line is 'id,license'",
         ),
         (
             "metadata.csv",
@@ -199,7 +199,7 @@ def test_rows_whose_text_would_be_truncated_are_skipped(
         (
             "metadata.csv",
             b"",
-            "1 metadata tables: metadata.csv: no column is called key or file_name; its first line is ''",
+            "1 metadata tables: metadata.csv: no column is named key or file_name; its first line is ''",
         ),
         (
             "metadata.jsonl",
@@ -244,7 +244,7 @@ def test_annotation_entries_without_captions_are_valid(images: Path, tmp_path: P
 
 def test_name_shared_by_several_images_is_refused(images: Path, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"1.png": 7}')
-    with pytest.raises(UserError, match=r"2 images are called 1.png: cats/1.png, dogs/1.png; name each by its key"):
+    with pytest.raises(UserError, match=r"2 images are named 1.png: cats/1.png, dogs/1.png; name each by its key"):
         Annotated(open_source(images), labels=tmp_path / "a.json")
     smooth_picture(9, 8, 8).save(images / "1.png")
     # Named exactly, it belongs to that image, and to no other of the name.
@@ -276,7 +276,7 @@ def test_invalid_caption_in_a_file_loses_only_itself(images: Path, tmp_path: Pat
     assert found(source) == [(0, None), (0, "good"), (1, None)]
     [group] = source.account().unusable.values()
     assert group.count == 1
-    assert group.examples[0].startswith("cats/1.png: caption: it holds half of a character, the lone surrogate U+DC00")
+    assert group.examples[0].startswith("cats/1.png: caption: it has an invalid character, the lone surrogate U+DC00")
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_caption_file_sets_captions(images: Path, tmp_path: Path) -> None:
         ("a.csv", "key,label\n1.png,3\n1.png,4\n", "it has two values for 1.png"),
         ("a.json", '{"birds/9.png": 1}', "names none of the images; it has birds/9.png, the first image is cats/1.png"),
         ("a.json", '{"cats/1.png": 9223372036854775808}', "'9223372036854775808' is not a class number"),
-        ("a.csv", "name,label\n1.png,3\n", "no column is called key or file_name; its first line is 'name,label'"),
+        ("a.csv", "name,label\n1.png,3\n", "no column is named key or file_name; its first line is 'name,label'"),
         ("a.csv", b"key,label\ncaf\xe9,1\n".decode("latin-1"), "names none"),
         ("a.json", "{}", "names none of the images"),
         ("a.json", None, "No such file"),
@@ -400,7 +400,7 @@ def test_ignored_tables_are_reported(images: Path) -> None:
     account = open_source(images).account()
     reason = "not read as annotations; encode takes such a file with --captions or --labels"
     assert account.passed_over[reason].count == 4
-    assert f"passed over: 4 {reason}: captions.jsonl, cats/notes.tsv, labels.csv, ..." in account.lines()
+    assert f"skipped: 4 {reason}: captions.jsonl, cats/notes.tsv, labels.csv, ..." in account.lines()
     assert account.unmatched[".json files"].examples == ["cats/9.json"]
 
 

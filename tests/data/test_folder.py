@@ -71,13 +71,13 @@ def test_folder_summary_counts_its_files(tmp_path: Path) -> None:
     account = source.account()
     assert {reason: (group.count, group.examples) for reason, group in account.passed_over.items()} == {
         "broken links": (2, ["a/circle.png", "a/gone.png"]),
-        "pipes, sockets or devices and not regular files": (1, ["a/pipe.png"]),
-        "images of formats that are not opened (.dng)": (2, ["a/2.dng", "b/3.DNG"]),
-        "images of formats that are not opened (.psd)": (1, ["b/4.psd"]),
+        "pipes, sockets or devices, not regular files": (1, ["a/pipe.png"]),
+        "images of unsupported formats (.dng)": (2, ["a/2.dng", "b/3.DNG"]),
+        "images of unsupported formats (.psd)": (1, ["b/4.psd"]),
         "compressed archives; unpack them (.zip)": (1, ["b/more.zip"]),
     }
     assert account.unmatched[".txt files"].examples == ["b/6.txt"]
-    assert account.notes == ["d is the same folder as c; both are taken"]
+    assert account.notes == ["d is the same folder as c; both are read"]
     assert account.lines()[:3] == [
         "source: 3 images (folder)", "labels from class folders: 3", "classes: 0 a, 1 c, 2 d"
     ]  # fmt: skip

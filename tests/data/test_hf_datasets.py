@@ -53,7 +53,7 @@ def test_single_image_column_may_have_any_name(tmp_path: Path) -> None:
 
 def test_unavailable_hub_dataset_is_refused() -> None:
     with pytest.raises(
-        UserError, match=r"'nobody/nothing' could not be had from the Hugging Face hub: .*folder"
+        UserError, match=r"'nobody/nothing' could not be downloaded from the Hugging Face hub: .*folder"
     ) as caught:
         open_source("hf:nobody/nothing")
     assert "\n" not in str(caught.value)

@@ -241,7 +241,7 @@ def test_unexpected_error_stops_and_names_the_image(
     source = Complaining(image_folder, ["cats/001.png"])
     source.error = KeyError("a defect")
     before = set(multiprocessing.active_children())
-    message = r"^cats/001.png: unexpected KeyError while this image is read: 'a defect'$"
+    message = r"^cats/001.png: unexpected KeyError while reading this image: 'a defect'$"
     with pytest.raises(RunError, match=message):
         next(TrainingLoader(source, RANDOM, batch_size=1, seed=0, workers=workers).steps())
     with pytest.raises(RunError, match=message):

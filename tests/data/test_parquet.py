@@ -34,7 +34,7 @@ def test_parquet_column_of_plain_bytes_is_read(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"jpg": [image(0), None], "cls": [5, -1]}), path)
     source = open_source(path)
     assert source[0] == RawImage("train/00000000", image(0), 5, None)
-    with pytest.raises(BadImage, match="no image in this row"):
+    with pytest.raises(BadImage, match="this row has no image"):
         source[1]
     pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / "none.parquet")
     with pytest.raises(UserError, match="no image column; its columns are x"):

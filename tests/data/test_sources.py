@@ -105,13 +105,13 @@ def test_ambiguous_folder_requires_an_explicit_source_scheme(tmp_path: Path) -> 
     with pytest.raises(UserError) as caught:
         open_source(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path} can be read in 2 ways; choose one by its first word:\n"
+        f"{tmp_path} can be read in 2 ways; choose one by its prefix:\n"
         f"  folder:{tmp_path}   1 images\n  parquet:{tmp_path}   5 images"
     )
     assert len(open_source(f"parquet:{tmp_path}")) == 5
     assert len(open_source(f"folder:{tmp_path}")) == 1
     passed_over = open_source(f"parquet:{tmp_path}").account().passed_over
-    assert passed_over["images outside of what is read here (.png)"].examples == ["assets/logo.png"]
+    assert passed_over["images outside the selected files (.png)"].examples == ["assets/logo.png"]
     with pytest.raises(
         UserError, match=r"is not a .tar, a folder of them .*\nit has 1 Parquet files .*t.parquet; 1 images .*logo.png"
     ):
@@ -139,10 +139,10 @@ def test_invalid_locations_list_the_accepted_forms(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
     for location, message in (
-        (tmp_path / "nowhere", "no such folder or file: .*nowhere\nimages may be a folder of images, "),
+        (tmp_path / "nowhere", "no such folder or file: .*nowhere\nIMAGES must be a folder of images, "),
         (
             tmp_path / "empty",
-            r"no images in .*empty: expected files that end in one of avif bmp .* or a saved data set\nit has none",
+            r"no images in .*empty: expected files that end in one of avif bmp .* or a saved data set\nneither",
         ),
         (tmp_path / "notes.txt", r"notes.txt is not an image file \(avif bmp gif"),
         (tmp_path / "no.tar", "no such tar"),

@@ -64,11 +64,11 @@ def test_compressed_tars_are_refused(tmp_path: Path, name: str, mode: str) -> No
 
 def test_damaged_tars_are_refused(tmp_path: Path) -> None:
     whole = write_tar(tmp_path / "a.tar", {"a.png": image(0), "b.png": bytes(5000)}).read_bytes()
-    for cut, message in ((4096, "not a sound tar file: unexpected end"), (4000, "cut short"), (10, "cut short")):
+    for cut, message in ((4096, "not a valid tar file: unexpected end"), (4000, "truncated"), (10, "truncated")):
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
         with pytest.raises(UserError, match=message):
             open_source(tmp_path / "cut.tar")
-    with pytest.raises(UserError, match="two members are the image of the sample a"):
+    with pytest.raises(UserError, match="two members hold the image of the sample a"):
         open_source(write_tar(tmp_path / "two.tar", {"a.png": b"1", "a.jpg": b"2"}))
     with pytest.raises(UserError, match=r"no images in .*empty.tar"):
         open_source(write_tar(tmp_path / "empty.tar", {"a.txt": b"1"}))
@@ -111,8 +111,8 @@ def test_tar_summary_counts_its_members(tmp_path: Path) -> None:
     account = source.account()
     assert {reason: (group.count, group.examples) for reason, group in account.passed_over.items()} == {
         "images with a dot in their names, which makes them parts of samples (.v1.png)": (1, ["a.tar/b.v1.png"]),
-        "images of formats that are not opened (.dng)": (1, ["a.tar/c.dng"]),
-        "links to members that are not there, or symbolic links": (2, ["a.tar/lost.png", "a.tar/soft.png"]),
+        "images of unsupported formats (.dng)": (1, ["a.tar/c.dng"]),
+        "links to missing members, or symbolic links": (2, ["a.tar/lost.png", "a.tar/soft.png"]),
     }
     assert account.unmatched["members of a.tar"].examples == ["d"]
     assert account.captions == {".txt of the sample": 1}

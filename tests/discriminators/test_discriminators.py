@@ -10,8 +10,8 @@ from ldm_ae.core.draws import AUGMENTATION, Draws
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators import (
     DISCRIMINATORS,
-    BothSides,
     Discriminator,
+    DiscriminatorPass,
     PatchDiscriminator,
     SpectralPatchDiscriminator,
 )
@@ -28,7 +28,7 @@ def test_every_discriminator_fulfils_the_interface(cls: type[Discriminator]) -> 
     (gradient,) = torch.autograd.grad(logits.sum(), x)
     assert gradient.abs().max() > 0
     assert {p.dtype for p in network.parameters()} == {torch.float32}
-    real, fake, penalty = BothSides(cls().eval())(x, -x, step=0)
+    real, fake, penalty = DiscriminatorPass(cls().eval())(x, -x, step=0)
     assert real.shape == fake.shape == logits.shape
     assert penalty is None or penalty.isfinite()
 
@@ -78,7 +78,7 @@ def test_spectral_norm_bounds_every_layer() -> None:
 
 
 def test_invalid_sizes_are_refused() -> None:
-    with pytest.raises(UserError, match="n_layers=0"):
+    with pytest.raises(UserError, match="n_layers and ndf of at least 1, got 0 and 64"):
         PatchDiscriminator(n_layers=0)
 
 
@@ -118,7 +118,7 @@ def test_discriminator_hooks_have_no_effect_by_default() -> None:
     network = PatchDiscriminator(n_layers=1, ndf=4, norm="group")
     images = torch.rand(2, 3, 16, 16)
     assert network.augment(images, Draws([1, 2], AUGMENTATION)) is images
-    assert BothSides(network)(images, images, step=0).penalty is None
+    assert DiscriminatorPass(network)(images, images, step=0).penalty is None
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.learn(torch.tensor(1.0), torch.tensor(2.0))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

@@ -65,7 +65,7 @@ def test_fp16_verdict_applies_the_safety_margin() -> None:
     for value, safe in ((limit, True), (math.nextafter(limit, math.inf), False), (math.inf, False)):
         found = ActivationRanges(modules={"decoder.conv_in": value, "latents": 1.0}, images=1)
         assert found.safe_in_fp16 == safe
-        words = ": safe in fp16" if safe else ": not safe in fp16, run it in bf16 or fp32"
+        words = ": safe in fp16" if safe else ": not safe in fp16; use bf16 or fp32"
         assert found.line().endswith(f"in decoder.conv_in{words} (limit 65504, margin 2, 1 image)")
 
 

@@ -44,7 +44,7 @@ def test_codebook_usage_equals_hand_computed_values() -> None:
     })  # fmt: skip
     # 4 and 2 times the uniform frequency: a code at a boundary belongs to the upper class.
     assert found.histogram() == [5, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0]
-    assert found.line() == "codebook: 3 of 8 codes in use over 8 places, 1.50 of 3.00 bits a code"
+    assert found.line() == "codebook: 3 of 8 codes in use over 8 places, 1.50 of 3.00 bits per code"
     assert found.describe()["fixed_bits"] == 3.0
     json.dumps(found.describe(), allow_nan=False)
 
@@ -59,7 +59,7 @@ def test_residual_levels_are_separate_and_their_bits_add_up() -> None:
     assert scores["entropy_bits_per_pixel"] == pytest.approx((0.0 + 2.0) * 4 / 64)
     assert (scores["codebook_usage"], scores["codebook_dead_codes"]) == (5 / 8, 3)
     assert scores["codebook_perplexity"] == pytest.approx((1.0 + 4.0) / 2)
-    assert "level 1: 4 of 4 codes, 2.00 bits a code" in codebook_section(found)
+    assert "level 1: 4 of 4 codes, 2.00 bits per code" in codebook_section(found)
 
 
 def test_very_large_codebook_is_not_counted() -> None:

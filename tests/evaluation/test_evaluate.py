@@ -225,7 +225,7 @@ def test_non_finite_reconstruction_is_refused_by_name() -> None:
             out[1::4, 0, 3, 3] = float("inf")
             return out
 
-    with pytest.raises(UserError, match=r"of 001\.png, 005\.png is not finite in fp16, nor in fp32; the weights or"):
+    with pytest.raises(UserError, match=r"of 001\.png, 005\.png is not finite in fp16 and in fp32; the weights or"):
         run(Overflow(), loader(6, 6), precision="fp16")
     with pytest.raises(UserError, match=r"of 001\.png, 005\.png is not finite in bf16; try --precision fp32"):
         run(Overflow(), loader(6, 6), precision="bf16")
@@ -326,7 +326,7 @@ def test_single_image_skips_only_the_frechet_distance(tiny_model: KLAutoencoder)
     assert many.scores.keys() - result.scores.keys() == {"frechet_colour", "bicubic_frechet_colour"}
     assert result.images[0].scores == pytest.approx(many.images[0].scores, rel=1e-5)
     assert many.skipped == {}
-    assert result.skipped == {"frechet_colour": "a Fréchet distance needs at least 2 images, there is 1"}
+    assert result.skipped == {"frechet_colour": "a Fréchet distance needs at least 2 images, got 1"}
     assert result.protocol["skipped"] == result.skipped
     assert f"frechet_colour is skipped: {result.skipped['frechet_colour']}" in summary_lines(result)
 
@@ -336,5 +336,5 @@ def test_images_too_small_for_a_network_skip_only_its_score(tiny_model: KLAutoen
     result = run(tiny_model, loader(2, size=16), perceptual=small, features=PixelFeatures())
     assert {"psnr", "ssim", "frechet_colour"} <= result.scores.keys()
     assert not any("lpips" in name for name in result.scores)
-    assert result.skipped["lpips_alex"].startswith("the network cannot take images of 16x16, height x width: ")
+    assert result.skipped["lpips_alex"].startswith("the network does not support images of 16x16, height x width: ")
     assert run(tiny_model, loader(2, size=32), perceptual=small).skipped == {}

@@ -148,7 +148,7 @@ def no_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_inception_refuses_a_file_that_does_not_exist(no_download: Path) -> None:
     assert not InceptionFeatures.at_hand()
-    with pytest.raises(UserError, match="there is no file /nowhere/weights"):
+    with pytest.raises(UserError, match="/nowhere/weights does not exist"):
         InceptionFeatures("/nowhere/weights")
 
 

@@ -65,5 +65,5 @@ def test_frechet_statistics_do_not_depend_on_batches_or_merging() -> None:
 
 
 def test_frechet_distance_refuses_one_image() -> None:
-    with pytest.raises(UserError, match="at least 2 images, there is 1"):
+    with pytest.raises(UserError, match="at least 2 images, got 1"):
         frechet_distance(statistics(torch.zeros(1, 3)), statistics(torch.zeros(2, 3)))

@@ -62,7 +62,7 @@ def test_uniform_prior_has_the_fixed_length_rate(levels: int) -> None:
 def test_mismatched_priors_are_refused() -> None:
     model = discrete(VQ(32, 4))
     prior = GatedPixelCNN(codebook_size=32, shape=(8, 8), width=8, depth=1)
-    with pytest.raises(UserError, match=r"of images with \(8, 8\) codes, and these have \(16, 16\)"):
+    with pytest.raises(UserError, match=r"needs images with \(8, 8\) codes, got \(16, 16\)"):
         run(model, prior)
     with pytest.raises(UserError, match="codes of another model"):
         run(model, prior, "0" * 64)

@@ -73,7 +73,7 @@ def test_older_run_resumes_to_the_losses_of_an_uninterrupted_one(
     # Its class paths and its options, with its images at another place.
     run_training(["--config", str(run / "config.yaml"), "--out", str(run), "--data.train", str(golden_images)])
     output = capsys.readouterr()
-    assert f"continuing from step-{STOP:08d}" in output.err + output.out
+    assert f"resuming from step-{STOP:08d}" in output.err + output.out
     expected = json.loads((EXPECTED / f"losses/{name}.json").read_text())
     lines = metrics(run)
     found = [line for line in lines if line["kind"] != "change"]
@@ -142,5 +142,5 @@ def test_older_unfinished_store_is_completed(
     LatentStore(finished).check_model(load_autoencoder(model))
     capsys.readouterr()
     encode(model, golden_images, finished)
-    assert "was complete already" in capsys.readouterr().out
+    assert "is already complete" in capsys.readouterr().out
     assert digests(finished) == expected

@@ -79,8 +79,8 @@ def test_bucket_sizes_cover_an_area() -> None:
     ("call", "message"),
     [
         (lambda: sizes_of_area(32, 32), "too small for sides that are multiples of 64"),
-        (lambda: sizes_of_area(256, 256, multiple=0), "in multiples of 0"),
-        (lambda: sizes_of_area(256, 256, max_ratio=0.5), "up to a ratio of 0.5"),
+        (lambda: sizes_of_area(256, 256, multiple=0), "sides that are multiples of 0 "),
+        (lambda: sizes_of_area(256, 256, max_ratio=0.5), "a ratio of at most 0.5;"),
         (lambda: BucketTransform([]), "at least one size"),
         (lambda: BucketTransform([(32, 0)]), "is not positive"),
     ],

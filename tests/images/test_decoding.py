@@ -70,10 +70,10 @@ def test_colours_are_converted_to_srgb(name: str) -> None:
         ("PNG with cICP of sRGB before a profile", None),
         ("PNG with cICP of Display P3 before a profile", "cICP Display P3"),
         ("grey PNG with cICP of linear light", "cICP BT.2020, transfer 8"),
-        ("PNG with cICP of PQ", "not applied: cICP says HDR, PQ (transfer 16)"),
-        ("PNG with cICP of HLG and gAMA", "not applied: cICP says HDR, HLG (transfer 18)"),
+        ("PNG with cICP of PQ", "not applied: cICP declares HDR, PQ (transfer 16)"),
+        ("PNG with cICP of HLG and gAMA", "not applied: cICP declares HDR, HLG (transfer 18)"),
         ("PNG with cICP of PQ before a profile", "Display P3"),
-        ("PNG with cICP of narrow range", "not applied: cICP says samples that are not RGB of full range"),
+        ("PNG with cICP of narrow range", "not applied: cICP declares samples that are not full-range RGB"),
         ("PNG with cICP of reserved numbers", "not applied: cICP has primaries 99 and transfer 13"),
         ("PNG with cICP that specifies nothing", "gAMA 1"),
         ("JPEG that Exif says is Adobe RGB", "Adobe RGB (EXIF)"),
@@ -96,7 +96,7 @@ def test_ignored_profiles_preserve_sample_values(name: str) -> None:
 
 
 def test_lab_images_are_refused_when_profiles_are_ignored() -> None:
-    with pytest.raises(BadImage, match="colour mode LAB has no meaning as sRGB; set colour_profiles to convert"):
+    with pytest.raises(BadImage, match="colour mode LAB cannot be read as sRGB; set colour_profiles to convert"):
         decode_image(COLOURED["LAB TIFF"][0], colour_profiles="ignore")
 
 

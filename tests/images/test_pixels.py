@@ -99,7 +99,7 @@ def test_network_with_another_pixel_spec_is_refused_by_name() -> None:
     discriminator = GreyDiscriminator(n_layers=1, ndf=4, norm="none")
     assert discriminator(torch.zeros(1, 1, 16, 16)).shape[1] == 1
     model = KLAutoencoder(**SMALL)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"\(GreyDiscriminator\) works on images that are grey .* rgb"):
+    with pytest.raises(UserError, match=r"\(GreyDiscriminator\) requires images that are grey .* rgb"):
         check_capabilities(model, ObjectiveConfig(), discriminator, TrainingConfig(max_steps=1))
 
 
@@ -109,7 +109,7 @@ def test_metric_with_another_pixel_spec_is_skipped_with_a_reason() -> None:
     model = KLAutoencoder(**SMALL)  # type: ignore[arg-type]
     scoring = Scoring([metric, SSIM()], Setting(model=model, device=torch.device("cpu")))
     assert [type(running) for running in scoring.running] == [SSIM]
-    assert scoring.skipped["psnr"].startswith("PSNR works on images that are grey (1 channel")
+    assert scoring.skipped["psnr"].startswith("PSNR requires images that are grey (1 channel")
 
 
 class Grey(PatchLinearAutoencoder):
@@ -121,6 +121,6 @@ class Grey(PatchLinearAutoencoder):
 def test_incompatible_images_are_refused_before_any_work(image_folder: Path, tmp_path: Path) -> None:
     source, transform = open_source(image_folder), ImageTransform(size=16)
     for command in (encode_images, reconstruct_images):
-        with pytest.raises(UserError, match=r"the transform works on images that are rgb .* the model on grey"):
+        with pytest.raises(UserError, match=r"the transform requires images that are rgb .* the model uses grey"):
             command(Grey(), source, tmp_path / "out", transform=transform, device="cpu")
     assert not (tmp_path / "out").exists()

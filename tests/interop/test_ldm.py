@@ -161,14 +161,14 @@ def test_export_and_import_roundtrip_the_state_dict(name: str) -> None:
 
 def test_unknown_keys_are_refused_by_name() -> None:
     state = zoo_model("f4").net.state_dict()
-    with pytest.raises(UserError, match=r"'loss\.logvar' is no key"):
+    with pytest.raises(UserError, match=r"'loss\.logvar' is not a key"):
         from_ldm_state_dict({**to_ldm_state_dict(state), "loss.logvar": torch.zeros(1)})
-    with pytest.raises(UserError, match=r"'encoder\.surprise\.weight' is no key"):
+    with pytest.raises(UserError, match=r"'encoder\.surprise\.weight' is not a key"):
         to_ldm_state_dict({**state, "encoder.surprise.weight": torch.zeros(1)})
 
 
 def test_networks_that_compvis_cannot_build_are_refused(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="32 groups, this model in 4"):
+    with pytest.raises(UserError, match="32 groups, this model has 4"):
         export_ldm(tiny_model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     uneven = KLAutoencoder(block_out_channels=(64, 96), layers_per_block=1)

@@ -108,7 +108,7 @@ def test_weights_below_any_prefix_are_found(kind: str, prefix: str, tmp_path: Pa
     state = below(prefix)(net.state_dict() | {"loss.logvar": torch.zeros(())})
     path = save(state | {"betas": torch.zeros(4)}, tmp_path / "model.safetensors")
     found = import_ldm(path, tmp_path / "out")
-    assert found.left_out == 2
+    assert found.excluded == 2
     check_equal(net, tmp_path / "out")
 
 
@@ -209,7 +209,7 @@ def test_code_counts_of_taming_are_ignored(tmp_path: Path) -> None:
         "quantize.embedding.cluster_size": torch.ones(16), "quantize.embedding.embed_avg": torch.ones(16, 3),
         "quantize.used": torch.arange(4),
     }  # fmt: skip
-    assert import_ldm(save(state, tmp_path / "model.safetensors"), tmp_path / "out").left_out == 3
+    assert import_ldm(save(state, tmp_path / "model.safetensors"), tmp_path / "out").excluded == 3
     check_equal(net, tmp_path / "out")
 
 
@@ -283,7 +283,7 @@ PUBLISHED = {"sd": (0.18215, None), "sdxl": (0.13025, None), "sd3": (1.5305, 0.0
 @pytest.mark.parametrize("family", UNETS)
 def test_family_with_other_channels_is_refused(family: str, tmp_path: Path) -> None:
     kind, channels, wanted, fix = {
-        "kl": ("kl16", 16, 4, "name sd3 or flux"), "kl16": ("kl", 4, 16, "name sd or sdxl"),
+        "kl": ("kl16", 16, 4, "give sd3 or flux"), "kl16": ("kl", 4, 16, "give sd or sdxl"),
     }[UNETS[family][0]]  # fmt: skip
     path = save(source(kind).state_dict(), tmp_path / "model.safetensors")
     said = rf"--family {family} does not fit the file: expected {wanted} latent channels, .*, got {channels}; {fix}"
@@ -299,7 +299,7 @@ def test_family_with_another_downsample_factor_is_refused(
 ) -> None:
     net = source(UNETS[family][0], ch_mult=[1] * levels)
     path = save(net.state_dict(), tmp_path / "model.safetensors")
-    said = rf"--family {family} does not fit the file: expected the downsample factor 8, .* has, got {factor}; leave"
+    said = rf"--family {family} does not fit the file: expected the downsample factor 8, .* has, got {factor}; remove"
     with pytest.raises(UserError, match=said):
         import_ldm(path, tmp_path / "out", family=family)
     assert not (tmp_path / "out").exists()
@@ -320,8 +320,8 @@ def test_mismatched_quant_convolutions_are_refused_in_one_line(embed_dim: int, t
     with pytest.raises(UserError) as refused:
         import_ldm(path, tmp_path / "out")
     assert str(refused.value) == (
-        f"{path}: its quant convolutions lead from 8 channels to {2 * embed_dim} and from {embed_dim} to 4 (embed_dim "
-        f"{embed_dim}, z_channels 4); those of diffusers' AutoencoderKL keep the number of channels, so that it cannot "
+        f"{path}: its quant convolutions map 8 channels to {2 * embed_dim} and {embed_dim} to 4 (embed_dim "
+        f"{embed_dim}, z_channels 4); those of diffusers' AutoencoderKL keep the number of channels, and it cannot "
         "be imported"
     )
 
@@ -331,7 +331,7 @@ def test_family_with_other_quant_convolutions_causes_a_note(tmp_path: Path) -> N
     path = save(shaken(CompVisAutoencoder(config, None, groups=32)).state_dict(), tmp_path / "model.safetensors")
     found = import_ldm(path, tmp_path / "out", family="sdxl")
     assert factor_of(tmp_path / "out") == PUBLISHED["sdxl"]
-    assert "of SDXL is with quant convolutions, this one without" in found.notes[0]
+    assert "of SDXL has quant convolutions, and this one has no quant convolutions" in found.notes[0]
 
 
 @pytest.mark.parametrize("family", UNETS)
@@ -377,7 +377,7 @@ def test_configuration_and_family_must_agree(tmp_path: Path) -> None:
     assert found.notes == ()
     with pytest.raises(UserError, match=r"--family sd has the scale 0.18215, but scale_factor of .* is 0.5"):
         import_ldm(path, tmp_path / "out", config=config, family="sd")
-    with pytest.raises(UserError, match="which a VQ has no place for"):
+    with pytest.raises(UserError, match="which a VQ model cannot have"):
         import_ldm(save(source("vq").state_dict(), path), tmp_path / "out", family="flux")
 
 
@@ -389,7 +389,7 @@ def test_attn_type_none_must_match_the_weights(tmp_path: Path) -> None:
     found = import_ldm(path, tmp_path / "out", config=write_yaml(tmp_path / "a.yaml", content))
     assert found.network.attention_levels == ()
     content["ddconfig"] |= {"attn_type": "vanilla", "attn_resolutions": []}
-    with pytest.raises(UserError, match="says middle_attention True, the weights False"):
+    with pytest.raises(UserError, match="has middle_attention True, the weights have False"):
         import_ldm(path, tmp_path / "out", config=write_yaml(tmp_path / "a.yaml", content))
 
 
@@ -406,7 +406,7 @@ def test_decoder_options_missing_in_diffusers_are_refused_or_reported(
     assert not (tmp_path / "out").exists()
     # It is not visible without the configuration, and the command prints its assumption.
     assert main(["import", str(path), str(tmp_path / "out")]) == 0
-    assert "note: whether the decoder ends in tanh (tanh_out) is in the configuration alone" in capsys.readouterr().err
+    assert "note: tanh_out (the decoder ends in tanh) is assumed to be false" in capsys.readouterr().err
 
 
 def test_import_prints_the_inferred_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -414,7 +414,7 @@ def test_import_prints_the_inferred_configuration(tmp_path: Path, capsys: pytest
     assert main(["import", str(path), str(tmp_path / "out")]) == 0
     said = capsys.readouterr()
     for words in ("CompVis's keys under vae: VQ autoencoder of 16 codes, downsample factor 2, 3 latent channels",
-                  "widths 32, 64, 1 blocks a level, attention in the middle, with quant convolutions",
+                  "widths 32, 64, 1 blocks per level, attention in the middle, with quant convolutions",
                   "32 groups in each normalization, SiLU, and no tanh",
                   "scaling_factor 1: unknown, not measured"):  # fmt: skip
         assert words in said.out

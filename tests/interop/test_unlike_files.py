@@ -21,7 +21,7 @@ FILES = {
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"a Git LFS pointer .* `git lfs pull`"),
     "json": (b'{"error": "gated"}', "JSON, such as"),
     "empty": (b"", "empty"),
-    "zeros": (b"\0" * 5000, "nothing but zeros"),
+    "zeros": (b"\0" * 5000, "only zeros"),
     "gguf": (b"GGUF\x03\0\0\0", "a GGUF file"),
     "zip": (b"PK\x03\x04", "damaged"),
     "noise": (b"no checkpoint", "neither a safetensors file nor a checkpoint"),
@@ -67,7 +67,7 @@ def test_refused_pickle_names_the_class_it_would_build(tmp_path: Path, capsys: p
     torch.save({"model": Anything()}, tmp_path / "model.ckpt")
     assert main(["import", str(tmp_path / "model.ckpt"), str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "would build a tests.interop.test_unlike_files.Anything, which can run code" in said
+    assert "would construct tests.interop.test_unlike_files.Anything, which can run code" in said
     assert said.count("\n") == 1
     assert said.strip().isprintable()  # torch's own text has terminal codes
     assert "weights_only=False" not in said
@@ -80,7 +80,7 @@ KEYS = {
     "diffusers unet": (["conv_in.weight", "time_embedding.linear_1.weight"], "a diffusion UNet"),
     "clip": (["text_model.encoder.layers.0.mlp.fc1.weight"], r"a text encoder \(CLIP\)"),
     "t5": (["encoder.block.0.layer.0.SelfAttention.q.weight"], r"a text encoder \(T5\)"),
-    "ema": (["model_ema.encoderconv_inweight", "model_ema.decay"], r"averaged \(EMA\) weights alone"),
+    "ema": (["model_ema.encoderconv_inweight", "model_ema.decay"], r"only the averaged \(EMA\) weights"),
     "flux": (["double_blocks.0.img_attn.qkv.weight"], "a diffusion transformer"),
     "taesd": (["encoder.layers.0.weight", "decoder.layers.1.weight"], "TAESD"),
     "llamagen": (["encoder.conv_in.weight", "decoder.conv_in.weight", "encoder.conv_blocks.0.res.0.norm1.weight"],
@@ -88,7 +88,7 @@ KEYS = {
     "dc": (["encoder.stages.0.0.weight"], "AutoencoderDC"),
     "control": (["control_model.input_blocks.0.0.weight"], "a ControlNet"),
     "embedding": (["emb_params"], "a textual inversion"),
-    "decoder": (["decoder.conv_in.weight", "decoder.conv_out.bias"], "the decoder of an autoencoder alone"),
+    "decoder": (["decoder.conv_in.weight", "decoder.conv_out.bias"], "the decoder of an autoencoder without its"),
     "discriminator": (["main.0.weight", "main.0.bias"], "a discriminator"),
     "unknown": (["alpha.weight", "beta.weight"], "names begin with alpha, beta"),
 }  # fmt: skip
@@ -112,7 +112,7 @@ def test_similar_unsupported_networks_are_refused_by_name(tmp_path: Path) -> Non
     narrow = {key: value[:24] if key == "encoder.conv_in.weight" else value for key, value in state.items()}
     for content, words in ((five, "an autoencoder of video"), (flux2, "FLUX.2's"), (movq, "a MoVQ"),
                            (linear, "linear attention"), (grey, "images of 1 channels"),
-                           (narrow, "have no equal in diffusers")):  # fmt: skip
+                           (narrow, "have no equivalent in diffusers")):  # fmt: skip
         with pytest.raises(UserError, match=words):
             import_ldm(save(content, tmp_path / "model.safetensors"), tmp_path / "out")
 

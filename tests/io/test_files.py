@@ -74,8 +74,8 @@ def test_json_roundtrip_and_sha256(tmp_path: Path) -> None:
         (b"[" * 100_000, "nested too deeply"),
         (b"\xff\xfe", "utf-8"),
         (b'{"a":', r"char 5\b"),
-        (b'{\n  "a": 1\n} \n', "not as this program writes it"),
-        (b'{\n  "a": 2,\n  "a": 1\n}\n', "not as this program writes it"),
+        (b'{\n  "a": 1\n} \n', "not the one that this program writes"),
+        (b'{\n  "a": 2,\n  "a": 1\n}\n', "not the one that this program writes"),
         (b"NaN\n", "JSON"),
         (b"1e999\n", "JSON"),
     ],
@@ -100,7 +100,7 @@ def test_require_new_folder_accepts_only_missing_or_empty_folders(tmp_path: Path
     assert not (tmp_path / "out").exists()
     require_new_folder(tmp_path, "the images")
     (tmp_path / "out").touch()
-    with pytest.raises(UserError, match=r"is not empty \(out\); name a new folder for the images"):
+    with pytest.raises(UserError, match=r"is not empty \(out\); give a new folder for the images"):
         require_new_folder(tmp_path, "the images")
-    with pytest.raises(UserError, match=r"out is a file; name a folder for the images"):
+    with pytest.raises(UserError, match=r"out is a file; give a folder for the images"):
         require_new_folder(tmp_path / "out", "the images")

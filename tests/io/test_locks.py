@@ -64,7 +64,7 @@ def test_lock_of_a_killed_process_is_released_despite_live_workers(tmp_path: Pat
 
 def test_lock_is_not_reentrant(tmp_path: Path) -> None:
     with only_writer(tmp_path):
-        with pytest.raises(UserError, match="by this very process"), only_writer(tmp_path):
+        with pytest.raises(UserError, match="already in use by this process"), only_writer(tmp_path):
             pass
         assert (tmp_path / LOCK).is_file()  # the first one's, still
 

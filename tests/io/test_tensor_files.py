@@ -39,7 +39,7 @@ WRONG: dict[str, bytes] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_invalid_safetensors_files_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(WRONG[name])
-    with pytest.raises(UserError, match=r"a\.safetensors is not a sound safetensors file: .") as caught:
+    with pytest.raises(UserError, match=r"a\.safetensors is not a valid safetensors file: .") as caught:
         read_tensors(tmp_path / "a.safetensors")
     assert "\n" not in str(caught.value)
 

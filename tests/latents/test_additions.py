@@ -198,12 +198,12 @@ def test_missing_images_are_refused_by_name(tiny_model: KLAutoencoder, image_fol
     (image_folder / "dogs/000.png").unlink()
     with pytest.raises(
         UserError,
-        match=r"holds 12 images, of which 1 are not among these \(the first is dogs/000.png; .*; name another folder",
+        match=r"holds 12 images, of which 1 are not among these \(the first is dogs/000.png; .*; give another folder",
     ) as caught:
         encode(tiny_model, image_folder, store)
     assert "delete" not in str(caught.value)
     assert contents(store) == before
-    with pytest.raises(UserError, match=r"made with seed 0 \(now 1\); .* name another folder for the store$"):
+    with pytest.raises(UserError, match=r"made with seed 0 \(now 1\); .* give another folder for the store$"):
         add(image_folder, "dogs/000.png")
         encode(tiny_model, image_folder, store, seed=1)
     assert contents(store) == before
@@ -219,5 +219,5 @@ def test_unfinished_store_of_an_earlier_version_is_resumed(
     encode(tiny_model, image_folder, again)
     assert contents(again) == contents(store)
     add(image_folder, *NEW)
-    with pytest.raises(UserError, match=r"keys\.parquet does not say of which"):
+    with pytest.raises(UserError, match=r"keys\.parquet does not list them"):
         encode(tiny_model, image_folder, tmp_path / "copy")

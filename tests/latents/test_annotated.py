@@ -26,14 +26,14 @@ def test_invalid_caption_loses_only_itself(tiny_model: KLAutoencoder, image_fold
     rows = LatentStore(tmp_path / "store").index.to_pylist()
     assert [row["caption"] for row in rows[:3]] == [None, None, "fine"]
     assert [row["error"] for row in rows[:3]] == [
-        "001.json caption: it holds half of a character, the lone surrogate U+D83D at 0",
+        "001.json caption: it has an invalid character, the lone surrogate U+D83D at 0",
         "003.txt: it is not UTF-8 (byte 0xff at 0); save it as UTF-8",
         None,
     ]
     assert {row["status"] for row in rows} == {"ok"}
     count = summary.annotations
     assert (count.images, count.captions, count.labels) == (12, 1, 12)
-    assert count.lines()[1].startswith("captions or labels of 2 images are not usable: cats/001.png: 001.json caption:")
+    assert count.lines()[1].startswith("captions or labels of 2 images cannot be used: cats/001.png: 001.json caption:")
     assert verify_store(tmp_path / "store") == []
 
 
@@ -61,7 +61,7 @@ def test_source_summary_is_in_the_index_and_in_inspect(
     account = {
         "kind": "folder",
         "images": 12,
-        "passed_over": {"images of formats that are not opened (.dng)": {"count": 1, "examples": ["cats/x.dng"]}},
+        "passed_over": {"images of unsupported formats (.dng)": {"count": 1, "examples": ["cats/x.dng"]}},
         "labels": {"class folders": 12},
         "classes": ["cats", "dogs"],
         "unmatched": {".txt files": {"count": 1, "examples": ["cats/y.txt"]}},
@@ -84,7 +84,7 @@ def test_encode_prints_the_source_summary(
         f"captions from {tmp_path}/captions.csv: 1",
         "labels from class folders: 12",
         "classes: 0 cats, 1 dogs",
-        "passed over: 1 images of formats that are not opened (.psd): x.psd",
+        "skipped: 1 images of unsupported formats (.psd): x.psd",
         f"{tmp_path}/captions.csv: 1 belongs to no image: gone.png",
         "1 of 12 images have a caption, 12 a label",
     ]
@@ -112,7 +112,7 @@ def test_dataset_without_a_class_uses_given_class_numbers(
         encode(tiny_model, validation, tmp_path / "stores/refused", classes=["cats"])
     assert not (tmp_path / "stores/refused").exists()
     (tmp_path / "a.json").write_text('{"dogs/1.png": 3}')
-    with pytest.raises(UserError, match=r"a\.json has the numbers of the classes"):
+    with pytest.raises(UserError, match=r"a\.json holds class numbers"):
         labelled = Annotated(open_source(validation), labels=tmp_path / "a.json")
         encode(tiny_model, validation, tmp_path / "stores/other", source=labelled, classes=["cats", "dogs"])
 
@@ -131,12 +131,12 @@ def test_rerun_uses_the_class_names_of_the_store(tiny_model: KLAutoencoder, imag
         ("a.json", '{"a": 1, "b": 0}', ["b", "a"]),
         ("a.json", '{"a": "1", "b": "0"}', ["b", "a"]),
         ("a.txt", "\ufeffb\na\n", ["b", "a"]),
-        ("a.json", '{"a": 1, "b": 2}', "its numbers are not 0 to 1, each once"),
-        ("a.json", '["a", "a"]', "a name is there twice"),
+        ("a.json", '{"a": 1, "b": 2}', "its numbers are not 0 to 1 without duplicates"),
+        ("a.json", '["a", "a"]', "a name is duplicated"),
         ("a.json", '["a", 3]', "it is not a list of names"),
         ("a.json", "[]", "it is not a list of names"),
         ("a.json", "{", "it is not JSON"),
-        ("a.json", '["\\ud800"]', "half of a character"),
+        ("a.json", '["\\ud800"]', "invalid character"),
         ("a.txt", None, "No such file"),
     ],
 )

@@ -118,10 +118,10 @@ def test_summary_reports_cropped_fractions(tiny_model: KLAutoencoder, mixed_fold
     for row in LatentStore(mixed).good().to_pylist():
         left, top, right, bottom = row["crop"]
         shares.append(1 - (right - left) * (bottom - top) / (row["width"] * row["height"]))
-    assert summary.crops.mean_share == pytest.approx(sum(shares) / 16)
-    assert 0.02 < summary.crops.mean_share < 0.03
+    assert summary.crops.mean_fraction == pytest.approx(sum(shares) / 16)
+    assert 0.02 < summary.crops.mean_fraction < 0.03
     assert summary.crops.enlarged == 1
-    assert inspect_store(mixed)["cropped"] == {"mean_share": summary.crops.mean_share, "enlarged": 1}
+    assert inspect_store(mixed)["cropped"] == {"mean_share": summary.crops.mean_fraction, "enlarged": 1}
 
 
 def stop_after(images: int) -> Any:
@@ -229,7 +229,7 @@ def test_statistics_with_a_wrong_count_are_detected(mixed: Path) -> None:
     description["files"]["stats.json"] = look_at(mixed / "stats.json")._asdict()
     del description["checksum"]
     write_json(mixed / "store.json", description | {"checksum": hash_json(description)})
-    assert verify_store(mixed) == ["stats.json counts 1376 values a channel, the images have 1408"]
+    assert verify_store(mixed) == ["stats.json counts 1376 values per channel, the images have 1408"]
 
 
 def test_images_are_decoded_at_their_encoded_size(mixed: Path, tiny_model: KLAutoencoder, tmp_path: Path) -> None:

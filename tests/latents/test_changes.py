@@ -38,7 +38,7 @@ def test_only_the_file_of_a_changed_image_is_encoded_again(
     summary = encode(tiny_model, image_folder, store)
     assert not summary.already_complete
     key = changed.relative_to(image_folder).as_posix()
-    assert caplog.messages == [f"{key}: not what was encoded before; their file is encoded again"]
+    assert caplog.messages == [f"{key}: changed since they were encoded; their file is encoded again"]
     assert encoded == [path.relative_to(image_folder).as_posix() for path in paths(image_folder)[5:10]]
     assert {name for name, inode in inodes(store).items() if inode != before[name]} == {Path(SECOND).name}
     encode(tiny_model, image_folder, tmp_path / "fresh")

@@ -58,7 +58,7 @@ def test_lean_store_has_only_moments(
     assert ours.count == theirs.count == 12 * 8 * 8
     data = LatentDataset(tmp_path / "lean", draw="mode", flip="half")
     assert data.read(5).equal(full["moments"][5, :4].float())
-    with pytest.raises(UserError, match="holds moments and no samples of them; use draw sample or mode"):
+    with pytest.raises(UserError, match="holds moments, no samples; use draw sample or mode"):
         LatentDataset(tmp_path / "lean")[0]
 
 

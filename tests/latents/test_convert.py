@@ -139,18 +139,23 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "labels in folders": ("datasetfolder", {"labelled": False}, {}, "DatasetFolder needs a label for each image"),
     "captions": ("mds", {"captioned": False}, {}, "micro_diffusion needs a caption for each image, 7 of 7 have none"),
     "captions of pixart": ("pixart", {"captioned": False}, {}, "PixArt needs a caption"),
-    "images": ("repa", {}, {}, "REPA reads the images too; name them with --images"),
+    "images": ("repa", {}, {}, "REPA also reads the images; give them with --images"),
     "no architecture": ("kohya", {}, {}, "kohya needs --arch: one of sd, sdxl, sd3, flux"),
-    "odd architecture": ("musubi", {}, {"arch": "sd"}, "musubi knows no --arch sd: one of hv"),
-    "needless architecture": ("mar", {}, {"arch": "sd"}, "--arch says nothing to the format mar"),
-    "needless name": ("repa", {}, {"name": "vae"}, "--name says nothing to the format repa"),
-    "fold of statistics": ("lightningdit", {}, {"fold": 0.5}, "LightningDiT reads mean and deviation from a file"),
+    "odd architecture": ("musubi", {}, {"arch": "sd"}, "musubi does not support --arch sd: one of hv"),
+    "needless architecture": ("mar", {}, {"arch": "sd"}, "--arch has no effect in the format mar"),
+    "needless name": ("repa", {}, {"name": "vae"}, "--name has no effect in the format repa"),
+    "fold of statistics": (
+        "lightningdit",
+        {},
+        {"fold": 0.5},
+        "LightningDiT reads mean and standard deviation from a file",
+    ),
     "fold of nothing": ("mar", {}, {"fold": 0.0}, "--fold is 0.0; it must be a positive number"),
     "fold of no number": ("mar", {}, {"fold": float("nan")}, "it must be a positive number"),
-    "unknown constant": ("pixart", {}, {"fold": "trainer"}, "stands in its configuration"),
+    "unknown constant": ("pixart", {}, {"fold": "trainer"}, "is in its configuration"),
     "constants of 4": ("edm2-zip", {"channels": 8}, {"fold": "trainer"}, "are for 4 channels, the latents have 8"),
-    "no square": ("mds", {"buckets": {"32x64": 2}}, {}, "mds is for squares"),
-    "no square of pixart": ("pixart", {"buckets": {"32x64": 2}}, {}, "is for squares, the images are 64x32"),
+    "no square": ("mds", {"buckets": {"32x64": 2}}, {}, "mds holds squares only"),
+    "no square of pixart": ("pixart", {"buckets": {"32x64": 2}}, {}, "is for square images, these are 64x32"),
 }
 
 
@@ -188,21 +193,25 @@ def test_edm2_format_requires_all_labels_or_none(tmp_path: Path) -> None:
     column = original.index.schema.get_field_index("label")
     index = original.index.set_column(column, original.index.schema.field(column), [labels])
     original.index, original._rows = index, index
-    with pytest.raises(UserError, match=r"wants labels for all images or for none; folder 0/000\.png has none"):
+    with pytest.raises(UserError, match=r"requires labels for all images or for none; folder 0/000\.png has none"):
         convert_store(original, tmp_path / "some.zip", "edm2-zip")
 
 
 WARNED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "flips": ("pixart", {}, "no place for mirror images; they are left out"),
+    "flips": ("pixart", {}, "no place for mirror images; they are skipped"),
     "channels": ("maskdit", {"channels": 8}, "MaskDiT's code is written for 4 channels, these latents have 8"),
     "squares": ("fast-dit", {"buckets": {"32x64": 3}}, "written for square images, these are 32x64"),
     # The latents have a standard deviation of 3: times 0.2325 that is 0.7, and times the model's own 0.1 it is 0.3.
     "constants": (
         "mar",
         {},
-        r"MAR sees these latents with 0\.(69|7\d?) times the deviation that it expects; --fold trainer",
+        r"MAR would scale these latents to 0\.(69|7\d?) times the standard deviation that it expects; convert with",
     ),
-    "scale": ("fast-dit", {"scaling_factor": 0.1}, r"fast-DiT sees these latents with 0\.3\d? times the deviation"),
+    "scale": (
+        "fast-dit",
+        {"scaling_factor": 0.1},
+        r"fast-DiT would scale these latents to 0\.3\d? times the standard deviation",
+    ),
     "embeddings": ("mds", {}, "also reads caption_latents"),
     "sizes": ("mds", {}, "reads latents of 32x32 from images of 256 .* these are 8x8 from 32"),
 }
@@ -230,7 +239,7 @@ def test_labels_with_gaps_cause_a_warning_and_are_recorded(tmp_path: Path) -> No
     content = synthetic_store(tmp_path / "store", buckets={"64x64": 2, "32x32": 1})  # labels 0, 1 and 2
     summary = convert_store(content.path, tmp_path / "out", "mar", bucket="32x32", fold="trainer")
     assert summary.warnings == [
-        "the 1 labels are not 0 to 0; MAR numbers the class folders from 0, so that its labels are others"
+        "the 1 labels are not 0 to 0; MAR numbers the class folders from 0, so its labels will differ"
     ]
     assert read_mar(tmp_path / "out").labels == [0]
     assert (tmp_path / "out" / "0002").is_dir()
@@ -261,7 +270,7 @@ def test_convert_does_not_overwrite_existing_files(tmp_path: Path) -> None:
         convert_store(content.path, tmp_path / "mine.zip", "edm2-zip")
     with pytest.raises(UserError, match="is a file"):
         convert_store(content.path, tmp_path / "mine.zip", "mar")
-    with pytest.raises(UserError, match=r"has to end in \.zip"):
+    with pytest.raises(UserError, match=r"must end in \.zip"):
         convert_store(content.path, tmp_path / "mine", "edm2-zip")
     assert (tmp_path / "mine" / "photo.png").read_bytes() == (tmp_path / "mine.zip").read_bytes() == b"precious"
     (tmp_path / "empty").mkdir()
@@ -309,14 +318,14 @@ def test_convert_command_prints_images_and_notes(tmp_path: Path, capsys: pytest.
     store, out = str(content.path), str(tmp_path / "out")
     assert main(["convert", store, out, "--format", "pixart"]) == 0
     captured = capsys.readouterr()
-    assert captured.out == f"7 images for pixart in {out}\n"
-    assert captured.err == "note: the format pixart has no place for mirror images; they are left out\n"
+    assert captured.out == f"7 images for pixart: {out}\n"
+    assert captured.err == "note: the format pixart has no place for mirror images; they are skipped\n"
     assert main(["convert", store, out, "--format", "pixart"]) == 2
     assert capsys.readouterr().err.startswith(f"ldm-ae: error: {out} is not empty")
     for arguments, message in (
         (["--format", "mar", "--fold", "x"], "--fold is 'x'; give a number, or trainer"),
-        (["--format", "mar", "--model", "x"], "--model is for --format store"),
-        (["--format", "store", "--bucket", "1x1"], "--bucket says nothing to --format store"),
+        (["--format", "mar", "--model", "x"], "--model has no effect without --format store"),
+        (["--format", "store", "--bucket", "1x1"], "--bucket has no effect with --format store"),
         (["--format", "store"], f"{store} is a latent store already"),
     ):
         assert main(["convert", store, str(tmp_path / "other"), *arguments]) == 2
@@ -324,7 +333,7 @@ def test_convert_command_prints_images_and_notes(tmp_path: Path, capsys: pytest.
     folded = tmp_path / "folded.zip"
     assert main(["convert", store, str(folded), "--format", "edm2-zip", "--fold", "trainer"]) == 0
     assert main(["convert", str(folded), str(tmp_path / "back"), "--format", "store"]) == 0
-    assert "7 images of edm2-zip in the store" in capsys.readouterr().out
+    assert "store of 7 images of edm2-zip: " in capsys.readouterr().out
     torch.testing.assert_close(
         LatentDataset(tmp_path / "back")[3]["latents"], content.tensors[3]["latents"], atol=1e-5, rtol=1e-5
     )  # moments go through exp, log and the fold in float32

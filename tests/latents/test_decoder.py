@@ -66,7 +66,7 @@ def test_decoding_with_another_model_requires_permission(
     assert not (tmp_path / "out").exists()
     assert decode_store(tiny_model, store, tmp_path / "out", device="cpu", allow_other_model=True) == 12
     other = KLAutoencoder(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=2)
-    with pytest.raises(UserError, match="has 4 channels, the model 2"):
+    with pytest.raises(UserError, match="has 4 channels, the model has 2"):
         decode_store(other, store, tmp_path / "more", device="cpu", allow_other_model=True)
 
 

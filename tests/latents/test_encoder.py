@@ -230,7 +230,7 @@ def test_encoding_only_bad_images_is_refused(tiny_model: KLAutoencoder, tmp_path
 def test_complete_store_is_not_encoded_again(tiny_model: KLAutoencoder, image_folder: Path, store: Path) -> None:
     before = contents(store)
     assert encode(tiny_model, image_folder, store).already_complete
-    with pytest.raises(UserError, match=r"made with seed 0 \(now 1\); give"):
+    with pytest.raises(UserError, match=r"made with seed 0 \(now 1\); use"):
         encode(tiny_model, image_folder, store, seed=1)
     with pytest.raises(UserError, match="made with dtype"):
         encode(tiny_model, image_folder, store, dtype="bf16")
@@ -250,10 +250,8 @@ def test_unfinished_store_is_completed(
     with pytest.raises(KeyboardInterrupt):
         encode(tiny_model, image_folder, tmp_path / "again", progress=stop)
     assert "32x32/latents_rank00_shard000.safetensors" in contents(tmp_path / "again")
-    assert verify_store(tmp_path / "again") == [
-        f"{tmp_path / 'again'} is not complete; run the command that makes it again"
-    ]
-    with pytest.raises(UserError, match=r"made with seed 0 \(now 1\); give"):
+    assert verify_store(tmp_path / "again") == [f"{tmp_path / 'again'} is not complete; rerun the command that made it"]
+    with pytest.raises(UserError, match=r"made with seed 0 \(now 1\); use"):
         encode(tiny_model, image_folder, tmp_path / "again", seed=1)
     (tmp_path / "again/32x32/.latents_rank00_shard001.safetensors.99.tmp").write_bytes(b"half")
     assert not encode(tiny_model, image_folder, tmp_path / "again").already_complete
@@ -262,7 +260,7 @@ def test_unfinished_store_is_completed(
 
 def test_other_folders_are_not_overwritten(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     before = contents(image_folder)
-    with pytest.raises(UserError, match=r"is not empty \(cats\) and no latent store"):
+    with pytest.raises(UserError, match=r"is not empty \(cats\) and is not a latent store"):
         encode(tiny_model, image_folder, image_folder)
     assert contents(image_folder) == before
     (tmp_path / "file").write_text("text")
@@ -274,8 +272,8 @@ def test_other_folders_are_not_overwritten(tiny_model: KLAutoencoder, image_fold
     ("changes", "message"),
     [
         ({"transform": ImageTransform(size=30)}, "not divisible by the model's downsample factor 4"),
-        ({"transform": ImageTransform(size=32, flip=True)}, "frozen into the store"),
-        ({"transform": ImageTransform(size=32, crop="random")}, "frozen into the store"),
+        ({"transform": ImageTransform(size=32, flip=True)}, "a store needs a fixed crop"),
+        ({"transform": ImageTransform(size=32, crop="random")}, "a store needs a fixed crop"),
         ({"dtype": "fp8"}, "dtype 'fp8' is not one of fp32, bf16, fp16"),
         ({"shard_size": 0}, "at least 1"),
         ({"precision": "fp8"}, "precision 'fp8' is not one of"),
@@ -328,8 +326,6 @@ def test_encoder_non_finite_in_float32_is_refused(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
     overflow_encoder(tiny_model, by=1e25)
-    with pytest.raises(
-        UserError, match=r"latents of cats/001\.png, .* is not finite in fp16, nor in fp32; the weights"
-    ):
+    with pytest.raises(UserError, match=r"latents of cats/001\.png, .* is not finite in fp16 and in fp32; the weights"):
         encode(tiny_model, image_folder, tmp_path / "store", precision="fp16")
     assert not list((tmp_path / "store").rglob("*.safetensors"))

@@ -102,10 +102,10 @@ def lightningdit_of_others(folder: Path, *, flips: bool = True) -> list[dict[str
 @pytest.mark.parametrize("flips", [False, True])
 def test_foreign_lightningdit_files_are_imported(flips: bool, tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     shards = lightningdit_of_others(tmp_path / "theirs", flips=flips)
-    with pytest.raises(UserError, match="does not say which model made it; name it with --model"):
+    with pytest.raises(UserError, match="does not record which model made it; give it with --model"):
         import_latents(tmp_path / "theirs", tmp_path / "store")
     summary = import_latents(tmp_path / "theirs", tmp_path / "store", model=tiny_model)
-    assert summary.warnings == ["the files have no names of images: their numbers are the keys"]
+    assert summary.warnings == ["the files do not name the images: their numbers become the keys"]
     store, data = LatentStore(tmp_path / "store"), LatentDataset(tmp_path / "store")
     assert store.request.model_hash == model_hash(tiny_model)
     assert store.good()["key"].to_pylist() == [f"{i:08d}" for i in range(6)]
@@ -141,7 +141,7 @@ def test_foreign_edm2_files_are_imported(
     assert main(command) == 2
     assert main([*command, "--model", str(tiny_model_folder)]) == 0
     captured = capsys.readouterr()
-    assert "EDM2's own encoder sees pixels of [0, 1]" in captured.err
+    assert "EDM2's own encoder takes pixels in [0, 1]" in captured.err
     data = LatentDataset(tmp_path / "store")
     assert data.labels.tolist() == [10, 9, 8, 7, 6]
     for i in range(5):
@@ -239,10 +239,10 @@ def not_finite(folder: Path) -> None:
     [
         (break_account, r"ldm_ae\.json or ldm_ae\.parquet is damaged"),
         (other_version, "is a conversion of version 99; this program reads 1"),
-        (no_fold, "what ldm_ae wrote about it is damaged"),
-        (no_scaling, "what ldm_ae wrote about it is damaged"),
+        (no_fold, "the metadata that ldm_ae wrote is damaged"),
+        (no_scaling, "the metadata that ldm_ae wrote is damaged"),
         (bad_rows, "the index has rows of bad images"),
-        (lose_a_shard, "holds 4 images, its account names 7"),
+        (lose_a_shard, "holds 4 images, but its metadata names 7"),
         (cut_a_shard, "cannot be read"),
         (another_size, "holds other tensors, shapes or dtypes"),
         (not_finite, "latents of images 3 to 5 is not finite"),
@@ -269,22 +269,22 @@ def test_unsupported_inputs_are_refused(tiny_model: KLAutoencoder, tmp_path: Pat
     nothing = {"latents": torch.zeros(0, 4, 8, 8), "labels": torch.zeros(0, dtype=torch.int64)}
     save_file(nothing, tmp_path / "none" / "latents_rank00_shard000.safetensors")
     for name, message in {
-        "none": "there are no latents in the shards",
+        "none": "hold no latents",
         "nothing": "no such file or folder",
         "store": "is a latent store already",
         "empty": "is neither a folder of LightningDiT's safetensors nor EDM2's",
-        "text.zip": "is no sound ZIP file",
-        "pictures.zip": "there are no .npy files in it",
-        "model": "is no shard of LightningDiT's: it has no latents and labels",
+        "text.zip": "is not a valid ZIP file",
+        "pictures.zip": "it has no .npy files",
+        "model": "is not a shard of LightningDiT's: it lacks latents or labels",
     }.items():
         with pytest.raises(UserError, match=message):
             import_latents(tmp_path / name, tmp_path / "back", model=tiny_model)
     convert_store(content.path, tmp_path / "out", "lightningdit")
-    with pytest.raises(UserError, match="says that another model made it"):
+    with pytest.raises(UserError, match="names another model; remove --model"):
         import_latents(tmp_path / "out", tmp_path / "back", model=tiny_model)
     lightningdit_of_others(tmp_path / "theirs")
     other = KLAutoencoder(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=2)
-    with pytest.raises(UserError, match="have 4 channels, the model 2"):
+    with pytest.raises(UserError, match="have 4 channels, the model has 2"):
         import_latents(tmp_path / "theirs", tmp_path / "back", model=other)
     with pytest.raises(UserError, match="is not empty"):
         import_latents(tmp_path / "theirs", tmp_path / "model", model=tiny_model)

@@ -83,7 +83,7 @@ def test_lean_store_has_only_indices(kind: str, image_folder: Path, tmp_path: Pa
     decode_store(model, tmp_path / "lean", tmp_path / "mode out", latents="mode", batch_size=5, device="cpu")
     for name in ("lean", "mode"):
         assert contents(tmp_path / f"{name} out") == contents(tmp_path / "full out")
-    with pytest.raises(UserError, match="holds indices and no latents, the model has those; use draw indices"):
+    with pytest.raises(UserError, match="holds indices, no latents; use draw indices, and look them up with the model"):
         LatentDataset(tmp_path / "lean")[0]
     with pytest.raises(UserError, match="no moments to draw from; use draw indices"):
         LatentDataset(tmp_path / "lean", draw="mode")
@@ -115,7 +115,7 @@ def test_indices_are_refused_where_none_are_stored(image_folder: Path, tmp_path:
         LatentDataset(tmp_path / "samples", draw="indices")
     encode(discrete(), image_folder, tmp_path / "full")
     spec = LatentSpec(channels=4, downsample_factor=2, scaling_factor=0.5)
-    with pytest.raises(UserError, match="indices are not scaled; leave spec out"):
+    with pytest.raises(UserError, match="indices are not scaled; remove spec"):
         LatentDataset(tmp_path / "full", draw="indices", spec=spec)
 
 
@@ -205,15 +205,15 @@ def test_store_written_before_indices_existed_opens(image_folder: Path, tmp_path
     rewrite_description(tmp_path / "store", age)
     assert verify_store(tmp_path / "store") == []
     assert LatentStore(tmp_path / "store").request.indices is False
-    with pytest.raises(UserError, match=r"is a store made with indices false \(now true\); give"):
+    with pytest.raises(UserError, match=r"is a store made with indices false \(now true\); use"):
         encode(model, image_folder, tmp_path / "store")
 
 
 @pytest.mark.parametrize(
     ("size", "levels", "message"),
     [
-        (None, None, "there are indices, and the model has no codebook"),
-        (2**63 + 1, None, r"an index has room for 2\^63 codes"),
+        (None, None, "it has indices, but its model has no codebook"),
+        (2**63 + 1, None, r"an index can hold at most 2\^63 codes"),
         (16, 0, "must be whole numbers above 0"),
     ],
 )
@@ -252,7 +252,7 @@ def test_latents_of_a_discrete_model_roundtrip_through_conversion(image_folder: 
     encode(discrete(), image_folder, tmp_path / "store")
     convert_store(tmp_path / "store", tmp_path / "converted", "lightningdit")
     [warning] = import_latents(tmp_path / "converted", tmp_path / "back").warnings
-    assert warning == "the indices of the codes do not come back from these files, only the latents that they stand for"
+    assert warning == "these files do not hold the indices of the codes, only the latents that the codes stand for"
     assert verify_store(tmp_path / "back") == []
     ours, back = LatentDataset(tmp_path / "store"), LatentDataset(tmp_path / "back")
     of_key = {item["key"]: item["latents"] for item in map(back.__getitem__, range(12))}

@@ -58,15 +58,15 @@ def test_rotated_photos_outside_their_bucket_are_skipped_and_listed(tiny_model: 
     summary = convert_store(tmp_path / "store", tmp_path / "out", "kohya", arch="sd")
     assert summary.images == 2
     assert [warning for warning in summary.warnings if "p6.jpg" in warning] == [
-        "1 images are left out, the first is p6.jpg: they are not square and EXIF turns them, which sd-scripts does "
-        "not do; turn the files themselves, such as with `exiftran -ai`, and encode them again"
+        "1 images are skipped, the first is p6.jpg: they are not square and EXIF rotates them, which sd-scripts does "
+        "not apply; rotate the files themselves, such as with `exiftran -ai`, and encode them again"
     ]
     assert json.loads((tmp_path / "out" / "ldm_ae.json").read_text())["left_out"] == ["p6.jpg"]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.npz")) == [
         "p1_0060x0040_sd.npz",
         "p3_0060x0040_sd.npz",
     ]
-    with pytest.raises(UserError, match="all 1 images are turned by EXIF, which sd-scripts does not do"):
+    with pytest.raises(UserError, match="all 1 images are rotated by EXIF, which sd-scripts does not apply"):
         convert_store(tmp_path / "store", tmp_path / "none", "kohya", arch="sd", bucket="48x32")
 
 

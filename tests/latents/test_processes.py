@@ -32,13 +32,13 @@ class ThreadChannel:
     def __init__(self, count: int):
         self._barrier = threading.Barrier(count)
         self._said: Any = None
-        self._opinions: dict[int, bool] = {}
+        self._votes: dict[int, bool] = {}
 
     def of(self, rank: int) -> Any:
         channel = self
 
         class Ours:
-            def from_first(self, value: Any) -> Any:
+            def broadcast(self, value: Any) -> Any:
                 if rank == 0:
                     channel._said = value
                 channel._barrier.wait()
@@ -46,11 +46,11 @@ class ThreadChannel:
                 channel._barrier.wait()  # before another word takes its place
                 return said
 
-            def all_agree(self, opinion: bool) -> bool:
-                opinions = channel._opinions
-                opinions[rank] = opinion
+            def all_agree(self, vote: bool) -> bool:
+                votes = channel._votes
+                votes[rank] = vote
                 channel._barrier.wait()
-                return all(opinions.values())
+                return all(votes.values())
 
             def wait_for_all(self) -> None:
                 channel._barrier.wait()
@@ -65,7 +65,7 @@ def encode_together(count: int, model: KLAutoencoder, images: Path, store: Path,
 
     class Threads(Processes):
         @contextmanager
-        def together(self) -> Iterator[Any]:
+        def connect(self) -> Iterator[Any]:
             yield shared.of(self.rank)
 
     def one(rank: int) -> None:
@@ -169,7 +169,7 @@ def test_process_of_an_earlier_run_stops(tiny_model: KLAutoencoder, image_folder
     def another(done: int, total: int) -> None:
         write_json(tmp_path / "store/.work/run.json", {"run": "another"})
 
-    with pytest.raises(RunError, match=r"another run of this command has .*store now"):
+    with pytest.raises(RunError, match=r"another run of this command is now writing .*store; this run ends"):
         encode(tiny_model, image_folder, tmp_path / "store", progress=another)
     assert recorded(tmp_path / "store") == []
 
@@ -181,10 +181,10 @@ def test_missing_files_of_other_processes_raise(
 
     class Alone(Processes):
         @contextmanager
-        def together(self) -> Iterator[Any]:
+        def connect(self) -> Iterator[Any]:
             yield ThreadChannel(1).of(0)
 
-    with pytest.raises(RunError, match="holds 5 of 12 images though every process has finished"):
+    with pytest.raises(RunError, match="holds 5 of 12 images although every process has finished"):
         encode(tiny_model, image_folder, tmp_path / "store", processes=Alone(rank=0, count=2))
 
 
@@ -212,8 +212,8 @@ def encode_or_die(rank: int, model: str, images: str, folder: str) -> None:
 
     loaded = load_autoencoder(model)
     encode(loaded, Path(images), Path(folder) / "store", processes=Processes.from_environment())
-    with Processes.from_environment().together() as channel:
-        assert channel.from_first(f"said by {rank}") == "said by 0"
+    with Processes.from_environment().connect() as channel:
+        assert channel.broadcast(f"said by {rank}") == "said by 0"
         if rank == 1:
             return  # without a word, as one that is killed
         started = time.monotonic()

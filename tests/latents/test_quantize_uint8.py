@@ -240,7 +240,7 @@ def test_encode_prints_the_uint8_error(
     error = LatentStore(tmp_path / "store").statistics.relative_error
     assert error is not None
     overall, largest = error.square().mean().sqrt(), error.max()
-    words = f"error of uint8: {overall:.2%} of a channel's deviation, at most {largest:.2%}"
+    words = f"error of uint8: {overall:.2%} of a channel's standard deviation, at most {largest:.2%}"
     assert words in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "store")]) == 0
     assert "relative_error: [0.0" in capsys.readouterr().out

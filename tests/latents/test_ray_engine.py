@@ -183,15 +183,15 @@ def test_worker_without_access_to_the_store_raises(
     ours._held = [dataclasses.replace(ours._held[0], path=tmp_path / "elsewhere")]
     found = ours({"unit": [0]})
     assert found["error"] == ["UserError"]
-    assert f"does not see {tmp_path / 'elsewhere'}" in found["message"][0]
+    assert f"cannot find {tmp_path / 'elsewhere'}" in found["message"][0]
 
 
 @pytest.mark.parametrize(
     ("engine", "changes", "message"),
     [
-        ({}, {}, "without a GPU, say how many processes are to encode: --ray-actors N"),
+        ({}, {}, "without a GPU, give the number of encoding processes: --ray-actors N"),
         ({"actors": 0}, {}, "it must be at least 1"),
-        ({"actors": 1}, {"device": "cuda:1"}, "--device is cuda:1, but Ray deals out the GPUs"),
+        ({"actors": 1}, {"device": "cuda:1"}, "--device is cuda:1, but Ray assigns the GPUs"),
         ({"actors": 1}, {"processes": Processes(rank=0, count=2)}, "without torchrun or accelerate"),
     ],
 )
@@ -218,10 +218,10 @@ def test_unreachable_cluster_is_refused(
     with socket.create_server(("127.0.0.1", 0)) as server:
         there = f"127.0.0.1:{server.getsockname()[1]}"
     nobody = ray_engine.RayEngine(actors=1, address=there)
-    with pytest.raises(RunError, match=f"no Ray at {there}: .*refused"):
+    with pytest.raises(RunError, match=f"no Ray cluster at {there}: .*refused"):
         encode(tiny_model, image_folder, tmp_path / "store", engine=nobody)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    with pytest.raises(RunError, match=r"no Ray at auto: Could not connect to auto$"):
+    with pytest.raises(RunError, match=r"no Ray cluster at auto: Could not connect to auto$"):
         encode(tiny_model, image_folder, tmp_path / "store", engine=ray_engine.RayEngine(actors=1))
 
 
@@ -236,4 +236,4 @@ def test_missing_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def test_ray_options_without_the_ray_engine_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["encode", "model", "images", "store", "--ray-actors", "2"]) == 2
-    assert capsys.readouterr().err == "ldm-ae: error: --ray-actors says nothing without --engine ray\n"
+    assert capsys.readouterr().err == "ldm-ae: error: --ray-actors has no effect without --engine ray; remove it\n"

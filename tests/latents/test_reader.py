@@ -104,9 +104,9 @@ def test_unavailable_items_are_refused(tiny_model: KLAutoencoder, image_folder: 
         LatentDataset(tmp_path / "plain", flip="half")
     with pytest.raises(UserError, match="draw is 'noise'"):
         LatentDataset(tmp_path / "plain", draw="noise")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"no latent store: it has no store\.json"):
+    with pytest.raises(UserError, match=r"not a latent store: it has no store\.json"):
         LatentDataset(image_folder)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         LatentDataset(tmp_path / "nowhere")
 
 
@@ -157,11 +157,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "index": (lambda store: flip_bit(store / "index.parquet", 300), "damaged"),
     "statistics": (lambda store: rewrite(store / "stats.json", '"images": 12', '"images": 13'), "stats.json is dam"),
     "lightningdit": (lambda store: (store / "32x32/latents_stats.pt").write_bytes(b""), "latents_stats.pt is damaged"),
-    "description": (lambda store: rewrite(store / "store.json", '"seed": 0', '"seed": 1'), "checksum does not fit"),
+    "description": (lambda store: rewrite(store / "store.json", '"seed": 0', '"seed": 1'), "checksum does not match"),
     "not json": (lambda store: (store / "store.json").write_text('{"format":'), "cannot be read"),
     "nothing": (lambda store: (store / "store.json").write_text("[]\n"), "does not describe a latent store"),
     "version": (lambda store: rewrite(store / "store.json", '"format_version": 1', '"format_version": 2'), "version 2"),
-    "field": (lambda store: rewrite(store / "store.json", '"flips": true', '"flips": "yes"'), "checksum does not fit"),
+    "field": (lambda store: rewrite(store / "store.json", '"flips": true', '"flips": "yes"'), "checksum does not"),
     "stranger": (
         lambda store: (store / "32x32/more.safetensors").write_bytes(b""),
         "32x32/more.safetensors does not belong",
@@ -224,9 +224,9 @@ def rehash(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
         (drop, "has other tensors or shapes"),
         (drop_all, "has other tensors or shapes"),
         (narrow, "has other dtypes"),
-        (swap, "does not hold the rows that index.parquet says"),
-        (relabel, "does not hold the rows that index.parquet says"),
-        (rehash, "has a header that does not fit"),
+        (swap, "does not hold the rows that index.parquet lists"),
+        (relabel, "does not hold the rows that index.parquet lists"),
+        (rehash, "has a header that does not match"),
     ],
 )
 def test_wrong_shard_is_detected(
@@ -329,7 +329,7 @@ def test_crops_of_an_older_store_are_read(store: Path) -> None:
 def test_crop_must_have_four_numbers(store: Path) -> None:
     crops = LatentStore(store).good()["crop"].to_pylist()
     replace_crop(store, pa.array([*crops[:5], crops[5][:3], *crops[6:]], pa.list_(pa.int32())))
-    with pytest.raises(UserError, match="a crop of the index has not four numbers"):
+    with pytest.raises(UserError, match="a crop of the index does not have four numbers"):
         LatentStore(store)
 
 

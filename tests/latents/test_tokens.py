@@ -67,12 +67,12 @@ def test_unsupported_token_conversions_are_refused(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "latents")
     with pytest.raises(UserError, match=r"holds indices, and .* has none; encode with a discrete model"):
         convert_store(content.path, tmp_path / "out", "tokens")
-    with pytest.raises(UserError, match="--no-flips says nothing to the format mar; leave it out"):
+    with pytest.raises(UserError, match="--no-flips has no effect in the format mar; remove it"):
         convert_store(content.path, tmp_path / "out", "mar", no_flips=True)
     content = synthetic_store(tmp_path / "store", indices=True, codebook_size=2**40)
-    with pytest.raises(UserError, match="has 32 bits, and the codebook 1099511627776 codes"):
+    with pytest.raises(UserError, match="has 32 bits, but the codebook has 1099511627776 codes"):
         convert_store(content.path, tmp_path / "out", "tokens")
-    with pytest.raises(UserError, match="codes have no scale, so that the format tokens has nothing to --fold"):
+    with pytest.raises(UserError, match="--fold has no effect in the format tokens: codes have no scale; remove it"):
         convert_store(content.path, tmp_path / "out", "tokens", fold=0.5)
     assert not (tmp_path / "out").exists()
 

@@ -136,7 +136,7 @@ def test_scale_is_recorded_where_the_class_supports_it(model: Autoencoder, tmp_p
             model.save_pretrained(tmp_path / key)
             assert getattr(load_autoencoder(tmp_path / key).latent_spec, key) == value
         else:
-            with pytest.raises(UserError, match=f"{type(model.net).__name__} has no place for {key}"):
+            with pytest.raises(UserError, match=f"{type(model.net).__name__} cannot store {key}"):
                 model.set_scaling(**(alone | {key: value}))  # type: ignore[arg-type]
     assert model_hash(model) == before
     latents = torch.randn(2, channels, 2, 3)

@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 from ldm_ae.cli import main
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import KLAutoencoder, VQAutoencoder, is_model_folder, load_autoencoder
+from ldm_ae.models.loading import hub
 from ldm_ae.models.loading.hub_names import is_hub_name
 from ldm_ae.quantizers import FSQ, VQ
 
@@ -227,7 +228,7 @@ def test_missing_model_suggests_the_nearest_name(
     (tmp_path / "runs/kl_f8").mkdir(parents=True)
     for name, words in (("runs/kl_f9", "did you mean runs/kl_f8?"), ("kl-f8c4-smal", "did you mean kl-f8c4-small?"),
                         ("runs/other", "on the Hugging Face hub it would be hf:runs/other"),
-                        ("other", "with ldm_ae come kl-f8c4-small")):  # fmt: skip
+                        ("other", "the shipped models are kl-f8c4-small")):  # fmt: skip
         assert main(["export", name, str(tmp_path / "out")]) == 2
         assert words in capsys.readouterr().err
     (tmp_path / "runs/vq_f8").mkdir()
@@ -247,5 +248,5 @@ def test_images_are_not_looked_up(fake: FakeHub, tmp_path: Path) -> None:
 
 def test_weights_file_in_place_of_a_model_suggests_import(fake: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "vae.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"is a file, not a model folder; make one of it: ldm-ae import"):
+    with pytest.raises(UserError, match=r"is a file, not a model folder; convert it with: ldm-ae import"):
         load_autoencoder("vae.safetensors")

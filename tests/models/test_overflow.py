@@ -182,7 +182,7 @@ def test_non_finite_images_are_refused_by_name() -> None:
     with pytest.raises(UserError, match="the reconstruction of a is not finite in bf16; try --precision fp32"):
         require_finite(images, list("abcde"), "bf16")
     images[1:, 2, 1, 1] = float("-inf")
-    with pytest.raises(UserError, match="of a, b, c and 2 more is not finite in fp16, nor in fp32; the weights"):
+    with pytest.raises(UserError, match="of a, b, c and 2 more is not finite in fp16 and in fp32; the weights"):
         require_finite(images, list("abcde"), "fp16")
     with pytest.raises(UserError, match="not finite in fp32; the weights or the input are damaged"):
         require_finite(images, list("abcde"), "fp32")

@@ -200,10 +200,10 @@ def test_pretrained_vq_model_accepts_another_quantizer(tmp_path: Path) -> None:
     VQAutoencoder(pretrained=str(tmp_path / "fsq"), quantizer=FSQ((5, 3)))
     tiny(ResidualVQ(VQ(8, 4), 2)).save_pretrained(tmp_path / "residual")
     for folder, quantizer, words in (
-        ("vq", FSQ((8, 3, 3, 3)), "can go on with a VQ or EMAVQ, not with a FSQ"),
-        ("vq", VQ(9, 4), "has 8 codes of 4 dimensions, the quantizer given 9 of 4"),
-        ("fsq", FSQ((3, 7)), "has 15 codes of 2 dimensions, the quantizer given 21 of 2"),
-        ("residual", ResidualVQ(VQ(8, 4), 3), "has a ResidualVQ of other arguments"),
+        ("vq", FSQ((8, 3, 3, 3)), "expected a VQ or EMAVQ for the codes of .*, got a FSQ"),
+        ("vq", VQ(9, 4), "has 8 codes of 4 dimensions, and the quantizer has 9 of 4"),
+        ("fsq", FSQ((3, 7)), "has 15 codes of 2 dimensions, and the quantizer has 21 of 2"),
+        ("residual", ResidualVQ(VQ(8, 4), 3), "has a ResidualVQ with other arguments"),
     ):
         with pytest.raises(UserError, match=words):
             VQAutoencoder(pretrained=str(tmp_path / folder), quantizer=quantizer)
@@ -229,7 +229,10 @@ def test_kl_autoencoder_weights_initialize_a_vq_model(
     torch.testing.assert_close(model.decode(latents), kl.decode(latents), atol=1e-5, rtol=1e-5)
     assert model.quantizer is quantizer
     assert model.latent_spec.scaling_factor == 1.0  # the codes' own is not measured yet
-    for wrong, words in ((None, "has no codes; name a quantizer"), (VQ(8, 3), "4 latent channels, the .* codes of 3")):
+    for wrong, words in (
+        (None, "has no codes; set a quantizer"),
+        (VQ(8, 3), "4 latent channels, but the quantizer has codebook_dim 3"),
+    ):
         with pytest.raises(UserError, match=words):
             VQAutoencoder(pretrained=str(tmp_path), quantizer=wrong)
 
@@ -244,9 +247,11 @@ def test_invalid_arguments_are_refused_by_name(tmp_path: Path) -> None:
         model.encode(torch.zeros(1, 3, 16, 17))
     with pytest.raises(UserError, match=r"indices must be in \[0, 8\), got 0 to 8"):
         model.decode_indices(torch.arange(9).view(1, 3, 3))
-    with pytest.raises(UserError, match="name a quantizer"):
+    with pytest.raises(UserError, match="needs a quantizer"):
         VQAutoencoder()
-    with pytest.raises(UserError, match=r"VQModel has no place for latents_mean .* holds scaling_factor of a scale"):
+    with pytest.raises(
+        UserError, match=r"VQModel cannot store latents_mean .* of a scale its configuration holds scaling_factor"
+    ):
         model.set_scaling(scaling_factor=1.0, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4)
     other = tiny(FSQ((5, 3)))
     other.set_scaling(scaling_factor=1.0, latents_mean=(0.5, 0.0), latents_std=(1.0, 2.0))

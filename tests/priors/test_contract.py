@@ -181,7 +181,7 @@ def test_prior_overfits_two_images(name: str) -> None:
 def test_invalid_prior_inputs_and_arguments_are_refused(name: str) -> None:
     prior = small(name)
     indices = some_indices(prior)
-    with pytest.raises(UserError, match="prior is of images with"):
+    with pytest.raises(UserError, match="prior needs images with"):
         prior(indices[:, :1])
     with pytest.raises(UserError, match="class 3 is unknown; the prior was trained with 3 classes"):
         prior(indices, torch.tensor([0, 1, 3]))

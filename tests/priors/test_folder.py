@@ -36,7 +36,7 @@ def refused(folder: Path) -> str:
 
 
 def test_folders_without_a_prior_are_refused(folder: Path, tmp_path: Path) -> None:
-    assert "is no prior: it has no config.json" in refused(tmp_path / "nowhere")
+    assert "is not a prior: it has no config.json" in refused(tmp_path / "nowhere")
     (folder / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     assert "does not describe a prior" in refused(folder)
     (folder / "config.json").write_text("{")
@@ -46,14 +46,14 @@ def test_folders_without_a_prior_are_refused(folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(("values", "message"), [
     ({"class_name": "os.system"}, "no prior over codes is named 'os.system'; there are CausalTransformer, Gated"),
     ({"class_name": ["x"]}, "no prior over codes is named"),
-    ({"init_args": [1]}, "GatedPixelCNN has no arguments: expected a mapping"),
+    ({"init_args": [1]}, "GatedPixelCNN needs a mapping as its init_args"),
     ({"depth": 10**9}, "depth is 1000000000"),
     ({"width": "32"}, "width is 32"),
-    ({"shape": 4}, "does not take these arguments"),
-    ({"dropout": "a"}, "does not take these arguments"),
-    ({"init_args": {"nonsense": 1}}, "does not take these arguments"),
-    ({"codebook_size": 2**18, "width": 2**14}, "does not fit config.json"),
-    ({"depth": 5}, "does not fit config.json"),
+    ({"shape": 4}, "does not accept these arguments"),
+    ({"dropout": "a"}, "does not accept these arguments"),
+    ({"init_args": {"nonsense": 1}}, "does not accept these arguments"),
+    ({"codebook_size": 2**18, "width": 2**14}, "does not match config.json"),
+    ({"depth": 5}, "does not match config.json"),
 ])  # fmt: skip
 def test_invalid_prior_configurations_are_refused(values: dict[str, Any], message: str, folder: Path) -> None:
     change(folder, **values)
@@ -69,7 +69,7 @@ def test_inspect_describes_a_prior(folder: Path) -> None:
     save_prior(prior, folder, model_hash="abc")
     assert inspect_path(folder)["problems"] == ["embedding.weight has values that are not finite"]
     change(folder, depth=5)
-    assert "does not fit config.json" in inspect_path(folder)["problems"][0]
+    assert "does not match config.json" in inspect_path(folder)["problems"][0]
 
 
 def test_damaged_prior_weights_are_refused(folder: Path) -> None:
@@ -79,6 +79,6 @@ def test_damaged_prior_weights_are_refused(folder: Path) -> None:
     weights.write_bytes(data)
     assert "its hash is not that of config.json" in refused(folder)
     weights.write_bytes(data[:50])
-    assert "not a sound safetensors file" in refused(folder)
+    assert "not a valid safetensors file" in refused(folder)
     weights.unlink()
     assert "no such file" in refused(folder)

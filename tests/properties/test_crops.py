@@ -164,7 +164,7 @@ def test_mean_cropped_fraction_equals_its_definition(images: list[tuple[int, int
         for numbers in zip(*((r.crop_ltrb, r.original_size, r.pixel_values.shape[1:]) for r in results), strict=True)
     )
     measured = measure_crops(crops, originals, sizes)
-    assert 0 <= measured.mean_share <= 1
+    assert 0 <= measured.mean_fraction <= 1
     assert 0 <= measured.enlarged <= len(images)
     whole = measure_crops(np.array([[0, 0, w, h] for h, w in originals]), originals, originals)
-    assert (whole.mean_share, whole.enlarged) == (0.0, 0)
+    assert (whole.mean_fraction, whole.enlarged) == (0.0, 0)

@@ -195,5 +195,5 @@ def test_quantizers_are_built_by_name() -> None:
     assert {"VQ", "EMAVQ", "CosineVQ", "FSQ", "LFQ", "BSQ", "SimVQ", "IBQ", "ResidualVQ", "GumbelVQ"} <= set(QUANTIZERS)
     with pytest.raises(UserError, match=r"no quantizer is named 'os\.system'; there are BSQ"):
         build_quantizer({"class_name": "os.system", "init_args": {}})
-    with pytest.raises(UserError, match=r"quantizer FSQ does not take these arguments: .*'level'"):
+    with pytest.raises(UserError, match=r"quantizer FSQ does not accept these arguments: .*'level'"):
         build_quantizer({"class_name": "FSQ", "init_args": {"level": [3]}})

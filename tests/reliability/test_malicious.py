@@ -73,9 +73,9 @@ def test_trial_checks_exit_status_and_message_lines(samples: Any) -> None:
     def fail() -> None:
         raise UserError("a\nb\nc")
 
-    assert "many lines" in malicious.open_it("load_state", fail).wrong
+    assert "several lines" in malicious.open_it("load_state", fail).wrong
     assert "exit status 1" in malicious.open_it("train", lambda: 1).wrong
-    assert malicious.open_it("train", lambda: 2).wrong.startswith("answers in 0 lines")
+    assert malicious.open_it("train", lambda: 2).wrong.startswith("prints 0 error lines")
     assert malicious.open_it("train", lambda: 0) == malicious.Answer("train", False, None)
 
 
@@ -83,7 +83,7 @@ def test_attacks_are_numerous_and_distinct(samples: Any, tmp_path: Path) -> None
     import shutil
 
     from attacks import ATTACKS, Scene
-    from samples import Sound
+    from samples import Snapshot
 
     assert len(ATTACKS) >= 15
     seen = set()
@@ -91,10 +91,10 @@ def test_attacks_are_numerous_and_distinct(samples: Any, tmp_path: Path) -> None
         scene = Scene(tmp_path / str(number) / "scene")
         shutil.copytree(samples.run, scene.run)
         shutil.copytree(samples.store, scene.store)
-        before = Sound(scene.folder)
+        before = Snapshot(scene.folder)
         attack.build(scene)
         assert before.changed()
         assert not scene.canary.exists()
-        now = Sound(scene.folder).files
+        now = Snapshot(scene.folder).files
         seen.add(hash(tuple(sorted((k, v.replace(str(tmp_path / str(number)).encode(), b"")) for k, v in now.items()))))
     assert len(seen) == len(ATTACKS)

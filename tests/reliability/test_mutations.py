@@ -47,12 +47,12 @@ def test_undetected_mutation_counts_as_a_failure(samples: Any, trial: Any, monke
 
 
 def test_mutated_folder_is_restored(tmp_path: Path) -> None:
-    from samples import Sound
+    from samples import Snapshot
 
     for name in ("a", "folder/b"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
-    sound = Sound(tmp_path)
+    sound = Snapshot(tmp_path)
     (tmp_path / "a").unlink()
     (tmp_path / "folder/b").write_text("B")
     (tmp_path / "c").touch()

@@ -15,11 +15,11 @@ def test_unusual_images_are_decoded_correctly_or_listed(samples: Any, trial: Any
     import odd_images
 
     found = odd_images.write_images(tmp_path / "images", real_bombs=False)
-    assert len(found.sound) >= 25
+    assert len(found.valid) >= 25
     assert len(found.broken) >= 15
     odd_images.check_encode(trial, samples, found, tmp_path)
     assert trial.failures == []
-    assert trial.passed > len(found.sound) + len(found.broken)
+    assert trial.passed > len(found.valid) + len(found.broken)
 
 
 @pytest.mark.slow
@@ -36,7 +36,7 @@ def test_wrong_pixels_and_reasons_count_as_failures(samples: Any, trial: Any, tm
     import odd_images
 
     found = odd_images.write_images(tmp_path / "images", real_bombs=False)
-    turned = next(key for key, name in found.sound.items() if name == "EXIF orientation 6")
+    turned = next(key for key, name in found.valid.items() if name == "EXIF orientation 6")
     Image.open(found.mixed / odd_images.twin_of(turned)).rotate(90).save(found.mixed / odd_images.twin_of(turned))
     text = next(key for key, name in found.broken.items() if name == "text")
     (found.mixed / text).write_bytes(b"")

@@ -17,7 +17,7 @@ IN_SHORT = [
     "a snapshot of the hub",
     "a snapshot of the hub, its tables",
     "pipes and broken links",
-    "a name of two images",
+    "a name shared by two images",
 ]
 """One of each kind: texts, tables, links and refusals. The other kinds have tests of their own in tests/data."""
 
@@ -59,7 +59,7 @@ def test_wrong_store_summary_or_status_counts_as_a_failure(
     case = odd_sources.CASES["captions in metadata.csv"]
     wrong = {
         "labels": case._replace(labels={"0.png": 3}),
-        "account": case._replace(account=(*case.account, "passed over: 1 *: 3.png")),
+        "account": case._replace(account=(*case.account, "skipped: 1 *: 3.png")),
         "status": case._replace(error=("*",)),
     }
     for name, changed in wrong.items():

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from ldm_ae.discriminators import BothSides, Discriminator, PatchDiscriminator
+from ldm_ae.discriminators import Discriminator, DiscriminatorPass, PatchDiscriminator
 from ldm_ae.io.files import sha256
 from ldm_ae.losses import L1, FeatureDistance, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder
@@ -58,7 +58,7 @@ def make_parts(
     torch.manual_seed(2)
     if discriminator is True:
         discriminator = PatchDiscriminator(n_layers=1, ndf=8, norm="group")
-    pair = BothSides(discriminator) if discriminator else None
+    pair = DiscriminatorPass(discriminator) if discriminator else None
     return StepParts(
         accelerator, accelerator.prepare_model(TrainingPass(model, regularizer)), Objective(config),
         None if pair is None else accelerator.prepare_model(pair),

@@ -78,7 +78,7 @@ def test_changed_settings_take_effect_and_are_logged_at_that_step(
         "objective.regularization_weights.kl": (3, "1e-06", "0.5"),
         "training.max_steps": (3, "3", "6"),
     }
-    assert "from step 3 on: optimizer.learning_rate 0.0001 -> 1e-08" in capsys.readouterr().err
+    assert "from step 3: optimizer.learning_rate 0.0001 -> 1e-08" in capsys.readouterr().err
     assert lines(begun, "train")[-1]["learning_rate"] == pytest.approx(1e-8)
     assert yaml.safe_load((begun / "config.yaml").read_text())["optimizer"]["learning_rate"] == 1e-8
 
@@ -109,13 +109,14 @@ def test_loading_an_optimizers_state_keeps_its_own_options() -> None:
         (["--optimizer.class_path", "torch.optim.SGD", "--optimizer.options", "{}"],
          "another optimizer (torch.optim.Adam, now torch.optim.SGD)"),
         (["--discriminator_optimizer.class_path", "torch.optim.AdamW"], "another discriminator_optimizer"),
-        (["--training.batch_size", "3"], "another global_batch (4, now 6); a step's images are batch_size x "
-         "accumulation x processes; keep their number by gradient accumulation, --training.batch_size 2 "
+        (["--training.batch_size", "3"], "another global_batch (4, now 6); the images of a step are batch_size x "
+         "accumulation x processes; keep their number with --training.batch_size 2 "
          "--training.accumulation 2, or give another --out"),
-        (["--training.batch_size", "1"], "keep their number by gradient accumulation, --training.batch_size 1 "
+        (["--training.batch_size", "1"], "keep their number with --training.batch_size 1 "
          "--training.accumulation 4, or give another --out"),
         (["--discriminator.init_args.ndf", "16"], "holds a run with another discriminator "
-         "(discriminator.init_args.ndf 8, now 16); give another --out, or the configuration it was started with"),
+         "(discriminator.init_args.ndf 8, now 16); give another --out, or the configuration that the run was started "
+         "with"),
         (["--discriminator.init_args.norm", "group"], "(discriminator.init_args.norm \"batch\", now \"group\")"),
         (["--discriminator.init_args.with_spectral_norm", "true"], "with_spectral_norm false, now true"),
         (["--training.trainable", "[decoder.*]"], "another trainable"),
@@ -157,7 +158,7 @@ def test_refused_new_run_leaves_no_folder(recipe: Path, tmp_path: Path) -> None:
 def test_model_without_a_checkpoint_is_not_overwritten(begun: Path, recipe: Path) -> None:
     shutil.rmtree(begun / "checkpoints")
     before = files(begun)
-    with pytest.raises(UserError, match="has a model and no checkpoint to continue from"):
+    with pytest.raises(UserError, match="has a model but no checkpoint to resume from"):
         run(recipe, begun)
     assert files(begun) == before
 
@@ -235,7 +236,7 @@ def test_lines_of_a_start_without_a_checkpoint_are_replaced(recipe: Path, tmp_pa
 def test_discriminator_that_never_starts_causes_a_warning(recipe: Path, tmp_path: Path) -> None:
     out = run(recipe, tmp_path / "late", "--objective.discriminator_start", "3")
     (alarm,) = [line for line in lines(out, "alarm") if line["alarm"] == "no_discriminator"]
-    assert "starts at step 3, after the last one (3)" in alarm["message"]
+    assert "starts at step 3, after the last step 3" in alarm["message"]
 
 
 def test_older_checkpoint_is_compared_by_its_recorded_settings(begun: Path, recipe: Path) -> None:
@@ -286,11 +287,11 @@ def test_run_folder_with_other_files_or_inside_the_images_is_refused(
     other = tmp_path / "other"
     other.mkdir()
     (other / "store.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds other files .store\.json.; give a new folder"):
+    with pytest.raises(UserError, match=r"holds files that are not a run's .store\.json.; give a new folder"):
         run(recipe, other)
     assert [path.name for path in other.iterdir()] == ["store.json"]
     for out in (images, images / "run"):
-        with pytest.raises(UserError, match="lies in the images of"):
+        with pytest.raises(UserError, match="is inside the image folder"):
             run(recipe, out)
     assert not (images / "run").exists()
     logged = tmp_path / "logged"
@@ -326,8 +327,8 @@ def test_mismatched_network_weights_are_refused_by_tensor(tmp_path: Path) -> Non
 
     save_file({"weight": torch.zeros(2, 3)}, tmp_path / "part.safetensors")
     for network, words in (
-        (torch.nn.Linear(3, 4, bias=False), r"its weight is \[2, 3\], that of the configured network \[4, 3\]"),
-        (torch.nn.Linear(3, 2), "it has no bias, which the configured network has"),
+        (torch.nn.Linear(3, 4, bias=False), r"expected weight of shape \[4, 3\], got \[2, 3\]"),
+        (torch.nn.Linear(3, 2), "it lacks bias of the configured network"),
     ):
         with pytest.raises(UserError, match=words):
             load_networks(tmp_path, {"part": network})

@@ -137,10 +137,10 @@ def test_invalid_state_files_are_refused_by_name(tmp_path: Path, tiny_model: KLA
     path = write(tmp_path, tiny_model, 1)
     for content in ("[" * 10**5, "{", '{"a": {"__tensor__": "b"}}', '{"a": {"__items__": [1]}}', '{"__tensor__": []}'):
         (path / "state.json").write_text(content)
-        with pytest.raises(UserError, match=r"state\.json is no saved state"):
+        with pytest.raises(UserError, match=r"state\.json is not a valid saved state"):
             load_state(path)
     (path / "state.safetensors").write_bytes(b"\x80\x04.")
-    with pytest.raises(UserError, match=r"state\.safetensors is not a sound safetensors file"):
+    with pytest.raises(UserError, match=r"state\.safetensors is not a valid safetensors file"):
         load_state(path)
 
 

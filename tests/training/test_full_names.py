@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,12 @@ def test_every_short_name_leads_to_its_class(registry: Registry[Any]) -> None:
     for cls in registry.classes():
         for name in (cls.__name__, cls.__name__.lower(), *short_names(cls)):
             assert registry.by_short_name(name) is cls
+
+
+def test_documented_short_names_are_those_of_the_classes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "TRAINING.md").read_text(encoding="utf-8")
+    documented = dict(re.findall(r"^\| `([\w.]+)` \| (.*) \|$", page.partition("| short names |")[2], re.MULTILINE))
+    for key, registry in REGISTRIES.items():
+        (row,) = (names for name, names in documented.items() if name.rpartition(".")[2] == key)
+        found = [registry.by_short_name(name) for name in re.findall(r"`(.*?)`", row)]
+        assert set(found) == set(registry.classes()), key

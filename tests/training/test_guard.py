@@ -110,7 +110,7 @@ def test_run_stops_after_too_many_consecutive_bad_steps(
         return plain_step(self, batches)
 
     monkeypatch.setattr(Trainer, "train_step", step)
-    with pytest.raises(RunError, match="stopped after 3 steps in a row that were not finite"):
+    with pytest.raises(RunError, match="stopped after 3 consecutive steps that were not finite"):
         run(tiny_config, tmp_path / "run", "--training.max_bad_steps", "3", "--training.checkpoint_every", "1")
     assert steps == [0, 1, 2, 3, 3, 3, 4, 4, 4]
     newest, damaged = newest_checkpoint(tmp_path / "run" / "checkpoints")
@@ -165,8 +165,8 @@ def test_message_names_only_non_finite_terms_and_samples() -> None:
     pixels = torch.zeros(2, 3, 4, 4)
     fakes = pixels.clone()
     fakes[0, 1, 2, 3] = -math.inf
-    assert not guard.is_sound(values)
-    assert guard.is_sound({"rec_loss": torch.tensor(1.0)})
+    assert not guard.are_finite(values)
+    assert guard.are_finite({"rec_loss": torch.tensor(1.0)})
     batch = type("Batch", (), {"keys": ["a", "b"], "pixel_values": pixels})()
     assert guard.describe(values, [batch], [fakes]) == "grad_norm, kl_loss not finite; samples a"
 

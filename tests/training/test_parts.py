@@ -51,7 +51,7 @@ def test_learning_rate_schedules() -> None:
     assert cosine.factor(2, 12) == pytest.approx(1.0)
     assert cosine.factor(7, 12) == pytest.approx(0.55)
     assert cosine.factor(12, 12) == pytest.approx(0.1)
-    with pytest.raises(UserError, match="cooldown_steps belongs to the constant schedule"):
+    with pytest.raises(UserError, match="cooldown_steps needs the constant schedule"):
         OptimizerConfig(schedule="cosine", cooldown_steps=1)
     with pytest.raises(UserError, match="cooldown_steps must be at least 0"):
         OptimizerConfig(cooldown_steps=-1)
@@ -166,7 +166,7 @@ def test_invalid_state_values_are_refused(change: dict[str, Any]) -> None:
     check_state(SOUND | {"best": {"step": 1, "score": -0.5, "metric": "lpips", "value": 0.5}})
     with pytest.raises(ValueError, match=next(iter(change))):
         check_state(SOUND | change)
-    with pytest.raises(ValueError, match="no run's state"):
+    with pytest.raises(ValueError, match="is not the state of a run"):
         check_state([])
 
 
@@ -189,5 +189,5 @@ def test_invalid_optimizer_states_are_refused() -> None:
     assert {name: value for name, value in loaded.param_groups[0].items() if name != "params"} == options
     wrong = stepped()
     wrong["state"][0]["exp_avg"] = torch.ones(2, 3)
-    with pytest.raises(ValueError, match="exp_avg has the shape"):
+    with pytest.raises(ValueError, match="exp_avg must have its parameter's shape"):
         load_optimizer(optimizer(), wrong)

@@ -123,7 +123,10 @@ def test_command_line_overrides_the_file() -> None:
         (["--model", "ldm_ae.models.KLAutoencoderr"], "KLAutoencoderr"),
         (["--optimizer.learning_rate", "-1"], "learning_rate is -1.0; it must be above 0"),
         (["--data.crop", "middle"], "data.crop"),
-        (["--discriminator.init_args.n_layers", "0"], "^PatchDiscriminator: n_layers=0 and ndf=32 must be at least 1$"),
+        (
+            ["--discriminator.init_args.n_layers", "0"],
+            "^PatchDiscriminator: expected n_layers and ndf of at least 1, got 0 and 32$",
+        ),
         (
             ["--model.init_args.norm_num_groups", "0"],
             r"^model\.init_args: KLAutoencoder .*norm_num_groups=0.* zero$",
@@ -158,7 +161,7 @@ def test_wrong_options(arguments: list[str], words: str, monkeypatch: pytest.Mon
         ("training: {max_stepz: 3}", r"max_stepz.*did you mean 'training\.max_steps'"),
         ("model: {class_path: ldm_ae.models.KLAutoencoder, init_args: {widths: [1]}}", "widths"),
         ("training: [1, 2", "."),
-        ("data:\n  train: ???\nout: x\nmodel: {class_path: ldm_ae.models.KLAutoencoder}", r"data\.train is not given"),
+        ("data:\n  train: ???\nout: x\nmodel: {class_path: ldm_ae.models.KLAutoencoder}", r"data\.train is not set"),
     ],
 )
 def test_invalid_configuration_files_are_refused(tmp_path: Path, text: str, words: str) -> None:

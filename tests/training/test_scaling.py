@@ -174,7 +174,7 @@ def test_export_measures_the_scale_of_a_changed_encoder(
     assert config_of(checkpoint / "ema")["scaling_factor"] == 0.18215  # of the encoder that it started from
     assert not scale_is_known(load_autoencoder(checkpoint))
     states = [inspect_model(folder)["scale"] for folder in (model, checkpoint / "ema", out / "model")]
-    assert states == ["measured", "of the encoder before it was trained further", "measured"]
+    assert states == ["measured", "measured before the encoder was trained further", "measured"]
     capsys.readouterr()
     assert main(["export", str(checkpoint), str(tmp_path / "as it is")]) == 0
     err = capsys.readouterr().err
@@ -230,7 +230,7 @@ def test_nearly_constant_latents_leave_the_model_without_a_scale(
     out = train_from(tmp_path / "collapsed", image_folder, tmp_path / "run", trainable=DECODER)
     said = capsys.readouterr().err
     assert "warning at step 2: the model keeps no scale: the latents are constant (standard deviation" in said
-    assert "have collapsed, or it is not trained" in said
+    assert "have collapsed, or the encoder is not trained" in said
     assert config_of(out / "model")["scaling_factor"] == 1.0
     small = ["--size", "16", "--workers", "0", "--device", "cpu"]
     images = str(image_folder)
@@ -264,7 +264,7 @@ def test_constant_channel_has_no_channel_scale(
     assert main(command) == 0
     encode = ["encode", str(tmp_path / "model"), str(image_folder), str(tmp_path / "store"), *command[5:]]
     assert main(encode) == 0
-    assert "note: channels 2 of the latents are constant; no scale whitens them" in capsys.readouterr().err
+    assert "note: channels 2 of the latents are constant; no scale gives them unit variance" in capsys.readouterr().err
     assert main(["convert", str(tmp_path / "store"), str(tmp_path / "h5"), "--format", "repa-e",
                  "--images", str(image_folder)]) == 2  # fmt: skip
     assert "channel 2 of the latents is constant, and REPA-E divides" in capsys.readouterr().err

@@ -45,6 +45,25 @@ def test_help_of_train_imports_torch_alone(tmp_path: Path, option: list[str]) ->
     assert modules & SLOW_TO_IMPORT == set()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "encode nowhere {out}",
+        "decode nowhere {out}",
+        "evaluate nowhere --out {out}",
+        "reconstruct nowhere {out}",
+        "inspect nowhere",
+        "convert nowhere {out} --format mar",
+    ],
+)
+def test_wrong_path_is_refused_without_diffusers(tmp_path: Path, command: str) -> None:
+    status, modules, ran = call(tmp_path, *command.format(out=tmp_path / "out").split())
+    assert status == 2
+    assert "nowhere" in ran.stderr
+    assert modules & {"diffusers", "transformers", "torchvision", "accelerate"} == set()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -137,8 +137,8 @@ def test_damaged_newest_checkpoint_is_named_and_skipped(
     state.write_bytes(state.read_bytes()[:-1] + b"\x7f")
     run(shared_config, out)
     words = capsys.readouterr().err
-    assert "checkpoint step-00000006 does not count" in words
-    assert "continuing from step-00000003" in words
+    assert "skipping invalid checkpoint step-00000006" in words
+    assert "resuming from step-00000003" in words
     assert files(out / "checkpoints" / "step-00000006") == expected
 
 

@@ -56,7 +56,7 @@ def test_scores_are_ranked_in_the_direction_of_the_metric() -> None:
 def test_invalid_best_metrics_are_refused() -> None:
     with pytest.raises(UserError, match=r"best_metric is 'perceptual', but objective\.perceptual is not set"):
         choose_metrics("perceptual", None)
-    with pytest.raises(UserError, match=r"training\.best_metric is 'rate', of which neither higher nor lower"):
+    with pytest.raises(UserError, match=r"training\.best_metric is 'rate', for which neither higher nor lower"):
         choose_metrics("rate", None)
     with pytest.raises(
         UserError, match=r"training\.best_metric: no metric is named 'sim'; .*msssim.*psnr.*ssim"

@@ -41,7 +41,7 @@ def open_source(location: str | Path) -> Source:
         return opened[0]
     if opened:
         readings = "\n".join(f"  {source.scheme}:{location}   {len(source)} images" for source in opened)
-        raise UserError(f"{location} can be read in {len(opened)} ways; choose one by its first word:\n{readings}")
+        raise UserError(f"{location} can be read in {len(opened)} ways; choose one by its prefix:\n{readings}")
     if tree is not None:
         if tables := tree.files("parquet"):
             ParquetSource([tree.root / tables[0]], "", location)  # which reports why it is not one
@@ -50,7 +50,7 @@ def open_source(location: str | Path) -> Source:
         extensions = " ".join(IMAGE_EXTENSIONS)
         raise UserError(f"{location} is not an image file ({extensions}), a .tar or a .parquet")
     raise UserError(
-        f"no such folder or file: {location}\nimages may be " + ", ".join(kind.accepts for kind in SOURCES.values())
+        f"no such folder or file: {location}\nIMAGES must be " + ", ".join(kind.accepts for kind in SOURCES.values())
     )
 
 
@@ -61,4 +61,4 @@ def _nothing(location: str, tree: Tree, chosen: list[type[Source]]) -> str:
     found = "; ".join(f"{group.count} {reason}: {group}" for reason, group in account.passed_over.items())
     what = f"{location} is not {chosen[0].accepts}" if chosen else f"no images in {location}"
     expected = f"expected files that end in one of {' '.join(IMAGE_EXTENSIONS)}, .tar, .parquet or a saved data set"
-    return f"{what}: {expected}\n" + (f"it has {found}" if found else "it has none of them, nor has any folder in it")
+    return f"{what}: {expected}\n" + (f"it has {found}" if found else "neither it nor any folder in it has one")

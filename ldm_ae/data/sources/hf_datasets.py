@@ -75,7 +75,7 @@ class HFDatasetsSource(ColumnSource):
         data, path = image.get("bytes"), image.get("path")
         if data is None:
             if path is None:
-                raise BadImage("there is no image in this row")
+                raise BadImage("this row has no image")
             data = read_regular(path)
         found = Annotations()
         found.add_columns(self._columns.captions, self._columns.label, row.__getitem__)
@@ -107,7 +107,7 @@ def _load(name: str, location: str) -> Any:
         ) from None
     path = Path(name)
     if not path.exists() and name.count("/") > 1:
-        raise UserError(f"no such folder or file: {name}, and a data set on the hub is hf:owner/name[:split]")
+        raise UserError(f"no such folder or file: {name}; a data set on the hub is named hf:owner/name[:split]")
     try:
         return datasets.load_from_disk(name) if is_saved(path) else datasets.load_dataset(name)
     except Exception as error:  # the library raises many kinds; each means that there is no data set
@@ -115,7 +115,7 @@ def _load(name: str, location: str) -> Any:
         if path.exists():
             raise UserError(f"{name} cannot be read as a data set: {reason}") from error
         raise UserError(
-            f"the data set '{name}' could not be had from the Hugging Face hub: {reason}; "
+            f"the data set '{name}' could not be downloaded from the Hugging Face hub: {reason}; "
             "a folder of images, .tar or .parquet files works without a network"
         ) from error
 
@@ -123,7 +123,7 @@ def _load(name: str, location: str) -> Any:
 def _one_split(loaded: Any, split: str, location: str, name: str) -> datasets.Dataset:
     if not isinstance(loaded, dict):
         if split and str(loaded.split) != split:
-            raise UserError(f"{name} has no splits, so there is no '{split}' in it; leave it out")
+            raise UserError(f"{name} has no splits, so it has no '{split}'; remove the split")
         return loaded
     if not split and len(loaded) == 1:
         return next(iter(loaded.values()))

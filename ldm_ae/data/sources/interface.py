@@ -84,7 +84,7 @@ class Source(abc.ABC):
             UserError: Labels have no names here, or some are not in `classes`, which are those of `origin`.
         """
         del classes
-        raise UserError(f"the labels of a source of the kind {self.name} have no names, so that {origin} has no effect")
+        raise UserError(f"the labels of a source of the kind {self.name} have no names, so {origin} has no effect")
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

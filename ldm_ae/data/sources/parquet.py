@@ -154,7 +154,7 @@ class ParquetSource(ColumnSource):
             used = set(self._files)
             for name in tree.files("parquet"):
                 if tree.root / name not in used:
-                    account.pass_over("Parquet files without images, or of other splits", name)
+                    account.add_skipped("Parquet files without images, or of other splits", name)
         return account
 
     def __len__(self) -> int:
@@ -188,7 +188,7 @@ def find_columns(schema: pa.Schema, features: Mapping[str, Any], location: str) 
     """
     typed = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
     if len(typed) > 1 and "image" not in typed:
-        raise UserError(f"{location} has the image columns {', '.join(typed)}; call the one to use 'image'")
+        raise UserError(f"{location} has the image columns {', '.join(typed)}; name the one to use 'image'")
     image = "image" if "image" in typed else next(iter(typed), None)
     image = image or next((name for name in _spelled(schema, IMAGE_NAMES) if _is_encoded(schema, name)), None)
     if image is None:
@@ -329,5 +329,5 @@ def _image_bytes(column: pa.ChunkedArray, place: int) -> bytes:
     if data is None and path is not None:
         data = read_regular(path)
     if not isinstance(data, bytes):
-        raise BadImage("there is no image in this row")
+        raise BadImage("this row has no image")
     return data

@@ -81,7 +81,7 @@ class Tree:
                 elif ending in _KNOWN and _is(entry.is_file):
                     self._files.setdefault(ending, []).append(name)
                 elif ending in _KNOWN:
-                    kind = "broken links" if entry.is_symlink() else "pipes, sockets or devices and not regular files"
+                    kind = "broken links" if entry.is_symlink() else "pipes, sockets or devices, not regular files"
                     self._left_out.append((kind, name))
 
     def files(self, *extensions: str) -> list[str]:
@@ -109,18 +109,18 @@ class Tree:
             used: Extensions that the source handles; it counts its own unused files of these itself.
         """
         for reason, name in self._left_out:
-            account.pass_over(reason, name.rstrip("/") or str(self.root))
-        reasons = dict.fromkeys(IMAGE_EXTENSIONS, "images outside of what is read here")
-        reasons |= dict.fromkeys(IMAGE_LIKE, "images of formats that are not opened")
+            account.add_skipped(reason, name.rstrip("/") or str(self.root))
+        reasons = dict.fromkeys(IMAGE_EXTENSIONS, "images outside the selected files")
+        reasons |= dict.fromkeys(IMAGE_LIKE, "images of unsupported formats")
         reasons |= dict.fromkeys(ARCHIVES, "compressed archives; unpack them")
         reasons |= {"tar": "tars", "parquet": "Parquet files"}
         for ending in sorted(self._files.keys() & reasons.keys() - set(used)):
             for name in self.files(ending):
-                account.pass_over(f"{reasons[ending]} (.{ending})", name)
+                account.add_skipped(f"{reasons[ending]} (.{ending})", name)
         for name in self.other_tables(read=METADATA if set(used) & set(IMAGE_EXTENSIONS) else ()):
-            account.pass_over(NOT_ANNOTATIONS, name)
+            account.add_skipped(NOT_ANNOTATIONS, name)
         for name, first in self._twice:
-            account.notes.append(f"{name.rstrip('/')} is the same folder as {first.rstrip('/') or '.'}; both are taken")
+            account.notes.append(f"{name.rstrip('/')} is the same folder as {first.rstrip('/') or '.'}; both are read")
 
 
 def is_saved(path: Path) -> bool:

@@ -97,7 +97,7 @@ class WebDatasetSource(Source):
             return cls(tars, tree) if tars else None
         if path.name.endswith(_COMPRESSED):
             raise UserError(
-                f"{location} is compressed, so that samples cannot be read out of order; unpack it to a .tar"
+                f"{location} is compressed, so its samples cannot be read out of order; unpack it to a .tar"
             )
         if path.suffix != ".tar":
             return None
@@ -149,10 +149,10 @@ def _scan(tar: Path, place: str, account: Account) -> dict[str, dict[str, tuple[
             start = file.read(2)
         if start in _MAGIC:
             raise UserError(
-                f"{tar} is compressed with {_MAGIC[start]}, so that samples cannot be read out of order; unpack it"
+                f"{tar} is compressed with {_MAGIC[start]}, so its samples cannot be read out of order; unpack it"
             )
         if tar.stat().st_size % tarfile.BLOCKSIZE:  # tarfile treats a truncated header as the end
-            raise UserError(f"{tar} is not a sound tar file: cut short, its size is no multiple of 512 bytes")
+            raise UserError(f"{tar} is not a valid tar file: it is truncated, its size is not a multiple of 512 bytes")
         with tarfile.open(tar, "r:", errors="surrogateescape") as archive:
             for member in archive:
                 folder, slash, file_name = member.name.rpartition("/")
@@ -163,14 +163,14 @@ def _scan(tar: Path, place: str, account: Account) -> dict[str, dict[str, tuple[
                 content = whole.get(member.linkname if member.islnk() else member.name)
                 if not stem or part not in _PARTS or content is None:
                     if file_name and not file_name.startswith(".") and (why := _not_used(file_name, ending, member)):
-                        account.pass_over(why, f"{place}/{member.name}")
+                        account.add_skipped(why, f"{place}/{member.name}")
                     continue
                 parts = samples.setdefault(f"{folder}{slash}{stem}", {})
                 if part in parts:
-                    raise UserError(f"{tar}: two members are the {part} of the sample {folder}{slash}{stem}")
+                    raise UserError(f"{tar}: two members hold the {part} of the sample {folder}{slash}{stem}")
                 parts[part] = content
     except tarfile.TarError as error:
-        raise UserError(f"{tar} is not a sound tar file: {error}") from error
+        raise UserError(f"{tar} is not a valid tar file: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {tar}: {error.strerror}") from error
     account.add_unmatched(f"members of {place}", (name for name, parts in samples.items() if "image" not in parts))
@@ -183,12 +183,10 @@ def _not_used(file_name: str, ending: str, member: tarfile.TarInfo) -> str | Non
     if last not in IMAGE_LIKE and last not in IMAGE_EXTENSIONS:
         return None
     if last in IMAGE_LIKE:
-        return f"images of formats that are not opened (.{last})"
+        return f"images of unsupported formats (.{last})"
     if "." in ending:
         return f"images with a dot in their names, which makes them parts of samples (.{valid_text(ending.lower())})"
-    return (
-        "links to members that are not there, or symbolic links" if member.islnk() or member.issym() else "empty names"
-    )
+    return "links to missing members, or symbolic links" if member.islnk() or member.issym() else "empty names"
 
 
 def _expand(pattern: str) -> list[Path]:

@@ -93,7 +93,7 @@ class CodebookSummary:
         used = ", ".join(f"{count:,}" for count in self.used.tolist())
         return (
             f"codebook: {used} of {self.size:,} codes in use over {self.counted:,} places, "
-            f"{float(self.entropies.mean()):.2f} of {math.log2(self.size):.2f} bits a code"
+            f"{float(self.entropies.mean()):.2f} of {math.log2(self.size):.2f} bits per code"
         )
 
 
@@ -145,19 +145,22 @@ class Codebook(Metric):
     scores: ClassVar[Mapping[str, ScoreInfo]] = {
         "entropy_bits_per_pixel": ScoreInfo(
             label="Entropy", unit="bits per pixel",
-            explanation="Of the codes' frequencies over all images: what an ideal code without context would spend.",
+            explanation="Entropy of the codes' frequencies over all images: the rate of an ideal code without context.",
         ),
         "codebook_usage": ScoreInfo(
-            label="Codes in use", explanation="Share of the codebook; few images cannot use many codes."
+            label="Codes in use", explanation="Fraction of the codebook that occurs; few images cannot use many codes."
         ),
         "codebook_perplexity": ScoreInfo(
-            label="Perplexity of the codes", explanation="As many codes, used alike, would have their entropy."
+            label="Perplexity of the codes",
+            explanation="Number of uniformly used codes that would have the same entropy."
         ),
         "codebook_entropy_bits": ScoreInfo(
-            label="Entropy", unit="bits per code", explanation="At most log2 of the codebook's size."
+            label="Entropy", unit="bits per code",
+            explanation="Entropy of the codes' frequencies; at most log2 of the codebook's size."
         ),
         "codebook_dead_codes": ScoreInfo(
-            label="Codes that never occur", explanation="Over all levels of a residual quantizer."
+            label="Codes that never occur",
+            explanation="Number of unused codes, over all levels of a residual quantizer."
         ),
     }  # fmt: skip
     compares_images = False

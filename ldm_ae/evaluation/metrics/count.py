@@ -15,7 +15,7 @@ class ImageCount(Metric):
 
     name = "count"
     label = "Images"
-    explanation = "How many were measured; Fréchet distances compare at equal counts only."
+    explanation = "Number of measured images; Fréchet distances are comparable only at equal counts."
     compares_images = False
 
     def reset(self) -> None:

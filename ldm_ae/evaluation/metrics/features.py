@@ -27,7 +27,7 @@ INCEPTION_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-20
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Digest of the weights in FID's definition. Other weights would give another number under its name."""
 
-_ALTERNATIVE = "A Fréchet distance over EfficientNet-Lite0 features, under its own name, needs no such file"
+_ALTERNATIVE = "A Fréchet distance over EfficientNet-Lite0 features, under its own name, needs no download"
 
 
 class FeatureNetwork(Protocol):
@@ -145,7 +145,7 @@ def _inception_file(weights: str | Path | None) -> Path | None:
     else:
         path = Path(weights)
         if not path.is_file():
-            raise UserError(f"rFID needs FID's Inception weights, and there is no file {path}. {_ALTERNATIVE}")
+            raise UserError(f"rFID needs FID's Inception weights, and {path} does not exist. {_ALTERNATIVE}")
     if (digest := sha256(path)) != INCEPTION_SHA256:
         raise UserError(
             f"{path} (sha256 {digest[:8]}...) is not FID's {INCEPTION_FILES[0]} (sha256 {INCEPTION_SHA256[:8]}...); "

@@ -53,7 +53,7 @@ class Frechet(Metric):
             self.explanation = "Fréchet distance over Inception features between originals and reconstructions."
         else:
             self.label = f"Fréchet distance, {self.name.removeprefix('frechet_')}"
-            self.explanation = "As rFID, but over another network: not comparable with rFID."
+            self.explanation = "Computed like rFID over another network; not comparable with rFID."
         self._shared = originals
         self.reset()
 
@@ -170,7 +170,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
         CannotScoreError: fewer than 2 images.
     """
     if min(a.count, b.count) < 2:
-        raise CannotScoreError(f"a Fréchet distance needs at least 2 images, there is {min(a.count, b.count)}")
+        raise CannotScoreError(f"a Fréchet distance needs at least 2 images, got {min(a.count, b.count)}")
     roots = torch.linalg.svdvals(_square_root(a.covariance) @ _square_root(b.covariance))
     spread = a.covariance.trace() + b.covariance.trace() - 2.0 * roots.sum()
     return max(float((a.mean - b.mean).square().sum() + spread), 0.0)

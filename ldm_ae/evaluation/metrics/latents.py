@@ -39,7 +39,7 @@ class ActiveChannels(_OfLatents):
 
     name = "active_latent_channels"
     label = "Active latent channels"
-    explanation = f"KL above {ACTIVE_NATS} nats per element."
+    explanation = f"Number of channels whose KL is above {ACTIVE_NATS} nats per element."
 
     def compute(self) -> Scores:
         """Return the count; an empty mapping where the posterior is not Gaussian."""
@@ -58,7 +58,8 @@ class LatentStatistics(_OfLatents):
         "latent_mean": ScoreInfo(label="Latent mean", explanation="Over all elements of all channels."),
         "latent_std": ScoreInfo(label="Latent standard deviation", explanation="Over all elements of all channels."),
         "scaling_factor": ScoreInfo(
-            label="Scaling factor", explanation="1 / standard deviation: gives a diffusion model unit variance."
+            label="Scaling factor",
+            explanation="1 / standard deviation; scaled latents have unit variance.",
         ),
     }
 

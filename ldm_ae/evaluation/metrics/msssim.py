@@ -30,7 +30,7 @@ class MSSSIM(ImageMetric):
     name = "msssim"
     label = "MS-SSIM"
     direction = "higher"
-    explanation = "Structure at five scales, each half as fine as the one before, at most 1; 11×11 Gaussian window."
+    explanation = "Structure at five scales, each with half the previous resolution, at most 1; 11×11 Gaussian window."
     decimals = 4
     needs = Needs(side=SMALLEST_SIDE)
 

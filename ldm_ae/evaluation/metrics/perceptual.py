@@ -41,7 +41,7 @@ class Perceptual(ImageMetric):
 
     name = "perceptual"
     direction = "lower"
-    explanation = "Perceptual distance, of deep features: nearer to what people see than PSNR."
+    explanation = "Perceptual distance of deep features; closer to human perception than PSNR."
 
     def __init__(self, network: PerceptualDistance | None = None):
         self.network: Any = ShiftTolerantLPIPS() if network is None else network

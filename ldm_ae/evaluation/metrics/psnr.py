@@ -19,7 +19,7 @@ class PSNR(ImageMetric):
     label = "PSNR"
     direction = "higher"
     unit = "dB"
-    explanation = f"Pixel error on a logarithmic scale, 8-bit; {PSNR_CEILING:.0f} where images are equal."
+    explanation = f"Pixel error on a logarithmic scale, 8-bit; {PSNR_CEILING:.0f} for equal images."
     decimals = 2
 
     def per_image(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:

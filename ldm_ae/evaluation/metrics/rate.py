@@ -14,8 +14,8 @@ from ldm_ae.priors import CodePrior, SavedPrior
 
 RATE_OF_CODES = (
     "bits_per_pixel: log2(K) for every code; entropy_bits_per_pixel: entropy of the codes' frequencies over all "
-    "images, as an ideal code without context would spend; prior_bits_per_pixel: -log2 of the codes' probability under "
-    "the prior, no class told, as an entropy coder spends with it"
+    "images, the rate of an ideal code without context; prior_bits_per_pixel: -log2 of the codes' probability under "
+    "the prior without class labels, the rate of an entropy coder"
 )
 _BITS = "bits per pixel"
 
@@ -29,15 +29,15 @@ class Rate(MeanMetric):
     scores: ClassVar[Mapping[str, ScoreInfo]] = {
         "kl_bits_per_pixel": ScoreInfo(
             label="KL rate", unit=_BITS,
-            explanation="KL of the posterior to N(0, 1): what its latents would cost to send."
+            explanation="KL of the posterior to N(0, 1): the cost of sending the latents."
         ),
         "bits_per_pixel": ScoreInfo(
-            label="Rate", unit=_BITS, explanation="Of the codes at a fixed length, log2 of the codebook's size each."
+            label="Rate", unit=_BITS, explanation="Rate of the codes at a fixed length of log2 of the codebook's size."
         ),
         "prior_bits_per_pixel": ScoreInfo(
             label="Rate under the prior", unit=_BITS,
-            explanation="What an entropy coder spends on the codes with the prior's probabilities; for images it was "
-            "not trained on.",
+            explanation="Rate of an entropy coder with the prior's probabilities; measure it on images that the "
+            "prior was not trained on.",
         ),
     }  # fmt: skip
     compares_images = False

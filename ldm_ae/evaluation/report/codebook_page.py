@@ -21,15 +21,16 @@ def codebook_section(found: CodebookSummary | None) -> str:
     codes = found.histogram()
     names = ["never", f"below {EDGES[0]:g}", *(f"{a:g} to {b:g}" for a, b in pairwise(EDGES)),
              f"{EDGES[-1]:g} or more"]  # fmt: skip
-    ends = ("never", f"{EDGES[-1]:g} times the even share or more")
+    ends = ("never", f"{EDGES[-1]:g} times the uniform frequency or more")
     return (
         f"<p>{line[0].upper() + line[1:]}.</p>"
         "<p>Each pixel is a code, in the order of their numbers, in rows; dark ones never occur, lighter ones occur "
-        f'more often, on a logarithmic scale around the even share.</p><div class="small-multiples">{pictures}</div>'
-        "<h3>How often codes occur</h3><p>Codes by how often they occur, as a multiple of the share that each would "
-        f'have if all were used alike.</p><div class="wide">{bars(codes, ends, "Codes by how often they occur")}</div>'
-        + table(("Of the even share", "Codes"), [(n, f"{c:,}") for n, c in zip(names, codes, strict=True)],
-                numbers=(1,), css="narrow")
+        "more often, on a logarithmic scale around the uniform frequency.</p>"
+        f'<div class="small-multiples">{pictures}</div>'
+        "<h3>How often codes occur</h3><p>Codes by how often they occur, as a multiple of the frequency that each "
+        f'would have under uniform use.</p><div class="wide">{bars(codes, ends, "Codes by how often they occur")}</div>'
+        + table(("Multiple of the uniform frequency", "Codes"),
+                [(n, f"{c:,}") for n, c in zip(names, codes, strict=True)], numbers=(1,), css="narrow")
     )  # fmt: skip
 
 
@@ -40,5 +41,5 @@ def _picture(found: CodebookSummary, level: int, counts: Tensor) -> str:
 
 
 def _of_level(found: CodebookSummary, level: int) -> str:
-    words = f"{int(found.used[level]):,} of {found.size:,} codes, {float(found.entropies[level]):.2f} bits a code"
+    words = f"{int(found.used[level]):,} of {found.size:,} codes, {float(found.entropies[level]):.2f} bits per code"
     return words if found.levels == 1 else f"level {level}: {words}"

@@ -46,7 +46,7 @@ def protocol_table(evaluation: Evaluation) -> str:
             rows += [(_words(f"{name}: {part}"), _value(inner)) for part, inner in value.items()]
         else:
             rows.append((_words(name), _value(value)))
-    return table(("What", "Value"), rows, numbers=(), css="protocol")
+    return table(("Setting", "Value"), rows, numbers=(), css="protocol")
 
 
 def _sentence(text: str) -> str:

@@ -59,7 +59,7 @@ def scores_table(evaluation: Evaluation) -> str:
     text = evaluation.protocol["baseline"]
     assert isinstance(text, dict)
     note = (
-        f"<p>The thumbnail is the yardstick, {escape(str(text['thumbnail_size']))} pixels: "
+        f"<p>The baseline is a thumbnail of {escape(str(text['thumbnail_size']))} pixels: "
         f"{escape(str(text['method']))}.</p>"
     )
     return note + table(("Score", "Model", "Thumbnail"), rows, numbers=(1, 2), css="scores")

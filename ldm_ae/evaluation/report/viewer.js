@@ -1,5 +1,5 @@
 "use strict";
-// Enlarges the pictures of a page: `.views` is a group, each `.view` in it one picture, the first the original.
+// Enlarges the images of a page: `.views` is a group, each `.view` in it one image, the first the original.
 (() => {
   const dialog = document.getElementById("viewer");
   const part = (name) => dialog.querySelector(`[data-part="${name}"]`);
@@ -25,7 +25,7 @@
     image.src = source.src;
     image.alt = source.alt;
     image.className = css;
-    // A picture that is enlarged twice or more keeps its pixels.
+    // An image that is enlarged twice or more keeps its pixels.
     image.classList.toggle("pixels", source.naturalWidth * 2 <= stage.clientWidth);
     return image;
   };

@@ -1,5 +1,5 @@
-"""The pictures of a page, which a click or the Enter key enlarges: a slider or a blink compares the original with each
-other picture of its group. Style and script stand in the page, so that it needs nothing else."""
+"""The images of a page, which a click or the Enter key enlarges: a slider or a blink compares the original with each
+other image of its group. Style and script stand in the page, so that it needs nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONTENT_POLICY = (
 )
 """Element of the head of a page whose images are data URIs: browsers run no other script and load nothing."""
 
-VIEWER = f"""<dialog id="viewer" aria-label="Enlarged picture">
+VIEWER = f"""<dialog id="viewer" aria-label="Enlarged image">
 <header><b data-part="title"></b><div data-part="choices" role="group" aria-label="Compare with"></div>
 <button type="button" data-part="blink" aria-pressed="false">Blink</button>
 <button type="button" data-part="previous" aria-label="Previous image">‹</button>
@@ -40,16 +40,16 @@ Esc closes.</p>
 
 
 def views(title: str, cells: Sequence[str], *, css: str = "") -> str:
-    """Return a group of pictures under a title, from the cells of `view`; the first is the original."""
+    """Return a group of images under a title, from the cells of `view`; the first is the original."""
     return f'<div class="{f"views {css}".strip()}" data-title="{escape(title)}">{"".join(cells)}</div>'
 
 
 def view(label: str, picture: Image.Image, *, caption: str | None = None, pixels: bool = False) -> str:
-    """Return a picture inside the page.
+    """Return an image inside the page.
 
     Args:
         label: Its name in the enlarged comparison, and what stands in place of an image that is not shown.
-        picture: The picture.
+        picture: The image.
         caption: The HTML under it; None is the label.
         pixels: Whether its pixels are shown as squares.
     """

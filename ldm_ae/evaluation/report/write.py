@@ -27,8 +27,8 @@ TABLE_ROWS = 500
 WORST_MODULES = 8
 
 _NOTE = (
-    "<p>Click a picture to enlarge it and to compare it with the original, by a slider or a blink. "
-    f"Errors are {ERROR_GAIN:g} times enlarged: the lightest colour is a mean difference over red, green and blue "
+    "<p>Click an image to enlarge it and to compare it with the original, by a slider or a blink. "
+    f"Errors are multiplied by {ERROR_GAIN:g}: the lightest colour is a mean difference over red, green and blue "
     f"of {100 / ERROR_GAIN:g} % of the range or more.</p>"
 )
 
@@ -86,7 +86,7 @@ def render(evaluation: Evaluation) -> str:
         ("latents", "Latent channels", _latents(evaluation)),
         ("activations", "Range of activations", _activations(evaluation)),
         ("protocol", "Protocol", protocol_table(evaluation)),
-        ("table", "Every image", _image_table(evaluation)),
+        ("table", "All images", _image_table(evaluation)),
     ]
     sections = [section for section in sections if section[2]]
     links = "".join(f'<a href="#{place}">{title}</a>' for place, title, _ in sections)
@@ -180,7 +180,7 @@ def _latents(evaluation: Evaluation) -> str:
     )
     return (
         f"<p>The posterior's mode. Colours run from {LATENT_REACH:g} standard deviations below the channel's mean "
-        f"(dark) to as many above (light); under each picture its own mean ± standard deviation.</p>"
+        f"(dark) to as many above (light); under each image its own mean ± standard deviation.</p>"
         f'<div class="gallery">{"".join(strips)}</div>'
         f"<h3>Distribution of each channel</h3><p>One posterior sample per image, {HISTOGRAM_DEVIATIONS:g} standard "
         f'deviations around the mean.</p><div class="small-multiples">{histograms}</div>'
@@ -197,7 +197,7 @@ def _activations(evaluation: Evaluation) -> str:
     )
     line = found.line()
     return f"<p>{escape(line[0].upper() + line[1:])}.</p><p>{note}</p>" + table(
-        ("Module", "Largest value", "Of fp16's limit"), rows, numbers=(1, 2), css="narrow"
+        ("Module", "Largest value", "Fraction of fp16's limit"), rows, numbers=(1, 2), css="narrow"
     )
 
 

@@ -16,7 +16,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.data import Source
 from ldm_ae.images.pixels import RGB
 from ldm_ae.latents.conversion.output import converting, write_account
-from ldm_ae.latents.conversion.pictures import EncodedPictures
+from ldm_ae.latents.conversion.source_images import SourceImages
 from ldm_ae.latents.fold import Constants, Fold
 from ldm_ae.latents.formats import FORMATS, Format, Options, Samples
 from ldm_ae.latents.formats.interface import FLIP
@@ -80,9 +80,9 @@ def convert_store(
     mapping = _fold(store, target, fold)
     samples = Samples(store, positions, want=target.tensors, fold=mapping, progress=progress)
     warnings = [*_check(samples, target, folded=fold is not None), *target.check(samples)]
-    pictures = EncodedPictures(store, images) if images is not None else None
+    encoded = SourceImages(store, images) if images is not None else None
     with converting(out, suffix=target.suffix) as place:
-        target.write(samples, place, pictures)
+        target.write(samples, place, encoded)
         metadata = {
             "format": format,
             "images": len(samples),
@@ -103,7 +103,7 @@ def _choose(store: LatentStore, target: Format, bucket: str | None) -> NDArray[n
     """Return the positions of the images to convert."""
     buckets = sorted(store.good()["bucket"].unique().to_pylist())
     if bucket is not None and bucket not in buckets:
-        raise UserError(f"{store.path} has no images of {bucket}; it has {', '.join(buckets)}")
+        raise UserError(f"{store.path} has no images of {bucket}; its sizes are {', '.join(buckets)}")
     if bucket is None:
         if len(buckets) > 1 and not target.several_sizes:
             raise UserError(
@@ -118,12 +118,14 @@ def _fold(store: LatentStore, target: Format, fold: float | Literal["trainer"] |
     if fold is None:
         return Fold.of_model(store.spec) if target.scaled else Fold.none(store.spec.channels)
     if not target.reads_latents:
-        raise UserError(f"codes have no scale, so that the format {target.name} has nothing to --fold")
+        raise UserError(f"--fold has no effect in the format {target.name}: codes have no scale; remove it")
     if target.normalizes:
-        raise UserError(f"{target.trainer} reads mean and deviation from a file, so that there is nothing to --fold")
+        raise UserError(
+            f"--fold has no effect: {target.trainer} reads mean and standard deviation from a file; remove it"
+        )
     if fold == "trainer":
         if target.constants is None:
-            raise UserError(f"the constant of {target.trainer} stands in its configuration; give its value to --fold")
+            raise UserError(f"the constant of {target.trainer} is in its configuration; give --fold that number")
         return Fold.for_trainer(store.statistics, target.constants)
     if not 0 < fold < float("inf"):
         raise UserError(f"--fold is {fold}; it must be a positive number, or trainer")
@@ -140,7 +142,7 @@ def _check(samples: Samples, target: Format, *, folded: bool) -> Iterator[str]:
     if target.needs_flips and not samples.flips:
         raise UserError(f"{trainer} needs the mirror images' latents, and {path} has none; encode without --no-flips")
     if samples.flips and not holds_flips:
-        yield f"the format {target.name} has no place for mirror images; they are left out"
+        yield f"the format {target.name} has no place for mirror images; they are skipped"
     _check_complete(samples, target)
     channels = store.spec.channels
     if target.channels not in (None, channels):
@@ -150,8 +152,8 @@ def _check(samples: Samples, target: Format, *, folded: bool) -> Iterator[str]:
     seen = _seen_deviation(samples, target)
     if not folded and seen is not None and not 0.8 < seen < 1.25:
         yield (
-            f"as its code stands, {trainer} sees these latents with {seen:.2g} times the deviation that it "
-            "expects; --fold trainer makes that right"
+            f"{trainer} would scale these latents to {seen:.2g} times the standard deviation that it "
+            "expects; convert with --fold trainer"
         )
 
 

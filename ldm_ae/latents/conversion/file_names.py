@@ -18,7 +18,7 @@ def stem(key: str) -> str:
     """
     path = PurePosixPath(key)
     if path.is_absolute() or ".." in re.split(r"[/\\]", key) or not path.name or "\0" in key:
-        raise UserError(f"the key '{printable(key)}' is not a path inside a folder; no file can be named by it")
+        raise UserError(f"the key '{printable(key)}' is not a path inside a folder, so it cannot name a file")
     return path.with_suffix("").as_posix()
 
 

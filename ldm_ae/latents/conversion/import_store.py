@@ -26,7 +26,7 @@ from ldm_ae.latents.store.writer import StoreWriter
 from ldm_ae.models import Autoencoder, GaussianPosterior, hash_json, model_config, model_hash
 
 _SHARD = 1024
-_NO_INDICES = "the indices of the codes do not come back from these files, only the latents that they stand for"
+_NO_INDICES = "these files do not hold the indices of the codes, only the latents that the codes stand for"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +72,16 @@ def import_latents(
     if account is not None:
         request, rows, fold, classes = account
         if len(rows) != foreign.count:
-            raise UserError(f"{source} holds {foreign.count} images, its account names {len(rows)}")
+            raise UserError(f"{source} holds {foreign.count} images, but its metadata names {len(rows)}")
         warnings = [_NO_INDICES] if request.indices else []
     else:
         request, rows, fold, warnings = _unknown(foreign, model, seed)
         classes = []
     spec = read_scaling(request.scaling)
     if model is not None and model_hash(model) != request.model_hash:
-        raise UserError(f"{source} says that another model made it; leave --model out")
+        raise UserError(f"the metadata of {source} names another model; remove --model")
     if spec.channels != foreign.channels:
-        raise UserError(f"the latents in {source} have {foreign.channels} channels, the model {spec.channels}")
+        raise UserError(f"the latents in {source} have {foreign.channels} channels, the model has {spec.channels}")
     latents_flip = f"latents{FLIP}" in foreign.names or f"moments{FLIP}" in foreign.names
     every_key = (key for chunk in rows["key"].chunks for key in chunk.to_pylist())
     request = replace(
@@ -141,17 +141,19 @@ def _read_account(foreign: Foreign) -> tuple[StoreRequest, pa.Table, Fold, list[
         if len(fold.scale) != foreign.channels:
             raise ValueError(f"a scale for {len(fold.scale)} channels, not {foreign.channels}")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{foreign.path}: what ldm_ae wrote about it is damaged: {error}") from error
+        raise UserError(f"{foreign.path}: the metadata that ldm_ae wrote is damaged: {error}") from error
     return request, rows, fold, classes
 
 
 def _unknown(foreign: Foreign, model: Autoencoder | None, seed: int) -> tuple[StoreRequest, pa.Table, Fold, list[str]]:
     """Return the default request, rows, fold and warnings for files that `convert_store` did not write."""
     if model is None:
-        raise UserError(f"{foreign.path} does not say which model made it; name it with --model")
-    warnings = ["the files have no names of images: their numbers are the keys"]
+        raise UserError(f"{foreign.path} does not record which model made it; give it with --model")
+    warnings = ["the files do not name the images: their numbers become the keys"]
     if foreign.has_own_pixels:
-        warnings.append("EDM2's own encoder sees pixels of [0, 1]: if it made these latents, they decode to [0, 1] too")
+        warnings.append(
+            "EDM2's own encoder takes pixels in [0, 1]: if it made these latents, they decode to [0, 1] too"
+        )
     request = StoreRequest(
         source=str(foreign.path), images=foreign.count, keys_hash="", model_hash=model_hash(model),
         model_config=model_config(model), scaling=scaling_of(model.latent_spec), transform={},

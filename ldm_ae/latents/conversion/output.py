@@ -41,9 +41,9 @@ def converting(out: str | Path, *, suffix: str) -> Iterator[Path]:
     out = Path(out).absolute()
     if suffix:
         if out.suffix != suffix:
-            raise UserError(f"{out} has to end in {suffix} in this format")
+            raise UserError(f"{out} must end in {suffix} in this format")
         if out.exists():
-            raise UserError(f"{out} is there already; delete it, or name another file")
+            raise UserError(f"{out} already exists; delete it, or give another file")
         with new_folder(out.parent), writing(out) as temporary:
             yield temporary
         return
@@ -79,7 +79,7 @@ def read_account(metadata: bytes, index: bytes, path: Path) -> tuple[dict[str, A
         content = json.loads(metadata)
         rows = pq.read_table(pa.BufferReader(index))
         if content["kind"] != KIND:
-            raise ValueError(f"it is no {KIND}")
+            raise ValueError(f"it is not an {KIND}")
         version = content["version"]
     except (ValueError, KeyError, TypeError, RecursionError, OSError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]

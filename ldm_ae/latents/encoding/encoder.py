@@ -94,7 +94,9 @@ def encode_images(
         options["max_bad_fraction"] = options.pop("bad_share")
     config = replace(config or EncodeConfig(), **options)
     if transform.is_random:
-        raise UserError("a random crop or flip would be frozen into the store; use crop center without flip")
+        raise UserError(
+            "a store needs a fixed crop without flip, the transform has a random one; use crop center without flip"
+        )
     if config.content == "lean" and not model.has_moments and model.codebook is None:
         raise UserError(
             f"a lean store holds moments or indices, and {type(model.net).__name__} has none; store samples, or full"
@@ -105,13 +107,13 @@ def encode_images(
         spec.latent_size(*size)
     processes = processes or Processes()
     if engine is not None and processes.count > 1:
-        raise UserError("an engine starts its processes itself; give this command without torchrun or accelerate")
+        raise UserError("an engine starts its own processes; run this command without torchrun or accelerate")
     precision = (config.precision == "auto" and recorded_precision(path)) or config.precision
     check_precision(precision)
     if engine is None:
         precision = inference_numerics(precision, processes.device(config.device)).precision
     elif precision == "auto":
-        raise UserError("precision auto is measured on this machine; with an engine name fp32, bf16 or fp16")
+        raise UserError("precision auto is measured on this machine; with an engine give fp32, bf16 or fp16")
     config = replace(config, precision="fp32" if precision == "no" else precision)
     request = StoreRequest(
         **config.stored(), source=valid_text(config.source_name), images=len(source), keys_hash="",
@@ -131,12 +133,12 @@ def encode_images(
         )
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; name a folder for the store")
+        raise UserError(f"{folder} is a file; give a folder for the store")
     leads = processes.rank == 0
-    with processes.together() as channel, claiming(folder) if leads else nullcontext():
-        if (first := channel.from_first(config.precision)) != config.precision:
+    with processes.connect() as channel, claiming(folder) if leads else nullcontext():
+        if (first := channel.broadcast(config.precision)) != config.precision:
             raise UserError(
-                f"the processes chose the precisions {first} and {config.precision}; name one with --precision"
+                f"the processes chose the precisions {first} and {config.precision}; give one with --precision"
             )
         look_up = None if model.codebook is None else model.codebook.latents
         writer = None
@@ -145,7 +147,7 @@ def encode_images(
             writer = StoreWriter(
                 path, request, processes=processes.count, look_up=look_up, keys=keys, classes=source.account().classes
             )
-        plan = channel.from_first(writer and writer.plan)
+        plan = channel.broadcast(writer and writer.plan)
         if writer is None:
             source, request, _ = join(folder, source, request, keep_classes=config.classes is None)
             writer = StoreWriter(path, request, plan=plan, look_up=look_up)
@@ -183,8 +185,8 @@ def encode_images(
     if len(bad) > config.max_bad_fraction * len(source):
         first = "; ".join(f"{key}: {reason}" for key, reason in islice(bad.items(), 3))
         raise UserError(
-            f"{path} is complete, but {len(bad)} of {len(source)} images cannot be used, more than the allowed share "
-            f"of {config.max_bad_fraction:.1%}\nthe first: {first}"
+            f"{path} is complete, but {len(bad)} of {len(source)} images cannot be used, more than the allowed "
+            f"fraction of {config.max_bad_fraction:.1%}\nthe first: {first}"
         )
     return EncodeSummary(
         path=Path(path), images=len(store), bad=bad, statistics=store.statistics, buckets=store.buckets(),
@@ -211,7 +213,7 @@ def encode_units(
     progress: Progress | None,
 ) -> None:
     """Encode those of the units that are not done yet. While a thread writes one, the next is encoded."""
-    report = progress or _say_nothing
+    report = progress or _ignore_progress
     total, done = sum(len(writer.indices(unit)) for unit in units), 0
     todo: list[Unit] = []
     for unit in units:
@@ -247,7 +249,7 @@ def encode_units(
     report(total, total)
 
 
-def _say_nothing(done: int, total: int) -> None:
+def _ignore_progress(done: int, total: int) -> None:
     """Do nothing, in place of a progress bar."""
     del done, total
 

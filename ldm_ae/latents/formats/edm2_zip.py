@@ -27,9 +27,9 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.latents.conversion.output import INDEX_FILE, METADATA, member
 from ldm_ae.latents.fold import Constants
 from ldm_ae.latents.formats.interface import (
+    EncodedImages,
     Foreign,
     Format,
-    Pictures,
     Samples,
     mean_and_std,
     npy,
@@ -59,14 +59,14 @@ class EDM2Zip(Format):
         missing = samples.labels < 0
         if missing.any() and not missing.all():
             key = samples.rows["key"][int(missing.argmax())].as_py()
-            raise UserError(f"EDM2 wants labels for all images or for none; {key} has none, others have one")
+            raise UserError(f"EDM2 requires labels for all images or for none; {key} has none, others have one")
         yield from ()
 
     def metadata(self, samples: Samples) -> dict[str, Any]:  # noqa: ARG002
         """See `Format.metadata`."""
-        return {"note": "EDM2's own encoder sees pixels of [0, 1]; these latents come from pixels of [-1, 1]"}
+        return {"note": "EDM2's own encoder takes pixels in [0, 1]; these latents were encoded from pixels in [-1, 1]"}
 
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
         with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
             for sample in samples:
@@ -97,14 +97,14 @@ class _EDM2Archive(Foreign):
         try:
             self._zip = zipfile.ZipFile(path) if path.is_file() else None
         except (zipfile.BadZipFile, OSError) as error:
-            raise UserError(f"{path} is no sound ZIP file: {error}") from error
+            raise UserError(f"{path} is not a valid ZIP file: {error}") from error
         if self._zip is not None:
             found = self._zip.namelist()
         else:
             found = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
         self._members = sorted(name for name in found if name.endswith(".npy"))
         if not self._members:
-            raise UserError(f"{path} is no data set of EDM2's latents: there are no .npy files in it")
+            raise UserError(f"{path} is not a data set of EDM2's latents: it has no .npy files")
         self.count = len(self._members)
         first = self._load(self._members[0])
         self.channels = first.shape[0] // 2
@@ -124,10 +124,10 @@ class _EDM2Archive(Foreign):
         try:
             values = np.load(io.BytesIO(self._bytes(name) or b""), allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise UserError(f"{self.path}: {name} is no array: {error}") from error
+            raise UserError(f"{self.path}: {name} is not an array: {error}") from error
         if values.ndim != 3 or values.shape[0] % 2 or values.dtype.kind != "f":
             raise UserError(
-                f"{self.path}: {name} is {values.dtype} {values.shape}, not (2C, h, w) of mean and deviation"
+                f"{self.path}: {name} is {values.dtype} {values.shape}, not (2C, h, w) of mean and standard deviation"
             )
         return values.astype(np.float32)
 

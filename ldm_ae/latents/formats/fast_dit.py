@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.interface import Format, Pictures, Samples, npy
+from ldm_ae.latents.formats.interface import EncodedImages, Format, Samples, npy
 
 
 class FastDiT(Format):
@@ -28,7 +28,7 @@ class FastDiT(Format):
     scaled = True
     constants = Constants(factor=(1.0,))
 
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
         features, labels = out / "imagenet256_features", out / "imagenet256_labels"
         for folder in (features, labels):

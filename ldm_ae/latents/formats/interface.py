@@ -128,7 +128,7 @@ class Samples:
         return height, width
 
 
-class Pictures(abc.ABC):
+class EncodedImages(abc.ABC):
     """The images themselves, for a trainer that needs them beside the latents."""
 
     @abc.abstractmethod
@@ -226,9 +226,9 @@ class Format(abc.ABC):
         for field in fields(options):
             if getattr(options, field.name) is not None and field.name not in self.takes:
                 option = field.name.replace("_", "-")
-                raise UserError(f"--{option} says nothing to the format {self.name}; leave it out")
+                raise UserError(f"--{option} has no effect in the format {self.name}; remove it")
         if "images" in self.takes and options.images is None:
-            raise UserError(f"{self.trainer} reads the images too; name them with --images IMAGES")
+            raise UserError(f"{self.trainer} also reads the images; give them with --images IMAGES")
         self.options = options
 
     @property
@@ -253,13 +253,13 @@ class Format(abc.ABC):
         return {}
 
     @abc.abstractmethod
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:
         """Write all samples.
 
         Args:
             samples: The samples, to be iterated over once.
             out: An empty folder, or with `suffix` a file that does not exist yet.
-            pictures: The images, if the format takes them.
+            images: The encoded images, if the format takes them.
         """
 
     @classmethod
@@ -287,14 +287,14 @@ class ClassFolders(Format):
         if not np.array_equal(classes, np.arange(len(classes))):
             yield (
                 f"the {len(classes)} labels are not 0 to {len(classes) - 1}; {self.trainer} numbers the class folders "
-                "from 0, so that its labels are others"
+                "from 0, so its labels will differ"
             )
 
     def metadata(self, samples: Samples) -> dict[str, Any]:
         """Return the label of each folder."""
         return {"labels": np.unique(samples.labels).tolist()}
 
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
         digits = max(4, len(str(int(samples.labels.max()))))  # so that sorting by name sorts by number
         for sample in samples:
@@ -306,7 +306,7 @@ class ClassFolders(Format):
 def architecture(format_name: str, arch: str | None, known: Iterable[str]) -> str:
     """Return `arch` if it is known; else raise a `UserError` that lists the known ones."""
     if arch is None or arch not in known:
-        said = "needs --arch" if arch is None else f"knows no --arch {arch}"
+        said = "needs --arch" if arch is None else f"does not support --arch {arch}"
         raise UserError(f"the format {format_name} {said}: one of {', '.join(known)}")
     return arch
 
@@ -345,7 +345,7 @@ def write_labels(file: IO[bytes], samples: Samples, prefix: str, extension: str)
     if (labels < 0).all():
         file.write(b'{"labels": null}\n')
         return
-    assert (labels >= 0).all(), "labels are all there or none is"
+    assert (labels >= 0).all(), "all labels exist or none does"
     for number, label in enumerate(labels.tolist()):
         start = '{"labels": [\n' if number == 0 else ",\n"
         file.write(f"{start}{json.dumps([numbered(number, prefix, extension), label])}".encode())

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from ldm_ae.core.errors import UserError
 from ldm_ae.latents.conversion.file_names import file_stem
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.interface import Format, Options, Pictures, Samples, architecture, write_new
+from ldm_ae.latents.formats.interface import EncodedImages, Format, Options, Samples, architecture, write_new
 
 _CONSTANTS = {
     "sd": Constants(factor=(0.18215,)),
@@ -39,7 +39,7 @@ _CONSTANTS = {
 }
 _FIRST_QUARTER_TURN = 5
 """The EXIF orientations from this one on swap width and height."""
-_REMEDY = "turn the files themselves, such as with `exiftran -ai`, and encode them again"
+_REMEDY = "rotate the files themselves, such as with `exiftran -ai`, and encode them again"
 
 
 class Kohya(Format):
@@ -65,23 +65,23 @@ class Kohya(Format):
         square = np.array([height == width for height, width in sizes], bool)
         fits = square | ~quarter_turn
         if not fits.any():
-            raise UserError(f"all {len(rows)} images are turned by EXIF, which sd-scripts does not do; {_REMEDY}")
-        self._left_out = rows["key"].filter(pa.array(~fits)).to_pylist()
+            raise UserError(f"all {len(rows)} images are rotated by EXIF, which sd-scripts does not apply; {_REMEDY}")
+        self._skipped = rows["key"].filter(pa.array(~fits)).to_pylist()
         return np.flatnonzero(fits)
 
     def check(self, samples: Samples) -> Iterator[str]:  # noqa: ARG002
         """See `Format.check`."""
-        if self._left_out:
+        if self._skipped:
             yield (
-                f"{len(self._left_out)} images are left out, the first is {self._left_out[0]}: they are not square and "
-                f"EXIF turns them, which sd-scripts does not do; {_REMEDY}"
+                f"{len(self._skipped)} images are skipped, the first is {self._skipped[0]}: they are not square and "
+                f"EXIF rotates them, which sd-scripts does not apply; {_REMEDY}"
             )
 
     def metadata(self, samples: Samples) -> dict[str, Any]:  # noqa: ARG002
         """See `Format.metadata`."""
-        return {"left_out": self._left_out}
+        return {"left_out": self._skipped}
 
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
         for sample in samples:
             assert sample.original_size is not None, "checked before"

@@ -6,7 +6,8 @@
     OUT/latents_stats.pt        {'mean', 'std'}, each (1, C, 1, 1) float32, with which the reader normalizes
 
 Further tensors in a shard are ignored. A resolution's folder of a latent store is such a data set, unless it is in
-uint8; converting one links its files (or copies them, if the file system cannot link), so that it costs no space.
+uint8: its shards and its `bucket_statistics` have these names and keys. Converting one links its files (or copies them,
+if the file system cannot link), so that it costs no space.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import DTYPES
 from ldm_ae.io.tensor_files import DTYPE_NAMES
 from ldm_ae.latents.conversion.output import INDEX_FILE, METADATA
-from ldm_ae.latents.formats.interface import FLIP, Foreign, Format, Pictures, Samples
+from ldm_ae.latents.formats.interface import FLIP, EncodedImages, Foreign, Format, Samples
 from ldm_ae.latents.store.files import write_bytes, write_safetensors
-from ldm_ae.latents.store.format import LIGHTNINGDIT_STATISTICS
-from ldm_ae.latents.store.statistics_files import lightningdit_statistics
+from ldm_ae.latents.store.format import BUCKET_STATISTICS
+from ldm_ae.latents.store.statistics_files import bucket_statistics
 
 _TENSORS = ("latents", "latents_flip")
+_STATISTICS = "latents_stats.pt"
 _SHARD = 1024
 _DTYPES = {DTYPE_NAMES[dtype]: name for name, dtype in DTYPES.items()}
 
@@ -55,12 +57,14 @@ class LightningDiT(Format):
         )
         return order.sort_by([("shard", "ascending"), ("row", "ascending")])["at"].to_numpy()
 
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
-        if samples.names.issuperset(_TENSORS) and samples.store.request.dtype != "uint8":
+        if samples.names.issuperset(_TENSORS) and samples.store.request.has_bucket_statistics:
             [bucket] = samples.rows["bucket"].unique().to_pylist()
-            for name in [*samples.rows["shard"].unique().to_pylist(), LIGHTNINGDIT_STATISTICS]:
-                _link(samples.store.path / bucket / name, out / name)
+            folder = samples.store.path / bucket
+            for name in samples.rows["shard"].unique().to_pylist():
+                _link(folder / name, out / name)
+            _link(folder / BUCKET_STATISTICS, out / _STATISTICS)
             return
         rows: list[dict[str, Tensor]] = []
         shard = 0
@@ -71,7 +75,7 @@ class LightningDiT(Format):
                 path = out / f"latents_rank00_shard{shard:05d}.safetensors"
                 write_safetensors(path, {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, {})
                 rows, shard = [], shard + 1
-        write_bytes(out / LIGHTNINGDIT_STATISTICS, lightningdit_statistics(samples.store.statistics))
+        write_bytes(out / _STATISTICS, bucket_statistics(samples.store.statistics))
 
     @classmethod
     def open_foreign(cls, path: Path) -> Foreign | None:
@@ -106,7 +110,7 @@ class _LightningDiTFolder(Foreign):
                 raise UserError(f"{file} holds other tensors, shapes or dtypes than {files[0].name}")
             self.count += shape[0]
         if self.count == 0:
-            raise UserError(f"there are no latents in the shards in {path}")
+            raise UserError(f"the shards in {path} hold no latents")
 
     @staticmethod
     def _look_at(file: Path) -> tuple[frozenset[str], list[int], str]:
@@ -114,7 +118,7 @@ class _LightningDiTFolder(Foreign):
             with safe_open(file, framework="pt") as shard:
                 found = set(shard.keys())
                 if not {"latents", "labels"} <= found:
-                    raise UserError(f"{file} is no shard of LightningDiT's: it has no latents and labels")
+                    raise UserError(f"{file} is not a shard of LightningDiT's: it lacks latents or labels")
                 views = ("", FLIP) if f"latents{FLIP}" in found else ("",)
                 kinds = ["latents"] + (["moments"] if all(f"moments{view}" in found for view in views) else [])
                 names = frozenset(f"{kind}{view}" for kind in kinds for view in views)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.interface import Format, Options, Pictures, Sample, Samples, library
+from ldm_ae.latents.formats.interface import EncodedImages, Format, Options, Sample, Samples, library
 
 _PAGE = 4096
 _AT_ONCE = 256
@@ -40,7 +40,7 @@ class MaskDiT(Format):
         super().__init__(options)
         self._lmdb = library("lmdb", self.name)
 
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
         height, width = samples.store.spec.latent_size(*samples.size())
         size = 4 * 2 * samples.store.spec.channels * height * width

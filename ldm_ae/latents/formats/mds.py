@@ -27,7 +27,7 @@ import numpy as np
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.interface import Format, Pictures, Samples
+from ldm_ae.latents.formats.interface import EncodedImages, Format, Samples
 
 _SIZE_LIMIT = 1 << 26
 _READABLE = {256: 32, 512: 64}
@@ -48,7 +48,7 @@ class MDS(Format):
         height, width = samples.size()
         if height != width:
             raise UserError(
-                f"the column of {height}x{width} images would be that of {height}x{height}; mds is for squares"
+                f"the column of {height}x{width} images would be that of {height}x{height}; mds holds squares only"
             )
         latent, _ = samples.store.spec.latent_size(height, width)
         if _READABLE.get(height) != latent:
@@ -58,7 +58,7 @@ class MDS(Format):
             )
         yield "micro_diffusion also reads caption_latents, its text encoder's output, which a store does not hold"
 
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
         column = f"latents_{samples.size()[0]}"
         writer = _Writer(out, {"caption": "str", column: "bytes"})

@@ -16,7 +16,7 @@ from pathlib import Path
 from ldm_ae.io.tensor_files import safetensors_pieces
 from ldm_ae.latents.conversion.file_names import file_stem
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.interface import Format, Options, Pictures, Samples, architecture, write_new
+from ldm_ae.latents.formats.interface import EncodedImages, Format, Options, Samples, architecture, write_new
 
 _FULL_NAMES = {"hv": "hunyuan_video", "qi": "qwen_image", "wan": "wan", "zi": "z_image"}
 _CONSTANTS = {
@@ -44,7 +44,7 @@ class Musubi(Format):
         self.scaled = self._arch in ("qi", "wan")
         self.constants = _CONSTANTS[self._arch]
 
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
         for sample in samples:
             assert sample.original_size is not None, "checked before"

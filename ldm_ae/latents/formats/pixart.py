@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.latents.conversion.file_names import stem
-from ldm_ae.latents.formats.interface import Format, Pictures, Samples, mean_and_std, npy, write_new
+from ldm_ae.latents.formats.interface import EncodedImages, Format, Samples, mean_and_std, npy, write_new
 
 
 class PixArt(Format):
@@ -33,10 +33,10 @@ class PixArt(Format):
         """See `Format.check`."""
         height, width = samples.size()
         if height != width:
-            raise UserError(f"PixArt's folder of one resolution is for squares, the images are {width}x{height}")
+            raise UserError(f"PixArt's folder of one resolution is for square images, these are {width}x{height}")
         yield from ()
 
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
         root = out / "InternData"
         folder = root / f"img_sdxl_vae_features_{samples.size()[0]}resolution_new"

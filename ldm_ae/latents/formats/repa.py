@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldm_ae.latents.fold import Constants
-from ldm_ae.latents.formats.interface import Format, Pictures, Samples, mean_and_std, npy, numbered, write_labels
+from ldm_ae.latents.formats.interface import EncodedImages, Format, Samples, mean_and_std, npy, numbered, write_labels
 
 _LATENTS, _IMAGES = "img-mean-std-", "img"
 
@@ -29,14 +29,14 @@ class REPA(Format):
     channels = 4
     constants = Constants(factor=(0.18215,))
 
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:
         """See `Format.write`."""
-        assert pictures is not None, "the format takes images"
+        assert images is not None, "the format takes images"
         for sample in samples:
             values = npy(mean_and_std(sample.tensors["moments"]))
             latents = out / "vae-sd" / numbered(sample.number, _LATENTS, "npy")
             image = out / "images" / numbered(sample.number, _IMAGES, "png")
-            for path, content in ((latents, values), (image, pictures.png(sample))):
+            for path, content in ((latents, values), (image, images.png(sample))):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
         with (out / "vae-sd" / "dataset.json").open("wb") as file:

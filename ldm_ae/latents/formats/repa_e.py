@@ -22,9 +22,9 @@ import torch
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.latents.formats.interface import (
+    EncodedImages,
     Format,
     Options,
-    Pictures,
     Samples,
     file_name,
     library,
@@ -53,9 +53,9 @@ class REPAE(Format):
         self._h5py = library("h5py", self.name)
         self._name = file_name(options.name or "vae")
 
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:
         """See `Format.write`."""
-        assert pictures is not None, "the format takes images"
+        assert images is not None, "the format takes images"
         statistics = samples.store.statistics
         if constant := statistics.constant_channels:
             raise UserError(
@@ -63,14 +63,14 @@ class REPAE(Format):
                 "train the autoencoder further, or convert to another format"
             )
         with (
-            self._h5py.File(out / f"{self._name}.h5", "w") as latents,
-            self._h5py.File(out / "images.h5", "w") as images,
+            self._h5py.File(out / f"{self._name}.h5", "w") as latent_file,
+            self._h5py.File(out / "images.h5", "w") as image_file,
             (out / f"{self._name}_h5.json").open("w") as latent_names,
             (out / "images_h5.json").open("w") as image_names,
         ):
-            files = ((latents, latent_names, _LATENTS, "npy"), (images, image_names, _IMAGES, "png"))
+            files = ((latent_file, latent_names, _LATENTS, "npy"), (image_file, image_names, _IMAGES, "png"))
             for sample in samples:
-                contents = (mean_and_std(sample.tensors["moments"]), np.bytes_(pictures.png(sample)))
+                contents = (mean_and_std(sample.tensors["moments"]), np.bytes_(images.png(sample)))
                 for (file, names, prefix, extension), content in zip(files, contents, strict=True):
                     name = numbered(sample.number, prefix, extension)
                     file.create_dataset(name, data=content)

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.latents.formats.interface import FLIP, Format, Pictures, Samples, npy
+from ldm_ae.latents.formats.interface import FLIP, EncodedImages, Format, Samples, npy
 from ldm_ae.latents.store.files import write_bytes, write_safetensors
 
 _TOKENS = 1 << 25
@@ -56,7 +56,7 @@ class Tokens(Format):
                 "not --store samples"
             )
         if _codebook_size(samples) > 2**32:
-            raise UserError(f"the format tokens has 32 bits, and the codebook {_codebook_size(samples)} codes")
+            raise UserError(f"the format tokens has 32 bits, but the codebook has {_codebook_size(samples)} codes")
         yield from ()
 
     def metadata(self, samples: Samples) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class Tokens(Format):
             }
         }  # fmt: skip
 
-    def write(self, samples: Samples, out: Path, pictures: Pictures | None) -> None:  # noqa: ARG002
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:
         """See `Format.write`."""
         header = {name: str(value) for name, value in self.metadata(samples)["tokens"].items()}
         views = ("", FLIP) if samples.flips and not self.options.no_flips else ("",)

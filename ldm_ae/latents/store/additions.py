@@ -96,11 +96,11 @@ def _arrange(path: Path, source: Source) -> tuple[Source, list[str]]:
     stored = _stored_keys(path, description)
     places = {key: place for place, key in enumerate(keys)}
     if len(places) < len(keys):
-        raise UserError(f"two images have the same key, so that those of {path} cannot be told; name another folder")
+        raise UserError(f"two images have the same key, so those of {path} cannot be identified; give another folder")
     if missing := [key for key in stored if key not in places]:
         raise UserError(
             f"{path} holds {len(stored)} images, of which {len(missing)} are not among these (the first is "
-            f"{missing[0]}; here the first of {len(keys)} is {keys[0]}); name another folder for the store"
+            f"{missing[0]}; here the first of {len(keys)} is {keys[0]}); give another folder for the store"
         )
     known = set(stored)
     order = [*stored, *(key for key in keys if key not in known)]
@@ -123,11 +123,11 @@ def _stored_keys(path: Path, description: dict[str, Any]) -> list[str]:
         keys: list[str] = table["key"].to_pylist()[: description["request"]["images"]]
     except (OSError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(
-            f"{path} was made of other images, and {file.name} does not say of which ({reason(error)}); "
-            "name another folder for the store"
+            f"{path} was made from other images, and {file.name} does not list them ({reason(error)}); "
+            "give another folder for the store"
         ) from error
     if hash_keys(keys) != description["request"]["keys_hash"]:
-        raise UserError(f"{file} is damaged: it does not name the images that the store is of")
+        raise UserError(f"{file} is damaged: it does not name the images of the store")
     return keys
 
 

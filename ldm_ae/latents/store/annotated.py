@@ -33,7 +33,7 @@ class AnnotationCount:
         found = [f"{self.captions} of {self.images} images have a caption, {self.labels} a label"]
         if self.unusable:
             shown = "; ".join(f"{key}: {why}" for key, why in islice(self.unusable.items(), _SHOWN))
-            found.append(f"captions or labels of {len(self.unusable)} images are not usable: {shown}")
+            found.append(f"captions or labels of {len(self.unusable)} images cannot be used: {shown}")
         return found
 
 
@@ -65,13 +65,13 @@ def read_classes(path: str | Path) -> list[str]:
         if isinstance(found, dict):
             numbers = list(found.values())
             if sorted(map(str, numbers)) != sorted(map(str, range(len(found)))):
-                raise BadText(f"its numbers are not 0 to {len(found) - 1}, each once")
+                raise BadText(f"its numbers are not 0 to {len(found) - 1} without duplicates")
             found = sorted(found, key=lambda name: int(found[name]))
         return check_names(found)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
     except BadText as error:
-        raise UserError(f"{path} does not name classes: {error}") from error
+        raise UserError(f"{path} is not a file of classes: {error}") from error
 
 
 def numbering_warnings(store: Path, classes: Sequence[str]) -> list[str]:

@@ -67,7 +67,7 @@ class BucketBatchSampler(Sampler[list[int]]):
     ):
         if batch_size < 1 or seed < 0 or not 0 <= rank < world_size:
             raise UserError(
-                f"batch_size {batch_size}, seed {seed}, rank {rank} of {world_size} do not fit: a batch has at least "
+                f"batch_size {batch_size}, seed {seed}, rank {rank} of {world_size} is not valid: a batch has at least "
                 "one image, a seed is 0 or more, ranks count from 0"
             )
         self.batch_size = batch_size
@@ -118,9 +118,9 @@ class BucketBatchSampler(Sampler[list[int]]):
         """Return where each step ends among a bucket's images; the processes' batches of one step are consecutive."""
         together = self.batch_size * self._world_size
         ends = np.arange(together, images + 1, together)
-        rest = images % together
-        if rest and not self.drop_last:
-            if 0 < rest < self._world_size and len(ends):  # The last two steps divide too small a remainder.
-                ends[-1] -= (together - rest) // 2
+        remainder = images % together
+        if remainder and not self.drop_last:
+            if 0 < remainder < self._world_size and len(ends):  # The last two steps divide too small a remainder.
+                ends[-1] -= (together - remainder) // 2
             ends = np.append(ends, images)
         return ends

@@ -60,8 +60,7 @@ def check_same_request(path: Path, recorded: Mapping[str, Any], request: StoreRe
     shown = ", ".join(f"{name} {_short(before)} (now {_short(now)})" for name, before, now in different[:_SHOWN])
     more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
     raise UserError(
-        f"{path} is a store made with {shown}{more}; give this command the settings that the store was made with, or "
-        "name another folder for the store"
+        f"{path} is a store made with {shown}{more}; use the store's settings, or give another folder for the store"
     )
 
 

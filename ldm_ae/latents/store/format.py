@@ -6,9 +6,9 @@
     STORE/index.parquet           one row per sample of the source, in its order, including bad ones
     STORE/stats.json              statistics of `latents` over the whole data set
     STORE/classes.json            the names of the labels 0, 1, ..., where they have names
-    STORE/256x256/                HxW of the pixels; a complete LightningDiT data set, except in uint8
+    STORE/256x256/                the shards and statistics of the images of HxW pixels
         latents_rank00_shard000.safetensors, ...
-        latents_stats.pt          {'mean', 'std'}, (1, C, 1, 1) float32, over the whole data set
+        latents_stats.pt          {'mean', 'std'}, (1, C, 1, 1) float32, over the whole data set; not in uint8
 
 A shard holds the N valid images of its resolution among `shard_size` consecutive ones of the source, in that order; the
 shards of one such range have the same name in their resolutions' folders. Its tensors:
@@ -30,9 +30,9 @@ shards of one such range have the same name in their resolutions' folders. Its t
 The `_flip` tensors exist unless they are disabled. A Gaussian posterior has moments, a discrete one indices. A store of
 samples has neither; a lean store has no latents: its statistics are of those that are drawn from its moments with the
 same noise, or that the model looks up. Latents and moments are fp32, fp16, bf16 or uint8, finite, and unscaled:
-`LatentSpec.scale` is applied when they are read. In uint8 a resolution's folder is not a LightningDiT data set and has
-no latents_stats.pt, so that LightningDiT's reader does not take the levels for latents. The noise of a posterior sample
-is a function of (seed, key, whether mirrored) alone. The header's strings: format, format_version, model_hash,
+`LatentSpec.scale` is applied when they are read. In uint8 a resolution's folder has no latents_stats.pt, so that no
+reader of the shards alone takes the levels for latents (`formats/lightningdit.py`). The noise of a posterior sample is
+a function of (seed, key, whether mirrored) alone. The header's strings: format, format_version, model_hash,
 model_config (JSON), dtype, latents (sample or mode), scaling (JSON of the model's LatentSpec, with its codebook's size
 and levels; not applied), value_range of the pixels, seed, transform_hash, rows.
 
@@ -69,7 +69,7 @@ FORMAT_VERSION = 1
 DESCRIPTION, INDEX, STATISTICS, CLASSES = "store.json", "index.parquet", "stats.json", "classes.json"
 ACCOUNT = b"ldm_ae.account"
 """Key of the index's metadata: the files that the source used and skipped, as JSON (`ldm_ae.data.account`)."""
-LIGHTNINGDIT_STATISTICS = "latents_stats.pt"
+BUCKET_STATISTICS = "latents_stats.pt"
 BUCKET_NAME = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,5}")
 SHARD_NAME = re.compile(r"latents_rank\d{2,6}_shard\d{3,9}\.safetensors")
 DTYPES = {**precision.DTYPES, "uint8": torch.uint8}
@@ -167,6 +167,11 @@ class StoreRequest(StoredOptions):
         name = "moments" if self.content == "lean" else "latents"
         return (name, f"{name}{SCALE}", ERROR) if self.dtype == "uint8" else (name,)
 
+    @property
+    def has_bucket_statistics(self) -> bool:
+        """Return whether `BUCKET_STATISTICS` is beside the shards, which then hold latents that can be read alone."""
+        return self.dtype != "uint8"
+
     def to_json(self) -> dict[str, Any]:
         """Return the request as JSON values, in the order of store.json, whose bytes stay the same across versions."""
         values = asdict(self)
@@ -212,7 +217,7 @@ def read_request(found: dict[str, Any]) -> StoreRequest:
     for entry in fields(StoreRequest):
         kind = _KINDS.get(str(entry.type), str)
         if type(found.get(entry.name)) is not kind:
-            raise ValueError(f"request.{entry.name} is missing or no {kind.__name__}")
+            raise ValueError(f"request.{entry.name} is missing or not of type {kind.__name__}")
     if found["dtype"] not in DTYPES:
         raise ValueError(f"request.dtype is {short(found['dtype'])}")
     return StoreRequest(**{entry.name: found[entry.name] for entry in fields(StoreRequest)})
@@ -235,7 +240,7 @@ def complete_columns(rows: pa.Table) -> pa.Table:
     if not rows.schema.equals(SCHEMA):
         raise ValueError("the columns of the index are not those of a latent store")
     if not pc.all(pc.equal(pc.list_value_length(rows["crop"]), 4), min_count=0).as_py():
-        raise ValueError("a crop of the index has not four numbers")
+        raise ValueError("a crop of the index does not have four numbers")
     return rows
 
 
@@ -283,7 +288,7 @@ def read_description(path: Path) -> dict[str, Any]:
     try:
         content = read_json(file, as_written=True)
     except FileNotFoundError:
-        what = "is no latent store: it has no store.json" if path.is_dir() else "is no folder"
+        what = "is not a latent store: it has no store.json" if path.is_dir() else "is not a folder"
         raise UserError(f"{path} {what}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read: {reason(error)}") from error
@@ -295,7 +300,7 @@ def read_description(path: Path) -> dict[str, Any]:
         )
     checksum = content.pop("checksum", None)
     if checksum != hash_json(content):
-        raise UserError(f"{file} is damaged: its checksum does not fit")
+        raise UserError(f"{file} is damaged: its checksum does not match")
     if not isinstance(content.get("request"), dict) or not _names_files(content.get("files")):
         raise UserError(f"{file} is damaged")
     content["request"] = _ADDED | content["request"]

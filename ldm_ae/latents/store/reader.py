@@ -61,7 +61,7 @@ class LatentStore:
         self.path = Path(path)
         description = read_description(self.path)
         if description.get("files") is None:
-            raise UserError(f"{self.path} is not complete; run the command that makes it again")
+            raise UserError(f"{self.path} is not complete; rerun the command that made it")
         self.files: dict[str, dict[str, Any]] = description["files"]
         """sha256 and size of each file by its path in the store."""
         self.fp32_fallbacks: int = description.get("redone_batches", 0)
@@ -74,13 +74,13 @@ class LatentStore:
             self.request: StoreRequest = read_request(description["request"])
             self.spec: LatentSpec = read_scaling(self.request.scaling)
             if self.request.indices and self.spec.codebook_size is None:
-                raise ValueError("there are indices, and the model has no codebook")
+                raise ValueError("it has indices, but its model has no codebook")
             for name in (STATISTICS, INDEX):  # Only files that the writer wrote are parsed.
                 if look_at(self.path / name)._asdict() != self.files.get(name):
-                    raise ValueError(f"{name} is damaged: it is not what was written")
+                    raise ValueError(f"{name} is damaged: its content has changed")
             self.statistics = ChannelStatistics.from_state(read_json(self.path / STATISTICS)["state"])
             if len(self.statistics.channel_mean) != self.spec.channels:
-                raise ValueError(f"{STATISTICS} has another number of channels than {DESCRIPTION}")
+                raise ValueError(f"{STATISTICS} has a different number of channels than {DESCRIPTION}")
             self.index: pa.Table = complete_columns(pq.read_table(self.path / INDEX))
             self.index.validate(full=True)
             good = pc.equal(self.index["status"], "ok")
@@ -135,7 +135,7 @@ class LatentStore:
                 with safe_open(self.path / name, framework="pt") as file:
                     found = file.get_tensor("indices").to(torch.int64)
                 if int(found.min()) < 0 or int(found.max()) >= (self.spec.codebook_size or 0):
-                    raise ValueError(f"there are indices outside of [0, {self.spec.codebook_size})")
+                    raise ValueError(f"it has indices outside [0, {self.spec.codebook_size})")
             except (SafetensorError, OSError, RuntimeError, ValueError) as error:
                 raise UserError(f"{self.path / name} cannot be read: {reason(error)}") from error
             yield found
@@ -145,7 +145,7 @@ class LatentStore:
         if model_hash(model) != self.request.model_hash:
             raise UserError(
                 f"{self.path} was made by another model (hash {self.request.model_hash[:12]}, this one's is "
-                f"{model_hash(model)[:12]}); its latents mean nothing to this one"
+                f"{model_hash(model)[:12]}); give the model that made it"
             )
 
 
@@ -157,7 +157,7 @@ def _area(bucket: str) -> int:
 def _check_rows(rows: pa.Table) -> None:
     """Raise `ValueError` unless every valid row names a place in a store, and nothing outside of it."""
     if any(rows[name].null_count for name in ("key", "bucket", "shard", "row", "label")):
-        raise ValueError("the index has no place for some good image")
+        raise ValueError("the index has no bucket, shard or row for a valid image")
     for name, pattern in (("bucket", BUCKET_NAME), ("shard", SHARD_NAME)):
         if bad := [value for value in rows[name].unique().to_pylist() if not pattern.fullmatch(value)]:
             raise ValueError(f"the index names {name} {bad[0]!r}")
@@ -231,7 +231,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if draw == "indices" and not self.store.request.indices:
             raise UserError(f"{self.store.path} holds no indices; encode with a discrete model, not --store samples")
         if draw == "indices" and spec is not None:
-            raise UserError("indices are not scaled; leave spec out, or draw latents")
+            raise UserError("indices are not scaled; remove spec, or draw latents")
         if draw in ("sample", "mode") and "moments" not in self.tensor_names:
             other = "indices" if self.store.request.indices_alone else "stored"
             raise UserError(f"{self.store.path} has no moments to draw from; use draw {other}")
@@ -289,10 +289,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if self._draw == "stored":
             if self.store.request.indices_alone:
                 raise UserError(
-                    f"{self.store.path} holds indices and no latents, the model has those; use draw indices"
+                    f"{self.store.path} holds indices, no latents; use draw indices, and look them up with the model"
                 )
             if self.store.request.content == "lean":
-                raise UserError(f"{self.store.path} holds moments and no samples of them; use draw sample or mode")
+                raise UserError(f"{self.store.path} holds moments, no samples; use draw sample or mode")
             return self._slice(position, f"latents{suffix}")[0].float()
         posterior = GaussianPosterior(self._slice(position, f"moments{suffix}"))
         if self._draw == "mode":
@@ -325,7 +325,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             tensor: Tensor = shard.handle.get_tensor(name)
             shape, dtype = row_of_tensor(name, file.partition("/")[0], self.store.spec, self._dtype)
             if tensor.shape[1:] != shape or tensor.dtype != dtype:
-                raise ValueError(f"its rows are {tuple(tensor.shape[1:])} {tensor.dtype}, and not what the store says")
+                raise ValueError(f"its rows are {tuple(tensor.shape[1:])} {tensor.dtype}, not those of the store")
             shard.tensors[name] = tensor
         return shard.tensors[name]
 

@@ -71,7 +71,7 @@ def read_record(store: Path, shard: str) -> Record | None:
         content = read_json(path, as_written=True)
         checksum = content.pop("checksum")
         if checksum != hash_json(content):
-            raise ValueError("its checksum does not fit")
+            raise ValueError("its checksum does not match")
         shards = {
             bucket: Shard(Written(**part["written"]), part["statistics"])
             for bucket, part in content.pop("shards").items()
@@ -92,7 +92,7 @@ def finished(store: Path, shard: str) -> Record | None:
     for bucket, part in record.shards.items() if record is not None else ():
         file = store / bucket / shard
         if not file.is_file() or look_at(file) != part.written:
-            _log.warning("%s is not what was written; it is encoded again", file)
+            _log.warning("the content of %s has changed; it is encoded again", file)
             return None
     return record
 

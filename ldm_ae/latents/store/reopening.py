@@ -58,9 +58,9 @@ def reopen(writer: StoreWriter) -> None:
         rows = _rows(store, writer.indices(unit))
         name = writer.shard_name(unit)
         shards = {bucket: _read_shard(writer, store, bucket, rows) for bucket in _buckets(rows)}
-        sound = {bucket: shard for bucket, shard in shards.items() if shard is not None}
-        if len(sound) == len(shards):  # Without a record it is encoded again.
-            record = Record(shards=sound, rows=rows, fp32_fallbacks=store.redone_by_file.get(name, 0))
+        valid = {bucket: shard for bucket, shard in shards.items() if shard is not None}
+        if len(valid) == len(shards):  # Without a record it is encoded again.
+            record = Record(shards=valid, rows=rows, fp32_fallbacks=store.redone_by_file.get(name, 0))
             write_record(writer.path, name, record)
     writer.mark_unfinished()
 

@@ -82,7 +82,7 @@ class SourceHashes:
             changed = [row["key"] for row, now in zip(rows, loader, strict=True) if not _is_same(row, now)]
             if changed:
                 others = f" and {len(changed) - 1} more" if changed[1:] else ""
-                _log.warning("%s%s: not what was encoded before; their file is encoded again", changed[0], others)
+                _log.warning("%s%s: changed since they were encoded; their file is encoded again", changed[0], others)
             self._known[indices.start] = not changed
         return self._known[indices.start]
 

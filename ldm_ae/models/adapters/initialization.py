@@ -43,7 +43,7 @@ def start_as_thumbnail(net: Any) -> None:
         net: A network for RGB with at least three latent channels and SiLU.
 
     Raises:
-        UserError: the network is of another kind, or its groups have fewer than four channels.
+        UserError: The network is of another kind, or its groups have fewer than four channels.
     """
     from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D

@@ -26,18 +26,18 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         pretrained: A diffusers model folder, a run or a checkpoint of one (`runs/mine@best`), the name of a shipped
             model (`kl-f8c4-small`), or a name on the Hugging Face hub, to start from. The widths and blocks below are
             then read from it and ignored here.
-        block_out_channels: Channels of each resolution level; there are `len - 1` downsamplings by 2.
-        layers_per_block: ResNet blocks per level.
-        latent_channels: C.
-        attention_levels: Levels (0 is the full resolution) whose blocks also have self-attention, beside the middle.
-        mid_block_add_attention: Self-attention in the middle block.
-        use_quant_conv: 1x1 convolutions beside the latents; the autoencoders of SD3 and FLUX have none.
-        norm_num_groups: Groups of every GroupNorm; divides every entry of `block_out_channels`.
+        block_out_channels: Number of channels of each resolution level; there are `len - 1` downsamplings by 2.
+        layers_per_block: Number of ResNet blocks per level.
+        latent_channels: Number of latent channels C.
+        attention_levels: Levels (0 is the full resolution) whose blocks have self-attention.
+        mid_block_add_attention: Whether the middle block has self-attention.
+        use_quant_conv: Whether 1x1 convolutions enclose the latents; the autoencoders of SD3 and FLUX have none.
+        norm_num_groups: Number of groups of every GroupNorm; it must divide every entry of `block_out_channels`.
         act_fn: Activation, by diffusers' name.
-        initial_log_variance: Where the posterior's log-variance starts, through the bias of the layer that gives it.
-            None keeps diffusers' start near 0, where an untrained encoder's latents drown in noise of their own size.
-        initialization: `default` is diffusers'; `thumbnail` begins as a linear autoencoder that encodes to a thumbnail
-            and enlarges it (`ldm_ae.models.adapters.initialization`), for short trainings.
+        initial_log_variance: Initial log-variance of the posterior, set as the bias of its layer. null keeps diffusers'
+            initial value near 0, where the noise is as large as an untrained encoder's latents.
+        initialization: `default` is that of diffusers; `thumbnail` starts as a linear autoencoder that encodes to a
+            thumbnail and enlarges it (`ldm_ae.models.adapters.initialization`), for short trainings.
     """
 
     short_names = ("kl",)

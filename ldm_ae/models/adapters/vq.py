@@ -34,19 +34,19 @@ class VQAutoencoder(ConvolutionalAutoencoder):
     `QuantizedAutoencoder`, whose keys are the same where VQModel has them.
 
     Args:
-        pretrained: A folder of either to start from, the name of a shipped model (`vq-f8-small`), or a VQModel's name
-            on the Hugging Face hub. The widths and blocks below are then read from it and ignored here. A folder (or
-            shipped name) of an AutoencoderKL gives its encoder's mean and its decoder, between which a quantizer of as
-            many dimensions as it has channels starts to learn.
-        quantizer: Any of `ldm_ae.quantizers`. With `pretrained` the folder's own by default; one of its kind and size
-            given there goes on from the folder's codes: to train a VQModel with EMAVQ, restarts or another beta.
-        block_out_channels: Channels of each resolution level; there are `len - 1` downsamplings by 2.
-        layers_per_block: ResNet blocks per level.
-        latent_channels: Channels that the encoder gives and the decoder takes, next to the 1x1 convolutions; the
-            quantizer's `codebook_dim` by default.
-        attention_levels: Levels (0 is the full resolution) whose blocks also have self-attention, beside the middle.
-        mid_block_add_attention: Self-attention in the middle block.
-        norm_num_groups: Groups of every GroupNorm; divides every entry of `block_out_channels`.
+        pretrained: A model folder of either class, the name of a shipped model (`vq-f8-small`), or a VQModel's name on
+            the Hugging Face hub. The widths and blocks below are then read from it and ignored here. From the folder
+            (or shipped name) of an AutoencoderKL come its encoder's mean and its decoder; the quantizer between them is
+            new, and its codebook_dim must equal the latent channels.
+        quantizer: Any of `ldm_ae.quantizers`. With `pretrained` the default is the folder's own; another one of its
+            kind and size starts from the folder's codes, to train a VQModel with EMAVQ, restarts or another beta.
+        block_out_channels: Number of channels of each resolution level; there are `len - 1` downsamplings by 2.
+        layers_per_block: Number of ResNet blocks per level.
+        latent_channels: Output channels of the encoder and input channels of the decoder, outside the 1x1 convolutions;
+            the default is the quantizer's `codebook_dim`.
+        attention_levels: Levels (0 is the full resolution) whose blocks have self-attention.
+        mid_block_add_attention: Whether the middle block has self-attention.
+        norm_num_groups: Number of groups of every GroupNorm; it must divide every entry of `block_out_channels`.
         act_fn: Activation, by diffusers' name.
     """
 
@@ -73,7 +73,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
             self.net = _read(pretrained, quantizer)
             return
         if quantizer is None:
-            raise UserError("VQAutoencoder: name a quantizer, such as ldm_ae.quantizers.VQ, or a pretrained folder")
+            raise UserError("VQAutoencoder needs a quantizer, such as ldm_ae.quantizers.VQ, or a pretrained folder")
         blocks = block_types(block_out_channels, attention_levels=attention_levels, norm_num_groups=norm_num_groups)
         arguments = {
             "down_block_types": blocks.down,
@@ -223,9 +223,11 @@ def _from_kl(pretrained: str, folder: Path, quantizer: Quantizer | None) -> nn.M
     kl: Any = read_model_folder(AutoencoderKL, folder)
     channels = kl.config.latent_channels
     if quantizer is None:
-        raise UserError(f"{pretrained} is an AutoencoderKL, which has no codes; name a quantizer")
+        raise UserError(f"{pretrained} is an AutoencoderKL, which has no codes; set a quantizer")
     if quantizer.codebook_dim != channels:
-        raise UserError(f"{pretrained} has {channels} latent channels, the quantizer codes of {quantizer.codebook_dim}")
+        raise UserError(
+            f"{pretrained} has {channels} latent channels, but the quantizer has codebook_dim {quantizer.codebook_dim}"
+        )
     names = (
         "in_channels out_channels down_block_types up_block_types block_out_channels layers_per_block act_fn "
         "latent_channels norm_num_groups sample_size mid_block_add_attention"
@@ -250,10 +252,12 @@ def _continue_with(pretrained: str, net: Any, quantizer: Quantizer, kinds: tuple
     own: Quantizer = net.quantize
     if type(quantizer) not in kinds:
         names = " or ".join(kind.__name__ for kind in kinds)
-        raise UserError(f"{pretrained} can go on with a {names}, not with a {type(quantizer).__name__}")
+        raise UserError(
+            f"quantizer: expected a {names} for the codes of {pretrained}, got a {type(quantizer).__name__}"
+        )
     if (own.codebook_size, own.codebook_dim) != (quantizer.codebook_size, quantizer.codebook_dim):
         raise UserError(
-            f"{pretrained} has {own.codebook_size} codes of {own.codebook_dim} dimensions, the quantizer given "
+            f"{pretrained} has {own.codebook_size} codes of {own.codebook_dim} dimensions, and the quantizer has "
             f"{quantizer.codebook_size} of {quantizer.codebook_dim}"
         )
     if isinstance(quantizer, ManagedCodebook):
@@ -262,7 +266,9 @@ def _continue_with(pretrained: str, net: Any, quantizer: Quantizer, kinds: tuple
         try:
             quantizer.load_state_dict(own.state_dict())
         except RuntimeError as error:
-            raise UserError(f"{pretrained} has a {type(own).__name__} of other arguments than given") from error
+            raise UserError(
+                f"{pretrained} has a {type(own).__name__} with other arguments; give the same, or remove quantizer"
+            ) from error
     net.quantize = quantizer
     if type(net).__name__ == "QuantizedAutoencoder":
         net.register_to_config(quantizer=describe_quantizer(quantizer))

@@ -107,7 +107,7 @@ def read_config(folder: Path) -> dict[str, object]:
     if not isinstance(config, dict) or "_class_name" not in config:
         raise UserError(f"{path} is not the configuration of a diffusers model: it has no _class_name")
     if wrong := _wrong_size(config):
-        raise UserError(f"{path} is no sound configuration: {wrong}")
+        raise UserError(f"{path} is not a valid configuration: {wrong}")
     return config
 
 
@@ -136,7 +136,7 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
     The factor that earlier versions wrote beside vectors becomes 1, its intended value (`settle_factor`).
 
     Raises:
-        UserError: no such folder, no configuration, no safetensors weights, weights that do not fit, or a hub name
+        UserError: No such folder, no configuration, no safetensors weights, weights that do not fit, or a hub name
             that could not be downloaded.
     """
     from diffusers.utils import logging as diffusers_logging
@@ -155,7 +155,7 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
             output_loading_info=True,
         )  # fmt: skip
     except Exception as error:
-        raise UserError(f"{folder} does not load as {cls.__name__}: {reason(error)}") from error
+        raise UserError(f"{folder} cannot be loaded as {cls.__name__}: {reason(error)}") from error
     finally:
         diffusers_logging.set_verbosity(verbosity)
     model.register_to_config(_name_or_path="")  # a path on this machine is meaningless where the model is saved next

@@ -12,9 +12,10 @@ from ldm_ae.core.errors import printable
 _LATENTS = "an autoencoder, but not one of diffusers' AutoencoderKL or VQModel: "
 # Patterns of keys, the most specific first, and the kind of file that such a key indicates.
 _SIGNS = (
-    (r"(^|[._])lora[._](up|down|A|B|unet|te\d?|mid)|\.hada_w1|\.lokr_w1", "a LoRA, changes to another model's weights"),
-    (r"^model_ema\.", "the averaged (EMA) weights alone, in CompVis's names without dots; give the checkpoint that "
-     "has the weights themselves"),
+    (r"(^|[._])lora[._](up|down|A|B|unet|te\d?|mid)|\.hada_w1|\.lokr_w1",
+     "a LoRA, which holds changes to another model's weights"),
+    (r"^model_ema\.", "only the averaged (EMA) weights, in CompVis's names without dots; give the checkpoint "
+     "that also has the raw weights"),
     (r"(^|\.)(encoder\.quant_conv|bn)\.(weight|running_mean)$", f"{_LATENTS}FLUX.2's (AutoencoderKLFlux2)"),
     (r"(^|\.)decoder\.norm_out\.(norm_layer|conv_y)\.|spatial_norm\.", f"{_LATENTS}a MoVQ, with spatial normalization; "
      "give its diffusers folder as MODEL"),
@@ -51,6 +52,6 @@ def seems_to_be(state: Mapping[str, Tensor]) -> str:
             return words
     halves = {match[2] for key in keys if (match := re.search(r"(^|\.)(encoder|decoder)\.conv_in\.", key))}
     if len(halves) == 1:
-        return f"the {halves.pop()} of an autoencoder alone"
+        return f"the {halves.pop()} of an autoencoder without its other half"
     parts = list(dict.fromkeys(printable(key.split(".")[0], 30) for key in keys))
     return f"weights of an unknown kind; their names begin with {', '.join(parts[:6]) or 'nothing'}"

@@ -39,8 +39,8 @@ def hub_folder(name: str, hint: str = "") -> Path:
         hint: Text for the message about a name that may also be a mistyped path, such as the nearest path.
 
     Raises:
-        UserError: no such repository, no access to it, no network, or no autoencoder in it.
-        OSError: the disk is full.
+        UserError: No such repository, no access to it, no network, or no autoencoder in it.
+        OSError: The disk is full.
     """
     owner, _, rest = name.removeprefix(PREFIX).partition("/")
     model, _, subfolder = rest.partition("/")

@@ -57,7 +57,7 @@ def from_ldm_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of a CompVis autoencoder (without its loss) under the keys of `AutoencoderKL` or `VQModel`.
 
     Raises:
-        UserError: a key that such a network does not have.
+        UserError: A key that such a network does not have.
     """
     names = rename_keys(state, source=1)
     return {
@@ -74,7 +74,7 @@ def rename_keys(keys: Iterable[str], *, source: int) -> dict[str, str]:
         source: 0 for diffusers' names, 1 for CompVis's.
 
     Raises:
-        UserError: a key that such a network does not have.
+        UserError: A key that such a network does not have.
     """
     target = 1 - source
     outer = {pair[source]: pair[target] for pair in _OUTER}
@@ -98,7 +98,7 @@ def rename_keys(keys: Iterable[str], *, source: int) -> dict[str, str]:
                     place["i"] = str(last - int(place["i"]))  # counted from the other end
                 return f"{pair[target].format(**place)}.{layers[inner]}.{kind}"
         raise UserError(
-            f"'{printable(key)}' is no key of such an autoencoder in {('diffusers', 'CompVis')[source]}'s names"
+            f"'{printable(key)}' is not a key of such an autoencoder in {('diffusers', 'CompVis')[source]}'s names"
         )
 
     return {key: rename(key) for key in keys}

@@ -31,7 +31,7 @@ def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") ->
         device: Device of the returned model.
 
     Raises:
-        UserError: nothing exists there, the model class is unknown, or weights are missing.
+        UserError: Nothing exists there, the model class is unknown, or weights are missing.
     """
     folder = local_folder(path)
     name = str(read_config(folder)["_class_name"])

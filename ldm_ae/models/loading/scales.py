@@ -44,7 +44,7 @@ UNKNOWN = Scale(
 def scale_of_family(family: str) -> Scale:
     """Return the published scale of one of `FAMILIES`; UserError for another name."""
     if family not in FAMILIES:
-        raise UserError(f"'{family}' is not a family of models; known are {', '.join(FAMILIES)}")
+        raise UserError(f"'{family}' is not a family of models; expected one of {', '.join(FAMILIES)}")
     factor, shift = FAMILIES[family]
     return Scale(factor=factor, shift=shift, source=f"published for {NAMES[family]}")
 
@@ -53,12 +53,12 @@ def check_family(family: str, network: LDMNetwork) -> list[str]:
     """Return notes on a network that can be the named family's but differs from it in details.
 
     Raises:
-        UserError: it is a VQ, or has another number of latent channels or another downsample factor.
+        UserError: It is a VQ, or has another number of latent channels or another downsample factor.
     """
     channels, convolutions = NETWORKS[family]
     like = [name for name, (number, _) in NETWORKS.items() if number == network.embed_dim]
     if network.embed_dim != channels:
-        fix = f"name {' or '.join(like)}, or leave --family out" if like else "leave --family out"
+        fix = f"give {' or '.join(like)}, or remove --family" if like else "remove --family"
         raise UserError(
             f"--family {family} does not fit the file: expected {channels} latent channels, which the autoencoder of "
             f"{NAMES[family]} has, got {network.embed_dim}; {fix}"
@@ -66,18 +66,18 @@ def check_family(family: str, network: LDMNetwork) -> list[str]:
     if network.downsample_factor != DOWNSAMPLE_FACTOR:
         raise UserError(
             f"--family {family} does not fit the file: expected the downsample factor {DOWNSAMPLE_FACTOR}, which the "
-            f"autoencoder of {NAMES[family]} has, got {network.downsample_factor}; leave --family out"
+            f"autoencoder of {NAMES[family]} has, got {network.downsample_factor}; remove --family"
         )
     if network.n_embed is not None:
         raise UserError(
             f"--family {family} does not fit the file: expected a KL autoencoder, which that of {NAMES[family]} is, "
-            "got a VQ; leave --family out"
+            "got a VQ; remove --family"
         )
     if network.quant_conv != convolutions:
-        words = ("without", "with")
+        words = ("no ", "")
         return [
-            f"--family {family}: the autoencoder of {NAMES[family]} is {words[convolutions]} quant convolutions, this "
-            f"one {words[network.quant_conv]}; it may be another model's"
+            f"--family {family}: the autoencoder of {NAMES[family]} has {words[convolutions]}quant convolutions, and "
+            f"this one has {words[network.quant_conv]}quant convolutions; it may belong to another model"
         ]
     return []
 
@@ -94,7 +94,7 @@ def scale_of(
         beside: A `scale_factor` of the file that is not one of these tensors.
 
     Raises:
-        UserError: a `scale_factor` that is not a number above 0.
+        UserError: A `scale_factor` that is not a number above 0.
     """
     parts = prefix.removesuffix("first_stage_model.").split(".")[:-1]
     levels = [".".join([*parts[:depth], "scale_factor"]) for depth in range(len(parts), -1, -1)]  # the nearest first
@@ -112,7 +112,7 @@ def scale_of(
     scale = scale_of_family(family)
     if not bare:
         return scale
-    words = "; the file does not tell it from SDXL's, whose factor is 0.13025 (--family sdxl)"
+    words = "; the file does not distinguish it from SDXL's, whose factor is 0.13025 (--family sdxl)"
     return Scale(factor=scale.factor, shift=scale.shift, source=f"the convention for this network{words}")
 
 

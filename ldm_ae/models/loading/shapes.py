@@ -58,8 +58,8 @@ class LDMNetwork:
         where = [*(["the middle"] if self.middle_attention else []), *([f"levels {levels}"] if levels else [])]
         return (
             f"{kind}, downsample factor {self.downsample_factor}, {self.embed_dim} latent channels, "
-            f"widths {', '.join(str(self.ch * mult) for mult in self.ch_mult)}, {self.num_res_blocks} blocks a level, "
-            f"attention in {' and '.join(where) or 'no level'}, "
+            f"widths {', '.join(str(self.ch * mult) for mult in self.ch_mult)}, "
+            f"{self.num_res_blocks} blocks per level, attention in {' and '.join(where) or 'no level'}, "
             f"{'with' if self.quant_conv else 'without'} quant convolutions"
         )
 
@@ -68,7 +68,7 @@ def network_of(state: Mapping[str, Tensor], name: str) -> LDMNetwork:
     """Infer the network of these weights, which have CompVis's keys; `name` is the file's, for messages.
 
     Raises:
-        UserError: the first property that no KL or VQ autoencoder of diffusers has.
+        UserError: The first property that no KL or VQ autoencoder of diffusers has.
     """
 
     def weight(key: str, axes: int = 4) -> Tensor:
@@ -92,7 +92,7 @@ def network_of(state: Mapping[str, Tensor], name: str) -> LDMNetwork:
     blocks = count(r"encoder\.down\.0\.block\.(\d+)\.")
     widths = [weight(f"encoder.down.{i}.block.0.conv1.weight").shape[0] for i in range(levels)]
     if any(width % ch for width in widths) or widths[0] != ch:
-        raise UserError(f"{name}: widths {widths} after a first convolution of {ch} have no equal in diffusers")
+        raise UserError(f"{name}: widths {widths} after a first convolution of {ch} have no equivalent in diffusers")
     if bad := [width for width in widths if width % GROUPS]:
         raise UserError(
             f"{name}: a width of {bad[0]} is not divisible into {GROUPS} groups; the number of groups is not in the "
@@ -105,14 +105,14 @@ def network_of(state: Mapping[str, Tensor], name: str) -> LDMNetwork:
     if codes is None and not double_z:
         raise UserError(f"{name} has neither codes ({CODES}) nor an encoder of means and log-variances")
     if codes is not None and not all(convolutions):
-        raise UserError(f"{name} has codes but no {'post_' if convolutions[0] else ''}quant_conv beside them")
+        raise UserError(f"{name} has codes but no {'post_' if convolutions[0] else ''}quant_conv")
     embed_dim = weight("post_quant_conv.weight").shape[1] if convolutions[1] else z_channels
     gumbel = codes is not None and GUMBEL in state and state[GUMBEL].shape == (*codes, 1, 1)
     if codes is None and embed_dim != z_channels:
         raise UserError(
-            f"{name}: its quant convolutions lead from {2 * z_channels} channels to {2 * embed_dim} and from "
+            f"{name}: its quant convolutions map {2 * z_channels} channels to {2 * embed_dim} and "
             f"{embed_dim} to {z_channels} (embed_dim {embed_dim}, z_channels {z_channels}); those of diffusers' "
-            "AutoencoderKL keep the number of channels, so that it cannot be imported"
+            "AutoencoderKL keep the number of channels, and it cannot be imported"
         )
     return LDMNetwork(
         ch=ch,

@@ -65,7 +65,7 @@ class SingleFile:
     """Location of the weights in the file: the opened dictionaries and the prefix; empty if at the top."""
     beside: tuple[str, ...]
     """Other dictionaries of weights, which were not opened."""
-    left_out: int
+    excluded: int
     """Number of tensors that do not belong to the network."""
     scale: Scale
 
@@ -73,16 +73,16 @@ class SingleFile:
         """Return lines that list the properties found, inferred and assumed."""
         found = [f"{self.layout}'s keys{f' under {self.place}' if self.place else ''}: {self.network.describe()}"]
         if self.beside:
-            found.append(f"not taken: the weights under {', '.join(self.beside)}, beside these")
+            found.append(f"not used: the other weights of the file, under {', '.join(self.beside)}")
         assumed = "32 groups in each normalization, SiLU, and no tanh after the decoder (tanh_out: false)"
-        return [*found, f"the weights cannot say, and it is assumed: {assumed}"]
+        return [*found, f"assumed, because the weights do not determine it: {assumed}"]
 
 
 def open_single_file(path: str | Path) -> SingleFile:
     """Find the autoencoder in a file.
 
     Raises:
-        UserError: no such file, or no autoencoder in it; the message guesses at the content.
+        UserError: No such file, or no autoencoder in it; the message guesses at the content.
     """
     path = Path(path)
     file = read_weight_file(path)
@@ -97,7 +97,7 @@ def open_single_file(path: str | Path) -> SingleFile:
         if len(key) > _LONGEST_KEY or value.layout != torch.strided or not value.is_floating_point():
             raise UserError(f"{path}: '{printable(key)}' is not a weight of an autoencoder")
         if value.untyped_storage().nbytes() < value.nbytes:
-            raise UserError(f"{path}: '{printable(key)}' claims more numbers than the file holds")
+            raise UserError(f"{path}: '{printable(key)}' declares more numbers than the file holds")
     layout = _layout(own, path)
     state = _in_compvis_names(own, layout, str(path))
     network = network_of(state, str(path))
@@ -106,7 +106,7 @@ def open_single_file(path: str | Path) -> SingleFile:
     place = ".".join([*file.container, *([prefix.rstrip(".")] if prefix else [])])
     return SingleFile(
         path=path, state=completed(state, network), network=network, layout=layout, place=place, beside=file.beside,
-        left_out=len(file.tensors) - len(own),
+        excluded=len(file.tensors) - len(own),
         scale=scale_of(everything, prefix, network, beside=file.scale_factor),
     )  # fmt: skip
 
@@ -128,8 +128,8 @@ def build_autoencoder(file: SingleFile) -> Autoencoder:
         else:
             model = VQAutoencoder(quantizer=_quantizer(network, file.layout), **shape)
     logits = {key: value for key, value in file.state.items() if key.startswith(_LOGITS)}
-    rest = {key: value for key, value in file.state.items() if key not in logits}
-    converted = {key: value.float() for key, value in (from_ldm_state_dict(rest) | logits).items()}
+    others = {key: value for key, value in file.state.items() if key not in logits}
+    converted = {key: value.float() for key, value in (from_ldm_state_dict(others) | logits).items()}
     if network.quantization == "gumbel":
         converted["quantize.steps"] = torch.zeros((), dtype=torch.int64)  # our own temperature's schedule
     expected = model.net.state_dict()
@@ -137,9 +137,9 @@ def build_autoencoder(file: SingleFile) -> Autoencoder:
         if key not in converted or key not in expected:
             raise UserError(f"{name} has {'no' if key in expected else 'an unknown'} {_file_name(key, file, expected)}")
         if converted[key].shape != expected[key].shape:
-            found, wanted = tuple(converted[key].shape), tuple(expected[key].shape)
-            said = _file_name(key, file, expected)
-            raise UserError(f"{name}: {said} is {found} where the rest of the network expects {wanted}")
+            found, required = tuple(converted[key].shape), tuple(expected[key].shape)
+            weight = _file_name(key, file, expected)
+            raise UserError(f"{name}: {weight}: the other weights require shape {required}, got {found}")
     model.net.load_state_dict(converted, assign=True)
     scaling: dict[str, Any] = {"scaling_factor": file.scale.factor}
     if network.n_embed is None:
@@ -164,7 +164,7 @@ def _find_prefix(everything: Mapping[str, Tensor], path: Path) -> str:
         return (preferred or found)[0]
     if found:
         names = ", ".join(printable(prefix or "the top level", 40) for prefix in sorted(found)[:4])
-        raise UserError(f"{path} has {len(found)} autoencoders ({names}); save the one to import in a file of its own")
+        raise UserError(f"{path} has {len(found)} autoencoders ({names}); save the one to import as a separate file")
     raise UserError(f"{path} does not hold a KL or VQ autoencoder: it seems to be {seems_to_be(everything)}")
 
 

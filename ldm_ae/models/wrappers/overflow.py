@@ -61,7 +61,7 @@ def require_finite(values: Tensor, keys: Sequence[str], precision: str, *, what:
     where, remedy = {
         "fp32": ("in fp32", damaged),
         "bf16": ("in bf16", "try --precision fp32"),
-        "fp16": (f"in fp16, nor in {WIDE_PRECISION}", damaged),
+        "fp16": (f"in fp16 and in {WIDE_PRECISION}", damaged),
     }[precision]
     raise UserError(f"{what} of {names} is not finite {where}; {remedy}")
 
@@ -145,8 +145,8 @@ class OverflowGuard(Wrapper):
         if bool((finite_again & ~finite).any()):
             if self.fallbacks == 0:
                 _log.warning(
-                    "fp16 overflowed in the %s: this batch, and each further one that does, is computed again in %s. "
-                    "If that is most of them, --precision bf16 or fp32 takes less time", name, WIDE_PRECISION,
+                    "fp16 overflowed in the %s: each batch that overflows is computed again in %s. "
+                    "If most batches overflow, --precision bf16 or fp32 takes less time", name, WIDE_PRECISION,
                 )  # fmt: skip
             self.fallbacks += 1
         return again

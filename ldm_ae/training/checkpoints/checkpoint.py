@@ -50,7 +50,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, keep: int):
         self.folder = folder
         self._keep = keep
-        self._sound: set[str] = set()
+        self._valid: set[str] = set()
 
     def newest(self) -> tuple[Path | None, dict[str, list[str]]]:
         """Return the newest valid checkpoint, and the problems of each newer one by name.
@@ -61,7 +61,7 @@ class Checkpoints:
         check_best_pointer(self.folder)
         path, damaged = newest_checkpoint(self.folder)
         if path is not None:
-            self._sound.add(path.name)
+            self._valid.add(path.name)
         return path, damaged
 
     def write(self, snapshot: Snapshot, *, best_step: int | None) -> Path:
@@ -75,7 +75,7 @@ class Checkpoints:
             RunError: A value is not finite, or the disk is full. Nothing has changed in that case.
         """
         folder = self.folder / checkpoint_name(snapshot.step)
-        if folder.name not in self._sound:
+        if folder.name not in self._valid:
             write_checkpoint(folder, snapshot)
             self._sound.add(folder.name)
         best = None if best_step is None else checkpoint_name(best_step)
@@ -89,8 +89,8 @@ class Checkpoints:
             if kept >= self._keep:
                 if path.name != best:
                     shutil.rmtree(path)
-            elif path.name in self._sound or not problems(path):
-                self._sound.add(path.name)
+            elif path.name in self._valid or not problems(path):
+                self._valid.add(path.name)
                 kept += 1
             elif kept and path.name != best:
                 shutil.rmtree(path)  # It is not valid, and a newer one is.
@@ -119,7 +119,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
         if found := not_finite.result():
             raise RunError(
                 f"step {snapshot.step} is not saved, because it holds values that are not finite ({found}); "
-                "the checkpoints before it stand"
+                "earlier checkpoints are unchanged"
             )
         entries = {name: file.result() for name, file in files.items()}
         for path in temporary.rglob("*.json"):
@@ -147,7 +147,7 @@ def load_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
 
     Raises:
         UserError: A part is missing; the message names it.
-        UnfitError: A part does not fit this configuration.
+        MismatchError: A part does not fit this configuration.
     """
     for name, network in networks.items():
         if not network.state_dict():
@@ -159,7 +159,7 @@ def load_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
         try:
             network.load_state_dict(tensors)
         except RuntimeError as error:
-            raise UnfitError(
+            raise MismatchError(
                 name, f"{path} does not fit this configuration: {_first_difference(network, tensors)}"
             ) from error
 
@@ -169,15 +169,15 @@ def _first_difference(network: nn.Module, saved: Mapping[str, Tensor]) -> str:
     own = network.state_dict()
     for name in dict.fromkeys([*own, *saved]):
         if name not in saved:
-            return f"it has no {name}, which the configured network has"
+            return f"it lacks {name} of the configured network"
         if name not in own:
-            return f"it has {printable(name)}, which the configured network has not"
+            return f"it has {printable(name)}, which the configured network lacks"
         if own[name].shape != saved[name].shape:
-            return f"its {name} is {list(saved[name].shape)}, that of the configured network {list(own[name].shape)}"
-    return "its values cannot be read into the configured network"
+            return f"expected {name} of shape {list(own[name].shape)}, got {list(saved[name].shape)}"
+    return "its values cannot be loaded into the configured network"
 
 
-class UnfitError(UserError):
+class MismatchError(UserError):
     """A network in a checkpoint has another configuration; `part` is its name in the checkpoint."""
 
     def __init__(self, part: str, message: str):
@@ -198,7 +198,7 @@ def load_state(folder: Path) -> Any:
     try:
         return join_tensors(read_json(folder / f"{STATE}.json"), tensors)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, RuntimeError) as error:
-        raise UserError(f"{folder / f'{STATE}.json'} is no saved state: {reason(error)}") from error
+        raise UserError(f"{folder / f'{STATE}.json'} is not a valid saved state: {reason(error)}") from error
 
 
 def link_model(checkpoint: Path, temporary: Path) -> None:

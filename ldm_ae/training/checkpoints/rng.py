@@ -12,10 +12,10 @@ import torch
 def rng_state() -> dict[str, Any]:
     """Return the states of this process's generators: Python, NumPy, torch, and every accelerator."""
     version, internal, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state(legacy=True)
+    name, keys, *remainder = np.random.get_state(legacy=True)
     state = {
         "python": [version, list(internal), gauss],
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), *[float(v) for v in rest]],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), *[float(v) for v in remainder]],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

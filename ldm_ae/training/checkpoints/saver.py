@@ -153,13 +153,13 @@ class Saver:
         self._accelerator.wait_for_everyone()
         newest, damaged = self._checkpoints.newest()
         for name, reasons in damaged.items():
-            log.say(f"checkpoint {name} does not count and is passed over: {reasons[0]}")
+            log.print_line(f"skipping invalid checkpoint {name}: {reasons[0]}")
         if newest is None:
             if damaged:
                 name, reasons = next(iter(damaged.items()))
                 raise UserError(
-                    f"no checkpoint of {self.folder} counts ({name}: {reasons[0]}); put one back from a copy, or give "
-                    "another --out to start anew"
+                    f"{self.folder} has no valid checkpoint ({name}: {reasons[0]}); restore one from a copy, or give "
+                    "another --out to start a new run"
                 )
             return None
         state = read_state(newest)
@@ -182,9 +182,9 @@ class Saver:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
             raise UserError(f"the state in {newest} does not fit this run: {reason(error)}") from error
         if state["step"] < self._max_steps:
-            log.say(f"continuing from {newest.name}")
+            log.print_line(f"resuming from {newest.name}")
         if before != now:
-            log.say(f"{now} processes now, {before} before: images keep their order, crops and noise")
+            log.print_line(f"{now} processes now, {before} before: the images' order, crops and noise are unchanged")
         return Progress(state["step"], state["position"], state["best"], state.get(SKIPPED, 0))
 
 

@@ -24,19 +24,19 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         check_state(state)
     except ValueError as error:
-        raise UserError(f"{checkpoint / f'{STATE}.json'} is not sound: {error}") from error
+        raise UserError(f"{checkpoint / f'{STATE}.json'} is not valid: {error}") from error
     return state
 
 
 def check_state(state: Any) -> None:
     """Raise `ValueError` unless `state` has the entries of a run's state, with valid types and ranges."""
     if not isinstance(state, dict):
-        raise ValueError("it is no run's state")
+        raise ValueError("it is not the state of a run")
     if missing := [key for key in KEYS if key not in state]:
-        raise ValueError(f"it has no '{missing[0]}'")
+        raise ValueError(f"'{missing[0]}' is missing")
     for name in ("step", "position", SKIPPED):
         if type(value := state.get(name, 0)) is not int or not 0 <= value < _LARGEST:
-            raise ValueError(f"{name} must be a whole number from 0 on")
+            raise ValueError(f"{name} must be a whole number of at least 0")
     best = state.get("best")
     if best is not None and not (
         isinstance(best, dict) and {key: type(value) for key, value in best.items()} in (_BEST, _FIRST_BEST)
@@ -46,7 +46,7 @@ def check_state(state: Any) -> None:
     if not isinstance(identity, dict) or not all(
         isinstance(v, str | int | float | type(None)) for v in identity.values()
     ):
-        raise ValueError("identity must hold plain values")
+        raise ValueError("identity must hold numbers, strings or null")
     for name in ("optimizers", "rng"):
         if not isinstance(entries := state.get(name), list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f"{name} must be a list of states")

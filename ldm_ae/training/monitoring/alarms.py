@@ -38,12 +38,12 @@ def _codebook_has_collapsed(logs: Mapping[str, float]) -> bool:
 ALARMS: dict[str, tuple[Check, str]] = {
     "discriminator_won": (
         _discriminator_has_won,
-        "the discriminator tells nearly all reconstructions apart: its gradient teaches little now; "
+        "the discriminator recognizes nearly all reconstructions, and its gradient is small: "
         "lower its learning rate or gan_weight, or start it later",
     ),
     "discriminator_collapsed": (
         _discriminator_has_collapsed,
-        "the discriminator gives real and reconstructed images the same logits: it learns nothing; "
+        "the discriminator gives real and reconstructed images the same logits and does not learn: "
         "raise its learning rate or lower its regularization",
     ),
     "adaptive_weight_clamped": (
@@ -53,12 +53,12 @@ ALARMS: dict[str, tuple[Check, str]] = {
     ),
     "kl_collapsed": (
         _kl_has_collapsed,
-        "the KL per latent element is below 0.001 nats: the latents carry nothing; lower the kl weight",
+        "the KL per latent element is below 0.001 nats: the latents carry no information; lower the kl weight",
     ),
     "codebook_collapsed": (
         _codebook_has_collapsed,
-        "nearly all latents fall on a few codes (codebook_perplexity) and the others stay unused: start the codes by "
-        "k-means and restart dead ones (care: kmeans_iterations, restart_below), or use FSQ, which has none to lose",
+        "nearly all latents use a few codes (codebook_perplexity) and the others are unused: initialize the codes by "
+        "k-means and restart dead ones (care: kmeans_iterations, restart_below), or use FSQ, which has no dead codes",
     ),
 }
 

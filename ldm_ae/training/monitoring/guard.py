@@ -38,7 +38,7 @@ class Guard:
         if self._tensors:
             torch._foreach_copy_(self._kept, self._tensors)
 
-    def is_sound(self, values: Mapping[str, Tensor]) -> bool:
+    def are_finite(self, values: Mapping[str, Tensor]) -> bool:
         """Return whether all scalars are finite on all processes, by one small reduction."""
         finite = torch.stack([value.detach().float() for value in values.values()]).isfinite().all()
         bad = self._accelerator.reduce((~finite).float(), reduction="sum")
@@ -60,9 +60,9 @@ class Guard:
             every = [None] * self._accelerator.num_processes
             torch.distributed.all_gather_object(every, mine)
         # A value that is averaged over processes is bad everywhere; a process's own loss shows where it came from.
-        guilty = [found for found in every if set(found[0]) - AVERAGED] or every
-        names = dict.fromkeys(chain.from_iterable(terms for terms, _ in guilty))
-        keys = list(dict.fromkeys(chain.from_iterable(keys for _, keys in guilty)))
+        sources = [found for found in every if set(found[0]) - AVERAGED] or every
+        names = dict.fromkeys(chain.from_iterable(terms for terms, _ in sources))
+        keys = list(dict.fromkeys(chain.from_iterable(keys for _, keys in sources)))
         more = f" and {len(keys) - SHOWN_KEYS} more" if len(keys) > SHOWN_KEYS else ""
         return f"{', '.join(names)} not finite; samples {', '.join(islice(keys, SHOWN_KEYS))}{more}"
 
@@ -75,8 +75,8 @@ class Guard:
         self.in_a_row += 1
         if self.in_a_row >= self._limit:
             raise RunError(
-                f"stopped after {self.in_a_row} steps in a row that were not finite, the last with {words}; they "
-                "changed nothing, and the last checkpoint stands: look at those images, or lower the learning rate"
+                f"stopped after {self.in_a_row} consecutive steps that were not finite, the last with {words}; they "
+                "changed nothing, and the last checkpoint is valid: check these images, or lower the learning rate"
             )
 
 

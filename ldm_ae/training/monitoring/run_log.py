@@ -110,10 +110,10 @@ class RunLog:
             with writing(path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line above the progress bar."""
         if self.main:
-            self.progress.say(text)
+            self.progress.print_line(text)
 
     def changes(self, step: int, changed: Mapping[str, tuple[str, str]]) -> None:
         """Write the settings that a resumed run has from `step` on to the terminal, metrics.jsonl and history.jsonl.
@@ -123,7 +123,7 @@ class RunLog:
             changed: JSON values before and after, by key; `(not set)` for a key that is absent.
         """
         for key, (before, after) in changed.items():
-            self.say(f"from step {step} on: {key} {before} -> {after}")
+            self.print_line(f"from step {step}: {key} {before} -> {after}")
             self.metrics(step, {"setting": key, "from": before, "to": after}, kind="change")
         if self.main and changed:
             changes = {key: {"from": _value(before), "to": _value(after)} for key, (before, after) in changed.items()}
@@ -137,7 +137,7 @@ class RunLog:
 
     def warn(self, step: int, name: str, text: str) -> None:
         """Write a warning to the terminal and to metrics.jsonl."""
-        self.say(f"warning at step {step}: {text}")
+        self.print_line(f"warning at step {step}: {text}")
         self.metrics(step, {"alarm": name, "message": text}, kind="alarm")
 
     def image(self, step: int, name: str, tag: str, image: Image.Image) -> None:

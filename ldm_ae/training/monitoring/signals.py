@@ -9,7 +9,7 @@ from types import FrameType
 
 from ldm_ae.core.errors import Terminated
 
-_ASKED_TO_STOP = (signal.SIGINT, signal.SIGTERM)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals(AbstractContextManager["Signals"]):
@@ -18,7 +18,7 @@ class Signals(AbstractContextManager["Signals"]):
     received = 0
 
     def __enter__(self) -> Signals:
-        self._previous = {number: signal.signal(number, self._note) for number in _ASKED_TO_STOP}
+        self._previous = {number: signal.signal(number, self._note) for number in _STOP_SIGNALS}
         return self
 
     def _note(self, number: int, _frame: FrameType | None) -> None:

@@ -68,7 +68,7 @@ class RayEngine:
         if self.actors is not None and self.actors < 1:
             raise UserError(f"the number of Ray's actors is {self.actors}; it must be at least 1")
         if device.startswith("cuda:"):
-            raise UserError(f"--device is {device}, but Ray deals out the GPUs; give --device cuda")
+            raise UserError(f"--device is {device}, but Ray assigns the GPUs; give --device cuda")
         self._refuse_without_number(self._on_cpus(device))
 
     def __call__(self, job: Job, units: range, progress: Progress | None) -> None:
@@ -83,7 +83,7 @@ class RayEngine:
         with _connected(self._address(), job):
             gpus = 0 if on_cpus else int(ray.cluster_resources().get("GPU", 0))
             if not gpus and device not in ("auto", "cpu"):
-                raise UserError(f"--device is {device}, and the Ray cluster has no GPU")
+                raise UserError(f"--device is {device}, but the Ray cluster has no GPU")
             self._refuse_without_number(not gpus)
             self._run(job, units, progress, on_gpus=gpus > 0, actors=self.actors or gpus)
 
@@ -97,7 +97,7 @@ class RayEngine:
 
     def _refuse_without_number(self, on_cpus: bool) -> None:
         if on_cpus and self.actors is None:
-            raise UserError("without a GPU, say how many processes are to encode: --ray-actors N, of one core each")
+            raise UserError("without a GPU, give the number of encoding processes: --ray-actors N, of one core each")
 
     def _run(self, job: Job, units: range, progress: Progress | None, *, on_gpus: bool, actors: int) -> None:
         tally = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tally).remote()
@@ -119,7 +119,7 @@ class RayEngine:
                         raise {"UserError": UserError, "RunError": RunError}[row["error"]](row["message"])
             except ray.exceptions.RayError as error:
                 raise RunError(
-                    f"Ray cannot go on: {reason(error)}. Give the same command again: finished files stay"
+                    f"Ray cannot continue: {reason(error)}. Run the same command again: finished files are kept"
                 ) from error
 
 
@@ -173,8 +173,8 @@ class _Actor:
                 raise RunError(f"file {unit} of the store could not be encoded in {before} attempts: {failure}")
             self._encode = self._encode or self._load()
             self._encode(unit)
-        except (UserError, RunError) as told:
-            error, message = type(told).__name__, str(told)
+        except (UserError, RunError) as raised:
+            error, message = type(raised).__name__, str(raised)
         except Exception as failed:  # noqa: BLE001 - printed here, reported in the end; the process then ends
             traceback.print_exc()
             sys.stderr.flush()
@@ -188,8 +188,8 @@ class _Actor:
             os.chdir(job.working_folder)  # The images' names may be relative to it.
         if not job.path.is_dir():
             raise UserError(
-                f"{socket.gethostname()} does not see {job.path}; store and images must lie where every machine of the "
-                "cluster has them under the same name"
+                f"{socket.gethostname()} cannot find {job.path}; store and images must have the same path on every "
+                "machine of the cluster"
             )
         codebook = job.model.codebook
         look_up = None if codebook is None else codebook.latents
@@ -219,16 +219,16 @@ def _connected(address: str, job: Job) -> Iterator[None]:
     with own as options:
         try:
             try:
-                _knock(address)
+                _require_listener(address)
                 ray.init(address=address, logging_level=logging.ERROR, **options)
             except (OSError, RuntimeError, ValueError) as error:  # A ConnectionError is an OSError.
-                raise RunError(f"no Ray at {address}: {reason(error)}") from error
+                raise RunError(f"no Ray cluster at {address}: {reason(error)}") from error
             yield
         finally:
             ray.shutdown()  # Shut down all that has started, even if the start was incomplete.
 
 
-def _knock(address: str) -> None:
+def _require_listener(address: str) -> None:
     """Raise `OSError` if nothing listens there, which Ray would detect only after more than five minutes."""
     host, _, port = address.rpartition(":")
     if port.isdecimal() and "/" not in host:

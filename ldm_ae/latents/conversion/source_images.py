@@ -11,11 +11,11 @@ from PIL import Image
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import BadImage, ImageTransform, Source, described_options
 from ldm_ae.images.uint8 import to_uint8
-from ldm_ae.latents.formats.interface import Pictures, Sample
+from ldm_ae.latents.formats.interface import EncodedImages, Sample
 from ldm_ae.latents.store.reader import LatentStore
 
 
-class EncodedPictures(Pictures):
+class SourceImages(EncodedImages):
     """Images by key, transformed as the store records.
 
     Args:
@@ -32,16 +32,16 @@ class EncodedPictures(Pictures):
         self._places: dict[str, int] | None = None
         described = store.request.transform
         if not {"resize", "crop", "flip", "background"} <= described.keys():
-            raise UserError(f"{store.path} does not say how its images were cropped; they cannot be put beside it")
+            raise UserError(f"{store.path} does not record how its images were cropped, so the images cannot be added")
         self._options = described_options(described)
 
     def png(self, sample: Sample) -> bytes:
-        """See `Pictures.png`."""
+        """See `EncodedImages.png`."""
         try:
             raw = self._source[self._find(sample)]
             encoded = self._store.index["source_hash"][sample.index_row].as_py()
             if encoded is not None and hashlib.sha256(raw.data).hexdigest() != encoded:
-                raise UserError(f"{sample.key} in the images is not the one that was encoded; encode it again")
+                raise UserError(f"{sample.key} in the images is not the encoded one; encode it again")
             transform = ImageTransform(size=sample.size, **self._options)
             pixels = transform(transform.decode(raw.data).image).pixel_values
         except (BadImage, OSError) as error:
@@ -58,5 +58,5 @@ class EncodedPictures(Pictures):
         if self._places is None:
             self._places = {self._source.key(index): index for index in range(len(self._source))}
         if sample.key not in self._places:
-            raise UserError(f"the images have no {sample.key}, which the store holds; name those that were encoded")
+            raise UserError(f"the images lack {sample.key}, which the store holds; give the images that were encoded")
         return self._places[sample.key]
