@@ -150,7 +150,7 @@ def _photos(contestants: Sequence[Contestant]) -> str:
         photo = photo_title(name)
         original = f"{ORIGINALS}/{name}"
         size = [f"{width} × {height} × 3 = {width * height * 3:,} numbers"]
-        figures = []
+        figures: list[str] = []
         for contestant in contestants:
             # Where two images fit beside each other, each reconstruction has the original beside it.
             figures.append(_figure(original, "Original", size, alt=f"{photo}, original", again=bool(figures)))
