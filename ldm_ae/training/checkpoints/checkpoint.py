@@ -77,7 +77,7 @@ class Checkpoints:
         folder = self.folder / checkpoint_name(snapshot.step)
         if folder.name not in self._valid:
             write_checkpoint(folder, snapshot)
-            self._sound.add(folder.name)
+            self._valid.add(folder.name)
         best = None if best_step is None else checkpoint_name(best_step)
         point_to_best(self.folder, best if best is not None and (self.folder / best).is_dir() else None)
         self._prune(best)
