@@ -70,7 +70,7 @@ class Tokens(Format):
             }
         }  # fmt: skip
 
-    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:
+    def write(self, samples: Samples, out: Path, images: EncodedImages | None) -> None:  # noqa: ARG002
         """See `Format.write`."""
         header = {name: str(value) for name, value in self.metadata(samples)["tokens"].items()}
         views = ("", FLIP) if samples.flips and not self.options.no_flips else ("",)
