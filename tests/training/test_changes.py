@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.training.changes import changed_settings, remedies
+from ldm_ae.training.changes import changed_settings, remedies, saved_config
 from ldm_ae.training.optimizers import OptimizerConfig, load_optimizer
 from tests.pictures import smooth_picture
 from tests.training.common import TINY, files, run
@@ -334,3 +334,13 @@ def test_mismatched_network_weights_are_refused_by_tensor(tmp_path: Path) -> Non
     ):
         with pytest.raises(UserError, match=words):
             load_networks(tmp_path, {"part": network})
+
+
+def test_old_name_of_fp32_is_not_a_changed_setting(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("training: {precision: 'no', max_steps: 3}\n")
+    before = saved_config(tmp_path)
+    assert before is not None
+    assert changed_settings(before, {"training": {"precision": "fp32", "max_steps": 3}}) == {}
+    assert changed_settings(before, {"training": {"precision": "bf16", "max_steps": 3}}) == {
+        "training.precision": ('"fp32"', '"bf16"')
+    }
