@@ -344,3 +344,13 @@ def test_evaluate_refuses(model: KLAutoencoder, image_folder: Path, tmp_path: Pa
         ldm_ae.evaluate(model, image_folder, limit=0)
     with pytest.raises(UserError, match="batch_size must be at least 1"):
         ldm_ae.evaluate(model, image_folder, batch_size=0)
+    out = tmp_path / "out"
+    options = {"size": 16, "limit": 2, "metrics": ["psnr"], "out": out}
+    ldm_ae.evaluate(model, image_folder, **options)
+    with pytest.raises(UserError, match=r"holds an earlier result .*overwrite=True in Python"):
+        ldm_ae.evaluate(model, image_folder, **options)
+    page = ldm_ae.evaluate(model, image_folder, **options, overwrite=True).page
+    assert page == out / "report.html"
+    (out / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds other files \(thesis\.tex\)"):
+        ldm_ae.evaluate(model, image_folder, **options, overwrite=True)

@@ -19,9 +19,10 @@ from ldm_ae.evaluation import Evaluation, Metric, named_metrics, write_report
 from ldm_ae.evaluation import evaluate as evaluate_batches
 from ldm_ae.evaluation.metrics.interface import Setting
 from ldm_ae.evaluation.report.summary import summary_lines
+from ldm_ae.evaluation.report.write import REPORT_FILES
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX, Scoring
 from ldm_ae.images.in_memory import Images, Range, pixel_values_of
-from ldm_ae.io.files import new_folder
+from ldm_ae.io.files import new_folder, require_new_folder
 from ldm_ae.models import Autoencoder
 
 DEFAULT_METRICS = ("psnr", "ssim", "perceptual")
@@ -105,6 +106,7 @@ def evaluate(
     metrics: Sequence[str] = ("default",),
     perceptual: str | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     batch_size: int = 8,
     workers: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -119,15 +121,18 @@ def evaluate(
         limit: Number of images; None for all.
         metrics: Names of metrics; `default` is the default set of `ldm-ae evaluate`.
         perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
-        out: A folder for metrics.json and report.html; None writes nothing.
+        out: A new folder for metrics.json and report.html; None writes nothing.
+        overwrite: Replace an earlier report in `out`.
         batch_size: Images at a time.
         workers: Processes that decode images; 0 decodes in this process.
         progress: Called after every batch with the number of images done.
 
     Raises:
-        UserError: no images, a size that does not fit the model, an unknown metric, or a reconstruction that is not
-            finite.
+        UserError: no images, a size that does not fit the model, an unknown metric, a folder with other files, or a
+            reconstruction that is not finite.
     """
+    if out is not None:
+        require_new_folder(out, "the report", own_files=REPORT_FILES, overwrite=overwrite)
     source = open_source(str(images))
     name = type(model.net).__name__ if isinstance(model, Autoencoder) else str(model)
     loaded = copy.deepcopy(model) if isinstance(model, Autoencoder) else load(model)
