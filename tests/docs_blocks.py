@@ -127,6 +127,7 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
             "OUT --images IMAGES --per": "OUT3 --images IMAGES --per",
         },
         makes=("OUT/config.json", "OUT2/config.json", "OUT3/config.json"),
+        slow=True,
     ),
     ("checkpoints/kl-f8c4-small/README.md", "ldm-ae reconstruct photo.jpg out"): Run(
         makes=("out/photo.png", "latents/store.json"), slow=True

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from ldm_ae.commands._inputs import print_path
-from ldm_ae.commands._quickstart_page import Contestant, save_images, score_label, score_names, score_text, write_page
+from ldm_ae.commands._quickstart_page import Contestant, save_images, write_page
 from ldm_ae.core.resources import DEFAULT_MODEL, recipe, script, shipped_models
 from ldm_ae.core.terminal import ProgressDisplay, progress_bar
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
@@ -141,6 +141,7 @@ def _contestant(
     write_report(evaluation, folder / report)
     contestant = Contestant(
         name=name, origin="ships with ldm_ae" if run is None else _training_words(run), folder=place, report=report,
+        title="The pretrained model" if run is None else "The model trained here",
         numbers=model.latent_spec.channels * height * width, evaluation=evaluation,
     )  # fmt: skip
     save_images(folder, contestant)
@@ -158,14 +159,11 @@ def _training_words(run: Path) -> str:
 
 def _table(contestants: list[Contestant]) -> list[str]:
     """Return lines with the scores of each model, the shipped one first."""
-    names = score_names(contestants[0].evaluation)
+    means, thumbnails = [c.score_texts() for c in contestants], [c.score_texts(baseline=True) for c in contestants]
     rows = [["", *(c.name for c in contestants)], ["numbers per photo", *(f"{c.numbers:,}" for c in contestants)]]
-    rows += [[score_label(n), *(score_text(n, c.evaluation.scores[n]) for c in contestants)] for n in names]
+    rows += [[label, *(texts[label] for texts in means)] for label in means[0]]
     rows.append(["a thumbnail of equally many numbers", *("" for _ in contestants)])
-    rows += [
-        [f"  {score_label(n)}", *(score_text(n, c.evaluation.scores[f"bicubic_{n}"]) for c in contestants)]
-        for n in names
-    ]
+    rows += [[f"  {label}", *(texts[label] for texts in thumbnails)] for label in means[0]]
     return [f"{row[0]:<40}" + "".join(f"{cell:>22}" for cell in row[1:]) for row in rows]
 
 
@@ -173,12 +171,7 @@ def _lesson(shipped: Contestant, trained: Contestant) -> str:
     """Return the gain from longer training, as HTML, from the scores of this run."""
 
     def reached(contestant: Contestant) -> str:
-        scores = contestant.evaluation.scores
-        labels = {name: score_label(name) for name in score_names(shipped.evaluation)}
-        return ", ".join(
-            f"{label if label.isupper() else label.lower()} {score_text(name, scores[name])}"
-            for name, label in labels.items()
-        )
+        return ", ".join(" ".join(score) for score in contestant.score_texts().items())
 
     ratio = trained.numbers / shipped.numbers
     size = "as many numbers" if ratio == 1 else f"{ratio:g} times as many numbers"
@@ -228,16 +221,16 @@ def _commands() -> list[tuple[str, str]]:
 def _contents(folder: Path) -> list[tuple[Path, str]]:
     """Return the results that exist so far."""
     places = [
-        ("evaluation-shipped/report.html", f"{DEFAULT_MODEL}: originals, reconstructions, error maps, scores"),
-        ("evaluation/report.html", "the same report for the model trained here"),
-        (CARD, f"model card of {DEFAULT_MODEL}"),
-        ("run", "training run: metrics.jsonl, samples/, checkpoints/, TensorBoard logs/"),
-        ("model", "model for diffusers: AutoencoderKL.from_pretrained"),
-        ("latents", "latent store: safetensors, index.parquet, stats.json"),
-        ("originals", "held-out photos, cropped"),
-        ("shipped", f"their reconstructions by {DEFAULT_MODEL}"),
-        ("reconstructed", "their reconstructions by the model trained here"),
-        ("decoded", "photos decoded from the store"),
-        ("pipeline", "diffusers pipeline that includes the model"),
+        ("evaluation-shipped/report.html", "report on the pretrained model: images, error maps, latents, scores"),
+        ("evaluation/report.html", "report on the model trained here"),
+        (CARD, f"how the pretrained model {DEFAULT_MODEL} was trained, and its scores"),
+        ("run", "the training run: metrics, samples, checkpoints, TensorBoard logs"),
+        ("model", "the model trained here, for diffusers: AutoencoderKL.from_pretrained"),
+        ("latents", "latents of the photos in a store: safetensors and an index"),
+        ("originals", "the held-out photos, cropped"),
+        ("shipped", "the held-out photos, reconstructed by the pretrained model"),
+        ("reconstructed", "the held-out photos, reconstructed by the model trained here"),
+        ("decoded", "photos decoded from the store of latents"),
+        ("pipeline", "a diffusers pipeline that includes the model trained here"),
     ]
     return [(folder / place, text) for place, text in places if (folder / place).exists()]

@@ -11,30 +11,35 @@ from html import escape
 from pathlib import Path
 
 from ldm_ae.evaluation import Evaluation
-from ldm_ae.evaluation.report.page import STYLE, table
+from ldm_ae.evaluation.report.page import HEAD, STYLE, table
+from ldm_ae.evaluation.report.viewer import VIEWER, VIEWER_STYLE
+from ldm_ae.evaluation.scoring import BASELINE_PREFIX
 from ldm_ae.images.in_memory import levels_image
 from ldm_ae.io.files import writing
 from ldm_ae.latents.decoding import output_names
 
 ORIGINALS = "originals"
-SCORES = {"psnr": ("PSNR", "{:.1f} dB"), "ssim": ("SSIM", "{:.3f}")}
-"""Label and format of a score, by its name. Every other score is a perceptual distance."""
 
-_TITLES = {"chelsea": "a cat", "rocket": "a rocket on its pad", "flower": "a flower"}
+_TITLES = {"chelsea": "A cat", "rocket": "A rocket on its pad", "flower": "A flower"}
 _OWN_STYLE = """
-.photo{display:grid;gap:.75rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,16rem),1fr));margin:0 0 1.5rem}
-.photo figure,.samples figure{margin:0}
-table.narrow td,table.narrow th{padding-right:1.5rem}table small{display:block;color:var(--soft)}
-.photo figcaption span{display:block;font-variant-numeric:tabular-nums}
-.samples{display:flex;flex-wrap:wrap;gap:.75rem}.samples figure{flex:0 1 16rem}
-.progress img{image-rendering:pixelated}
-a{color:var(--mark)}
+.photo{display:grid;gap:.75rem;grid-template-columns:repeat(3,1fr);margin:0 0 1rem}
+.photo figure,.samples figure,.progress figure{margin:0}.photo .again{display:none}
+h3{margin:1.5rem 0 .6rem;font-size:1.05rem}
+table.narrow td,table.narrow th{padding-right:1.5rem;white-space:normal}
+table small,th small{display:block;color:var(--soft);font-weight:400}
+figcaption span{display:block;font-variant-numeric:tabular-nums}
+.samples{display:grid;gap:.75rem;grid-template-columns:repeat(auto-fill,minmax(14rem,1fr))}
+.progress{display:grid;gap:.75rem}.progress img,.samples img{image-rendering:pixelated}
 p.lead{font-size:1.1rem;color:var(--ink)}
 pre{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.8rem 1rem;overflow-x:auto;
-margin:.3rem 0 1rem}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.35rem 1.5rem;font-size:.92rem}
-dt{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.88em}dd{margin:0;color:var(--soft)}
-@media(max-width:40rem){dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.6rem}}
+margin:.3rem 0 1rem;white-space:pre-wrap;overflow-wrap:anywhere}
+.places{list-style:none;margin:.5rem 0 0;padding:0;display:grid;gap:.75rem;
+grid-template-columns:repeat(auto-fill,minmax(min(100%,18rem),1fr))}
+.places a{display:block;height:100%;padding:.7rem 1rem;background:var(--card);border:1px solid var(--line);
+border-radius:10px;text-decoration:none;color:var(--ink)}
+.places a:hover{border-color:var(--mark)}.places code{display:block;color:var(--mark);overflow-wrap:anywhere}
+@media(max-width:40rem){.photo{grid-template-columns:1fr 1fr;gap:.4rem}.photo figure{padding:.4rem}
+.photo .again{display:block}.samples{grid-template-columns:1fr 1fr}}
 """.strip().replace("\n", "")
 
 
@@ -43,6 +48,8 @@ class Contestant:
     """One of the two models and its reconstructions of the held-out photos."""
 
     name: str
+    title: str
+    """Name of its reconstructions for a reader who knows neither model."""
     origin: str
     """Short description of where the model comes from."""
     folder: str
@@ -52,6 +59,18 @@ class Contestant:
     numbers: int
     """Number of values in the latents of one photo."""
     evaluation: Evaluation
+
+    def score_texts(self, photo: int | None = None, *, baseline: bool = False) -> dict[str, str]:
+        """Return the scores that the thumbnail has too, with their units, by label: their means, those of one photo, or
+        the thumbnail's means."""
+        scores = self.evaluation.scores if photo is None else self.evaluation.images[photo].scores
+        infos, prefix = self.evaluation.infos, BASELINE_PREFIX if baseline else ""
+        return {infos[name].label: infos[name].text(scores[prefix + name]) for name in self.score_names()}
+
+    def score_names(self) -> list[str]:
+        """Return the names of the scores of each photo that the thumbnail has too."""
+        scores = self.evaluation.images[0].scores
+        return [name for name in scores if BASELINE_PREFIX + name in scores]
 
 
 def save_images(folder: Path, contestant: Contestant) -> None:
@@ -67,20 +86,11 @@ def save_images(folder: Path, contestant: Contestant) -> None:
             levels_image(levels).save(path)
 
 
-def score_names(evaluation: Evaluation) -> list[str]:
-    """Return the names of PSNR, SSIM and the perceptual distance, in this order."""
-    others = [name for name in evaluation.images[0].scores if f"bicubic_{name}" in evaluation.images[0].scores]
-    return [*SCORES, *(name for name in others if name not in SCORES)]
-
-
-def score_text(name: str, value: float) -> str:
-    """Format a score with its unit."""
-    return SCORES[name][1].format(value) if name in SCORES else f"{value:.3f}"
-
-
-def score_label(name: str) -> str:
-    """Return the display name of a score."""
-    return SCORES[name][0] if name in SCORES else "Perceptual distance"
+def photo_title(name: str) -> str:
+    """Return what a photo shows, or its file's name without folder, suffix and separators."""
+    stem = Path(name).stem
+    words = stem.replace("_", " ").replace("-", " ").strip() or stem
+    return _TITLES.get(stem, words[:1].upper() + words[1:])
 
 
 def write_page(
@@ -105,14 +115,14 @@ def write_page(
     )  # fmt: skip
     page = f"""<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<title>ldm_ae quickstart</title><style>{STYLE}{_OWN_STYLE}</style></head>
+<head>{HEAD}
+<title>ldm_ae quickstart</title><style>{STYLE}{VIEWER_STYLE}{_OWN_STYLE}</style></head>
 <body>
 <p class="kicker">ldm_ae quickstart</p>
 <h1>Photos through {contestants[0].numbers:,} numbers, and back</h1>
 <p class="lead">An autoencoder encodes a photo as a small grid of numbers, its latents, and decodes them again. A
-latent diffusion model works on the latents alone. None of the photos was in a training set. Higher PSNR and
-SSIM are better; a lower perceptual distance is better.</p>
+latent diffusion model works on the latents alone. None of the photos was in a training set. Click one to enlarge it and
+compare it with the original, by a slider or a blink.</p>
 {waiting}
 {_photos(contestants)}
 <h2>Mean scores on these photos</h2>
@@ -121,9 +131,10 @@ SSIM are better; a lower perceptual distance is better.</p>
 {_progress(folder)}
 {_samples(folder)}
 <h2>Results</h2>
-<dl>{_contents(folder, contents)}</dl>
+<ul class="places">{_contents(folder, contents)}</ul>
 <h2>Next steps</h2>
 {"".join(f"<p>{escape(text)}</p><pre><code>{escape(command)}</code></pre>" for text, command in commands)}
+{VIEWER}
 </body>
 </html>
 """
@@ -136,52 +147,64 @@ def _photos(contestants: Sequence[Contestant]) -> str:
     height, width = contestants[0].evaluation.first[0].original.shape[-2:]
     rows = []
     for number, name in enumerate(names.values()):
-        photo = _TITLES.get(Path(name).stem, Path(name).stem)
-        figures = [_figure(f"{ORIGINALS}/{name}", f"Original: {photo}", [f"{width} × {height} × 3 numbers"])]
+        photo = photo_title(name)
+        original = f"{ORIGINALS}/{name}"
+        size = [f"{width} × {height} × 3 = {width * height * 3:,} numbers"]
+        figures: list[str] = []
         for contestant in contestants:
-            scores = contestant.evaluation.images[number].scores
-            words = [f"{score_label(n)} {score_text(n, scores[n])}" for n in score_names(contestant.evaluation)]
-            title = f"{contestant.name}, {contestant.origin}"
-            figures.append(_figure(f"{contestant.folder}/{name}", title, words, alt=f"{photo}, {title}"))
-        rows.append(f'<div class="photo">{"".join(figures)}</div>')
+            # Where two images fit beside each other, each reconstruction has the original beside it.
+            figures.append(_figure(original, "Original", size, alt=f"{photo}, original", again=bool(figures)))
+            scores = [" ".join(score) for score in contestant.score_texts(number).items()]
+            figures.append(
+                _figure(
+                    f"{contestant.folder}/{name}", contestant.title, [f"{contestant.numbers:,} numbers", *scores],
+                    alt=f"{photo}, {contestant.title}",
+                )
+            )  # fmt: skip
+        rows.append(
+            f'<h3>{escape(photo)}</h3><div class="views photo" data-title="{escape(photo)}">{"".join(figures)}</div>'
+        )
     return "\n".join(rows)
 
 
-def _figure(path: str, title: str, lines: Sequence[str], *, alt: str = "") -> str:
+def _figure(path: str, title: str, lines: Sequence[str] = (), *, alt: str = "", again: bool = False) -> str:
+    """Return an image that a click enlarges; `again` marks one that the group already has, for narrow windows."""
     words = "".join(f"<span>{escape(line)}</span>" for line in lines)
     return (
-        f'<figure><a href="{escape(path)}"><img src="{escape(path)}" alt="{escape(alt or title)}" loading="lazy"></a>'
+        f'<figure{" class=again" if again else ""}><a class="view{" copy" if again else ""}" href="{escape(path)}" '
+        f'data-label="{escape(title)}"><img src="{escape(path)}" alt="{escape(alt or title)}"></a>'
         f"<figcaption><b>{escape(title)}</b>{words}</figcaption></figure>"
     )
 
 
+def _group(title: str, figure: str) -> str:
+    return f'<div class="views" data-title="{escape(title)}">{figure}</div>'
+
+
 def _scores(contestants: Sequence[Contestant]) -> str:
     rows = [["Numbers in the latents of a photo", *(f"{c.numbers:,}" for c in contestants)]]
-    for name in score_names(contestants[0].evaluation):
-        better = "higher is better" if name in SCORES else "lower is better"
-        label = f"{score_label(name)} <small>{escape('' if name in SCORES else f'{name}, ')}{better}</small>"
-        rows.append([label, *(score_text(name, c.evaluation.scores[name]) for c in contestants)])
-    rows += [
-        [f"{score_label(name)} of a bicubic thumbnail of equally many numbers",
-         *(score_text(name, c.evaluation.scores[f"bicubic_{name}"]) for c in contestants)]
-        for name in score_names(contestants[0].evaluation) if name != "ssim"
-    ]  # fmt: skip
+    first = contestants[0]
+    means, thumbnails = [c.score_texts() for c in contestants], [c.score_texts(baseline=True) for c in contestants]
+    infos = [first.evaluation.infos[name] for name in first.score_names()]
+    for info in infos:
+        small = f"<small>{escape(f'{info.better} {info.explanation}'.strip())}</small>"
+        rows.append([f"{escape(info.label)} {info.arrow}{small}", *(texts[info.label] for texts in means)])
+    for info in infos:
+        label = f"{escape(info.label)} of a bicubic thumbnail of equally many numbers"
+        rows.append([label, *(texts[info.label] for texts in thumbnails)])
     rows.append(
         ["Error maps, latents, all scores", *(f'<a href="{c.report}/report.html">report</a>' for c in contestants)]
     )
-    header = ["", *(f"{escape(c.name)}<br>{escape(c.origin)}" for c in contestants)]
+    header = ["", *(f"{escape(c.title)}<small>{escape(c.name)}, {escape(c.origin)}</small>" for c in contestants)]
     return table(header, rows, numbers=tuple(range(1, len(header))), css="narrow")
 
 
 def _progress(folder: Path) -> str:
-    grids = sorted((folder / "run" / "samples").glob("step-*.png"))
-    figures = [
-        _figure(
-            path.relative_to(folder).as_posix(), f"After {int(path.stem.split('-')[1]):,} steps",
-            ["Crops of training photos above, their reconstructions below"],
-        )
-        for path in grids
-    ]  # fmt: skip
+    figures: list[str] = []
+    for path in sorted((folder / "run" / "samples").glob("step-*.png")):
+        title = f"After {int(path.stem.split('-')[1]):,} steps"
+        line = "Photos above, below each its reconstruction, and its error below that"
+        figures.append(_group(title, _figure(path.relative_to(folder).as_posix(), title, [line])))
     if not figures:
         return ""
     return f'<h2>The training from scratch</h2><div class="progress">{"".join(figures)}</div>'
@@ -191,7 +214,8 @@ def _samples(folder: Path) -> str:
     paths = sorted(folder.glob("sample-*.png"))
     if not paths:
         return ""
-    figures = "".join(_figure(path.name, f"Sample {i + 1}", []) for i, path in enumerate(paths))
+    titles = [f"Sample {i + 1}" for i in range(len(paths))]
+    figures = "".join(_group(title, _figure(path.name, title)) for title, path in zip(titles, paths, strict=True))
     return (
         "<h2>Samples of a diffusion model on these latents</h2><p>It was trained on the latent store for some seconds, "
         "which only shows that all parts work together: its samples are texture, not photos.</p>"
@@ -200,8 +224,8 @@ def _samples(folder: Path) -> str:
 
 
 def _contents(folder: Path, contents: Sequence[tuple[Path, str]]) -> str:
+    places = [(path.relative_to(folder).as_posix(), text) for path, text in contents]
     return "".join(
-        f'<dt><a href="{escape(path.relative_to(folder).as_posix())}">{escape(path.relative_to(folder).as_posix())}</a>'
-        f"</dt><dd>{escape(text)}</dd>"
-        for path, text in contents
+        f'<li><a href="{escape(place)}">{escape(text[:1].upper() + text[1:])}<code>{escape(place)}</code></a></li>'
+        for place, text in places
     )

@@ -35,8 +35,12 @@ class Evaluate(Command):
         parser.add_argument("--perceptual", choices=PERCEPTUAL, help="network of the perceptual distance; lpips_* need "
                             "weights from torchvision (default: stlpips_vgg)")  # fmt: skip
         parser.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"),
-                            help="network of the Fréchet distance; auto is FID's Inception if its weights are "
-                            "available, else EfficientNet-Lite0, under its own name")  # fmt: skip
+                            help="network of the Fréchet distance; auto is FID's Inception if its weights are on this "
+                            "machine, else EfficientNet-Lite0, under its own name; inception downloads them once, "
+                            "91 MiB")  # fmt: skip
+        parser.add_argument("--inception-weights", metavar="FILE", help="FID's Inception weights as pytorch-fid or "
+                            "torch-fidelity publish them, for a machine without a network (default: the file in "
+                            "PyTorch's cache of downloads)")  # fmt: skip
         parser.add_argument("--prior", metavar="FOLDER", help="prior of scripts/train_code_prior.py, which adds the "
                             "rate of a discrete model's codes under it")  # fmt: skip
         add_images_options(parser)
@@ -53,7 +57,10 @@ class Evaluate(Command):
         require_new_folder(args.out, "the report", own_files=REPORT_FILES, overwrite=args.overwrite)
         with new_folder(args.out) as folder:
             choose_precision(args)
-            metrics = named_metrics(args.metrics, perceptual=args.perceptual, features=args.features)
+            metrics = named_metrics(
+                args.metrics, perceptual=args.perceptual, features=args.features,
+                inception_weights=args.inception_weights,
+            )  # fmt: skip
             prior = None if args.prior is None else load_prior(args.prior)
             if prior is not None and not any(metric.name == "rate" for metric in metrics):
                 chosen = " ".join(args.metrics)

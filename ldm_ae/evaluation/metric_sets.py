@@ -14,7 +14,7 @@ from ldm_ae.evaluation.metrics.features import (
     InceptionFeatures,
     features_at_hand,
 )
-from ldm_ae.evaluation.metrics.frechet import Frechet
+from ldm_ae.evaluation.metrics.frechet import RFID, Frechet
 from ldm_ae.evaluation.metrics.interface import ImageMetric, Metric
 from ldm_ae.evaluation.metrics.latents import ActiveChannels, LatentStatistics
 from ldm_ae.evaluation.metrics.perceptual import Perceptual, PerceptualDistance
@@ -26,6 +26,11 @@ DEFAULT = "default"
 """Name of the default set among names of metrics."""
 PERCEPTUAL_NETWORK, FEATURE_NETWORK = "stlpips_vgg", "auto"
 """Names of the networks of the default set."""
+NO_INCEPTION = (
+    "FID's Inception weights are not on this machine. --features inception downloads them once (91 MiB); without a "
+    "network, give their file by --inception-weights FILE"
+)
+"""Reason why the default set has no rFID."""
 
 
 def default_metrics(
@@ -54,8 +59,9 @@ def validation_metrics(perceptual: PerceptualDistance | None) -> list[ImageMetri
 
 
 def named_metrics(
-    names: Sequence[str] = (DEFAULT,), *, perceptual: str | None = None, features: str | None = None
-) -> list[Metric]:
+    names: Sequence[str] = (DEFAULT,), *, perceptual: str | None = None, features: str | None = None,
+    inception_weights: str | None = None,
+) -> list[Metric]:  # fmt: skip
     """Return new metrics by their names, each once, in the order of the names.
 
     Args:
@@ -63,28 +69,46 @@ def named_metrics(
             networks.
         perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
         features: The network of `frechet`: `auto`, `inception`, `efficientnet_lite0` or `none`.
+        inception_weights: File of FID's Inception weights for `rfid`, and for `frechet` unless `features` is another
+            network. Without it, `rfid` and `inception` take the file of PyTorch's cache, or download it.
 
     Raises:
-        UserError: an unknown name, a network that no metric of these uses, or weights that are not available locally.
+        UserError: an unknown name, a network or file that no metric of these uses, or weights that are neither
+            available locally nor downloaded.
     """
     for option, name, given in (("perceptual", Perceptual.name, perceptual), ("features", Frechet.name, features)):
         if given is not None and DEFAULT not in names and name not in names:
             raise UserError(
                 f"--{option} {given} has no effect with --metrics {' '.join(names)}; remove it, or add {name}"
             )
+    if inception_weights is not None:
+        other = "" if features in (None, "auto", "inception") else f" --features {features}"
+        if RFID.name not in names and (other or not {DEFAULT, Frechet.name} & {*names}):
+            raise UserError(
+                f"--inception-weights has no effect with --metrics {' '.join(names)}{other}; remove it, or add "
+                f"{RFID.name}"
+            )
+        features = features if other else "inception"
     perceptual, features = perceptual or PERCEPTUAL_NETWORK, features or FEATURE_NETWORK
     found: dict[str, Metric] = {}
     for name in names:
         if name == DEFAULT:
-            more = default_metrics(perceptual_network(perceptual), feature_network(features))
+            more = default_metrics(perceptual_network(perceptual), feature_network(features, inception_weights))
         elif name == Perceptual.name:
             more = [] if (distance := perceptual_network(perceptual)) is None else [Perceptual(distance)]
         elif name == Frechet.name:
-            more = [] if (extractor := feature_network(features)) is None else [Frechet(extractor)]
+            extractor = feature_network(features, inception_weights)
+            more = [] if extractor is None else [Frechet(extractor)]
+        elif name == RFID.name:
+            more = [RFID(inception_weights)]
         else:
             more = [METRICS[name]()]
         for metric in more:
             found.setdefault(metric.name, metric)
+    if features == "auto" and RFID.name not in found:
+        for metric in found.values():
+            if isinstance(metric, Frechet):
+                metric.absent = {RFID.name: NO_INCEPTION}
     return list(found.values())
 
 
@@ -98,11 +122,11 @@ def perceptual_network(name: str) -> PerceptualDistance | None:
     return network
 
 
-def feature_network(name: str) -> FeatureNetwork | None:
+def feature_network(name: str, inception_weights: str | None = None) -> FeatureNetwork | None:
     """Return the network of a Fréchet distance: `inception`, `efficientnet_lite0`, for `auto` the former where its
-    weights are available locally and else the latter, and None for `none`."""
+    weights are available locally and else the latter, and None for `none`. Only `inception` downloads weights."""
     if name == "none":
         return None
     if name == "auto":
         return features_at_hand()
-    return InceptionFeatures() if name == "inception" else EfficientNetLite0Features()
+    return InceptionFeatures(inception_weights) if name == "inception" else EfficientNetLite0Features()

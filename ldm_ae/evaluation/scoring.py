@@ -25,7 +25,7 @@ class Scoring:
 
     def __init__(self, metrics: Sequence[Metric], setting: Setting, *, strict: bool = False):
         self.skipped: dict[str, str] = {}
-        """Reasons why metrics have no score, by the metrics' names."""
+        """Reasons why metrics, or what they stand in for, have no score, by name."""
         self.infos: dict[str, ScoreInfo] = {}
         """Display and explanation of each score, by its key; the thumbnail's scores share those of the model's."""
         self.ranking: str | None = None
@@ -35,6 +35,7 @@ class Scoring:
         self._keys: dict[str, list[str]] = {}  # keys of each image's values, by the metric's name
         self._shapes: set[tuple[int, ...]] = set()
         for metric in metrics:
+            self.skipped |= metric.absent
             try:
                 if metric.pixels not in (None, setting.pixels):
                     other = f"images that are {metric.pixels}, but the model uses {setting.pixels}"

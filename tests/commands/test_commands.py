@@ -85,6 +85,7 @@ def test_encode_decode_and_reconstruct_agree(
     assert json.loads(out)["problems"] == []
 
 
+@pytest.mark.slow
 def test_export_measures_a_known_scale_only_on_request(
     run: Run, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -242,8 +243,32 @@ def no_weights(folder: Path) -> Path:
             "weights of lpips",
         ),
         (
-            ["evaluate", "{model}", "{images}", "--size", "32", "--features", "inception", "--out", "{tmp}/o"],
-            "Inception",
+            [
+                "evaluate",
+                "{model}",
+                "{images}",
+                "--metrics",
+                "rfid",
+                "--inception-weights",
+                "{tmp}/no",
+                "--out",
+                "{tmp}/o",
+            ],
+            "rFID needs FID's Inception weights, and",
+        ),
+        (
+            [
+                "evaluate",
+                "{model}",
+                "{images}",
+                "--metrics",
+                "psnr",
+                "--inception-weights",
+                "{tmp}/no",
+                "--out",
+                "{tmp}/o",
+            ],
+            "--inception-weights has no effect with --metrics psnr; remove it, or add rfid",
         ),
         (["import", "{tmp}/nowhere.ckpt", "{tmp}/o"], "no such file"),
         (["import", "{model}/diffusion_pytorch_model.safetensors", "{tmp}/o"], "with its config.json, as MODEL"),

@@ -36,8 +36,8 @@ def test_quickstart_writes_every_listed_file(tmp_path: Path, capsys: pytest.Capt
     for report in ("evaluation", "evaluation-shipped"):
         scores = json.loads((tmp_path / report / "metrics.json").read_text())["scores"]
         assert scores["bicubic_psnr"] > 20  # the thumbnail is a fair baseline
-        assert f"{scores['psnr']:.1f} dB" in page
-        assert f"{scores['psnr']:.1f} dB" in words
+        assert f"{scores['psnr']:.2f} dB" in page
+        assert f"{scores['psnr']:.2f} dB" in words
     assert scores["psnr"] > 25  # of the shipped model, which was scored last
     model = AutoencoderKL.from_pretrained(tmp_path / "model")
     assert model.config.scaling_factor != 1.0

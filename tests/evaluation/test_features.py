@@ -10,13 +10,17 @@ import torch
 from PIL import Image
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.evaluation import EfficientNetLite0Features, InceptionFeatures, frechet_score_name
+from ldm_ae.evaluation import EfficientNetLite0Features, InceptionFeatures, frechet_score_name, named_metrics
+from ldm_ae.evaluation.metric_sets import NO_INCEPTION
 from ldm_ae.evaluation.metrics import features
 from ldm_ae.evaluation.metrics.efficientnet_lite import EfficientNetLite0, SameConv2d
-from ldm_ae.evaluation.metrics.features import _efficientnet_file
+from ldm_ae.evaluation.metrics.features import _efficientnet_file, features_at_hand
+from ldm_ae.evaluation.metrics.interface import Setting
+from ldm_ae.evaluation.scoring import Scoring
+from ldm_ae.io.download import download
 from ldm_ae.io.files import sha256
 from ldm_ae.io.legacy import read_legacy_weights
-from tests.evaluation.stubs import PixelFeatures
+from tests.evaluation.stubs import IdentityAutoencoder, PixelFeatures
 
 TABBY, TIGER_CAT, PERSIAN, SIAMESE, EGYPTIAN = range(281, 286)
 ESPRESSO, CUP, MISSILE, PROJECTILE = 967, 968, 657, 744
@@ -138,18 +142,40 @@ def no_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         raise AssertionError("tried to download")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(features, "download", refuse)
     return tmp_path / "hub" / "checkpoints"
 
 
-def test_missing_inception_weights_are_named_with_an_alternative(no_download: Path) -> None:
+def test_inception_refuses_a_file_that_does_not_exist(no_download: Path) -> None:
     assert not InceptionFeatures.at_hand()
-    with pytest.raises(UserError) as caught:
-        InceptionFeatures()
-    message = str(caught.value)
-    for part in (str(no_download), "pt_inception-2015-12-05-6726825d.pth", "EfficientNet-Lite0"):
-        assert part in message
-    with pytest.raises(UserError, match="/nowhere/weights"):
+    with pytest.raises(UserError, match="/nowhere/weights does not exist"):
         InceptionFeatures("/nowhere/weights")
+
+
+def test_automatic_choice_of_features_downloads_nothing(no_download: Path) -> None:
+    assert isinstance(features_at_hand(), EfficientNetLite0Features)
+    metrics = named_metrics(["frechet"])
+    assert [metric.name for metric in metrics] == ["frechet_efficientnet_lite0"]
+    skipped = Scoring(metrics, Setting(model=IdentityAutoencoder(), device=torch.device("cpu"))).skipped
+    assert skipped == {"rfid": NO_INCEPTION}
+    assert "--features inception" in skipped["rfid"]
+    assert named_metrics(["frechet"], features="efficientnet_lite0")[0].absent == {}  # then nothing is missing
+
+
+def test_inception_that_cannot_be_downloaded_is_one_line_with_what_works_instead(
+    no_download: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    monkeypatch.setattr(features, "download", download)
+    monkeypatch.setattr(module, "URL_INCEPTION_V3", (tmp_path / "nowhere.pth").as_uri())
+    for make in (InceptionFeatures, lambda: named_metrics(["rfid"]), lambda: named_metrics(features="inception")):
+        with pytest.raises(UserError) as caught:
+            make()
+        message = str(caught.value)
+        assert "\n" not in message
+        for part in (str(no_download), "nowhere.pth was not downloaded", "--inception-weights", "EfficientNet-Lite0"):
+            assert part in message
+    assert not InceptionFeatures.at_hand()
 
 
 def test_inception_refuses_other_weights(no_download: Path, tmp_path: Path) -> None:
@@ -163,20 +189,26 @@ def test_inception_refuses_other_weights(no_download: Path, tmp_path: Path) -> N
         InceptionFeatures()
 
 
-@pytest.mark.slow
-def test_inception_with_weights_in_the_cache(no_download: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random weights stand in for the real file, which cannot be had here; their digest is declared the right one."""
+@pytest.fixture
+def inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, torch.nn.Module]:
+    """A file of random weights in place of the real one, which cannot be had here, with its digest declared the right
+    one; and torch-fidelity's network with these weights."""
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     extractor = module.FeatureExtractorInceptionV3
     with monkeypatch.context() as patch:
         patch.setattr(module, "load_state_dict_from_url", lambda *args, **kwargs: {})
         patch.setattr(extractor, "load_state_dict", lambda self, state: None)
         network = extractor("inception", ["2048"]).eval()  # as torch-fidelity 0.4 makes it
-    no_download.mkdir(parents=True)
-    path = no_download / features.INCEPTION_FILES[1]
-    torch.save(network.state_dict(), path)
-    monkeypatch.setattr(features, "INCEPTION_SHA256", sha256(path))
+    torch.save(network.state_dict(), tmp_path / "published.pth")
+    monkeypatch.setattr(features, "INCEPTION_SHA256", sha256(tmp_path / "published.pth"))
+    return tmp_path / "published.pth", network
 
+
+@pytest.mark.slow
+def test_inception_with_weights_in_the_cache(no_download: Path, inception: tuple[Path, torch.nn.Module]) -> None:
+    published, network = inception
+    no_download.mkdir(parents=True)
+    published.rename(no_download / features.INCEPTION_FILES[1])
     assert InceptionFeatures.at_hand()
     ours = InceptionFeatures()
     levels = torch.randint(0, 256, (2, 3, 24, 40), dtype=torch.uint8)
@@ -184,3 +216,53 @@ def test_inception_with_weights_in_the_cache(no_download: Path, monkeypatch: pyt
     assert result.shape == (2, ours.dim)
     assert torch.equal(result, network(levels)[0])
     assert not any(p.requires_grad for p in ours.parameters())
+
+
+@pytest.mark.slow
+def test_inception_by_name_is_downloaded_once(
+    no_download: Path, inception: tuple[Path, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published, _ = inception
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    monkeypatch.setattr(module, "URL_INCEPTION_V3", published.as_uri())
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "download", download)
+        assert [metric.name for metric in named_metrics(["rfid"])] == ["rfid"]
+    (cached,) = no_download.iterdir()
+    assert cached.read_bytes() == published.read_bytes()
+    assert [metric.name for metric in named_metrics(["frechet"])] == ["rfid"]  # with no other download
+
+
+@pytest.mark.slow
+def test_inception_by_path_serves_every_choice_of_it(
+    no_download: Path, inception: tuple[Path, torch.nn.Module]
+) -> None:
+    path = str(inception[0])
+    for names, network in ((["rfid"], None), (["frechet"], "inception"), (["frechet"], "auto"), (["frechet"], None)):
+        (metric,) = named_metrics(names, features=network, inception_weights=path)
+        assert metric.name == "rfid"
+        assert metric.absent == {}
+    with pytest.raises(UserError, match="--features efficientnet_lite0; remove it, or add rfid"):
+        named_metrics(["frechet"], features="efficientnet_lite0", inception_weights=path)
+
+
+def test_inception_never_unpickles_a_program(
+    no_download: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The digest is the first guard; behind it, only tensors are read."""
+    pytest.importorskip("torch_fidelity")
+    torch.save({"weight": torch.zeros(1), "program": Program(tmp_path / "ran")}, tmp_path / "program.pth")
+    monkeypatch.setattr(features, "INCEPTION_SHA256", sha256(tmp_path / "program.pth"))
+    with pytest.raises(UserError, match="can run code"):
+        InceptionFeatures(tmp_path / "program.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+class Program:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.path,)

@@ -230,7 +230,7 @@ def test_summary_is_ascii_on_an_ascii_terminal(tiny_model: KLAutoencoder, monkey
     monkeypatch.setattr(sys, "stdout", Ascii())
     lines = summary_lines(result)
     assert any(line.startswith("psnr ^ ") for line in lines)
-    assert any(line.startswith("frechet_colour v ") and line.endswith("Fr?chet distance, colour") for line in lines)
+    assert any(line.startswith("frechet_colour v ") and "Fr?chet distance, colour" in line for line in lines)
 
 
 @pytest.mark.slow

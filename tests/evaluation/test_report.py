@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
-from html.parser import HTMLParser
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,41 +16,12 @@ from ldm_ae.evaluation import evaluate, to_uint8_image, write_report
 from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.evaluation.report import page
 from ldm_ae.evaluation.report import write as report
+from ldm_ae.evaluation.report.summary import summary_lines
 from ldm_ae.models import KLAutoencoder
 from tests.evaluation.stubs import IdentityAutoencoder, MeanDistance, PixelFeatures, loader, pictures
+from tests.pages import Page
 
 HOSTILE = '<script>alert("1")</script>'
-VOID = {"meta", "img", "br", "rect"}
-
-
-class Page(HTMLParser):
-    """Checks the nesting of a page and collects its elements and text."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.stack: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert self.stack == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 @pytest.fixture
@@ -77,11 +49,11 @@ def test_report_is_valid_html_without_external_resources(evaluation: Evaluation,
     page = Page(text)
     for _, attributes in page.elements:
         for name in ("src", "href", "srcset", "action", "data"):
-            assert (attributes.get(name) or "data:").startswith("data:")
-    assert "http" not in text
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
+    assert "://" not in text
     assert "url(" not in text
     assert "@import" not in text
-    assert not page.all("script")
+    assert page.all("script") == [{}]  # the viewer, inline
     assert not page.all("link")
     assert "prefers-color-scheme:dark" in text
     assert "@media print" in text
@@ -90,18 +62,61 @@ def test_report_is_valid_html_without_external_resources(evaluation: Evaluation,
 
 def test_report_escapes_text_from_data(evaluation: Evaluation) -> None:
     text = report.render(evaluation)
-    assert "<script" not in text
+    assert text.count("<script") == 1  # the viewer
     page = Page(text)
-    assert not page.all("script")
-    # title, heading, lead, protocol, gallery and table
+    # title, heading, facts, gallery, table and protocol
     assert page.text.count(HOSTILE) >= 6
+
+
+def test_report_allows_browsers_the_viewers_script_alone(evaluation: Evaluation) -> None:
+    page = Page(report.render(evaluation))
+    policy = next(meta["content"] or "" for meta in page.all("meta") if meta.get("http-equiv"))
+    script = report.render(evaluation).partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_report_shows_the_protocol_above_the_pictures(evaluation: Evaluation) -> None:
+    text = report.render(evaluation)
+    before = Page(text.partition("<main>")[2].partition('<section id="images">')[0]).text
+    for words in ("6 images of 32x32 pixels", "1 image rejected", "posterior's mode", "Precision fp32", "torch 2."):
+        assert words in before
+    assert str(evaluation.protocol["model"]["sha256"])[:12] in before
+
+
+def test_report_greys_a_frechet_distance_over_few_images(evaluation: Evaluation) -> None:
+    """Its value, its reason and the thumbnail's value are there, but no card and no verdict."""
+    reason = "over 6 images, and reliable from 2,000 on"
+    text = report.render(evaluation)
+    cards, _, after = text.partition("</ul>")
+    assert "Fréchet" not in cards.partition('<ul class="headline">')[2]
+    paragraph = after.partition('<p class="unsure">')[2].partition("</p>")[0]
+    assert "Fréchet distance, colour" in paragraph
+    assert page.number(evaluation.scores["frechet_colour"]) in paragraph
+    assert reason in paragraph
+    assert f"Grey, as it is {reason}." in text.partition('<table class="scores">')[2]
+    lines = [line for line in summary_lines(evaluation) if line.startswith("frechet_colour")]
+    assert lines[0].endswith(f"({reason})")
+    enough = replace(evaluation, images=evaluation.images * 334)
+    text = report.render(enough)
+    assert 'unsure">' not in text
+    assert "Fréchet distance, colour" in text.partition('<ul class="headline">')[2].partition("</ul>")[0]
+    assert "reliable" not in "".join(summary_lines(enough))
+
+
+def test_report_shows_few_images_once(evaluation: Evaluation) -> None:
+    few = replace(evaluation, images=evaluation.images[:2])
+    assert '<section id="worst">' in report.render(evaluation)
+    assert '<section id="worst">' not in report.render(few)
+    assert "<h2>The images</h2>" in report.render(few)
 
 
 def test_report_shows_scores_beside_their_baseline(evaluation: Evaluation) -> None:
     text = Page(report.render(evaluation)).text
     for name in ("psnr", "ssim", "mean_distance", "frechet_colour"):
-        assert report._number(evaluation.scores[name]) in text
-        assert report._number(evaluation.scores[f"bicubic_{name}"]) in text
+        assert page.number(evaluation.scores[name]) in text
+        assert page.number(evaluation.scores[f"bicubic_{name}"]) in text
     assert "Fréchet distance, colour" in text
     assert "rFID" in text  # named only to say that it is not this
     assert "not comparable with rFID" in text
@@ -113,7 +128,7 @@ def test_verdicts_follow_the_direction_of_each_score(evaluation: Evaluation) -> 
     scores = evaluation.scores
     text = Page(report.render(evaluation)).text
     expected = {
-        f"better than the thumbnail's {report._number(scores[f'bicubic_{name}'])}": better
+        f"better than the thumbnail's {page.number(scores[f'bicubic_{name}'])}": better
         for name, better in (
             ("psnr", scores["psnr"] > scores["bicubic_psnr"]),
             ("mean_distance", scores["mean_distance"] < scores["bicubic_mean_distance"]),

@@ -129,6 +129,7 @@ def test_overflow_before_a_codebook_is_detected() -> None:
     assert fp32_fallbacks(fp16) == 1
 
 
+@pytest.mark.slow
 def test_overflow_hooks_work_inside_compiled_modules(model: KLAutoencoder) -> None:
     fp16 = ready(model, "fp16")
     fp16.net.decoder.compile(backend="eager")  # the graph is what matters here, not the code made of it

@@ -1,8 +1,10 @@
-"""Feature networks of Fréchet distances. None of them is ever downloaded or replaced by another."""
+"""Feature networks of Fréchet distances. None is ever replaced by another, and only FID's own is downloaded, if it
+is asked for by name."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 from pathlib import Path
 from typing import Protocol
 
@@ -12,8 +14,10 @@ from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
+from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.evaluation.metrics.efficientnet_lite import EfficientNetLite0
 from ldm_ae.images.uint8 import from_levels, to_levels, to_uint8
+from ldm_ae.io.download import download
 from ldm_ae.io.files import sha256
 from ldm_ae.io.legacy import read_legacy_weights
 
@@ -22,6 +26,8 @@ INCEPTION_FILES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-20
 
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 """Digest of the weights in FID's definition. Other weights would give another number under its name."""
+
+_ALTERNATIVE = "A Fréchet distance over EfficientNet-Lite0 features, under its own name, needs no download"
 
 
 class FeatureNetwork(Protocol):
@@ -52,10 +58,12 @@ class InceptionFeatures(nn.Module):
     """The 2048 pooled features of the Inception network in FID's definition, through torch-fidelity.
 
     Args:
-        weights: File of the weights; None searches PyTorch's cache of downloads (`torch.hub.get_dir()`/checkpoints).
+        weights: File of the weights; None takes the file in PyTorch's cache of downloads
+            (`torch.hub.get_dir()`/checkpoints), where it is downloaded to if it is not there.
 
     Raises:
-        UserError: torch-fidelity or the weights are missing, or the file has another digest.
+        UserError: torch-fidelity is missing, the weights are missing and cannot be downloaded, or the file has another
+            digest.
     """
 
     name = "inception_2015"
@@ -66,11 +74,18 @@ class InceptionFeatures(nn.Module):
         super().__init__()
         path = _inception_file(weights)
         try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+            from torch_fidelity import feature_extractor_inceptionv3 as fidelity
         except ModuleNotFoundError as error:
             raise UserError("rFID needs the package torch-fidelity: pip install 'ldm_ae[fid]'") from error
-        # torch-fidelity unpickles the file without restrictions, so only a file with the known digest is passed to it.
-        self.network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
+        if path is None:
+            path = _download_inception(fidelity.URL_INCEPTION_V3)
+        # torch-fidelity unpickles a file without restrictions. Here only tensors are, and it gets them in a new file.
+        tensors = io.BytesIO()
+        torch.save(read_legacy_weights(path), tensors)
+        tensors.seek(0)
+        self.network = fidelity.FeatureExtractorInceptionV3(
+            "inception", ["2048"], feature_extractor_weights_path=tensors
+        )
         self.eval().requires_grad_(False)
 
     @staticmethod
@@ -120,30 +135,47 @@ def features_at_hand() -> FeatureNetwork:
     return InceptionFeatures() if InceptionFeatures.at_hand() else EfficientNetLite0Features()
 
 
-def _inception_file(weights: str | Path | None) -> Path:
-    alternative = "A Fréchet distance over EfficientNet-Lite0 features, under its own name, needs no download"
+def _inception_file(weights: str | Path | None) -> Path | None:
+    """Return the file of FID's weights, its digest checked; None where it has to be downloaded."""
     if weights is None:
         found = _cached_inception_files()
         if not found:
-            raise UserError(
-                f"rFID needs FID's Inception weights, and {torch.hub.get_dir()}/checkpoints has no "
-                f"{INCEPTION_FILES[0]}; put that file of the pytorch-fid releases there or give its path. {alternative}"
-            )
+            return None
         path = found[0]
     else:
         path = Path(weights)
         if not path.is_file():
-            raise UserError(f"rFID needs FID's Inception weights, and {path} does not exist. {alternative}")
+            raise UserError(f"rFID needs FID's Inception weights, and {path} does not exist. {_ALTERNATIVE}")
     if (digest := sha256(path)) != INCEPTION_SHA256:
         raise UserError(
             f"{path} (sha256 {digest[:8]}...) is not FID's {INCEPTION_FILES[0]} (sha256 {INCEPTION_SHA256[:8]}...); "
-            f"a distance over it would not be rFID. {alternative}"
+            f"a distance over it would not be rFID. {_ALTERNATIVE}"
         )
     return path
 
 
+def _download_inception(url: str) -> Path:
+    path = _inception_cache() / INCEPTION_FILES[1]
+    try:
+        with ProgressDisplay("downloading FID's Inception weights", None, unit="MiB", images_per_unit=None) as display:
+            download(
+                url, path, sha256=INCEPTION_SHA256,
+                progress=lambda done, total: display(done >> 20, None if total is None else total >> 20),
+            )  # fmt: skip
+    except UserError as error:
+        raise UserError(
+            f"rFID needs FID's Inception weights, and {error}. Give the file by --inception-weights FILE, or copy "
+            f"it to {path}. {_ALTERNATIVE}"
+        ) from error
+    return path
+
+
+def _inception_cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
 def _cached_inception_files() -> list[Path]:
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    cache = _inception_cache()
     return [cache / name for name in INCEPTION_FILES if (cache / name).is_file()]
 
 

@@ -8,6 +8,7 @@ other network it is named after the network. For reconstructions the first set i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,10 @@ from ldm_ae.evaluation.network_sizes import require_size
 from ldm_ae.images.pixels import RGB
 from ldm_ae.models import Posterior
 
+RELIABLE_IMAGES = 2000
+"""Number of images below which a distance says little: its bias exceeds the differences between models, and with fewer
+images than Inception has features the covariance is singular."""
+
 
 class Frechet(Metric):
     """Distance over a network's features between the images and their reconstructions.
@@ -37,6 +42,7 @@ class Frechet(Metric):
     name = "frechet"
     direction = "lower"
     needs = Needs(images=2)
+    reliable_images = RELIABLE_IMAGES
     pixels = RGB
 
     def __init__(self, features: FeatureNetwork | None = None, *, originals: FeatureStatistics | None = None):
@@ -92,12 +98,16 @@ class Frechet(Metric):
 
 
 class RFID(Frechet):
-    """Distance over the Inception network in FID's definition; its weights must be available locally."""
+    """Distance over the Inception network in FID's definition.
+
+    Args:
+        weights: File of its weights; None takes that of PyTorch's cache of downloads, or downloads it.
+    """
 
     name = "rfid"
 
-    def __init__(self) -> None:
-        super().__init__(InceptionFeatures())
+    def __init__(self, weights: str | Path | None = None) -> None:
+        super().__init__(InceptionFeatures(weights))
 
 
 class FrechetEfficientNet(Frechet):

@@ -10,6 +10,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -46,6 +47,8 @@ class ScoreInfo:
     """Explanation in one or two sentences."""
     decimals: int = 3
     """Digits after the decimal point under an image."""
+    reliable_images: int = 1
+    """Smallest number of images over which the score can be trusted; over fewer it is shown with a caution."""
 
     @property
     def title(self) -> str:
@@ -61,6 +64,16 @@ class ScoreInfo:
     def better(self) -> str:
         """Direction as a sentence."""
         return {"higher": "Higher is better.", "lower": "Lower is better.", "": ""}[self.direction]
+
+    def text(self, value: float) -> str:
+        """Return a value with its unit, in the digits of a single image's."""
+        return f"{value:.{self.decimals}f} {self.unit}".rstrip()
+
+    def caution(self, images: int) -> str:
+        """Return why the score over so many images is not yet reliable; empty where it is."""
+        if images >= self.reliable_images:
+            return ""
+        return f"over {images:,} image{'' if images == 1 else 's'}, and reliable from {self.reliable_images:,} on"
 
     def wins(self, value: float, other: float) -> bool:
         """Return whether `value` is better than `other`; False where there is no direction."""
@@ -113,6 +126,8 @@ class Metric(ABC):
     explanation: str = ""
     """Explanation for the report, in one or two sentences."""
     decimals: int = 3
+    reliable_images: int = 1
+    """Smallest number of images over which the score can be trusted; reports show it with a caution over fewer."""
     needs: Needs = Needs()
     pixels: PixelSpec | None = None
     """Supported images; None for any. The metric is skipped for a model of other images."""
@@ -120,6 +135,8 @@ class Metric(ABC):
     """Explanation of each number by its key, for a metric that computes several."""
     optional: bool = False
     """Whether a model may lack this score without a note; only for metrics of the default set."""
+    absent: Mapping[str, str] = MappingProxyType({})
+    """Reasons why other scores are missing for which this one stands, by their names; reports list them as skipped."""
     compares_images: bool = True
     """Whether the bicubic thumbnail is also scored, under `bicubic_KEY`."""
 
@@ -172,7 +189,7 @@ class Metric(ABC):
         """Return the explanation of the metric's own score (the default), or of another key that it computes."""
         own = ScoreInfo(
             label=self.label or self.name, direction=self.direction, unit=self.unit, explanation=self.explanation,
-            decimals=self.decimals,
+            decimals=self.decimals, reliable_images=self.reliable_images,
         )  # fmt: skip
         if key is None or key == self.name:
             return self.scores.get(self.name, own)

@@ -24,6 +24,14 @@ class PerceptualDistance(Protocol):
         """Return distances (B,) of reconstructions and pixel values, each (B, 3, H, W) in [-1, 1]."""
 
 
+LABELS = {
+    f"{family}_{net}": f"{title} ({network})"
+    for family, title in (("lpips", "LPIPS"), ("stlpips", "ST-LPIPS"))
+    for net, network in (("alex", "AlexNet"), ("vgg", "VGG"), ("squeeze", "SqueezeNet"))
+}
+"""Display names of the distances by the networks of `ldm_ae.losses`."""
+
+
 class Perceptual(ImageMetric):
     """Mean distance by a network, under the network's name.
 
@@ -33,11 +41,12 @@ class Perceptual(ImageMetric):
 
     name = "perceptual"
     direction = "lower"
-    explanation = "Distance of deep features; closer to human perception than PSNR."
+    explanation = "Perceptual distance of deep features; closer to human perception than PSNR."
 
     def __init__(self, network: PerceptualDistance | None = None):
         self.network: Any = ShiftTolerantLPIPS() if network is None else network
         self.name = self.network.name
+        self.label = LABELS.get(self.name, self.name)
         self.pixels = getattr(self.network, "pixels", RGB)
 
     def require(self, shape: tuple[int, ...]) -> None:

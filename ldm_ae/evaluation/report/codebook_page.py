@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from torch import Tensor
+
 from ldm_ae.evaluation.metrics.codebook import EDGES, CodebookSummary
-from ldm_ae.evaluation.report.page import bars, data_uri, table
+from ldm_ae.evaluation.report.page import bars, table
 from ldm_ae.evaluation.report.pictures import code_picture
+from ldm_ae.evaluation.report.viewer import view, views
 
 
 def codebook_section(found: CodebookSummary | None) -> str:
@@ -14,11 +17,7 @@ def codebook_section(found: CodebookSummary | None) -> str:
     if found is None:
         return ""
     line = found.line()
-    pictures = "".join(
-        f'<figure><img class="pixels" src="{data_uri(code_picture(counts))}" alt="codes of level {i}">'
-        f"<figcaption>{_of_level(found, i)}</figcaption></figure>"
-        for i, counts in enumerate(found.counts)
-    )
+    pictures = "".join(f"<figure>{_picture(found, i, counts)}</figure>" for i, counts in enumerate(found.counts))
     codes = found.histogram()
     names = ["never", f"below {EDGES[0]:g}", *(f"{a:g} to {b:g}" for a, b in pairwise(EDGES)),
              f"{EDGES[-1]:g} or more"]  # fmt: skip
@@ -33,6 +32,12 @@ def codebook_section(found: CodebookSummary | None) -> str:
         + table(("Multiple of the uniform frequency", "Codes"),
                 [(n, f"{c:,}") for n, c in zip(names, codes, strict=True)], numbers=(1,), css="narrow")
     )  # fmt: skip
+
+
+def _picture(found: CodebookSummary, level: int, counts: Tensor) -> str:
+    label = f"codes of level {level}"
+    cell = view(label, code_picture(counts), caption=_of_level(found, level), pixels=True)
+    return views(label, [cell])
 
 
 def _of_level(found: CodebookSummary, level: int) -> str:

@@ -14,6 +14,12 @@ LARGEST_PNG = 2**17
 
 WEBP_QUALITY = 92
 
+HEAD = (
+    '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    '<meta name="color-scheme" content="light dark">'
+)
+"""First elements of the head of every page."""
+
 STYLE = """
 :root{color-scheme:light dark;--paper:#fbfaf8;--card:#fff;--ink:#1d1c1a;--soft:#6b6861;--line:#e4e1da;--mark:#3b6ea5;
 --good:#2f7d4f;--bad:#b4472f}
@@ -33,6 +39,11 @@ grid-template-columns:repeat(auto-fit,minmax(11.5rem,1fr))}
 .headline span,.headline small{display:block;font-size:.85rem;color:var(--soft)}
 .headline strong{display:block;font-size:1.8rem;font-weight:600;font-variant-numeric:tabular-nums}
 .headline .wins{color:var(--good)}.headline .loses{color:var(--bad)}
+.unsure{color:var(--soft);font-weight:400;font-size:.92rem}p.unsure{margin:.75rem 0 0}.unsure b{font-weight:600}
+a{color:var(--mark)}
+nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin-top:1.5rem;font-size:.92rem}
+.facts{display:grid;gap:.75rem 2rem;margin:0 0 1rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))}
+.facts dt{font-size:.82rem;font-weight:600;color:var(--soft)}.facts dd{margin:0;overflow-wrap:anywhere}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.92rem}
 th{font-weight:600;color:var(--soft);font-size:.82rem;text-align:left;white-space:nowrap}
@@ -49,8 +60,9 @@ figure{margin:0 0 1rem;background:var(--card);border:1px solid var(--line);borde
 .gallery figure{margin:0}
 figcaption{font-size:.85rem;color:var(--soft);margin-top:.5rem;overflow-wrap:anywhere}
 figcaption b{color:var(--ink);font-weight:600;display:block}
-.views{display:grid;grid-template-columns:repeat(4,1fr);gap:.4rem}
-.views span,.strip span{display:block;font-size:.75rem;color:var(--soft);font-variant-numeric:tabular-nums}
+.pair{display:grid;grid-template-columns:2fr 2fr .96fr;gap:.5rem;align-items:start}
+.pair div:nth-child(-n+2){grid-row:span 2}
+.views span{display:block;font-size:.75rem;color:var(--soft);font-variant-numeric:tabular-nums}
 img{display:block;width:100%;height:auto;border-radius:3px}
 .pixels{image-rendering:pixelated}
 .strip{display:grid;gap:.4rem;grid-template-columns:repeat(auto-fill,minmax(5.5rem,1fr))}
@@ -63,8 +75,9 @@ img{display:block;width:100%;height:auto;border-radius:3px}
 .bars div{display:flex;justify-content:space-between;font-size:.75rem;color:var(--soft);
 font-variant-numeric:tabular-nums}
 summary{cursor:pointer;margin-bottom:.75rem}
-@media(max-width:40rem){body{padding-top:1.25rem}.views{grid-template-columns:repeat(2,1fr)}
-.protocol td:first-child{white-space:normal}}
+@media(max-width:40rem){body{padding-top:1.25rem}.pair{grid-template-columns:1fr 1fr}
+.pair div:nth-child(-n+2){grid-column:span 2;grid-row:auto}
+.protocol td:first-child{white-space:normal;overflow-wrap:normal}}
 @media print{:root{--paper:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#ccc;--mark:#3b6ea5;--good:#2f7d4f;
 --bad:#b4472f}body{max-width:none;padding:0;font-size:11pt}figure,tr,.headline li{break-inside:avoid}
 h2,h3{break-after:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
@@ -97,6 +110,18 @@ def bars(counts: Sequence[int], ends: tuple[str, str], title: str) -> str:
         f'aria-label="{escape(title)}">{rectangles}</svg><div><span>{escape(ends[0])}</span>'
         f"<span>{escape(ends[1])}</span></div></div>"
     )
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number of things in words."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def number(value: float) -> str:
+    """Return a score in as many digits as a reader compares."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
 def data_uri(picture: Image.Image) -> str:

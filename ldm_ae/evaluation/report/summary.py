@@ -18,7 +18,9 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
     for name, shown in names.items():
         baseline = scores.get(BASELINE_PREFIX + name)
         beside = "" if baseline is None else f"{baseline:.4g}"
-        lines.append(f"{shown:{width}}  {scores[name]:10.4g}  {beside:>9}  {infos[name].title}")
+        caution = infos[name].caution(len(evaluation.images))
+        title = f"{infos[name].title} ({caution})" if caution else infos[name].title
+        lines.append(f"{shown:{width}}  {scores[name]:10.4g}  {beside:>9}  {title}")
     codebook = [] if evaluation.codebook is None else [evaluation.codebook.line()]
     skipped = [f"{name} is skipped: {why}" for name, why in evaluation.skipped.items()]
     lines = [*(line.rstrip() for line in lines), *skipped, *codebook, evaluation.activations.line()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
@@ -13,10 +12,12 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.activation_ranges import FP16_LIMIT
 from ldm_ae.evaluation.evaluate import Evaluation, Picture
 from ldm_ae.evaluation.latent_summary import HISTOGRAM_DEVIATIONS
-from ldm_ae.evaluation.metrics.interface import ScoreInfo
 from ldm_ae.evaluation.report.codebook_page import codebook_section
-from ldm_ae.evaluation.report.page import STYLE, bars, data_uri, table
+from ldm_ae.evaluation.report.page import HEAD, STYLE, bars, count, number, table
 from ldm_ae.evaluation.report.pictures import ERROR_GAIN, LATENT_REACH, error_map, latent_channel_pictures
+from ldm_ae.evaluation.report.protocol_page import facts, protocol_table
+from ldm_ae.evaluation.report.scores_page import headline, scores_table
+from ldm_ae.evaluation.report.viewer import CONTENT_POLICY, VIEWER, VIEWER_STYLE, view, views
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX
 from ldm_ae.images.in_memory import levels_image
 from ldm_ae.images.uint8 import from_levels
@@ -28,8 +29,9 @@ LATENT_PICTURES = 4
 TABLE_ROWS = 500
 WORST_MODULES = 8
 
-ERROR_NOTE = (
-    f"<p>Errors are multiplied by {ERROR_GAIN:g}: the lightest colour is a mean difference over red, green and blue "
+_NOTE = (
+    "<p>Click an image to enlarge it and to compare it with the original, by a slider or a blink. "
+    f"Errors are multiplied by {ERROR_GAIN:g}: the lightest colour is a mean difference over red, green and blue "
     f"of {100 / ERROR_GAIN:g} % of the range or more.</p>"
 )
 
@@ -67,76 +69,37 @@ def metrics(evaluation: Evaluation) -> dict[str, object]:
 def render(evaluation: Evaluation) -> str:
     """Return the page. All data is escaped; nothing is loaded from elsewhere."""
     model = evaluation.protocol["model"]
-    images = evaluation.protocol["images"]
     assert isinstance(model, dict)
-    assert isinstance(images, dict)
-    count = _count(len(evaluation.images), "image")
     name = escape(str(model["name"]))
     lead = (
         f"{escape(str(model['class']))}, downsample factor {model['downsample_factor']}, "
-        f"{model['latent_channels']} latent channels, {model['parameters'] / 1e6:.1f} M parameters; "
-        f"{count} of {escape(str(images['size']))} pixels from {escape(str(images['source']))}."
+        f"{model['latent_channels']} latent channels, {model['parameters'] / 1e6:.1f} M parameters."
     )
     ranking = "" if evaluation.ranking is None else escape(evaluation.infos[evaluation.ranking].label)
+    more = len(evaluation.images) > len(evaluation.first)  # else the first images are all of them
+    everything = "The first images" if more else "The images"
     sections = [
-        ("Scores", _scores(evaluation)),
-        ("The first images", ERROR_NOTE + _gallery(evaluation, evaluation.first) if evaluation.first else ""),
-        (f"The worst, by {ranking}", _gallery(evaluation, evaluation.worst)),
-        (f"The best, by {ranking}", _gallery(evaluation, evaluation.best)),
-        (f"{ranking} of each image", _distribution(evaluation)),
-        ("Codes in use", codebook_section(evaluation.codebook)),
-        ("Latent channels", _latents(evaluation)),
-        ("Range of activations", _activations(evaluation)),
-        ("Protocol", _protocol(evaluation)),
-        ("All images", _image_table(evaluation)),
+        ("measured", "How it was measured", facts(evaluation)),
+        ("images", everything, _NOTE + _gallery(evaluation, evaluation.first) if evaluation.first else ""),
+        ("worst", f"The worst, by {ranking}", _gallery(evaluation, evaluation.worst) if more else ""),
+        ("best", f"The best, by {ranking}", _gallery(evaluation, evaluation.best) if more else ""),
+        ("scores", "Scores", scores_table(evaluation)),
+        ("distribution", f"{ranking} of each image", _distribution(evaluation)),
+        ("codes", "Codes in use", codebook_section(evaluation.codebook)),
+        ("latents", "Latent channels", _latents(evaluation)),
+        ("activations", "Range of activations", _activations(evaluation)),
+        ("protocol", "Protocol", protocol_table(evaluation)),
+        ("table", "All images", _image_table(evaluation)),
     ]
-    body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
+    sections = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#{place}">{title}</a>' for place, title, _ in sections)
+    body = "".join(f'<section id="{place}"><h2>{title}</h2>{content}</section>' for place, title, content in sections)
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>Evaluation of {name}</title><style>{STYLE}</style></head>"
+        f'<!doctype html>\n<html lang="en"><head>{HEAD}{CONTENT_POLICY}'
+        f"<title>Evaluation of {name}</title><style>{STYLE}{VIEWER_STYLE}</style></head>"
         f'<body><header><p class="kicker">Autoencoder evaluation</p><h1>{name}</h1><p class="lead">{lead}</p>'
-        f"{_headline(evaluation)}</header><main>{body}</main></body></html>\n"
+        f"{headline(evaluation)}<nav>{links}</nav></header><main>{body}</main>{VIEWER}</body></html>\n"
     )
-
-
-def _scores(evaluation: Evaluation) -> str:
-    rows = []
-    for name, value in evaluation.scores.items():
-        if name.startswith(BASELINE_PREFIX):
-            continue
-        info = evaluation.infos[name]
-        baseline = evaluation.scores.get(BASELINE_PREFIX + name)
-        arrow = f" {info.arrow}" if info.arrow else ""
-        explanation = " ".join(sentence for sentence in (info.better, info.explanation) if sentence)
-        score = f"{escape(info.title)}{arrow}<small>{escape(explanation)}</small>"
-        rows.append((score, _number(value), "" if baseline is None else _number(baseline)))
-    baseline_text = evaluation.protocol["baseline"]
-    assert isinstance(baseline_text, dict)
-    note = (
-        f"<p>The baseline is a thumbnail of {escape(str(baseline_text['thumbnail_size']))} pixels: "
-        f"{escape(str(baseline_text['method']))}.</p>"
-    )
-    return note + table(("Score", "Model", "Thumbnail"), rows, numbers=(1, 2), css="scores")
-
-
-def _headline(evaluation: Evaluation) -> str:
-    cards = []
-    for name, value in evaluation.scores.items():
-        baseline = evaluation.scores.get(BASELINE_PREFIX + name)
-        if baseline is None:
-            continue
-        info = evaluation.infos[name]
-        if info.direction:
-            wins = info.wins(value, baseline)
-            verdict = "better than" if wins else "equal to" if value == baseline else "worse than"
-            css = "wins" if wins else "loses"
-            small = f'<small class="{css}">{verdict} the thumbnail\'s {_number(baseline)}</small>'
-        else:
-            small = f"<small>the thumbnail has {_number(baseline)}</small>"
-        cards.append(f"<li><span>{escape(info.title)}</span><strong>{_number(value)}</strong>{small}</li>")
-    return f'<ul class="headline">{"".join(cards)}</ul>'
 
 
 def _gallery(evaluation: Evaluation, pictures: list[Picture]) -> str:
@@ -145,19 +108,15 @@ def _gallery(evaluation: Evaluation, pictures: list[Picture]) -> str:
     figures = []
     for picture in pictures:
         original, reconstruction = from_levels(picture.original), from_levels(picture.reconstruction)
-        views = (
-            ("original", levels_image(picture.original)),
-            ("reconstruction", levels_image(picture.reconstruction)),
-            (f"error ×{ERROR_GAIN:g}", error_map(original, reconstruction)),
-            ("thumbnail", levels_image(picture.thumbnail)),
+        cells = (
+            view("original", levels_image(picture.original)),
+            view("reconstruction", levels_image(picture.reconstruction)),
+            view(f"error ×{ERROR_GAIN:g}", error_map(original, reconstruction)),
+            view("thumbnail", levels_image(picture.thumbnail)),
         )
-        cells = "".join(
-            f'<div><img src="{data_uri(view)}" alt="{label}" width="{view.width}" height="{view.height}">'
-            f"<span>{label}</span></div>"
-            for label, view in views
-        )
+        group = views(picture.row.key, cells, css="pair")
         caption = f"<b>{escape(picture.row.key)}</b> {_caption(evaluation, picture.row.scores)}"
-        figures.append(f'<figure><div class="views">{cells}</div><figcaption>{caption}</figcaption></figure>')
+        figures.append(f"<figure>{group}<figcaption>{caption}</figcaption></figure>")
     return f'<div class="gallery">{"".join(figures)}</div>'
 
 
@@ -167,15 +126,11 @@ def _caption(evaluation: Evaluation, scores: dict[str, float]) -> str:
         if name.startswith(BASELINE_PREFIX):
             continue
         info = evaluation.infos[name]
-        words = escape(f"{info.label} {_with_unit(info, value)}")
+        words = escape(f"{info.label} {info.text(value)}")
         if name == evaluation.ranking and (baseline := scores.get(BASELINE_PREFIX + name)) is not None:
             words += f", thumbnail {baseline:.{info.decimals}f}"
         parts.append(words)
     return " · ".join(parts)
-
-
-def _with_unit(info: ScoreInfo, value: float) -> str:
-    return f"{value:.{info.decimals}f} {info.unit}".rstrip()
 
 
 def _distribution(evaluation: Evaluation) -> str:
@@ -190,10 +145,10 @@ def _distribution(evaluation: Evaluation) -> str:
     counts = ((values - low) / (high - low) * bins).floor().long().clamp(0, bins - 1).bincount(minlength=bins)
     quartiles = torch.quantile(values[:: max(len(values) // 100_000, 1)], torch.tensor([0.25, 0.5, 0.75]).double())
     first, second, third = quartiles.tolist()
-    note = f"quartiles {first:.{info.decimals}f}, {second:.{info.decimals}f} and {_with_unit(info, third)}"
-    ends = (_with_unit(info, low), _with_unit(info, high))
+    note = f"quartiles {first:.{info.decimals}f}, {second:.{info.decimals}f} and {info.text(third)}"
+    ends = (info.text(low), info.text(high))
     return (
-        f"<p>Mean {escape(_with_unit(info, evaluation.scores[name]))}; {escape(note)}.</p>"
+        f"<p>Mean {escape(info.text(evaluation.scores[name]))}; {escape(note)}.</p>"
         f'<div class="wide">{bars(counts.tolist(), ends, f"Distribution of {info.label}")}</div>'
     )
 
@@ -203,18 +158,13 @@ def _latents(evaluation: Evaluation) -> str:
     mean, std = (torch.tensor([getattr(c, name) for c in channels]) for name in ("mean", "std"))
     strips = []
     for picture in evaluation.first[:LATENT_PICTURES]:
-        cells = [
-            f'<div><img src="{data_uri(levels_image(picture.original))}" alt="original"><span>original</span></div>'
-        ]
-        for i, view in enumerate(latent_channel_pictures(picture.latents, mean=mean, std=std)):
+        cells = [view("original", levels_image(picture.original))]
+        for i, channel in enumerate(latent_channel_pictures(picture.latents, mean=mean, std=std)):
             own = picture.latents[i]
-            numbers = f"{float(own.mean()):+.2f} ± {float(own.std(correction=0)):.2f}"
-            image = f'<img class="pixels" src="{data_uri(view)}" alt="channel {i}">'
-            cells.append(f"<div>{image}<span><b>{i}</b> {numbers}</span></div>")
-        strips.append(
-            f'<figure><div class="strip">{"".join(cells)}</div>'
-            f"<figcaption><b>{escape(picture.row.key)}</b></figcaption></figure>"
-        )
+            numbers = f"<b>{i}</b> {float(own.mean()):+.2f} ± {float(own.std(correction=0)):.2f}"
+            cells.append(view(f"channel {i}", channel, caption=numbers, pixels=True))
+        key = picture.row.key
+        strips.append(f"<figure>{views(key, cells, css='strip')}<figcaption><b>{escape(key)}</b></figcaption></figure>")
     rows = [
         (
             str(i),
@@ -254,16 +204,6 @@ def _activations(evaluation: Evaluation) -> str:
     )
 
 
-def _protocol(evaluation: Evaluation) -> str:
-    rows: list[tuple[str, ...]] = []
-    for name, value in evaluation.protocol.items():
-        if isinstance(value, dict):
-            rows += [(_words(f"{name}: {part}"), _value(inner)) for part, inner in value.items()]
-        else:
-            rows.append((_words(name), _value(value)))
-    return table(("Setting", "Value"), rows, numbers=(), css="protocol")
-
-
 def _image_table(evaluation: Evaluation) -> str:
     ranking = "" if evaluation.ranking is None else BASELINE_PREFIX + evaluation.ranking
     names = [name for name in evaluation.images[0].scores if name == ranking or not name.startswith(BASELINE_PREFIX)]
@@ -272,30 +212,8 @@ def _image_table(evaluation: Evaluation) -> str:
         escape(f"Thumbnail {title}" if name == ranking else title) for name, title in zip(names, titles, strict=True)
     ]
     shown = evaluation.images[:TABLE_ROWS]
-    rows = [(escape(row.key), *(_number(row.scores[name]) for name in names)) for row in shown]
+    rows = [(escape(row.key), *(number(row.scores[name]) for name in names)) for row in shown]
     total = len(evaluation.images)
-    note = f"The first {TABLE_ROWS} of {total}; metrics.json has all." if total > TABLE_ROWS else _count(total, "image")
+    note = f"The first {TABLE_ROWS} of {total}; metrics.json has all." if total > TABLE_ROWS else count(total, "image")
     content = table(("Image", *labels), rows, numbers=tuple(range(1, len(names) + 1)), css="images")
     return f"<details><summary>{note}</summary>{content}</details>"
-
-
-def _words(name: str) -> str:
-    return escape(name.replace("_", " "))
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, str | int | float):
-        return escape(str(value))
-    return f"<code>{escape(json.dumps(value, ensure_ascii=False))}</code>"
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _number(value: float) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
