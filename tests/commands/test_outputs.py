@@ -36,7 +36,7 @@ def test_output_folder_must_be_new_or_an_earlier_result(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"out is not empty \(a\.json\); give a new folder for the report"):
         check()
     with pytest.raises(
-        UserError, match=r"out holds an earlier result \(a\.json\); add --overwrite to replace it, or name"
+        UserError, match=r"out holds an earlier result \(a\.json\); add --overwrite .*to replace it, or give"
     ):
         check(own_files=own, overwrite=False)
     check(own_files=own, overwrite=True)
@@ -76,7 +76,7 @@ def test_earlier_result_is_replaced_with_overwrite_alone(
     assert main(command("second")) == 2
     error = capsys.readouterr().err
     assert f"{out} holds an earlier result (" in error
-    assert "; add --overwrite to replace it, or give a new folder for the " in error
+    assert "; add --overwrite (overwrite=True in Python) to replace it, or give a new folder for the " in error
     assert contents(out) == before
     assert main(command("second", "--overwrite")) == 0
     after = contents(out)
