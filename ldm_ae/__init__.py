@@ -1,49 +1,60 @@
 """The first stage of latent diffusion: train, measure and use image autoencoders.
 
+```python
+import ldm_ae
+
 model = ldm_ae.load()  # the model that ships with ldm_ae; or ldm_ae.load("runs/mine")
-latents = model.encode(ldm_ae.load_image("photo.jpg", size=256)).mode()
-image = model.decode(latents)
+latents = model.encode_images(["photo.jpg"], size=256)
+images = model.decode_to_pil(latents)
+```
+
+The import is cheap: functions and packages, such as `ldm_ae.losses`, are imported when they are used.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from ldm_ae.core.resources import DEFAULT_MODEL
 from ldm_ae.version import __version__
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from ldm_ae import data as data
+    from ldm_ae import discriminators as discriminators
+    from ldm_ae import evaluation as evaluation
+    from ldm_ae import interop as interop
+    from ldm_ae import latents as latents
+    from ldm_ae import losses as losses
+    from ldm_ae import models as models
+    from ldm_ae import priors as priors
+    from ldm_ae import quantizers as quantizers
+    from ldm_ae import regularizers as regularizers
+    from ldm_ae import training as training
+    from ldm_ae.api.loading import load, load_image, wrap
+    from ldm_ae.api.scoring import Report, evaluate, metrics
 
-    import torch
+__all__ = ["Report", "__version__", "evaluate", "load", "load_image", "metrics", "wrap"]
 
-    from ldm_ae.models import Autoencoder
+_MODULES = {
+    "load": "loading", "load_image": "loading", "wrap": "loading",
+    "Report": "scoring", "evaluate": "scoring", "metrics": "scoring",
+}  # fmt: skip
+"""Modules of `ldm_ae.api` by the names that they define."""
+_PACKAGES = frozenset({
+    "data", "discriminators", "evaluation", "interop", "latents", "losses", "models", "priors", "quantizers",
+    "regularizers", "training",
+})  # fmt: skip
 
-__all__ = ["__version__", "load", "load_image"]
+if not TYPE_CHECKING:  # a type checker needs only the imports above
 
+    def __getattr__(name: str) -> Any:
+        if name in _PACKAGES:
+            return importlib.import_module(f"{__name__}.{name}")
+        if name in _MODULES:
+            return globals().setdefault(
+                name, getattr(importlib.import_module(f"{__name__}.api.{_MODULES[name]}"), name)
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-def load(path: str | Path = DEFAULT_MODEL, *, device: str | torch.device = "cpu") -> Autoencoder:
-    """Load the autoencoder of a diffusers folder, a run directory, a checkpoint (also by name: `runs/mine@best`), a
-    name on the Hub (`hf:owner/name`) or the name of a shipped model (`kl-f8c4-small`, `vq-f8-small`), in float32.
-
-    Raises:
-        UserError: No autoencoder is found, or it does not load.
-    """
-    from ldm_ae.models import load_autoencoder
-
-    return load_autoencoder(path, device=device)
-
-
-def load_image(path: str | Path, *, size: int) -> torch.Tensor:
-    """Load an image file as `pixel_values` (1, 3, size, size) in [-1, 1], resized and center-cropped to the square.
-
-    Raises:
-        UserError: The image does not exist or cannot be decoded.
-    """
-    from ldm_ae.core.errors import UserError
-    from ldm_ae.data import BadImage, ImageTransform, decode_image, open_source
-
-    try:
-        return ImageTransform(size=size)(decode_image(open_source(path)[0].data)).pixel_values[None]
-    except BadImage as error:
-        raise UserError(f"{path}: {error}") from error
+    def __dir__() -> list[str]:
+        return sorted({*__all__, *_PACKAGES, *(name for name in globals() if name.startswith("__"))})

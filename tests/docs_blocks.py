@@ -87,6 +87,26 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ("docs/PRIOR.md", "from ldm_ae.priors import decode_indices, encode_indices, load_prior"): Run(
         {'"PRIOR"': '"SAVED_PRIOR"'}
     ),
+    ("docs/PYTHON.md", "import ldm_ae"): Run({'"runs/mine"': '"MODEL"', "size=256": "size=64"}),
+    ("docs/PYTHON.md", "from PIL import Image"): Run(
+        {"256, 256": "64, 64", "reconstruction)  #": 'reconstruction, perceptual="stlpips_alex")  #'}
+    ),
+    ("docs/PYTHON.md", 'report = ldm_ae.evaluate(model, "IMAGES", size=256, out="evaluation")'): Run(
+        {"size=256": 'size=64, metrics=("psnr",)'}, makes=("evaluation/report.html", "evaluation/metrics.json")
+    ),
+    ("docs/PYTHON.md", "wrapped = ldm_ae.wrap(pipeline.vae)"): Run(
+        {"pipeline.vae": 'AutoencoderKL.from_pretrained("MODEL")', "size=256": "size=64"}
+    ),
+    ("docs/PYTHON.md", "import torch"): Run(
+        {
+            "(64, 128, 256)": "(32, 32)",
+            "ShiftTolerantLPIPS()": 'ShiftTolerantLPIPS(net="alex")',
+            "PatchDiscriminator()": "PatchDiscriminator(ndf=8)",
+        }
+    ),
+    ("docs/PYTHON.md", "import lightning"): Skip(
+        "Lightning is not a dependency; tests/training/test_own_loop.py runs it, with a stand-in where it is missing"
+    ),
     (
         "docs/QUALITY.md",
         "python scripts/benchmarks/fixed_budget.py --config configs/quickstart.yaml --steps 300",
@@ -107,6 +127,7 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
             "OUT --images IMAGES --per": "OUT3 --images IMAGES --per",
         },
         makes=("OUT/config.json", "OUT2/config.json", "OUT3/config.json"),
+        slow=True,
     ),
     ("checkpoints/kl-f8c4-small/README.md", "ldm-ae reconstruct photo.jpg out"): Run(
         makes=("out/photo.png", "latents/store.json"), slow=True

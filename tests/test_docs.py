@@ -173,12 +173,14 @@ def namespace(folder: Path) -> dict[str, Any]:
     import diffusers
     import torch
 
+    import ldm_ae
     from ldm_ae.models import load_autoencoder
 
     return {
         "AutoencoderKL": diffusers.AutoencoderKL, "diffusers": diffusers, "pipeline": SimpleNamespace(),
         "model": load_autoencoder(folder / "CODES"), "images": torch.zeros(1, 3, 8, 8),
         "samples": torch.zeros(1, 4, 2, 2),
+        "ldm_ae": ldm_ae, "batches": [torch.rand(2, 3, 32, 32) * 2 - 1],
         "rank": 0, "world_size": 1, "epochs": 1,
     }  # fmt: skip
 

@@ -68,6 +68,7 @@ def test_generated_images_are_distinct_within_a_period(tmp_path: Path) -> None:
         assert image.size == (50, 40)
 
 
+@pytest.mark.slow
 def test_memory_and_bytes_on_disk_are_measured(tmp_path: Path) -> None:
     import encode_data_set
 

@@ -127,6 +127,7 @@ def test_prior_supports_residual_levels(
     assert rates["entropy"]["bits_per_code"] <= rates["frequencies"]["bits_per_code"]
 
 
+@pytest.mark.slow
 def test_prior_learns_beyond_code_frequencies(
     trainer: ModuleType, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from ldm_ae.evaluation import Evaluation
 from ldm_ae.evaluation.report.page import HEAD, STYLE, table
-from ldm_ae.evaluation.report.pictures import levels_image
 from ldm_ae.evaluation.report.viewer import VIEWER, VIEWER_STYLE
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX
+from ldm_ae.images.in_memory import levels_image
 from ldm_ae.io.files import writing
 from ldm_ae.latents.decoding import output_names
 

@@ -174,19 +174,20 @@ def agreed_numerics(
     return cast(Numerics, result)
 
 
-def inference_numerics(requested: str, device: torch.device) -> Numerics:
+def inference_numerics(requested: str, device: torch.device, *, slow_remedy: str = "--precision fp32") -> Numerics:
     """Select the numerics of encoding, decoding or scoring.
 
     Args:
         requested: auto, fp32, bf16, fp16, or no (fp32).
         device: Device of the model.
+        slow_remedy: What the warning of a slow precision suggests.
 
     Raises:
         UserError: The precision is unknown.
     """
     check_precision(requested)
     precision, reason = _resolve(requested, device)
-    _warn_if_slow(precision, device, "--precision fp32")
+    _warn_if_slow(precision, device, slow_remedy)
     return Numerics(
         precision=cast(Any, precision), layout=INFERENCE_LAYOUT, machine=machine_name(device), reason=reason
     )

@@ -1,4 +1,14 @@
-"""Images from their location to batches: sources, decoding, transforms, and the resumable loader."""
+"""Images from their location to batches: sources, decoding, transforms, and the resumable loader.
+
+```python
+from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
+
+source = open_source("IMAGES")  # a folder, WebDataset tars, Parquet files, hf:OWNER/NAME
+for batch in EvaluationLoader(source, ImageTransform(size=64), batch_size=2):
+    print(batch.keys, batch.pixel_values.shape)  # float32 in [-1, 1]
+print(source.account().lines())
+```
+"""
 
 from ldm_ae.core.seeding import seeded_noise
 from ldm_ae.data.account import Account

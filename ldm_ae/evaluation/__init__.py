@@ -16,8 +16,9 @@ from ldm_ae.evaluation.metrics.msssim import msssim
 from ldm_ae.evaluation.metrics.perceptual import PerceptualDistance
 from ldm_ae.evaluation.metrics.psnr import psnr
 from ldm_ae.evaluation.metrics.ssim import ssim
-from ldm_ae.evaluation.report.pictures import comparison_grid, error_map, latent_channel_pictures, to_uint8_image
+from ldm_ae.evaluation.report.pictures import comparison_grid, error_map, latent_channel_pictures
 from ldm_ae.evaluation.report.write import write_report
+from ldm_ae.images.in_memory import to_uint8_image
 
 __all__ = [
     "METRICS",

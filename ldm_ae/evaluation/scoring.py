@@ -37,8 +37,8 @@ class Scoring:
         for metric in metrics:
             self.skipped |= metric.absent
             try:
-                if metric.pixels not in (None, setting.model.pixel_spec):
-                    other = f"images that are {metric.pixels}, but the model uses {setting.model.pixel_spec}"
+                if metric.pixels not in (None, setting.pixels):
+                    other = f"images that are {metric.pixels}, but the model uses {setting.pixels}"
                     raise CannotScoreError(f"{metric.info().label} requires {other}")
                 metric.prepare(setting)
             except CannotScoreError as error:

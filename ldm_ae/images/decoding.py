@@ -81,14 +81,36 @@ class Decoding:
             warnings.simplefilter("ignore")
             file, orientation = _read(data, self.max_pixels)
             with file:
-                samples, profile = _eight_bits(file), None
-                if self.colour_profiles == "convert":
-                    samples, profile = to_srgb(samples, file)
-                elif samples.mode == "LAB":
-                    raise BadImage("colour mode LAB cannot be read as sRGB; set colour_profiles to convert")
-                flat = _flatten(samples, self.background)
-                method = None if file.format == "TIFF" else _TRANSPOSE.get(orientation)  # Pillow itself turns TIFF
-                return Decoded(flat if method is None else flat.transpose(method), orientation, profile)
+                return self._decoded(file, orientation)
+
+    def of_image(self, image: Image.Image) -> Decoded:
+        """Convert an image that Pillow opened or a program made, by its current pixels; the image is not changed.
+
+        The result equals that of the file, except for what Pillow does not keep of a PNG: its cICP chunk, and the bits
+        of a transparent grey or colour below or above 8 bits.
+
+        Raises:
+            BadImage: The file is damaged, or the samples have no defined range.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                image.load()
+            except Exception as error:
+                raise BadImage(f"damaged: {error or type(error).__name__}") from error
+            if 0 in image.size:
+                raise BadImage(f"an image of {image.width}x{image.height} has no pixels")
+            return self._decoded(image, _orientation(image))
+
+    def _decoded(self, file: Image.Image, orientation: int) -> Decoded:
+        samples, profile = _eight_bits(file), None
+        if self.colour_profiles == "convert":
+            samples, profile = to_srgb(samples, file)
+        elif samples.mode == "LAB":
+            raise BadImage("colour mode LAB cannot be read as sRGB; set colour_profiles to convert")
+        flat = _flatten(samples, self.background)
+        method = None if file.format == "TIFF" else _TRANSPOSE.get(orientation)  # Pillow itself turns TIFF
+        return Decoded(flat if method is None else flat.transpose(method), orientation, profile)
 
 
 def decode_image(

@@ -6,9 +6,14 @@ metrics) declares its own, and the two are compared where they meet.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
@@ -25,6 +30,22 @@ class Meaning(NamedTuple):
 
 MEANINGS: dict[str, Meaning] = {"rgb": Meaning(3, (-1.0, 1.0), "RGB")}
 """The supported meanings, by name."""
+
+OVERSHOOT = 0.5
+"""Distance from [-1, 1] to accepted pixel values: sharp resizing filters ring at edges."""
+_CONVERTING_CALL = "model.encode_images(images)"
+"""The call that converts images of other types, for messages."""
+_range_is_certain: ContextVar[bool] = ContextVar("range_is_certain", default=False)
+
+
+@contextmanager
+def images_in_range() -> Iterator[None]:
+    """Encode without `require_range`, which would wait for an accelerator: for images that were decoded here."""
+    token = _range_is_certain.set(True)
+    try:
+        yield
+    finally:
+        _range_is_certain.reset(token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +101,36 @@ class PixelSpec:
             raise UserError(f"{user} requires images that are {needed}, but the model uses {self}")
 
     def require_images(self, images: Tensor, name: str = "pixel_values") -> None:
-        """Raise UserError unless `images` is (B, channels, H, W)."""
+        """Raise UserError unless `images` is a floating-point tensor (B, channels, H, W)."""
+        if not isinstance(images, Tensor):
+            raise UserError(
+                f"{name} must be a tensor (B, {self.channels}, H, W), got {type(images).__name__}; "
+                f"call {_CONVERTING_CALL}"
+            )
+        if not images.is_floating_point():
+            low, high = self.range
+            raise UserError(
+                f"{name} must be floating point in [{low:g}, {high:g}], got {images.dtype}; call {_CONVERTING_CALL}"
+            )
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise UserError(f"{name} must be (B, {self.channels}, H, W), got {tuple(images.shape)}")
+
+    def require_range(self, images: Tensor, name: str = "pixel_values") -> None:
+        """Raise UserError unless all values are finite and at most `OVERSHOOT` outside of the range.
+
+        On an accelerator, this waits for the images. `images_in_range` disables it.
+        """
+        if images.numel() == 0 or _range_is_certain.get():
+            return
+        low, high = self.range
+        least, most = torch.stack(torch.aminmax(images.detach())).tolist()
+        if not (math.isfinite(least) and math.isfinite(most)):
+            raise UserError(f"{name} must be finite, got values from {least:g} to {most:g}")
+        if least < low - OVERSHOOT or most > high + OVERSHOOT:
+            raise UserError(
+                f"{name} must be in [{low:g}, {high:g}], got values from {least:.4g} to {most:.4g}; for levels 0 to "
+                f"255 call {_CONVERTING_CALL} with uint8"
+            )
 
     def __str__(self) -> str:
         low, high = self.range

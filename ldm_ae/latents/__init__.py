@@ -1,4 +1,16 @@
-"""The latent store: written once by an encoder, read by any trainer. `store/format.py` describes the format."""
+"""The latent store: written once by an encoder, read by any trainer. `store/format.py` describes the format.
+
+```python
+import ldm_ae
+from ldm_ae.data import ImageTransform, open_source
+from ldm_ae.latents import LatentDataset, encode_images
+
+model = ldm_ae.load()
+encode_images(model, open_source("IMAGES"), "latents", transform=ImageTransform(size=64))
+dataset = LatentDataset("latents")
+print(len(dataset), dataset[0])
+```
+"""
 
 from ldm_ae.core.processes import Processes
 from ldm_ae.latents.decoding import decode_store, reconstruct_images

@@ -1,4 +1,18 @@
-"""The losses, one folder per family and one file per loss, and the objective that adds them up."""
+"""The losses, one folder per family and one file per loss, and the objective that adds them up.
+
+```python
+import torch
+
+from ldm_ae.losses import L1, Objective, ObjectiveConfig, ShiftTolerantLPIPS
+
+objective = Objective(ObjectiveConfig(reconstruction=L1(), perceptual=ShiftTolerantLPIPS(net="alex")))
+pixel_values = torch.rand(2, 3, 64, 64) * 2 - 1  # (B, 3, H, W) in [-1, 1]
+terms = objective.reconstruction(0.9 * pixel_values, pixel_values)
+print(terms.nll, terms.rec_loss, terms.perceptual_loss)
+```
+
+`ldm_ae.training.TrainingLosses` adds the model, a discriminator and a regularizer.
+"""
 
 from __future__ import annotations
 

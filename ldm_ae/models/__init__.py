@@ -1,4 +1,17 @@
-"""The autoencoders: diffusers' networks behind one small interface."""
+"""The autoencoders: diffusers' networks behind one small interface.
+
+```python
+import torch
+
+from ldm_ae.models import KLAutoencoder
+
+model = KLAutoencoder(block_out_channels=(32, 64, 64)).eval()  # random weights; ldm_ae.load opens trained ones
+posterior = model.encode(torch.rand(1, 3, 64, 64) * 2 - 1)
+print(posterior.mode().shape, posterior.moments.shape, posterior.rate())
+reconstructions = model.decode(posterior.sample())  # (1, 3, 64, 64), not clamped
+print(model.spec)
+```
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,12 @@ from ldm_ae.models.wrappers.overflow import OverflowGuard
 
 
 def for_inference(
-    model: Autoencoder, *, device: str | torch.device = "auto", precision: str = "fp32", compiled: bool = False
+    model: Autoencoder,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    compiled: bool = False,
+    slow_remedy: str = "--precision fp32",
 ) -> Autoencoder:
     """Change the model in place for inference: eval mode, no gradients, the precision's dtype and memory layout.
 
@@ -24,6 +29,7 @@ def for_inference(
         device: Device to run on; `auto` picks an accelerator if there is one.
         precision: `auto`, `fp32`, `bf16` or `fp16`. Posteriors and reconstructions are float32 in every precision.
         compiled: Compile encoder and decoder with torch.compile.
+        slow_remedy: What the warning of a slow precision suggests.
 
     Returns:
         The model; for fp16 in an `OverflowGuard`, which recomputes a batch that overflows, so that no result is lost.
@@ -32,7 +38,7 @@ def for_inference(
         UserError: An unavailable precision or device, or `compiled` for a network that declares no parts to compile.
     """
     device = pick_device(device) if isinstance(device, str) else device
-    numerics = inference_numerics(precision, device)
+    numerics = inference_numerics(precision, device, slow_remedy=slow_remedy)
     if isinstance(model, OverflowGuard):
         model = model.unguarded()
     if numerics.precision == "fp16":

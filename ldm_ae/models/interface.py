@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,11 @@ from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models.posteriors import Posterior
 from ldm_ae.models.scaling import NO_SCALE, mark_scaled_encoder
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ldm_ae.images.in_memory import Images, Range
 
 SAMPLE_SIZE = "_sample_size"
 """Configuration key of `sample_size`, where the network's class has no key of its own."""
@@ -58,7 +63,7 @@ class Autoencoder(nn.Module, abc.ABC):
 
     - name in `class_names` the networks that it opens, and take `pretrained`, a model folder, as a keyword;
     - set `net` to a `ModelMixin` with `ConfigMixin`;
-    - define `spec`, `encode` and `decode`;
+    - define `spec`, `encode` and `decode`, which begin with `require_images` and `require_latents`;
     - return a small random network from `example`, on which `tests/models/test_contract.py` tests the whole interface.
 
     Only some models have the members under "capabilities". Each has a value that means "none", which is the default;
@@ -87,6 +92,21 @@ class Autoencoder(nn.Module, abc.ABC):
         return model
 
     @classmethod
+    def around(cls, net: Any) -> Autoencoder:
+        """Return an autoencoder with the network `net`, of one of `class_names`, and its parameters, not copies.
+
+        A class whose state is more than `net` overrides this method.
+
+        Raises:
+            UserError: the network's images or configuration are not supported.
+        """
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model.net = net
+        model.spec.pixels.require_supported(type(net).__name__)
+        return model
+
+    @classmethod
     def example(cls, class_name: str) -> Autoencoder:
         """Return the smallest random network of one of `class_names`; by default, the constructor's default network."""
         del class_name
@@ -102,7 +122,12 @@ class Autoencoder(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def encode(self, pixel_values: Tensor) -> Posterior:
-        """Encode images (B, 3, H, W) in [-1, 1]. UserError if H or W is not divisible by the downsample factor."""
+        """Encode `pixel_values`, images (B, 3, H, W) in [-1, 1], on the model's device.
+
+        Raises:
+            UserError: the images are not of this shape, are uint8, are outside [-1.5, 1.5] or not finite, or H or W is
+                not divisible by the downsample factor. The values are not checked in training mode.
+        """
 
     @abc.abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -191,6 +216,114 @@ class Autoencoder(nn.Module, abc.ABC):
         """Encode, draw, decode."""
         posterior, latents = self.draw(pixel_values, noise)
         return AutoencoderOutput(self.decode(latents), posterior)
+
+    # ------------------------------------------------------------------------------------- images and pixels in memory
+
+    @torch.no_grad()
+    def encode_images(
+        self,
+        images: Images,
+        *,
+        size: int | tuple[int, int] | None = None,
+        value_range: Range | None = None,
+        sample: bool = False,
+        generator: torch.Generator | None = None,
+        batch_size: int = 8,
+    ) -> Tensor:
+        """Encode PIL images, paths, NumPy arrays or tensors, without gradients.
+
+        Args:
+            images: One image, a batch or a list: PIL images and paths, read as the commands read them (upright by EXIF,
+                in sRGB, transparency over white); arrays (H, W, C) or (N, H, W, C) of uint8 or of floating point in
+                [0, 1]; tensors (C, H, W) or (N, C, H, W) of uint8 or of floating point in [-1, 1]. C is 1 or 3, of
+                uint8 also 4.
+            size: Side of a square, or (height, width), to which images of 8 bits are resized and center-cropped.
+            value_range: Range of floating-point images, where it is another one. A tensor without negative values must
+                give it.
+            sample: Draw from the posterior instead of taking its mode.
+            generator: Source of the draws; None is the global one.
+            batch_size: Images that are encoded at a time; limits memory.
+
+        Returns:
+            Latents (N, C, h, w), float32, unscaled, on the model's device.
+
+        Raises:
+            UserError: another type, shape, dtype or range, images of different sizes, or a size that is not divisible
+                by the downsample factor.
+        """
+        from ldm_ae.images.in_memory import batches_of_one_size, pixel_values_of
+
+        parts = pixel_values_of(images, size=size, value_range=value_range)
+        batches = batches_of_one_size(parts, batch_size)
+        try:
+            self.latent_spec.latent_size(*parts[0].shape[-2:])
+        except UserError as error:
+            raise UserError(f"{error}, or give size={self.sample_size} to resize and crop") from None
+        posteriors = (self.encode(batch.to(self.device)) for batch in batches)
+        return torch.cat([(p.sample(generator) if sample else p.mode()).float() for p in posteriors])
+
+    @torch.no_grad()
+    def decode_to_pil(self, latents: Tensor, *, batch_size: int = 8) -> list[Image.Image]:
+        """Decode unscaled latents (B, C, h, w) to B RGB images of 8 bits, without gradients.
+
+        Args:
+            latents: What `encode_images` returns; `unscale` what a diffusion model gives first.
+            batch_size: Latents that are decoded at a time; limits memory.
+
+        Raises:
+            UserError: another shape, or a decoded image that is not finite.
+        """
+        from ldm_ae.images.in_memory import to_uint8_image
+
+        self.require_latents(latents, on_device=False)
+        if not latents.isfinite().all():
+            raise UserError("latents must be finite, and some values are not")
+        images: list[Image.Image] = []
+        for part in latents.split(batch_size):
+            for image in self.decode(part.to(self.device)):
+                if not image.isfinite().all():
+                    where = f"the image decoded from latents[{len(images)}] is not finite in {self.dtype}"
+                    raise UserError(f"{where}; check that the latents are unscaled, or load the model in fp32")
+                images.append(to_uint8_image(image))
+        return images
+
+    def scale(self, latents: Tensor) -> Tensor:
+        """Convert latents (B, C, h, w) to what a diffusion model sees, as the class's pipeline does."""
+        self.require_latents(latents, on_device=False)
+        return self.latent_spec.scale(latents)
+
+    def unscale(self, scaled_latents: Tensor) -> Tensor:
+        """Convert what a diffusion model sees to latents (B, C, h, w): the inverse of `scale`."""
+        self.require_latents(scaled_latents, on_device=False)
+        return self.latent_spec.unscale(scaled_latents)
+
+    def require_images(self, pixel_values: Tensor) -> None:
+        """Raise UserError unless `encode` accepts these images; every `encode` begins with it.
+
+        The values are not checked in training mode, compiled code and `ldm_ae.images.pixels.images_in_range`.
+        """
+        spec = self.spec
+        spec.pixels.require_images(pixel_values)
+        spec.latents.latent_size(*pixel_values.shape[-2:])
+        self._require_device(pixel_values, "pixel_values")
+        if not (self.training or torch.compiler.is_compiling()):
+            spec.pixels.require_range(pixel_values)
+
+    def require_latents(self, latents: Tensor, *, on_device: bool = True) -> None:
+        """Raise UserError unless `decode` accepts these latents; every `decode` begins with it."""
+        channels = self.latent_spec.channels
+        if not latents.is_floating_point():
+            by_codes = "" if self.codebook is None else "; indices become latents by model.codebook.latents(indices)"
+            raise UserError(f"latents must be floating point, got {latents.dtype}{by_codes}")
+        if latents.ndim != 4 or latents.shape[1] != channels:
+            raise UserError(f"latents must be (B, {channels}, h, w), got {tuple(latents.shape)}")
+        if on_device:
+            self._require_device(latents, "latents")
+
+    def _require_device(self, tensor: Tensor, name: str) -> None:
+        if tensor.device != (device := self.device):
+            raise UserError(f"{name} must be on the model's device {device}, got {tensor.device}; move them by "
+                            f"{name}.to(model.device)")  # fmt: skip
 
     # ----------------------------------------------------------------------------------- derived from the above members
 

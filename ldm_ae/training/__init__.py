@@ -12,16 +12,30 @@ if TYPE_CHECKING:
     from ldm_ae.core.errors import Stopped
     from ldm_ae.training.checkpoints.checkpoint import newest_checkpoint, problems
     from ldm_ae.training.config import TrainingConfig
+    from ldm_ae.training.losses import DiscriminatorLoss, GeneratorLoss, TrainingLosses
     from ldm_ae.training.optimizers import OptimizerConfig
     from ldm_ae.training.trainer import Trainer
 
-__all__ = ["OptimizerConfig", "Stopped", "Trainer", "TrainingConfig", "newest_checkpoint", "problems"]
+__all__ = [
+    "DiscriminatorLoss",
+    "GeneratorLoss",
+    "OptimizerConfig",
+    "Stopped",
+    "Trainer",
+    "TrainingConfig",
+    "TrainingLosses",
+    "newest_checkpoint",
+    "problems",
+]
 
 _MODULES = {
+    "DiscriminatorLoss": "ldm_ae.training.losses",
+    "GeneratorLoss": "ldm_ae.training.losses",
     "OptimizerConfig": "ldm_ae.training.optimizers",
     "Stopped": "ldm_ae.core.errors",
     "Trainer": "ldm_ae.training.trainer",
     "TrainingConfig": "ldm_ae.training.config",
+    "TrainingLosses": "ldm_ae.training.losses",
     "newest_checkpoint": "ldm_ae.training.checkpoints.checkpoint",
     "problems": "ldm_ae.training.checkpoints.checkpoint",
 }

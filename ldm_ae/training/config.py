@@ -20,7 +20,7 @@ class TrainingConfig:
     """Number of forward passes per step."""
     precision: Precision = "auto"
     """Autocast dtype; parameters stay float32. auto is bf16 on a device that is fast in it and fp32 on others; fp16
-    needs an accelerator; no means fp32."""
+    needs an accelerator."""
     max_grad_norm: float | None = None
     """Clip each network's gradients to this norm."""
     trainable: list[str] = field(default_factory=lambda: ["*"])

@@ -65,8 +65,8 @@ class ConfigFile:
         """Raise `UserError` for the first unknown key, with its place, and for a group that has a value of its own."""
         for key, (node, value) in self._nodes.items():
             if key.rpartition(".")[2] != "<<" and not is_known(key):
-                shown = printable(key)
-                raise UserError(f"{self.path}{_at(node)}: no key is named '{shown}'{hint(key, known_names(key))}")
+                found = hint(key, known_names(key), dashes="")
+                raise UserError(f"{self.path}{_at(node)}: no key is named '{printable(key)}'{found}")
             named = isinstance(value, yaml.ScalarNode) and value.tag in ("tag:yaml.org,2002:str", _NULL)
             if key in groups() and not named and not isinstance(value, yaml.MappingNode):
                 given = _kind(value) if not isinstance(value, yaml.ScalarNode) else printable(value.value)

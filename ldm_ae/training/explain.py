@@ -38,7 +38,7 @@ def explain(error: Exception, files: Sequence[ConfigFile], arguments: Sequence[s
     if (match := _REQUIRED.search(text)) and (missing := match[1] or match[2]):
         return UserError(f"required, but not given: {', '.join(f'--{name.strip()}' for name in missing.split(','))}")
     if key and (match := _UNION.search(text, last) or _EXPECTED.search(str(error), _end_of_keys(str(error)))):
-        return UserError(f"{place}{key}: expected {_types(match[1])}, got {printable(match[2], 120)}")
+        return UserError(f"{place}{key}: expected {_types(match[1])}, got {printable(match[2], 120) or 'nothing'}")
     return UserError(place + printable(re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text), 400))
 
 

@@ -11,17 +11,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import get_loader
 
 from ldm_ae.core.deprecation import rename_arguments, rename_keys, warn_renamed
-from ldm_ae.core.errors import UserError
+from ldm_ae.core.errors import UserError, printable
 from ldm_ae.core.registry import Registry
 from ldm_ae.discriminators import DISCRIMINATORS
 from ldm_ae.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_LOSSES, RECONSTRUCTION_LOSSES
 from ldm_ae.models import AUTOENCODERS
 from ldm_ae.quantizers import QUANTIZERS
 from ldm_ae.regularizers import REGULARIZERS
-from ldm_ae.training.keys import CLASS_KEYS, OPTIMIZER_KEYS, RENAMED
+from ldm_ae.training.keys import CLASS_KEYS, OPTIMIZER_KEYS, RENAMED, groups
 from ldm_ae.training.optimizers import optimizer_path
 
 REGISTRIES: dict[str, Registry[Any]] = dict(
@@ -62,7 +63,10 @@ def full_names(arguments: Sequence[str]) -> list[str]:
             value, following = _of_file(value)
         else:
             value = _of_value(key, value)
-        if key in OPTIMIZER_KEYS and isinstance(named := _optimizer(value), dict):
+        may_be_name = key in OPTIMIZER_KEYS and not value.endswith((".yaml", ".yml"))
+        if key in groups() and not (may_be_name or value.startswith("{") or Path(value).is_file()):
+            raise UserError(f"--{key}: no such configuration file: {printable(value)}")
+        if key in OPTIMIZER_KEYS and isinstance(named := _optimizer(key, value), dict):
             option, value = f"{option}.class_path", named["class_path"]
         found += [*([f"{option}={value}"] if equals else [option, value]), *following]
     return found
@@ -101,7 +105,7 @@ def _of_value(key: str, value: str) -> str:
     if key == _PRECISION:
         return _precision(value, f"--{key} no")
     if value.startswith("{"):
-        content = get_loader("yaml")(value)
+        content = _loaded(key, value)
         if isinstance(content, dict):
             wrapped = {leaf: content}
             _replace(wrapped, f"{key.rpartition('.')[0]}." if "." in key else "", f"--{key}")
@@ -123,7 +127,7 @@ def _replace(content: dict[str, Any], prefix: str, place: str) -> None:
             elif owner in OPTIMIZER_KEYS:
                 content[name] = optimizer_path(value)
         elif key in OPTIMIZER_KEYS and isinstance(value, str):
-            content[name] = _optimizer(value)
+            content[name] = _optimizer(key, value)
         elif key == _PRECISION:
             content[name] = _precision(value, f"{key}: no of {place}")
         elif isinstance(value, dict):
@@ -143,13 +147,24 @@ def _class_name(key: str, name: str) -> str:
     return name if cls is None else cls.__name__
 
 
-def _optimizer(value: str) -> str | dict[str, str]:
+def _loaded(key: str, value: str) -> Any:
+    """Return the content of a value in braces."""
+    try:
+        return get_loader("yaml")(value)
+    except yaml.YAMLError as error:
+        why = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"--{key}: {printable(value)} is not valid YAML: {why}") from error
+
+
+def _optimizer(key: str, value: str) -> str | dict[str, str]:
     """Return the group's content for an optimizer's name; a file's path, or more content than that, as it is."""
     if value.startswith("{"):
-        content = get_loader("yaml")(value)
+        content = _loaded(key, value)
         alone = isinstance(content, dict) and set(content) == {"class_path"}
-        return _optimizer(str(content["class_path"])) if alone else value
-    return value if Path(value).is_file() else {"class_path": optimizer_path(value)}
+        return _optimizer(key, str(content["class_path"])) if alone else value
+    if Path(value).is_file():
+        return value
+    return {"class_path": optimizer_path(value)}
 
 
 def _precision(value: Any, old: str) -> Any:

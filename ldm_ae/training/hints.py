@@ -69,6 +69,12 @@ HINTS = {
     "report_to": "training.trackers",
     "log_with": "training.trackers",
     "logger": "training.trackers",
+    "tracker_project_name": "training.project",
+    "wandb_project": "training.project",
+    "project_name": "training.project",
+    "run_name": "training.run_name",
+    "wandb_name": "training.run_name",
+    "experiment_name": "training.run_name",
     "wandb": "training.trackers",
     "logging_steps": "training.log_every",
     "log_every_n_steps": "training.log_every",
@@ -160,12 +166,13 @@ HINTS = {
 for `--kl_weight` and `--objective.kl_weight`."""
 
 
-def hint(key: str, known: Iterable[str]) -> str:
+def hint(key: str, known: Iterable[str], dashes: str = "--") -> str:
     """Return the part of a message that helps with an unknown key: what it is here, or the nearest spelling.
 
     Args:
         key: The unknown key, such as `trainin.lr`.
         known: The full keys, and names of arguments.
+        dashes: What a key begins with where the unknown one stands: nothing in a file.
     """
     known = list(known)
     name = key.lower().replace("-", "_")
@@ -175,7 +182,7 @@ def hint(key: str, known: Iterable[str]) -> str:
         if not is_key(found):
             return f"; {found}"
         beside = f"{owner}.{found.rpartition('.')[2]}"  # `discriminator_optimizer.lr`
-        return f"; use --{beside if beside in known else found}"
+        return f"; use {dashes}{beside if beside in known else found}"
     if near := [full for full in difflib.get_close_matches(name, known) if not name.startswith(f"{full}.")]:
         return f"; did you mean '{near[0]}'?"
     if near := difflib.get_close_matches(leaf, leaves, n=1):

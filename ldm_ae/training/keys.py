@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from ldm_ae.core.registry import plugin_entry_points
+from ldm_ae.core import registry
 
 ROOT = ("ldm_ae.training.parsing", "RunConfig")
 """Module and name of the dataclass of all keys. A nested dataclass must be imported from the module that defines it."""
@@ -69,7 +69,7 @@ def is_known(key: str) -> bool:
         if annotation := config_keys().get(owner):
             if parts[length - 1] in CLASS_KEYS:
                 names = set(parts[length:]) - _OF_A_CLASS
-                return bool(plugin_entry_points()) or names <= class_arguments()
+                return bool(registry.plugin_entry_points()) or names <= class_arguments()
             return annotation.startswith("dict[")
     return False
 

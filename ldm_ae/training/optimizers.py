@@ -23,7 +23,8 @@ class OptimizerConfig:
     """One network's optimizer and its learning rate."""
 
     class_path: str = "torch.optim.Adam"
-    """Class path of the optimizer: torch.optim.Adam, torch.optim.AdamW, any other of torch.optim, or a plugin's."""
+    """Optimizer of torch.optim or of a plugin, by name (adam, adamw, sgd) or class path; `optimizer: adamw` sets it
+    too."""
     learning_rate: float = 1e-4
     """Highest learning rate, after warm-up."""
     scale_learning_rate: bool = False

@@ -115,7 +115,6 @@ def check(run: RunConfig) -> None:
         run.model, run.regularizer, run.objective, run.discriminator, run.training,
         resolution=run.data.resolution, validation=run.data.validation_images > 0,
     )  # fmt: skip
-    check_trackers(run.training.trackers)
 
 
 def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Path:
@@ -134,6 +133,7 @@ def train_parsed(config: Namespace, parser: ArgumentParser) -> Path:
     """Train as the configuration that `parse_config` returned specifies; see `train`."""
     folder = Path(config.out)
     check_place(folder, [config.data.train, config.data.validation])
+    check_trackers(config.training.trackers)
     banner = Banner(folder, config)
     banner.print_plan()
     numerics = agreed_numerics(
@@ -155,7 +155,7 @@ def train_parsed(config: Namespace, parser: ArgumentParser) -> Path:
                 if error.part != "discriminator" or before is None:
                     raise
                 raise other_discriminator(folder, changed_settings(before, _as_saved(parser, config)), error) from None
-            if trainer.is_finished():
+            if broadcast_object_list([trainer.is_finished()])[0]:
                 accelerator.end_training()
             else:
                 # All checks have passed; from here on the run directory changes.

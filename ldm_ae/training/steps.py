@@ -104,20 +104,14 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
     results, all_logs, posteriors = [], [], []
     for i, batch in enumerate(batches):
         with _sync_on_last(parts.accelerator, parts.training_pass, i, len(batches)):
-            reconstructions, target, posterior, terms = _forward(parts.training_pass, batch)
+            output = forward(parts.training_pass, batch)
+            reconstructions, target, posterior, _ = output
             at_output = known[i] if known else output_gradients(parts, batch, reconstructions, target, with_gan)
             if adaptive and known is None:
                 gan_weight = gan_weight * adaptive_weight(
                     parts, [last_layer_gradients(parts, reconstructions, at_output)]
                 )
-            gradient = at_output.nll
-            if at_output.gan is not None:
-                gradient = gradient + gan_weight * at_output.gan
-            terms = posterior.regularization() | terms
-            regularization = parts.objective.regularization(terms, posterior.mode())
-            # Its gradient at the reconstructions is `gradient`; the nll of a fixed error reaches the log-variance.
-            surrogate = (reconstructions * gradient).sum() + regularization
-            surrogate = surrogate + parts.objective.nll(at_output.error, target)
+            surrogate, _, terms = surrogate_loss(parts.objective, output, at_output, gan_weight)
             parts.accelerator.backward(surrogate / len(batches))
         posteriors.append(posterior)
         results.append(Reconstructed(target.detach(), reconstructions.detach()))
@@ -145,25 +139,55 @@ def discriminator_step(
     assert parts.plain_discriminator is not None
     all_logs = []
     for i, (batch, result) in enumerate(zip(batches, results, strict=True)):
-        real, fake = (
-            parts.plain_discriminator.augment(images.detach(), batch.draws(AUGMENTATION)) for images in result
-        )
         with _sync_on_last(parts.accelerator, parts.discriminator, i, len(batches)):
-            with parts.accelerator.autocast():
-                logits_real, logits_fake, penalty = parts.discriminator(real, fake, step)
-            logits_real, logits_fake = logits_real.float(), logits_fake.float()
-            loss = parts.objective.config.adversarial.discriminator(logits_real, logits_fake)
-            logs = {"discriminator_loss": loss, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
-            if penalty is not None:
-                logs["discriminator_penalty"] = penalty.float()
-                loss = loss + penalty.float()
+            loss, logs = discriminator_loss(parts, batch, result, step)
             parts.accelerator.backward(loss / len(batches))
-        correct = ((logits_real > 0).float().mean() + (logits_fake < 0).float().mean()) / 2
-        all_logs.append({name: value.detach() for name, value in logs.items()} | {"discriminator_accuracy": correct})
+        all_logs.append(logs)
     logs = _mean_logs(all_logs)
     logits = torch.stack([logs["logits_real"], logs["logits_fake"]])
     parts.plain_discriminator.learn(*parts.accelerator.reduce(logits, reduction="mean"))
     return logs
+
+
+class Surrogate(NamedTuple):
+    """A micro-batch's loss with the gradient of the whole objective, but with another value."""
+
+    loss: Tensor
+    regularization: Tensor
+    """Scalar: the weighted terms of the posterior and the regularizer."""
+    terms: dict[str, Tensor]
+    """The unweighted terms, (B,) each."""
+
+
+def surrogate_loss(
+    objective: Objective, output: TrainingOutput, at_output: OutputGradients, gan_weight: float | Tensor
+) -> Surrogate:
+    """Return a scalar whose backward pass gives every parameter of the autoencoder its gradient."""
+    gradient = at_output.nll
+    if at_output.gan is not None:
+        gradient = gradient + gan_weight * at_output.gan
+    terms = output.posterior.regularization() | output.terms
+    regularization = objective.regularization(terms, output.posterior.mode())
+    # Its gradient at the reconstructions is `gradient`; the nll of a fixed error reaches the log-variance.
+    surrogate = (output.reconstructions * gradient).sum() + regularization
+    return Surrogate(surrogate + objective.nll(at_output.error, output.target), regularization, terms)
+
+
+def discriminator_loss(parts: StepParts, batch: MicroBatch, result: Reconstructed, step: int) -> tuple[Tensor, Logs]:
+    """Return the discriminator's loss on a micro-batch, a scalar, and scalars to log."""
+    assert parts.discriminator is not None
+    assert parts.plain_discriminator is not None
+    real, fake = (parts.plain_discriminator.augment(images.detach(), batch.draws(AUGMENTATION)) for images in result)
+    with parts.accelerator.autocast():
+        logits_real, logits_fake, penalty = parts.discriminator(real, fake, step)
+    logits_real, logits_fake = logits_real.float(), logits_fake.float()
+    loss = parts.objective.config.adversarial.discriminator(logits_real, logits_fake)
+    logs = {"discriminator_loss": loss, "logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
+    if penalty is not None:
+        logs["discriminator_penalty"] = penalty.float()
+        loss = loss + penalty.float()
+    correct = ((logits_real > 0).float().mean() + (logits_fake < 0).float().mean()) / 2
+    return loss, {name: value.detach() for name, value in logs.items()} | {"discriminator_accuracy": correct}
 
 
 def output_gradients(
@@ -215,13 +239,14 @@ def _measure_ahead(
     measured, last = [], []
     with _only_last_layer(parts.plain_pass), parts.accelerator.autocast():
         for batch in batches:
-            reconstructions, target, _, _ = _forward(parts.plain_pass, batch)
+            reconstructions, target, _, _ = forward(parts.plain_pass, batch)
             measured.append(output_gradients(parts, batch, reconstructions, target, with_gan=True))
             last.append(last_layer_gradients(parts, reconstructions, measured[-1]))
     return measured, gan_weight * adaptive_weight(parts, last)
 
 
-def _forward(training_pass: nn.Module, batch: MicroBatch) -> TrainingOutput:
+def forward(training_pass: nn.Module, batch: MicroBatch) -> TrainingOutput:
+    """Run the training pass on a micro-batch."""
     output: TrainingOutput = training_pass(batch.pixel_values, batch.noise, batch.draws(REGULARIZER))
     return output
 

@@ -85,6 +85,7 @@ def test_encode_decode_and_reconstruct_agree(
     assert json.loads(out)["problems"] == []
 
 
+@pytest.mark.slow
 def test_export_measures_a_known_scale_only_on_request(
     run: Run, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -44,7 +44,7 @@ def test_export_writes_the_measured_scale_without_changing_the_model(tiny_model:
     assert config["latents_mean"] is None
     assert config["latents_std"] is None
     assert tiny_model.latent_spec == before
-    export_diffusers(tiny_model, tmp_path / "out", scaling=statistics, per_channel=True)  # replaces the first
+    export_diffusers(tiny_model, tmp_path / "out", scaling=statistics, per_channel=True, overwrite=True)
     spec = load_autoencoder(tmp_path / "out").latent_spec
     scaled = spec.scale(latents).double()
     # Whitened by its own statistics; float32 holds 1e-7 of values near 10.
@@ -126,6 +126,6 @@ def test_failed_export_keeps_the_previous_one(
 
     monkeypatch.setattr(KLAutoencoder, "save_pretrained", half_written)
     with pytest.raises(RunError, match=r"cannot write .*out: the disk is full, 2[\d,]+ bytes are needed"):
-        export_diffusers(tiny_model, tmp_path / "out")
+        export_diffusers(tiny_model, tmp_path / "out", overwrite=True)
     assert (out / "diffusion_pytorch_model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -301,6 +301,7 @@ def test_configurations_of_other_models_are_refused(
         import_ldm(tmp_path / "model.ckpt", tmp_path / "out", config=config)
 
 
+@pytest.mark.slow
 def test_invalid_and_missing_files_are_refused(vq: Any, tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"no checkpoint")
     for name, words in (("model.ckpt", "was not opened"), ("none.ckpt", "no such file"), ("x.onnx", "no such file")):

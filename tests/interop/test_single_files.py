@@ -136,7 +136,7 @@ def test_file_format_is_detected_by_content(tmp_path: Path) -> None:
     torch.save(net.state_dict(), tmp_path / "model.safetensors")
     torch.save(net.state_dict(), tmp_path / "model", _use_new_zipfile_serialization=False)
     for name in ("model.ckpt", "model.safetensors", "model"):
-        import_ldm(tmp_path / name, tmp_path / "out")
+        import_ldm(tmp_path / name, tmp_path / "out", overwrite=True)
         check_equal(net, tmp_path / "out")
 
 

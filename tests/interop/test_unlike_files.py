@@ -125,5 +125,5 @@ def test_file_with_two_autoencoders_is_refused(tmp_path: Path) -> None:
     # Those of taming's conditional models, and averages of the weights, are not meant.
     for prefix in ("cond_stage_model.", "vae_ema.", "teacher."):
         state = below("first_stage_model.")(net.state_dict()) | below(prefix)(other.state_dict())
-        import_ldm(save(state, tmp_path / "model.safetensors"), tmp_path / "out")
+        import_ldm(save(state, tmp_path / "model.safetensors"), tmp_path / "out", overwrite=True)
         check_equal(net, tmp_path / "out")

@@ -11,7 +11,6 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import RGB
 from ldm_ae.models import Autoencoder, AutoencoderSpec, DeterministicPosterior, LatentSpec
 from ldm_ae.models.loading.folder import read_model_folder
@@ -51,14 +50,12 @@ class PatchLinearAutoencoder(Autoencoder):
         return AutoencoderSpec(pixels=RGB, latents=latents)
 
     def encode(self, pixel_values: Tensor) -> DeterministicPosterior:
-        self.pixel_spec.require_images(pixel_values)
-        self.latent_spec.latent_size(*pixel_values.shape[-2:])
+        self.require_images(pixel_values)
         patches = nn.functional.pixel_unshuffle(pixel_values.to(self.dtype), self.net.config.patch)
         return DeterministicPosterior(self._linear(self.net.down, patches).float())
 
     def decode(self, latents: Tensor) -> Tensor:
-        if latents.ndim != 4 or latents.shape[1] != self.latent_spec.channels:
-            raise UserError(f"latents must be (B, {self.latent_spec.channels}, h, w), got {tuple(latents.shape)}")
+        self.require_latents(latents)
         patches = self._linear(self.net.up, latents.to(self.dtype))
         return nn.functional.pixel_shuffle(patches, self.net.config.patch).float()
 

@@ -75,6 +75,30 @@ def test_saved_model_is_opened_by_its_class_name(name: str, model: Autoencoder, 
     assert (tmp_path / "config" / "config.json").read_text() == (tmp_path / "saved" / "config.json").read_text()
 
 
+def test_a_network_in_memory_is_wrapped_with_its_parameters(name: str, model: Autoencoder) -> None:
+    wrapped = AUTOENCODERS[name].around(model.net)
+    assert type(wrapped) is AUTOENCODERS[name]
+    assert wrapped.spec == model.spec
+    assert {id(p) for p in wrapped.parameters()} == {id(p) for p in model.parameters()}
+    x = images(model)
+    for found, expected in zip(all_of(wrapped.encode(x)), all_of(model.encode(x)), strict=True):
+        assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+def test_images_and_latents_that_do_not_fit_are_refused(model: Autoencoder) -> None:
+    x = images(model)
+    latents = model.encode(x).mode()
+    for pixel_values in (x.to(torch.uint8), x * 100, x * torch.nan, x[:, :, 1:], x[0], x.to("meta")):
+        with pytest.raises(UserError):
+            model.encode(pixel_values)
+    for bad in (latents.long(), latents[0], latents[:, 1:], latents.to("meta")):
+        with pytest.raises(UserError):
+            model.decode(bad)
+    assert torch.equal(model.encode_images(x), latents.float())
+    assert len(model.decode_to_pil(latents)) == 2
+
+
 @torch.no_grad()
 def test_latent_and_image_shapes_match_the_spec(model: Autoencoder) -> None:
     spec, x = model.spec, images(model)

@@ -52,6 +52,7 @@ def test_thumbnail_initialization_downscales_and_upscales_images(shape: dict[str
     assert (found - large)[inside].abs().mean() < 0.06 * large[inside].abs().mean()
 
 
+@pytest.mark.slow
 def test_every_parameter_learns_after_thumbnail_initialization() -> None:
     model = KLAutoencoder(
         block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False,

@@ -156,7 +156,9 @@ def test_prior_roundtrips_through_a_folder(name: str, tmp_path: Path) -> None:
     assert found.prior.train()(indices).not_equal(prior(indices)).any()  # the dropout has come along
 
 
-@every_prior
+@pytest.mark.parametrize(
+    "name", [name if name == "GatedPixelCNN" else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+)
 def test_prior_overfits_two_images(name: str) -> None:
     """With classes they take no bits. Without classes they take the one bit that distinguishes the two, and no less."""
     torch.manual_seed(0)

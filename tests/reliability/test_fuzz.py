@@ -51,7 +51,7 @@ def test_other_exceptions_and_multiline_messages_count_as_failures(
 @pytest.mark.parametrize(
     ("line", "content"),
     [
-        ("out: " + "[" * 2000 + "]" * 2000, ""),
+        pytest.param("out: " + "[" * 2000 + "]" * 2000, "", marks=pytest.mark.slow),
         ("out: \t@", ""),
         ('"\\x1b[2J": 1', "\\x1b[2J"),
         ("out: !!python/object/apply:os.mkdir ['canary']", "os.mkdir"),

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +40,19 @@ def accelerator(make_accelerator: Callable[[str], Accelerator]) -> Accelerator:
 @pytest.fixture
 def tiny_config(tmp_path: Path, image_folder: Path) -> Path:
     return write_config(tmp_path / "tiny.yaml", image_folder)
+
+
+@pytest.fixture(scope="module")
+def one_parser() -> Iterator[None]:
+    """Share one parser of configurations among the tests of a module: building it takes longer than many of them."""
+    from ldm_ae.training import parsing
+    from ldm_ae.training import run as run_module
+
+    parser = parsing.config_parser()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (parsing, run_module):
+            patch.setattr(module, "config_parser", lambda: parser)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 from ldm_ae.cli import main
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.config import DataConfig
+from ldm_ae.models import load_autoencoder
 from ldm_ae.training import TrainingConfig
 from ldm_ae.training import run as run_module
 from ldm_ae.training.monitoring.banner import next_commands, trackers_line
@@ -72,9 +73,11 @@ def test_a_run_prints_its_parts_and_its_results(
     assert discriminator == learning
     assert re.fullmatch(r"step 6 of 6; 6 steps in 0:\d\d:\d\d, [\d.]+ images/s", lines["finished"])
     assert lines["model"] == f"{out / 'model'} (EMA weights of step 6)"
-    best = re.fullmatch(r"step (\d), psnr [\d.]+ \(higher is better\) in (\S+)", lines["best"])
+    best = re.fullmatch(r"step (\d), psnr [\d.]+ \(higher is better\): (\S+)", lines["best"])
     assert best is not None
-    assert best[2] == str(out / "checkpoints" / f"step-0000000{best[1]}")
+    assert best[2] == f"{out}@best"
+    assert load_autoencoder(best[2]).latent_spec.channels == 4
+    assert (out / "checkpoints" / "best").resolve().name == f"step-0000000{best[1]}"
     assert lines["next"] == f"ldm-ae evaluate {out} {image_folder} --out {out}-evaluation"
 
 

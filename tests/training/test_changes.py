@@ -18,6 +18,8 @@ from ldm_ae.training.optimizers import OptimizerConfig, load_optimizer
 from tests.pictures import smooth_picture
 from tests.training.common import TINY, files, run
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -173,7 +175,7 @@ def test_rerunning_a_finished_run_says_so_and_writes_nothing(
     assert "finished:  step 3 of 3; nothing is left to train" in words
     assert "add --training.max_steps 6, or any number above 3" in words
     assert f"model:     {begun / 'model'} (EMA weights of step 3)" in words
-    assert "continuing" not in words
+    assert "resuming" not in words
     after = {path: path.stat() for path in begun.rglob("*")}
     assert after.keys() == before.keys()
     assert all(after[path].st_mtime_ns == before[path].st_mtime_ns for path in before if path.is_file())

@@ -29,6 +29,8 @@ from ldm_ae.training.training_pass import TrainingPass
 from tests.training.common import assert_close, make_batches, small_perceptual, step_gradients, whole
 from tests.training.processes import run_processes
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 CARE = {"kmeans_iterations": 2, "restart_below": 0.5, "usage_decay": 0.5}
 QUANTIZERS = {
     "VQ": ({"codebook_size": 16, "codebook_dim": 4, "care": CARE}, {"codebook": 1.0, "commitment": 1.0}),
@@ -104,6 +106,7 @@ def test_discrete_run_resumes_to_the_same_checkpoint(name: str, image_folder: Pa
     assert files(newest) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["VQ", "EMAVQ"])
 def test_non_finite_step_changes_no_code(
     name: str, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -88,6 +88,18 @@ def test_file_without_short_names_is_passed_as_it_is(tmp_path: Path) -> None:
     assert full_names(arguments) == arguments
 
 
+def test_wrong_values_of_groups_are_refused() -> None:
+    for option, value, message in (
+        ("training", "nowhere.yaml", "--training: no such configuration file: nowhere.yaml"),
+        ("optimizer", "nowhere.yaml", "--optimizer: no such configuration file: nowhere.yaml"),
+        ("objective", "{perceptual: lpips", "--objective: {perceptual: lpips is not valid YAML: "),
+        ("optimizer", "{class_path: adamw", "--optimizer: {class_path: adamw is not valid YAML: "),
+    ):
+        with pytest.raises(UserError) as refused:
+            full_names([f"--{option}", value])
+        assert str(refused.value).startswith(message)
+
+
 @pytest.mark.parametrize("registry", REGISTRIES.values(), ids=list(REGISTRIES))
 def test_every_short_name_leads_to_its_class(registry: Registry[Any]) -> None:
     for cls in registry.classes():

@@ -24,6 +24,8 @@ from ldm_ae.training.checkpoints.saver import Saver
 from ldm_ae.training.monitoring.guard import Guard
 from tests.training.common import run
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 Fault = Callable[[Trainer, Sequence[Batch]], Callable[[], None]]
 
 

@@ -53,6 +53,7 @@ def test_size_check_includes_a_discriminator_that_starts_later(tiny_model: KLAut
     check(tiny_model, 8, discriminator=PatchDiscriminator(ndf=8, n_layers=1, norm="none"))
 
 
+@pytest.mark.slow
 def test_size_check_includes_the_perceptual_network_and_metrics(tiny_model: KLAutoencoder) -> None:
     perceptual = LPIPS(net="alex", pretrained=False)
     check(tiny_model, 32, perceptual=perceptual)

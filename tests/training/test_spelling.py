@@ -84,7 +84,7 @@ def test_arguments_of_plugins_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ),
         ("seed: 1\ntraining:\n  max_stepz: 3\n", r"line 3, column 3: no key is named 'training\.max_stepz'; did you "),
         ("model:\n  class_path: kl\n  init_args: {latent_chanels: 4}\n", "line 3, column 15: .*'latent_channels'"),
-        ("optimizer: {lr: 1}\n", "line 1, column 13: .*; use --optimizer.learning_rate"),
+        ("optimizer: {lr: 1}\n", r"line 1, column 13: .*; use optimizer\.learning_rate$"),
         ("training: 3\n", r"line 1, column 11: training holds keys \(`training: {...}`\), got 3"),
         ("- seed\n", r"line 1, column 1: expected keys with values \(`seed: 0`\), got a list"),
         ("a: \x00\n", "is not a YAML file of UTF-8 text"),

@@ -199,6 +199,19 @@ def test_trackers_that_are_unknown_or_not_installed_are_refused_in_one_line(monk
         check_trackers(["tensorboard", "comet_ml"])
 
 
+def test_a_tracker_that_is_not_installed_is_refused_before_the_plan_is_printed(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trackers_module, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
+    with pytest.raises(
+        UserError, match=r"'wandb' is not installed .*pip install 'ldm_ae\[wandb\]', or remove it"
+    ) as error:
+        run(tiny_config, tmp_path / "run", "--training.trackers", "[tensorboard, wandb]")
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "run").exists()
+
+
 def test_tensorboard_starts_last_and_its_folder_stays_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers_module, "get_available_trackers", lambda: [LoggerType.TENSORBOARD, LoggerType.WANDB])
     assert chosen_trackers(TrainingConfig(trackers=["tensorboard", "wandb", "wandb"])) == ["wandb", "tensorboard"]

@@ -23,6 +23,8 @@ from ldm_ae.training.checkpoints.snapshot import HostCopy, Snapshot
 from ldm_ae.training.steps import generator_step
 from tests.training.common import files, make_batches, make_parts, run, whole
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 
 @pytest.mark.slow
 def test_run_directory_has_the_documented_files_and_is_reproducible(shared_run: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.latent_summary import LatentSummary
-from ldm_ae.images.pixels import PixelSpec
+from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.models import Autoencoder, Posterior
 from ldm_ae.priors import SavedPrior
 
@@ -93,8 +93,9 @@ class Needs:
 class Setting:
     """Context of the metrics of one evaluation or validation."""
 
-    model: Autoencoder
-    """The model on its device. In an evaluation it is in float32, and its precision changes after `Metric.prepare`."""
+    model: Autoencoder | None
+    """The model on its device. In an evaluation it is in float32, and its precision changes after `Metric.prepare`.
+    None where RGB images are compared without a model."""
     device: torch.device
     prior: SavedPrior | None = None
     """Prior over the model's codes, where a command was given one."""
@@ -102,6 +103,11 @@ class Setting:
     """Statistics of the latents that an evaluation gathers for its report; None in a validation."""
     codes: CodebookUsage | None = None
     """Counts of a discrete model's codes in an evaluation; None in a validation."""
+
+    @property
+    def pixels(self) -> PixelSpec:
+        """The images that are scored."""
+        return RGB if self.model is None else self.model.pixel_spec
 
 
 class Metric(ABC):

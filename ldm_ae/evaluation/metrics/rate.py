@@ -53,11 +53,13 @@ class Rate(MeanMetric):
             UserError: the prior belongs to another model's codes.
         """
         prior = setting.prior
-        if prior is not None and prior.model_hash != model_hash(setting.model):
-            raise UserError(
-                "the prior was trained on the codes of another model (hash "
-                f"{prior.model_hash[:12]}, this one's is {model_hash(setting.model)[:12]})"
-            )
+        if prior is not None:
+            assert setting.model is not None, "a prior is over the codes of a model"
+            if prior.model_hash != (found := model_hash(setting.model)):
+                raise UserError(
+                    f"the prior was trained on the codes of another model (hash {prior.model_hash[:12]}, this one's is "
+                    f"{found[:12]})"
+                )
         self._prior = None if prior is None else prior.prior.to(setting.device).eval()
 
     def update(

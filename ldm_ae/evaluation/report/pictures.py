@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ldm_ae.images.uint8 import to_levels, to_uint8
+from ldm_ae.images.in_memory import to_uint8_image
+from ldm_ae.images.uint8 import to_levels
 
 ERROR_GAIN = 4.0
 """Factor by which shown errors are multiplied."""
@@ -21,16 +22,6 @@ LATENT_REACH = 2.5
 # From dark to light with evenly rising lightness, so that the images can also be read in greyscale.
 _HEAT = ((0, 0, 4), (40, 17, 89), (114, 31, 129), (182, 54, 121), (241, 96, 93), (254, 175, 119), (252, 253, 191))
 _SEA = ((68, 1, 84), (70, 50, 127), (54, 92, 141), (39, 127, 142), (31, 161, 135), (74, 193, 109), (253, 231, 37))
-
-
-def to_uint8_image(pixel_values: Tensor) -> Image.Image:
-    """Convert (3, H, W) in [-1, 1], clamped and rounded, to a PIL image: the inverse of `level / 127.5 - 1`."""
-    return levels_image(to_uint8(pixel_values).cpu())
-
-
-def levels_image(levels: Tensor) -> Image.Image:
-    """Convert (3, H, W) uint8 to a PIL image."""
-    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
 
 def comparison_grid(

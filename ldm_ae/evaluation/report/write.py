@@ -14,11 +14,12 @@ from ldm_ae.evaluation.evaluate import Evaluation, Picture
 from ldm_ae.evaluation.latent_summary import HISTOGRAM_DEVIATIONS
 from ldm_ae.evaluation.report.codebook_page import codebook_section
 from ldm_ae.evaluation.report.page import HEAD, STYLE, bars, count, number, table
-from ldm_ae.evaluation.report.pictures import ERROR_GAIN, LATENT_REACH, error_map, latent_channel_pictures, levels_image
+from ldm_ae.evaluation.report.pictures import ERROR_GAIN, LATENT_REACH, error_map, latent_channel_pictures
 from ldm_ae.evaluation.report.protocol_page import facts, protocol_table
 from ldm_ae.evaluation.report.scores_page import headline, scores_table
 from ldm_ae.evaluation.report.viewer import CONTENT_POLICY, VIEWER, VIEWER_STYLE, view, views
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX
+from ldm_ae.images.in_memory import levels_image
 from ldm_ae.images.uint8 import from_levels
 from ldm_ae.io.files import make_folder, write_json, writing
 

@@ -23,6 +23,7 @@ from ldm_ae.core.seeding import derive_seed
 from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
 from ldm_ae.data.sources.interface import valid_text
 from ldm_ae.images.crops import describe_crops
+from ldm_ae.images.pixels import images_in_range
 from ldm_ae.latents.encoding.config import EncodeConfig
 from ldm_ae.latents.encoding.jobs import EncodeSummary, Engine, Job, Progress
 from ldm_ae.latents.encoding.transfers import Transfers
@@ -282,7 +283,8 @@ def _encode_batch(model: Autoencoder, batch: Batch, request: StoreRequest, trans
     flags: dict[str, Tensor] = {}
     views = {"": pixel_values, "_flip": pixel_values.flip(3)} if request.flips else {"": pixel_values}
     for suffix, view in views.items():
-        posterior = model.encode(view)
+        with images_in_range():
+            posterior = model.encode(view)
         if request.content != "lean":
             values = posterior.mode()
             if request.latents == "sample":

@@ -85,10 +85,10 @@ class Tokens(Format):
             full = (len(rows) + len(views)) * len(rows[0][0]) > _TOKENS
             if full or sample.number == len(samples) - 1:
                 sequences, *others = zip(*rows, strict=True)
-                labels, images, flipped = (np.array(other) for other in others)
+                labels, numbers, flipped = (np.array(other) for other in others)
                 self._write_shard(out, shard, header, {
                     "tokens": torch.stack(sequences).numpy().astype(dtype), "labels": labels.astype(np.int64),
-                    "images": images.astype(np.int64), "flipped": flipped.astype(np.uint8),
+                    "images": numbers.astype(np.int64), "flipped": flipped.astype(np.uint8),
                 })  # fmt: skip
                 rows, shard = [], shard + 1
 

@@ -36,17 +36,13 @@ class ConvolutionalAutoencoder(Autoencoder):
         return cast(nn.Parameter, self.net.decoder.conv_out.weight)
 
     def encoder_output(self, pixel_values: Tensor) -> Tensor:
-        """Encode images (B, 3, H, W) in [-1, 1] to the encoder's output (B, ..., h, w). UserError for a wrong shape."""
-        spec = self.spec
-        spec.pixels.require_images(pixel_values)
-        spec.latents.latent_size(*pixel_values.shape[-2:])
+        """Encode images (B, 3, H, W) in [-1, 1] to the encoder's output (B, ..., h, w). UserError for other images."""
+        self.require_images(pixel_values)
         return cast(Tensor, self.net.encoder(pixel_values.to(self.dtype)))
 
     def decoder_input(self, latents: Tensor) -> Tensor:
         """Return the latents in the weights' dtype. UserError for a wrong shape."""
-        channels = self.latent_spec.channels
-        if latents.ndim != 4 or latents.shape[1] != channels:
-            raise UserError(f"latents must be (B, {channels}, h, w), got {tuple(latents.shape)}")
+        self.require_latents(latents)
         return latents.to(self.dtype)
 
     def compilable_parts(self, *, for_training: bool = False) -> Sequence[nn.Module]:

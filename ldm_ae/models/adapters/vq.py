@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ldm_ae.core.errors import UserError
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
-from ldm_ae.models.interface import Codebook
+from ldm_ae.models.interface import Autoencoder, Codebook
 from ldm_ae.models.loading.folder import local_folder, read_config, read_model_folder
 from ldm_ae.models.posteriors import DiscretePosterior, Posterior
 from ldm_ae.models.scaling import factor_beside_vectors
@@ -88,6 +88,16 @@ class VQAutoencoder(ConvolutionalAutoencoder):
             "scaling_factor": 1.0,  # no scale is measured yet
         }
         self.net = _build(arguments, quantizer)
+
+    @classmethod
+    def around(cls, net: Any) -> Autoencoder:
+        """Return an autoencoder with the parameters of `net`; a VQModel of diffusers keeps its own quantizer.
+
+        Its configuration is then separate: a scale that is recorded here is not in `net`.
+        """
+        if not isinstance(net.quantize, Quantizer):
+            net = _with_our_quantizer(net)
+        return super().around(net)
 
     @classmethod
     def example(cls, class_name: str) -> VQAutoencoder:
@@ -211,6 +221,20 @@ def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
     if quantizer is not None:
         _continue_with(pretrained, net, quantizer, kinds)
     return net
+
+
+def _with_our_quantizer(net: Any) -> nn.Module:
+    """Return a VQModel of ours with the parts of diffusers' `net`, whose codes its quantizer shares."""
+    from ldm_ae.models.adapters._quantized_networks import VQModel
+
+    ours: Any = VQModel.__new__(VQModel)
+    vars(ours).update(vars(net))
+    ours._modules = dict(net._modules)
+    codes = net.quantize.embedding.weight
+    quantizer = VQ(*codes.shape, legacy=net.config.get("legacy_beta") is True).to(codes)
+    quantizer.embedding.weight = codes
+    ours.quantize = quantizer.train(net.training)
+    return cast(nn.Module, ours)
 
 
 def _from_kl(pretrained: str, folder: Path, quantizer: Quantizer | None) -> nn.Module:

@@ -52,7 +52,7 @@ def suggestion(path: Path) -> str:
         hint = f"; there is no folder {path.parts[0]}"
     may_be_on_hub = len(path.parts) == 2 and path.parent.is_dir() and not path.is_absolute()
     hub = f"; on the Hugging Face hub it would be {PREFIX}{path}" if may_be_on_hub else ""
-    return f"{hint}; with ldm_ae come {' and '.join(shipped)}{hub}"
+    return f"{hint}; the shipped models are {' and '.join(shipped)}{hub}"
 
 
 def resolve_model_folder(name: str | Path) -> Path:
@@ -69,7 +69,7 @@ def resolve_model_folder(name: str | Path) -> Path:
     if not folder.exists():
         raise UserError(f"no such model: {folder}{suggestion(folder)}")
     if folder.is_file():
-        raise UserError(f"{folder} is a file, not a model folder; make one of it: ldm-ae import {folder} OUT")
+        raise UserError(f"{folder} is a file, not a model folder; convert it with: ldm-ae import {folder} OUT")
     for candidate in (folder, folder / "ema", folder / "model", *(folder / part for part in SUBFOLDERS[1:])):
         if (candidate / "config.json").is_file():
             return candidate

@@ -36,6 +36,6 @@ def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") ->
     folder = local_folder(path)
     name = str(read_config(folder)["_class_name"])
     if name not in AUTOENCODERS:
-        raise UserError(f"{path} holds a {printable(name)}; known are {', '.join(AUTOENCODERS)}")
+        raise UserError(f"{path} holds a {printable(name)}; expected one of {', '.join(AUTOENCODERS)}")
     model = AUTOENCODERS[name].from_folder(folder)
     return model.eval().requires_grad_(False).to(device)

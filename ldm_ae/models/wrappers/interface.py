@@ -8,9 +8,9 @@ from typing import Any
 
 from ldm_ae.models.interface import Autoencoder
 
-OWN = frozenset({"forward", "draw"})
-"""The public members of `Autoencoder` that a wrapper does not forward: they call other members (`forward` and `draw`
-call `encode` and `decode`), which must be the wrapper's."""
+OWN = frozenset({"forward", "draw", "encode_images", "decode_to_pil"})
+"""The public members of `Autoencoder` that a wrapper does not forward: they call other members (`encode` and `decode`),
+which must be the wrapper's."""
 
 
 def interface_members() -> frozenset[str]:

@@ -16,6 +16,7 @@ from torch import nn
 from ldm_ae.core.processes import Processes
 from ldm_ae.core.terminal import duration
 from ldm_ae.data.config import DataConfig
+from ldm_ae.models.loading.checkpoints import BEST
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.monitoring.trackers import (
     TENSORBOARD,
@@ -137,8 +138,8 @@ def closing_lines(trainer: Trainer, data: DataConfig) -> Iterator[str]:
 def _best(trainer: Trainer, step: int, score: float) -> str:
     metric = trainer.scoring.best
     value = score if metric.direction == "higher" else -score
-    path = trainer.folder / "checkpoints" / f"step-{step:08d}"
-    place = f" in {path}" if path.is_dir() else ""
+    pointer = trainer.folder / "checkpoints" / BEST
+    place = f": {trainer.folder}@{BEST}" if pointer.is_dir() else ""
     return f"step {step}, {metric.name} {value:.4g} ({metric.direction} is better){place}"
 
 

@@ -19,7 +19,7 @@ from accelerate.tracking import (
     get_available_trackers,
     on_main_process,
 )
-from accelerate.utils import LoggerType
+from accelerate.utils import LoggerType, broadcast_object_list
 from PIL import Image
 
 from ldm_ae.core.errors import UserError, reason
@@ -125,16 +125,19 @@ def start_trackers(
     wandb: dict[str, Any] = {"name": run_name(training, folder), "dir": str(folder)}
     if (folder / _WANDB_ID).is_file():
         wandb |= {"id": (folder / _WANDB_ID).read_text(encoding="utf-8").strip(), "resume": "allow"}
+    refused = ""
     try:
         accelerator.init_trackers(training.project, dict(_flat(settings)), {WANDB: wandb})
-    except Exception as error:  # each tracker has its own classes of errors
+    except Exception as error:  # noqa: BLE001 - each tracker has its own classes of errors
         for path in set(folder.iterdir()) - before:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         names = ", ".join(chosen_trackers(training))
-        raise UserError(
+        refused = (
             f"training.trackers: one of {names} cannot start ({type(error).__name__}: {reason(error)}). Configure it "
             "as its documentation describes, or remove it from training.trackers"
-        ) from error
+        )
+    if refusal := broadcast_object_list([refused])[0]:  # trackers start in the main process alone
+        raise UserError(refusal)
     if WANDB in chosen_trackers(training) and accelerator.is_main_process:
         (folder / _WANDB_ID).parent.mkdir(exist_ok=True)
         identifier = accelerator.get_tracker(WANDB, unwrap=True).id

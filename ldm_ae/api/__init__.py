@@ -1,0 +1,1 @@
+"""The functions of `import ldm_ae`."""

@@ -1,0 +1,93 @@
+"""Autoencoders and images from files and from memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm_ae.core.devices import pick_device
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.precision import DTYPES
+from ldm_ae.core.resources import DEFAULT_MODEL
+from ldm_ae.data import BadImage, ImageTransform, decode_image, open_source
+from ldm_ae.models import AUTOENCODERS, Autoencoder, for_inference, load_autoencoder
+
+_PRECISIONS: dict[object, str] = {
+    "auto": "auto", None: "fp32", **{name: name for name in DTYPES}, **{dtype: name for name, dtype in DTYPES.items()},
+}  # fmt: skip
+"""Precisions by the values of `dtype`."""
+_OF_PIPELINES = ("vae", "vqvae", "movq")
+"""Attributes under which pipelines hold their autoencoder."""
+
+
+def load(
+    model: str | Path = DEFAULT_MODEL,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+) -> Autoencoder:
+    """Load an autoencoder for inference: in eval mode and without gradients.
+
+    Args:
+        model: A diffusers model folder, a run directory, a checkpoint (also by name: `runs/mine@best`), a name on the
+            Hugging Face hub (`hf:owner/name`), or the name of a shipped model (`kl-f8c4-small`, `vq-f8-small`).
+        device: Device to run on; `auto` picks an accelerator if there is one.
+        dtype: `fp32`, `bf16` or `fp16`, or torch's dtype; `auto` is bf16 on a device that is fast in it and fp32 on
+            others; None is fp32. Images, latents and reconstructions are float32 in any dtype. In fp16, a batch that
+            overflows is computed again in fp32.
+
+    Returns:
+        The model. `encode_images` and `decode_to_pil` convert images; `encode`, `decode`, `scale` and `unscale` take
+        tensors. For training, call `train()` and `requires_grad_()` on a model in fp32.
+
+    Raises:
+        UserError: no model is found, it does not load, or the device or the dtype is not available.
+    """
+    if isinstance(model, Autoencoder):
+        raise UserError(f"model must be a path or a name, got a {type(model).__name__}, which is loaded already")
+    precision = _PRECISIONS.get(dtype) if isinstance(dtype, str | torch.dtype | None) else None
+    if precision is None:
+        known = ", ".join(("auto", *DTYPES))
+        raise UserError(f"dtype must be {known}, None or the dtype of torch for one of these, got {dtype!r}")
+    chosen = pick_device(device) if isinstance(device, str) else device
+    return for_inference(
+        load_autoencoder(model), device=chosen, precision=precision, slow_remedy="dtype='fp32'"
+    )  # fmt: skip
+
+
+def load_image(path: str | Path, *, size: int) -> torch.Tensor:
+    """Load an image file as `pixel_values` (1, 3, size, size) in [-1, 1], resized and center-cropped to the square.
+
+    Raises:
+        UserError: The image does not exist or cannot be decoded.
+    """
+    try:
+        return ImageTransform(size=size)(decode_image(open_source(path)[0].data)).pixel_values[None]
+    except BadImage as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def wrap(network: Any) -> Autoencoder:
+    """Return an `Autoencoder` around a diffusers autoencoder in memory, such as `pipeline.vae`.
+
+    It shares the network's parameters: training one trains the other, and nothing is copied. Device, dtype, mode and
+    gradients stay as they are.
+
+    Args:
+        network: An autoencoder of one of the classes that `load` opens.
+
+    Raises:
+        UserError: the class is not supported, or the network's images are not.
+    """
+    if isinstance(network, Autoencoder):
+        return network
+    for cls in type(network).__mro__:
+        if cls.__name__ in AUTOENCODERS and isinstance(network, torch.nn.Module):
+            return AUTOENCODERS[cls.__name__].around(network)
+    held = next((name for name in _OF_PIPELINES if hasattr(network, name)), None)
+    fix = (
+        f"pass its autoencoder, ldm_ae.wrap(pipeline.{held})" if held else f"expected one of {', '.join(AUTOENCODERS)}"
+    )
+    raise UserError(f"a {type(network).__name__} cannot be wrapped; {fix}")

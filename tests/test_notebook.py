@@ -1,0 +1,81 @@
+"""docs/notebook.ipynb is a valid notebook, and its cells run in order. Jupyter is not needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
+RUN = """
+import ast, json, sys
+import torch
+torch.set_num_threads(1)
+space = {"__name__": "__main__"}
+for cell in json.load(sys.stdin):
+    *body, last = ast.parse(cell).body  # Jupyter shows the value of the last expression
+    exec(compile(ast.Module(body, []), "cell", "exec"), space)
+    if isinstance(last, ast.Expr):
+        shown = eval(compile(ast.Expression(last.value), "cell", "eval"), space)
+        repr(shown)
+    else:
+        exec(compile(ast.Module([last], []), "cell", "exec"), space)
+print(json.dumps({
+    "scores": space["scores"], "report": space["report"].metrics, "page": space["report"].page.is_file(),
+    "images": len(space["dataset"]), "losses": space["losses"], "shared": shown,
+    "samples": [sample.size for sample in space["samples"]],
+}))
+"""
+
+
+def notebook() -> dict[str, Any]:
+    return json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+
+
+def code_cells() -> list[str]:
+    return ["".join(cell["source"]) for cell in notebook()["cells"] if cell["cell_type"] == "code"]
+
+
+def test_notebook_is_valid_nbformat_without_outputs() -> None:
+    """The schema of nbformat 4.5, as far as this notebook uses it."""
+    found = notebook()
+    assert found.keys() == {"cells", "metadata", "nbformat", "nbformat_minor"}
+    assert (found["nbformat"], found["nbformat_minor"]) == (4, 5)
+    assert found["metadata"]["kernelspec"].keys() >= {"name", "display_name"}
+    ids = [cell["id"] for cell in found["cells"]]
+    assert len(set(ids)) == len(ids)
+    for cell in found["cells"]:
+        common = {"cell_type", "id", "metadata", "source"}
+        assert isinstance(cell["source"], list)
+        assert all(line.endswith("\n") for line in cell["source"][:-1])
+        if cell["cell_type"] == "code":
+            assert cell.keys() == common | {"execution_count", "outputs"}
+            assert (cell["execution_count"], cell["outputs"]) == (None, [])
+        else:
+            assert cell["cell_type"] == "markdown"
+            assert cell.keys() == common
+    assert NOTEBOOK.stat().st_size < 20_000
+
+
+@pytest.mark.slow
+def test_notebook_runs_from_photos_to_a_pipeline(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RUN], input=json.dumps(code_cells()), cwd=tmp_path, capture_output=True, text=True,
+        check=False, env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert 22 < found["scores"]["psnr"] < 40
+    assert 22 < found["report"]["psnr"] < 40
+    assert found["page"]
+    assert found["images"] == 8
+    assert found["losses"][-1] < found["losses"][0]
+    assert found["samples"] == [[256, 256]] * 2
+    assert found["shared"] is True
+    assert "Warning" not in done.stderr, done.stderr
