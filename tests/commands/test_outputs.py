@@ -36,7 +36,7 @@ def test_output_folder_must_be_new_or_an_earlier_result(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"out is not empty \(a\.json\); give a new folder for the report"):
         check()
     with pytest.raises(
-        UserError, match=r"out holds an earlier result \(a\.json\); add --overwrite to replace it, or name"
+        UserError, match=r"out holds an earlier result \(a\.json\); add --overwrite to replace it, or give"
     ):
         check(own_files=own, overwrite=False)
     check(own_files=own, overwrite=True)

@@ -271,7 +271,7 @@ def test_other_images_with_the_same_names_are_refused(begun: Path, recipe: Path,
 
 def test_optimizer_option_that_needs_other_state_is_refused_by_name(begun: Path, recipe: Path) -> None:
     before = files(begun)
-    with pytest.raises(UserError, match="its optimizer had amsgrad False, now True"):
+    with pytest.raises(UserError, match="its optimizer had amsgrad False, and this one has True"):
         run(recipe, begun, "--training.max_steps", "5", "--optimizer.options.amsgrad", "true")
     assert files(begun) == before
 
