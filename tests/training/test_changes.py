@@ -165,7 +165,7 @@ def test_model_without_a_checkpoint_is_not_overwritten(begun: Path, recipe: Path
     assert files(begun) == before
 
 
-def test_rerunning_a_finished_run_says_so_and_writes_nothing(
+def test_rerun_of_a_finished_run_is_reported_and_writes_nothing(
     begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat() for path in begun.rglob("*")}
@@ -183,7 +183,7 @@ def test_rerunning_a_finished_run_says_so_and_writes_nothing(
     assert lines(begun, "train")[-1]["step"] == 4
 
 
-def test_a_run_that_ended_before_its_model_was_written_writes_it(
+def test_rerun_writes_a_missing_model_of_a_finished_run(
     begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = files(begun / "model")
@@ -227,7 +227,7 @@ def test_a_refused_start_leaves_the_log_as_it_was(begun: Path, recipe: Path) -> 
     assert [line["step"] for line in lines(begun, "train")].count(4) == 1
 
 
-def test_lines_of_a_start_without_a_checkpoint_are_replaced(recipe: Path, tmp_path: Path) -> None:
+def test_lines_of_a_start_without_a_checkpoint_are_replaced_by_a_rerun(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / "metrics.jsonl").write_text('{"step": 2, "kind": "train"}\n')
