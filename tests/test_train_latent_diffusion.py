@@ -15,9 +15,12 @@ from torch.utils.data import DataLoader
 
 from ldm_ae.data import ImageTransform, open_source
 from ldm_ae.interop import export_diffusers
-from ldm_ae.latents import LatentDataset, LatentStore, encode_images
+from ldm_ae.latents import LatentDataset, LatentStore, encode_images, endless
 from ldm_ae.models import KLAutoencoder, VQAutoencoder, load_autoencoder
 from ldm_ae.quantizers import FSQ, VQ
+from ldm_ae.training.diffusion import networks
+from ldm_ae.training.diffusion import trainer as loop
+from ldm_ae.training.diffusion.data import open_latents
 from tests.scripts import load_script
 
 
@@ -37,10 +40,15 @@ def store(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> Path
 
 
 def run(trainer: ModuleType, store: Path, out: Path, **changes: Any) -> int:
-    options = dict(model="unet", objective="flow", steps=3, batch_size=4, width=32, depth=1, log_every=2) | changes
+    options = dict(model="unet", steps=3, batch_size=4, width=32, depth=1, log_every=2, sample_every=0) | changes
     autoencoder = options.pop("autoencoder", store.parent / "autoencoder")
-    words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    words = ["--trackers", *options.pop("trackers", [])]
+    words += [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     return trainer.main(["--store", str(store), "--autoencoder", str(autoencoder), "--out", str(out), *words])
+
+
+def weights(run: Path) -> bytes:
+    return (run / "pipeline/unet/diffusion_pytorch_model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])
@@ -49,9 +57,10 @@ def test_saved_pipeline_opens_and_samples(
     model: str, objective: str, trainer: ModuleType, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(trainer, store, tmp_path / "out", model=model, objective=objective) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:2]] == ["step 2", "step 3"]
-    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    shown = capsys.readouterr()
+    assert shown.out == f"pipeline: {tmp_path / 'out' / 'pipeline'}\n"
+    assert [line.split(":")[0] for line in shown.err.splitlines()] == ["precision", "step 2", "step 3", "finished"]
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline")
     assert type(pipeline) is (DiTPipeline if model == "dit" else LDMPipeline)
     pipeline.set_progress_bar_config(disable=True)
     classes = dict(class_labels=[0, 1]) if model == "dit" else dict(batch_size=2)
@@ -64,7 +73,7 @@ def test_saved_pipeline_opens_and_samples(
     exported = AutoencoderKL.from_pretrained(store.parent / "autoencoder")
     assert vae.config.scaling_factor == exported.config.scaling_factor
     assert all(torch.equal(value, exported.state_dict()[key]) for key, value in vae.state_dict().items())
-    index = json.loads((tmp_path / "out/model_index.json").read_text())
+    index = json.loads((tmp_path / "out/pipeline/model_index.json").read_text())
     assert all(library == "diffusers" for key, (library, _) in (
         (key, value) for key, value in index.items() if isinstance(value, list) and value[0] is not None
     ))  # fmt: skip
@@ -72,15 +81,15 @@ def test_saved_pipeline_opens_and_samples(
 
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])
 @pytest.mark.parametrize("model", [pytest.param("unet", marks=pytest.mark.slow), "dit"])
-def test_loss_of_a_fixed_batch_decreases(model: str, objective: str, trainer: ModuleType) -> None:
+def test_loss_of_a_fixed_batch_decreases(model: str, objective: str) -> None:
     latents = torch.randn(4, 4, 1, 1).expand(4, 4, 8, 8).contiguous()
-    labels = torch.tensor([0, 1, 0, trainer.NO_CLASS]) if model == "dit" else None
-    net = trainer.build_model(model, 4, 8, 32, 1)
+    labels = torch.tensor([0, 1, 0, networks.NO_CLASS]) if model == "dit" else None
+    net = networks.build_model(model, 4, 8, 32, 1)
     optimizer = torch.optim.Adam(net.parameters(), 5e-3)
 
     def loss(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return trainer.training_loss(net, latents, labels, objective)
+        return networks.training_loss(net, latents, labels, objective)
 
     def measured() -> float:
         with torch.no_grad():
@@ -95,19 +104,19 @@ def test_loss_of_a_fixed_batch_decreases(model: str, objective: str, trainer: Mo
 
 
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])
-def test_sampler_matches_the_objective(objective: str, trainer: ModuleType, tiny_model: KLAutoencoder) -> None:
+def test_sampler_matches_the_objective(objective: str, tiny_model: KLAutoencoder) -> None:
     """With the exact prediction for data from N(0.7, 0.4^2), the pipeline's scheduler samples N(0.7, 0.4^2)."""
     mean, std = 0.7, 0.4
-    net = trainer.build_model("unet", 4, 8, 32, 1)
-    scheduler = trainer.build_pipeline("unet", objective, net, tiny_model.net).scheduler
+    net = networks.build_model("unet", 4, 8, 32, 1)
+    scheduler = networks.build_pipeline("unet", objective, net, tiny_model.net).scheduler
     scheduler.set_timesteps(200)
     x = torch.randn(50_000, dtype=torch.float64) * scheduler.init_noise_sigma
     for time in scheduler.timesteps:
         if objective == "flow":  # what training_loss pairs with this time
-            sigma = time.double() / trainer.TIMESTEPS
+            sigma = time.double() / networks.TIMESTEPS
             signal = 1 - sigma
         else:
-            signal = trainer.NOISE_SCHEDULE.alphas_cumprod[time].double().sqrt()
+            signal = networks.NOISE_SCHEDULE.alphas_cumprod[time].double().sqrt()
             sigma = (1 - signal**2).sqrt()
         start = mean + signal * std**2 / (signal**2 * std**2 + sigma**2) * (x - signal * mean)
         noise = (x - signal * start) / sigma
@@ -118,31 +127,30 @@ def test_sampler_matches_the_objective(objective: str, trainer: ModuleType, tiny
 
 
 @pytest.mark.parametrize("objective", ["flow", "ddpm"])
-def test_training_target_matches_the_sampler(objective: str, trainer: ModuleType) -> None:
+def test_training_target_matches_the_sampler(objective: str) -> None:
     """The prediction that the test above samples with, computed from a batch and its times, has no loss."""
     latents = torch.randn(64, 4, 8, 8).double()
 
     class Exact(torch.nn.Module):
         def forward(self, noisy: torch.Tensor, time: torch.Tensor) -> Any:
             if objective == "flow":
-                sigma = (time / trainer.TIMESTEPS).double().view(-1, 1, 1, 1)
+                sigma = (time / networks.TIMESTEPS).double().view(-1, 1, 1, 1)
                 signal = 1 - sigma
             else:
-                signal = trainer.NOISE_SCHEDULE.alphas_cumprod[time].double().sqrt().view(-1, 1, 1, 1)
+                signal = networks.NOISE_SCHEDULE.alphas_cumprod[time].double().sqrt().view(-1, 1, 1, 1)
                 sigma = (1 - signal**2).sqrt()
             noise = (noisy - signal * latents) / sigma
             assert float(noise.std()) == pytest.approx(1.0, abs=0.05)  # 16,384 normals, give or take float32 of sigma
             return type("Output", (), {"sample": noise - latents if objective == "flow" else noise})
 
     # Times and noise schedules are float32, and dividing by a small sigma magnifies their 1e-7; a wrong sign gives 4.
-    assert float(trainer.training_loss(Exact(), latents, None, objective)) < 1e-4
+    assert float(networks.training_loss(Exact(), latents, None, objective)) < 1e-4
 
 
 def test_training_is_reproducible(trainer: ModuleType, store: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert run(trainer, store, tmp_path / name) == 0
-    weights = "unet/diffusion_pytorch_model.safetensors"
-    assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
 @pytest.mark.parametrize("per_channel", [{}, {"latents_mean": (5.0,) * 4, "latents_std": (2.0,) * 4}])
@@ -154,15 +162,15 @@ def test_training_uses_the_scale_of_the_store(
     tiny_model.set_scaling(scaling_factor=10 / std, **per_channel)
     autoencoder = export_diffusers(tiny_model, tmp_path / "unmeasured")
     seen: list[torch.Tensor] = []
-    real = trainer.training_loss
+    real = loop.training_loss
 
-    def watched(model: Any, latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+    def watched(model: Any, latents: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
         seen.append(latents)
-        return real(model, latents, *rest)
+        return real(model, latents, *rest, **options)
 
-    monkeypatch.setattr(trainer, "training_loss", watched)
+    monkeypatch.setattr(loop, "training_loss", watched)
     assert run(trainer, store, tmp_path / "out", autoencoder=autoencoder, batch_size=12, steps=1) == 0
-    vae = DiffusionPipeline.from_pretrained(tmp_path / "out").vqvae
+    vae = DiffusionPipeline.from_pretrained(tmp_path / "out/pipeline").vqvae
     assert vae.config.scaling_factor == 1 / std
     assert vae.config.latents_mean is None
     # Half of them are mirror images, which the statistics leave out, and all are drawn anew.
@@ -179,7 +187,7 @@ def test_pipeline_of_a_discrete_model_opens(
         model.save_pretrained(tmp_path / name)
         encode_images(model, source, tmp_path / f"{name} store", transform=transform, device="cpu")
     assert run(trainer, tmp_path / "vq store", tmp_path / "out", autoencoder=tmp_path / "vq") == 0
-    opened = DiffusionPipeline.from_pretrained(tmp_path / "out").vqvae
+    opened = DiffusionPipeline.from_pretrained(tmp_path / "out/pipeline").vqvae
     assert type(opened) is VQModel
     assert opened.config.scaling_factor == 1 / LatentStore(tmp_path / "vq store").statistics.pooled_std
     ours = load_autoencoder(tmp_path / "vq")
@@ -190,12 +198,10 @@ def test_pipeline_of_a_discrete_model_opens(
     assert "diffusers has no QuantizedAutoencoder" in capsys.readouterr().err
     encode_images(model, source, tmp_path / "codes", transform=transform, device="cpu", content="lean", flips=False)
     assert run(trainer, tmp_path / "codes", tmp_path / "none", autoencoder=tmp_path / "fsq") == 2
-    assert "holds indices and no latents" in capsys.readouterr().err
+    assert "holds indices, no latents" in capsys.readouterr().err
 
 
-def test_epochs_draw_new_samples_from_moments(
-    trainer: ModuleType, store: Path, tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
-) -> None:
+def test_epochs_draw_new_samples_from_moments(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     def epochs(name: str, **options: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The first image in two epochs, and as it is stored or, without latents, its mean."""
         encode_images(
@@ -203,9 +209,9 @@ def test_epochs_draw_new_samples_from_moments(
             flips=False, **options,
         )  # fmt: skip
         found = LatentStore(tmp_path / name)
-        data = trainer.open_latents(found, found.spec, 0)
+        data = open_latents(found, found.spec, 0)
         other = LatentDataset(found, draw="mode" if options.get("content") == "lean" else "stored", spec=found.spec)
-        stream = trainer.endless(DataLoader(data, batch_size=len(data)), data)
+        stream = endless(DataLoader(data, batch_size=len(data)), data)
         return next(stream)["latents"][0], next(stream)["latents"][0], other[0]["latents"]
 
     for name in ("full", "lean"):
@@ -221,20 +227,20 @@ def test_dit_is_trained_on_the_labels_of_the_store(
     trainer: ModuleType, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
-    real = trainer.training_loss
+    real = loop.training_loss
 
-    def watched(model: Any, latents: torch.Tensor, labels: torch.Tensor, objective: str) -> torch.Tensor:
+    def watched(model: Any, latents: torch.Tensor, labels: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
         seen.append(labels)
-        return real(model, latents, labels, objective)
+        return real(model, latents, labels, *rest, **options)
 
-    monkeypatch.setattr(trainer, "training_loss", watched)
-    monkeypatch.setattr(trainer, "LABEL_DROPOUT", 0.0)
+    monkeypatch.setattr(loop, "training_loss", watched)
+    monkeypatch.setattr(loop, "LABEL_DROPOUT", 0.0)
     assert run(trainer, store, tmp_path / "kept", model="dit", steps=3) == 0  # four images a step
     assert sorted(torch.cat(seen).tolist()) == [0] * 6 + [1] * 6
     seen.clear()
-    monkeypatch.setattr(trainer, "LABEL_DROPOUT", 1.0)
+    monkeypatch.setattr(loop, "LABEL_DROPOUT", 1.0)
     assert run(trainer, store, tmp_path / "dropped", model="dit", steps=1) == 0
-    assert torch.cat(seen).tolist() == [trainer.NO_CLASS] * 4
+    assert torch.cat(seen).tolist() == [networks.NO_CLASS] * 4
 
 
 def test_invalid_options_are_refused_in_one_line(
@@ -256,9 +262,9 @@ def test_invalid_options_are_refused_in_one_line(
     for place, target, changes, message in (
         (store, out, dict(autoencoder=other), "made by another model"),
         (store, out, dict(autoencoder=tmp_path / "nowhere"), "no such model"),
-        (store, out, dict(steps=0), "--steps must be at least 1"),
+        (store, out, dict(steps=0), "--steps is 0; it must be at least 1"),
         (store, out, dict(width=33), "multiple of 32"),
-        (store, store, {}, "is not empty"),
+        (store, store, {}, "holds other files"),
         (image_folder, out, dict(autoencoder=ours), "not a latent store"),
         (wide, out, dict(autoencoder=ours), "images of 32x40; a pipeline needs one square size"),
         (no_labels, out, dict(autoencoder=ours, model="dit"), "has no labels, which dit requires"),

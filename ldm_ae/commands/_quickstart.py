@@ -4,7 +4,6 @@ plug in."""
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from ldm_ae.commands._inputs import print_path
 from ldm_ae.commands._quickstart_page import Contestant, save_images, write_page
-from ldm_ae.core.resources import DEFAULT_MODEL, recipe, script, shipped_models
+from ldm_ae.core.resources import DEFAULT_MODEL, recipe, shipped_models
 from ldm_ae.core.terminal import ProgressDisplay, progress_bar
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate, write_report
@@ -57,7 +56,7 @@ def quickstart(folder: Path, *, steps: int | None = None, diffusion_steps: int =
 def _quickstart(folder: Path, steps: int | None, diffusion_steps: int) -> None:
     started = time.monotonic()
     run, model_folder, store = folder / "run", folder / "model", folder / "latents"
-    for recreated in ("originals", "shipped", "reconstructed", "latents", "decoded", "pipeline", "model"):
+    for recreated in ("originals", "shipped", "reconstructed", "latents", "decoded", "pipeline", "diffusion", "model"):
         shutil.rmtree(folder / recreated, ignore_errors=True)
     for sample in folder.glob("sample-*.png"):
         sample.unlink()
@@ -106,7 +105,7 @@ def _quickstart(folder: Path, steps: int | None, diffusion_steps: int) -> None:
         )
 
     with _step("train a latent diffusion model on the store for some seconds, and sample from its pipeline"):
-        _diffusion(model_folder, store, folder / "pipeline", diffusion_steps)
+        _diffusion(model_folder, store, folder / "diffusion", diffusion_steps)
 
     contents = _contents(folder)
     write_page(folder, [shipped, trained], contents=contents, commands=_commands(), lesson=_lesson(shipped, trained))
@@ -182,24 +181,23 @@ def _lesson(shipped: Contestant, trained: Contestant) -> str:
     )
 
 
-def _diffusion(model_folder: Path, store: Path, pipeline_folder: Path, steps: int) -> None:
-    """Run the script in this process, then open the pipeline that it saved with diffusers alone."""
+def _diffusion(model_folder: Path, store: Path, folder: Path, steps: int) -> None:
+    """Train in `folder`, then open the pipeline that it has with diffusers alone."""
     from diffusers import DiffusionPipeline
     from diffusers.utils.logging import disable_progress_bar
 
+    from ldm_ae.training.diffusion import DiffusionConfig, train_diffusion
+
     disable_progress_bar()
-    code = runpy.run_path(str(script("train_latent_diffusion.py")))
-    code["train"](
-        code["build_parser"]().parse_args([
-            "--store", str(store), "--autoencoder", str(model_folder), "--out", str(pipeline_folder),
-            "--steps", str(steps), "--batch-size", "2", "--width", "32", "--depth", "1", "--log-every", "10",
-        ])
+    config = DiffusionConfig(
+        steps=steps, batch_size=2, width=32, depth=1, log_every=10, sample_every=0, trackers=()
     )  # fmt: skip
+    pipeline_folder = train_diffusion(config, store=store, autoencoder=model_folder, out=folder)
     pipeline = DiffusionPipeline.from_pretrained(str(pipeline_folder))
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(batch_size=2, num_inference_steps=10, generator=torch.Generator().manual_seed(0)).images
     for i, image in enumerate(images):
-        image.save(pipeline_folder.parent / f"sample-{i}.png")
+        image.save(folder.parent / f"sample-{i}.png")
     console.print(
         f"{type(pipeline).__name__} sampled {len(images)} images; after a few seconds of training they show texture, "
         "not photos"
@@ -231,6 +229,6 @@ def _contents(folder: Path) -> list[tuple[Path, str]]:
         ("shipped", "the held-out photos, reconstructed by the pretrained model"),
         ("reconstructed", "the held-out photos, reconstructed by the model trained here"),
         ("decoded", "photos decoded from the store of latents"),
-        ("pipeline", "a diffusers pipeline that includes the model trained here"),
+        ("diffusion/pipeline", "a diffusers pipeline that includes the model trained here"),
     ]
     return [(folder / place, text) for place, text in places if (folder / place).exists()]

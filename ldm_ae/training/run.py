@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from pydoc import locate
@@ -23,7 +22,6 @@ from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import RunError, UserError, printable, reason, reportable
 from ldm_ae.core.precision import Numerics, agreed_numerics
 from ldm_ae.io.files import leaving_nothing, make_folder, writing
-from ldm_ae.io.locks import only_writer
 from ldm_ae.losses import Objective
 from ldm_ae.models import network_config
 from ldm_ae.models.trainable import set_trainable
@@ -41,6 +39,7 @@ from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.monitoring.banner import Banner, closing_lines
 from ldm_ae.training.monitoring.samples import Samples
 from ldm_ae.training.monitoring.trackers import check_trackers, make_trackers, start_trackers
+from ldm_ae.training.only_run import only_run
 from ldm_ae.training.parsing import RunConfig, config_parser, parse_config
 from ldm_ae.training.recorded import recorded_numerics
 from ldm_ae.training.sizes import check_sizes
@@ -145,7 +144,7 @@ def train_parsed(config: Namespace, parser: ArgumentParser) -> Path:
         make_folder(folder)
         accelerator = make_accelerator(run.training, folder, numerics)
         keep_freed_memory(accelerator.device)
-        with _only_run(folder, accelerator):
+        with only_run(folder, accelerator):
             trainer = make_trainer(run, folder, accelerator, numerics)
             banner.print_parts(trainer)
             before = saved_config(folder)
@@ -169,21 +168,6 @@ def train_parsed(config: Namespace, parser: ArgumentParser) -> Path:
             for line in closing_lines(trainer, run.data):
                 trainer.log.print_line(line)
     return folder
-
-
-@contextmanager
-def _only_run(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Hold the folder's lock in the main process; where it is refused, all processes raise the same UserError."""
-    with ExitStack() as stack:
-        refused = ""
-        if accelerator.is_main_process:
-            try:
-                stack.enter_context(only_writer(folder))
-            except UserError as error:
-                refused = str(error)
-        if refusal := broadcast_object_list([refused])[0]:
-            raise UserError(refusal)
-        yield
 
 
 def make_accelerator(training: TrainingConfig, folder: Path, numerics: Numerics) -> Accelerator:

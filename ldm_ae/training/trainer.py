@@ -34,7 +34,7 @@ from ldm_ae.training.monitoring.alarms import Alarms
 from ldm_ae.training.monitoring.guard import Guard
 from ldm_ae.training.monitoring.run_log import RunLog, Window, finished_step, peak_memory_bytes
 from ldm_ae.training.monitoring.samples import Samples
-from ldm_ae.training.monitoring.signals import Signals
+from ldm_ae.training.monitoring.signals import Signals, agreed_signal
 from ldm_ae.training.networks import Networks
 from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.steps import MicroBatch, discriminator_step, generator_step
@@ -147,7 +147,7 @@ class Trainer:
                 batches = next(stream)
                 logs = self.train_step(batches)
                 save = logs is not None and self._after_step(logs, time.perf_counter() - started)
-                stop = self._agree(signals.received)
+                stop = agreed_signal(self.accelerator, signals.received)
                 if save or stop:
                     self.save()
                 self.saver.check()
@@ -366,10 +366,3 @@ class Trainer:
             self.log.finished(self.step)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-
-    def _agree(self, received: int) -> int:
-        """Return the largest signal number that any process has received; 0 for none."""
-        if self.accelerator.num_processes == 1:
-            return received
-        numbers = self.accelerator.gather(torch.tensor([received], device=self.accelerator.device))
-        return int(numbers.max())

@@ -20,7 +20,7 @@ def test_quickstart_writes_every_listed_file(tmp_path: Path, capsys: pytest.Capt
     quickstart(tmp_path, steps=2, diffusion_steps=1)
     words = capsys.readouterr().out
     assert words.index("put photos that it has not seen through kl-f8c4-small") < words.index("train a KL autoencoder")
-    for name in ("index.html", "evaluation", "evaluation-shipped", "run", "model", "latents", "decoded", "pipeline"):
+    for name in ("index.html", "evaluation", "evaluation-shipped", "run", "model", "latents", "decoded", "diffusion"):
         assert (tmp_path / name).exists()
     page = (tmp_path / "index.html").read_text()
     for name in ("originals", "shipped", "reconstructed"):
@@ -41,7 +41,7 @@ def test_quickstart_writes_every_listed_file(tmp_path: Path, capsys: pytest.Capt
     assert scores["psnr"] > 25  # of the shipped model, which was scored last
     model = AutoencoderKL.from_pretrained(tmp_path / "model")
     assert model.config.scaling_factor != 1.0
-    assert type(DiffusionPipeline.from_pretrained(tmp_path / "pipeline")).__name__ == "LDMPipeline"
+    assert type(DiffusionPipeline.from_pretrained(tmp_path / "diffusion" / "pipeline")).__name__ == "LDMPipeline"
     assert "ldm-ae train --config" in words
 
 

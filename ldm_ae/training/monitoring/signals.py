@@ -6,8 +6,14 @@ import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
+
+import torch
 
 from ldm_ae.core.errors import Terminated
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -28,6 +34,14 @@ class Signals(AbstractContextManager["Signals"]):
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def agreed_signal(accelerator: Accelerator, received: int) -> int:
+    """Return the largest signal number that any process has received; 0 for none. Every process must call it."""
+    if accelerator.num_processes == 1:
+        return received
+    numbers = accelerator.gather(torch.tensor([received], device=accelerator.device))
+    return int(numbers.max())
 
 
 @contextmanager

@@ -59,8 +59,8 @@ class TensorBoard(TensorBoardTracker):
         self.writer.flush()
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Raise `UserError` for a tracker that is unknown, or whose package is not installed."""
+def check_trackers(names: Sequence[str], option: str = "training.trackers") -> None:
+    """Raise `UserError`, which names the option, for a tracker that is unknown or whose package is not installed."""
     known = sorted({*LOGGER_TYPE_TO_CLASS, ALL})
     installed = _installed()
     there = f"installed: {', '.join(installed) or 'none'}"
@@ -68,12 +68,10 @@ def check_trackers(names: Sequence[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(
-                f"training.trackers: no tracker is named '{name}'{hint} There are {', '.join(known)} ({there})"
-            )
+            raise UserError(f"{option}: no tracker is named '{name}'{hint} There are {', '.join(known)} ({there})")
         if name in LoggerType and name not in (ALL, *installed):
             raise UserError(
-                f"training.trackers: the package of '{name}' is not installed ({there}): "
+                f"{option}: the package of '{name}' is not installed ({there}): "
                 f"pip install {_PACKAGES.get(name, name)}, or remove it; metrics.jsonl is always written"
             )
 
@@ -108,7 +106,12 @@ def make_trackers(training: TrainingConfig, folder: Path) -> list[str | GeneralT
 
 
 def start_trackers(
-    accelerator: Accelerator, training: TrainingConfig, folder: Path, settings: Mapping[str, Any]
+    accelerator: Accelerator,
+    training: TrainingConfig,
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    option: str = "training.trackers",
 ) -> None:
     """Start the accelerator's trackers, and give them the run's settings as hyperparameters.
 
@@ -117,6 +120,7 @@ def start_trackers(
         training: The names of the project and of the run.
         folder: The run directory, which exists.
         settings: The configuration as JSON values.
+        option: The name of the option that selects trackers, for messages.
 
     Raises:
         UserError: A tracker cannot start; the files that it has created are removed.
@@ -133,8 +137,8 @@ def start_trackers(
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         names = ", ".join(chosen_trackers(training))
         refused = (
-            f"training.trackers: one of {names} cannot start ({type(error).__name__}: {reason(error)}). Configure it "
-            "as its documentation describes, or remove it from training.trackers"
+            f"{option}: one of {names} cannot start ({type(error).__name__}: {reason(error)}). Configure it "
+            f"as its documentation describes, or remove it from {option}"
         )
     if refusal := broadcast_object_list([refused])[0]:  # trackers start in the main process alone
         raise UserError(refusal)

@@ -1,0 +1,108 @@
+"""The networks of a diffusion run, their losses, and the pipelines that sample from them.
+
+`unet` is diffusers' UNet2DModel, without classes, in an LDMPipeline. `dit` is its DiTTransformer2DModel (Peebles and
+Xie, arXiv 2212.09748) with the store's labels as classes, in a DiTPipeline, in which class 1000 means none.
+
+`ddpm` predicts the noise of x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) n (Ho et al., arXiv 2006.11239, equation 14) and is
+saved with a DDIMScheduler. `flow` predicts n - x_0 at x_s = (1 - s) x_0 + s n (Lipman et al., arXiv 2210.02747; Liu et
+al., arXiv 2209.03003). These pipelines do not run a FlowMatchEulerDiscreteScheduler, which lacks two methods they
+call, so it is saved with a DPMSolverMultistepScheduler over the same sigmas, whose first order is Euler's step.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import diffusers
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    LDMPipeline,
+    UNet2DModel,
+)
+from diffusers.models.embeddings import LabelEmbedding
+from torch import Tensor, nn
+
+from ldm_ae.core.errors import UserError
+
+NO_CLASS = 1000
+"""DiTPipeline's class for none; real classes are below it."""
+TIMESTEPS = 1000
+NOISE_SCHEDULE = DDPMScheduler(num_train_timesteps=TIMESTEPS)
+
+
+def build_model(kind: str, channels: int, size: int, width: int, depth: int) -> nn.Module:
+    """Return a network for (B, channels, size, size) latents; `width` is a multiple of 32."""
+    if kind == "unet":
+        levels = 3 if size % 4 == 0 else 2 if size % 2 == 0 else 1
+        return UNet2DModel(
+            sample_size=size, in_channels=channels, out_channels=channels, layers_per_block=depth,
+            block_out_channels=(width, 2 * width, 2 * width)[:levels],
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")[:levels],
+            up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")[3 - levels :],
+        )  # fmt: skip
+    model = DiTTransformer2DModel(
+        sample_size=size, in_channels=channels, out_channels=channels, patch_size=2 if size % 2 == 0 else 1,
+        num_layers=depth, num_attention_heads=width // 32, attention_head_dim=32,
+    )  # fmt: skip
+    for module in model.modules():
+        if isinstance(module, LabelEmbedding):
+            module.dropout_prob = 0.0  # Each block would drop different labels; the loop drops them once.
+    return model
+
+
+def training_loss(
+    model: nn.Module, latents: Tensor, labels: Tensor | None, objective: str, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return the mean squared error of the prediction at random times, a scalar.
+
+    Args:
+        model: UNet2DModel if `labels` is None, else DiTTransformer2DModel.
+        latents: (B, C, h, w), scaled.
+        labels: (B,) int64.
+        objective: flow or ddpm.
+        generator: Source of noise and times, on the device of the latents; None is torch's own.
+    """
+    random = {"generator": generator, "device": latents.device}
+    noise = torch.randn(latents.shape, dtype=latents.dtype, **random)
+    if objective == "flow":
+        sigma = torch.rand(len(latents), **random)
+        time = sigma * TIMESTEPS
+        sigma = sigma.view(-1, 1, 1, 1)
+        noisy, target = (1 - sigma) * latents + sigma * noise, noise - latents
+    else:
+        time = torch.randint(TIMESTEPS, (len(latents),), **random)
+        noisy, target = NOISE_SCHEDULE.add_noise(latents, noise, time), noise
+    prediction = model(noisy, time).sample if labels is None else model(noisy, time, class_labels=labels).sample
+    return F.mse_loss(prediction.float(), target)
+
+
+def as_diffusers(net: nn.Module) -> nn.Module:
+    """Return the network in diffusers' own class, by whose name a pipeline finds it; UserError without such a class."""
+    own = getattr(diffusers, type(net).__name__, None)
+    if own is None:
+        raise UserError(f"diffusers has no {type(net).__name__}, so its pipelines cannot hold this autoencoder")
+    if type(net) is own:
+        return net
+    known = inspect.signature(own).parameters  # diffusers warns of entries that only our class has
+    copy = own.from_config({key: value for key, value in net.config.items() if key in known})
+    copy.load_state_dict({name: value for name, value in net.state_dict().items() if name in copy.state_dict()})
+    return copy
+
+
+def build_pipeline(kind: str, objective: str, model: nn.Module, autoencoder: nn.Module) -> DiffusionPipeline:
+    """Return the pipeline that samples from the trained model."""
+    if objective == "flow":
+        scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    else:  # The latents are not confined to [-1, 1], and sampling starts at the last training step.
+        scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    assert scheduler.config.num_train_timesteps == TIMESTEPS
+    if kind == "unet":
+        return LDMPipeline(vqvae=autoencoder, unet=model, scheduler=scheduler)
+    return DiTPipeline(transformer=model, vae=autoencoder, scheduler=scheduler)
