@@ -1,4 +1,4 @@
-"""Recipes, scripts and trained models of the project, both in a checkout and in an installed package."""
+"""Recipes and trained models of the project, both in a checkout and in an installed package."""
 
 from __future__ import annotations
 
@@ -68,11 +68,6 @@ def with_config_paths(arguments: Sequence[str]) -> list[str]:
             found.append(f"{_CONFIG}={find_config(value)}" if name == _CONFIG and equals else argument)
         expected = not expected and argument == _CONFIG
     return found
-
-
-def script(name: str) -> Path:
-    """Return the path of a file of `scripts/`."""
-    return _find("scripts", "scripts", name)
 
 
 def shipped_models() -> dict[str, Path]:
