@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from ldm_ae.commands._inspection import inspect_path
 from ldm_ae.core.errors import Stopped, UserError
 from ldm_ae.data import ImageTransform, open_source
 from ldm_ae.interop import export_diffusers
 from ldm_ae.io.tensor_files import read_tensors
-from ldm_ae.latents import encode_images
+from ldm_ae.latents import LatentStore, encode_images
 from ldm_ae.models import KLAutoencoder, VQAutoencoder
 from ldm_ae.quantizers import VQ
 from ldm_ae.training.diffusion import DiffusionConfig, train_diffusion
 from ldm_ae.training.diffusion import trainer as loop
+from ldm_ae.training.diffusion.data import Batches, open_latents
 from tests.scripts import SCRIPTS, load_script
 
 SMALL = dict(model="dit", steps=4, batch_size=4, width=32, depth=1, log_every=2, sample_every=0, trackers=())
@@ -205,6 +208,30 @@ def test_previews_show_the_pipeline_from_fixed_noise(inputs: Path, tmp_path: Pat
     # One level: the opened pipeline's convolutions may have another memory layout and round differently.
     difference = np.asarray(previews[1]).astype(int) - np.concatenate(rows)
     assert np.abs(difference).max() <= 1
+
+
+def test_batches_cover_each_epoch_once_and_draw_anew(inputs: Path) -> None:
+    store = LatentStore(inputs / "store")
+    data = open_latents(store, store.spec, 0)
+    batches = Batches(data, 4, seed=0, rank=0, world_size=1)
+    epochs = [[batches.positions(step).tolist() for step in steps] for steps in (range(3), range(3, 6))]
+    assert [sorted(chain.from_iterable(epoch)) for epoch in epochs] == [list(range(12))] * 2
+    assert epochs[0] != epochs[1]
+    # Two processes have the halves of the same batches.
+    halves = [Batches(data, 2, seed=0, rank=rank, world_size=2).positions(4).tolist() for rank in (0, 1)]
+    assert halves[0] + halves[1] == epochs[1][1]
+    first = {key: batches.at(0)["latents"][batches.at(0)["key"].index(key)] for key in batches.at(0)["key"]}
+    for step in range(3, 6):
+        later = batches.at(step)
+        for key, latents in zip(later["key"], later["latents"], strict=True):
+            assert key not in first or not torch.equal(first[key], latents)
+    with pytest.raises(UserError, match="has 12 latents for 13 processes"):
+        Batches(data, 2, seed=0, rank=0, world_size=13)
+
+
+def test_inspect_describes_a_diffusion_run(uninterrupted: Path) -> None:
+    found = inspect_path(uninterrupted)
+    assert (found["kind"], found["step"], found["samples_seen"], found["problems"]) == ("run", 4, 16, [])
 
 
 def test_trackers_get_losses_and_previews(inputs: Path, tmp_path: Path) -> None:

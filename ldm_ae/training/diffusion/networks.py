@@ -11,7 +11,7 @@ call, so it is saved with a DPMSolverMultistepScheduler over the same sigmas, wh
 
 from __future__ import annotations
 
-import inspect
+from typing import Any
 
 import diffusers
 import torch
@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
-    DiffusionPipeline,
     DiTPipeline,
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
@@ -34,11 +33,11 @@ from ldm_ae.core.errors import UserError
 NO_CLASS = 1000
 """DiTPipeline's class for none; real classes are below it."""
 TIMESTEPS = 1000
-NOISE_SCHEDULE = DDPMScheduler(num_train_timesteps=TIMESTEPS)
+NOISE_SCHEDULE: Any = DDPMScheduler(num_train_timesteps=TIMESTEPS)
 
 
-def build_model(kind: str, channels: int, size: int, width: int, depth: int) -> nn.Module:
-    """Return a network for (B, channels, size, size) latents; `width` is a multiple of 32."""
+def build_model(kind: str, channels: int, size: int, width: int, depth: int) -> Any:
+    """Return a network of diffusers for (B, channels, size, size) latents; `width` is a multiple of 32."""
     if kind == "unet":
         levels = 3 if size % 4 == 0 else 2 if size % 2 == 0 else 1
         return UNet2DModel(
@@ -47,7 +46,7 @@ def build_model(kind: str, channels: int, size: int, width: int, depth: int) -> 
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")[:levels],
             up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")[3 - levels :],
         )  # fmt: skip
-    model = DiTTransformer2DModel(
+    model: Any = DiTTransformer2DModel(
         sample_size=size, in_channels=channels, out_channels=channels, patch_size=2 if size % 2 == 0 else 1,
         num_layers=depth, num_attention_heads=width // 32, attention_head_dim=32,
     )  # fmt: skip
@@ -69,7 +68,7 @@ def training_loss(
         objective: flow or ddpm.
         generator: Source of noise and times, on the device of the latents; None is torch's own.
     """
-    random = {"generator": generator, "device": latents.device}
+    random: dict[str, Any] = {"generator": generator, "device": latents.device}
     noise = torch.randn(latents.shape, dtype=latents.dtype, **random)
     if objective == "flow":
         sigma = torch.rand(len(latents), **random)
@@ -83,21 +82,21 @@ def training_loss(
     return F.mse_loss(prediction.float(), target)
 
 
-def as_diffusers(net: nn.Module) -> nn.Module:
+def as_diffusers(net: Any) -> Any:
     """Return the network in diffusers' own class, by whose name a pipeline finds it; UserError without such a class."""
     own = getattr(diffusers, type(net).__name__, None)
     if own is None:
         raise UserError(f"diffusers has no {type(net).__name__}, so its pipelines cannot hold this autoencoder")
     if type(net) is own:
         return net
-    known = inspect.signature(own).parameters  # diffusers warns of entries that only our class has
-    copy = own.from_config({key: value for key, value in net.config.items() if key in known})
+    copy = own.from_config(net.config)
     copy.load_state_dict({name: value for name, value in net.state_dict().items() if name in copy.state_dict()})
     return copy
 
 
-def build_pipeline(kind: str, objective: str, model: nn.Module, autoencoder: nn.Module) -> DiffusionPipeline:
-    """Return the pipeline that samples from the trained model."""
+def build_pipeline(kind: str, objective: str, model: nn.Module, autoencoder: nn.Module) -> Any:
+    """Return the DiffusionPipeline that samples from the trained model."""
+    scheduler: Any
     if objective == "flow":
         scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     else:  # The latents are not confined to [-1, 1], and sampling starts at the last training step.

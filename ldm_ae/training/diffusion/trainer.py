@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 
@@ -48,8 +47,10 @@ from ldm_ae.io.locks import LOCK
 from ldm_ae.latents import LatentStore
 from ldm_ae.models import Autoencoder, load_autoencoder
 from ldm_ae.training.changes import changed_settings, check_identity
-from ldm_ae.training.checkpoints.checkpoint import Checkpoints, load_networks, load_state
+from ldm_ae.training.checkpoints.checkpoint import Checkpoints, load_networks
+from ldm_ae.training.checkpoints.saver import Progress
 from ldm_ae.training.checkpoints.snapshot import AVERAGED, Snapshot
+from ldm_ae.training.checkpoints.state import read_state
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.diffusion.config import DiffusionConfig
 from ldm_ae.training.diffusion.data import Batches, check_store, hash_latents, open_latents
@@ -173,8 +174,8 @@ class DiffusionTrainer:
         self.log.metrics(self.step, values | {"learning_rate": self.config.learning_rate}, kind="train")
         self.log.print_line(f"step {self.step}: loss {values['loss']:.4f}, {values['images_per_second']:.1f} latents/s")
 
-    def pipeline(self) -> DiffusionPipeline:
-        """Return the pipeline that samples from the averaged weights; it shares them."""
+    def pipeline(self) -> Any:
+        """Return the DiffusionPipeline that samples from the averaged weights; it shares them."""
         pipeline = build_pipeline(self.config.model, self.config.objective, self.ema.model, self._decoder)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -198,8 +199,9 @@ class DiffusionTrainer:
         """Write a checkpoint, and remove older ones."""
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
-            state = {
-                "step": self.step, "identity": self.identity, "optimizer": self._optimizer.state_dict(),
+            position = self.step * self.batches.global_batch
+            state = Progress(self.step, position, best=None, skipped_steps=0)._asdict() | {
+                "identity": self.identity, "optimizers": [self._optimizer.state_dict()], "rng": [],
                 "scaler": None if scaler is None else scaler.state_dict(),
             }  # fmt: skip
             networks = {name: network.state_dict() for name, network in self._networks().items()}
@@ -225,17 +227,15 @@ class DiffusionTrainer:
                     "a new run"
                 )
             return
-        state = load_state(newest)
+        state = read_state(newest)
+        step, identity = state["step"], state["identity"]
+        usual = f"keep batch_size x processes at {identity.get('global_batch')}, or give another --out"
+        check_identity(self.folder, identity, self.identity, {"global_batch": usual})
+        load_networks(newest, self._networks())
         try:
-            step, identity, optimizer, scaler = (state[name] for name in ("step", "identity", "optimizer", "scaler"))
-            usual = f"keep batch_size x processes at {identity.get('global_batch')}, or give another --out"
-            check_identity(self.folder, identity, self.identity, {"global_batch": usual})
-            load_networks(newest, self._networks())
-            load_optimizer(self._optimizer, optimizer)
-            if self.accelerator.scaler is not None and scaler is not None:
-                self.accelerator.scaler.load_state_dict(scaler)
-        except UserError:
-            raise
+            load_optimizer(self._optimizer, *state["optimizers"])
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(f"the state in {newest} does not fit this run: {reason(error)}") from error
         if step > self.config.steps:
