@@ -183,7 +183,7 @@ def test_rerunning_a_finished_run_says_so_and_writes_nothing(
     assert lines(begun, "train")[-1]["step"] == 4
 
 
-def test_a_run_that_ended_before_its_model_was_written_writes_it(
+def test_run_that_ended_before_its_model_was_written_writes_it(
     begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = files(begun / "model")
@@ -215,7 +215,7 @@ def test_changed_settings_are_in_the_history(begun: Path, recipe: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_refused_start_leaves_the_log_as_it_was(begun: Path, recipe: Path) -> None:
+def test_refused_start_leaves_the_log_as_it_was(begun: Path, recipe: Path) -> None:
     """Lines past the newest checkpoint are removed once all checks have passed."""
     with open(begun / "metrics.jsonl", "a") as log:
         log.write('{"step": 4, "kind": "train"}\n')

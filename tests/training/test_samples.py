@@ -50,7 +50,7 @@ def test_samples_show_the_held_out_images_and_the_averaged_models_reconstruction
 
 
 @pytest.mark.slow
-def test_a_resumed_run_shows_the_same_images(tiny_config: Path, tmp_path: Path) -> None:
+def test_resumed_run_shows_the_same_images(tiny_config: Path, tmp_path: Path) -> None:
     whole = run(tiny_config, tmp_path / "whole", "--training.max_steps", "6", "--optimizer.schedule", "constant")
     parts = run(tiny_config, tmp_path / "parts", "--training.max_steps", "3", "--optimizer.schedule", "constant")
     run(tiny_config, parts, "--training.max_steps", "6", "--optimizer.schedule", "constant")
@@ -104,7 +104,7 @@ def test_samples_skip_images_that_cannot_be_decoded(
         validation.first(3)
 
 
-def test_a_start_with_unreadable_validation_images_leaves_nothing(
+def test_start_with_unreadable_validation_images_leaves_nothing(
     tiny_config: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     validation = tmp_path / "validation"

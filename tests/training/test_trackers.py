@@ -117,7 +117,7 @@ def test_wandb_gets_project_name_hyperparameters_and_images(tmp_path: Path, monk
     assert stub.of("log") == [(7, {"samples/validation": [("image", (6, 4))]})]
 
 
-def test_a_resumed_run_continues_its_run_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_continues_its_run_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stub = use_wandb(monkeypatch)
     training = TrainingConfig(trackers=["wandb"], run_name="trial 3")
     for _ in range(2):
@@ -129,7 +129,7 @@ def test_a_resumed_run_continues_its_run_in_wandb(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_a_tracker_that_cannot_start_leaves_nothing(
+def test_tracker_that_cannot_start_leaves_nothing(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_wandb(monkeypatch, RuntimeError("api_key not configured"))
@@ -145,7 +145,7 @@ def test_a_tracker_that_cannot_start_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_a_run_gives_its_trackers_metrics_images_and_settings(
+def test_run_gives_its_trackers_metrics_images_and_settings(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub = use_wandb(monkeypatch)
@@ -199,7 +199,7 @@ def test_trackers_that_are_unknown_or_not_installed_are_refused_in_one_line(monk
         check_trackers(["tensorboard", "comet_ml"])
 
 
-def test_a_tracker_that_is_not_installed_is_refused_before_the_plan_is_printed(
+def test_tracker_that_is_not_installed_is_refused_before_the_plan_is_printed(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trackers_module, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
