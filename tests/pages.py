@@ -9,7 +9,7 @@ from ldm_ae.commands._quickstart_page import Contestant, save_images, write_page
 from ldm_ae.evaluation import Evaluation, comparison_grid, evaluate, write_report
 from tests.evaluation.stubs import IdentityAutoencoder, MeanDistance, PixelFeatures, loader, pictures
 
-SIZE = 128
+SIZE = 64
 VOID = {"meta", "img", "br", "rect", "input"}
 
 

@@ -96,8 +96,9 @@ def test_load_refuses_with_the_errors_of_the_commands(tiny_model_folder: Path, m
     for dtype in ("int8", torch.int8, 16):
         with pytest.raises(UserError, match="dtype must be auto, fp32, bf16, fp16, None"):
             ldm_ae.load(tiny_model_folder, dtype=dtype)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="which is loaded already"):
-        ldm_ae.load(model)  # type: ignore[arg-type]
+    for other in (model, None):
+        with pytest.raises(UserError, match="model must be a path or a name, got a"):
+            ldm_ae.load(other)  # type: ignore[arg-type]
 
 
 def test_invalid_image_is_refused_by_name(tmp_path: Path) -> None:
@@ -160,12 +161,16 @@ def test_decode_to_pil_gives_an_image_for_each_latent(model: KLAutoencoder) -> N
 def test_decode_to_pil_refuses_what_is_not_latents(model: KLAutoencoder) -> None:
     for latents, message in (
         (torch.zeros(4, 4, 4), r"latents must be \(B, 4, h, w\), got \(4, 4, 4\)"),
-        (torch.zeros(1, 4, 4, 4, dtype=torch.int64), "latents must be floating point"),
+        (torch.zeros(1, 4, 4, 4, dtype=torch.int64), "latents must be a floating-point tensor, got torch.int64"),
+        (np.zeros((1, 4, 4, 4)), "latents must be a floating-point tensor, got ndarray"),
         (torch.full((1, 4, 4, 4), torch.nan), "latents must be finite"),
         (torch.full((1, 4, 4, 4), 3e38), "decoded from latents\\[0\\] is not finite"),
     ):
         with pytest.raises(UserError, match=message):
             model.decode_to_pil(latents)
+    with pytest.raises(UserError, match="batch_size is 0"):
+        model.decode_to_pil(torch.zeros(1, 4, 4, 4), batch_size=0)
+    assert model.decode_to_pil(torch.zeros(0, 4, 4, 4)) == []
     codes = VQAutoencoder(quantizer=FSQ((4, 4, 3)), **SMALL).eval()
     with pytest.raises(UserError, match=r"model\.codebook\.latents\(indices\)"):
         codes.decode_to_pil(torch.zeros(1, 4, 4, dtype=torch.int64))
@@ -248,6 +253,8 @@ def test_wrap_of_a_vq_model_of_diffusers(legacy: bool) -> None:
 def test_wrap_refuses_other_objects(model: KLAutoencoder) -> None:
     with pytest.raises(UserError, match=r"a Linear cannot be wrapped; .* AutoencoderKL, QuantizedAutoencoder, VQModel"):
         ldm_ae.wrap(nn.Linear(1, 1))
+    with pytest.raises(UserError, match=r"open it by ldm_ae\.load\('vq-f8-small'\)"):
+        ldm_ae.wrap("vq-f8-small")
     for name in ("vae", "vqvae"):
         with pytest.raises(UserError, match=rf"ldm_ae\.wrap\(pipeline\.{name}\)"):
             ldm_ae.wrap(SimpleNamespace(**{name: model.net}))
@@ -297,7 +304,7 @@ def test_metrics_of_equal_and_of_known_images() -> None:
     black, grey = np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 51, np.uint8)
     # The error is a fifth of the range everywhere: 20 log10(5) dB.
     for other in (grey, grey / 255.0, Image.fromarray(grey)):
-        assert ldm_ae.metrics(black, other, metrics=["psnr"])["psnr"] == pytest.approx(13.9794, abs=1e-4)
+        assert ldm_ae.metrics(black, other, metrics="psnr")["psnr"] == pytest.approx(13.9794, abs=1e-4)
 
 
 def test_metrics_refuse(model: KLAutoencoder) -> None:
@@ -338,9 +345,21 @@ def test_evaluate_uses_the_precision_of_the_model(tiny_model_folder: Path, image
 def test_evaluate_refuses(model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder or file"):
         ldm_ae.evaluate(model, tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"got Image; ldm_ae\.metrics takes images in memory"):
+        ldm_ae.evaluate(model, photo())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="not divisible"):
         ldm_ae.evaluate(model, image_folder, size=30)
     with pytest.raises(UserError, match="limit is 0"):
         ldm_ae.evaluate(model, image_folder, limit=0)
     with pytest.raises(UserError, match="batch_size must be at least 1"):
         ldm_ae.evaluate(model, image_folder, batch_size=0)
+    out = tmp_path / "out"
+    options = {"size": 16, "limit": 2, "metrics": ["psnr"], "out": out}
+    ldm_ae.evaluate(model, image_folder, **options)
+    with pytest.raises(UserError, match=r"holds an earlier result .*overwrite=True in Python"):
+        ldm_ae.evaluate(model, image_folder, **options)
+    page = ldm_ae.evaluate(model, image_folder, **options, overwrite=True).page
+    assert page == out / "report.html"
+    (out / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds other files \(thesis\.tex\)"):
+        ldm_ae.evaluate(model, image_folder, **options, overwrite=True)

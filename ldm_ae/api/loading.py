@@ -45,8 +45,8 @@ def load(
     Raises:
         UserError: no model is found, it does not load, or the device or the dtype is not available.
     """
-    if isinstance(model, Autoencoder):
-        raise UserError(f"model must be a path or a name, got a {type(model).__name__}, which is loaded already")
+    if not isinstance(model, str | Path):
+        raise UserError(f"model must be a path or a name, got a {type(model).__name__}; ldm_ae.wrap takes networks")
     precision = _PRECISIONS.get(dtype) if isinstance(dtype, str | torch.dtype | None) else None
     if precision is None:
         known = ", ".join(("auto", *DTYPES))
@@ -86,6 +86,8 @@ def wrap(network: Any) -> Autoencoder:
     for cls in type(network).__mro__:
         if cls.__name__ in AUTOENCODERS and isinstance(network, torch.nn.Module):
             return AUTOENCODERS[cls.__name__].around(network)
+    if isinstance(network, str | Path):
+        raise UserError(f"a path or a name cannot be wrapped; open it by ldm_ae.load({str(network)!r})")
     held = next((name for name in _OF_PIPELINES if hasattr(network, name)), None)
     fix = (
         f"pass its autoencoder, ldm_ae.wrap(pipeline.{held})" if held else f"expected one of {', '.join(AUTOENCODERS)}"

@@ -19,9 +19,10 @@ from ldm_ae.evaluation import Evaluation, Metric, named_metrics, write_report
 from ldm_ae.evaluation import evaluate as evaluate_batches
 from ldm_ae.evaluation.metrics.interface import Setting
 from ldm_ae.evaluation.report.summary import summary_lines
+from ldm_ae.evaluation.report.write import REPORT_FILES
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX, Scoring
 from ldm_ae.images.in_memory import Images, Range, pixel_values_of
-from ldm_ae.io.files import new_folder
+from ldm_ae.io.files import new_folder, require_new_folder
 from ldm_ae.models import Autoencoder
 
 DEFAULT_METRICS = ("psnr", "ssim", "perceptual")
@@ -32,7 +33,7 @@ def metrics(
     originals: Images,
     reconstructions: Images,
     *,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: str | Sequence[str] = DEFAULT_METRICS,
     perceptual: str | None = None,
     value_range: Range | None = None,
     device: str | torch.device = "auto",
@@ -44,7 +45,7 @@ def metrics(
     Args:
         originals: PIL images, paths, arrays or tensors, as `Autoencoder.encode_images` takes them.
         reconstructions: As many images of the same sizes, of any of these types.
-        metrics: Names of metrics that compare images; `ldm_ae.evaluation.METRICS` has all.
+        metrics: Names of metrics that compare images, or one name; `ldm_ae.evaluation.METRICS` has all.
         perceptual: The network of `perceptual`: `stlpips_vgg` by default, `lpips_alex` as in most papers.
         value_range: Range of floating-point images, where it is not [0, 1] for arrays and [-1, 1] for tensors.
         device: Device to run on; `auto` picks an accelerator if there is one.
@@ -61,7 +62,8 @@ def metrics(
     if len(real) != len(decoded):
         raise UserError(f"originals and reconstructions must be as many, got {len(real)} and {len(decoded)}")
     place = pick_device(device) if isinstance(device, str) else device
-    scoring = Scoring(_metrics(tuple(metrics), perceptual, place), Setting(model=None, device=place))
+    names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    scoring = Scoring(_metrics(names, perceptual, place), Setting(model=None, device=place))
     for i, (original, reconstruction) in enumerate(zip(real, decoded, strict=True)):
         if original.shape != reconstruction.shape:
             sizes = " and ".join(f"{image.shape[1]}x{image.shape[2]}" for image in (original, reconstruction))
@@ -102,9 +104,10 @@ def evaluate(
     *,
     size: int | None = None,
     limit: int | None = None,
-    metrics: Sequence[str] = ("default",),
+    metrics: str | Sequence[str] = ("default",),
     perceptual: str | None = None,
     out: str | Path | None = None,
+    overwrite: bool = False,
     batch_size: int = 8,
     workers: int = 0,
     progress: Callable[[int], None] | None = None,
@@ -117,17 +120,25 @@ def evaluate(
         images: Any image source of the commands: a folder, WebDataset tars, Parquet files, `hf:owner/name`.
         size: Side of the central square crop in pixels; by default the size that the model was trained at.
         limit: Number of images; None for all.
-        metrics: Names of metrics; `default` is the default set of `ldm-ae evaluate`.
+        metrics: Names of metrics, or one name; `default` is the default set of `ldm-ae evaluate`.
         perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
-        out: A folder for metrics.json and report.html; None writes nothing.
+        out: A new folder for metrics.json and report.html; None writes nothing.
+        overwrite: Replace an earlier report in `out`.
         batch_size: Images at a time.
         workers: Processes that decode images; 0 decodes in this process.
         progress: Called after every batch with the number of images done.
 
     Raises:
-        UserError: no images, a size that does not fit the model, an unknown metric, or a reconstruction that is not
-            finite.
+        UserError: no images, a size that does not fit the model, an unknown metric, a folder with other files, or a
+            reconstruction that is not finite.
     """
+    if not isinstance(images, str | Path):
+        raise UserError(
+            f"images must be a folder or another source, got {type(images).__name__}; ldm_ae.metrics takes images in "
+            "memory"
+        )
+    if out is not None:
+        require_new_folder(out, "the report", own_files=REPORT_FILES, overwrite=overwrite)
     source = open_source(str(images))
     name = type(model.net).__name__ if isinstance(model, Autoencoder) else str(model)
     loaded = copy.deepcopy(model) if isinstance(model, Autoencoder) else load(model)
@@ -143,7 +154,7 @@ def evaluate(
         indices=range(min(limit or len(source), len(source))),
     )  # fmt: skip
     precision = next((name for name, dtype in DTYPES.items() if dtype == loaded.dtype), "fp32")
-    chosen = named_metrics(metrics, perceptual=perceptual)
+    chosen = named_metrics([metrics] if isinstance(metrics, str) else metrics, perceptual=perceptual)
     evaluation = evaluate_batches(
         loaded, loader, source=str(images), transform_description=transform.describe(), model_name=name,
         metrics=chosen, precision=precision, device=loaded.device, progress=progress,

@@ -29,7 +29,8 @@ table.narrow td,table.narrow th{padding-right:1.5rem;white-space:normal}
 table small,th small{display:block;color:var(--soft);font-weight:400}
 figcaption span{display:block;font-variant-numeric:tabular-nums}
 .samples{display:grid;gap:.75rem;grid-template-columns:repeat(auto-fill,minmax(14rem,1fr))}
-.progress{display:grid;gap:.75rem}.progress img,.samples img{image-rendering:pixelated}
+.progress{display:grid;gap:.75rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,24rem),1fr))}
+.samples img{image-rendering:pixelated}
 p.lead{font-size:1.1rem;color:var(--ink)}
 pre{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:.8rem 1rem;overflow-x:auto;
 margin:.3rem 0 1rem;white-space:pre-wrap;overflow-wrap:anywhere}

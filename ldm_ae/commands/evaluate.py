@@ -12,7 +12,6 @@ from ldm_ae.core.terminal import progress_bar
 from ldm_ae.io.files import new_folder, require_new_folder
 
 PERCEPTUAL = ("stlpips_vgg", "stlpips_alex", "lpips_vgg", "lpips_alex", "lpips_squeeze", "none")
-REPORT_FILES = ("metrics.json", "report.html")
 
 
 class Evaluate(Command):
@@ -52,6 +51,7 @@ class Evaluate(Command):
         from ldm_ae.data import EvaluationLoader
         from ldm_ae.evaluation import evaluate, named_metrics, write_report
         from ldm_ae.evaluation.report.summary import summary_lines
+        from ldm_ae.evaluation.report.write import REPORT_FILES
         from ldm_ae.priors import load_prior
 
         require_new_folder(args.out, "the report", own_files=REPORT_FILES, overwrite=args.overwrite)

@@ -67,6 +67,9 @@ def pixel_values_of(
     Raises:
         UserError: no images, a wrong shape, dtype or range, values that are not finite, or a file that is not readable.
     """
+    numbers = size if isinstance(size, tuple) else () if size is None else (size, size)
+    if len(numbers) not in (0, 2) or not all(type(number) is int for number in numbers):
+        raise UserError(f"size must be a number of pixels or (height, width), got {size!r}")
     transform = None if size is None else ImageTransform(size=size)
     return _converted(images, _Options(transform, value_range, clamp), name)
 

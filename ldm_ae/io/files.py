@@ -227,8 +227,8 @@ def require_new_folder(
         raise UserError(f"{folder} holds other files ({printable(other[0])}); give a new or empty folder for {purpose}")
     if found and not overwrite:
         raise UserError(
-            f"{folder} holds an earlier result ({found[0]}); add --overwrite to replace it, or give a new folder for "
-            f"{purpose}"
+            f"{folder} holds an earlier result ({found[0]}); add --overwrite (overwrite=True in Python) to replace it, "
+            f"or give a new folder for {purpose}"
         )
 
 

@@ -25,10 +25,10 @@ from ldm_ae.models.adapters.kl import KLAutoencoder
 from ldm_ae.models.adapters.vq import VQAutoencoder
 from ldm_ae.models.identity import hash_json, model_config, model_hash, network_config, weights_sha256
 from ldm_ae.models.inference import for_inference
-from ldm_ae.models.interface import Autoencoder, AutoencoderOutput, Codebook
+from ldm_ae.models.interface import Autoencoder, AutoencoderOutput
 from ldm_ae.models.loading.load import is_model_folder, load_autoencoder, resolve_model_folder
 from ldm_ae.models.posteriors import DeterministicPosterior, DiscretePosterior, GaussianPosterior, Posterior
-from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
+from ldm_ae.models.spec import AutoencoderSpec, Codebook, LatentSpec
 from ldm_ae.models.statistics import ChannelStatistics
 from ldm_ae.models.wrappers.interface import Wrapper, unwrapped
 from ldm_ae.models.wrappers.overflow import OverflowGuard, finite_rows, fp32_fallbacks, require_finite

@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -21,7 +20,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models.posteriors import Posterior
 from ldm_ae.models.scaling import NO_SCALE, mark_scaled_encoder
-from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
+from ldm_ae.models.spec import AutoencoderSpec, Codebook, LatentSpec
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,21 +38,6 @@ class AutoencoderOutput(NamedTuple):
     reconstructions: Tensor
     """Reconstructions (B, 3, H, W) float32, not clamped."""
     posterior: Posterior
-
-
-@dataclass(frozen=True, kw_only=True)
-class Codebook:
-    """The codes of a discrete model."""
-
-    method: str
-    """Name of the quantizer, such as `FSQ`, for messages."""
-    size: int
-    """K: indices are in [0, K)."""
-    levels: int | None
-    """Q of the indices (B, Q, h, w) of residual quantization, None where indices are (B, h, w)."""
-    latents: Callable[[Tensor], Tensor]
-    """Convert indices, shaped like `Posterior.indices` and of any integer dtype, to latents (B, C, h, w) float32;
-    UserError for a wrong shape or an index without a code."""
 
 
 class Autoencoder(nn.Module, abc.ABC):
@@ -273,13 +257,13 @@ class Autoencoder(nn.Module, abc.ABC):
         Raises:
             UserError: another shape, or a decoded image that is not finite.
         """
-        from ldm_ae.images.in_memory import to_uint8_image
+        from ldm_ae.images.in_memory import batches_of_one_size, to_uint8_image
 
         self.require_latents(latents, on_device=False)
         if not latents.isfinite().all():
             raise UserError("latents must be finite, and some values are not")
         images: list[Image.Image] = []
-        for part in latents.split(batch_size):
+        for part in batches_of_one_size(latents.unbind(), batch_size):
             for image in self.decode(part.to(self.device)):
                 if not image.isfinite().all():
                     where = f"the image decoded from latents[{len(images)}] is not finite in {self.dtype}"
@@ -312,9 +296,10 @@ class Autoencoder(nn.Module, abc.ABC):
     def require_latents(self, latents: Tensor, *, on_device: bool = True) -> None:
         """Raise UserError unless `decode` accepts these latents; every `decode` begins with it."""
         channels = self.latent_spec.channels
-        if not latents.is_floating_point():
+        if not isinstance(latents, Tensor) or not latents.is_floating_point():
             by_codes = "" if self.codebook is None else "; indices become latents by model.codebook.latents(indices)"
-            raise UserError(f"latents must be floating point, got {latents.dtype}{by_codes}")
+            got = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
+            raise UserError(f"latents must be a floating-point tensor, got {got}{by_codes}")
         if latents.ndim != 4 or latents.shape[1] != channels:
             raise UserError(f"latents must be (B, {channels}, h, w), got {tuple(latents.shape)}")
         if on_device:

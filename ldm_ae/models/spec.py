@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,21 @@ class LatentSpec:
         if (mean_std := self._mean_std(scaled_latents)) is not None:
             return scaled_latents * mean_std[1] / self.scaling_factor + mean_std[0]
         return scaled_latents / self.scaling_factor + self.shift_factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codebook:
+    """The codes of a discrete model."""
+
+    method: str
+    """Name of the quantizer, such as `FSQ`, for messages."""
+    size: int
+    """K: indices are in [0, K)."""
+    levels: int | None
+    """Q of the indices (B, Q, h, w) of residual quantization, None where indices are (B, h, w)."""
+    latents: Callable[[Tensor], Tensor]
+    """Convert indices, shaped like `Posterior.indices` and of any integer dtype, to latents (B, C, h, w) float32;
+    UserError for a wrong shape or an index without a code."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,8 +53,9 @@ def full_names(arguments: Sequence[str]) -> list[str]:
         option, equals, value = argument.partition("=")
         key = option.removeprefix("--")
         if not option.startswith("--") or (not equals and (not rest or rest[0].startswith("--"))):
-            if key.endswith(".help"):
-                raise UserError(f"--{key} takes the name of a class: {', '.join(_names(key.split('.')[-2]))}")
+            if key.endswith(".help") and (registry := REGISTRIES.get(key.split(".")[-2])) is not None:
+                names = ", ".join(cls.__name__ for cls in registry.classes())
+                raise UserError(f"--{key} takes the name of a class: {names}")
             found.append(argument)
             continue
         value = value if equals else rest.pop(0)
@@ -132,10 +133,6 @@ def _replace(content: dict[str, Any], prefix: str, place: str) -> None:
             content[name] = _precision(value, f"{key}: no of {place}")
         elif isinstance(value, dict):
             _replace(value, f"{key}.", place)
-
-
-def _names(key: str) -> list[str]:
-    return [cls.__name__ for cls in REGISTRIES[key].classes()] if key in REGISTRIES else []
 
 
 def _class_name(key: str, name: str) -> str:

@@ -55,6 +55,13 @@ def lay_out(parser: ArgumentParser) -> None:
             group.title = "run"
 
 
+def help_of_group(parser: ArgumentParser, group: str) -> str:
+    """Return the part of the help that describes the keys of one group."""
+    found = re.search(rf"^{group}:\n.*?(?=^\w+:\n|\Z)", parser.format_help(), re.MULTILINE | re.DOTALL)
+    assert found is not None, f"every group has a section, {group} too"
+    return found[0].rstrip()
+
+
 def short_name(cls: type[Any]) -> str:
     """Return the shortest name of a registered class."""
     return min((cls.__name__.lower(), *short_names(cls)), key=len)

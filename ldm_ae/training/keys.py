@@ -61,7 +61,7 @@ def class_arguments() -> frozenset[str]:
 
 def is_known(key: str) -> bool:
     """Return whether a key of the configuration can exist. Arguments of plugins' classes are not known; all pass."""
-    if key in config_keys() or key in groups() or key in RENAMED:
+    if key in config_keys() or key.removesuffix(".help") in groups() or key in RENAMED:
         return True
     parts = key.split(".")
     for length in range(1, len(parts)):

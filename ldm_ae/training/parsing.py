@@ -25,9 +25,10 @@ from ldm_ae.regularizers import Identity, Regularizer
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.explain import explain
 from ldm_ae.training.full_names import REGISTRIES, full_names
-from ldm_ae.training.help_format import KeysFormatter, lay_out
+from ldm_ae.training.help_format import KeysFormatter, help_of_group, lay_out
+from ldm_ae.training.keys import groups
 from ldm_ae.training.optimizers import OptimizerConfig
-from ldm_ae.training.spelling import asks_for_help, check_spelling
+from ldm_ae.training.spelling import asks_for_help, check_spelling, options
 
 NOT_GIVEN = "???"
 """The value in a recipe that the user must supply."""
@@ -67,7 +68,8 @@ def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> 
     )
     parser = _Parser(
         description=f"{description} Every key of a configuration is an option, which overrides the file: "
-        "`training: {max_steps: 100}` is --training.max_steps 100.",
+        "`training: {max_steps: 100}` is --training.max_steps 100. `--training.help` shows one group of keys, "
+        "`--model.help kl` the arguments of one class.",
         usage="%(prog)s --config RECIPE --data.train IMAGES [--KEY VALUE ...]",
         exit_on_error=False,
         allow_abbrev=False,
@@ -115,6 +117,10 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
     parser = parser or config_parser()
     arguments = with_config_paths(arguments)
     files = [] if asks_for_help(arguments) else check_spelling(arguments)
+    for option, _ in options(arguments):
+        if (group := option.removesuffix(".help")) != option and group in groups():
+            print(help_of_group(parser, group))
+            raise SystemExit(0)
     try:
         config = parser.parse_args(full_names(arguments))
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:

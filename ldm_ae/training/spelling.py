@@ -34,7 +34,8 @@ def check_spelling(arguments: Sequence[str]) -> list[ConfigFile]:
 
 def asks_for_help(arguments: Sequence[str]) -> bool:
     """Return whether the parser will print help and exit."""
-    return "-h" in arguments or any(name == "help" or name.endswith(".help") for name, _ in options(arguments))
+    names = [name for name, _ in options(arguments)]
+    return any(name in ("help", "h") or (name.endswith(".help") and is_known(name)) for name in names)
 
 
 def options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -36,7 +36,7 @@ def test_output_folder_must_be_new_or_an_earlier_result(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"out is not empty \(a\.json\); give a new folder for the report"):
         check()
     with pytest.raises(
-        UserError, match=r"out holds an earlier result \(a\.json\); add --overwrite to replace it, or name"
+        UserError, match=r"out holds an earlier result \(a\.json\); add --overwrite .*to replace it, or give"
     ):
         check(own_files=own, overwrite=False)
     check(own_files=own, overwrite=True)
@@ -51,7 +51,7 @@ def test_output_folder_must_be_new_or_an_earlier_result(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [["export"], ["export", "--format", "ldm"], ["import"], ["evaluate"]], ids=" ".join
 )
-def test_earlier_result_is_replaced_with_overwrite_alone(
+def test_earlier_result_is_replaced_only_with_overwrite(
     arguments: list[str], image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     widths = {"block_out_channels": (32, 32), "layers_per_block": 1}
@@ -76,7 +76,7 @@ def test_earlier_result_is_replaced_with_overwrite_alone(
     assert main(command("second")) == 2
     error = capsys.readouterr().err
     assert f"{out} holds an earlier result (" in error
-    assert "; add --overwrite to replace it, or give a new folder for the " in error
+    assert "; add --overwrite (overwrite=True in Python) to replace it, or give a new folder for the " in error
     assert contents(out) == before
     assert main(command("second", "--overwrite")) == 0
     after = contents(out)
@@ -95,7 +95,7 @@ def test_refusal_comes_before_the_model_is_opened(tmp_path: Path, capsys: pytest
     assert "mine.txt" in capsys.readouterr().err
 
 
-def test_api_replaces_an_earlier_export_only_when_told(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+def test_api_replaces_an_earlier_export_only_with_overwrite(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
     out = export_diffusers(tiny_model, tmp_path / "out")
     with pytest.raises(UserError, match="holds an earlier result"):
         export_diffusers(tiny_model, out)
@@ -103,7 +103,7 @@ def test_api_replaces_an_earlier_export_only_when_told(tiny_model: KLAutoencoder
     assert json.loads((out / "config.json").read_text())["sample_size"] == 32
 
 
-def test_quickstart_continues_its_own_folder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quickstart_resumes_only_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Path] = []
     monkeypatch.setattr(_quickstart, "_quickstart", lambda folder, *_: ran.append(folder))
     (tmp_path / "model").mkdir()
@@ -116,7 +116,7 @@ def test_quickstart_continues_its_own_folder_alone(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_last_line_is_the_path(
+def test_last_line_of_the_output_is_the_path(
     tiny_model_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, images, store = str(tiny_model_folder), str(image_folder), str(tmp_path / "store")

@@ -146,6 +146,9 @@ def test_refusals_name_the_fix(images: Any, message: str) -> None:
 
 
 def test_more_refusals(tmp_path: Path) -> None:
+    for size in ("8", (8,), 8.0):
+        with pytest.raises(UserError, match=r"size must be a number of pixels or \(height, width\)"):
+            pixel_values_of(PICTURE, size=size)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="resizes images of 8 bits only"):
         pixel_values_of(EXPECTED, size=8)
     with pytest.raises(UserError, match="must go from a smaller to a larger value"):

@@ -77,13 +77,13 @@ def test_names_of_checkpoints_are_models(opener: Opener, run: Path) -> None:
     assert is_model_folder(f"{run}@best")
 
 
-def test_pretrained_takes_a_run_and_a_checkpoint(run: Path) -> None:
+def test_pretrained_accepts_a_run_and_a_checkpoint(run: Path) -> None:
     shutil.copytree(run / "checkpoints" / "step-00002000" / "ema", run / "model")
     assert step_of(KLAutoencoder(pretrained=str(run))) == 2000
     assert step_of(KLAutoencoder(pretrained=str(run / "checkpoints" / "step-00001000"))) == 1000
 
 
-def test_commands_take_names_of_checkpoints(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_accept_names_of_checkpoints(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", f"{run}@best", str(tmp_path / "out")]) == 0
     assert step_of(load_autoencoder(tmp_path / "out")) == 1500
     capsys.readouterr()
@@ -116,7 +116,7 @@ def test_wrong_run_names_the_nearest(run: Path, monkeypatch: pytest.MonkeyPatch)
     assert find_named("a@best") is None, "a path has precedence"
 
 
-def test_best_of_an_older_run_is_that_of_its_state(made: Path, tmp_path: Path) -> None:
+def test_best_of_an_older_run_is_read_from_its_state(made: Path, tmp_path: Path) -> None:
     run = tmp_path / "old"
     for step in VALUES:
         write_checkpoint(run / "checkpoints" / f"step-{step:08d}", snapshot(step, old=True))
@@ -170,7 +170,7 @@ def test_copy_in_place_of_the_link_is_opened_and_replaced(made: Path, tmp_path: 
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best", "step-00001500", "step-00002001"]
 
 
-def test_folder_of_somebody_else_named_best_is_refused_before_training(run: Path) -> None:
+def test_other_folder_named_best_is_refused_before_training(run: Path) -> None:
     best = run / "checkpoints" / "best"
     best.unlink()
     best.mkdir()
@@ -225,7 +225,7 @@ def test_inspect_states_whether_each_checkpoint_is_valid(run: Path, capsys: pyte
     assert json.loads(capsys.readouterr().out)["state"] == "damaged"
 
 
-def test_checkpoint_that_is_not_valid_is_refused_by_name(run: Path) -> None:
+def test_invalid_checkpoint_is_refused_by_name(run: Path) -> None:
     damage(run)
     with pytest.raises(
         UserError, match=r"step-00001500 is damaged \(ema/.* has changed since it was written\); there are"
@@ -240,7 +240,7 @@ def test_checkpoint_that_is_not_valid_is_refused_by_name(run: Path) -> None:
         load_autoencoder(f"{run}@last")  # a checkpoint without a manifest is still being copied
 
 
-def test_states() -> None:
+def test_states_of_checkpoints() -> None:
     assert state_of([]) == "valid"
     assert state_of(["a has changed since it was written", "b is missing"]) == "incomplete"
     assert state_of(["a has 3 bytes instead of 4"]) == "damaged"

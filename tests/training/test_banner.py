@@ -55,6 +55,7 @@ def test_plan_is_printed_before_anything_is_built(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_run_prints_its_parts_and_its_results(
     tiny_config: Path, tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +82,7 @@ def test_run_prints_its_parts_and_its_results(
     assert lines["next"] == f"ldm-ae evaluate {out} {image_folder} --out {out}-evaluation"
 
 
+@pytest.mark.slow
 def test_lower_best_metric_is_printed_with_its_own_sign(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.training.changes import changed_settings, remedies
+from ldm_ae.training.changes import changed_settings, remedies, saved_config
 from ldm_ae.training.optimizers import OptimizerConfig, load_optimizer
 from tests.pictures import smooth_picture
 from tests.training.common import TINY, files, run
@@ -165,7 +165,7 @@ def test_model_without_a_checkpoint_is_not_overwritten(begun: Path, recipe: Path
     assert files(begun) == before
 
 
-def test_rerunning_a_finished_run_says_so_and_writes_nothing(
+def test_rerun_of_a_finished_run_is_reported_and_writes_nothing(
     begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.stat() for path in begun.rglob("*")}
@@ -183,7 +183,7 @@ def test_rerunning_a_finished_run_says_so_and_writes_nothing(
     assert lines(begun, "train")[-1]["step"] == 4
 
 
-def test_run_that_ended_before_its_model_was_written_writes_it(
+def test_rerun_writes_a_missing_model_of_a_finished_run(
     begun: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = files(begun / "model")
@@ -227,7 +227,7 @@ def test_refused_start_leaves_the_log_as_it_was(begun: Path, recipe: Path) -> No
     assert [line["step"] for line in lines(begun, "train")].count(4) == 1
 
 
-def test_lines_of_a_start_without_a_checkpoint_are_replaced(recipe: Path, tmp_path: Path) -> None:
+def test_lines_of_a_start_without_a_checkpoint_are_replaced_by_a_rerun(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / "metrics.jsonl").write_text('{"step": 2, "kind": "train"}\n')
@@ -334,3 +334,13 @@ def test_mismatched_network_weights_are_refused_by_tensor(tmp_path: Path) -> Non
     ):
         with pytest.raises(UserError, match=words):
             load_networks(tmp_path, {"part": network})
+
+
+def test_old_name_of_fp32_is_not_a_changed_setting(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("training: {precision: 'no', max_steps: 3}\n")
+    before = saved_config(tmp_path)
+    assert before is not None
+    assert changed_settings(before, {"training": {"precision": "fp32", "max_steps": 3}}) == {}
+    assert changed_settings(before, {"training": {"precision": "bf16", "max_steps": 3}}) == {
+        "training.precision": ('"fp32"', '"bf16"')
+    }

@@ -14,6 +14,8 @@ from ldm_ae.core.registry import Registry, short_names
 from ldm_ae.training.full_names import REGISTRIES, full_names
 from ldm_ae.training.parsing import config_parser, parse_config
 
+pytestmark = pytest.mark.usefixtures("one_parser")
+
 REQUIRED = ["--out", "x", "--data.train", "y"]
 SHORT = {
     "model": ("kl", "ldm_ae.models.KLAutoencoder"),

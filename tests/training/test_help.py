@@ -63,6 +63,16 @@ def test_help_of_a_class_describes_its_arguments(capsys: pytest.CaptureFixture[s
     assert "model.quantizer.levels" in entries(capsys.readouterr().out)
 
 
+def test_help_of_a_group_shows_its_keys_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for group in groups():
+        with pytest.raises(SystemExit) as exited:
+            parse_config([f"--{group}.help"])
+        assert exited.value.code == 0
+        assert set(entries(capsys.readouterr().out)) == {key for key in config_keys() if key.startswith(f"{group}.")}
+    with pytest.raises(UserError, match=r"no option is named 'trainin\.help'; did you mean 'training'"):
+        parse_config(["--trainin.help"])
+
+
 def test_help_of_an_unknown_class_is_refused() -> None:
     with pytest.raises(UserError, match=r"^no network class is named 'klx'; .*there are KLAutoencoder, VQAutoencoder"):
         parse_config(["--model.help", "klx"])

@@ -84,6 +84,10 @@ def test_drawing_samples_changes_neither_mode_nor_random_state(
     before = torch.get_rng_state()
     first, again = (samples.draw(tiny_model, 5, "weights").tobytes() for _ in range(2))
     assert first == again
+    drawn = samples.draw(tiny_model, 5, "weights")
+    red, green, blue = drawn.getpixel((SIZE + 1, HEADER))  # between two images
+    assert red == green == blue
+    assert 32 <= red <= 96  # neither white on a dark page nor black on a light one
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in tiny_model.modules())
 
@@ -104,7 +108,7 @@ def test_samples_skip_images_that_cannot_be_decoded(
         validation.first(3)
 
 
-def test_start_with_unreadable_validation_images_leaves_nothing(
+def test_start_with_unreadable_validation_images_leaves_no_folder(
     tiny_config: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     validation = tmp_path / "validation"

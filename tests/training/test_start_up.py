@@ -38,7 +38,7 @@ def call(tmp_path: Path, *arguments: str) -> tuple[int, set[str], subprocess.Com
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", [["--help"], ["--model.help", "KLAutoencoder"]])
-def test_help_of_train_imports_torch_alone(tmp_path: Path, option: list[str]) -> None:
+def test_help_of_train_imports_no_slow_library_but_torch(tmp_path: Path, option: list[str]) -> None:
     status, modules, ran = call(tmp_path, "train", *option)
     assert status == 0
     assert "block_out_channels" in ran.stdout or "--training.max_steps" in ran.stdout
@@ -57,7 +57,7 @@ def test_help_of_train_imports_torch_alone(tmp_path: Path, option: list[str]) ->
         "convert nowhere {out} --format mar",
     ],
 )
-def test_wrong_path_is_refused_without_diffusers(tmp_path: Path, command: str) -> None:
+def test_invalid_path_is_refused_without_importing_diffusers(tmp_path: Path, command: str) -> None:
     status, modules, ran = call(tmp_path, *command.format(out=tmp_path / "out").split())
     assert status == 2
     assert "nowhere" in ran.stderr
@@ -74,14 +74,14 @@ def test_wrong_path_is_refused_without_diffusers(tmp_path: Path, command: str) -
         (["encode", "images", "store", "--sise", "32"], "--size"),
     ],
 )
-def test_slip_of_the_fingers_is_refused_without_torch(tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_misspelt_option_is_refused_without_importing_torch(tmp_path: Path, arguments: list[str], words: str) -> None:
     status, modules, ran = call(tmp_path, *arguments)
     assert status == 2
     assert words in ran.stderr
     assert modules & {*SLOW_TO_IMPORT, "torch", "numpy", "PIL"} == set()
 
 
-def test_wrong_file_is_refused_without_torch(tmp_path: Path) -> None:
+def test_invalid_file_is_refused_without_importing_torch(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("training: {max_stepz: 3}\n")
     status, modules, ran = call(tmp_path, "train", "--config", str(tmp_path / "recipe.yaml"))
     assert status == 2

@@ -129,7 +129,7 @@ def test_resumed_run_continues_its_run_in_wandb(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_tracker_that_cannot_start_leaves_nothing(
+def test_tracker_that_cannot_start_leaves_no_folder(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_wandb(monkeypatch, RuntimeError("api_key not configured"))
@@ -145,7 +145,7 @@ def test_tracker_that_cannot_start_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_run_gives_its_trackers_metrics_images_and_settings(
+def test_run_logs_metrics_images_and_settings_to_its_trackers(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stub = use_wandb(monkeypatch)

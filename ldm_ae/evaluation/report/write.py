@@ -23,6 +23,8 @@ from ldm_ae.images.in_memory import levels_image
 from ldm_ae.images.uint8 import from_levels
 from ldm_ae.io.files import make_folder, write_json, writing
 
+REPORT_FILES = ("metrics.json", "report.html")
+"""The files that `write_report` writes."""
 LATENT_PICTURES = 4
 TABLE_ROWS = 500
 WORST_MODULES = 8

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ldm_ae.core.errors import UserError
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
-from ldm_ae.models.interface import Autoencoder, Codebook
+from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.folder import local_folder, read_config, read_model_folder
 from ldm_ae.models.posteriors import DiscretePosterior, Posterior
 from ldm_ae.models.scaling import factor_beside_vectors
-from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
+from ldm_ae.models.spec import AutoencoderSpec, Codebook, LatentSpec
 from ldm_ae.quantizers import EMAVQ, FSQ, VQ, ManagedCodebook, Quantizer, describe_quantizer
 
 EUCLIDEAN: tuple[type[Quantizer], ...] = (VQ, EMAVQ)

@@ -16,6 +16,8 @@ from ldm_ae.models.inference import in_eval_mode
 SAMPLE_IMAGES = 8
 _HEADER = 16
 """Height in pixels of the line of text above the images."""
+_BACKGROUND, _TEXT = (64, 64, 64), (235, 235, 235)
+"""Colours around the images: a neutral grey, which fits light and dark pages."""
 
 
 class Samples:
@@ -71,11 +73,11 @@ class Samples:
             for images in self.pixel_values.split(self._batch_size):
                 with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                     found.append(model.decode(model.encode(images.to(device)).mode()).float().cpu())
-        grid = comparison_grid(self.pixel_values, torch.cat(found).nan_to_num(), errors=True)
+        grid = comparison_grid(self.pixel_values, torch.cat(found).nan_to_num(), background=_BACKGROUND, errors=True)
         text = f"step {step}, {weights}: {self.kind} images, reconstructions, errors x{ERROR_GAIN:.0f}"
         # All steps have one width.
         left, _, right, _ = ImageDraw.Draw(grid).textbbox((2, 2), text.replace(str(step), "0" * 8, 1))
-        canvas = Image.new("RGB", (max(grid.width, int(right + left)), grid.height + _HEADER), (255, 255, 255))
-        ImageDraw.Draw(canvas).text((2, 2), text, fill=(0, 0, 0))
+        canvas = Image.new("RGB", (max(grid.width, int(right + left)), grid.height + _HEADER), _BACKGROUND)
+        ImageDraw.Draw(canvas).text((2, 2), text, fill=_TEXT)
         canvas.paste(grid, (0, _HEADER))
         return canvas
