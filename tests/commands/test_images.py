@@ -139,15 +139,9 @@ def test_adm_crop_is_supported_by_every_command_that_reads_images(
     assert not np.array_equal(latents(tmp_path / "store"), latents(tmp_path / "center"))
     scores = {}
     for name, images, more in (("adm", photos, options), ("same", tmp_path / "cropped", ())):
-<<<<<<< HEAD
-        quick = ("--perceptual", "none", "--features", "none", "--out", tmp_path / f"{name}-report")
-        assert run("evaluate", tiny_model_folder, images, *SMALL, "--size", 32, *quick, *more) == 0
-        scores[name] = json.loads((tmp_path / f"{name}-report" / "metrics.json").read_text())
-=======
         quick = ("--perceptual", "none", "--features", "none", "--out", tmp_path / f"scores-{name}")
         assert run("evaluate", tiny_model_folder, images, *SMALL, "--size", 32, *quick, *more) == 0
         scores[name] = json.loads((tmp_path / f"scores-{name}" / "metrics.json").read_text())
->>>>>>> names
     assert scores["adm"]["scores"] == scores["same"]["scores"]
     assert '"crop": "adm"' in json.dumps(scores["adm"]["protocol"])
 
