@@ -6,6 +6,7 @@ that `pyproject.toml` allows by uv's resolution `lowest-direct`. Only the standa
     python scripts/compatibility.py            # both; about half an hour on two cores
     python scripts/compatibility.py oldest --python 3.10
     python scripts/compatibility.py newest --environment .venv/bin/python    # the packages installed there
+    python scripts/compatibility.py oldest -- --shuffle 1    # arguments of pytest follow --
 """
 
 from __future__ import annotations
@@ -53,14 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--python", default="{}.{}".format(*sys.version_info), help="Python version (default: %(default)s)"
     )
     parser.add_argument(
-        "--pytest", nargs="+", default=[], metavar="ARGUMENT", help="additional arguments for pytest, after --"
-    )
-    parser.add_argument(
         "--environment", metavar="PYTHON", type=Path, help="test the current environment as the named kind of versions"
     )
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the warnings of libraries to this file")
-    options = parser.parse_args(arguments)
-    more = [*([f"--warnings-report={options.report.absolute()}"] if options.report else []), *options.pytest]
+    own, additional = split_arguments(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(own)
+    more = [*([f"--warnings-report={options.report.absolute()}"] if options.report else []), *additional]
     kinds = options.kinds or KINDS
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         parser.error(f"unknown versions {', '.join(unknown)}: expected newest or oldest")
@@ -78,6 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         RESULTS.write_text(json.dumps({name: results[name] for name in KINDS if name in results}, indent=2) + "\n")
         write_tables(results)
     return 1 if any(results[kind]["failed"] for kind in kinds) else 0
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments of this script, and those after `--`, which are pytest's."""
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:end]), list(arguments[end + 1 :])
 
 
 def install(kind: str, version: str, folder: Path) -> Path:

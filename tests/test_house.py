@@ -117,3 +117,17 @@ def test_compatibility_refuses_other_versions(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         compatibility.main(["latest"])
     assert "unknown versions latest: expected newest or oldest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own", "of_pytest"),
+    [
+        (["oldest", "--", "--shuffle", "1"], ["oldest"], ["--shuffle", "1"]),
+        (["--python", "3.12"], ["--python", "3.12"], []),
+        (["--"], [], []),
+    ],
+)
+def test_compatibility_passes_arguments_after_two_dashes_to_pytest(
+    arguments: list[str], own: list[str], of_pytest: list[str]
+) -> None:
+    assert compatibility.split_arguments(arguments) == (own, of_pytest)

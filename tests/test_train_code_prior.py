@@ -192,7 +192,7 @@ def test_invalid_options_are_refused_in_one_line(
         (store, out, dict(steps=0), "--steps must be at least 1"),
         (store, out, dict(held_out=1.0), "--held-out is 1.0"),
         (store, out, dict(held_out=0.99), "at least one must be left to train on"),
-        (store, out, dict(prior="transformer", width=33), "must be a multiple of 32"),
+        (store, out, dict(prior="transformer", width=33), "needs a multiple of 32"),
         (store, out, dict(depth=0), "depth is 0"),
     ):
         assert run(trainer, place, target, **changes) == 2

@@ -1,7 +1,7 @@
 """Short and old names in a configuration, replaced by those that the run records.
 
 `objective.perceptual: lpips` becomes the class path of `LPIPS`, `optimizer: adamw` the `class_path` torch.optim.AdamW,
-`precision: no` fp32, and a renamed key its new name. All apply to files and to the command line alike.
+`precision: no` fp32, and a renamed key its new name. All apply to files and to the command line.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def build(
     torch.manual_seed(0)
     model = KLAutoencoder(**NETWORKS[network])  # type: ignore[arg-type]
     place(model, device, placement)
-    images = torch.randn(batch, 3, size, size).to(device).contiguous(memory_format=LAYOUTS[placement.layout])
+    images = (2 * torch.rand(batch, 3, size, size) - 1).to(device).contiguous(memory_format=LAYOUTS[placement.layout])
     autocast = torch.autocast(device.type, DTYPES[precision], enabled=training and precision != "fp32")
     if not training:
         model.eval().requires_grad_(False).to(DTYPES[precision])

@@ -38,7 +38,7 @@ def main() -> int:
     parser = arguments(__doc__, trials=50)
     parser.add_argument("--images", type=int, default=2000, help="number of images of a store (default: %(default)s)")
     parser.add_argument(
-        "--processes", type=int, default=1, help="number of images or steps of one run (default: %(default)s)"
+        "--processes", type=int, default=1, help="number of processes of one run (default: %(default)s)"
     )
     parser.add_argument("--buckets", action="store_true", help="encode to two sizes, so a range has up to two files")
     options = parser.parse_args()

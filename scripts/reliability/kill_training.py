@@ -42,7 +42,7 @@ def main() -> int:
         "--inside-saves", type=int, default=20, help="number of trials killed inside a save (default: %(default)s)"
     )
     parser.add_argument(
-        "--processes", type=int, default=1, help="number of images or steps of one run (default: %(default)s)"
+        "--processes", type=int, default=1, help="number of processes of one run (default: %(default)s)"
     )
     parser.add_argument("--signal", choices=("SIGKILL", "SIGTERM", "SIGINT"), default="SIGKILL", help="(%(default)s)")
     options = parser.parse_args()

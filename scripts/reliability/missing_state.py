@@ -1,4 +1,4 @@
-"""Row 12: a part of a checkpoint is missing when its run goes on.
+"""Row 12: a part of a checkpoint is missing when its run resumes.
 
 A file that the manifest names (one after the other), or a key of the state in a checkpoint whose manifest agrees with
 its files: as the only checkpoint, the run must end with status 2 and name the part; with an older one, a damaged one

@@ -143,7 +143,7 @@ def check_store(store: Path) -> str | None:
     reasons = verify_store(store)
     try:
         shown = inspect_path(store)["problems"]
-    except UserError as error:  # so damaged that it is no store any more
+    except UserError as error:  # too damaged to be recognized as a store
         shown = [str(error)]
     return _check_reasons(reasons, shown)
 
@@ -187,7 +187,7 @@ def try_mutations(trial: Trial, samples: Samples, count: int, seed: int) -> Coun
 
 
 def train_on(trial: Trial, samples: Samples, folder: Path, count: int, seed: int) -> None:
-    """The real command goes on from the previous checkpoint, names the damaged one, and makes it anew."""
+    """Check that the real command resumes from the previous checkpoint, names the damaged one, and writes it anew."""
     rng = random.Random(seed)
     others = list(Snapshot(samples.checkpoints / PREVIOUS).files.values())
     for number in range(count):

@@ -1,7 +1,7 @@
 """Row 8: NaN and Inf in an image, a loss term, the generator's and the discriminator's gradients, on one rank of a run.
 
 On that step nothing may change on any rank: parameters, buffers, optimizers, EMA. The message names step, term and
-samples; the run then goes on. The same fault at every step stops the run, and what was saved before stands.
+samples; the run then continues. The same fault at every step stops the run, and earlier checkpoints are unchanged.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def state_tensors(trainer: Trainer) -> Iterator[Tensor]:
 
 def inject(place: str, value: float, rank: int, always: bool, notes: Path) -> None:
     """Break this process's training at `place` from the step after `FAULT_AFTER` on, once or always, if it is `rank`;
-    note for each step that was left out whether anything has changed, and its samples.
+    note for each skipped step whether anything has changed, and its samples.
     """
     mine = int(os.environ.get("RANK", "0")) == rank
     plain_step = Trainer.train_step

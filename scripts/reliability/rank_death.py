@@ -1,6 +1,6 @@
 """Row 13: one of two processes is killed in the middle of training.
 
-The other must end by itself within 60 seconds, its status not 0; the same command must then go on to the end.
+The other must end by itself within 60 seconds, its status not 0; the same command must then finish the run.
 No launcher watches here: under `accelerate launch` the launcher ends the others, too.
 """
 

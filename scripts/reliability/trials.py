@@ -73,7 +73,7 @@ def arguments(description: str | None, *, trials: int) -> argparse.ArgumentParse
 
 
 def make_images(folder: Path, count: int, *, size: int = 24) -> Path:
-    """`count` smooth PNG pictures, `size` pixels high and a little wider, no two alike."""
+    """`count` smooth PNG images, `size` pixels high and a little wider, all different."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for i in range(count):

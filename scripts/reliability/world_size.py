@@ -1,4 +1,4 @@
-"""Row 10: a run goes on with another number of processes, 1, 2, 1, at the same global batch; and at another one.
+"""Row 10: a run resumes with another number of processes, 1, 2, 1, at the same global batch; and at another one.
 
 The order of samples must be that of a run with one process, and the losses its losses within 1e-5 (relative; float32,
 group normalization in the discriminator, because batch normalization is not synchronized on CPUs). Another global batch

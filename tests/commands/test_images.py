@@ -139,9 +139,9 @@ def test_adm_crop_is_supported_by_every_command_that_reads_images(
     assert not np.array_equal(latents(tmp_path / "store"), latents(tmp_path / "center"))
     scores = {}
     for name, images, more in (("adm", photos, options), ("same", tmp_path / "cropped", ())):
-        quick = ("--perceptual", "none", "--features", "none", "--out", tmp_path / name)
+        quick = ("--perceptual", "none", "--features", "none", "--out", tmp_path / f"scores-{name}")
         assert run("evaluate", tiny_model_folder, images, *SMALL, "--size", 32, *quick, *more) == 0
-        scores[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+        scores[name] = json.loads((tmp_path / f"scores-{name}" / "metrics.json").read_text())
     assert scores["adm"]["scores"] == scores["same"]["scores"]
     assert '"crop": "adm"' in json.dumps(scores["adm"]["protocol"])
 
@@ -161,12 +161,12 @@ def test_reconstruct_prints_the_cropped_fraction(
     tiny_model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "square", *SMALL, "--size", 32) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == (
+    assert capsys.readouterr().out.splitlines()[-2] == (
         "at 32x32 pixels: 33.3% of each image cropped off on average; --whole keeps whole images"
     )
     sizes = ("--sizes", "32x32,32x48")
     assert run("reconstruct", tiny_model_folder, photos, tmp_path / "sizes", *SMALL, *sizes) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("at 32x32, 32x48 pixels: 0.0% of each image cropped off")
+    assert capsys.readouterr().out.splitlines()[-2].startswith("at 32x32, 32x48 pixels: 0.0% of each image cropped off")
     assert image(tmp_path / "sizes" / "0.png").size == (48, 32)
 
 

@@ -86,6 +86,28 @@ def test_emulated_bfloat16_is_rejected_after_the_small_convolution(monkeypatch: 
     precision._bfloat16_speed.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("ratios", "expected"),
+    [
+        ([0.1, 0.9, 2.0], 2.0),  # the small convolution was delayed once
+        ([0.9, 0.6, 1.8], 1.8),  # the large one was
+        ([0.9, 0.5, 0.7, 0.6], 0.7),
+        ([0.9, 0.01], 0.01),  # each further call would take seconds
+        ([0.1, 0.2, 0.1], 0.2),
+    ],
+)
+def test_delayed_measurement_of_bfloat16_is_repeated(
+    ratios: list[float], expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter(ratios)
+    monkeypatch.delenv(SPEED_VARIABLE)
+    monkeypatch.setattr(precision, "_ratio", lambda *_: next(measured))
+    precision._bfloat16_speed.cache_clear()
+    assert bfloat16_speed(CPU) == expected
+    assert next(measured, None) is None
+    precision._bfloat16_speed.cache_clear()
+
+
 def test_slow_explicit_bf16_warns_once_with_the_factor_and_a_fix(
     speed: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,7 +140,7 @@ def test_training_placement_changes_only_after_two_clear_measurements(
 ) -> None:
     measured = iter(speed_of_the_other)
     monkeypatch.delenv(SPEED_VARIABLE)
-    monkeypatch.setattr(precision, "_ratio", lambda _calls, _rounds: next(measured))
+    monkeypatch.setattr(precision, "_ratio", lambda *_: next(measured))
     precision._measured_placement.cache_clear()
     assert training_placement(CPU, dtype) == expected
     assert next(measured, None) is None

@@ -79,7 +79,7 @@ def test_encode_prints_the_source_summary(
     (tmp_path / "captions.csv").write_text("file_name,caption\ncats/001.png,a cat\ngone.png,nothing\n")
     arguments = [str(tiny_model_folder), str(image_folder), str(tmp_path / "store"), "--size", "32", "--workers", "0"]
     assert main(["encode", *arguments, "--device", "cpu", "--captions", str(tmp_path / "captions.csv")]) == 0
-    assert capsys.readouterr().out.splitlines()[-7:] == [
+    assert capsys.readouterr().out.splitlines()[-8:-1] == [
         "source: 12 images (folder)",
         f"captions from {tmp_path}/captions.csv: 1",
         "labels from class folders: 12",

@@ -355,7 +355,7 @@ def test_too_few_images_for_all_ranks_are_refused(data: LatentDataset) -> None:
     ranks = [epoch(data, rank=rank, world_size=5, drop_last=True) for rank in range(5)]
     assert [[len(batch) for batch in batches] for batches in ranks] == [[4]] * 5
     for wrong in ({"batch_size": 0}, {"rank": 2, "world_size": 2}, {"seed": -1}):
-        with pytest.raises(UserError, match="do not fit"):
+        with pytest.raises(UserError, match="is not valid: a batch has at least one image"):
             BucketBatchSampler(data, **({"batch_size": 1} | wrong))
 
 

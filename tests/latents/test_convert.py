@@ -266,7 +266,7 @@ def test_convert_does_not_overwrite_existing_files(tmp_path: Path) -> None:
     (tmp_path / "mine.zip").write_bytes(b"precious")
     with pytest.raises(UserError, match=r"is not empty \(photo\.png\)"):
         convert_store(content.path, tmp_path / "mine", "mar")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         convert_store(content.path, tmp_path / "mine.zip", "edm2-zip")
     with pytest.raises(UserError, match="is a file"):
         convert_store(content.path, tmp_path / "mine.zip", "mar")

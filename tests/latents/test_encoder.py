@@ -277,7 +277,7 @@ def test_other_folders_are_not_overwritten(tiny_model: KLAutoencoder, image_fold
         ({"dtype": "fp8"}, "dtype 'fp8' is not one of fp32, bf16, fp16"),
         ({"shard_size": 0}, "at least 1"),
         ({"precision": "fp8"}, "precision 'fp8' is not one of"),
-        ({"device": "cuda"}, "device 'cuda' cannot be used"),
+        ({"device": "cuda"}, "device 'cuda' is not available"),
     ],
 )
 def test_refused_encoding_leaves_no_folder(

@@ -162,7 +162,7 @@ def flatten(found: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (beyond, r"has indices_flip outside of \[0, 16\)"),
+        (beyond, r"has indices_flip outside \[0, 16\)"),
         (widen, "has other dtypes than the store's"),
         (flatten, "has other tensors or shapes than the store's"),
     ],

@@ -347,7 +347,7 @@ def test_non_utf8_keys_are_refused(store: Path) -> None:
     [
         ({"downsample_factor": 0}, "whole numbers above 0"),
         ({"scaling_factor": "exec"}, "finite numbers"),
-        ({"channels": 8}, "another number of channels"),
+        ({"channels": 8}, "a different number of channels"),
         ({"more": 1}, "unexpected keyword"),
     ],
 )

@@ -24,7 +24,7 @@ def said(lines: str) -> dict[str, str]:
     return dict(re.findall(r"^(\w+): +(.*)$", lines, re.MULTILINE))
 
 
-def test_the_plan_is_printed_before_anything_is_built(
+def test_plan_is_printed_before_anything_is_built(
     tiny_config: Path, tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -56,7 +56,7 @@ def test_the_plan_is_printed_before_anything_is_built(
 
 
 @pytest.mark.slow
-def test_a_run_prints_its_parts_and_its_results(
+def test_run_prints_its_parts_and_its_results(
     tiny_config: Path, tmp_path: Path, image_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = run(tiny_config, tmp_path / "run", "--training.trainable", "[decoder.*]",
@@ -83,7 +83,7 @@ def test_a_run_prints_its_parts_and_its_results(
 
 
 @pytest.mark.slow
-def test_a_lower_best_metric_is_printed_with_its_own_sign(
+def test_lower_best_metric_is_printed_with_its_own_sign(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tiny_config, tmp_path / "run", "--training.max_steps", "1", "--training.best_metric", "perceptual",
@@ -93,7 +93,7 @@ def test_a_lower_best_metric_is_printed_with_its_own_sign(
 
 
 @pytest.mark.slow
-def test_the_next_commands_run(
+def test_next_commands_run(
     tiny_config: Path, tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -215,7 +215,7 @@ def test_changed_settings_are_in_the_history(begun: Path, recipe: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_refused_start_leaves_the_log_as_it_was(begun: Path, recipe: Path) -> None:
+def test_refused_start_leaves_the_log_as_it_was(begun: Path, recipe: Path) -> None:
     """Lines past the newest checkpoint are removed once all checks have passed."""
     with open(begun / "metrics.jsonl", "a") as log:
         log.write('{"step": 4, "kind": "train"}\n')

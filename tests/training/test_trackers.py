@@ -199,7 +199,7 @@ def test_trackers_that_are_unknown_or_not_installed_are_refused_in_one_line(monk
         check_trackers(["tensorboard", "comet_ml"])
 
 
-def test_a_tracker_that_is_not_installed_is_refused_before_the_plan_is_printed(
+def test_tracker_that_is_not_installed_is_refused_before_the_plan_is_printed(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(trackers_module, "get_available_trackers", lambda: [LoggerType.TENSORBOARD])
