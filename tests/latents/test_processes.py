@@ -233,4 +233,4 @@ def test_gloo_processes_share_a_store_and_detect_an_ended_peer(
         f"latents_rank{name}.safetensors" for name in ("00_shard000", "01_shard000", "01_shard001")
     ]
     assert float((tmp_path / "seconds").read_text()) < 10
-    assert processes._WAITING.total_seconds() > 3600
+    assert processes._WAIT_TIMEOUT.total_seconds() > 3600
