@@ -13,7 +13,7 @@ from ldm_ae.commands.interface import PROGRAM, Command
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.resources import with_config_paths
 from ldm_ae.io.locks import refuse_if_held
-from ldm_ae.training.spelling import asks_for_help, check_spelling
+from ldm_ae.training.configuration.spelling import asks_for_help, check_spelling
 
 
 class Train(Command):
@@ -39,7 +39,7 @@ class Train(Command):
 
     def run(self, args: argparse.Namespace) -> None:
         """Train with `args.arguments`, which jsonargparse parses."""
-        from ldm_ae.training.parsing import config_parser, parse_config
+        from ldm_ae.training.configuration.parsing import config_parser, parse_config
 
         parser = config_parser(self.summary, prog=f"{PROGRAM} {self.name}")
         config = parse_config(args.arguments, parser)  # ends the process where `--help` is among the arguments

@@ -19,7 +19,7 @@ import yaml
 from ldm_ae.core.deprecation import rename_keys
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.data import Source
-from ldm_ae.training.keys import RENAMED
+from ldm_ae.training.configuration.keys import RENAMED
 
 CONFIG = "config.yaml"
 """The resolved configuration in a run directory."""

@@ -36,11 +36,11 @@ from ldm_ae.training.changes import (
 )
 from ldm_ae.training.checkpoints.checkpoint import MismatchError
 from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.configuration.parsing import RunConfig, config_parser, parse_config
 from ldm_ae.training.monitoring.banner import Banner, closing_lines
 from ldm_ae.training.monitoring.samples import Samples
 from ldm_ae.training.monitoring.trackers import check_trackers, make_trackers, start_trackers
 from ldm_ae.training.only_run import only_run
-from ldm_ae.training.parsing import RunConfig, config_parser, parse_config
 from ldm_ae.training.recorded import recorded_numerics
 from ldm_ae.training.sizes import check_sizes
 from ldm_ae.training.trainer import Trainer

@@ -45,8 +45,8 @@ def tiny_config(tmp_path: Path, image_folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def one_parser() -> Iterator[None]:
     """Share one parser of configurations among the tests of a module: building it takes longer than many of them."""
-    from ldm_ae.training import parsing
     from ldm_ae.training import run as run_module
+    from ldm_ae.training.configuration import parsing
 
     parser = parsing.config_parser()
     with pytest.MonkeyPatch.context() as patch:

@@ -11,8 +11,8 @@ import yaml
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.registry import Registry, short_names
-from ldm_ae.training.full_names import REGISTRIES, full_names
-from ldm_ae.training.parsing import config_parser, parse_config
+from ldm_ae.training.configuration.full_names import REGISTRIES, full_names
+from ldm_ae.training.configuration.parsing import config_parser, parse_config
 
 pytestmark = pytest.mark.usefixtures("one_parser")
 

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.training.help_format import short_name
-from ldm_ae.training.keys import CLASS_KEYS, config_keys, groups
-from ldm_ae.training.parsing import config_parser, parse_config
+from ldm_ae.training.configuration.help_format import short_name
+from ldm_ae.training.configuration.keys import CLASS_KEYS, config_keys, groups
+from ldm_ae.training.configuration.parsing import config_parser, parse_config
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.training.config_file import ConfigFile
-from ldm_ae.training.hints import HINTS, hint, is_key
-from ldm_ae.training.keys import config_keys, groups, is_known
-from ldm_ae.training.parsing import config_parser, parse_config
-from ldm_ae.training.spelling import check_spelling
+from ldm_ae.training.configuration.config_file import ConfigFile
+from ldm_ae.training.configuration.hints import HINTS, hint, is_key
+from ldm_ae.training.configuration.keys import config_keys, groups, is_known
+from ldm_ae.training.configuration.parsing import config_parser, parse_config
+from ldm_ae.training.configuration.spelling import check_spelling
 from tests.plugins import write_plugin
 
 REQUIRED = ["--out", "x", "--model", "kl", "--data.train", "y"]

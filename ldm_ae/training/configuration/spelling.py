@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator, Sequence
 
 from ldm_ae.core.errors import UserError, printable
-from ldm_ae.training.config_file import ConfigFile, known_names
-from ldm_ae.training.hints import hint
-from ldm_ae.training.keys import PARSERS_OWN, is_known
+from ldm_ae.training.configuration.config_file import ConfigFile, known_names
+from ldm_ae.training.configuration.hints import hint
+from ldm_ae.training.configuration.keys import PARSERS_OWN, is_known
 
 _OPTION = re.compile(r"--?[A-Za-z]")
 

@@ -22,7 +22,7 @@ from ldm_ae.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_LOSSES, RECONSTRUCTION_
 from ldm_ae.models import AUTOENCODERS
 from ldm_ae.quantizers import QUANTIZERS
 from ldm_ae.regularizers import REGULARIZERS
-from ldm_ae.training.keys import CLASS_KEYS, OPTIMIZER_KEYS, RENAMED, groups
+from ldm_ae.training.configuration.keys import CLASS_KEYS, OPTIMIZER_KEYS, RENAMED, groups
 from ldm_ae.training.optimizers import optimizer_path
 
 REGISTRIES: dict[str, Registry[Any]] = dict(

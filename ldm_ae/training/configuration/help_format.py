@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from ldm_ae.core.registry import short_names
-from ldm_ae.training.full_names import REGISTRIES
+from ldm_ae.training.configuration.full_names import REGISTRIES
 
 _METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "TEXT"}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ldm_ae.core import registry
 
-ROOT = ("ldm_ae.training.parsing", "RunConfig")
+ROOT = ("ldm_ae.training.configuration.parsing", "RunConfig")
 """Module and name of the dataclass of all keys. A nested dataclass must be imported from the module that defines it."""
 
 CLASS_KEYS = ("model", "quantizer", "regularizer", "discriminator", "reconstruction", "perceptual", "adversarial")

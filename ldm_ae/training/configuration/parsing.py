@@ -23,12 +23,12 @@ from ldm_ae.losses.objective import ObjectiveConfig
 from ldm_ae.models import Autoencoder
 from ldm_ae.regularizers import Identity, Regularizer
 from ldm_ae.training.config import TrainingConfig
-from ldm_ae.training.explain import explain
-from ldm_ae.training.full_names import REGISTRIES, full_names
-from ldm_ae.training.help_format import KeysFormatter, help_of_group, lay_out
-from ldm_ae.training.keys import groups
+from ldm_ae.training.configuration.explain import explain
+from ldm_ae.training.configuration.full_names import REGISTRIES, full_names
+from ldm_ae.training.configuration.help_format import KeysFormatter, help_of_group, lay_out
+from ldm_ae.training.configuration.keys import groups
+from ldm_ae.training.configuration.spelling import asks_for_help, check_spelling, options
 from ldm_ae.training.optimizers import OptimizerConfig
-from ldm_ae.training.spelling import asks_for_help, check_spelling, options
 
 NOT_GIVEN = "???"
 """The value in a recipe that the user must supply."""

@@ -8,8 +8,15 @@ from pathlib import Path
 import yaml
 
 from ldm_ae.core.errors import UserError, printable
-from ldm_ae.training.hints import hint
-from ldm_ae.training.keys import CLASS_KEYS, OPTIMIZER_KEYS, class_arguments, config_keys, groups, is_known
+from ldm_ae.training.configuration.hints import hint
+from ldm_ae.training.configuration.keys import (
+    CLASS_KEYS,
+    OPTIMIZER_KEYS,
+    class_arguments,
+    config_keys,
+    groups,
+    is_known,
+)
 
 
 class ConfigFile:

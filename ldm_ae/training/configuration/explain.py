@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.core.registry import PLUGINS, unknown_name
-from ldm_ae.training.config_file import ConfigFile, known_names
-from ldm_ae.training.full_names import REGISTRIES
-from ldm_ae.training.hints import hint
-from ldm_ae.training.spelling import options
+from ldm_ae.training.configuration.config_file import ConfigFile, known_names
+from ldm_ae.training.configuration.full_names import REGISTRIES
+from ldm_ae.training.configuration.hints import hint
+from ldm_ae.training.configuration.spelling import options
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _UNKNOWN = re.compile(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'")
