@@ -17,6 +17,8 @@ from torch import nn
 
 from ldm_ae.core.precision import SPEED_VARIABLE
 
+pytestmark = pytest.mark.slow  # commands and trainings, half a second and longer together with their set-up
+
 BENCHMARKS = Path(__file__).parents[1] / "scripts" / "benchmarks"
 RECIPES = Path(__file__).parents[1] / "configs"
 CPU = torch.device("cpu")

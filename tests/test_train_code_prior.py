@@ -21,6 +21,8 @@ from ldm_ae.priors import load_prior
 from ldm_ae.quantizers import VQ, ResidualVQ
 from tests.scripts import load_script
 
+pytestmark = pytest.mark.slow  # commands and trainings, half a second and longer together with their set-up
+
 SIZES = {"width": 32, "depth": 1}
 
 

@@ -23,6 +23,8 @@ from ldm_ae.training.diffusion import trainer as loop
 from ldm_ae.training.diffusion.data import open_latents
 from tests.scripts import load_script
 
+pytestmark = pytest.mark.slow  # commands and trainings, half a second and longer together with their set-up
+
 
 @pytest.fixture(scope="module")
 def trainer() -> ModuleType:

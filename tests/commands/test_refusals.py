@@ -11,6 +11,8 @@ from PIL import Image
 from ldm_ae.cli import main
 from ldm_ae.io.files import leaving_nothing, new_folder
 
+pytestmark = pytest.mark.slow  # commands and trainings, half a second and longer together with their set-up
+
 
 @pytest.fixture
 def broken_images(tmp_path: Path) -> Path:

@@ -11,6 +11,8 @@ from ldm_ae.training.configuration.help_format import short_name
 from ldm_ae.training.configuration.keys import CLASS_KEYS, config_keys, groups
 from ldm_ae.training.configuration.parsing import config_parser, parse_config
 
+pytestmark = pytest.mark.slow  # commands and trainings, half a second and longer together with their set-up
+
 
 @pytest.fixture(scope="module")
 def text() -> str:

@@ -18,6 +18,8 @@ from ldm_ae.models.loading.load import load_autoencoder
 from ldm_ae.training.monitoring.samples import SAMPLE_IMAGES, Samples
 from tests.training.common import run
 
+pytestmark = pytest.mark.slow  # commands and trainings, half a second and longer together with their set-up
+
 SIZE, HEADER, GAP = 16, 16, 2
 
 
