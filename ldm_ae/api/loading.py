@@ -13,13 +13,12 @@ from ldm_ae.core.precision import DTYPES
 from ldm_ae.core.resources import DEFAULT_MODEL
 from ldm_ae.data import BadImage, ImageTransform, decode_image, open_source
 from ldm_ae.models import AUTOENCODERS, Autoencoder, for_inference, load_autoencoder
+from ldm_ae.models.loading.hub_names import SUBFOLDERS
 
 _PRECISIONS: dict[object, str] = {
     "auto": "auto", None: "fp32", **{name: name for name in DTYPES}, **{dtype: name for name, dtype in DTYPES.items()},
 }  # fmt: skip
 """Precisions by the values of `dtype`."""
-_OF_PIPELINES = ("vae", "vqvae", "movq")
-"""Attributes under which pipelines hold their autoencoder."""
 
 
 def load(
@@ -88,7 +87,8 @@ def wrap(network: Any) -> Autoencoder:
             return AUTOENCODERS[cls.__name__].around(network)
     if isinstance(network, str | Path):
         raise UserError(f"a path or a name cannot be wrapped; open it by ldm_ae.load({str(network)!r})")
-    held = next((name for name in _OF_PIPELINES if hasattr(network, name)), None)
+    # A pipeline holds its autoencoder under the name of the folder that it is saved in.
+    held = next((name for name in SUBFOLDERS[1:] if hasattr(network, name)), None)
     fix = (
         f"pass its autoencoder, ldm_ae.wrap(pipeline.{held})" if held else f"expected one of {', '.join(AUTOENCODERS)}"
     )

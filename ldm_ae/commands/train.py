@@ -13,7 +13,7 @@ from ldm_ae.commands.interface import PROGRAM, Command
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.resources import with_config_paths
 from ldm_ae.io.locks import refuse_if_held
-from ldm_ae.training.configuration.spelling import asks_for_help, check_spelling
+from ldm_ae.training.configuration.spelling import asks_for_help, check_spelling, options
 
 
 class Train(Command):
@@ -50,21 +50,12 @@ class Train(Command):
             print_path("run", folder)
 
 
-def _values(arguments: Sequence[str], option: str) -> list[str]:
-    """Return the value of each occurrence of an option, given as `--option VALUE` or `--option=VALUE`."""
-    found = []
-    for argument, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, after = argument.partition("=")
-        if name == option:
-            found.append(after if equals else value)
-    return found
-
-
 def _run_folder(arguments: Sequence[str]) -> str | None:
     """Return the folder that `--out`, or the last `--config` with an `out`, names; nothing is checked yet."""
-    if out := _values(arguments, "--out"):
-        return out[-1] or None
-    for config in _values(arguments, "--config")[-1:]:
+    given = dict(options(arguments))  # of an option that is given twice, the last value
+    if "out" in given:
+        return given["out"] or None
+    if config := given.get("config"):
         text = Path(config).read_text(encoding="utf-8", errors="replace")
         if found := re.search(r"^out:\s*['\"]?([^'\"#\n]+)", text, re.MULTILINE):
             return found[1].strip()

@@ -219,3 +219,8 @@ def test_tensorboard_starts_last_and_its_folder_stays_in_the_run(monkeypatch: py
     for name, expected in (("a/b", "a_b"), ("..", "run"), ("/etc", "_etc"), ("trial 3", "trial 3"), (None, "x")):
         training = TrainingConfig(run_name=name)
         assert tensorboard_folder(training, Path("runs/x")) == Path("runs/x/logs") / expected
+
+
+def test_unknown_tracker_that_is_like_no_other_lists_what_there_is() -> None:
+    with pytest.raises(UserError, match=r"^training\.trackers: no tracker is named 'zzzz'; there are aim, all, "):
+        check_trackers(["zzzz"])

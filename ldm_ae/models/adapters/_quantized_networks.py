@@ -59,28 +59,16 @@ class QuantizedAutoencoder(ModelMixin, ConfigMixin):
         latents_std: tuple[float, ...] | None = None,
     ):
         super().__init__()
-        self.encoder = Encoder(
-            in_channels=in_channels,
-            out_channels=latent_channels,
-            down_block_types=down_block_types,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            act_fn=act_fn,
-            norm_num_groups=norm_num_groups,
-            double_z=False,
-            mid_block_add_attention=mid_block_add_attention,
-        )
+        both: dict[str, Any] = {
+            "block_out_channels": block_out_channels,
+            "layers_per_block": layers_per_block,
+            "act_fn": act_fn,
+            "norm_num_groups": norm_num_groups,
+            "mid_block_add_attention": mid_block_add_attention,
+        }
+        self.encoder = Encoder(in_channels, latent_channels, down_block_types, double_z=False, **both)
         self.quantize = build_quantizer(quantizer)
         codebook_dim = self.quantize.codebook_dim
         self.quant_conv = nn.Conv2d(latent_channels, codebook_dim, 1)
         self.post_quant_conv = nn.Conv2d(codebook_dim, latent_channels, 1)
-        self.decoder = Decoder(
-            in_channels=latent_channels,
-            out_channels=out_channels,
-            up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            act_fn=act_fn,
-            norm_num_groups=norm_num_groups,
-            mid_block_add_attention=mid_block_add_attention,
-        )
+        self.decoder = Decoder(latent_channels, out_channels, up_block_types, **both)

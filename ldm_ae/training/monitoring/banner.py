@@ -16,7 +16,7 @@ from torch import nn
 from ldm_ae.core.processes import Processes
 from ldm_ae.core.terminal import duration
 from ldm_ae.data.config import DataConfig
-from ldm_ae.models.loading.checkpoints import BEST
+from ldm_ae.models.loading.checkpoints import BEST, CHECKPOINTS
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.monitoring.trackers import (
     TENSORBOARD,
@@ -49,7 +49,7 @@ class Banner:
 
     def print_plan(self) -> None:
         """Print what the configuration states: run directory, images, steps, logs, trackers."""
-        self._line("run", f"{self._folder} ({'exists' if (self._folder / 'checkpoints').is_dir() else 'new'})")
+        self._line("run", f"{self._folder} ({'exists' if (self._folder / CHECKPOINTS).is_dir() else 'new'})")
         self._line("images", _images_line(self._data))
         training, count = self._training, self._processes
         batch = training.batch_size * training.accumulation * count
@@ -138,7 +138,7 @@ def closing_lines(trainer: Trainer, data: DataConfig) -> Iterator[str]:
 def _best(trainer: Trainer, step: int, score: float) -> str:
     metric = trainer.scoring.best
     value = score if metric.direction == "higher" else -score
-    pointer = trainer.folder / "checkpoints" / BEST
+    pointer = trainer.folder / CHECKPOINTS / BEST
     place = f": {trainer.folder}@{BEST}" if pointer.is_dir() else ""
     return f"step {step}, {metric.name} {value:.4g} ({metric.direction} is better){place}"
 

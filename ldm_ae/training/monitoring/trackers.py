@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import shutil
@@ -23,6 +22,7 @@ from accelerate.utils import LoggerType, broadcast_object_list
 from PIL import Image
 
 from ldm_ae.core.errors import UserError, reason
+from ldm_ae.core.registry import unknown_name
 from ldm_ae.training.config import TrainingConfig
 
 TENSORBOARD, WANDB, ALL = "tensorboard", "wandb", "all"
@@ -66,9 +66,7 @@ def check_trackers(names: Sequence[str], option: str = "training.trackers") -> N
     there = f"installed: {', '.join(installed) or 'none'}"
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{option}: no tracker is named '{name}'{hint} There are {', '.join(known)} ({there})")
+            raise UserError(f"{option}: {unknown_name('tracker', name, known)} ({there})")
         if name in LoggerType and name not in (ALL, *installed):
             raise UserError(
                 f"{option}: the package of '{name}' is not installed ({there}): "
