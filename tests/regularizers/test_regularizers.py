@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from ldm_ae.core.draws import REGULARIZER, Draws
 from ldm_ae.core.errors import UserError
+from ldm_ae.models import KLAutoencoder
 from ldm_ae.models.adapters.kl import GaussianPosterior
-from ldm_ae.regularizers import REGULARIZERS, GaussianNoise, Identity, Regularized, Regularizer
+from ldm_ae.regularizers import REGULARIZERS, Distillation, GaussianNoise, Identity, Regularized, Regularizer
 
 
 def regularize(regularizer: Regularizer, latents: Tensor, seeds: range, side: int = 8) -> Regularized:
@@ -20,10 +23,15 @@ def regularize(regularizer: Regularizer, latents: Tensor, seeds: range, side: in
 
 
 @pytest.mark.parametrize("cls", REGULARIZERS.classes())
-def test_every_regularizer_fulfils_the_interface(cls: type[Regularizer]) -> None:
+def test_every_regularizer_fulfils_the_interface(cls: type[Regularizer], tmp_path: Path) -> None:
     """Shapes, a gradient for the encoder, and samples that do not depend on each other or on the call."""
     torch.manual_seed(0)
-    regularizer, latents = cls().train(), torch.randn(6, 4, 4, 4, requires_grad=True)
+    model = KLAutoencoder.example("AutoencoderKL")
+    model.save_pretrained(tmp_path)
+    arguments = {"teacher": str(tmp_path)} if cls is Distillation else {}
+    regularizer, latents = cls(**arguments).train(), torch.randn(6, 4, 4, 4, requires_grad=True)
+    regularizer.prepare(model)
+    regularizer.verify(torch.rand(2, 3, 8, 8) * 2 - 1)
     found = regularize(regularizer, latents, range(6))
     assert found.latents.shape[:2] == latents.shape[:2]
     assert found.target.shape[:2] == (6, 3)
