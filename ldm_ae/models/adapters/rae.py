@@ -31,7 +31,7 @@ HEAD_DIM = 64
 class RAEAutoencoder(Autoencoder):
     """A representation autoencoder: `diffusers.AutoencoderRAE` as `net`, without a posterior.
 
-    The encoder is never trained. `noise_tau` of the configuration has no effect: the regularizer `GaussianNoise` adds
+    The encoder is never trained. `noise_tau` of the configuration has no effect: the regularizer `AdditiveNoise` adds
     the noise of training, with a seed per sample.
 
     Args:
