@@ -14,14 +14,13 @@ class Inspect(Command):
     """Description of a folder. An invalid folder raises UserError, so that the exit status shows it."""
 
     name = "inspect"
-    summary = "Describe a model, checkpoint, run, store or prior, and report whether it is valid."
+    summary = "Describe a model, pipeline, checkpoint, run, store or prior, and report whether it is valid."
     order = 80
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the path."""
-        parser.add_argument(
-            "path", metavar="PATH", help="a model folder, run directory, checkpoint, latent store, or prior over codes"
-        )
+        parser.add_argument("path", metavar="PATH", help="a model or pipeline folder, run directory, checkpoint, "
+                            "latent store, or prior over codes")  # fmt: skip
         parser.add_argument("--json", action="store_true", help="print the description as JSON")
 
     def run(self, args: argparse.Namespace) -> None:
