@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 from types import SimpleNamespace
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,24 +17,18 @@ from ldm_ae.interop import export_diffusers, measure_scaling
 from ldm_ae.interop.scaling import plan_scaling
 from ldm_ae.models import Autoencoder, Posterior, for_inference, load_autoencoder, model_hash, network_config
 from ldm_ae.models.adapters import AUTOENCODERS
-from ldm_ae.models.adapters._video_networks import VIDEO_NETWORKS
 from ldm_ae.models.scaling import SCALE, encoder_sha256, mark_scaled_encoder, measured_scaling, set_scaling_of
-from tests.models.examples import images, latent_size, noise_of, some_scale
+from tests.models.examples import SLOW_VIDEO, images, latent_size, noise_of, skip_if_missing, some_scale
 from tests.models.patch_linear import PatchLinearAutoencoder
-from tests.models.video_classes import FAST_VIDEO
 
 DOUBLE = "PatchLinear"
 """Of another package: fixture `patch_linear`."""
 
 
-SLOW = [name for name in VIDEO_NETWORKS if name not in FAST_VIDEO]
-
-
-@pytest.fixture(params=[*(name for name in AUTOENCODERS if name not in SLOW), DOUBLE,
-                        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])  # fmt: skip
+@pytest.fixture(params=[*(name for name in AUTOENCODERS if name not in SLOW_VIDEO), DOUBLE,
+                        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_VIDEO)])  # fmt: skip
 def name(request: pytest.FixtureRequest, patch_linear: None) -> str:
-    if request.param in VIDEO_NETWORKS and not hasattr(diffusers, request.param):
-        pytest.skip("the installed diffusers does not have this class")
+    skip_if_missing(request.param)
     return request.param
 
 
