@@ -15,9 +15,18 @@ from ldm_ae.core.registry import classes_of, modules_by_name
 from ldm_ae.images.pixels import MEANINGS
 from ldm_ae.interop import export_diffusers, measure_scaling
 from ldm_ae.interop.scaling import plan_scaling
-from ldm_ae.models import Autoencoder, Posterior, for_inference, load_autoencoder, model_hash, network_config
+from ldm_ae.models import (
+    Autoencoder,
+    Posterior,
+    for_inference,
+    fp32_fallbacks,
+    load_autoencoder,
+    model_hash,
+    network_config,
+)
 from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.models.scaling import SCALE, encoder_sha256, mark_scaled_encoder, measured_scaling, set_scaling_of
+from ldm_ae.models.trainable import set_trainable
 from tests.models.examples import SLOW_VIDEO, images, latent_size, noise_of, skip_if_missing, some_scale
 from tests.models.patch_linear import PatchLinearAutoencoder
 
@@ -271,6 +280,35 @@ def test_device_and_dtype_are_those_of_the_weights(model: Autoencoder) -> None:
         if precision == "fp32":
             assert torch.allclose(found, expected, atol=1e-5)
     assert copy.deepcopy(model).to("meta").device == torch.device("meta")
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:fp16 overflowed")
+def test_fp16_overflow_is_computed_again_in_fp32(model: Autoencoder) -> None:
+    """A weight of 1e6 is infinite in fp16, in the encoder's first layer and in the decoder's last."""
+    x = images(model)
+    for part, decoder in (("encoder", False), ("decoder", True)):
+        large = copy.deepcopy(model)
+        weights = [p for p in named_parameters(large, decoder=decoder).values() if p.ndim > 1]
+        (weights[0] if part == "encoder" else large.last_layer if large.last_layer is not None else weights[-1]).fill_(
+            1e6
+        )
+        latents = model.encode(x).mode()
+        expected = large.encode(x).mode() if part == "encoder" else large.decode(latents)
+        assert expected.isfinite().all()
+        ready = for_inference(large, device="cpu", precision="fp16")
+        found = ready.encode(x).mode() if part == "encoder" else ready.decode(latents)
+        assert fp32_fallbacks(ready) == 1
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_training_never_changes_what_the_class_keeps_frozen(model: Autoencoder) -> None:
+    set_trainable(model, ["*"])
+    for key, parameter in model.net.named_parameters():
+        assert parameter.requires_grad != key.startswith(model.frozen_names), key
+    for prefix in model.frozen_names:
+        with pytest.raises(UserError, match=r"matches only parameters that are never trained"):
+            set_trainable(model, [f"{prefix}*"])
 
 
 def test_every_parameter_receives_a_gradient_in_a_training_pass(model: Autoencoder) -> None:
