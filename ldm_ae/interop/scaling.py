@@ -76,7 +76,7 @@ def settle_scaling(
         mark_scaled_encoder(model)
         return f"the latents are the teacher's and keep their {describe_scaling(before)}", True
     if not measures_scale(model):
-        return f"{type(model.net).__name__} normalizes its latents within the network, and no scale is measured", True
+        return f"{type(model.net).__name__} stores no scale of its own, and none is measured", True
     if scale_is_known(model):
         return f"the encoder is unchanged and keeps its {describe_scaling(before)}", True
     old = (

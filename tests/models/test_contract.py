@@ -27,15 +27,17 @@ from ldm_ae.models import (
 from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.models.scaling import SCALE, encoder_sha256, mark_scaled_encoder, measured_scaling, set_scaling_of
 from ldm_ae.models.trainable import set_trainable
-from tests.models.examples import images, latent_size, noise_of, some_scale
+from tests.models.examples import SLOW_VIDEO, images, latent_size, noise_of, skip_if_missing, some_scale
 from tests.models.patch_linear import PatchLinearAutoencoder
 
 DOUBLE = "PatchLinear"
 """Of another package: fixture `patch_linear`."""
 
 
-@pytest.fixture(params=[*AUTOENCODERS, DOUBLE])
+@pytest.fixture(params=[*(name for name in AUTOENCODERS if name not in SLOW_VIDEO), DOUBLE,
+                        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_VIDEO)])  # fmt: skip
 def name(request: pytest.FixtureRequest, patch_linear: None) -> str:
+    skip_if_missing(request.param)
     return request.param
 
 

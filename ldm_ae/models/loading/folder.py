@@ -114,7 +114,8 @@ def read_config(folder: Path) -> dict[str, object]:
 
 def _wrong_size(config: dict[str, Any]) -> str | None:
     """Return a message about the first impossible size, or None. diffusers compares shapes only after a slow build."""
-    if type(layers := config.get("layers_per_block", 1)) is not int or not 1 <= layers <= _MOST_LAYERS:
+    layers = _as_list(config.get("layers_per_block", 1))  # one number for each block in some classes
+    if any(type(number) is not int or not 1 <= number <= _MOST_LAYERS for number in layers):
         return f"layers_per_block must be from 1 to {_MOST_LAYERS}"
     for key, value in config.items():
         most = _MOST_CHANNELS if key in _VECTORS else _MOST_ENTRIES

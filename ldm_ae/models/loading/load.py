@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from ldm_ae.core.errors import UserError, printable
+from ldm_ae.core.errors import UserError
 from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.folder import local_folder, read_config, resolve_model_folder
+from ldm_ae.models.loading.other_classes import describe_class
 
 
 def is_model_folder(path: str | Path) -> bool:
@@ -36,6 +37,6 @@ def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") ->
     folder = local_folder(path)
     name = str(read_config(folder)["_class_name"])
     if name not in AUTOENCODERS:
-        raise UserError(f"{path} holds a {printable(name)}; expected one of {', '.join(AUTOENCODERS)}")
+        raise UserError(f"{path} holds {describe_class(name, AUTOENCODERS)}")
     model = AUTOENCODERS[name].from_folder(folder)
     return model.eval().requires_grad_(False).to(device)
