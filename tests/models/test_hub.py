@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,12 +43,15 @@ class FakeHub:
         self.wait = Event()
         self.wait.set()
 
-    def model_info(self, repository: str, *, timeout: float) -> None:
+    def model_info(self, repository: str, *, timeout: float) -> SimpleNamespace:
         self.asked.append(repository)
         assert timeout == hub.SECONDS
         self.wait.wait(10)
         if self.raised is not None:
             raise self.raised
+        there = self.root / "hub" / repository
+        names = [path.relative_to(there).as_posix() for path in sorted(there.rglob("*")) if path.is_file()]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
     def snapshot_download(self, repository: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
         there, cached = self.root / "hub" / repository, self.root / "cache" / repository
@@ -246,7 +250,7 @@ def test_images_are_not_looked_up(fake: FakeHub, tmp_path: Path) -> None:
     assert fake.asked == []
 
 
-def test_weights_file_in_place_of_a_model_suggests_import(fake: FakeHub, tmp_path: Path) -> None:
-    (tmp_path / "vae.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"is a file, not a model folder; convert it with: ldm-ae import"):
+def test_pickled_file_in_place_of_a_model_suggests_import(fake: FakeHub, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "vae.safetensors")
+    with pytest.raises(UserError, match=r"is a pickled checkpoint: expected a safetensors file.*: ldm-ae import"):
         load_autoencoder("vae.safetensors")
