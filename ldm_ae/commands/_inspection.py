@@ -1,4 +1,4 @@
-"""Describe what a path holds (a model, a checkpoint, a run, a latent store or a prior) and whether it is valid."""
+"""Describe what a path holds (a model, pipeline, checkpoint, run, latent store or prior) and whether it is valid."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS
 from ldm_ae.evaluation.metrics.codebook import CodebookUsage
+from ldm_ae.io.files import read_json
 from ldm_ae.io.locks import holder
 from ldm_ae.io.manifests import MANIFEST, problems, state_of
 from ldm_ae.io.weight_files import is_safetensors_file
@@ -26,9 +27,11 @@ from ldm_ae.training import TrainingConfig
 from ldm_ae.training.changes import saved_config
 from ldm_ae.training.checkpoints.state import read_state
 
+PIPELINE = "model_index.json"
+"""File of a pipeline folder of diffusers that lists its parts."""
 _KINDS = (
-    "a model folder, a single .safetensors file of weights, a run, a checkpoint of a run, a latent store, or a prior "
-    "over codes"
+    "a model folder, a pipeline, a single .safetensors file of weights, a run, a checkpoint of a run, a latent store, or "
+    "a prior over codes"
 )
 _WEIGHTS = "a file of weights that are not safetensors, which ldm-ae import reads into a model folder"
 _IMAGES = "a file of images, which evaluate, encode and reconstruct read"
@@ -73,6 +76,8 @@ def inspect_path(
         return inspect_prior(path)
     if (path / "config.json").is_file():
         return inspect_model(path)
+    if (path / PIPELINE).is_file():
+        return inspect_pipeline(path)
     found = inspect_store(path, progress=progress)
     if found.get("indices") and not found["problems"]:
         found |= {"codebook": inspect_codes(LatentStore(path)), "problems": found.pop("problems")}
@@ -148,6 +153,21 @@ def _described(model: Autoencoder) -> dict[str, Any]:
     }
 
 
+def inspect_pipeline(path: Path) -> dict[str, Any]:
+    """Describe the autoencoder of a pipeline folder of diffusers."""
+    found: dict[str, Any] = {"kind": "pipeline", "path": str(path)}
+    try:
+        index, folder = read_json(path / PIPELINE), local_folder(path)
+    except ValueError as error:
+        return found | {"problems": [f"{path / PIPELINE} is not valid JSON: {error}"]}
+    except UserError as error:
+        return found | {"problems": [str(error)]}
+    found["class"] = index.get("_class_name") if isinstance(index, dict) else None
+    model = inspect_model(folder)
+    wrong = model.pop("problems")
+    return found | {"autoencoder": {k: v for k, v in model.items() if k != "kind"}, "problems": wrong}
+
+
 def inspect_prior(path: Path) -> dict[str, Any]:
     """Describe a prior over codes."""
     found: dict[str, Any] = {"kind": "prior", "path": str(path)}
@@ -205,6 +225,8 @@ def inspect_run(path: Path) -> dict[str, Any]:
         found["unfinished"] = unfinished
     if newest is not None:
         found |= _progress(folder / newest, path)
+    if (path / "pipeline" / PIPELINE).is_file():
+        found["pipeline"] = str(path / "pipeline")
     if (path / "model" / "config.json").is_file():
         model = inspect_model(path / "model")
         wrong += [f"model: {problem}" for problem in model["problems"]]

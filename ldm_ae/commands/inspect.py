@@ -15,14 +15,14 @@ class Inspect(Command):
     """Description of a folder or single file. An invalid one raises UserError, so that the exit status shows it."""
 
     name = "inspect"
-    summary = "Describe a model, checkpoint, run, store or prior, and report whether it is valid."
+    summary = "Describe a model, pipeline, checkpoint, run, store or prior, and report whether it is valid."
     order = 80
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the path."""
         parser.add_argument(
-            "path", metavar="PATH", help="a model folder, single .safetensors file of weights, run directory, "
-            "checkpoint, latent store, or prior over codes"
+            "path", metavar="PATH", help="a model or pipeline folder, single .safetensors file of weights, run "
+            "directory, checkpoint, latent store, or prior over codes"
         )  # fmt: skip
         add_config(parser)
         parser.add_argument("--json", action="store_true", help="print the description as JSON")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.core.processes import worker_processes
 from ldm_ae.data.batches import Batch, BatchBuilder, Failure
 from ldm_ae.data.randomness import chosen_indices, epoch_order
 from ldm_ae.data.sources.interface import Source
@@ -290,6 +291,7 @@ def data_loader(
     *, persistent: bool,
 ) -> DataLoader[Any]:  # fmt: skip
     """Return a loader of the result of `builder` for each batch of (epoch, index) pairs, in their order."""
+    workers = worker_processes(workers)
     return DataLoader(
         builder,
         batch_sampler=batches,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,24 @@ def test_evaluate_writes_metrics_and_report(
     metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
     assert metrics["protocol"]["images"]["count"] == 4
     assert (tmp_path / "scores" / "report.html").stat().st_size > 10_000
+
+
+def test_inspect_describes_a_pipeline_and_its_autoencoder(run: Run, tiny_model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(tiny_model_folder, folder / "vae")
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    status, out, _ = run("inspect", folder)
+    assert status == 0
+    for line in ("kind: pipeline", "class: StableDiffusionPipeline", f"  path: {folder / 'vae'}", "valid: yes"):
+        assert line in out.splitlines()
+    assert "  class: AutoencoderKL" in out.splitlines()
+    (folder / "model_index.json").write_text("{")
+    status, out, err = run("inspect", folder)
+    assert (status, "valid: no" in out, "model_index.json is not valid JSON" in err) == (2, True, True)
+    (folder / "model_index.json").write_text("{}")
+    shutil.rmtree(folder / "vae")
+    status, out, err = run("inspect", folder)
+    assert (status, "valid: no" in out, "is not a model" in err) == (2, True, True)
 
 
 def test_inspect_describes_a_model(run: Run, tiny_model_folder: Path) -> None:
