@@ -147,6 +147,8 @@ def _described(model: Autoencoder) -> dict[str, Any]:
         "scaling_factor": spec.scaling_factor,
         **({"shift_factor": spec.shift_factor} if spec.shift_factor else {}),
         **({} if spec.latents_std is None else {"latents_mean": spec.latents_mean, "latents_std": spec.latents_std}),
+        **({} if spec.patch_size == 1 else {"patch_size": spec.patch_size}),
+        **({} if spec.image_size is None else {"image_size": spec.image_size}),
         "scale": describe_state(model),
         "sample_size": model.sample_size,
         "problems": [f"{name} has values that are not finite" for name in bad],

@@ -121,6 +121,7 @@ def encode_images(
         model_hash=model_hash(model), model_config=model_config(model), scaling=scaling_of(spec),
         transform=transform.describe(), transform_hash=hash_json(transform.describe()),
         indices=spec.codebook_size is not None and config.content != "samples",
+        deterministic=not model.has_moments and model.codebook is None,
     )  # fmt: skip
     # These come first, because each may refuse, and nothing must be written in that case.
     if config.classes is not None:

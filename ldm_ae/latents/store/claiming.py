@@ -79,8 +79,8 @@ def _short(value: Any) -> str:
     return value if value is _ABSENT else printable(short(value))
 
 
-def with_scale_of(recorded: Mapping[str, Any], request: StoreRequest) -> StoreRequest:
-    """Return `request` with the scale that a store has recorded.
+def as_recorded(recorded: Mapping[str, Any], request: StoreRequest) -> StoreRequest:
+    """Return `request` with the scale that a store has recorded, and without a field that older stores do not record.
 
     A scale describes how latents are read and changes none of them, so a store resumes with a model of other constants.
     """
@@ -89,4 +89,4 @@ def with_scale_of(recorded: Mapping[str, Any], request: StoreRequest) -> StoreRe
         theirs, ours = recorded.get(part), getattr(request, part)
         if isinstance(theirs, dict):
             changed[part] = ours | {key: theirs[key] for key in SCALE if key in ours and key in theirs}
-    return replace(request, **changed)  # type: ignore[arg-type]
+    return replace(request, **changed, deterministic=bool(recorded.get("deterministic")))  # type: ignore[arg-type]

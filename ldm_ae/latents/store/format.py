@@ -153,6 +153,9 @@ class StoreRequest(StoredOptions):
     transform_hash: str
     indices: bool = False
     """Whether the store has indices, those of the codebook in `scaling`."""
+    deterministic: bool = False
+    """Whether the model's encoder gives latents and no distribution (AutoencoderTiny, AutoencoderDC, AutoencoderRAE):
+    the store holds `latents` alone, no moments, in every `content`."""
 
     @property
     def indices_alone(self) -> bool:
@@ -177,6 +180,8 @@ class StoreRequest(StoredOptions):
         values = asdict(self)
         for name in (*(entry.name for entry in fields(StoredOptions)), "indices", "compiled"):
             values[name] = values.pop(name)
+        if not values["deterministic"]:
+            del values["deterministic"]
         return values
 
     def header(self, rows: int) -> dict[str, str]:
@@ -193,7 +198,7 @@ class StoreRequest(StoredOptions):
             "seed": str(self.seed),
             "transform_hash": self.transform_hash,
             "rows": str(rows),
-        }
+        } | ({"deterministic": "true"} if self.deterministic else {})
 
 
 _FIRST = ("dtype", "precision", "latents", "flips", "seed", "batch_size", "shard_size")

@@ -19,8 +19,7 @@ from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.folder import class_name_of, read_model_folder
 from ldm_ae.models.loading.places import local_folder
 from ldm_ae.models.posteriors import DiscretePosterior, Posterior
-from ldm_ae.models.scaling import factor_beside_vectors
-from ldm_ae.models.spec import AutoencoderSpec, Codebook, LatentSpec
+from ldm_ae.models.spec import Codebook, LatentSpec
 from ldm_ae.quantizers import EMAVQ, FSQ, VQ, ManagedCodebook, Quantizer, describe_quantizer
 
 EUCLIDEAN: tuple[type[Quantizer], ...] = (VQ, EMAVQ)
@@ -123,20 +122,12 @@ class VQAutoencoder(ConvolutionalAutoencoder):
     def compvis_class(self) -> str | None:  # type: ignore[override]
         return "VQModel" if type(self.net).__name__ == "VQModel" else None
 
-    @property
-    def spec(self) -> AutoencoderSpec:
-        config = self.net.config
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        latents = LatentSpec(
-            channels=self.quantizer.codebook_dim,
-            downsample_factor=self.downsample_factor,
-            scaling_factor=factor_beside_vectors(config.scaling_factor, mean, std),
-            latents_mean=None if mean is None else tuple(mean),
-            latents_std=None if std is None else tuple(std),
-            codebook_size=self.quantizer.codebook_size,
-            codebook_levels=self.quantizer.codebook_levels,
-        )
-        return AutoencoderSpec(pixels=self.pixels(), latents=latents)
+    def latents(self) -> LatentSpec:
+        quantizer = self.quantizer
+        return self.configured_latents(
+            channels=quantizer.codebook_dim, codebook_size=quantizer.codebook_size,
+            codebook_levels=quantizer.codebook_levels,
+        )  # fmt: skip
 
     @property
     def codebook(self) -> Codebook:

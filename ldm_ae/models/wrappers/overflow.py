@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -36,11 +36,11 @@ def finite_rows(values: Tensor) -> Tensor:
 
 
 def tensors_in(output: object) -> Iterator[Tensor]:
-    """Yield the tensors in a module's output: one tensor, or tuples and lists of them."""
+    """Yield the tensors in a module's output: one tensor, or tuples, lists and mappings of them."""
     if isinstance(output, Tensor):
         yield output
-    elif isinstance(output, tuple | list):
-        for part in output:
+    elif isinstance(output, tuple | list | Mapping):
+        for part in output.values() if isinstance(output, Mapping) else output:
             yield from tensors_in(part)
 
 
