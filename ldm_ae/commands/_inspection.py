@@ -30,8 +30,8 @@ from ldm_ae.training.checkpoints.state import read_state
 PIPELINE = "model_index.json"
 """File of a pipeline folder of diffusers that lists its parts."""
 _KINDS = (
-    "a model folder, a pipeline, a single .safetensors file of weights, a run, a checkpoint of a run, a latent store, or "
-    "a prior over codes"
+    "a model folder, a pipeline, a single .safetensors file of weights, a run, a checkpoint of a run, a latent store, "
+    "or a prior over codes"
 )
 _WEIGHTS = "a file of weights that are not safetensors, which ldm-ae import reads into a model folder"
 _IMAGES = "a file of images, which evaluate, encode and reconstruct read"

@@ -237,9 +237,7 @@ def test_single_file_of_a_repository_is_opened(fake: FakeHub, tmp_path: Path) ->
         found = load_autoencoder(f"hf:owner/flux/{place}")
         assert torch.equal(found.encode(x).mode(), model.encode(x).mode())
     assert KLAutoencoder(pretrained="hf:owner/flux/ae.safetensors").latent_spec.channels == 4
-    with pytest.raises(
-        UserError, match=r"does not have vae.safetensors; give a single file of it: hf:owner/flux/ae"
-    ):
+    with pytest.raises(UserError, match=r"does not have vae.safetensors; give a single file of it: hf:owner/flux/ae"):
         load_autoencoder("hf:owner/flux/vae.safetensors")
     with pytest.raises(UserError, match=r"neither config.json nor vae/config.json; give a single file of it: hf:owner"):
         load_autoencoder("hf:owner/flux")

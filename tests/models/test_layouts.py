@@ -105,8 +105,10 @@ def test_damaged_state_dicts_are_refused_by_key(cases: list[Case], tmp_path: Pat
 def test_empty_and_enormous_shapes_are_refused_in_one_line(cases: list[Case], tmp_path: Path) -> None:
     """A header may declare any shape of a tensor without numbers."""
     for _, _, state in cases:
-        for shape in ((0, 2**40), (2**40, 0, 1, 1)):
+        for shape in ((), (0, 2**40), (2**40, 0, 1, 1)):
             for key in sorted(state)[:: max(len(state) // 5, 1)]:
+                if key.endswith("num_batches_tracked"):
+                    continue
                 with pytest.raises(UserError) as caught:
                     build_autoencoder(open_single_file(save({**state, key: torch.zeros(shape)}, tmp_path / "ae")))
                 assert len(str(caught.value).splitlines()) == 1

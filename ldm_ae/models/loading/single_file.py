@@ -113,7 +113,10 @@ def open_single_file(
     """
     path, given = Path(path), GivenConfig.read(config)
     file = read_weight_file(path, pickled=pickled)
-    everything = {key.replace("_orig_mod.", ""): value for key, value in file.tensors.items()}  # torch.compile's
+    tensors: Mapping[str, Tensor] = file.tensors
+    for cls in LAYOUTS.classes():
+        tensors = cls().with_other_half(path, tensors)
+    everything = {key.replace("_orig_mod.", ""): value for key, value in tensors.items()}  # torch.compile's
     prefix, layout = _find(everything, path, given)
     own = _below(everything, prefix)
     _check_tensors(own, path)
@@ -128,7 +131,7 @@ def open_single_file(
     place = ".".join([*file.container, *([prefix.rstrip(".")] if prefix else [])])
     return SingleFile(
         path=path, layout=layout, inference=inference, given=given, place=place, beside=file.beside,
-        excluded=len(file.tensors) - len(own),
+        excluded=len(tensors) - len(own),
     )  # fmt: skip
 
 

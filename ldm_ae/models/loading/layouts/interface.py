@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from ldm_ae.core.errors import UserError
 from ldm_ae.models.loading.scales import Scale
 from ldm_ae.models.loading.shapes import LDMNetwork
+
+_RGB = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +36,40 @@ class Contents:
     scale_factor: Tensor | None = None
     """A `scale_factor` of the file that is not one of its tensors."""
 
+    def renamed(self, state: dict[str, Tensor]) -> Contents:
+        """Return these contents with the network's tensors under other keys."""
+        return replace(self, state=state)
+
     def axes(self, key: str, axes: int) -> tuple[int, ...]:
         """Return the shape of a tensor; UserError if it is missing or has another number of axes."""
         tensor = self.state.get(key)
         if tensor is None or tensor.ndim != axes:
             got = "none" if tensor is None else f"shape {tuple(tensor.shape)}"
             raise UserError(f"{self.path}: expected a weight {key} of {axes} axes, got {got}")
+        if tensor.numel() == 0:
+            raise UserError(f"{self.path}: {key} is empty")
         return tuple(tensor.shape)
+
+    def width(self, key: str, axes: int = 4) -> int:
+        """Return the number of output channels of a weight."""
+        return self.axes(key, axes)[0]
+
+    def numbers(self, pattern: str) -> list[int]:
+        """Return the distinct numbers that the group of a pattern matches at the beginning of keys, sorted."""
+        return sorted({int(match[1]) for key in self.state if (match := re.match(pattern, key))})
+
+    def count(self, pattern: str) -> int:
+        """Return how many `numbers` there are; UserError unless they are 0, 1, 2, ..."""
+        found = self.numbers(pattern)
+        if not found or found != list(range(len(found))):
+            raise UserError(f"{self.path}: the numbers in its keys have gaps ({pattern})")
+        return len(found)
+
+    def require_rgb(self, first: str, last: str) -> None:
+        """Raise UserError unless the first and last convolution are for images of three channels."""
+        for key, axis in ((first, 1), (last, 0)):
+            if (found := self.axes(key, 4)[axis]) != _RGB:
+                raise UserError(f"{self.path}: {key} is for images of {found} channels; expected 3 (RGB)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +126,11 @@ class Layout(abc.ABC):
     @abc.abstractmethod
     def example(self) -> dict[str, dict[str, Tensor]]:
         """Return small random state dicts of this layout by the class of network that each is inferred to be."""
+
+    def with_other_half(self, path: Path, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tensors of a file, with those of the file beside it where the layout has two; by default alone."""
+        del path
+        return tensors
 
     def original_name(self, key: str, keys: Iterable[str]) -> str:
         """Return the name in the file of a key of the class, for messages; `keys` are all keys of the class."""
