@@ -15,6 +15,7 @@ from ldm_ae.core.resources import DEFAULT_MODEL
 from ldm_ae.data import BadImage, ImageTransform, decode_image, open_source
 from ldm_ae.models import AUTOENCODERS, Autoencoder, for_inference, load_autoencoder
 from ldm_ae.models.loading.hub_names import SUBFOLDERS
+from ldm_ae.models.loading.other_classes import describe_class
 
 _PRECISIONS: dict[object, str] = {
     "auto": "auto", None: "fp32", **{name: name for name in DTYPES}, **{dtype: name for name, dtype in DTYPES.items()},
@@ -94,7 +95,7 @@ def wrap(network: Any) -> Autoencoder:
         raise UserError(f"a path or a name cannot be wrapped; open it by ldm_ae.load({str(network)!r})")
     # A pipeline holds its autoencoder under the name of the folder that it is saved in.
     held = next((name for name in SUBFOLDERS[1:] if hasattr(network, name)), None)
-    fix = (
-        f"pass its autoencoder, ldm_ae.wrap(pipeline.{held})" if held else f"expected one of {', '.join(AUTOENCODERS)}"
-    )
-    raise UserError(f"a {type(network).__name__} cannot be wrapped; {fix}")
+    if held is not None:
+        fix = f"pass its autoencoder, ldm_ae.wrap(pipeline.{held})"
+        raise UserError(f"a {type(network).__name__} cannot be wrapped; {fix}")
+    raise UserError(f"cannot wrap {describe_class(type(network).__name__, AUTOENCODERS)}")

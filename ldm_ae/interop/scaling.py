@@ -70,7 +70,7 @@ def settle_scaling(
     model.eval()
     before = model.latent_spec
     if not measures_scale(model):
-        return f"{type(model.net).__name__} normalizes its latents within the network, and no scale is measured", True
+        return f"{type(model.net).__name__} stores no scale of its own, and none is measured", True
     if scale_is_known(model):
         return f"the encoder is unchanged and keeps its {describe_scaling(before)}", True
     old = (

@@ -9,7 +9,7 @@ import torch
 
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import UserError
-from ldm_ae.core.precision import inference_numerics
+from ldm_ae.core.precision import arrange, inference_numerics
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.wrappers.overflow import OverflowGuard
 
@@ -44,7 +44,7 @@ def for_inference(
     if numerics.precision == "fp16":
         model = OverflowGuard(model)
     model = model.eval().requires_grad_(False).to(device=device, dtype=numerics.dtype)
-    model = model.to(memory_format=numerics.memory_format)
+    arrange(model, numerics.memory_format)
     if compiled:
         if not model.compilable_parts():
             raise UserError(f"{type(model.net).__name__} declares no parts to compile; run it without compilation")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,47 +18,30 @@ from ldm_ae.interop import export_diffusers, measure_scaling
 from ldm_ae.interop.scaling import plan_scaling
 from ldm_ae.models import Autoencoder, Posterior, for_inference, load_autoencoder, model_hash, network_config
 from ldm_ae.models.adapters import AUTOENCODERS
+from ldm_ae.models.adapters._video_networks import VIDEO_NETWORKS
 from ldm_ae.models.scaling import SCALE, encoder_sha256, mark_scaled_encoder, measured_scaling, set_scaling_of
+from tests.models.examples import images, latent_size, noise_of, some_scale
 from tests.models.patch_linear import PatchLinearAutoencoder
+from tests.models.video_classes import FAST_VIDEO
 
 DOUBLE = "PatchLinear"
 """Of another package: fixture `patch_linear`."""
 
 
-@pytest.fixture(params=[*AUTOENCODERS, DOUBLE])
+SLOW = [name for name in VIDEO_NETWORKS if name not in FAST_VIDEO]
+
+
+@pytest.fixture(params=[*(name for name in AUTOENCODERS if name not in SLOW), DOUBLE,
+                        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])  # fmt: skip
 def name(request: pytest.FixtureRequest, patch_linear: None) -> str:
+    if request.param in VIDEO_NETWORKS and not hasattr(diffusers, request.param):
+        pytest.skip("the installed diffusers does not have this class")
     return request.param
 
 
 @pytest.fixture
 def model(name: str) -> Autoencoder:
     return AUTOENCODERS[name].example(name).eval()
-
-
-def images(model: Autoencoder, count: int = 2) -> Tensor:
-    """(count, channels, 2 f, 4 f) in the model's range, or of the model's only size."""
-    spec = model.spec
-    low, high = spec.pixels.range
-    factor, side = spec.latents.downsample_factor, spec.latents.image_size
-    size = (2 * factor, 4 * factor) if side is None else (side, side)
-    return torch.rand(count, spec.pixels.channels, *size) * (high - low) + low
-
-
-def latent_size(model: Autoencoder) -> tuple[int, int]:
-    """(h, w) of the latents of `images`."""
-    return model.latent_spec.latent_size(*images(model).shape[-2:])
-
-
-def noise_of(model: Autoencoder) -> Tensor:
-    return torch.randn(2, model.latent_spec.channels, *latent_size(model))
-
-
-def some_scale(model: Autoencoder) -> dict[str, Any]:
-    """A scale that the class can store: a factor, or vectors, or none."""
-    channels = model.latent_spec.scaled_channels
-    values = {"scaling_factor": 0.5, "latents_mean": (0.5,) * channels, "latents_std": (2.0,) * channels}
-    keys = ("scaling_factor",) if "scaling_factor" in model.scale_keys else ("latents_mean", "latents_std")
-    return {"scaling_factor": 1.0} | {key: values[key] for key in keys if key in model.scale_keys}
 
 
 def named_parameters(model: Autoencoder, *, decoder: bool) -> dict[str, nn.Parameter]:

@@ -110,7 +110,7 @@ class RAEAutoencoder(Autoencoder):
     def example(cls, class_name: str) -> RAEAutoencoder:
         del class_name
         return cls(
-            encoder_hidden_size=HEAD_DIM, encoder_patch_size=4, encoder_num_hidden_layers=1, encoder_input_size=12,
+            encoder_hidden_size=HEAD_DIM, encoder_patch_size=4, encoder_num_hidden_layers=1, encoder_input_size=16,
             decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2,
             decoder_intermediate_size=16, patch_size=4,
         )  # fmt: skip

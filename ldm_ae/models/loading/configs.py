@@ -41,21 +41,22 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 def wrong_size(config: Mapping[str, Any]) -> str | None:
     """Return a message about the first impossible size, or None. diffusers compares shapes only after a slow build."""
-    if type(layers := config.get("layers_per_block", 1)) is not int or not 1 <= layers <= _MOST_LAYERS:
+    layers = _as_list(config.get("layers_per_block", 1))  # one number for each block in some classes
+    if any(type(number) is not int or not 1 <= number <= _MOST_LAYERS for number in layers):
         return f"layers_per_block must be from 1 to {_MOST_LAYERS}"
-    if long := [key for key, value in config.items() if isinstance(value, list) and len(value) > _MOST_ENTRIES]:
+    if long := [key for key, value in config.items() if isinstance(value, list | tuple) and len(value) > _MOST_ENTRIES]:
         return f"{printable(long[0])} has more than {_MOST_ENTRIES} entries"
     sizes = config.get("sample_size", 1)
     if any(type(size) is not int or not 1 <= size <= _LARGEST_SIZE for size in _as_list(sizes)):
         return f"sample_size must be from 1 to {_LARGEST_SIZE}"
     for key in ("latents_mean", "latents_std"):
-        if not isinstance(config.get(key), list | type(None)):
+        if not isinstance(config.get(key), list | tuple | type(None)):
             return f"{key} must be a list"
     return None
 
 
 def _as_list(value: object) -> list[object]:
-    return value if isinstance(value, list) and value else [value]
+    return list(value) if isinstance(value, list | tuple) and value else [value]
 
 
 @dataclass(frozen=True, kw_only=True)

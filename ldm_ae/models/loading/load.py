@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from ldm_ae.core.errors import UserError, printable
+from ldm_ae.core.errors import UserError
 from ldm_ae.io.weight_files import is_safetensors_file
 from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.configs import read_config
+from ldm_ae.models.loading.other_classes import describe_class
 from ldm_ae.models.loading.places import local_folder, resolve_model_folder
 from ldm_ae.models.loading.single_file import build_autoencoder, open_single_file
 
@@ -61,6 +62,6 @@ def load_autoencoder(
                         "files; remove it")  # fmt: skip
     name = str(read_config(place)["_class_name"])
     if name not in AUTOENCODERS:
-        raise UserError(f"{path} holds a {printable(name)}; expected one of {', '.join(AUTOENCODERS)}")
+        raise UserError(f"{path} holds {describe_class(name, AUTOENCODERS)}")
     model = AUTOENCODERS[name].from_folder(place)
     return model.eval().requires_grad_(False).to(device)

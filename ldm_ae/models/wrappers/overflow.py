@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
+from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS, arrange
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.posteriors import Posterior
 from ldm_ae.models.wrappers.interface import Wrapper, wrappers_of
@@ -163,7 +163,8 @@ class OverflowGuard(Wrapper):
                 is_parameter = isinstance(tensor, nn.Parameter)
                 copies[id(tensor)] = nn.Parameter(wide, requires_grad=False) if is_parameter else wide
             model, watch = copy.deepcopy((watched.model, watched.watch), copies)
-            return _Watched(model.to(memory_format=LAYOUTS[INFERENCE_LAYOUT]), watch)
+            arrange(model, LAYOUTS[INFERENCE_LAYOUT])
+            return _Watched(model, watch)
 
     def unguarded(self) -> Autoencoder:
         """Return the model inside, with its original weights and without this guard."""

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm_ae.core.errors import UserError, printable, reason
+from ldm_ae.core.errors import UserError, reason
 from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.models.loading.configs import GivenConfig
 from ldm_ae.models.loading.layouts.interface import Contents, Inference, Layout
+from ldm_ae.models.loading.other_classes import describe_class
 from ldm_ae.models.loading.scales import Scale
 
 _MOST_PREFIXES = 64
@@ -48,8 +49,7 @@ def by_config(given: GivenConfig, everything: Mapping[str, Tensor], path: Path) 
     """
     name = str(given.class_name)
     if name not in AUTOENCODERS:
-        raise UserError(f"{given.name} is the configuration of a {printable(name)}; expected one of "
-                        f"{', '.join(AUTOENCODERS)}")  # fmt: skip
+        raise UserError(f"{given.name} is the configuration of {describe_class(name, AUTOENCODERS)}")
     cls = AUTOENCODERS[name].network_class(name)
     try:
         with torch.device("meta"):
