@@ -83,7 +83,7 @@ def test_configuration_that_does_not_fit_is_refused(tmp_path: Path, tiny_model_f
     path = save_compvis(flux_like(), tmp_path / "ae.safetensors")
     for config, words in (
         ({"_class_name": "VQModel"}, "config is the configuration of a VQModel, but .* holds a AutoencoderKL"),
-        ({"_class_name": "UNet2DModel"}, "is the configuration of a UNet2DModel; expected one of AutoencoderKL"),
+        ({"_class_name": "UNet2DModel"}, "is the configuration of a UNet2DModel, a diffusion model"),
         ({"layers_per_block": 10**6}, "layers_per_block must be from 1 to 64"),
         ({"layers_per_block": 2}, r"has no decoder\.up\.1\.block\.2"),
         ({"latent_channels": 7}, "the configuration requires shape"),
