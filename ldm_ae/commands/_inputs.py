@@ -121,7 +121,7 @@ def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
     from ldm_ae.core.devices import pick_device
     from ldm_ae.data import open_source
     from ldm_ae.models import is_model_folder, load_autoencoder
-    from ldm_ae.models.loading.folder import local_folder
+    from ldm_ae.models.loading.places import local_folder
 
     if args.model == DEFAULT_MODEL and is_model_folder(args.images):
         raise UserError(
@@ -134,4 +134,4 @@ def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
     keep_freed_memory(pick_device(args.device))
     folder = local_folder(args.model)  # wrong names are refused before the import of diffusers, which takes seconds
     source = open_source(args.images)
-    return load_autoencoder(folder), source
+    return load_autoencoder(folder, config=args.config), source

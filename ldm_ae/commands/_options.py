@@ -8,9 +8,10 @@ from ldm_ae.core.deprecation import RenamedOption
 from ldm_ae.core.resources import DEFAULT_MODEL
 
 MODEL = (
-    "a diffusers model or pipeline folder, a run directory, a checkpoint in it, RUN@best, RUN@last or RUN@STEP, "
-    "hf:OWNER/NAME[/SUBFOLDER] on the Hugging Face hub (a model, or a pipeline with one), or the name of a model that "
-    f"comes with ldm_ae, such as vq-f8-small (default: {DEFAULT_MODEL})"
+    "a diffusers model or pipeline folder, a single .safetensors file of weights, a run directory, a checkpoint in it, "
+    "RUN@best, RUN@last or RUN@STEP, hf:OWNER/NAME[/SUBFOLDER] on the Hugging Face hub (a model, a pipeline with one, "
+    "or a single file by its name), or the name of a model that comes with ldm_ae, such as vq-f8-small (default: "
+    f"{DEFAULT_MODEL})"
 )
 IMAGES = (
     "a folder of images or one image, WebDataset tars, Parquet files, a `datasets` source (a folder that it saved or "
@@ -20,8 +21,16 @@ IMAGES = (
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add MODEL, which is optional."""
+    """Add MODEL, which is optional, and the configuration of a single file."""
     parser.add_argument("model", metavar="MODEL", nargs="?", default=DEFAULT_MODEL, help=MODEL)
+    add_config(parser)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add --config."""
+    parser.add_argument("--config", metavar="CONFIG", help="for a single file as MODEL: a JSON file, or a model folder "
+                        "with its config.json, whose values take precedence over those inferred from the "
+                        "weights")  # fmt: skip
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,8 @@ from ldm_ae.models.adapters.vq import VQAutoencoder
 from ldm_ae.models.identity import hash_json, model_config, model_hash, network_config, weights_sha256
 from ldm_ae.models.inference import for_inference
 from ldm_ae.models.interface import Autoencoder, AutoencoderOutput
-from ldm_ae.models.loading.load import is_model_folder, load_autoencoder, resolve_model_folder
+from ldm_ae.models.loading.load import is_model_folder, load_autoencoder
+from ldm_ae.models.loading.places import resolve_model_folder
 from ldm_ae.models.posteriors import DeterministicPosterior, DiscretePosterior, GaussianPosterior, Posterior
 from ldm_ae.models.spec import AutoencoderSpec, Codebook, LatentSpec
 from ldm_ae.models.statistics import ChannelStatistics

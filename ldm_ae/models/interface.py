@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -90,6 +91,21 @@ class Autoencoder(nn.Module, abc.ABC):
         model.net = net
         model.spec.pixels.require_supported(type(net).__name__)
         return model
+
+    @classmethod
+    def network_class(cls, class_name: str) -> Any:
+        """Return the class of network of one of `class_names`; by default, the one of this name that the module of the
+        autoencoder defines or imports, else the one in diffusers.
+
+        Raises:
+            UserError: the installed diffusers does not have it.
+        """
+        import diffusers  # takes seconds
+
+        found = getattr(sys.modules[cls.__module__], class_name, None) or getattr(diffusers, class_name, None)
+        if found is None:
+            raise UserError(f"{class_name} is not in diffusers {diffusers.__version__}; install a newer diffusers")
+        return found
 
     @classmethod
     def example(cls, class_name: str) -> Autoencoder:

@@ -294,10 +294,10 @@ def no_weights(folder: Path) -> Path:
         (["inspect", "{tmp}/nowhere"], "no such path"),
         (
             ["inspect", "{images}/dogs/000.png"],
-            "is an image, which evaluate, encode and reconstruct read; inspect reads a folder: a model, a pipeline",
+            "is an image, which evaluate, encode and reconstruct read; inspect reads a model folder, a single",
         ),
         (["inspect", "{tmp}/a.yaml"], "a.yaml is a configuration, which ldm-ae train --config reads; inspect reads a"),
-        (["inspect", "{model}/diffusion_pytorch_model.safetensors"], "is a file of weights, which ldm-ae import reads"),
+        (["inspect", "{model}/diffusion_pytorch_model.safetensors"], "belongs to a model folder; give"),
         (["inspect", "{tmp}/empty"], "empty"),
         (["train"], "train needs a configuration"),
         (["train", "--config", "{tmp}/nowhere.yaml"], "no such configuration file"),
