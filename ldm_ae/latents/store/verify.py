@@ -111,6 +111,8 @@ def inspect_store(
         "scaling",
     )
     summary |= {name: request.get(name) for name in shown}
+    if request.get("tile"):
+        summary |= {name: request.get(name) for name in ("tile", "overlap")}
     try:
         store = LatentStore(path)
     except UserError as error:

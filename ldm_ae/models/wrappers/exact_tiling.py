@@ -45,7 +45,7 @@ def in_bands(parts: Sequence[nn.Module], area: int) -> Iterator[None]:
             vars(part).pop("forward", None)
 
 
-def has_bands(part: nn.Module) -> bool:
+def has_bands(part: Any) -> bool:
     """Return whether `in_bands` can compute a module: an `Encoder` or `Decoder` of which every layer is known."""
     from diffusers.models.attention_processor import Attention
     from diffusers.models.autoencoders.vae import Decoder, Encoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -56,11 +57,11 @@ def _strips(length: int, tile: int, overlap: int, factor: int) -> list[Strip]:
         return [Strip(whole, whole, torch.ones(length * factor))]
     count = math.ceil((length - overlap) / (tile - overlap))
     starts = [round(i * (length - tile) / (count - 1)) for i in range(count)]
-    between = [(start + tile + following) // 2 for start, following in zip(starts, starts[1:], strict=False)]
+    between = [(start + tile + following) // 2 for start, following in itertools.pairwise(starts)]
     ramps = torch.zeros(count, length * factor, dtype=torch.float64)
     for i, start in enumerate(starts):
         ramps[i, start * factor : (start + tile) * factor] = 1.0
-    for i, (start, following) in enumerate(zip(starts, starts[1:], strict=False)):
+    for i, (start, following) in enumerate(itertools.pairwise(starts)):
         shared = slice(following * factor, (start + tile) * factor)
         rise = _ramp(shared.stop - shared.start)
         ramps[i, shared] *= 1.0 - rise

@@ -175,6 +175,12 @@ def tiling_of(model: Autoencoder) -> Tiled | None:
     return next((wrapper for wrapper in wrappers_of(model) if isinstance(wrapper, Tiled)), None)
 
 
+def blending_of(model: Autoencoder) -> tuple[int, int]:
+    """Return tile and overlap of a model's blended tiles, which change its latents; (0, 0) if it has none."""
+    found = tiling_of(model)
+    return (0, 0) if found is None or found.exact else (found.tile, found.overlap)
+
+
 def _within(strip: Strip) -> slice:
     """Return the owned part in the tile's own coordinates."""
     return slice(strip.owned.start - strip.place.start, strip.owned.stop - strip.place.start)
