@@ -19,6 +19,11 @@ IMAGES = (
     "saved: selects the kind of an ambiguous folder"
 )
 
+NATIVE = "native"
+"""Value of --size that keeps each image's own size."""
+BUCKET_OPTIONS = ("sizes", "area", "multiple", "max_ratio")
+"""The options of `add_bucket_options`, as argparse names them."""
+
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add MODEL, which is optional, and the configuration of a single file."""
@@ -54,10 +59,11 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
                         "folder; files of other names are never replaced")  # fmt: skip
 
 
-def add_images_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that control how images become pixels of one size."""
-    parser.add_argument("--size", type=int, help="side of the central square crop in pixels (default: the size that "
-                        "the model was trained at)")  # fmt: skip
+def add_images_options(parser: argparse.ArgumentParser, *, native: bool = False) -> None:
+    """Add the options that control how images become pixels of one size, or with `native` also of each image's own."""
+    own = f", or {NATIVE} for each image's own size, cropped to multiples of the model's downsample factor" * native
+    parser.add_argument("--size", type=_size if native else int, metavar="SIZE", help="side of the central square crop "
+                        f"in pixels{own} (default: the size that the model was trained at)")  # fmt: skip
     parser.add_argument("--resize", help="shorter side before the crop, or none for no resizing (default: the size)")
     parser.add_argument("--crop", choices=("center", "adm"), default="center", help="adm resizes like ADM's "
                         "center_crop_arr, which published scores on ImageNet use (default: %(default)s)")  # fmt: skip
@@ -70,6 +76,28 @@ def add_images_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-bad-fraction", type=float, default=0.01, help="fraction of unreadable images above "
                         "which the command fails (default: %(default)s)")  # fmt: skip
     parser.add_argument("--bad-share", type=float, action=RenamedOption, new="--max-bad-fraction")
+
+
+def _size(text: str) -> int | str:
+    """Parse the value of --size."""
+    if text == NATIVE:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of pixels or {NATIVE}, got '{text}'") from None
+
+
+def add_tiling_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that bound the memory of large images."""
+    parser.add_argument("--tile", type=int, metavar="SIZE", help="compute images in parts of SIZE x SIZE pixels, which "
+                        "bounds the memory: exactly, where the network allows it, else in blended tiles (default: 0, "
+                        "whole images)")  # fmt: skip
+    parser.add_argument("--overlap", type=int, metavar="PIXELS", help="with --tile: minimum overlap of blended tiles "
+                        "(default: a quarter of the tile)")  # fmt: skip
+    parser.add_argument("--tiling", choices=("auto", "exact", "blended"), help="with --tile: exact gives the result of "
+                        "the whole image; blended works with every network and changes the result (default: auto, "
+                        "which is exact where possible)")  # fmt: skip
 
 
 def add_bucket_options(parser: argparse.ArgumentParser) -> None:

@@ -185,6 +185,14 @@ class Autoencoder(nn.Module, abc.ABC):
         del for_training
         return ()
 
+    def exact_parts(self) -> Sequence[nn.Module]:
+        """Return the modules that `ldm_ae.models.wrappers.exact_tiling` can compute in bands of rows; none if the
+        network is not built from such modules.
+
+        All layers whose memory grows with the image must be inside them.
+        """
+        return ()
+
     @property
     def has_gradient_checkpointing(self) -> bool:
         """Whether `enable_gradient_checkpointing` works."""

@@ -21,7 +21,7 @@ from ldm_ae.images.pixels import of_channels
 from ldm_ae.models.adapters._opening import open_pretrained
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.configs import read_config
-from ldm_ae.models.loading.folder import local_folder
+from ldm_ae.models.loading.places import local_folder
 from ldm_ae.models.posteriors import DeterministicPosterior
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 
