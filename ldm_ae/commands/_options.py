@@ -10,8 +10,7 @@ from ldm_ae.core.resources import DEFAULT_MODEL
 MODEL = (
     "a diffusers model or pipeline folder, a single .safetensors file of weights, a run directory, a checkpoint in it, "
     "RUN@best, RUN@last or RUN@STEP, hf:OWNER/NAME[/SUBFOLDER] on the Hugging Face hub (a model, a pipeline with one, "
-    "or a single file by its name), or the name of a model that comes with ldm_ae, such as vq-f8-small (default: "
-    f"{DEFAULT_MODEL})"
+    "or a single file by its name), or the name of a model that comes with ldm_ae, such as vq-f8-small"
 )
 IMAGES = (
     "a folder of images or one image, WebDataset tars, Parquet files, a `datasets` source (a folder that it saved or "
@@ -25,9 +24,13 @@ BUCKET_OPTIONS = ("sizes", "area", "multiple", "max_ratio")
 """The options of `add_bucket_options`, as argparse names them."""
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add MODEL, which is optional, and the configuration of a single file."""
-    parser.add_argument("model", metavar="MODEL", nargs="?", default=DEFAULT_MODEL, help=MODEL)
+def add_model(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Add MODEL, which is optional unless `required`, and the configuration of a single file."""
+    if required:
+        parser.add_argument("model", metavar="MODEL", help=MODEL)
+    else:
+        words = f"{MODEL} (default: {DEFAULT_MODEL})"
+        parser.add_argument("model", metavar="MODEL", nargs="?", default=DEFAULT_MODEL, help=words)
     add_config(parser)
 
 
@@ -57,6 +60,19 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """Add --overwrite."""
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier result of this command in the "
                         "folder; files of other names are never replaced")  # fmt: skip
+
+
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that control the scale and the weights of an exported model."""
+    parser.add_argument("--scaling", choices=("auto", "keep", "measure"), default="auto", help="auto keeps an "
+                        "existing scale, and measures on --images if there is none or the encoder was trained "
+                        "after it was measured (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--per-channel", action=argparse.BooleanOptionalAction, help="measure latents_mean and "
+                        "latents_std, for SDXL's pipelines and trainers that read them; those of Stable Diffusion, "
+                        "Kolors, DiT, SD3 and FLUX ignore them and decode wrongly (default: if the model has "
+                        "them)")  # fmt: skip
+    parser.add_argument("--weights", choices=("fp32", "bf16", "fp16"), default="fp32", help="type of the written "
+                        "weights (default: %(default)s)")  # fmt: skip
 
 
 def add_images_options(parser: argparse.ArgumentParser, *, native: bool = False) -> None:
