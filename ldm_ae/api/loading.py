@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,20 @@ def load(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
 ) -> Autoencoder:
     """Load an autoencoder for inference: in eval mode and without gradients.
 
     Args:
-        model: A diffusers model folder, a run directory, a checkpoint (also by name: `runs/mine@best`), a name on the
-            Hugging Face hub (`hf:owner/name`), or the name of a shipped model (`kl-f8c4-small`, `vq-f8-small`).
+        model: A diffusers model or pipeline folder, a single .safetensors file (FLUX.1's `ae.safetensors`), a run
+            directory, a checkpoint (also by name: `runs/mine@best`), a name on the Hugging Face hub (`hf:owner/name`),
+            or the name of a shipped model (`kl-f8c4-small`, `vq-f8-small`).
         device: Device to run on; `auto` picks an accelerator if there is one.
         dtype: `fp32`, `bf16` or `fp16`, or torch's dtype; `auto` is bf16 on a device that is fast in it and fp32 on
             others; None is fp32. Images, latents and reconstructions are float32 in any dtype. In fp16, a batch that
             overflows is computed again in fp32.
+        config: For a single file: values of the network's configuration, which take precedence over those inferred from
+            the weights: a dict, a JSON file or a model folder.
 
     Returns:
         The model. `encode_images` and `decode_to_pil` convert images; `encode`, `decode`, `scale` and `unscale` take
@@ -53,7 +58,7 @@ def load(
         raise UserError(f"dtype must be {known}, None or the dtype of torch for one of these, got {dtype!r}")
     chosen = pick_device(device) if isinstance(device, str) else device
     return for_inference(
-        load_autoencoder(model), device=chosen, precision=precision, slow_remedy="dtype='fp32'"
+        load_autoencoder(model, config=config), device=chosen, precision=precision, slow_remedy="dtype='fp32'"
     )  # fmt: skip
 
 

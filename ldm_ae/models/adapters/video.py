@@ -16,7 +16,7 @@ from ldm_ae.models.adapters._opening import open_pretrained
 from ldm_ae.models.adapters._video_examples import EXAMPLES
 from ldm_ae.models.adapters._video_networks import VIDEO_NETWORKS, PoolInFloat32, VideoNetwork
 from ldm_ae.models.interface import Autoencoder
-from ldm_ae.models.loading.folder import local_folder, read_config
+from ldm_ae.models.loading.folder import class_name_of
 from ldm_ae.models.posteriors import DeterministicPosterior, GaussianPosterior, Posterior
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 
@@ -55,8 +55,11 @@ class VideoAutoencoder(Autoencoder):
             self.net = _build(network, arguments or {})
             _ = self.spec  # checks the configuration
         else:
-            name = str(read_config(local_folder(pretrained))["_class_name"])
-            open_pretrained(self, _diffusers_class(name), pretrained)
+            open_pretrained(self, _diffusers_class(class_name_of(pretrained)), pretrained)
+
+    @classmethod
+    def network_class(cls, class_name: str) -> Any:
+        return _diffusers_class(class_name)
 
     @classmethod
     def example(cls, class_name: str) -> VideoAutoencoder:
