@@ -33,6 +33,7 @@ from ldm_ae.models.spec import AutoencoderSpec, Codebook, LatentSpec
 from ldm_ae.models.statistics import ChannelStatistics
 from ldm_ae.models.wrappers.interface import Wrapper, unwrapped
 from ldm_ae.models.wrappers.overflow import OverflowGuard, finite_rows, fp32_fallbacks, require_finite
+from ldm_ae.models.wrappers.tiling import Tiled
 
 __all__ = [
     "AUTOENCODERS",
@@ -48,6 +49,7 @@ __all__ = [
     "LatentSpec",
     "OverflowGuard",
     "Posterior",
+    "Tiled",
     "VQAutoencoder",
     "Wrapper",
     "finite_rows",

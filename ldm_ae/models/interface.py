@@ -143,6 +143,10 @@ class Autoencoder(nn.Module, abc.ABC):
     """Prefixes of the names of `net`'s parameters that do not affect latents. All others belong to the encoder: a scale
     is measured for those and stays valid when only parameters with these prefixes are trained."""
 
+    takes_scaled_latents: bool = False
+    """Whether the network is made for latents to which another model's scale has been applied, as a TAESD is, whose
+    decoder limits them to (-3, 3)."""
+
     compvis_class: str | None = None
     """The class of CompVis's latent-diffusion with the same function, `AutoencoderKL` or `VQModel`, if `net` has the
     parameters and configuration of one."""
@@ -179,6 +183,14 @@ class Autoencoder(nn.Module, abc.ABC):
         For training they exclude the last layer, so that its gradient can be computed separately.
         """
         del for_training
+        return ()
+
+    def exact_parts(self) -> Sequence[nn.Module]:
+        """Return the modules that `ldm_ae.models.wrappers.exact_tiling` can compute in bands of rows; none if the
+        network is not built from such modules.
+
+        All layers whose memory grows with the image must be inside them.
+        """
         return ()
 
     @property

@@ -216,7 +216,10 @@ def no_weights(folder: Path) -> Path:
             ["encode", "{model}", "{images}", "{tmp}/s", "--size", "30"],
             "30x30 is not divisible by the model's downsample factor 4",
         ),
-        (["encode", "{model}", "{images}", "{tmp}/s", "--size", "many"], "invalid int value: 'many'"),
+        (
+            ["encode", "{model}", "{images}", "{tmp}/s", "--size", "many"],
+            "expected a number of pixels or native, got 'many'",
+        ),
         (["encode", "{model}", "{images}", "{images}", "--size", "32"], "{images}"),
         (["encode", "{model}", "{images}", "{tmp}/file/s", "--size", "32"], "file"),
         (["encode", "{images}"], "STORE"),

@@ -6,7 +6,6 @@ import copy
 from pathlib import Path
 from types import SimpleNamespace
 
-import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,26 +15,30 @@ from ldm_ae.core.registry import classes_of, modules_by_name
 from ldm_ae.images.pixels import MEANINGS
 from ldm_ae.interop import export_diffusers, measure_scaling
 from ldm_ae.interop.scaling import plan_scaling
-from ldm_ae.models import Autoencoder, Posterior, for_inference, load_autoencoder, model_hash, network_config
+from ldm_ae.models import (
+    Autoencoder,
+    Posterior,
+    Tiled,
+    for_inference,
+    fp32_fallbacks,
+    load_autoencoder,
+    model_hash,
+    network_config,
+)
 from ldm_ae.models.adapters import AUTOENCODERS
-from ldm_ae.models.adapters._video_networks import VIDEO_NETWORKS
 from ldm_ae.models.scaling import SCALE, encoder_sha256, mark_scaled_encoder, measured_scaling, set_scaling_of
-from tests.models.examples import images, latent_size, noise_of, some_scale
+from ldm_ae.models.trainable import set_trainable
+from tests.models.examples import SLOW_VIDEO, images, latent_size, noise_of, skip_if_missing, some_scale
 from tests.models.patch_linear import PatchLinearAutoencoder
-from tests.models.video_classes import FAST_VIDEO
 
 DOUBLE = "PatchLinear"
 """Of another package: fixture `patch_linear`."""
 
 
-SLOW = [name for name in VIDEO_NETWORKS if name not in FAST_VIDEO]
-
-
-@pytest.fixture(params=[*(name for name in AUTOENCODERS if name not in SLOW), DOUBLE,
-                        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])  # fmt: skip
+@pytest.fixture(params=[*(name for name in AUTOENCODERS if name not in SLOW_VIDEO), DOUBLE,
+                        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_VIDEO)])  # fmt: skip
 def name(request: pytest.FixtureRequest, patch_linear: None) -> str:
-    if request.param in VIDEO_NETWORKS and not hasattr(diffusers, request.param):
-        pytest.skip("the installed diffusers does not have this class")
+    skip_if_missing(request.param)
     return request.param
 
 
@@ -280,6 +283,35 @@ def test_device_and_dtype_are_those_of_the_weights(model: Autoencoder) -> None:
     assert copy.deepcopy(model).to("meta").device == torch.device("meta")
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:fp16 overflowed")
+def test_fp16_overflow_is_computed_again_in_fp32(model: Autoencoder) -> None:
+    """A weight of 1e6 is infinite in fp16, in the encoder's first layer and in the decoder's last."""
+    x = images(model)
+    for part, decoder in (("encoder", False), ("decoder", True)):
+        large = copy.deepcopy(model)
+        weights = [p for p in named_parameters(large, decoder=decoder).values() if p.ndim > 1]
+        (weights[0] if part == "encoder" else large.last_layer if large.last_layer is not None else weights[-1]).fill_(
+            1e6
+        )
+        latents = model.encode(x).mode()
+        expected = large.encode(x).mode() if part == "encoder" else large.decode(latents)
+        assert expected.isfinite().all()
+        ready = for_inference(large, device="cpu", precision="fp16")
+        found = ready.encode(x).mode() if part == "encoder" else ready.decode(latents)
+        assert fp32_fallbacks(ready) == 1
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_training_never_changes_what_the_class_keeps_frozen(model: Autoencoder) -> None:
+    set_trainable(model, ["*"])
+    for key, parameter in model.net.named_parameters():
+        assert parameter.requires_grad != key.startswith(model.frozen_names), key
+    for prefix in model.frozen_names:
+        with pytest.raises(UserError, match=r"matches only parameters that are never trained"):
+            set_trainable(model, [f"{prefix}*"])
+
+
 def test_every_parameter_receives_a_gradient_in_a_training_pass(model: Autoencoder) -> None:
     output = model.train()(images(model), noise_of(model))
     terms = output.posterior.regularization()
@@ -293,6 +325,36 @@ def test_every_parameter_receives_a_gradient_in_a_training_pass(model: Autoencod
         assert parameter.grad.isfinite().all(), key
     assert all(torch.is_tensor(value) for value in model.learn([output.posterior]).values())
     assert all(torch.is_tensor(value) for value in model.learned_parameters())
+
+
+@torch.no_grad()
+def test_tiles_of_large_images_are_blended_or_exact(model: Autoencoder) -> None:
+    spec, factor = model.spec, model.latent_spec.downsample_factor
+    low, high = spec.pixels.range
+    if getattr(spec.latents, "image_size", None) is not None:
+        with pytest.raises(UserError, match=f"{type(model.net).__name__} takes images of one size only"):
+            Tiled(model, tile=factor)
+        return
+    x = torch.rand(2, spec.pixels.channels, 5 * factor, 3 * factor) * (high - low) + low
+    whole = model.encode(x)
+    images = model.decode(whole.mode())
+    if model.exact_parts():
+        tiled = Tiled(model, tile=factor)
+        assert tiled.exact
+        assert all(any(part is module for module in model.net.modules()) for part in model.exact_parts())
+        for found, expected in zip(all_of(tiled.encode(x)), all_of(whole), strict=True):
+            assert torch.allclose(found, expected, atol=1e-4)
+        assert torch.allclose(tiled.decode(whole.mode()), images, atol=1e-4)
+    tiled = Tiled(model, tile=2 * factor, overlap=factor, exact=False)
+    found = tiled.encode(x)
+    assert [tensor.shape for tensor in all_of(found)] == [tensor.shape for tensor in all_of(whole)]
+    assert (found.moments is None, found.indices is None) == (whole.moments is None, whole.indices is None)
+    decoded = tiled.decode(whole.mode())
+    assert (decoded.shape, decoded.dtype) == (images.shape, torch.float32)
+    assert decoded.isfinite().all()
+    # A tile that is the whole image is the whole image.
+    wide = Tiled(model, tile=5 * factor, exact=False)
+    assert torch.equal(wide.encode(x).mode(), whole.mode())
 
 
 def test_exported_model_equals_the_original(model: Autoencoder, tmp_path: Path) -> None:

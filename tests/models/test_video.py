@@ -19,16 +19,17 @@ from ldm_ae.models import AUTOENCODERS, Autoencoder, load_autoencoder, model_has
 from ldm_ae.models.adapters._video_examples import EXAMPLES
 from ldm_ae.models.adapters._video_networks import VIDEO_NETWORKS
 from ldm_ae.models.adapters.video import VideoAutoencoder
-from tests.models.pipeline_code import latents_for_decode
-from tests.models.video_classes import FAST_VIDEO
+from tests.models.examples import SLOW_VIDEO, skip_if_missing
+from tests.models.pipelines import latents_for_decode
 
 CLAMPED = ("AutoencoderKLQwenImage", "AutoencoderKLQwenImage21", "AutoencoderKLWan")
 """Classes whose `decode` clamps."""
 
 
-@pytest.fixture(params=[pytest.param(name, marks=() if name in FAST_VIDEO else pytest.mark.slow)
-                        for name in VIDEO_NETWORKS if hasattr(diffusers, name)])  # fmt: skip
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow if name in SLOW_VIDEO else ())
+                        for name in VIDEO_NETWORKS])  # fmt: skip
 def name(request: pytest.FixtureRequest) -> str:
+    skip_if_missing(request.param)
     return request.param
 
 
@@ -132,7 +133,7 @@ def test_decoding_equals_that_of_one_frame_without_clamping(name: str, model: Vi
 
 def test_wan_2_1_has_no_patches() -> None:
     config: dict[str, Any] = EXAMPLES["AutoencoderKLQwenImage"]
-    model = VideoAutoencoder(network="AutoencoderKLWan", config=config).eval()
+    model = VideoAutoencoder(network="AutoencoderKLWan", arguments=config).eval()
     x = images(model)
     assert model.latent_spec.downsample_factor == 2
     assert close(model.encode(x).mode(), model.net.encode(x[:, :, None]).latent_dist.mode()[:, :, 0])
@@ -322,7 +323,7 @@ def test_configurations_without_images_are_refused(
 ) -> None:
     config = EXAMPLES.get(network, {}) | changes
     with pytest.raises(UserError, match=message):
-        VideoAutoencoder(network=network, config=config)
+        VideoAutoencoder(network=network, arguments=config)
     if "built" in message or "expected" in message:
         return
     net = getattr(diffusers, network)(**config)

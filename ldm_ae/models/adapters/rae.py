@@ -20,6 +20,8 @@ from ldm_ae.core.errors import UserError, reason
 from ldm_ae.images.pixels import of_channels
 from ldm_ae.models.adapters._opening import open_pretrained
 from ldm_ae.models.interface import Autoencoder
+from ldm_ae.models.loading.configs import read_config
+from ldm_ae.models.loading.places import local_folder
 from ldm_ae.models.posteriors import DeterministicPosterior
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 
@@ -30,7 +32,7 @@ HEAD_DIM = 64
 class RAEAutoencoder(Autoencoder):
     """A representation autoencoder: `diffusers.AutoencoderRAE` as `net`, without a posterior.
 
-    The encoder is never trained. `noise_tau` of the configuration has no effect: the regularizer `GaussianNoise` adds
+    The encoder is never trained. `noise_tau` of the configuration has no effect: the regularizer `AdditiveNoise` adds
     the noise of training, with a seed per sample.
 
     Args:
@@ -80,6 +82,7 @@ class RAEAutoencoder(Autoencoder):
 
         super().__init__()
         if pretrained is not None:
+            _require_encoder(read_config(local_folder(pretrained)).get("encoder_type"))
             open_pretrained(self, AutoencoderRAE, pretrained)
             self.train(self.training)
             return
@@ -90,6 +93,7 @@ class RAEAutoencoder(Autoencoder):
         ):
             if size % divisor:
                 raise UserError(f"{name}: expected a multiple of {divisor}, got {size}")
+        _require_encoder(encoder_type)
         self.net = AutoencoderRAE(
             encoder_type=encoder_type,
             encoder_hidden_size=encoder_hidden_size,
@@ -174,6 +178,19 @@ class RAEAutoencoder(Autoencoder):
     def set_sample_size(self, size: int) -> None:
         """Accept the only size of the model's images; UserError for another."""
         self.latent_spec.latent_size(size, size)
+
+
+def _require_encoder(kind: object) -> None:
+    """Raise UserError for an encoder that the installed diffusers cannot build with the installed transformers."""
+    import diffusers
+    import transformers
+
+    config = transformers.SiglipVisionConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=0)
+    if kind == "siglip2" and not hasattr(transformers.SiglipVisionModel(config), "vision_model"):
+        raise UserError(
+            f"encoder_type siglip2: diffusers {diffusers.__version__} cannot build it with transformers "
+            f"{transformers.__version__}, whose SiglipVisionModel has no vision_model; pip install 'transformers<5'"
+        )
 
 
 def _load_encoder(encoder: nn.Module, source: str) -> None:

@@ -31,9 +31,9 @@ class VideoAutoencoder(Autoencoder):
 
     Args:
         pretrained: A model folder of one of `class_names`, a run or a checkpoint of one, or a name on the Hugging Face
-            hub. `network` and `config` are then ignored.
+            hub. `network` and `arguments` are then ignored.
         network: Name of the diffusers class of a new network with random weights.
-        config: Arguments of that class; without any, the network has the sizes of the published model.
+        arguments: Arguments of that class; without any, the network has the sizes of the published model.
     """
 
     short_names = ("video",)
@@ -48,11 +48,11 @@ class VideoAutoencoder(Autoencoder):
         *,
         pretrained: str | None = None,
         network: str = "AutoencoderKLWan",
-        config: dict[str, Any] | None = None,
+        arguments: dict[str, Any] | None = None,
     ):
         super().__init__()
         if pretrained is None:
-            self.net = _build(network, config or {})
+            self.net = _build(network, arguments or {})
             _ = self.spec  # checks the configuration
         else:
             open_pretrained(self, _diffusers_class(class_name_of(pretrained)), pretrained)
@@ -63,7 +63,7 @@ class VideoAutoencoder(Autoencoder):
 
     @classmethod
     def example(cls, class_name: str) -> VideoAutoencoder:
-        return cls(network=class_name, config=EXAMPLES[class_name])
+        return cls(network=class_name, arguments=EXAMPLES[class_name])
 
     @property
     def _video(self) -> VideoNetwork:
@@ -215,11 +215,11 @@ def _diffusers_class(name: str) -> type[Any]:
     return cast(type[Any], found)
 
 
-def _build(name: str, config: dict[str, Any]) -> Any:
+def _build(name: str, arguments: dict[str, Any]) -> Any:
     if name not in VIDEO_NETWORKS:
         raise UserError(f"network: expected one of {', '.join(VIDEO_NETWORKS)}, got {name}")
     cls = _diffusers_class(name)
     try:
-        return cls(**config)
+        return cls(**arguments)
     except (TypeError, ValueError, AssertionError) as error:
         raise UserError(f"{name} cannot be built with these arguments: {reason(error)}") from error

@@ -12,6 +12,7 @@ from ldm_ae.io.files import read_json
 from ldm_ae.models.loading.places import resolve_model_folder, suggestion
 
 _MOST_LAYERS, _MOST_ENTRIES, _LARGEST_SIZE = 64, 1024, 2**16
+_VECTORS, _MOST_CHANNELS = ("latents_mean", "latents_std"), 2**16
 
 
 def read_config(folder: Path) -> dict[str, object]:
@@ -44,12 +45,14 @@ def wrong_size(config: Mapping[str, Any]) -> str | None:
     layers = _as_list(config.get("layers_per_block", 1))  # one number for each block in some classes
     if any(type(number) is not int or not 1 <= number <= _MOST_LAYERS for number in layers):
         return f"layers_per_block must be from 1 to {_MOST_LAYERS}"
-    if long := [key for key, value in config.items() if isinstance(value, list | tuple) and len(value) > _MOST_ENTRIES]:
-        return f"{printable(long[0])} has more than {_MOST_ENTRIES} entries"
+    for key, value in config.items():
+        most = _MOST_CHANNELS if key in _VECTORS else _MOST_ENTRIES
+        if isinstance(value, list | tuple) and len(value) > most:
+            return f"{printable(key)} has more than {most} entries"
     sizes = config.get("sample_size", 1)
     if any(type(size) is not int or not 1 <= size <= _LARGEST_SIZE for size in _as_list(sizes)):
         return f"sample_size must be from 1 to {_LARGEST_SIZE}"
-    for key in ("latents_mean", "latents_std"):
+    for key in _VECTORS:
         if not isinstance(config.get(key), list | tuple | type(None)):
             return f"{key} must be a list"
     return None

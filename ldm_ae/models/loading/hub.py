@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import TypeVar
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -21,6 +22,7 @@ from ldm_ae.core.errors import UserError, reason
 from ldm_ae.models.loading.hub_names import PREFIX, REPOSITORY, SUBFOLDERS
 from ldm_ae.models.loading.weights import weight_files
 
+T = TypeVar("T")
 SECONDS = 4.0
 """Time in which the hub must answer. There is one try."""
 _FILE, _SHARDED = ".safetensors", "diffusion_pytorch_model"
@@ -96,25 +98,32 @@ def _below(folder: str, pattern: str) -> str:
 
 
 def _ask(repository: str) -> Exception | list[str]:
-    """Ask the hub once for the names of the repository's files; return them, or the failure.
+    """Ask the hub once for the names of the repository's files; return them, or the failure."""
+    found = asked(lambda: HfApi().model_info(repository, timeout=SECONDS), SECONDS + 1)
+    return found if isinstance(found, Exception) else [item.rfilename for item in found.siblings or ()]
 
-    A thread asks, because no timeout of a connection limits the time in which a host's name is resolved.
+
+def asked(call: Callable[[], T], seconds: float) -> T | Exception:
+    """Return the result of a call of the hub's library, or its failure: `TimeoutError` after `seconds` without one.
+
+    A thread calls, because no timeout of a connection limits the time in which a host's name is resolved. Exceptions
+    that are not the network's, the hub's or this machine's are raised.
     """
-    answer: Future[Any] = Future()
+    answer: Future[T] = Future()
 
     def ask() -> None:
         try:
-            answer.set_result(HfApi().model_info(repository, timeout=SECONDS))
+            answer.set_result(call())
         except BaseException as error:  # noqa: BLE001 - passed on to the thread that waits
             answer.set_exception(error)
 
     Thread(target=ask, name="hub", daemon=True).start()
     try:
-        failure = answer.exception(timeout=SECONDS + 1)
+        failure = answer.exception(timeout=seconds)
     except FutureTimeoutError:
         return TimeoutError()
     if failure is None:
-        return [item.rfilename for item in answer.result().siblings or ()]
+        return answer.result()
     # The library's own errors, those of the system, and those of its HTTP client, which differs between versions.
     if isinstance(failure, HfHubHTTPError | OSError | ValueError) or type(failure).__module__.startswith("httpx"):
         assert isinstance(failure, Exception)

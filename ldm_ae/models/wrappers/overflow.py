@@ -135,6 +135,10 @@ class OverflowGuard(Wrapper):
     def decode(self, latents: Tensor) -> Tensor:
         return self._guarded(latents, lambda model, values: model.decode(values), "decoder")
 
+    def exact_parts(self) -> Sequence[nn.Module]:
+        """Return the model's parts and, after the first overflow, those of the float32 model."""
+        return [*self.model.exact_parts(), *(() if self._wide is None else self._wide.model.exact_parts())]
+
     def _guarded(self, values: Tensor, part: Callable[[Autoencoder, Tensor], _Result], name: str) -> _Result:
         result, finite = self._watched.run(values, part)
         if bool(finite.all()) or not bool((~finite & finite_rows(values)).any()):

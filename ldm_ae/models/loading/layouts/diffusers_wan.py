@@ -65,8 +65,8 @@ def infer_wan(contents: Contents, state: dict[str, Tensor]) -> Inference:
     widths, blocks, temporal = _nested(own) if residual else _flat(own)
     if any(width % base for width in widths):
         raise UserError(
-            f"{contents.path}: widths {list(widths)} after a first convolution of {base} have no equivalent in "
-            "diffusers"
+            f"{contents.path}: widths {list(widths)} after a first convolution of {base} channels have no equivalent "
+            "in diffusers"
         )
     channels = own.axes("decoder.conv_in.weight", _VIDEO)[1]
     multiples = [width // base for width in widths]
