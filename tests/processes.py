@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ldm_ae.training.run", "ldm_ae.latents", "ldm_ae.evaluation", "ldm_ae.interop"])
+CONTEXT.set_forkserver_preload(["scripts.reliability.preload"])
 
 
 def run_script(script: Path, arguments: Sequence[str], log: Path) -> int:

@@ -16,10 +16,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import preload  # noqa: F401
 import torch
 
-import ldm_ae.cli  # imported before the forks, as the next is
-import ldm_ae.training.run
+import ldm_ae.cli
 
 torch.set_num_threads(1)
 POLL_SECONDS = 0.0005
