@@ -44,8 +44,8 @@ def main() -> int:
         )  # fmt: skip
         command = [sys.executable, "-m", "ldm_ae.cli", "train", "--config", str(recipe), "--out", str(root / "run")]
         command += ["--data.validation_images", "0"]
-        traced = ["strace", "-f", "--seccomp-bpf", "-y", "-qq", "-s", "0", "-e", f"trace={CALLS}", "-o", str(root / "trace"), *command]
-        subprocess.run(traced, check=True, capture_output=True)
+        strace = ["strace", "-f", "--seccomp-bpf", "-y", "-qq", "-s", "0", "-e", f"trace={CALLS}"]
+        subprocess.run([*strace, "-o", str(root / "trace"), *command], check=True, capture_output=True)
         events = list(read(root / "trace", root / "run"))
         for number in range(1, options.trials + 1):
             wrong = check(events, f"step-{2 * number:08d}")
