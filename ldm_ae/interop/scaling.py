@@ -19,6 +19,7 @@ from ldm_ae.models.scaling import (
     check_storable,
     describe_scaling,
     is_unscaled,
+    mark_scaled_encoder,
     measured_scaling,
     measures_scale,
     scale_is_known,
@@ -55,13 +56,15 @@ def measure_scaling(
 
 
 def settle_scaling(
-    model: Autoencoder, loader: Iterable[Batch] | None, *, progress: Callable[[int], None] | None = None
-) -> tuple[str, bool]:
+    model: Autoencoder, loader: Iterable[Batch] | None, *, keep: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[str, bool]:  # fmt: skip
     """Give a trained model the scale of its latents: keep it where the encoder is unchanged, else measure it.
 
     Args:
         model: The model to export; it is put in eval mode, and its configuration is changed.
         loader: Images to measure on; None if there are none.
+        keep: Keep the scale although the encoder has changed, because the latents are those that it belongs to.
         progress: See `measure_scaling`.
 
     Returns:
@@ -69,8 +72,11 @@ def settle_scaling(
     """
     model.eval()
     before = model.latent_spec
+    if keep:
+        mark_scaled_encoder(model)
+        return f"the latents are the teacher's and keep their {describe_scaling(before)}", True
     if not measures_scale(model):
-        return f"{type(model.net).__name__} normalizes its latents within the network, and no scale is measured", True
+        return f"{type(model.net).__name__} stores no scale of its own, and none is measured", True
     if scale_is_known(model):
         return f"the encoder is unchanged and keeps its {describe_scaling(before)}", True
     old = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -92,6 +93,21 @@ class Autoencoder(nn.Module, abc.ABC):
         return model
 
     @classmethod
+    def network_class(cls, class_name: str) -> Any:
+        """Return the class of network of one of `class_names`; by default, the one of this name that the module of the
+        autoencoder defines or imports, else the one in diffusers.
+
+        Raises:
+            UserError: the installed diffusers does not have it.
+        """
+        import diffusers  # takes seconds
+
+        found = getattr(sys.modules[cls.__module__], class_name, None) or getattr(diffusers, class_name, None)
+        if found is None:
+            raise UserError(f"{class_name} is not in diffusers {diffusers.__version__}; install a newer diffusers")
+        return found
+
+    @classmethod
     def example(cls, class_name: str) -> Autoencoder:
         """Return the smallest random network of one of `class_names`; by default, the constructor's default network."""
         del class_name
@@ -126,6 +142,10 @@ class Autoencoder(nn.Module, abc.ABC):
     decoder_names: tuple[str, ...] = ()
     """Prefixes of the names of `net`'s parameters that do not affect latents. All others belong to the encoder: a scale
     is measured for those and stays valid when only parameters with these prefixes are trained."""
+
+    takes_scaled_latents: bool = False
+    """Whether the network is made for latents to which another model's scale has been applied, as a TAESD is, whose
+    decoder limits them to (-3, 3)."""
 
     compvis_class: str | None = None
     """The class of CompVis's latent-diffusion with the same function, `AutoencoderKL` or `VQModel`, if `net` has the
@@ -163,6 +183,14 @@ class Autoencoder(nn.Module, abc.ABC):
         For training they exclude the last layer, so that its gradient can be computed separately.
         """
         del for_training
+        return ()
+
+    def exact_parts(self) -> Sequence[nn.Module]:
+        """Return the modules that `ldm_ae.models.wrappers.exact_tiling` can compute in bands of rows; none if the
+        network is not built from such modules.
+
+        All layers whose memory grows with the image must be inside them.
+        """
         return ()
 
     @property

@@ -136,7 +136,7 @@ def check_storable(model: Autoencoder, per_channel: bool | None) -> None:
     name, keys = type(model.net).__name__, model.scale_keys
     if not measures_scale(model):
         raise UserError(
-            f"{name} normalizes its latents within the network and stores no scale of its own; keep it as it is"
+            f"{name} stores no scale of its own: diffusion models see its latents as they are; remove --scaling measure"
         )
     if per_channel and "latents_std" not in keys:
         raise UserError(f"{name} cannot store latents_mean and latents_std; remove --per-channel")
@@ -212,7 +212,7 @@ def remember_scaled_encoder(model: Autoencoder) -> None:
 def describe_state(model: Autoencoder) -> str:
     """Return the origin of the scale in a few words: `measured` also covers the scale of a published model."""
     if not measures_scale(model):
-        return "within the network"
+        return "none: diffusion models see the latents as they are"
     if is_unscaled(model.latent_spec):
         return "not measured"
     return "measured" if scale_is_known(model) else "measured before the encoder was trained further"

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
+import pytest
 import torch
 from torch import Tensor
 
 from ldm_ae.models import Autoencoder
+from ldm_ae.models.adapters._video_networks import VIDEO_NETWORKS
+
+FAST_VIDEO = ("AutoencoderKLLTXVideo", "AutoencoderKLMagvit", "AutoencoderKLQwenImage", "AutoencoderKLWan")
+"""One class of video of each kind. The other classes take as long together as all other tests of networks."""
+SLOW_VIDEO = [name for name in VIDEO_NETWORKS if name not in FAST_VIDEO]
+
+
+def skip_if_missing(name: str) -> None:
+    """Skip a test of a network class that the installed diffusers does not have."""
+    if name in VIDEO_NETWORKS and not hasattr(diffusers, name):
+        pytest.skip(f"{name} needs diffusers {VIDEO_NETWORKS[name].needs}")
 
 
 def images(model: Autoencoder, count: int = 2) -> Tensor:

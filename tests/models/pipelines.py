@@ -57,9 +57,38 @@ def decoded_by(pipeline: type[Any], net: Any, scaled_latents: Tensor, **names: A
         scaled_latents: Its variable `latents` at the end of the denoising.
         names: Other local variables that the lines read.
     """
-    lines = decode_lines(pipeline)
+    names = {"self": PipelineParts(pipeline, vae=net), **names}
+    return cast(Tensor, _run(pipeline, {"latents": scaled_latents, "generator": None, **names})["image"])
+
+
+class _Recorder(types.SimpleNamespace):
+    """An autoencoder that records what it is to decode."""
+
+    def decode(self, latents: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        self.decoded = latents
+        return (latents,)
+
+
+def latents_for_decode(pipeline: type[Any], net: Any, scaled_latents: Tensor, **names: Any) -> Tensor:
+    """Return the latents that a pipeline's own lines give to `vae.decode`.
+
+    Args:
+        pipeline: The pipeline's class.
+        net: Its autoencoder, of which the lines read configuration and buffers.
+        scaled_latents: Its variable `latents` at the end of the denoising.
+        names: Its parts, and other local variables that the lines read.
+    """
+    buffers = {key: value for key, value in vars(net).get("_buffers", {}).items() if isinstance(value, Tensor)}
+    recorder = _Recorder(config=net.config, dtype=scaled_latents.dtype, device=scaled_latents.device, **buffers)
+    local = {"latents": scaled_latents, "generator": None, "output_type": "pt", "device": scaled_latents.device,
+             "prompt_embeds": scaled_latents, "batch_size": len(scaled_latents), **names}  # fmt: skip
+    _run(pipeline, {"self": PipelineParts(pipeline, vae=recorder, **names), **local})
+    return cast(Tensor, recorder.decoded)
+
+
+def _run(pipeline: type[Any], names: dict[str, Any]) -> dict[str, Any]:
+    """Execute `decode_lines` with these variables, and return all variables."""
     source = cast(str, inspect.getsourcefile(pipeline))
-    names = {"self": PipelineParts(pipeline, vae=net), "latents": scaled_latents, "generator": None, **names}
     module = vars(inspect.getmodule(pipeline))
-    exec(compile(ast.Module(lines, []), source, "exec"), module | names, names)
-    return cast(Tensor, names["image"])
+    exec(compile(ast.Module(decode_lines(pipeline), []), source, "exec"), module | names, names)
+    return names

@@ -210,7 +210,7 @@ def test_rae_normalizes_within_the_network(tmp_path: Path) -> None:
     torch.testing.assert_close(latents, expected)
     assert torch.equal(model.scale(latents), latents)
     assert settle_scaling(model, None) == (
-        "AutoencoderRAE normalizes its latents within the network, and no scale is measured", True
+        "AutoencoderRAE stores no scale of its own, and none is measured", True
     )  # fmt: skip
     assert ldm_ae.models.model_hash(model) != ldm_ae.models.model_hash(ldm_ae.wrap(rae(scaling_factor=2.0)))
 
@@ -280,7 +280,7 @@ def test_rae_with_other_encoders(kind: str) -> None:
 
 
 def test_measuring_without_a_place_for_the_scale_is_refused() -> None:
-    with pytest.raises(UserError, match="AutoencoderRAE normalizes its latents within the network"):
+    with pytest.raises(UserError, match="AutoencoderRAE stores no scale of its own"):
         check_storable(RAEAutoencoder.example(""), None)
     statistics = measure_scaling(RAEAutoencoder.example("").eval(), [])
     assert statistics.count == 0

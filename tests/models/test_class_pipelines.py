@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.adapters import AUTOENCODERS
+from ldm_ae.models.adapters._video_networks import VIDEO_NETWORKS
 from tests.models.examples import images, some_scale
 from tests.models.pipelines import PipelineParts, decoded_by
 
@@ -57,8 +58,9 @@ ENCODE: dict[str, Encode] = {
     "AutoencoderDC": lambda net, pixel_values: net.encode(pixel_values).latent * net.config.scaling_factor,
     "AutoencoderRAE": lambda net, pixel_values: net.encode((pixel_values + 1) / 2).latent,
 }
-ELSEWHERE = {"VQModel", "QuantizedAutoencoder"}
-"""Their pipelines quantize again before they decode: tests/interop/test_pipelines.py."""
+ELSEWHERE = {"VQModel", "QuantizedAutoencoder", *VIDEO_NETWORKS}
+"""Pipelines of the first two quantize again before they decode: tests/interop/test_pipelines.py. Those of video are in
+test_video.py."""
 OF_MODE = {"AutoencoderKLFlux2"}
 """The pipelines that encode to the posterior's mode."""
 

@@ -18,6 +18,7 @@ from ldm_ae.interop.scaling import plan_scaling
 from ldm_ae.models import (
     Autoencoder,
     Posterior,
+    Tiled,
     for_inference,
     fp32_fallbacks,
     load_autoencoder,
@@ -27,15 +28,17 @@ from ldm_ae.models import (
 from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.models.scaling import SCALE, encoder_sha256, mark_scaled_encoder, measured_scaling, set_scaling_of
 from ldm_ae.models.trainable import set_trainable
-from tests.models.examples import images, latent_size, noise_of, some_scale
+from tests.models.examples import SLOW_VIDEO, images, latent_size, noise_of, skip_if_missing, some_scale
 from tests.models.patch_linear import PatchLinearAutoencoder
 
 DOUBLE = "PatchLinear"
 """Of another package: fixture `patch_linear`."""
 
 
-@pytest.fixture(params=[*AUTOENCODERS, DOUBLE])
+@pytest.fixture(params=[*(name for name in AUTOENCODERS if name not in SLOW_VIDEO), DOUBLE,
+                        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_VIDEO)])  # fmt: skip
 def name(request: pytest.FixtureRequest, patch_linear: None) -> str:
+    skip_if_missing(request.param)
     return request.param
 
 
@@ -322,6 +325,36 @@ def test_every_parameter_receives_a_gradient_in_a_training_pass(model: Autoencod
         assert parameter.grad.isfinite().all(), key
     assert all(torch.is_tensor(value) for value in model.learn([output.posterior]).values())
     assert all(torch.is_tensor(value) for value in model.learned_parameters())
+
+
+@torch.no_grad()
+def test_tiles_of_large_images_are_blended_or_exact(model: Autoencoder) -> None:
+    spec, factor = model.spec, model.latent_spec.downsample_factor
+    low, high = spec.pixels.range
+    if getattr(spec.latents, "image_size", None) is not None:
+        with pytest.raises(UserError, match=f"{type(model.net).__name__} takes images of one size only"):
+            Tiled(model, tile=factor)
+        return
+    x = torch.rand(2, spec.pixels.channels, 5 * factor, 3 * factor) * (high - low) + low
+    whole = model.encode(x)
+    images = model.decode(whole.mode())
+    if model.exact_parts():
+        tiled = Tiled(model, tile=factor)
+        assert tiled.exact
+        assert all(any(part is module for module in model.net.modules()) for part in model.exact_parts())
+        for found, expected in zip(all_of(tiled.encode(x)), all_of(whole), strict=True):
+            assert torch.allclose(found, expected, atol=1e-4)
+        assert torch.allclose(tiled.decode(whole.mode()), images, atol=1e-4)
+    tiled = Tiled(model, tile=2 * factor, overlap=factor, exact=False)
+    found = tiled.encode(x)
+    assert [tensor.shape for tensor in all_of(found)] == [tensor.shape for tensor in all_of(whole)]
+    assert (found.moments is None, found.indices is None) == (whole.moments is None, whole.indices is None)
+    decoded = tiled.decode(whole.mode())
+    assert (decoded.shape, decoded.dtype) == (images.shape, torch.float32)
+    assert decoded.isfinite().all()
+    # A tile that is the whole image is the whole image.
+    wide = Tiled(model, tile=5 * factor, exact=False)
+    assert torch.equal(wide.encode(x).mode(), whole.mode())
 
 
 def test_exported_model_equals_the_original(model: Autoencoder, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def check_same_request(path: Path, recorded: Mapping[str, Any], request: StoreRe
         recorded: The store's request, as JSON values.
         request: The current request.
     """
-    ours = request.to_json()
+    ours = request.to_json() | asdict(request)
     fields = [name for name in ours if name not in _FREE and recorded.get(name) != ours[name]]
     fields = [name for name in fields if _HASHES.get(name) not in fields]
     if not fields:

@@ -114,6 +114,8 @@ def inspect_store(
     summary |= {name: request.get(name) for name in shown}
     if request.get("deterministic"):
         summary["moments"] = "none: the model has no posterior, and `latents` are its encoder's output"
+    if request.get("tile"):
+        summary |= {name: request.get(name) for name in ("tile", "overlap")}
     try:
         store = LatentStore(path)
     except UserError as error:

@@ -15,6 +15,7 @@ from ldm_ae.images.pixels import PixelSpec, of_channels
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.scaling import factor_beside_vectors
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
+from ldm_ae.models.wrappers.exact_tiling import has_bands
 
 
 class ConvolutionalAutoencoder(Autoencoder):
@@ -80,6 +81,10 @@ class ConvolutionalAutoencoder(Autoencoder):
     def compilable_parts(self, *, for_training: bool = False) -> Sequence[nn.Module]:
         net = self.net
         return [net.encoder, *([net.decoder.mid_block, *net.decoder.up_blocks] if for_training else [net.decoder])]
+
+    def exact_parts(self) -> Sequence[nn.Module]:
+        parts = [self.net.encoder, self.net.decoder]
+        return parts if all(map(has_bands, parts)) else ()
 
 
 def require_levels(encoder: Sequence[int], decoder: Sequence[int]) -> None:

@@ -20,7 +20,8 @@ from ldm_ae.core.errors import UserError, reason
 from ldm_ae.images.pixels import of_channels
 from ldm_ae.models.adapters._opening import open_pretrained
 from ldm_ae.models.interface import Autoencoder
-from ldm_ae.models.loading.folder import local_folder, read_config
+from ldm_ae.models.loading.configs import read_config
+from ldm_ae.models.loading.places import local_folder
 from ldm_ae.models.posteriors import DeterministicPosterior
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 
@@ -31,7 +32,7 @@ HEAD_DIM = 64
 class RAEAutoencoder(Autoencoder):
     """A representation autoencoder: `diffusers.AutoencoderRAE` as `net`, without a posterior.
 
-    The encoder is never trained. `noise_tau` of the configuration has no effect: the regularizer `GaussianNoise` adds
+    The encoder is never trained. `noise_tau` of the configuration has no effect: the regularizer `AdditiveNoise` adds
     the noise of training, with a seed per sample.
 
     Args:

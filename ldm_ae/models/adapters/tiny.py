@@ -38,6 +38,7 @@ class TinyAutoencoder(DeterministicAutoencoder):
 
     short_names = ("tiny", "taesd")
     class_names = ("AutoencoderTiny",)
+    takes_scaled_latents = True
     neutral_config = frozenset({"force_upcast", "latent_magnitude", "latent_shift"})
 
     def __init__(

@@ -16,7 +16,8 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
 from ldm_ae.models.interface import Autoencoder
-from ldm_ae.models.loading.folder import local_folder, read_config, read_model_folder
+from ldm_ae.models.loading.folder import class_name_of, read_model_folder
+from ldm_ae.models.loading.places import local_folder
 from ldm_ae.models.posteriors import DiscretePosterior, Posterior
 from ldm_ae.models.spec import Codebook, LatentSpec
 from ldm_ae.quantizers import EMAVQ, FSQ, VQ, ManagedCodebook, Quantizer, describe_quantizer
@@ -87,6 +88,12 @@ class VQAutoencoder(ConvolutionalAutoencoder):
             "scaling_factor": 1.0,  # no scale is measured yet
         }
         self.net = _build(arguments, quantizer)
+
+    @classmethod
+    def network_class(cls, class_name: str) -> Any:
+        from ldm_ae.models.adapters._quantized_networks import QuantizedAutoencoder, VQModel
+
+        return VQModel if class_name == "VQModel" else QuantizedAutoencoder
 
     @classmethod
     def around(cls, net: Any) -> Autoencoder:
@@ -197,7 +204,7 @@ def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
     from ldm_ae.models.adapters._quantized_networks import QuantizedAutoencoder, VQModel
 
     folder = local_folder(pretrained)
-    kind = read_config(folder)["_class_name"]
+    kind = class_name_of(folder)
     if kind == "AutoencoderKL":
         return _from_kl(pretrained, folder, quantizer)
     if kind == "QuantizedAutoencoder":
