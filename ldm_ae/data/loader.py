@@ -9,28 +9,22 @@ Prefetching, pinning and worker processes are `torch.utils.data.DataLoader`'s.
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
-from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.core.processes import worker_processes
 from ldm_ae.data.batches import Batch, BatchBuilder, Failure
 from ldm_ae.data.randomness import chosen_indices, epoch_order
 from ldm_ae.data.sources.interface import Source
+from ldm_ae.data.workers import data_loader, signals_held_back
 from ldm_ae.images.transforms import ImageTransform
 
 _log = logging.getLogger("ldm_ae")
-_ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM)
-_SECONDS_AFTER_SIGTERM = 60
-"""Seconds that a worker continues, so that its main process can exit cleanly."""
 
 
 class _StreamSampler(Sampler[list[tuple[int, int]]]):
@@ -284,50 +278,6 @@ def _first_good(builder: BatchBuilder, count: int, rejects: Rejects) -> Tensor:
         first = next(iter(rejects.reasons.items()))
         raise UserError(f"none of the {len(builder.pool)} images can be used; the first: {': '.join(first)}")
     return torch.cat(found)
-
-
-def data_loader(
-    builder: Dataset[Any], batches: Sampler[list[tuple[int, int]]] | list[list[tuple[int, int]]], workers: int,
-    *, persistent: bool,
-) -> DataLoader[Any]:  # fmt: skip
-    """Return a loader of the result of `builder` for each batch of (epoch, index) pairs, in their order."""
-    workers = worker_processes(workers)
-    return DataLoader(
-        builder,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_as_is,
-        pin_memory=torch.cuda.is_available(),
-        # torch draws the workers' base seed from here instead of from the global generator; nothing else uses it.
-        generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_start_worker,
-        persistent_workers=persistent and workers > 0,
-    )
-
-
-def _as_is(batch: Any) -> Any:  # torch types it as a list of samples
-    """Return `batch`, which the builder has already assembled."""
-    return batch
-
-
-@contextmanager
-def signals_held_back() -> Iterator[None]:
-    """Delay signals that arrive while workers start: for this process briefly, for the workers until they are ready."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASK_TO_STOP)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(worker: int) -> None:  # noqa: ARG001 - torch calls it with the worker's number
-    """Ignore Ctrl-C and delay Slurm's SIGTERM, which go to every process of a job: the main process alone handles them,
-    and needs its workers until it has saved. torch itself sets one thread a worker.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Not ignored forever: torch ends a stuck worker by this signal.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASK_TO_STOP)
 
 
 def check_counts(**counts: int) -> None:
