@@ -146,7 +146,7 @@ class Trainer:
                 started = time.perf_counter()
                 batches = next(stream)
                 logs = self.train_step(batches)
-                save = logs is not None and self._after_step(logs, time.perf_counter() - started)
+                save = logs is not None and self._after_step(batches, logs, time.perf_counter() - started)
                 stop = agreed_signal(self.accelerator, signals.received)
                 if save or stop:
                     self.save()
@@ -230,10 +230,11 @@ class Trainer:
         self.log.warn(self.step, "not_finite", f"skipped the update after step {self.step}: {words}")
         self.guard.count(words)
 
-    def _after_step(self, logs: dict[str, Tensor], seconds: float) -> bool:
+    def _after_step(self, batches: Sequence[Batch], logs: dict[str, Tensor], seconds: float) -> bool:
         """Log, save a sample grid and validate where due; return whether a checkpoint is due."""
         config = self.config
-        self.window.add(logs, self.loader.global_batch, seconds)
+        latents = math.prod(self.autoencoder.latent_spec.latent_size(*batches[0].pixel_values.shape[-2:]))
+        self.window.add(logs, self.loader.global_batch, seconds, latents)
         self.log.advance(self.step)
         last = self.step == config.max_steps
         if self.step % config.log_every == 0 or last:
@@ -257,10 +258,11 @@ class Trainer:
 
     def _log(self) -> None:
         values = self.window.means(self.accelerator)
+        latents = self.window.mean_latents
         if "kl_loss" in values:
-            values["kl_per_latent"] = values["kl_loss"] / self._latent_elements()
+            values["kl_per_latent"] = values["kl_loss"] / (self.autoencoder.latent_spec.channels * latents)
         if "codebook_perplexity" in values:
-            values["codebook_spread"] = values["codebook_perplexity"] / self._most_codes()
+            values["codebook_spread"] = values["codebook_perplexity"] / self._most_codes(latents)
         values["learning_rate"] = self.optimizers[0].param_groups[0]["lr"]
         if len(self.optimizers) > 1:
             values["discriminator_learning_rate"] = self.optimizers[1].param_groups[0]["lr"]
@@ -278,18 +280,11 @@ class Trainer:
         for name, words in self.alarms.check(values).items():
             self.log.warn(self.step, name, words)
 
-    def _latent_elements(self) -> int:
-        return self.autoencoder.latent_spec.channels * self._latent_positions()
-
-    def _latent_positions(self) -> int:
-        size = self.identity["resolution"]
-        return math.prod(self.autoencoder.latent_spec.latent_size(size, size))
-
-    def _most_codes(self) -> int:
-        """Return how many codes one step can use at most: each code once, or one per position."""
+    def _most_codes(self, latents: float) -> float:
+        """Return how many codes one step can use at most: each code once, or one per latent vector of its images."""
         size = self.autoencoder.latent_spec.codebook_size
         assert size is not None
-        return min(size, self.loader.global_batch * self._latent_positions())
+        return min(size, self.loader.global_batch * latents)
 
     def _sample(self) -> None:
         """Save the fixed images' reconstructions, from the weights that are validated."""
