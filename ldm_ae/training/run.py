@@ -214,7 +214,7 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
     if not isinstance(run.regularizer, Identity):
         identity["regularizer"] = type(run.regularizer).__name__
     if loader.buckets is not None:
-        identity["buckets"] = loader.buckets.identity()
+        identity["bucket_assignment"] = loader.buckets.identity()
     return Trainer(
         folder=folder, accelerator=accelerator, numerics=numerics, autoencoder=run.model,
         objective=Objective(run.objective), regularizer=run.regularizer,

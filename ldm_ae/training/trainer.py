@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ldm_ae.core.compilation import one_graph_a_size
 from ldm_ae.core.environment import ENVIRONMENT, describe_environment
 from ldm_ae.core.errors import Stopped, UserError
 from ldm_ae.core.precision import Numerics
@@ -39,6 +41,9 @@ from ldm_ae.training.networks import Networks
 from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.steps import MicroBatch, discriminator_step, generator_step
 from ldm_ae.training.validation import choose_metrics
+
+_GRAPHS_A_SIZE = 4
+"""Compiled graphs of a network for one image size: in both networks' steps, with and without parameter gradients."""
 
 
 class Trainer:
@@ -140,7 +145,9 @@ class Trainer:
             )  # fmt: skip
         self.alarms, self.window = Alarms(), Window()
         stream = self.loader.steps(self.position)
-        with log.progress, self.saver.settled(), Signals() as signals:
+        sizes = self.loader.buckets.sizes if self.loader.buckets is not None else []
+        graphs = one_graph_a_size(len(sizes), _GRAPHS_A_SIZE) if config.compile and sizes else nullcontext()
+        with log.progress, self.saver.settled(), graphs, Signals() as signals:
             log.advance(self.step)
             while self.step < config.max_steps:
                 started = time.perf_counter()
