@@ -100,6 +100,13 @@ def test_flux2_measures_each_packed_channel() -> None:
     torch.testing.assert_close(found.std(dim=(0, 2, 3), unbiased=False), torch.ones(16), atol=1e-5, rtol=0)
 
 
+def test_statistics_of_latents_that_are_not_packed_are_refused() -> None:
+    statistics = ChannelStatistics(4)
+    statistics.update(torch.randn(2, 4, 4, 4))
+    with pytest.raises(UserError, match="the statistics are of 4 channels; expected 16 of packed latents"):
+        measured_scaling(Flux2Autoencoder.example("").latent_spec, statistics)
+
+
 def test_flux2_refuses_a_deviation_that_its_batch_norm_cannot_hold() -> None:
     model = Flux2Autoencoder.example("")
     with pytest.raises(UserError, match=r"cannot store latents_std 0.001: .* leaves room for is 0.01"):
