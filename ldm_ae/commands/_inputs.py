@@ -98,10 +98,14 @@ def whole_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, WholeTr
             "them"
         )
     model, source = _model_and_images(args)
+    spec = model.latent_spec
     shorter = None if native or args.resize == "none" else args.size or model.sample_size
+    if native and spec.image_size is not None:
+        raise UserError(f"the model takes images of {spec.image_size}x{spec.image_size} only; remove --size native")
     if shorter is not None:
-        model.latent_spec.latent_size(shorter, shorter)
-    return model, source, WholeTransform(shorter, multiple=model.latent_spec.downsample_factor, **_decoding(args))
+        spec.latent_size(shorter, shorter)
+    multiple = spec.image_multiple if shorter is None else spec.downsample_factor
+    return model, source, WholeTransform(shorter, multiple=multiple, **_decoding(args))
 
 
 def sized_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform | WholeTransform]:

@@ -46,9 +46,12 @@ def in_bands(parts: Sequence[nn.Module], area: int) -> Iterator[None]:
 
 
 def has_bands(part: Any) -> bool:
-    """Return whether `in_bands` can compute a module: an `Encoder` or `Decoder` of which every layer is known."""
+    """Return whether `in_bands` can compute a module: an `Encoder` or `Decoder` of which every layer is known.
+
+    `MaskConditionDecoder` is one too: without a mask, it is a `Decoder`.
+    """
     from diffusers.models.attention_processor import Attention
-    from diffusers.models.autoencoders.vae import Decoder, Encoder
+    from diffusers.models.autoencoders.vae import Decoder, Encoder, MaskConditionDecoder
     from diffusers.models.downsampling import Downsample2D
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.upsampling import Upsample2D
@@ -68,7 +71,7 @@ def has_bands(part: Any) -> bool:
             return isinstance(module.conv, nn.Conv2d) and module.norm is None and module.padding == 0
         return True
 
-    if type(part) not in (Encoder, Decoder):
+    if type(part) not in (Encoder, Decoder, MaskConditionDecoder):
         return False
     blocks: list[Any] = [part.mid_block, *(part.down_blocks if isinstance(part, Encoder) else part.up_blocks)]
     resnets = [resnet for block in blocks for resnet in block.resnets]
