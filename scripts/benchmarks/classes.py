@@ -3,7 +3,7 @@
     python scripts/benchmarks/classes.py --class AutoencoderKLQwenImage
 
 Both sides have the same random weights. diffusers' model runs under `torch.no_grad()`, in float32 and plain rows; ours
-in float32 and channels-last, and in bfloat16 on devices that are fast in it. `--class all` measures every class in turn.
+in float32 and channels-last, and in bfloat16 on devices that are fast in it. `--class all` measures all in turn.
 `encode.py` measures the networks of VQ, whose convolutions are those of AutoencoderKL.
 """
 

@@ -11,6 +11,7 @@ import yaml
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import load_autoencoder
 from ldm_ae.models.adapters import AUTOENCODERS
+from ldm_ae.models.adapters._video_examples import EXAMPLES
 from ldm_ae.training.run import build_config, parse_config, train
 
 pytestmark = pytest.mark.usefixtures("one_parser")
@@ -39,6 +40,7 @@ NARROW: dict[str, dict[str, Any]] = {
         "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
         "decoder_intermediate_size": 16, "patch_size": 16,
     },
+    "VideoAutoencoder": {"network": "AutoencoderKLWan", "arguments": EXAMPLES["AutoencoderKLWan"]},
 }  # fmt: skip
 """Arguments of networks with all parts of those in the recipes."""
 
