@@ -30,7 +30,7 @@ class Export(Command):
     """Export of a model to the formats of other projects."""
 
     name = "export"
-    summary = "Write a model for other projects: a diffusers folder, CompVis keys, or a pipeline with it."
+    summary = "Write a model for other projects: a diffusers folder, CompVis keys, or a pipeline."
     order = 70
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
