@@ -21,6 +21,7 @@ from typing import Any, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
 
+from ldm_ae.commands.interface import Parser
 from ldm_ae.core.errors import exit_status
 from ldm_ae.training.diffusion import DiffusionConfig, train_diffusion
 from ldm_ae.training.diffusion.config import option
@@ -28,7 +29,7 @@ from ldm_ae.training.diffusion.config import option
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the options: those of `DiffusionConfig`, and the three folders."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Train a latent diffusion model on a latent store. Rerun the same command to resume.",
         usage="%(prog)s --store STORE --autoencoder MODEL --out DIR [options]",
     )

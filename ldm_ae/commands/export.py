@@ -9,6 +9,7 @@ from ldm_ae.commands._inputs import choose_precision, print_notes, print_path, s
 from ldm_ae.commands._options import (
     IMAGES,
     add_compute_options,
+    add_export_options,
     add_images_options,
     add_model,
     add_out,
@@ -41,15 +42,7 @@ class Export(Command):
                             "%(default)s)")  # fmt: skip
         parser.add_argument("--images", help="measure scaling_factor on these images, and on the first of them "
                             f"whether the model is safe in fp16: {IMAGES}")  # fmt: skip
-        parser.add_argument("--scaling", choices=("auto", "keep", "measure"), default="auto", help="auto keeps an "
-                            "existing scale, and measures on --images if there is none or the encoder was trained "
-                            "after it was measured (default: %(default)s)")  # fmt: skip
-        parser.add_argument("--per-channel", action=argparse.BooleanOptionalAction, help="measure latents_mean and "
-                            "latents_std, for SDXL's pipelines and trainers that read them; those of Stable Diffusion, "
-                            "Kolors, DiT, SD3 and FLUX ignore them and decode wrongly (default: if the model has "
-                            "them)")  # fmt: skip
-        parser.add_argument("--weights", choices=("fp32", "bf16", "fp16"), default="fp32", help="type of the written "
-                            "weights (default: %(default)s)")  # fmt: skip
+        add_export_options(parser)
         parser.add_argument("--sample-size", type=int, metavar="SIZE", help="sample_size of the configuration: the "
                             "side in pixels that commands take by default (default: that of the training "
                             "crops)")  # fmt: skip
@@ -73,7 +66,7 @@ def _to_ldm(args: argparse.Namespace) -> None:
     from ldm_ae.models import load_autoencoder
 
     require_new_folder(args.out, "the model", own_files=LDM_FILES, overwrite=args.overwrite)
-    model = load_autoencoder(args.model)
+    model = load_autoencoder(args.model, config=args.config)
     out = export_ldm(model, args.out, overwrite=args.overwrite)
     if model.latent_spec.shift_factor or model.latent_spec.latents_std is not None:
         print_notes([" ".join(scale_lines(model.latent_spec))])
@@ -88,12 +81,12 @@ def _to_diffusers(args: argparse.Namespace) -> None:
     from ldm_ae.models import load_autoencoder
 
     require_new_folder(args.out, "the model", own_files=DIFFUSERS_FILES, overwrite=args.overwrite)
-    model, statistics = load_autoencoder(args.model), None
+    model, statistics = load_autoencoder(args.model, config=args.config), None
     plan = plan_scaling(model, args.scaling, per_channel=args.per_channel, images=args.images is not None)
     print_notes(plan.notes)
     if args.images:
         choose_precision(args)
-        found, activations, account = _measure(args)
+        found, activations, account = measure_on_images(args)
         statistics = found if plan.measure else None
         print("\n".join(account.lines()))
         print(scaling_line(model.latent_spec, statistics, args.images, per_channel=args.per_channel))
@@ -105,7 +98,7 @@ def _to_diffusers(args: argparse.Namespace) -> None:
     print_path(f"model for {type(model.net).__name__}.from_pretrained", out)
 
 
-def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges, Account]:
+def measure_on_images(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges, Account]:
     """Return the scale of the latents over all images, the activation range over the first images, and the account."""
     from ldm_ae.data import EvaluationLoader
     from ldm_ae.evaluation import activation_ranges, first_batches

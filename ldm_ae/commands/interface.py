@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NoReturn
 
+from ldm_ae.core.nearest import nearest_name
+
 PROGRAM = "ldm-ae"
 
 
+_OPTIONS_ELSEWHERE = {
+    "--size": "image-size img-size input-size resolution height width",
+    "--workers": "num-workers dataloader-num-workers num-proc threads",
+    "--batch-size": "bs batch train-batch-size eval-batch-size per-proc-batch-size per-device-train-batch-size",
+    "--precision": "mixed-precision half amp fp16 bf16 torch-dtype dtype",
+    "--steps": "max-steps max-train-steps num-steps train-steps iterations",
+    "--learning-rate": "lr",
+    "--out": "output output-dir outdir out-dir save-dir save-path",
+    "--limit": "num-samples num-images max-images max-samples",
+    "--trackers": "report-to log-with logger wandb tensorboard",
+    "--overwrite": "force exist-ok",
+    "--device": "gpu cuda cpu gpus",
+    "--autoencoder": "vae pretrained-vae pretrained-model-name-or-path",
+    "--store": "data data-path data-dir dataset latents",
+    "--checkpoint-every": "save-every checkpointing-steps save-steps ckpt-every",
+    "--log-every": "logging-steps print-freq",
+}
+"""For an option of ours, the names that other programs give to it."""
+_OURS = {name: ours for ours, names in _OPTIONS_ELSEWHERE.items() for name in names.split()}
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line and suggest the nearest option for an unknown one."""
+    """A parser whose errors are one line and suggest an option for an unknown one: by meaning, or else the nearest."""
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2."""
-        if unknown := re.match(r"unrecognized arguments: (--[\w-]+)", message):
+        if unknown := re.match(r"unrecognized arguments: --([\w-]+)", message):
             known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-            if near := difflib.get_close_matches(unknown[1], known, n=1):
-                message += f"; did you mean {near[0]}?"
+            ours = _OURS.get(unknown[1].lower().replace("_", "-"))
+            near = ours if ours in known else nearest_name(f"--{unknown[1]}", known)
+            if near is not None:
+                message += f"; did you mean {near}?"
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 

@@ -132,3 +132,9 @@ def _or_run_error() -> Iterator[None]:
             "another process of this command has ended or cannot be reached; see its output for the reason. Rerun the "
             "same command: finished files are kept"
         ) from error
+
+
+def worker_processes(count: int) -> int:
+    """Return the number of a loader's worker processes: `count`, but at most one per CPU core that may be used."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, cores)

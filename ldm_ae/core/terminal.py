@@ -192,7 +192,16 @@ def lines_of(value: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}valid: {'no' if item else 'yes'}"
             yield from (f"{indent}  {problem}" for problem in item)
         else:
-            yield f"{indent}{key}: {item}"
+            yield f"{indent}{key}: {_in_words(item)}"
+
+
+def _in_words(value: object) -> str:
+    """Return a value as people read it: numbers with six digits, yes and no, none."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ", ".join(map(_in_words, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _is_terminal(console: Console) -> bool:

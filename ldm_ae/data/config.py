@@ -39,7 +39,7 @@ class DataConfig:
     max_pixels: int = MAX_PIXELS
     """Maximum number of pixels of an image; larger images are skipped."""
     workers: int = 2
-    """Number of processes that decode images, for each training process."""
+    """Maximum number of processes that decode images, for each training process; at most one per CPU core starts."""
     cache_megabytes: int = 0
     """Memory in MB for decoded images, in each worker, for data sets that fit."""
     max_bad_fraction: float = 0.01

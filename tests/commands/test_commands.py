@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,24 @@ def test_evaluate_writes_metrics_and_report(
     assert (tmp_path / "scores" / "report.html").stat().st_size > 10_000
 
 
+def test_inspect_describes_a_pipeline_and_its_autoencoder(run: Run, tiny_model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(tiny_model_folder, folder / "vae")
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    status, out, _ = run("inspect", folder)
+    assert status == 0
+    for line in ("kind: pipeline", "class: StableDiffusionPipeline", f"  path: {folder / 'vae'}", "valid: yes"):
+        assert line in out.splitlines()
+    assert "  class: AutoencoderKL" in out.splitlines()
+    (folder / "model_index.json").write_text("{")
+    status, out, err = run("inspect", folder)
+    assert (status, "valid: no" in out, "model_index.json is not valid JSON" in err) == (2, True, True)
+    (folder / "model_index.json").write_text("{}")
+    shutil.rmtree(folder / "vae")
+    status, out, err = run("inspect", folder)
+    assert (status, "valid: no" in out, "is not a model" in err) == (2, True, True)
+
+
 def test_inspect_describes_a_model(run: Run, tiny_model_folder: Path) -> None:
     status, out, _ = run("inspect", tiny_model_folder)
     assert status == 0
@@ -197,7 +216,10 @@ def no_weights(folder: Path) -> Path:
             ["encode", "{model}", "{images}", "{tmp}/s", "--size", "30"],
             "30x30 is not divisible by the model's downsample factor 4",
         ),
-        (["encode", "{model}", "{images}", "{tmp}/s", "--size", "many"], "invalid int value: 'many'"),
+        (
+            ["encode", "{model}", "{images}", "{tmp}/s", "--size", "many"],
+            "expected a number of pixels or native, got 'many'",
+        ),
         (["encode", "{model}", "{images}", "{images}", "--size", "32"], "{images}"),
         (["encode", "{model}", "{images}", "{tmp}/file/s", "--size", "32"], "file"),
         (["encode", "{images}"], "STORE"),
@@ -275,10 +297,10 @@ def no_weights(folder: Path) -> Path:
         (["inspect", "{tmp}/nowhere"], "no such path"),
         (
             ["inspect", "{images}/dogs/000.png"],
-            "is an image, which evaluate, encode and reconstruct read; inspect reads a folder: a model, a run",
+            "is an image, which evaluate, encode and reconstruct read; inspect reads a model folder, a pipeline",
         ),
         (["inspect", "{tmp}/a.yaml"], "a.yaml is a configuration, which ldm-ae train --config reads; inspect reads a"),
-        (["inspect", "{model}/diffusion_pytorch_model.safetensors"], "is a file of weights, which ldm-ae import reads"),
+        (["inspect", "{model}/diffusion_pytorch_model.safetensors"], "belongs to a model folder; give"),
         (["inspect", "{tmp}/empty"], "empty"),
         (["train"], "train needs a configuration"),
         (["train", "--config", "{tmp}/nowhere.yaml"], "no such configuration file"),

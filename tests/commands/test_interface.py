@@ -129,8 +129,18 @@ def test_option_in_place_of_a_command_names_the_nearest_one(capsys: pytest.Captu
     assert "unrecognized arguments: --hepl; did you mean --help?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("word", "near"), [("--sise", "--size"), ("--batchsize=3", "--batch-size")])
-def test_unknown_option_names_the_nearest_one(word: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("--sise", "--size"),
+        ("--batchsize=3", "--batch-size"),
+        # Other programs' names for ours.
+        ("--image-size", "--size"),
+        ("--num_workers", "--workers"),
+        ("--mixed_precision=fp16", "--precision"),
+    ],
+)
+def test_unknown_option_names_the_one_that_is_meant(word: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exited:
         main(["encode", "images", "store", word])
     assert exited.value.code == 2

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from ldm_ae.core.terminal import ProgressDisplay, ProgressLines
+from ldm_ae.core.terminal import ProgressDisplay, ProgressLines, lines_of
 
 
 class Clock:
@@ -114,3 +114,10 @@ def test_output_to_a_pipe_has_lines_without_terminal_codes(forced: bool, tmp_pat
     assert ended.returncode == 0
     assert re.match(r"encoding: 3/5 images, 0:00:00 elapsed\n", ended.stderr)
     assert "\x1b" not in ended.stderr
+
+
+def test_tree_of_values_is_formatted_for_people() -> None:
+    tree = {"best": {"value": 12.114593187967936, "rank": None}, "ema": False, "std": [0.5, 1 / 3], "problems": []}
+    assert list(lines_of(tree)) == [
+        "best:", "  value: 12.1146", "  rank: none", "ema: no", "std: 0.5, 0.333333", "valid: yes",
+    ]  # fmt: skip

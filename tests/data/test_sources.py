@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import RawImage, Source, decode_image, open_source
@@ -63,6 +64,17 @@ def test_every_source_class_has_a_name_and_a_description() -> None:
 
 
 # Bundled photos
+
+
+def test_folder_named_photos_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no such folder or file: photos\n"):
+        open_source("photos")
+    for name in ("photos", "photos:train"):
+        folder = tmp_path / name
+        folder.mkdir()
+        Image.new("RGB", (8, 8)).save(folder / "mine.png")
+        assert [source.key(0) for source in (open_source(name), open_source(f"./{name}"))] == ["mine.png"] * 2
 
 
 def test_photos_are_split_by_subject() -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ldm_ae.training import TrainingLosses
 from tests.docs_blocks import BLOCKS, Run
@@ -52,9 +54,10 @@ class Trainer:
                 module.training_step(batch, i)
 
 
-def images() -> list[Tensor]:
+def images() -> DataLoader[Any]:
+    """Two batches; a list would be several loaders to Lightning."""
     generator = torch.Generator().manual_seed(5)
-    return [torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(2)]
+    return DataLoader(torch.rand(4, 3, 32, 32, generator=generator) * 2 - 1, batch_size=2)  # type: ignore[arg-type]
 
 
 def run(block: str, *, state: Tensor | None = None, **namespace: Any) -> dict[str, Any]:
@@ -81,7 +84,8 @@ def _lightning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_lightning")
-def test_loop_in_lightning_trains_as_the_plain_loop_does() -> None:
+def test_loop_in_lightning_trains_as_the_plain_loop_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # Lightning writes lightning_logs
     start: TrainingLosses = run("import torch", batches=[])["losses"]
     before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
     plain = run("import torch", batches=images())

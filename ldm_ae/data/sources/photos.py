@@ -44,8 +44,8 @@ class PhotosSource(Source):
     @classmethod
     def open(cls, location: str, tree: Tree | None = None) -> PhotosSource | None:  # noqa: ARG003
         """See `Source.open`."""
-        scheme, _, split = location.partition(":")
-        if scheme != "photos":
+        scheme, colon, split = location.partition(":")
+        if scheme != "photos" or not colon or Path(location).exists():  # a folder `photos` is the user's
             return None
         if split not in _SPLITS:
             raise UserError(

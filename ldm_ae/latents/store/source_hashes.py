@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
 
+from ldm_ae.core.processes import worker_processes
 from ldm_ae.data import BadImage, RawImage, Wrapped
 
 _log = logging.getLogger("ldm_ae")
@@ -77,7 +78,11 @@ class SourceHashes:
             return True
         if indices.start not in self._known:
             loader: DataLoader[Original] = DataLoader(
-                _Looks(self._source), sampler=indices, batch_size=None, num_workers=self._workers, collate_fn=_as_is
+                _Looks(self._source),
+                sampler=indices,
+                batch_size=None,
+                num_workers=worker_processes(self._workers),
+                collate_fn=_as_is,
             )
             changed = [row["key"] for row, now in zip(rows, loader, strict=True) if not _is_same(row, now)]
             if changed:
