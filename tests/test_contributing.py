@@ -22,10 +22,9 @@ from torch import nn
 from ldm_ae.latents import LatentStore
 from tests.golden.inputs import write_images
 from tests.plugins import write_plugin
-from tests.processes import run_script
+from tests.processes import CLI, run_script
 
 ROOT = Path(__file__).parents[1]
-CLI = ROOT / "ldm_ae" / "cli.py"
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 EXAMPLES: dict[str, str] = dict(re.findall(r"<!-- example: ([\w ]+) -->\n```\w+\n(.*?)```\n", PAGE, re.DOTALL))
 RECIPE = EXAMPLES["recipe"]
