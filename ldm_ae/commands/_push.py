@@ -77,15 +77,14 @@ def _export(args: argparse.Namespace, folder: Path) -> tuple[int | None, list[st
     """Export the model, and return the number of images on which its scale was measured, and notes."""
     model = load_autoencoder(args.model)
     plan = plan_scaling(model, args.scaling, per_channel=args.per_channel, images=args.images is not None)
-    statistics = None
+    statistics, images = None, None
     if plan.measure:
         choose_precision(args)
-        statistics, _, _ = measure_on_images(args)
+        statistics, _, account = measure_on_images(args)
+        images = account.images
         print(scaling_line(model.latent_spec, statistics, args.images, per_channel=args.per_channel))
-    export_diffusers(
-        model, folder, scaling=statistics, per_channel=args.per_channel, weights=DTYPES[args.weights]
-    )  # fmt: skip
-    return None if statistics is None else statistics.images, plan.notes
+    export_diffusers(model, folder, scaling=statistics, per_channel=args.per_channel, weights=DTYPES[args.weights])
+    return images, plan.notes
 
 
 def _evaluate(args: argparse.Namespace, *, only_pictures: bool) -> Evaluation:

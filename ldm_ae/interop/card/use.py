@@ -34,7 +34,7 @@ def diffusers_code(model: Autoencoder, repository: str) -> str | None:
         f"pixel_values = torch.rand(1, 3, {size}, {size}) * 2 - 1  # RGB in [-1, 1]\n"
         "with torch.no_grad():\n"
         f"    latents = vae.encode(pixel_values).{_LATENTS[name]}  # (1, {spec.channels}, {height}, {width}), "
-        "unscaled\n"
+        f"{'unscaled' if model.codebook is None else 'which decode quantizes'}\n"
         f"    reconstructions = vae.decode(latents).sample  # (1, 3, {size}, {size}) in [-1, 1]\n"
     )
 

@@ -188,9 +188,9 @@ def _training(card: Card) -> str:
     if card.trained is None:
         return ""
     rows = table(("Setting", "Value"), recipe_rows(card.trained))
-    options = " ".join(f"`--{key} VALUE`" for key in map(_key, card.trained.removed))
-    paths = f" Paths of the machine are removed; add {options}." if options else ""
-    command = f"```bash\nldm-ae train --config {RECIPE}\n```"
+    options = "".join(f" --{key} VALUE" for key in map(_key, card.trained.removed))
+    paths = " Paths of the machine are removed from it: give your own." if options else ""
+    command = f"```bash\nldm-ae train --config {RECIPE}{options}\n```"
     return f"{rows}\n\n[{RECIPE}]({RECIPE}) is the whole configuration.{paths}\n\n{command}"
 
 
