@@ -75,7 +75,7 @@ def write_model_and_card(args: argparse.Namespace, folder: Path) -> list[str]:
 
 def _export(args: argparse.Namespace, folder: Path) -> tuple[int | None, list[str]]:
     """Export the model, and return the number of images on which its scale was measured, and notes."""
-    model = load_autoencoder(args.model)
+    model = load_autoencoder(args.model, config=args.config)
     plan = plan_scaling(model, args.scaling, per_channel=args.per_channel, images=args.images is not None)
     statistics, images = None, None
     if plan.measure:

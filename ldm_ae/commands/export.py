@@ -66,7 +66,7 @@ def _to_ldm(args: argparse.Namespace) -> None:
     from ldm_ae.models import load_autoencoder
 
     require_new_folder(args.out, "the model", own_files=LDM_FILES, overwrite=args.overwrite)
-    model = load_autoencoder(args.model)
+    model = load_autoencoder(args.model, config=args.config)
     out = export_ldm(model, args.out, overwrite=args.overwrite)
     if model.latent_spec.shift_factor or model.latent_spec.latents_std is not None:
         print_notes([" ".join(scale_lines(model.latent_spec))])
@@ -81,7 +81,7 @@ def _to_diffusers(args: argparse.Namespace) -> None:
     from ldm_ae.models import load_autoencoder
 
     require_new_folder(args.out, "the model", own_files=DIFFUSERS_FILES, overwrite=args.overwrite)
-    model, statistics = load_autoencoder(args.model), None
+    model, statistics = load_autoencoder(args.model, config=args.config), None
     plan = plan_scaling(model, args.scaling, per_channel=args.per_channel, images=args.images is not None)
     print_notes(plan.notes)
     if args.images:
