@@ -31,8 +31,8 @@ from ldm_ae.io.files import read_json
 from ldm_ae.io.manifests import problems
 from ldm_ae.models import load_autoencoder
 from ldm_ae.models.loading.checkpoints import CHECKPOINTS, all_checkpoints
-from ldm_ae.models.loading.folder import local_folder
 from ldm_ae.models.loading.hub_names import PREFIX
+from ldm_ae.models.loading.places import local_folder
 from ldm_ae.training.changes import CONFIG, saved_config
 from ldm_ae.training.checkpoints.state import read_state
 
@@ -50,7 +50,7 @@ def write_model_and_card(args: argparse.Namespace, folder: Path) -> list[str]:
     source = local_folder(args.model)
     trained, base = _trained(source, args.model)
     scale_images, notes = _export(args, folder)
-    args = argparse.Namespace(**{**vars(args), "model": str(folder)})
+    args = argparse.Namespace(**{**vars(args), "model": str(folder), "config": None})
     model = load_autoencoder(folder)
     if found is not None:
         require_same_model(model, found, args.evaluation)

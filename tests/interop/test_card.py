@@ -74,8 +74,8 @@ def card(tiny_model: KLAutoencoder) -> Card:
 def folder(request: pytest.FixtureRequest, patch_linear: None, tmp_path: Path) -> Path:
     """An exported model of each class, with a card."""
     model = AUTOENCODERS[request.param].example(request.param)
-    factor = model.latent_spec.downsample_factor
-    model.set_sample_size(max(32 // factor, 1) * factor)
+    factor, only = model.latent_spec.image_multiple, model.latent_spec.image_size
+    model.set_sample_size(only or max(32 // factor, 1) * factor)
     export_diffusers(model, tmp_path / "model")
     write_card(Card(repository="owner/name", model=load_autoencoder(tmp_path / "model")), tmp_path / "model")
     return tmp_path / "model"
