@@ -87,7 +87,9 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ("docs/PRIOR.md", "from ldm_ae.priors import decode_indices, encode_indices, load_prior"): Run(
         {'"PRIOR"': '"SAVED_PRIOR"'}
     ),
+    ("docs/MODELS.md", "import diffusers"): Run(),
     ("docs/PYTHON.md", "import ldm_ae"): Run({'"runs/mine"': '"MODEL"', "size=256": "size=64"}),
+    ("docs/PYTHON.md", "from ldm_ae.models import Tiled"): Run({"size=2048": "size=64", "tile=512": "tile=32"}),
     ("docs/PYTHON.md", "from PIL import Image"): Run(
         {"256, 256": "64, 64", "reconstruction)  #": 'reconstruction, perceptual="stlpips_alex")  #'}
     ),

@@ -20,7 +20,7 @@ from ldm_ae.cli import main
 from ldm_ae.core import precision
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.uint8 import from_levels
-from ldm_ae.models import KLAutoencoder, OverflowGuard, VQAutoencoder
+from ldm_ae.models import KLAutoencoder, OverflowGuard, Tiled, VQAutoencoder
 from ldm_ae.quantizers import FSQ, VQ
 from tests.models.patch_linear import PatchLinear
 from tests.pictures import smooth_picture
@@ -251,7 +251,7 @@ def test_wrap_of_a_vq_model_of_diffusers(legacy: bool) -> None:
 
 
 def test_wrap_refuses_other_objects(model: KLAutoencoder) -> None:
-    with pytest.raises(UserError, match=r"a Linear cannot be wrapped; .* AutoencoderKL, QuantizedAutoencoder, VQModel"):
+    with pytest.raises(UserError, match=r"cannot wrap a Linear; expected one of .*AutoencoderKL, .*VQModel"):
         ldm_ae.wrap(nn.Linear(1, 1))
     with pytest.raises(UserError, match=r"open it by ldm_ae\.load\('vq-f8-small'\)"):
         ldm_ae.wrap("vq-f8-small")
@@ -363,3 +363,15 @@ def test_evaluate_refuses(model: KLAutoencoder, image_folder: Path, tmp_path: Pa
     (out / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds other files \(thesis\.tex\)"):
         ldm_ae.evaluate(model, image_folder, **options, overwrite=True)
+
+
+def test_evaluate_accepts_native_sizes_and_tiles(model: KLAutoencoder, image_folder: Path) -> None:
+    whole = ldm_ae.evaluate(model, image_folder, size="native", metrics="psnr", batch_size=2)
+    tiled = ldm_ae.evaluate(Tiled(model, tile=16), image_folder, size="native", metrics="psnr", batch_size=2)
+    assert len(whole.evaluation.images) == 12
+    assert whole.evaluation.protocol["images"]["size"] == "9 sizes from 40x60 to 60x52"  # type: ignore[index]
+    assert "tiling" not in whole.evaluation.protocol
+    assert str(tiled.evaluation.protocol["tiling"]).startswith("exact")
+    assert tiled.metrics["psnr"] == pytest.approx(whole.metrics["psnr"], abs=1e-3)
+    with pytest.raises(UserError, match="size must be a number of pixels or 'native', got 'big'"):
+        ldm_ae.evaluate(model, image_folder, size="big")  # type: ignore[arg-type]

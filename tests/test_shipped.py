@@ -20,7 +20,7 @@ from ldm_ae.latents.encoding import encoder
 from ldm_ae.latents.store.provenance import scaling_of
 from ldm_ae.models import KLAutoencoder, VQAutoencoder, load_autoencoder, model_hash
 from ldm_ae.models.identity import model_config
-from ldm_ae.models.loading.folder import WEIGHTS
+from ldm_ae.models.loading.weights import WEIGHTS
 from ldm_ae.quantizers import FSQ, VQ
 
 CLASSES = {"kl-f8c4-small": diffusers.AutoencoderKL, "vq-f8-small": diffusers.VQModel}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ldm_ae.core.resources import DEFAULT_MODEL
 from ldm_ae.data import BadImage, ImageTransform, decode_image, open_source
 from ldm_ae.models import AUTOENCODERS, Autoencoder, for_inference, load_autoencoder
 from ldm_ae.models.loading.hub_names import SUBFOLDERS
+from ldm_ae.models.loading.other_classes import describe_class
 
 _PRECISIONS: dict[object, str] = {
     "auto": "auto", None: "fp32", **{name: name for name in DTYPES}, **{dtype: name for name, dtype in DTYPES.items()},
@@ -26,16 +28,20 @@ def load(
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
+    config: str | Path | Mapping[str, Any] | None = None,
 ) -> Autoencoder:
     """Load an autoencoder for inference: in eval mode and without gradients.
 
     Args:
-        model: A diffusers model folder, a run directory, a checkpoint (also by name: `runs/mine@best`), a name on the
-            Hugging Face hub (`hf:owner/name`), or the name of a shipped model (`kl-f8c4-small`, `vq-f8-small`).
+        model: A diffusers model or pipeline folder, a single .safetensors file (FLUX.1's `ae.safetensors`), a run
+            directory, a checkpoint (also by name: `runs/mine@best`), a name on the Hugging Face hub (`hf:owner/name`),
+            or the name of a shipped model (`kl-f8c4-small`, `vq-f8-small`).
         device: Device to run on; `auto` picks an accelerator if there is one.
         dtype: `fp32`, `bf16` or `fp16`, or torch's dtype; `auto` is bf16 on a device that is fast in it and fp32 on
             others; None is fp32. Images, latents and reconstructions are float32 in any dtype. In fp16, a batch that
             overflows is computed again in fp32.
+        config: For a single file: values of the network's configuration, which take precedence over those inferred from
+            the weights: a dict, a JSON file or a model folder.
 
     Returns:
         The model. `encode_images` and `decode_to_pil` convert images; `encode`, `decode`, `scale` and `unscale` take
@@ -52,7 +58,7 @@ def load(
         raise UserError(f"dtype must be {known}, None or the dtype of torch for one of these, got {dtype!r}")
     chosen = pick_device(device) if isinstance(device, str) else device
     return for_inference(
-        load_autoencoder(model), device=chosen, precision=precision, slow_remedy="dtype='fp32'"
+        load_autoencoder(model, config=config), device=chosen, precision=precision, slow_remedy="dtype='fp32'"
     )  # fmt: skip
 
 
@@ -89,7 +95,7 @@ def wrap(network: Any) -> Autoencoder:
         raise UserError(f"a path or a name cannot be wrapped; open it by ldm_ae.load({str(network)!r})")
     # A pipeline holds its autoencoder under the name of the folder that it is saved in.
     held = next((name for name in SUBFOLDERS[1:] if hasattr(network, name)), None)
-    fix = (
-        f"pass its autoencoder, ldm_ae.wrap(pipeline.{held})" if held else f"expected one of {', '.join(AUTOENCODERS)}"
-    )
-    raise UserError(f"a {type(network).__name__} cannot be wrapped; {fix}")
+    if held is not None:
+        fix = f"pass its autoencoder, ldm_ae.wrap(pipeline.{held})"
+        raise UserError(f"a {type(network).__name__} cannot be wrapped; {fix}")
+    raise UserError(f"cannot wrap {describe_class(type(network).__name__, AUTOENCODERS)}")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,7 +15,7 @@ from ldm_ae.api.loading import load
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import DTYPES
-from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
+from ldm_ae.data import EvaluationLoader, ImageTransform, WholeTransform, open_source
 from ldm_ae.evaluation import Evaluation, Metric, named_metrics, write_report
 from ldm_ae.evaluation import evaluate as evaluate_batches
 from ldm_ae.evaluation.metrics.interface import Setting
@@ -102,7 +103,7 @@ def evaluate(
     model: Autoencoder | str | Path,
     images: str | Path,
     *,
-    size: int | None = None,
+    size: int | Literal["native"] | None = None,
     limit: int | None = None,
     metrics: str | Sequence[str] = ("default",),
     perceptual: str | None = None,
@@ -118,7 +119,8 @@ def evaluate(
         model: What `load` or `wrap` returns, evaluated on its device and in its dtype; it does not change. Or what
             `load` takes, evaluated in fp32.
         images: Any image source of the commands: a folder, WebDataset tars, Parquet files, `hf:owner/name`.
-        size: Side of the central square crop in pixels; by default the size that the model was trained at.
+        size: Side of the central square crop in pixels, or `native` for each image's own size, cropped to multiples of
+            the model's downsample factor; by default the size that the model was trained at.
         limit: Number of images; None for all.
         metrics: Names of metrics, or one name; `default` is the default set of `ldm-ae evaluate`.
         perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
@@ -142,13 +144,11 @@ def evaluate(
     source = open_source(str(images))
     name = type(model.net).__name__ if isinstance(model, Autoencoder) else str(model)
     loaded = copy.deepcopy(model) if isinstance(model, Autoencoder) else load(model)
-    side = loaded.sample_size if size is None else size
-    loaded.latent_spec.latent_size(side, side)
+    transform = _transform(loaded, size)
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1")
     if batch_size < 1 or workers < 0:
         raise UserError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
-    transform = ImageTransform(size=side)
     loader = EvaluationLoader(
         source, transform, batch_size=batch_size, workers=workers,
         indices=range(min(limit or len(source), len(source))),
@@ -163,6 +163,16 @@ def evaluate(
         return Report(evaluation=evaluation)
     with new_folder(out) as folder:
         return Report(evaluation=evaluation, page=write_report(evaluation, folder))
+
+
+def _transform(model: Autoencoder, size: int | str | None) -> ImageTransform | WholeTransform:
+    if size == "native":
+        return WholeTransform(None, multiple=model.latent_spec.image_multiple)
+    side = model.sample_size if size is None else size
+    if not isinstance(side, int):
+        raise UserError(f"size must be a number of pixels or 'native', got {size!r}")
+    model.latent_spec.latent_size(side, side)
+    return ImageTransform(size=side)
 
 
 @lru_cache(maxsize=4)

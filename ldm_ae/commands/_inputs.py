@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ldm_ae.commands._options import BUCKET_OPTIONS, NATIVE
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.resources import DEFAULT_MODEL
 
@@ -44,6 +45,30 @@ def choose_precision(args: argparse.Namespace) -> None:
     print(f"precision: {numerics.line()}", file=sys.stderr)
 
 
+def tiled(model: Autoencoder, args: argparse.Namespace) -> Autoencoder:
+    """Return the model, or with `--tile` a `Tiled` around it, whose method is printed.
+
+    Raises:
+        UserError: The tiles do not fit the model, or another option has no effect.
+    """
+    from ldm_ae.models import Tiled
+
+    if not args.tile:
+        for name in ("overlap", "tiling"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name} has no effect without --tile; remove it, or add --tile")
+        return model
+    exact = None if args.tiling in (None, "auto") else args.tiling == "exact"
+    found = Tiled(model, tile=args.tile, overlap=args.overlap, exact=exact)
+    if exact and args.overlap is not None:
+        raise UserError("--overlap has no effect on exact tiling; remove it, or use --tiling blended")
+    if found.exact and getattr(args, "compiled", False):
+        raise UserError("--compile and exact tiling exclude each other; remove --compile, or add --tiling blended")
+    unused = "; --overlap has no effect" if found.exact and args.overlap is not None else ""
+    print(f"tiling: {found.describe()}{unused}", file=sys.stderr)
+    return found
+
+
 def square_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform]:
     """Return the model, the images and the transform to one size."""
     from ldm_ae.data import ImageTransform
@@ -60,25 +85,42 @@ def square_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageT
 
 
 def whole_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, WholeTransform]:
-    """Return the model, the images and the transform that keeps images whole."""
+    """Return the model, the images and the transform that keeps images whole, for `--whole` and `--size native`."""
     from ldm_ae.data import WholeTransform
 
-    others = [name for name in ("sizes", "area", "multiple", "max_ratio") if getattr(args, name) is not None]
+    native = args.size == NATIVE
+    others = [name for name in BUCKET_OPTIONS if getattr(args, name, None) is not None]
     others += ["crop"] * (args.crop != "center") + ["resize"] * (args.resize not in (None, "none"))
-    others += ["size"] * (args.resize == "none" and args.size is not None)
+    others += ["size"] * (args.resize == "none" and args.size is not None and not native)
     if others:
-        raise UserError(f"--whole and {option_of(others[0])} exclude each other; remove one of them")
+        raise UserError(
+            f"--{'size native' if native else 'whole'} and {option_of(others[0])} exclude each other; remove one of "
+            "them"
+        )
     model, source = _model_and_images(args)
-    shorter = None if args.resize == "none" else args.size or model.sample_size
+    spec = model.latent_spec
+    shorter = None if native or args.resize == "none" else args.size or model.sample_size
+    if native and spec.image_size is not None:
+        raise UserError(f"the model takes images of {spec.image_size}x{spec.image_size} only; remove --size native")
     if shorter is not None:
-        model.latent_spec.latent_size(shorter, shorter)
-    return model, source, WholeTransform(shorter, multiple=model.latent_spec.downsample_factor, **_decoding(args))
+        spec.latent_size(shorter, shorter)
+    multiple = spec.image_multiple if shorter is None else spec.downsample_factor
+    return model, source, WholeTransform(shorter, multiple=multiple, **_decoding(args))
 
 
-def bucketed_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform | BucketTransform]:
+def sized_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform | WholeTransform]:
+    """Return the model, the images and the transform to one size, or with `--size native` to each image's own."""
+    return whole_inputs(args) if args.size == NATIVE else square_inputs(args)
+
+
+def bucketed_inputs(
+    args: argparse.Namespace,
+) -> tuple[Autoencoder, Source, ImageTransform | BucketTransform | WholeTransform]:
     """Return the model, the images and the transform; `--sizes` or `--area` may give several sizes."""
     from ldm_ae.data import BucketTransform, ImageTransform, parse_size, sizes_of_area
 
+    if args.size == NATIVE:
+        return whole_inputs(args)
     given = [name for name in ("sizes", "area") if getattr(args, name) is not None]
     if args.area is None and (args.multiple is not None or args.max_ratio is not None):
         raise UserError("--multiple and --max-ratio have no effect without --area; remove them, or add --area")
@@ -113,7 +155,7 @@ def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
     from ldm_ae.core.devices import pick_device
     from ldm_ae.data import open_source
     from ldm_ae.models import is_model_folder, load_autoencoder
-    from ldm_ae.models.loading.folder import local_folder
+    from ldm_ae.models.loading.places import local_folder
 
     if args.model == DEFAULT_MODEL and is_model_folder(args.images):
         raise UserError(
@@ -126,4 +168,5 @@ def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
     keep_freed_memory(pick_device(args.device))
     folder = local_folder(args.model)  # wrong names are refused before the import of diffusers, which takes seconds
     source = open_source(args.images)
-    return load_autoencoder(folder), source
+    model = load_autoencoder(folder, config=args.config)
+    return tiled(model, args) if hasattr(args, "tile") else model, source

@@ -10,14 +10,17 @@ from typing import Any
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS
 from ldm_ae.evaluation.metrics.codebook import CodebookUsage
+from ldm_ae.interop.pipeline import INDEX
 from ldm_ae.io.files import read_json
 from ldm_ae.io.locks import holder
 from ldm_ae.io.manifests import MANIFEST, problems, state_of
+from ldm_ae.io.weight_files import is_safetensors_file
 from ldm_ae.latents import LatentStore, inspect_store
-from ldm_ae.models import load_autoencoder
+from ldm_ae.models import Autoencoder, load_autoencoder
 from ldm_ae.models.loading.checkpoints import CHECKPOINTS, all_checkpoints
-from ldm_ae.models.loading.folder import find_folder, local_folder, suggestion
 from ldm_ae.models.loading.hub_names import PREFIX
+from ldm_ae.models.loading.places import find_folder, local_folder, suggestion
+from ldm_ae.models.loading.single_file import build_autoencoder, open_single_file
 from ldm_ae.models.scaling import describe_state
 from ldm_ae.priors import load_prior
 from ldm_ae.priors.folder import WEIGHTS as PRIOR_WEIGHTS
@@ -25,14 +28,16 @@ from ldm_ae.training import TrainingConfig
 from ldm_ae.training.changes import saved_config
 from ldm_ae.training.checkpoints.state import read_state
 
-PIPELINE = "model_index.json"
-"""File of a pipeline folder of diffusers that lists its parts."""
-_FOLDERS = "a model, a pipeline, a run, a checkpoint of a run, a latent store, or a prior over codes"
-_WEIGHTS = "a file of weights, which ldm-ae import reads into a model folder"
+_KINDS = (
+    "a model folder, a pipeline, a single .safetensors file of weights, a run, a checkpoint of a run, a latent store, "
+    "or a prior over codes"
+)
+_WEIGHTS = "a file of weights that are not safetensors, which ldm-ae import reads into a model folder"
 _IMAGES = "a file of images, which evaluate, encode and reconstruct read"
 _KINDS_OF_FILES = {
     "yaml": "a configuration, which ldm-ae train --config reads", "yml": "a configuration, which ldm-ae train --config "
-    "reads", "safetensors": _WEIGHTS, "ckpt": _WEIGHTS, "pth": _WEIGHTS, "pt": _WEIGHTS, "bin": _WEIGHTS,
+    "reads", "safetensors": "a damaged file of weights",
+    "ckpt": _WEIGHTS, "pth": _WEIGHTS, "pt": _WEIGHTS, "bin": _WEIGHTS,
     "tar": _IMAGES, "parquet": "a Parquet file, which evaluate, encode and reconstruct read if it holds images",
     "json": "a JSON file, which may be part of a folder that inspect reads",
     "zip": "an archive; if it holds EDM2's latents, ldm-ae convert --format store reads it",
@@ -40,21 +45,28 @@ _KINDS_OF_FILES = {
 """Descriptions of files, by extension."""
 
 
-def inspect_path(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+def inspect_path(
+    path: str | Path, *, config: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
     """Return a description as JSON values: `kind` names the content, `problems` lists its faults, a line each.
 
     Args:
         path: Path to describe.
+        config: For a single file: values of its configuration that precede the inferred ones.
         progress: Called with the number of completed checks of a store's files and their total.
 
     Raises:
-        UserError: The path does not exist, is a file, or is none of these kinds.
+        UserError: The path does not exist, is a file of another kind, or is none of these kinds.
     """
     path = local_folder(path) if str(path).startswith(PREFIX) else find_folder(path)
     if not path.exists():
         raise UserError(f"no such path: {path}{suggestion(path)}")
+    if is_safetensors_file(path):
+        return inspect_file(path, config)
+    if config is not None:
+        raise UserError(f"--config has no effect on {path}, which is not a single file of weights; remove it")
     if not path.is_dir():
-        raise UserError(f"{path} is {seems_to_be(path)}; inspect reads a folder: {_FOLDERS}")
+        raise UserError(f"{path} is {seems_to_be(path)}; inspect reads {_KINDS}")
     if (path / "checkpoints").is_dir() or (path / "environment.json").is_file():
         return inspect_run(path)
     if (path / MANIFEST).is_file() or path.name.startswith("step-"):
@@ -63,7 +75,7 @@ def inspect_path(path: str | Path, *, progress: Callable[[int, int], None] | Non
         return inspect_prior(path)
     if (path / "config.json").is_file():
         return inspect_model(path)
-    if (path / PIPELINE).is_file():
+    if (path / INDEX).is_file():
         return inspect_pipeline(path)
     found = inspect_store(path, progress=progress)
     if found.get("indices") and not found["problems"]:
@@ -108,9 +120,25 @@ def inspect_model(path: Path) -> dict[str, Any]:
         model = load_autoencoder(path)
     except UserError as error:
         return found | {"problems": [str(error)]}
+    return found | _described(model)
+
+
+def inspect_file(path: Path, config: str | None = None) -> dict[str, Any]:
+    """Describe a single file of weights, with what was inferred and assumed."""
+    found: dict[str, Any] = {"kind": "single file", "path": str(path)}
+    try:
+        file = open_single_file(path, config=config, pickled=False)
+        model = build_autoencoder(file)
+    except UserError as error:
+        return found | {"problems": [str(error)]}
+    described = _described(model) | {"scale": file.scale.source}
+    return found | {"layout": file.layout.keys, "inferred": file.lines(), **described}
+
+
+def _described(model: Autoencoder) -> dict[str, Any]:
     spec = model.latent_spec
     bad = [name for name, tensor in model.net.state_dict().items() if not tensor.isfinite().all()]
-    return found | {
+    return {
         "class": type(model.net).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "latent_channels": spec.channels,
@@ -118,6 +146,8 @@ def inspect_model(path: Path) -> dict[str, Any]:
         "scaling_factor": spec.scaling_factor,
         **({"shift_factor": spec.shift_factor} if spec.shift_factor else {}),
         **({} if spec.latents_std is None else {"latents_mean": spec.latents_mean, "latents_std": spec.latents_std}),
+        **({} if spec.patch_size == 1 else {"patch_size": spec.patch_size}),
+        **({} if spec.image_size is None else {"image_size": spec.image_size}),
         "scale": describe_state(model),
         "sample_size": model.sample_size,
         "problems": [f"{name} has values that are not finite" for name in bad],
@@ -128,9 +158,9 @@ def inspect_pipeline(path: Path) -> dict[str, Any]:
     """Describe the autoencoder of a pipeline folder of diffusers."""
     found: dict[str, Any] = {"kind": "pipeline", "path": str(path)}
     try:
-        index, folder = read_json(path / PIPELINE), local_folder(path)
+        index, folder = read_json(path / INDEX), local_folder(path)
     except ValueError as error:
-        return found | {"problems": [f"{path / PIPELINE} is not valid JSON: {error}"]}
+        return found | {"problems": [f"{path / INDEX} is not valid JSON: {error}"]}
     except UserError as error:
         return found | {"problems": [str(error)]}
     found["class"] = index.get("_class_name") if isinstance(index, dict) else None
@@ -196,7 +226,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
         found["unfinished"] = unfinished
     if newest is not None:
         found |= _progress(folder / newest, path)
-    if (path / "pipeline" / PIPELINE).is_file():
+    if (path / "pipeline" / INDEX).is_file():
         found["pipeline"] = str(path / "pipeline")
     if (path / "model" / "config.json").is_file():
         model = inspect_model(path / "model")

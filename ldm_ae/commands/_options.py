@@ -8,9 +8,9 @@ from ldm_ae.core.deprecation import RenamedOption
 from ldm_ae.core.resources import DEFAULT_MODEL
 
 MODEL = (
-    "a diffusers model or pipeline folder, a run directory, a checkpoint in it, RUN@best, RUN@last or RUN@STEP, "
-    "hf:OWNER/NAME[/SUBFOLDER] on the Hugging Face hub (a model, or a pipeline with one), or the name of a model that "
-    f"comes with ldm_ae, such as vq-f8-small (default: {DEFAULT_MODEL})"
+    "a diffusers model or pipeline folder, a single .safetensors file of weights, a run directory, a checkpoint in it, "
+    "RUN@best, RUN@last or RUN@STEP, hf:OWNER/NAME[/SUBFOLDER] on the Hugging Face hub (a model, a pipeline with one, "
+    "or a single file by its name), or the name of a model that comes with ldm_ae, such as vq-f8-small"
 )
 IMAGES = (
     "a folder of images or one image, WebDataset tars, Parquet files, a `datasets` source (a folder that it saved or "
@@ -18,10 +18,27 @@ IMAGES = (
     "saved: selects the kind of an ambiguous folder"
 )
 
+NATIVE = "native"
+"""Value of --size that keeps each image's own size."""
+BUCKET_OPTIONS = ("sizes", "area", "multiple", "max_ratio")
+"""The options of `add_bucket_options`, as argparse names them."""
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add MODEL, which is optional."""
-    parser.add_argument("model", metavar="MODEL", nargs="?", default=DEFAULT_MODEL, help=MODEL)
+
+def add_model(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Add MODEL, which is optional unless `required`, and the configuration of a single file."""
+    if required:
+        parser.add_argument("model", metavar="MODEL", help=MODEL)
+    else:
+        words = f"{MODEL} (default: {DEFAULT_MODEL})"
+        parser.add_argument("model", metavar="MODEL", nargs="?", default=DEFAULT_MODEL, help=words)
+    add_config(parser)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add --config."""
+    parser.add_argument("--config", metavar="CONFIG", help="for a single file as MODEL: a JSON file, or a model folder "
+                        "with its config.json, whose values take precedence over those inferred from the "
+                        "weights")  # fmt: skip
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
@@ -45,10 +62,24 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
                         "folder; files of other names are never replaced")  # fmt: skip
 
 
-def add_images_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that control how images become pixels of one size."""
-    parser.add_argument("--size", type=int, help="side of the central square crop in pixels (default: the size that "
-                        "the model was trained at)")  # fmt: skip
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that control the scale and the weights of an exported model."""
+    parser.add_argument("--scaling", choices=("auto", "keep", "measure"), default="auto", help="auto keeps an "
+                        "existing scale, and measures on --images if there is none or the encoder was trained "
+                        "after it was measured (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--per-channel", action=argparse.BooleanOptionalAction, help="measure latents_mean and "
+                        "latents_std, for SDXL's pipelines and trainers that read them; those of Stable Diffusion, "
+                        "Kolors, DiT, SD3 and FLUX ignore them and decode wrongly (default: if the model has "
+                        "them)")  # fmt: skip
+    parser.add_argument("--weights", choices=("fp32", "bf16", "fp16"), default="fp32", help="type of the written "
+                        "weights (default: %(default)s)")  # fmt: skip
+
+
+def add_images_options(parser: argparse.ArgumentParser, *, native: bool = False) -> None:
+    """Add the options that control how images become pixels of one size, or with `native` also of each image's own."""
+    own = f", or {NATIVE} for each image's own size, cropped to multiples of the model's downsample factor" * native
+    parser.add_argument("--size", type=_size if native else int, metavar="SIZE", help="side of the central square crop "
+                        f"in pixels{own} (default: the size that the model was trained at)")  # fmt: skip
     parser.add_argument("--resize", help="shorter side before the crop, or none for no resizing (default: the size)")
     parser.add_argument("--crop", choices=("center", "adm"), default="center", help="adm resizes like ADM's "
                         "center_crop_arr, which published scores on ImageNet use (default: %(default)s)")  # fmt: skip
@@ -61,6 +92,28 @@ def add_images_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-bad-fraction", type=float, default=0.01, help="fraction of unreadable images above "
                         "which the command fails (default: %(default)s)")  # fmt: skip
     parser.add_argument("--bad-share", type=float, action=RenamedOption, new="--max-bad-fraction")
+
+
+def _size(text: str) -> int | str:
+    """Parse the value of --size."""
+    if text == NATIVE:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number of pixels or {NATIVE}, got '{text}'") from None
+
+
+def add_tiling_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that bound the memory of large images."""
+    parser.add_argument("--tile", type=int, metavar="SIZE", help="compute images in parts of SIZE x SIZE pixels, which "
+                        "bounds the memory: exactly, where the network allows it, else in blended tiles (default: 0, "
+                        "whole images)")  # fmt: skip
+    parser.add_argument("--overlap", type=int, metavar="PIXELS", help="with --tile: minimum overlap of blended tiles "
+                        "(default: a quarter of the tile)")  # fmt: skip
+    parser.add_argument("--tiling", choices=("auto", "exact", "blended"), help="with --tile: exact gives the result of "
+                        "the whole image; blended works with every network and changes the result (default: auto, "
+                        "which is exact where possible)")  # fmt: skip
 
 
 def add_bucket_options(parser: argparse.ArgumentParser) -> None:

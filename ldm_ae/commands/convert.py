@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ldm_ae.commands._inputs import option_of, print_notes, print_path
-from ldm_ae.commands._options import IMAGES
+from ldm_ae.commands._options import IMAGES, add_config
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.registry import names_of
@@ -41,6 +41,7 @@ class Convert(Command):
         parser.add_argument("--no-flips", action="store_true", default=None, help="tokens: omit the mirrored images")
         parser.add_argument("--model", help="with --format store: model of the latents, needed unless ldm-ae wrote "
                             "the files")  # fmt: skip
+        add_config(parser)
 
     def run(self, args: argparse.Namespace) -> None:
         """Write the files."""
@@ -54,8 +55,10 @@ def _write_format(args: argparse.Namespace) -> None:
     from ldm_ae.data import open_source
     from ldm_ae.latents.conversion.convert import convert_store
 
-    if args.model is not None:
-        raise UserError("--model has no effect without --format store, because a store records its model; remove it")
+    for name in ("model", "config"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} has no effect without --format store, because a store records its model; remove "
+                            "it")  # fmt: skip
     try:
         fold = args.fold if args.fold in (None, "trainer") else float(args.fold)
     except ValueError:
@@ -77,7 +80,9 @@ def _read_into_store(args: argparse.Namespace) -> None:
     for name in ("bucket", "fold", "images", "arch", "name", "files", "no_flips"):
         if getattr(args, name) is not None:
             raise UserError(f"{option_of(name)} has no effect with --format store; remove it")
-    model = None if args.model is None else load_autoencoder(args.model)
+    if args.model is None and args.config is not None:
+        raise UserError("--config has no effect without --model; remove it")
+    model = None if args.model is None else load_autoencoder(args.model, config=args.config)
     with progress_bar("reading", None) as progress:
         summary = import_latents(args.source, args.out, model=model, progress=progress)
     print_notes(summary.warnings)

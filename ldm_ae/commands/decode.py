@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import choose_precision, print_path
-from ldm_ae.commands._options import add_compute_options, add_model, add_out, add_store
+from ldm_ae.commands._inputs import choose_precision, print_path, tiled
+from ldm_ae.commands._options import add_compute_options, add_model, add_out, add_store, add_tiling_options
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.terminal import progress_bar
 from ldm_ae.io.files import require_new_folder
@@ -28,6 +28,7 @@ class Decode(Command):
         parser.add_argument("--other-model", action="store_true", help="decode with a model that did not write the "
                             "store")  # fmt: skip
         add_compute_options(parser)
+        add_tiling_options(parser)
 
     def run(self, args: argparse.Namespace) -> None:
         """Write a PNG file for each image of the store."""
@@ -36,13 +37,13 @@ class Decode(Command):
         from ldm_ae.core.devices import pick_device
         from ldm_ae.latents import LatentStore, decode_store
         from ldm_ae.models import load_autoencoder
-        from ldm_ae.models.loading.folder import local_folder
+        from ldm_ae.models.loading.places import local_folder
 
         keep_freed_memory(pick_device(args.device))
         choose_precision(args)
         folder = local_folder(args.model)
         LatentStore(args.store)  # a wrong name is refused before the import of diffusers, which takes seconds
-        model = load_autoencoder(folder)
+        model = tiled(load_autoencoder(folder, config=args.config), args)
         with progress_bar("decoding", None) as progress:
             count = decode_store(
                 model, args.store, args.out, latents=args.latents, batch_size=args.batch_size, device=args.device,

@@ -16,6 +16,7 @@ from ldm_ae.commands._options import (
     add_images_options,
     add_model,
     add_store,
+    add_tiling_options,
 )
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
@@ -43,9 +44,10 @@ class Encode(Command):
         add_model(parser)
         add_images(parser)
         add_store(parser)
-        add_images_options(parser)
+        add_images_options(parser, native=True)
         add_bucket_options(parser)
         add_compute_options(parser)
+        add_tiling_options(parser)
         stored = parser.add_mutually_exclusive_group()
         stored.add_argument("--fp16", action="store_const", const="fp16", dest="dtype", help="store float16")
         stored.add_argument("--bf16", action="store_const", const="bf16", dest="dtype", help="store bfloat16")

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import choose_precision, print_path, square_inputs
-from ldm_ae.commands._options import add_compute_options, add_images, add_images_options, add_model, add_overwrite
+from ldm_ae.commands._inputs import choose_precision, print_path, sized_inputs
+from ldm_ae.commands._options import (
+    add_compute_options,
+    add_images,
+    add_images_options,
+    add_model,
+    add_overwrite,
+    add_tiling_options,
+)
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.terminal import progress_bar
@@ -43,8 +50,9 @@ class Evaluate(Command):
                             "PyTorch's cache of downloads)")  # fmt: skip
         parser.add_argument("--prior", metavar="FOLDER", help="prior of scripts/train_code_prior.py, which adds the "
                             "rate of a discrete model's codes under it")  # fmt: skip
-        add_images_options(parser)
+        add_images_options(parser, native=True)
         add_compute_options(parser)
+        add_tiling_options(parser)
 
     def run(self, args: argparse.Namespace) -> None:
         """Write metrics.json and report.html, and print the scores."""
@@ -65,7 +73,7 @@ class Evaluate(Command):
             if prior is not None and not any(metric.name == "rate" for metric in metrics):
                 chosen = " ".join(args.metrics)
                 raise UserError(f"--prior has no effect with --metrics {chosen}; remove it, or add rate")
-            model, source, transform = square_inputs(args)
+            model, source, transform = sized_inputs(args)
             if args.limit is not None and args.limit < 1:
                 raise UserError(f"--limit is {args.limit}; it must be at least 1")
             count = min(args.limit or len(source), len(source))

@@ -9,6 +9,7 @@ from ldm_ae.commands._inputs import choose_precision, print_notes, print_path, s
 from ldm_ae.commands._options import (
     IMAGES,
     add_compute_options,
+    add_export_options,
     add_images_options,
     add_model,
     add_out,
@@ -29,7 +30,7 @@ class Export(Command):
     """Export of a model to the formats of other projects."""
 
     name = "export"
-    summary = "Write a model for other projects: a diffusers folder or CompVis keys."
+    summary = "Write a model for other projects: a diffusers folder, CompVis keys, or a pipeline."
     order = 70
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -39,17 +40,15 @@ class Export(Command):
         add_overwrite(parser)
         parser.add_argument("--format", choices=("diffusers", "ldm"), default="diffusers", help="format (default: "
                             "%(default)s)")  # fmt: skip
+        parser.add_argument("--into", metavar="PIPELINE", help="write a copy of this diffusers pipeline folder to OUT, "
+                            "in which the model is the autoencoder; the pipeline's scale is kept, because its "
+                            "diffusion model expects latents scaled as before")  # fmt: skip
+        parser.add_argument("--other-latents", action="store_true", help="with --into: accept a model with another "
+                            "encoder, whose latents the diffusion model was not trained on; it keeps its own "
+                            "scale")  # fmt: skip
         parser.add_argument("--images", help="measure scaling_factor on these images, and on the first of them "
                             f"whether the model is safe in fp16: {IMAGES}")  # fmt: skip
-        parser.add_argument("--scaling", choices=("auto", "keep", "measure"), default="auto", help="auto keeps an "
-                            "existing scale, and measures on --images if there is none or the encoder was trained "
-                            "after it was measured (default: %(default)s)")  # fmt: skip
-        parser.add_argument("--per-channel", action=argparse.BooleanOptionalAction, help="measure latents_mean and "
-                            "latents_std, for SDXL's pipelines and trainers that read them; those of Stable Diffusion, "
-                            "Kolors, DiT, SD3 and FLUX ignore them and decode wrongly (default: if the model has "
-                            "them)")  # fmt: skip
-        parser.add_argument("--weights", choices=("fp32", "bf16", "fp16"), default="fp32", help="type of the written "
-                            "weights (default: %(default)s)")  # fmt: skip
+        add_export_options(parser)
         parser.add_argument("--sample-size", type=int, metavar="SIZE", help="sample_size of the configuration: the "
                             "side in pixels that commands take by default (default: that of the training "
                             "crops)")  # fmt: skip
@@ -58,10 +57,35 @@ class Export(Command):
 
     def run(self, args: argparse.Namespace) -> None:
         """Write the files, and print the scale and whether the model is safe in fp16."""
-        if args.format == "ldm":
+        if args.other_latents and args.into is None:
+            raise UserError("--other-latents has no effect without --into; remove it")
+        if args.into is not None:
+            _into_pipeline(args)
+        elif args.format == "ldm":
             _to_ldm(args)
         else:
             _to_diffusers(args)
+
+
+def _into_pipeline(args: argparse.Namespace) -> None:
+    set_too = {
+        "--format ldm": args.format == "ldm", "--images": args.images, "--scaling": args.scaling != "auto",
+        "--per-channel": args.per_channel is not None, "--sample-size": args.sample_size, "--overwrite": args.overwrite,
+    }  # fmt: skip
+    if excluded := [option for option, given in set_too.items() if given]:
+        raise UserError(f"--into and {excluded[0]} exclude each other; remove one of them")
+    from ldm_ae.core.precision import DTYPES
+    from ldm_ae.interop import export_into_pipeline
+    from ldm_ae.models import load_autoencoder
+
+    require_new_folder(args.out, "the pipeline")
+    model = load_autoencoder(args.model, config=args.config)
+    found = export_into_pipeline(
+        model, args.into, args.out, weights=DTYPES[args.weights], other_latents=args.other_latents
+    )
+    print(f"{found.part}: {found.scale}")
+    print_notes(found.notes)
+    print_path(f"pipeline for {found.class_name}.from_pretrained", found.path)
 
 
 def _to_ldm(args: argparse.Namespace) -> None:
@@ -73,7 +97,7 @@ def _to_ldm(args: argparse.Namespace) -> None:
     from ldm_ae.models import load_autoencoder
 
     require_new_folder(args.out, "the model", own_files=LDM_FILES, overwrite=args.overwrite)
-    model = load_autoencoder(args.model)
+    model = load_autoencoder(args.model, config=args.config)
     out = export_ldm(model, args.out, overwrite=args.overwrite)
     if model.latent_spec.shift_factor or model.latent_spec.latents_std is not None:
         print_notes([" ".join(scale_lines(model.latent_spec))])
@@ -88,12 +112,12 @@ def _to_diffusers(args: argparse.Namespace) -> None:
     from ldm_ae.models import load_autoencoder
 
     require_new_folder(args.out, "the model", own_files=DIFFUSERS_FILES, overwrite=args.overwrite)
-    model, statistics = load_autoencoder(args.model), None
+    model, statistics = load_autoencoder(args.model, config=args.config), None
     plan = plan_scaling(model, args.scaling, per_channel=args.per_channel, images=args.images is not None)
     print_notes(plan.notes)
     if args.images:
         choose_precision(args)
-        found, activations, account = _measure(args)
+        found, activations, account = measure_on_images(args)
         statistics = found if plan.measure else None
         print("\n".join(account.lines()))
         print(scaling_line(model.latent_spec, statistics, args.images, per_channel=args.per_channel))
@@ -105,7 +129,7 @@ def _to_diffusers(args: argparse.Namespace) -> None:
     print_path(f"model for {type(model.net).__name__}.from_pretrained", out)
 
 
-def _measure(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges, Account]:
+def measure_on_images(args: argparse.Namespace) -> tuple[ChannelStatistics, ActivationRanges, Account]:
     """Return the scale of the latents over all images, the activation range over the first images, and the account."""
     from ldm_ae.data import EvaluationLoader
     from ldm_ae.evaluation import activation_ranges, first_batches

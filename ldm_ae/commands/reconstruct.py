@@ -12,6 +12,7 @@ from ldm_ae.commands._options import (
     add_images_options,
     add_model,
     add_out,
+    add_tiling_options,
 )
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.terminal import progress_bar
@@ -30,12 +31,13 @@ class Reconstruct(Command):
         add_model(parser)
         add_images(parser)
         add_out(parser)
-        add_images_options(parser)
+        add_images_options(parser, native=True)
         add_bucket_options(parser)
         parser.add_argument("--whole", action="store_true", help="keep each image whole: resize its shorter side to "
                             "the size, or with --resize none keep its size; its sides are rounded to multiples of the "
                             "model's downsample factor")  # fmt: skip
         add_compute_options(parser)
+        add_tiling_options(parser)
 
     def run(self, args: argparse.Namespace) -> None:
         """Write a PNG file for each image."""

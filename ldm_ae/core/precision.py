@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -295,8 +296,19 @@ def _measured_placement(dtype: torch.dtype, usual: Placement) -> Placement:
 
 def place(module: nn.Module, device: torch.device, placement: Placement) -> None:
     """Move a module to a device, in place, with its 4D weights in a layout."""
-    module.to(device, memory_format=LAYOUTS[placement.layout])  # type: ignore[call-overload]
+    arrange(module.to(device), LAYOUTS[placement.layout])
     choose_convolutions(module, placement)
+
+
+def arrange(module: nn.Module, layout: torch.memory_format) -> None:
+    """Put a module's 4D parameters and buffers in a layout, in place.
+
+    `module.to(memory_format=torch.channels_last)` fails where a module has 5D weights, those of video; they stay as
+    they are.
+    """
+    for tensor in chain(module.parameters(), module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=layout)
 
 
 def choose_convolutions(module: nn.Module, placement: Placement) -> None:

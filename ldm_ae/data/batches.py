@@ -252,6 +252,17 @@ class BatchBuilder(Dataset[Batch]):
         return raw, decoded
 
 
+class BySize(Dataset[list[Batch]]):
+    """Builder of a batch for each size among the requested images, run in the workers."""
+
+    def __init__(self, builder: BatchBuilder):
+        self._builder = builder
+
+    def __getitems__(self, samples: list[tuple[int, int]]) -> list[Batch] | Failure:
+        """Return the batches, or the reason why there are none, see `BatchBuilder`."""
+        return self._builder.by_size(samples)
+
+
 def _collate(items: list[_Item], rejected: dict[str, str], channels: int, size: tuple[int, int]) -> Batch:
     pixels = [item.transformed.pixel_values for item in items]
     labels = [-1 if item.raw.label is None else item.raw.label for item in items]

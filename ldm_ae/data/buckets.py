@@ -116,7 +116,8 @@ def _read_sizes(
 ) -> _Part:  # fmt: skip
     with signals_held_back():
         parts = iter(data_loader(_HeaderReader(source, transform), _Chunks(indices), workers, persistent=False))
-    chosen, rejected, done = [np.empty(0, np.int16)], {}, 0
+    chosen, done = [np.empty(0, np.int16)], 0
+    rejected: dict[str, str] = {}
     try:
         for part in parts:
             if part.failure is not None:

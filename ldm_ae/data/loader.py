@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.data.batches import Batch, BatchBuilder, DecodedCache, Failure
+from ldm_ae.data.batches import Batch, BatchBuilder, BySize, DecodedCache, Failure
 from ldm_ae.data.buckets import BucketBuilder, Buckets, BucketSampler, find_buckets
 from ldm_ae.data.randomness import chosen_indices, epoch_order
 from ldm_ae.data.sources.interface import Source
 from ldm_ae.data.workers import data_loader, signals_held_back
-from ldm_ae.images.buckets import BucketTransform
+from ldm_ae.images.buckets import BucketTransform, WholeTransform
 from ldm_ae.images.transforms import ImageTransform
 
 _log = logging.getLogger("ldm_ae")
@@ -223,6 +223,7 @@ class EvaluationLoader:
 
     Bad images are skipped and collected in `rejected`; too many raise a UserError after the last batch, so that the
     good images are not lost. A batch with bad images is shorter by their number, and the last batch may be shorter.
+    With a `WholeTransform`, a batch is the images of one size among `batch_size` consecutive images.
 
     Args:
         source: The images.
@@ -239,7 +240,7 @@ class EvaluationLoader:
     def __init__(
         self,
         source: Source,
-        transform: ImageTransform,
+        transform: ImageTransform | WholeTransform,
         *,
         batch_size: int,
         workers: int = 0,
@@ -257,7 +258,8 @@ class EvaluationLoader:
         batches = [samples[start : start + batch_size] for start in range(0, len(samples), batch_size)]
         builder = BatchBuilder(source, transform, seed=seed, pool=torch.from_numpy(mine), replace_bad=False)
         self._builder = builder
-        self._loader = data_loader(builder, batches, workers, persistent=True)
+        by_size = BySize(builder) if isinstance(transform, WholeTransform) else builder
+        self._loader = data_loader(by_size, batches, workers, persistent=True)
         self._rejects = Rejects(max_bad_fraction, len(mine))
 
     def first(self, count: int) -> Tensor:
@@ -280,12 +282,13 @@ class EvaluationLoader:
     def __iter__(self) -> Iterator[Batch]:
         with signals_held_back():
             batches = iter(self._loader)
-        for batch in batches:
-            if isinstance(batch, Failure):
-                raise batch.error()
-            self._rejects.add(batch.rejected)
-            if len(batch):
-                yield batch
+        for found in batches:
+            if isinstance(found, Failure):
+                raise found.error()
+            for batch in found if isinstance(found, list) else [found]:
+                self._rejects.add(batch.rejected)
+                if len(batch):
+                    yield batch
         self._rejects.check()
 
 

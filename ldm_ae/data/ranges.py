@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
-from ldm_ae.data.batches import Batch, BatchBuilder, Failure, concatenate
+from ldm_ae.data.batches import Batch, BatchBuilder, BySize, Failure, concatenate
 from ldm_ae.data.loader import Rejects, check_counts
 from ldm_ae.data.sources.interface import Source
 from ldm_ae.data.workers import data_loader, signals_held_back
@@ -52,7 +52,7 @@ class RangeLoader:
         self._batch_size = batch_size
         self._sizes = transform.sizes if isinstance(transform, BucketTransform) else None
         builder = BatchBuilder(source, transform, seed=0, pool=torch.empty(0), replace_bad=False)
-        self._loader = data_loader(_BySize(builder), _Chunks(ranges, batch_size), workers, persistent=False)
+        self._loader = data_loader(BySize(builder), _Chunks(ranges, batch_size), workers, persistent=False)
         self._rejects = Rejects(max_bad_fraction, sum(map(len, ranges)))
 
     @property
@@ -94,17 +94,6 @@ class _Chunks(Sampler[list[tuple[int, int]]]):
         for indices in self._ranges:
             for start in range(0, len(indices), self._batch_size):
                 yield [(0, index) for index in indices[start : start + self._batch_size]]
-
-
-class _BySize(Dataset[list[Batch]]):
-    """Builder of a batch for each size among the images of a chunk, run in the workers."""
-
-    def __init__(self, builder: BatchBuilder):
-        self._builder = builder
-
-    def __getitems__(self, samples: list[tuple[int, int]]) -> list[Batch] | Failure:
-        """Return the batches, or the reason why there are none, see `BatchBuilder`."""
-        return self._builder.by_size(samples)
 
 
 class _Waiting:

@@ -32,16 +32,20 @@ from ldm_ae.models import (
     for_inference,
     fp32_fallbacks,
     require_finite,
+    unwrapped,
     weights_sha256,
 )
 from ldm_ae.models.inference import in_eval_mode
 from ldm_ae.models.wrappers.overflow import WIDE_PRECISION
+from ldm_ae.models.wrappers.tiling import blended, tiling_of
 from ldm_ae.priors import SavedPrior
 
 RECONSTRUCTION = (
     "decoded from the posterior's mode; clamped to [-1, 1] and rounded to 8 bits, as the originals are, before "
     "anything is measured"
 )
+
+_NAMED_SIZES = 8
 
 
 class ImageBatch(Protocol):
@@ -193,12 +197,14 @@ def evaluate(
     if not first:
         raise UserError(f"no images to evaluate in {source}")
     model = for_inference(model, device=device)
-    kind, sha256 = type(model).__name__, weights_sha256(model)  # before the precision changes the weights
+    inside = unwrapped(model)
+    kind, sha256 = type(inside).__name__, weights_sha256(inside)  # before the precision changes the weights
     collected = _Collected(model, seed=seed, pictures=pictures)
     setting = Setting(model=model, device=device, prior=prior, latents=collected.latents, codes=collected.codes)
     scoring = Scoring(default_metrics(perceptual, features) if metrics is None else metrics, setting)
     scoring.require(first[0].pixel_values.shape)
-    activations = activation_ranges(model, first)
+    activations = activation_ranges(blended(model), first)
+    tiling = tiling_of(model)
     model = for_inference(model, device=device, precision=numerics.precision)
     with torch.no_grad():
         for batch in batches:
@@ -226,6 +232,7 @@ def evaluate(
             "latent_channels": model.latent_spec.channels,
         },
         "reconstruction": RECONSTRUCTION,
+        **({} if tiling is None else {"tiling": tiling.describe()}),
         "precision": numerics.precision,
         "memory_layout": numerics.layout,
         "redone_batches": {"count": redone, "precision": WIDE_PRECISION if redone else None},
@@ -381,4 +388,9 @@ def _protocol(metrics: Sequence[Metric]) -> dict[str, object]:
 
 
 def _sizes(sizes: set[tuple[int, int]]) -> str:
+    """Return the sizes as width x height; of many, their number and those of the smallest and the largest area."""
+    if len(sizes) > _NAMED_SIZES:
+        by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+        smallest, largest = (f"{width}x{height}" for height, width in (by_area[0], by_area[-1]))
+        return f"{len(sizes)} sizes from {smallest} to {largest}"
     return ", ".join(f"{width}x{height}" for height, width in sorted(sizes))

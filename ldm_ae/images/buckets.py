@@ -105,6 +105,8 @@ class WholeTransform:
 
     is_random = False
     pixels = ImageTransform.pixels
+    sizes: tuple[Size, ...] = ()
+    """Empty, because the number of sizes is unlimited."""
 
     def __init__(
         self,
@@ -120,6 +122,13 @@ class WholeTransform:
         self._options: dict[str, Any] = {"colour_profiles": colour_profiles, "max_pixels": max_pixels}
         self.decode = ImageTransform(size=multiple, **self._options).decode
         """Decoder of a file's bytes to the image that this transform accepts."""
+
+    def describe(self) -> dict[str, object]:
+        """Return everything that changes the pixels, as JSON values."""
+        resize: Literal["none"] | None = "none" if self._shorter is None else None
+        described = ImageTransform(size=self._multiple, resize=resize, **self._options).describe()
+        size = "native" if self._shorter is None else f"shorter side {self._shorter}"
+        return described | {"size": size, "multiple": self._multiple}
 
     def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> TransformedImage:
         """Transform one image of mode RGB to (3, H, W) of its own size; BadImage as in `ImageTransform`."""

@@ -15,7 +15,7 @@ import torch
 from ldm_ae.core.errors import UserError
 from ldm_ae.interop.folder import exporting
 from ldm_ae.models import Autoencoder, ChannelStatistics
-from ldm_ae.models.loading.folder import WEIGHTS
+from ldm_ae.models.loading.weights import WEIGHTS
 from ldm_ae.models.scaling import mark_scaled_encoder, measured_scaling, scale_is_known, set_scaling_of
 
 DIFFUSERS_FILES = frozenset({"config.json", WEIGHTS})

@@ -1,8 +1,8 @@
-"""Import of single files of KL and VQ autoencoders, including CompVis's and taming's, into diffusers folders.
+"""Import of single files of autoencoders, including pickled ones of CompVis and taming, into diffusers folders.
 
-The network follows from the shapes of the weights (`ldm_ae.models.loading.single_file`). The side in pixels of its
-training images does not; CompVis's YAML states it as `resolution`. That file is optional, and its description of the
-network must agree with the weights.
+The network follows from the shapes of the weights (`ldm_ae.models.loading.single_file`). For KL and VQ autoencoders the
+side in pixels of the training images does not; CompVis's YAML states it as `resolution`. That file is optional, and its
+description of the network must agree with the weights.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ldm_ae.interop.diffusers import export_diffusers
 from ldm_ae.models.loading.scales import Scale, check_family, scale_of_family
 from ldm_ae.models.loading.shapes import LDMNetwork
 from ldm_ae.models.loading.single_file import SingleFile, build_autoencoder, open_single_file
+from ldm_ae.models.scaling import SCALE
 
 RESOLUTION = 256
 """Side in pixels of every first stage that LDM and taming published, used where no configuration states it."""
@@ -49,8 +50,8 @@ class Imported:
     """Notes on assumptions, and on values preferred over contradicting ones."""
 
     @property
-    def network(self) -> LDMNetwork:
-        """The network inferred from the shapes of the weights."""
+    def network(self) -> LDMNetwork | None:
+        """The network inferred from the shapes of the weights; None for classes that CompVis's code does not have."""
         return self.file.network
 
     @property
@@ -77,7 +78,8 @@ def import_ldm(
         checkpoint: A safetensors file, or a PyTorch checkpoint of which only tensors are unpickled; it holds a first
             stage or a whole latent diffusion model, whose first stage is used.
         out: The folder.
-        config: CompVis's YAML of either.
+        config: CompVis's YAML of either; or a configuration in diffusers' form, a JSON file or a model folder, whose
+            values take precedence over inferred ones.
         family: `sd`, `sdxl`, `sd3` or `flux`, whose published scale applies where the file does not state one.
         overwrite: Replace an earlier import at `out`.
 
@@ -86,21 +88,39 @@ def import_ldm(
             family that contradicts the file or has another number of channels, or `out` holds other files or cannot be
             written.
     """
-    file = open_single_file(checkpoint)
-    said = LDMConfig() if config is None else read_ldm_config(config, file.network)
-    scale, notes = _scale(file, said, None if config is None else str(config), family)
-    file = dataclasses.replace(file, scale=scale)
+    compvis = config is not None and Path(config).suffix.lower() in (".yaml", ".yml")
+    file = open_single_file(checkpoint, config=None if compvis else config)
+    if file.network is None:
+        return _import_other(file, out, compvis=compvis, family=family, overwrite=overwrite)
+    said = read_ldm_config(config, file.network) if config is not None and compvis else LDMConfig()
+    scale, notes = _scale(file, file.network, said, str(config) if compvis else None, family)
+    file = dataclasses.replace(file, inference=dataclasses.replace(file.inference, scale=scale))
     model = build_autoencoder(file)
-    if config is None:
+    if not compvis and "sample_size" not in file.given.values:
         notes.append(f"sample_size is assumed to be {RESOLUTION}; --config FILE reads it from the configuration")
+        model.set_sample_size(RESOLUTION)
+    if not compvis:
         notes.append("tanh_out (the decoder ends in tanh) is assumed to be false; only the configuration has it")
-    if file.network.quantization == "gumbel":
+    if file.class_name == "QuantizedAutoencoder":
         notes.append("codes are the most likely ones; taming's GumbelVQ draws them with noise, also in evaluation")
-    model.set_sample_size(said.resolution)
+    if compvis:
+        model.set_sample_size(said.resolution)
     return Imported(path=export_diffusers(model, out, overwrite=overwrite), file=file, scale=scale, notes=tuple(notes))
 
 
-def _scale(file: SingleFile, said: LDMConfig, config: str | None, family: str | None) -> tuple[Scale, list[str]]:
+def _import_other(file: SingleFile, out: str | Path, *, compvis: bool, family: str | None, overwrite: bool) -> Imported:
+    """Convert a file of a class that CompVis's code does not have."""
+    for option, given in (("--family", family is not None), ("a YAML file as --config", compvis)):
+        if given:
+            raise UserError(f"{option} describes KL and VQ autoencoders, but {file.path} holds a {file.class_name}; "
+                            "remove it")  # fmt: skip
+    path = export_diffusers(build_autoencoder(file), out, overwrite=overwrite)
+    return Imported(path=path, file=file, scale=file.scale, notes=())
+
+
+def _scale(
+    file: SingleFile, network: LDMNetwork, said: LDMConfig, config: str | None, family: str | None
+) -> tuple[Scale, list[str]]:
     """Return the scale of the latents and notes. A tensor of the file precedes configuration, family and convention."""
     scale, notes = file.scale, list[str]()
     if scale.in_file:
@@ -113,15 +133,15 @@ def _scale(file: SingleFile, said: LDMConfig, config: str | None, family: str | 
         scale = Scale(factor=said.scale_factor, shift=None, source=f"scale_factor of {config}")
     if family is not None:
         wanted = scale_of_family(family)
-        firm = scale.in_file or said.scale_factor is not None
+        firm = scale.in_file or said.scale_factor is not None or bool(file.given.values.keys() & set(SCALE))
         if firm and abs(wanted.factor - scale.factor) > 1e-4 * scale.factor:
             raise UserError(
                 f"--family {family} has the scale {wanted.factor}, but {scale.source} is {scale.factor:.6g}; "
                 "remove one of them"
             )
-        if wanted.shift is not None and file.network.n_embed is not None:
+        if wanted.shift is not None and network.n_embed is not None:
             raise UserError(f"--family {family} has a shift, which a VQ model cannot have")
-        notes += check_family(family, file.network)
+        notes += check_family(family, network)
         scale = wanted
     if not scale.known:
         notes.append(f"scaling_factor is 1: {scale.source}; name the model that it belongs to with --family")

@@ -16,9 +16,12 @@ from ldm_ae.data import Batch, seeded_noise
 from ldm_ae.models import Autoencoder, ChannelStatistics, LatentSpec
 from ldm_ae.models.scaling import (
     check_form,
+    check_storable,
     describe_scaling,
     is_unscaled,
+    mark_scaled_encoder,
     measured_scaling,
+    measures_scale,
     scale_is_known,
     set_scaling_of,
 )
@@ -30,18 +33,22 @@ def measure_scaling(
 ) -> ChannelStatistics:
     """Return per-channel statistics of one posterior sample per image, with each sample's own noise.
 
+    Latents are packed as the model's pipelines pack them (`LatentSpec.patch_size`).
+
     Args:
         model: A model in eval mode, on the device to run on.
         loader: Batches of images, usually an `EvaluationLoader`.
         progress: Called with the number of images done after every batch.
     """
-    statistics = ChannelStatistics(model.latent_spec.channels)
+    spec = model.latent_spec
+    statistics = ChannelStatistics(spec.scaled_channels)
     device = model.device
     done = 0
     for batch in loader:
         posterior = model.encode(batch.pixel_values.to(device))
         shape = posterior.mode().shape[1:]
-        statistics.update(posterior.sample(noise=seeded_noise(batch.seeds, tuple(shape)).to(device)))
+        latents = posterior.sample(noise=seeded_noise(batch.seeds, tuple(shape)).to(device))
+        statistics.update(spec.pack(latents))
         done += len(batch.keys)
         if progress is not None:
             progress(done)
@@ -49,13 +56,15 @@ def measure_scaling(
 
 
 def settle_scaling(
-    model: Autoencoder, loader: Iterable[Batch] | None, *, progress: Callable[[int], None] | None = None
-) -> tuple[str, bool]:
+    model: Autoencoder, loader: Iterable[Batch] | None, *, keep: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[str, bool]:  # fmt: skip
     """Give a trained model the scale of its latents: keep it where the encoder is unchanged, else measure it.
 
     Args:
         model: The model to export; it is put in eval mode, and its configuration is changed.
         loader: Images to measure on; None if there are none.
+        keep: Keep the scale although the encoder has changed, because the latents are those that it belongs to.
         progress: See `measure_scaling`.
 
     Returns:
@@ -63,6 +72,11 @@ def settle_scaling(
     """
     model.eval()
     before = model.latent_spec
+    if keep:
+        mark_scaled_encoder(model)
+        return f"the latents are the teacher's and keep their {describe_scaling(before)}", True
+    if not measures_scale(model):
+        return f"{type(model.net).__name__} stores no scale of its own, and none is measured", True
     if scale_is_known(model):
         return f"the encoder is unchanged and keeps its {describe_scaling(before)}", True
     old = (
@@ -111,6 +125,8 @@ def plan_scaling(model: Autoencoder, choice: str, *, per_channel: bool | None, i
         raise UserError(f"{form or '--scaling measure'} needs --images to measure on")
     spec = model.latent_spec
     check_form(spec, per_channel)
+    if asked:
+        check_storable(model, per_channel)
     known = scale_is_known(model)
     measure = asked or (choice == "auto" and images and not known)
     if known or measure:

@@ -52,8 +52,12 @@ class WeightFile:
     """Scale factor of a latent diffusion model that is not in `tensors`: beside their dictionary, or a plain number."""
 
 
-def read_weight_file(path: str | Path) -> WeightFile:
+def read_weight_file(path: str | Path, *, pickled: bool = True) -> WeightFile:
     """Read the tensors of a safetensors file or of a PyTorch checkpoint whose pickle holds only tensors and plain data.
+
+    Args:
+        path: The file.
+        pickled: Whether checkpoints of PyTorch are read.
 
     Raises:
         UserError: The file does not exist, or is neither; the message describes what it seems to be.
@@ -71,11 +75,23 @@ def read_weight_file(path: str | Path) -> WeightFile:
     if _is_safetensors(head):
         return WeightFile(tensors=read_tensors(path))
     if head[:1] == b"\x80" or (head[:4] == b"PK\x03\x04" and _is_torch_archive(path)):
+        if not pickled:
+            raise UserError(f"{path} is a pickled checkpoint: expected a safetensors file. Convert it once with: "
+                            f"ldm-ae import {path} OUT")  # fmt: skip
         found = open_legacy_weights(path)
         return WeightFile(
             tensors=found.tensors, container=found.container, beside=found.beside, scale_factor=found.scale_factor
         )  # fmt: skip
     raise UserError(f"{path} was not opened: it is {_describe_head(head)}")
+
+
+def is_safetensors_file(path: Path) -> bool:
+    """Return whether a file begins as safetensors do."""
+    try:
+        with path.open("rb") as file:
+            return _is_safetensors(file.read(9))
+    except OSError:
+        return False
 
 
 def _is_safetensors(head: bytes) -> bool:

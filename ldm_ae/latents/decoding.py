@@ -165,7 +165,7 @@ def reconstruct_images(
             is not empty or cannot be written.
     """
     model.pixel_spec.require_match(transform.pixels, "the transform")
-    for size in () if isinstance(transform, WholeTransform) else transform.sizes:
+    for size in transform.sizes:
         model.latent_spec.latent_size(*size)
     loader = RangeLoader(
         source,

@@ -39,7 +39,16 @@ class Fold:
 
     @classmethod
     def of_model(cls, spec: LatentSpec) -> Fold:
-        """Return the map for values that are the model's `scaled_latents`."""
+        """Return the map for values that are the model's `scaled_latents`.
+
+        Raises:
+            UserError: The model's pipelines pack the latents, so that the map of a channel depends on the place.
+        """
+        if spec.patch_size > 1:
+            raise UserError(
+                f"the model's pipelines pack latents {spec.patch_size}x{spec.patch_size} before they scale them, and "
+                "the format holds one scale per channel; choose a format of unscaled latents, such as lightningdit"
+            )
         if spec.latents_mean is not None and spec.latents_std is not None:
             return cls(scale=tuple(std / spec.scaling_factor for std in spec.latents_std), bias=spec.latents_mean)
         return cls(scale=(1.0 / spec.scaling_factor,) * spec.channels, bias=(spec.shift_factor,) * spec.channels)

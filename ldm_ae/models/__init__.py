@@ -26,12 +26,14 @@ from ldm_ae.models.adapters.vq import VQAutoencoder
 from ldm_ae.models.identity import hash_json, model_config, model_hash, network_config, weights_sha256
 from ldm_ae.models.inference import for_inference
 from ldm_ae.models.interface import Autoencoder, AutoencoderOutput
-from ldm_ae.models.loading.load import is_model_folder, load_autoencoder, resolve_model_folder
+from ldm_ae.models.loading.load import is_model_folder, load_autoencoder
+from ldm_ae.models.loading.places import resolve_model_folder
 from ldm_ae.models.posteriors import DeterministicPosterior, DiscretePosterior, GaussianPosterior, Posterior
 from ldm_ae.models.spec import AutoencoderSpec, Codebook, LatentSpec
 from ldm_ae.models.statistics import ChannelStatistics
 from ldm_ae.models.wrappers.interface import Wrapper, unwrapped
 from ldm_ae.models.wrappers.overflow import OverflowGuard, finite_rows, fp32_fallbacks, require_finite
+from ldm_ae.models.wrappers.tiling import Tiled
 
 __all__ = [
     "AUTOENCODERS",
@@ -47,6 +49,7 @@ __all__ = [
     "LatentSpec",
     "OverflowGuard",
     "Posterior",
+    "Tiled",
     "VQAutoencoder",
     "Wrapper",
     "finite_rows",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from torch import nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.models.interface import Autoencoder
-from ldm_ae.models.scaling import SCALE
 
 
 def hash_json(value: object) -> str:
@@ -28,14 +28,21 @@ def model_config(model: Autoencoder) -> dict[str, Any]:
 
 def network_config(model: Autoencoder) -> dict[str, Any]:
     """Return `model_config` without the keys that do not change the latents, such as scaling constants."""
-    neutral = {*SCALE, "sample_size", *model.neutral_config}
+    neutral = {*model.scale_keys, "sample_size", *model.neutral_config}
     return {key: value for key, value in model_config(model).items() if key not in neutral}
 
 
-def weights_sha256(module: nn.Module) -> str:
-    """Return the sha256 in hex of a state dict: names, dtypes, shapes and bytes, in the order of the names."""
+def weights_sha256(module: nn.Module, *, without: Collection[str] = ()) -> str:
+    """Return the sha256 in hex of a state dict: names, dtypes, shapes and bytes, in the order of the names.
+
+    Args:
+        module: The module.
+        without: Names of tensors that are left out.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if name in without:
+            continue
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
@@ -55,4 +62,5 @@ def model_hash(model: Autoencoder) -> str:
             raise UserError(
                 f"the model's weights are {parameter.dtype}; load the model in float32 and set the precision instead"
             )
-    return hash_json({"config": network_config(model), "weights": weights_sha256(model.net)})
+    weights = weights_sha256(model.net, without=model.scale_buffers)
+    return hash_json({"config": network_config(model), "weights": weights})

@@ -9,8 +9,9 @@ import torch
 
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import UserError
-from ldm_ae.core.precision import inference_numerics
+from ldm_ae.core.precision import arrange, inference_numerics
 from ldm_ae.models.interface import Autoencoder
+from ldm_ae.models.wrappers.interface import Wrapper
 from ldm_ae.models.wrappers.overflow import OverflowGuard
 
 
@@ -39,16 +40,24 @@ def for_inference(
     """
     device = pick_device(device) if isinstance(device, str) else device
     numerics = inference_numerics(precision, device, slow_remedy=slow_remedy)
-    if isinstance(model, OverflowGuard):
-        model = model.unguarded()
+    model = _unguarded(model)
     if numerics.precision == "fp16":
         model = OverflowGuard(model)
     model = model.eval().requires_grad_(False).to(device=device, dtype=numerics.dtype)
-    model = model.to(memory_format=numerics.memory_format)
+    arrange(model, numerics.memory_format)
     if compiled:
         if not model.compilable_parts():
             raise UserError(f"{type(model.net).__name__} declares no parts to compile; run it without compilation")
         model.compile_parts()
+    return model
+
+
+def _unguarded(model: Autoencoder) -> Autoencoder:
+    """Return the model without the guards among its wrappers."""
+    if isinstance(model, OverflowGuard):
+        return _unguarded(model.unguarded())
+    if isinstance(model, Wrapper):
+        model.model = _unguarded(model.model)
     return model
 
 

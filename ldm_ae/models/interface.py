@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import PixelSpec
+from ldm_ae.models.checks import require_device, require_latents
 from ldm_ae.models.posteriors import Posterior
 from ldm_ae.models.scaling import NO_SCALE, mark_scaled_encoder
 from ldm_ae.models.spec import AutoencoderSpec, Codebook, LatentSpec
@@ -91,6 +93,21 @@ class Autoencoder(nn.Module, abc.ABC):
         return model
 
     @classmethod
+    def network_class(cls, class_name: str) -> Any:
+        """Return the class of network of one of `class_names`; by default, the one of this name that the module of the
+        autoencoder defines or imports, else the one in diffusers.
+
+        Raises:
+            UserError: the installed diffusers does not have it.
+        """
+        import diffusers  # takes seconds
+
+        found = getattr(sys.modules[cls.__module__], class_name, None) or getattr(diffusers, class_name, None)
+        if found is None:
+            raise UserError(f"{class_name} is not in diffusers {diffusers.__version__}; install a newer diffusers")
+        return found
+
+    @classmethod
     def example(cls, class_name: str) -> Autoencoder:
         """Return the smallest random network of one of `class_names`; by default, the constructor's default network."""
         del class_name
@@ -126,13 +143,29 @@ class Autoencoder(nn.Module, abc.ABC):
     """Prefixes of the names of `net`'s parameters that do not affect latents. All others belong to the encoder: a scale
     is measured for those and stays valid when only parameters with these prefixes are trained."""
 
+    takes_scaled_latents: bool = False
+    """Whether the network is made for latents to which another model's scale has been applied, as a TAESD is, whose
+    decoder limits them to (-3, 3)."""
+
     compvis_class: str | None = None
     """The class of CompVis's latent-diffusion with the same function, `AutoencoderKL` or `VQModel`, if `net` has the
     parameters and configuration of one."""
 
+    frozen_names: tuple[str, ...] = ()
+    """Prefixes of the names of `net`'s parameters that training never changes: those of an encoder that the class keeps
+    as it is, and those that neither `encode` nor `decode` uses."""
+
+    scale_buffers: tuple[str, ...] = ()
+    """Names of the tensors in `net`'s state dict that hold the scale, which change no latent (`model_hash`)."""
+
     neutral_config: frozenset[str] = frozenset()
     """Configuration keys, beside the scale's and the sample size, that change no latent: models that differ in them
     alone are the same model (`model_hash`)."""
+
+    @property
+    def scale_keys(self) -> tuple[str, ...]:
+        """The fields of a scale that `net` can store, of `NO_SCALE`; by default, those that its configuration has."""
+        return tuple(key for key in NO_SCALE if key in self.net.config)
 
     @property
     def last_layer(self) -> nn.Parameter | None:
@@ -150,6 +183,14 @@ class Autoencoder(nn.Module, abc.ABC):
         For training they exclude the last layer, so that its gradient can be computed separately.
         """
         del for_training
+        return ()
+
+    def exact_parts(self) -> Sequence[nn.Module]:
+        """Return the modules that `ldm_ae.models.wrappers.exact_tiling` can compute in bands of rows; none if the
+        network is not built from such modules.
+
+        All layers whose memory grows with the image must be inside them.
+        """
         return ()
 
     @property
@@ -272,13 +313,17 @@ class Autoencoder(nn.Module, abc.ABC):
         return images
 
     def scale(self, latents: Tensor) -> Tensor:
-        """Convert latents (B, C, h, w) to what a diffusion model sees, as the class's pipeline does."""
+        """Convert latents (B, C, h, w) to what a diffusion model sees, as the class's pipeline does.
+
+        The result has `latent_spec.scaled_channels` channels: where the patch size p is above 1 (FLUX.2), it is
+        (B, C p^2, h/p, w/p).
+        """
         self.require_latents(latents, on_device=False)
         return self.latent_spec.scale(latents)
 
     def unscale(self, scaled_latents: Tensor) -> Tensor:
         """Convert what a diffusion model sees to latents (B, C, h, w): the inverse of `scale`."""
-        self.require_latents(scaled_latents, on_device=False)
+        require_latents(scaled_latents, "scaled_latents", self.latent_spec.scaled_channels)
         return self.latent_spec.unscale(scaled_latents)
 
     def require_images(self, pixel_values: Tensor) -> None:
@@ -289,26 +334,16 @@ class Autoencoder(nn.Module, abc.ABC):
         spec = self.spec
         spec.pixels.require_images(pixel_values)
         spec.latents.latent_size(*pixel_values.shape[-2:])
-        self._require_device(pixel_values, "pixel_values")
+        require_device(pixel_values, "pixel_values", self.device)
         if not (self.training or torch.compiler.is_compiling()):
             spec.pixels.require_range(pixel_values)
 
     def require_latents(self, latents: Tensor, *, on_device: bool = True) -> None:
         """Raise UserError unless `decode` accepts these latents; every `decode` begins with it."""
-        channels = self.latent_spec.channels
-        if not isinstance(latents, Tensor) or not latents.is_floating_point():
-            by_codes = "" if self.codebook is None else "; indices become latents by model.codebook.latents(indices)"
-            got = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
-            raise UserError(f"latents must be a floating-point tensor, got {got}{by_codes}")
-        if latents.ndim != 4 or latents.shape[1] != channels:
-            raise UserError(f"latents must be (B, {channels}, h, w), got {tuple(latents.shape)}")
+        hint = "" if self.codebook is None else "; indices become latents by model.codebook.latents(indices)"
+        require_latents(latents, "latents", self.latent_spec.channels, hint=hint)
         if on_device:
-            self._require_device(latents, "latents")
-
-    def _require_device(self, tensor: Tensor, name: str) -> None:
-        if tensor.device != (device := self.device):
-            raise UserError(f"{name} must be on the model's device {device}, got {tensor.device}; move them by "
-                            f"{name}.to(model.device)")  # fmt: skip
+            require_device(latents, "latents", self.device)
 
     # ----------------------------------------------------------------------------------- derived from the above members
 
@@ -366,19 +401,23 @@ class Autoencoder(nn.Module, abc.ABC):
         `ldm_ae.models.scaling.measured_scaling` returns a measured scale in the form that the model's pipelines read.
 
         Raises:
-            UserError: The network's class has no configuration key for a part of it.
+            UserError: The network's class cannot store a part of it (`scale_keys`).
         """
         scale: dict[str, Any] = {
             "scaling_factor": scaling_factor, "shift_factor": shift_factor, "latents_mean": latents_mean,
             "latents_std": latents_std,
         }  # fmt: skip
-        places = [key for key in scale if key in self.net.config]
+        places = self.scale_keys
         for key, value in scale.items():
             if key not in places and value != NO_SCALE[key]:
                 known = ", ".join(places) or "none"
-                raise UserError(
-                    f"{type(self.net).__name__} cannot store {key} {value}; of a scale its configuration holds {known}"
-                )
-        # A number where diffusers' default is null: pipelines of SD3 and FLUX add the shift, the others ignore it.
-        self.net.register_to_config(**{key: scale[key] for key in places})
+                raise UserError(f"{type(self.net).__name__} cannot store {key} {value}; of a scale it holds {known}")
+        self._store_scale({key: scale[key] for key in places})
         mark_scaled_encoder(self)
+
+    def _store_scale(self, scale: dict[str, Any]) -> None:
+        """Write the values of all `scale_keys` into `net`; by default, into its configuration.
+
+        The shift is a number even where diffusers' default is null: pipelines of SD3 and FLUX add it, others ignore it.
+        """
+        self.net.register_to_config(**scale)

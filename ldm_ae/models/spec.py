@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import PixelSpec
@@ -31,24 +31,31 @@ class LatentSpec:
     shift_factor: float = 0.0
     """Value subtracted before scaling, unless `latents_mean` and `latents_std` are set."""
     latents_mean: tuple[float, ...] | None = None
-    """Per-channel mean; with `latents_std` it replaces `shift_factor`."""
+    """Mean of each of the `scaled_channels`; with `latents_std` it replaces `shift_factor`."""
     latents_std: tuple[float, ...] | None = None
-    """Per-channel standard deviation; latents are divided by it before `scaling_factor` multiplies them."""
+    """Standard deviation of each of the `scaled_channels`; latents are divided by it before `scaling_factor` multiplies
+    them."""
     codebook_size: int | None = None
     """Number of codes of a discrete model, None for a continuous one."""
     codebook_levels: int | None = None
     """Q of the indices (B, Q, h, w) of residual quantization, None where indices are (B, h, w)."""
+    patch_size: int = 1
+    """p: `scale` first packs each p x p latents into one of C p^2 channels, as FLUX.2's pipelines do with p = 2."""
+    image_size: int | None = None
+    """Side in pixels of the only images that the model takes, which are square; None for any size."""
 
     def __post_init__(self) -> None:
-        of_codes = [count for count in (self.codebook_size, self.codebook_levels) if count is not None]
-        if any(type(count) is not int or count < 1 for count in (self.channels, self.downsample_factor, *of_codes)):
+        optional = (self.codebook_size, self.codebook_levels, self.image_size)
+        counts = [self.channels, self.downsample_factor, self.patch_size, *(n for n in optional if n is not None)]
+        if any(type(count) is not int or count < 1 for count in counts):
             raise UserError(
-                "latents: channels, downsample_factor, codebook_size and codebook_levels must be whole numbers above 0"
+                "latents: channels, downsample_factor, codebook_size, codebook_levels, patch_size and image_size must "
+                "be whole numbers above 0"
             )
         if self.codebook_size is not None and self.codebook_size > 2**63:
             raise UserError(f"latents: codebook_size is {self.codebook_size}; an index can hold at most 2^63 codes")
         vectors = [vector for vector in (self.latents_mean, self.latents_std) if vector is not None]
-        if any(type(vector) is not tuple or len(vector) != self.channels for vector in vectors):
+        if any(type(vector) is not tuple or len(vector) != self.scaled_channels for vector in vectors):
             raise UserError("latents: latents_mean and latents_std must hold one number per channel")
         scales = (self.scaling_factor, *(self.latents_std or ()))
         if not all(_is_number(value) for value in (*scales, self.shift_factor, *(self.latents_mean or ()))):
@@ -56,9 +63,28 @@ class LatentSpec:
         if not all(scales):
             raise UserError("latents: scaling_factor and latents_std must not be 0")
 
+    @property
+    def scaled_channels(self) -> int:
+        """Channels of `scaled_latents`: C p^2."""
+        return self.channels * self.patch_size**2
+
+    @property
+    def image_multiple(self) -> int:
+        """Divisor of the sides of images whose latents `scale` takes: the downsample factor times the patch size."""
+        return self.downsample_factor * self.patch_size
+
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return (h, w) for an image of this size; UserError if it is not divisible by the downsample factor."""
+        """Return (h, w) for an image of this size.
+
+        Raises:
+            UserError: The size is not divisible by the downsample factor, or is not the model's only one.
+        """
         factor = self.downsample_factor
+        if self.image_size is not None and (height, width) != (self.image_size, self.image_size):
+            raise UserError(
+                f"the model takes images of {self.image_size}x{self.image_size} only, got height x width "
+                f"{height}x{width}; resize and crop them to {self.image_size}"
+            )
         if height % factor or width % factor or height <= 0 or width <= 0:
             raise UserError(
                 f"an image of height x width {height}x{width} is not divisible by the model's downsample factor "
@@ -72,23 +98,46 @@ class LatentSpec:
         mean, std = (like.new_tensor(v).view(1, -1, 1, 1) for v in (self.latents_mean, self.latents_std))
         return mean, std
 
-    def scale(self, latents: Tensor) -> Tensor:
-        """Convert latents to scaled_latents, both (B, C, h, w), as the pipelines that read this specification do.
+    def pack(self, latents: Tensor) -> Tensor:
+        """Return latents (B, C, h, w) as (B, C p^2, h/p, w/p): channel c p^2 + p i + j holds place (i, j) of a patch.
 
-        Without vectors the result is (latents - shift_factor) * scaling_factor: Stable Diffusion, SDXL, Kolors and DiT
-        where the shift is 0, SD3 and FLUX with any shift. With vectors it is (latents - latents_mean) / latents_std *
-        scaling_factor: SDXL, and, where the factor is 1, the pipelines and trainers that read vectors without a factor;
-        all others ignore vectors and decode wrongly.
+        Raises:
+            UserError: h or w is not divisible by p.
         """
-        if (mean_std := self._mean_std(latents)) is not None:
-            return (latents - mean_std[0]) * self.scaling_factor / mean_std[1]
-        return (latents - self.shift_factor) * self.scaling_factor
+        size = self.patch_size
+        if size == 1:
+            return latents
+        height, width = latents.shape[-2:]
+        if height % size or width % size:
+            raise UserError(
+                f"latents of h x w {height}x{width} cannot be packed {size}x{size} for a diffusion model; use images "
+                f"whose height and width are divisible by {self.downsample_factor * size}"
+            )
+        return nn.functional.pixel_unshuffle(latents, size)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Return packed latents (B, C p^2, h/p, w/p) as (B, C, h, w): the inverse of `pack`."""
+        return packed if self.patch_size == 1 else nn.functional.pixel_shuffle(packed, self.patch_size)
+
+    def scale(self, latents: Tensor) -> Tensor:
+        """Convert latents (B, C, h, w) to scaled_latents as the pipelines that read this specification do.
+
+        The latents are packed to (B, C p^2, h/p, w/p) where the patch size p is above 1. Without vectors the result is
+        (latents - shift_factor) * scaling_factor: Stable Diffusion, SDXL, Kolors and DiT where the shift is 0, SD3 and
+        FLUX with any shift. With vectors it is (latents - latents_mean) / latents_std * scaling_factor: SDXL, and,
+        where the factor is 1, FLUX.2 and the pipelines and trainers that read vectors without a factor; all others
+        ignore vectors and decode wrongly.
+        """
+        packed = self.pack(latents)
+        if (mean_std := self._mean_std(packed)) is not None:
+            return (packed - mean_std[0]) * self.scaling_factor / mean_std[1]
+        return (packed - self.shift_factor) * self.scaling_factor
 
     def unscale(self, scaled_latents: Tensor) -> Tensor:
-        """Convert scaled_latents to latents, both (B, C, h, w): the inverse of `scale`."""
+        """Convert scaled_latents (B, C p^2, h/p, w/p) to latents (B, C, h, w): the inverse of `scale`."""
         if (mean_std := self._mean_std(scaled_latents)) is not None:
-            return scaled_latents * mean_std[1] / self.scaling_factor + mean_std[0]
-        return scaled_latents / self.scaling_factor + self.shift_factor
+            return self.unpack(scaled_latents * mean_std[1] / self.scaling_factor + mean_std[0])
+        return self.unpack(scaled_latents / self.scaling_factor + self.shift_factor)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ from ldm_ae.models.scaling import remember_scaled_encoder
 def set_trainable(model: Autoencoder, patterns: Sequence[str]) -> int:
     """Train exactly the parameters whose diffusers names match a pattern, and return the number of their elements.
 
+    Those that the class keeps frozen (`Autoencoder.frozen_names`) are never trained, also not by `*`.
+
     Where the encoder is trained, its configuration records the encoder that its scale was measured for.
 
     Args:
@@ -21,7 +23,7 @@ def set_trainable(model: Autoencoder, patterns: Sequence[str]) -> int:
         patterns: Shell patterns: `*` for all, `decoder.*` and `post_quant_conv.*` for the decoder alone.
 
     Raises:
-        UserError: A pattern matches no parameter.
+        UserError: A pattern matches no parameter that can be trained.
     """
     parameters = dict(model.net.named_parameters())
     for pattern in patterns:
@@ -34,8 +36,15 @@ def set_trainable(model: Autoencoder, patterns: Sequence[str]) -> int:
                 f"trainable: '{pattern}' matches no parameter; a pattern must match whole names, and the model's parts "
                 f"are {', '.join(f'{part}.*' for part in parts)}{meant}"
             )
+        if all(name.startswith(model.frozen_names) for name in parameters if fnmatchcase(name, pattern)):
+            frozen = " and ".join(f"{prefix}*" for prefix in model.frozen_names)
+            raise UserError(
+                f"trainable: '{pattern}' matches only parameters that are never trained: {type(model.net).__name__} "
+                f"keeps {frozen} frozen; remove it"
+            )
     for name, parameter in parameters.items():
-        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+        matches = any(fnmatchcase(name, pattern) for pattern in patterns)
+        parameter.requires_grad_(matches and not name.startswith(model.frozen_names))
     encoder = [parameter for name, parameter in parameters.items() if not name.startswith(model.decoder_names)]
     if any(parameter.requires_grad for parameter in encoder):
         remember_scaled_encoder(model)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ldm_ae.core.registry import Registry, export
+from ldm_ae.regularizers.distillation import Distillation
 from ldm_ae.regularizers.gaussian_noise import GaussianNoise
 from ldm_ae.regularizers.identity import Identity
 from ldm_ae.regularizers.interface import Regularized, Regularizer
 
-__all__ = ["REGULARIZERS", "GaussianNoise", "Identity", "Regularized", "Regularizer"]
+__all__ = ["REGULARIZERS", "Distillation", "GaussianNoise", "Identity", "Regularized", "Regularizer"]
 
 REGULARIZERS: Registry[Regularizer] = Registry(__name__, Regularizer, "regularizer")  # type: ignore[type-abstract]
 """Every regularizer by its name."""

@@ -8,12 +8,11 @@ latents large.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
+from ldm_ae.models import Posterior
 from ldm_ae.regularizers.interface import Regularized, Regularizer
 
 
@@ -38,7 +37,7 @@ class GaussianNoise(Regularizer):
             )
         self.gamma, self.max_fraction = gamma, max_fraction
 
-    def forward(self, posterior: Any, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:  # noqa: ARG002
+    def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:  # noqa: ARG002
         fraction = self.max_fraction * draws.uniform(1, 1, 1).to(latents)
         noise = draws.normal(*latents.shape[1:]).to(latents)
         return Regularized((1 - fraction) * latents + fraction * self.gamma * noise, pixel_values)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from ldm_ae.core.draws import Draws
+from ldm_ae.models import Posterior
 from ldm_ae.regularizers.interface import Regularized, Regularizer
 
 
@@ -15,5 +14,5 @@ class Identity(Regularizer):
 
     short_names = ("none",)
 
-    def forward(self, posterior: Any, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:  # noqa: ARG002
+    def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:  # noqa: ARG002
         return Regularized(latents, pixel_values)

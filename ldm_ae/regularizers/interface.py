@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.frozen import PartlyFrozen
+from ldm_ae.models import Autoencoder, Posterior
 
 
 class Regularized(NamedTuple):
@@ -31,12 +32,38 @@ class Regularizer(PartlyFrozen, abc.ABC):
     named in `frozen`. The exported model does not include it, and validation, encoding and decoding do not use it.
     """
 
+    keeps_scale: bool = False
+    """Whether the trained model keeps its scale although its encoder changes, because its latents are those of a model
+    that it was measured for."""
+
+    @property
+    def identity(self) -> str:
+        """What a resumed run must have in common with the run; the class's name by default."""
+        return type(self).__name__
+
+    def prepare(self, model: Autoencoder) -> None:
+        """Check, and adapt to each other, the regularizer and the model, whose trainable parameters are known; the
+        default does nothing. It is called once, before anything is trained or resumed.
+
+        Raises:
+            UserError: They do not fit.
+        """
+        del model
+
+    def verify(self, pixel_values: Tensor) -> None:
+        """Check some images (B, 3, H, W) in [-1, 1] of the data, before the training; the default does nothing.
+
+        Raises:
+            UserError: They show that the regularizer does not fit.
+        """
+        del pixel_values
+
     @abc.abstractmethod
-    def forward(self, posterior: Any, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:
+    def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:
         """Return latents and targets of one batch, in which no sample depends on another.
 
         Args:
-            posterior: The encoder's `ldm_ae.models.Posterior`.
+            posterior: The encoder's posterior.
             latents: (B, C, h, w), drawn from it, unscaled.
             pixel_values: (B, 3, H, W) in [-1, 1], the encoded images.
             draws: Random numbers of each sample.

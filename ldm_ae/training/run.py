@@ -112,6 +112,7 @@ def check(run: RunConfig) -> None:
                 f"objective.regularization_weights has no weight for '{term}', without which the codes do not learn; "
                 f"add {term}: 1.0, or freeze them with training.trainable"
             )
+    run.regularizer.prepare(run.model)
     check_sizes(
         run.model, run.regularizer, run.objective, run.discriminator, run.training,
         sizes=sizes, resolution=run.data.resolution, validation=run.data.validation_images > 0,
@@ -195,6 +196,7 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
         loader, validation, run.data.validation_transform(), batch_size=run.training.batch_size,
         autocast_dtype=None if numerics.precision == "fp32" else numerics.dtype,
     )  # fmt: skip
+    run.regularizer.verify(samples.pixel_values[:2])
     spec = run.model.latent_spec
     codes = "" if spec.codebook_size is None else f", {spec.codebook_size} codes"
     identity = {
@@ -212,7 +214,7 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
         "ema": run.training.ema_decay is not None,
     }
     if not isinstance(run.regularizer, Identity):
-        identity["regularizer"] = type(run.regularizer).__name__
+        identity["regularizer"] = run.regularizer.identity
     if loader.buckets is not None:
         identity["bucket_assignment"] = loader.buckets.identity()
     return Trainer(

@@ -100,6 +100,7 @@ class Trainer:
         )  # fmt: skip
         self.autoencoder, self.ema, self.objective = networks.autoencoder, networks.ema, networks.objective
         self.discriminator, self.parts = networks.discriminator, networks.parts
+        self._keeps_scale = regularizer.keeps_scale
         self.parameters = [networks.generator_parameters()]
         self.optimizer_configs = [optimizer, discriminator_optimizer]
         if self.discriminator is not None:
@@ -358,7 +359,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             result = self._result()
             with ProgressDisplay("measuring the scale of the latents", None) as progress:
-                words, scaled = settle_scaling(result, self.validation, progress=progress)
+                words, scaled = settle_scaling(result, self.validation, keep=self._keeps_scale, progress=progress)
             if scaled:
                 self.log.print_line(words)
             else:

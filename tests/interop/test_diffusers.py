@@ -15,7 +15,7 @@ from ldm_ae.core.errors import RunError, UserError
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.interop import export_diffusers, measure_scaling
 from ldm_ae.models import ChannelStatistics, KLAutoencoder, load_autoencoder
-from ldm_ae.models.loading.folder import WEIGHTS
+from ldm_ae.models.loading.weights import WEIGHTS
 
 
 def loader(folder: Path, batch_size: int) -> EvaluationLoader:

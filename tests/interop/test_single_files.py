@@ -322,7 +322,7 @@ def test_mismatched_quant_convolutions_are_refused_in_one_line(embed_dim: int, t
     assert str(refused.value) == (
         f"{path}: its quant convolutions map 8 channels to {2 * embed_dim} and {embed_dim} to 4 (embed_dim "
         f"{embed_dim}, z_channels 4); those of diffusers' AutoencoderKL keep the number of channels, and it cannot "
-        "be imported"
+        "be opened"
     )
 
 

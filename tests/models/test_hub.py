@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from safetensors.torch import save_file
 
 from ldm_ae.cli import main
 from ldm_ae.core.errors import UserError
@@ -42,12 +44,15 @@ class FakeHub:
         self.wait = Event()
         self.wait.set()
 
-    def model_info(self, repository: str, *, timeout: float) -> None:
+    def model_info(self, repository: str, *, timeout: float) -> SimpleNamespace:
         self.asked.append(repository)
         assert timeout == hub.SECONDS
         self.wait.wait(10)
         if self.raised is not None:
             raise self.raised
+        there = self.root / "hub" / repository
+        names = [path.relative_to(there).as_posix() for path in sorted(there.rglob("*")) if path.is_file()]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
     def snapshot_download(self, repository: str, *, allow_patterns: list[str], local_files_only: bool = False) -> str:
         there, cached = self.root / "hub" / repository, self.root / "cache" / repository
@@ -112,7 +117,9 @@ def test_hub_repositories_without_an_autoencoder_are_refused(fake: FakeHub, tmp_
         load_autoencoder("owner/files")
     (there / "unet").mkdir()
     (there / "unet/config.json").write_text(json.dumps({"_class_name": "UNet2DModel"}))
-    with pytest.raises(UserError, match=r"^owner/unet holds a UNet2DModel; expected one of AutoencoderKL"):
+    with pytest.raises(
+        UserError, match=r"^owner/unet holds a UNet2DModel, a diffusion model .*: AsymmetricAutoencoderKL"
+    ):
         load_autoencoder("owner/unet")
     KLAutoencoder(**SMALL).save_pretrained(there / "pickled")
     (there / "pickled/diffusion_pytorch_model.safetensors").unlink()
@@ -201,6 +208,43 @@ def test_subfolder_of_a_repository_is_opened(fake: FakeHub, tmp_path: Path) -> N
             load_autoencoder(wrong)
 
 
+def test_only_the_weights_that_are_read_are_downloaded(fake: FakeHub, tmp_path: Path) -> None:
+    there, cache = tmp_path / "hub/owner", tmp_path / "cache/owner"
+    model = KLAutoencoder(**SMALL)
+    model.net.save_pretrained(there / "both/vae")
+    model.half().net.save_pretrained(there / "both/vae", variant="fp16")
+    model.net.save_pretrained(there / "half/vae", variant="fp16")
+    model.net.save_pretrained(there / "shards", variant="fp16", max_shard_size="20KB")
+    model.float().net.save_pretrained(there / "shards", max_shard_size="20KB")
+    (there / "both/unet").mkdir()
+    (there / "both/unet/diffusion_pytorch_model.safetensors").write_bytes(b"large")
+    for name, variants in (("both", 1), ("half", 1), ("shards", 0)):
+        assert load_autoencoder(f"owner/{name}").latent_spec.channels == 4
+        found = [path.name for path in (cache / name).rglob("*.safetensors")]
+        assert len(found) > 2 if name == "shards" else len(found) == variants
+        assert any("fp16" in name for name in found) == (name == "half")
+    fake.raised = ConnectionError("reset by peer")
+    for name in ("both", "half", "shards"):
+        assert load_autoencoder(f"owner/{name}").latent_spec.channels == 4  # from the cache
+
+
+def test_single_file_of_a_repository_is_opened(fake: FakeHub, tmp_path: Path) -> None:
+    there = tmp_path / "hub/owner/flux"
+    model = KLAutoencoder(block_out_channels=(32,), layers_per_block=1, use_quant_conv=False).eval()
+    (there / "split_files").mkdir(parents=True)
+    save_file(model.net.state_dict(), there / "ae.safetensors")
+    save_file(model.net.state_dict(), there / "split_files/ae.safetensors")
+    x = torch.rand(1, 3, 16, 16)
+    for place in ("ae.safetensors", "split_files/ae.safetensors"):
+        found = load_autoencoder(f"hf:owner/flux/{place}")
+        assert torch.equal(found.encode(x).mode(), model.encode(x).mode())
+    assert KLAutoencoder(pretrained="hf:owner/flux/ae.safetensors").latent_spec.channels == 4
+    with pytest.raises(UserError, match=r"does not have vae.safetensors; give a single file of it: hf:owner/flux/ae"):
+        load_autoencoder("hf:owner/flux/vae.safetensors")
+    with pytest.raises(UserError, match=r"neither config.json nor vae/config.json; give a single file of it: hf:owner"):
+        load_autoencoder("hf:owner/flux")
+
+
 def test_offline_library_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library itself, as the tests run it."""
     monkeypatch.chdir(tmp_path)
@@ -246,7 +290,7 @@ def test_images_are_not_looked_up(fake: FakeHub, tmp_path: Path) -> None:
     assert fake.asked == []
 
 
-def test_weights_file_in_place_of_a_model_suggests_import(fake: FakeHub, tmp_path: Path) -> None:
-    (tmp_path / "vae.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"is a file, not a model folder; convert it with: ldm-ae import"):
+def test_pickled_file_in_place_of_a_model_suggests_import(fake: FakeHub, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "vae.safetensors")
+    with pytest.raises(UserError, match=r"is a pickled checkpoint: expected a safetensors file.*: ldm-ae import"):
         load_autoencoder("vae.safetensors")

@@ -145,7 +145,7 @@ def test_models_of_runs_and_checkpoints_are_opened(tiny_model_folder: Path, tmp_
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        ("class", "holds a UNet2DModel; expected one of AutoencoderKL"),
+        ("class", "holds a UNet2DModel, a diffusion model .*: AsymmetricAutoencoderKL"),
         ("json", "is not valid JSON"),
         ("no class", "has no _class_name"),
         ("shape", "cannot be loaded as AutoencoderKL"),

@@ -249,9 +249,7 @@ def test_invalid_arguments_are_refused_by_name(tmp_path: Path) -> None:
         model.decode_indices(torch.arange(9).view(1, 3, 3))
     with pytest.raises(UserError, match="needs a quantizer"):
         VQAutoencoder()
-    with pytest.raises(
-        UserError, match=r"VQModel cannot store latents_mean .* of a scale its configuration holds scaling_factor"
-    ):
+    with pytest.raises(UserError, match=r"VQModel cannot store latents_mean .* of a scale it holds scaling_factor"):
         model.set_scaling(scaling_factor=1.0, latents_mean=(0.0,) * 4, latents_std=(1.0,) * 4)
     other = tiny(FSQ((5, 3)))
     other.set_scaling(scaling_factor=1.0, latents_mean=(0.5, 0.0), latents_std=(1.0, 2.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import torch
@@ -10,12 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ldm_ae.latents.fold import Constants, Fold
+from ldm_ae.latents.store.provenance import read_scaling, scaling_of
 from ldm_ae.latents.store.quantize_uint8 import ERROR, SCALE, dequantize_uint8, pack, quantize_uint8, unpack
 from ldm_ae.models import ChannelStatistics, LatentSpec
+from ldm_ae.models.scaling import factor_beside_vectors
 
 POSITIVE = st.floats(1e-3, 1e3)
 BIAS = st.floats(-100, 100)
 SEED = st.integers(0, 2**31)
+NOT_PACKED = st.just(1)
 
 
 def values(seed: int, *shape: int, scale: float = 3.0) -> Tensor:
@@ -31,12 +35,13 @@ def folds(draw: st.DrawFn) -> Fold:
 
 
 @st.composite
-def specs(draw: st.DrawFn) -> LatentSpec:
-    channels = draw(st.integers(1, 5))
-    vectors = draw(st.booleans())
-    numbers = st.lists(POSITIVE, min_size=channels, max_size=channels)
-    biases = st.lists(BIAS, min_size=channels, max_size=channels)
+def specs(draw: st.DrawFn, patch_sizes: st.SearchStrategy[int] = NOT_PACKED) -> LatentSpec:
+    channels, patch_size = draw(st.integers(1, 5)), draw(patch_sizes)
+    vectors, scaled = draw(st.booleans()), channels * patch_size**2
+    numbers = st.lists(POSITIVE, min_size=scaled, max_size=scaled)
+    biases = st.lists(BIAS, min_size=scaled, max_size=scaled)
     return LatentSpec(
+        patch_size=patch_size,
         channels=channels, downsample_factor=8, scaling_factor=draw(POSITIVE), shift_factor=draw(BIAS),
         latents_mean=tuple(draw(biases)) if vectors else None, latents_std=tuple(draw(numbers)) if vectors else None,
     )  # fmt: skip
@@ -74,11 +79,33 @@ def test_fold_roundtrips_through_json(fold: Fold) -> None:
     assert Fold.from_json(fold.to_json()) == fold
 
 
-@given(specs(), SEED)
+@given(specs(st.integers(1, 3)), SEED)
 def test_unscale_inverts_scale(spec: LatentSpec, seed: int) -> None:
-    latents = values(seed, 2, spec.channels, 3, 4)
+    size = spec.patch_size
+    latents = values(seed, 2, spec.channels, 2 * size, 3 * size)
     bias = max(map(abs, (spec.shift_factor, *(spec.latents_mean or ()))))
-    assert_near(spec.unscale(spec.scale(latents)), latents, bias)
+    scaled = spec.scale(latents)
+    assert scaled.shape == (2, spec.scaled_channels, 2, 3)
+    assert_near(spec.unscale(scaled), latents, bias)
+
+
+@given(st.integers(1, 3), st.integers(1, 4), SEED)
+def test_pack_gives_each_place_of_a_patch_a_channel(patch_size: int, channels: int, seed: int) -> None:
+    spec = LatentSpec(channels=channels, downsample_factor=8, scaling_factor=1.0, patch_size=patch_size)
+    latents = values(seed, 2, channels, 2 * patch_size, 3 * patch_size)
+    packed = spec.pack(latents)
+    for c in range(channels):
+        for i in range(patch_size):
+            for j in range(patch_size):
+                channel = (c * patch_size + i) * patch_size + j
+                assert torch.equal(packed[:, channel], latents[:, c, i::patch_size, j::patch_size])
+    assert torch.equal(spec.unpack(packed), latents)
+
+
+@given(specs(st.integers(1, 3)))
+def test_specification_roundtrips_through_a_stores_header(spec: LatentSpec) -> None:
+    assume(factor_beside_vectors(spec.scaling_factor, spec.latents_mean, spec.latents_std) == spec.scaling_factor)
+    assert read_scaling(json.loads(json.dumps(scaling_of(spec)))) == spec
 
 
 @given(specs(), SEED)

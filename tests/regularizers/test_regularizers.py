@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from ldm_ae.core.draws import REGULARIZER, Draws
 from ldm_ae.core.errors import UserError
-from ldm_ae.models.adapters.kl import GaussianPosterior
-from ldm_ae.regularizers import REGULARIZERS, GaussianNoise, Identity, Regularized, Regularizer
+from ldm_ae.models import GaussianPosterior, KLAutoencoder
+from ldm_ae.regularizers import (
+    REGULARIZERS,
+    Distillation,
+    GaussianNoise,
+    Identity,
+    Regularized,
+    Regularizer,
+)
+from ldm_ae.regularizers.additive_noise import AdditiveNoise
 
 
 def regularize(regularizer: Regularizer, latents: Tensor, seeds: range, side: int = 8) -> Regularized:
@@ -20,10 +30,15 @@ def regularize(regularizer: Regularizer, latents: Tensor, seeds: range, side: in
 
 
 @pytest.mark.parametrize("cls", REGULARIZERS.classes())
-def test_every_regularizer_fulfils_the_interface(cls: type[Regularizer]) -> None:
+def test_every_regularizer_fulfils_the_interface(cls: type[Regularizer], tmp_path: Path) -> None:
     """Shapes, a gradient for the encoder, and samples that do not depend on each other or on the call."""
     torch.manual_seed(0)
-    regularizer, latents = cls().train(), torch.randn(6, 4, 4, 4, requires_grad=True)
+    model = KLAutoencoder.example("AutoencoderKL")
+    model.save_pretrained(tmp_path)
+    arguments = {"teacher": str(tmp_path)} if cls is Distillation else {}
+    regularizer, latents = cls(**arguments).train(), torch.randn(6, 4, 4, 4, requires_grad=True)
+    regularizer.prepare(model)
+    regularizer.verify(torch.rand(2, 3, 8, 8) * 2 - 1)
     found = regularize(regularizer, latents, range(6))
     assert found.latents.shape[:2] == latents.shape[:2]
     assert found.target.shape[:2] == (6, 3)
@@ -87,3 +102,17 @@ def test_gaussian_noise_is_determined_by_the_seeds() -> None:
 def test_invalid_noise_strength_is_refused(gamma: float, max_fraction: float) -> None:
     with pytest.raises(UserError, match=r"GaussianNoise: expected gamma above 0 and max_fraction in \(0, 1\], got"):
         GaussianNoise(gamma=gamma, max_fraction=max_fraction)
+
+
+def test_additive_noise_has_a_uniform_strength_and_keeps_the_latents() -> None:
+    """z + σ ε with σ uniform in [0, τ): per sample, the standard deviation of the difference."""
+    count = 400
+    latents = torch.randn(count, 4, 32, 32, dtype=torch.float64)
+    noise = regularize(AdditiveNoise(tau=0.8), latents, range(count), side=64).latents - latents
+    sigma = noise.flatten(1).std(dim=1)
+    assert sigma.max() < 0.8 * 1.05
+    assert sigma.mean() == pytest.approx(0.4, abs=0.035)  # 3 standard deviations of the mean of 400 uniform numbers
+    assert sigma.std() == pytest.approx(0.8 / 12**0.5, rel=0.1)
+    assert noise.mean().abs() < 0.01
+    with pytest.raises(UserError, match="expected tau above 0, got 0"):
+        AdditiveNoise(tau=0.0)

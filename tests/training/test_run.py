@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import load_autoencoder
+from ldm_ae.models.adapters import AUTOENCODERS
+from ldm_ae.models.adapters._video_examples import EXAMPLES
 from ldm_ae.training.run import build_config, parse_config, train
 
 pytestmark = pytest.mark.usefixtures("one_parser")
@@ -22,15 +25,45 @@ PUBLISHED = {
 """Downsample factor, latent channels and codes."""
 
 
+NARROW: dict[str, dict[str, Any]] = {
+    "DCAutoencoder": {
+        "block_out_channels": [8] * 6, "encoder_layers_per_block": [1] * 6, "decoder_layers_per_block": [1] * 6,
+        "latent_channels": 4, "attention_head_dim": 4,
+    },
+    "TinyAutoencoder": {
+        "encoder_block_out_channels": [8] * 3, "decoder_block_out_channels": [8] * 3,
+        "num_encoder_blocks": [1] * 3, "num_decoder_blocks": [1] * 3,
+    },
+    "Flux2Autoencoder": {"block_out_channels": [8] * 4, "norm_num_groups": 4, "latent_channels": 4},
+    "RAEAutoencoder": {
+        "encoder_hidden_size": 64, "encoder_num_hidden_layers": 1, "encoder_patch_size": 4, "encoder_input_size": 16,
+        "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 16, "patch_size": 16,
+    },
+    "VideoAutoencoder": {"network": "AutoencoderKLWan", "arguments": EXAMPLES["AutoencoderKLWan"]},
+}  # fmt: skip
+"""Arguments of networks with all parts of those in the recipes."""
+
+
 def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
     """The recipe with narrow networks, small images, two of everything and its adversarial phase at once."""
     config = yaml.safe_load(recipe.read_text())
-    arguments = config["model"]["init_args"]
-    if "pretrained" in arguments:
+    cls = AUTOENCODERS.of_path(config["model"]["class_path"])
+    arguments = config["model"].setdefault("init_args", {})
+    arguments.pop("encoder", None)  # no download in tests
+    if cls.__name__ in NARROW:
+        if "pretrained" in arguments:
+            cls(**NARROW[cls.__name__]).save_pretrained(out.parent / "start")
+            arguments["pretrained"] = str(out.parent / "start")
+        else:
+            arguments |= NARROW[cls.__name__]
+    elif "pretrained" in arguments:
         arguments["pretrained"] = str(model)
     else:
         width = 16 if "initialization" in arguments else 8  # a thumbnail's start needs groups of four
         arguments |= {"block_out_channels": [width for _ in arguments["block_out_channels"]], "norm_num_groups": 4}
+    if "teacher" in config.get("regularizer", {}).get("init_args", {}):
+        config["regularizer"]["init_args"]["teacher"] = str(model)
     config["out"] = str(out)
     config["data"] |= {
         "train": str(images), "validation": None, "resolution": 64, "resize": None, "workers": 0,
@@ -40,7 +73,7 @@ def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
     if config["objective"].get("perceptual", {"class_path": ""})["class_path"].endswith(".LPIPS"):
         config["objective"]["perceptual"]["init_args"]["pretrained"] = False  # no download in tests
     if "discriminator" in config:
-        config["discriminator"]["init_args"]["ndf"] = 8
+        config["discriminator"].setdefault("init_args", {})["ndf"] = 8
     config["training"] |= {
         "max_steps": 1,
         "batch_size": 1,

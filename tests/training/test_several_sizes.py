@@ -158,7 +158,7 @@ def test_run_of_one_size_does_not_continue_with_several(shared_config: Path, sha
         (["--data.sizes", "16x24,15x16"], "15"),
         (
             ["--data.sizes", "16x16,4x64", "--discriminator.n_layers", "3", "--objective.discriminator_start", "1"],
-            r"not accept images of 4x64 in batches of 2: .*Change data.sizes or data.area, or give it fewer layers",
+            r"does not accept images of 4x64 in batches of 2: .*Change data.sizes or data.area, or give it fewer",
         ),
         (["--data.area", "32x32", "--data.multiple", "9"], "27"),
     ],

@@ -136,7 +136,11 @@ def _check(samples: Samples, target: Format, *, folded: bool) -> Iterator[str]:
     """Yield warnings; raise `UserError` if the files could not hold data that the trainer needs."""
     store, path, trainer = samples.store, samples.store.path, target.trainer
     if any(tensor.startswith("moments") for tensor in target.tensors) and "moments" not in samples.names:
-        raise UserError(f"{trainer} draws from moments, mean and variance, and {path} holds samples only")
+        held = "samples only"
+        if store.request.deterministic:
+            model = store.request.model_config.get("_class_name")
+            held = f"latents only: {model} has no posterior; choose a format that holds latents, such as lightningdit"
+        raise UserError(f"{trainer} draws from moments, mean and variance, and {path} holds {held}")
     assert not target.reads_latents or samples.names & {"latents", "moments"}, "checked before"
     holds_flips = any(tensor.endswith(FLIP) for tensor in target.tensors)
     if target.needs_flips and not samples.flips:

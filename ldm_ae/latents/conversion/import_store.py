@@ -159,6 +159,7 @@ def _unknown(foreign: Foreign, model: Autoencoder | None, seed: int) -> tuple[St
         model_config=model_config(model), scaling=scaling_of(model.latent_spec), transform={},
         transform_hash=hash_json({}), dtype=foreign.dtype, precision=foreign.dtype, latents="sample", flips=False,
         seed=seed, batch_size=1, shard_size=_SHARD,
+        deterministic=not model.has_moments and model.codebook is None and "moments" not in foreign.names,
     )  # fmt: skip
     source = str(foreign.path)
     tables = [

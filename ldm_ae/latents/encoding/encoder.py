@@ -21,7 +21,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import check_precision, inference_numerics
 from ldm_ae.core.processes import Processes
 from ldm_ae.core.seeding import derive_seed
-from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, seeded_noise
+from ldm_ae.data import Batch, BucketTransform, ImageTransform, RangeLoader, Source, WholeTransform, seeded_noise
 from ldm_ae.data.sources.interface import valid_text
 from ldm_ae.images.crops import describe_crops
 from ldm_ae.images.pixels import images_in_range
@@ -48,6 +48,7 @@ from ldm_ae.models import (
     model_hash,
     require_finite,
 )
+from ldm_ae.models.wrappers.tiling import blending_of
 
 _FINITE = "finite "
 """Prefix of the names of flags: `_flags` of a tensor before rounding, or of the latents that indices stand for."""
@@ -58,7 +59,7 @@ def encode_images(
     source: Source,
     path: str | Path,
     *,
-    transform: ImageTransform | BucketTransform,
+    transform: ImageTransform | BucketTransform | WholeTransform,
     config: EncodeConfig | None = None,
     processes: Processes | None = None,
     engine: Engine | None = None,
@@ -77,8 +78,8 @@ def encode_images(
         model: The model, in float32; a copy of it runs, so that it keeps its weights.
         source: The images.
         path: The store's folder, new, empty, or left by the same command.
-        transform: The transform to one size or, with a `BucketTransform`, to several, without randomness; mirror images
-            are stored in addition, not drawn at random.
+        transform: The transform to one size, with a `BucketTransform` to several, or with a `WholeTransform` to each
+            image's own, without randomness; mirror images are stored in addition, not drawn at random.
         config: The options. None for the defaults of `EncodeConfig`.
         processes: The place of this process among several; all see the store's folder. Each encodes a contiguous range
             of the files, and all return when the store is complete. None for a single process.
@@ -107,6 +108,9 @@ def encode_images(
     spec = model.latent_spec
     for size in transform.sizes:
         spec.latent_size(*size)
+    if config.compiled and isinstance(transform, WholeTransform):
+        raise UserError("a compiled encoder needs a limited number of sizes, and each image has its own; compile none, "
+                        "or give sizes")  # fmt: skip
     processes = processes or Processes()
     if engine is not None and processes.count > 1:
         raise UserError("an engine starts its own processes; run this command without torchrun or accelerate")
@@ -117,11 +121,14 @@ def encode_images(
     elif precision == "auto":
         raise UserError("precision auto is measured on this machine; with an engine give fp32, bf16 or fp16")
     config = replace(config, precision="fp32" if precision == "no" else precision)
+    tile, overlap = blending_of(model)
     request = StoreRequest(
         **config.stored(), source=valid_text(config.source_name), images=len(source), keys_hash="",
         model_hash=model_hash(model), model_config=model_config(model), scaling=scaling_of(spec),
         transform=transform.describe(), transform_hash=hash_json(transform.describe()),
         indices=spec.codebook_size is not None and config.content != "samples",
+        deterministic=not model.has_moments and model.codebook is None,
+        tile=tile, overlap=overlap,
     )  # fmt: skip
     # These come first, because each may refuse, and nothing must be written in that case.
     if config.classes is not None:
@@ -203,7 +210,7 @@ def encode_units(
     model: Autoencoder,
     source: HashingSource,
     source_hashes: SourceHashes,
-    transform: ImageTransform | BucketTransform,
+    transform: ImageTransform | BucketTransform | WholeTransform,
     config: EncodeConfig,
     units: range,
     progress: Progress | None,

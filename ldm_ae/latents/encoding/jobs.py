@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ldm_ae.data import Account, BucketTransform, ImageTransform, Source
+from ldm_ae.data import Account, BucketTransform, ImageTransform, Source, WholeTransform
 from ldm_ae.images.crops import Crops
 from ldm_ae.latents.encoding.config import EncodeConfig
 from ldm_ae.latents.store.annotated import AnnotationCount
@@ -30,7 +30,7 @@ class Job:
     model: Autoencoder
     """The model, in float32."""
     source: Source
-    transform: ImageTransform | BucketTransform
+    transform: ImageTransform | BucketTransform | WholeTransform
     config: EncodeConfig
     working_folder: Path
     """The folder in which the command was started, for images with a relative name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def check_same_request(path: Path, recorded: Mapping[str, Any], request: StoreRe
         recorded: The store's request, as JSON values.
         request: The current request.
     """
-    ours = request.to_json()
+    ours = request.to_json() | asdict(request)
     fields = [name for name in ours if name not in _FREE and recorded.get(name) != ours[name]]
     fields = [name for name in fields if _HASHES.get(name) not in fields]
     if not fields:
@@ -79,8 +79,8 @@ def _short(value: Any) -> str:
     return value if value is _ABSENT else printable(short(value))
 
 
-def with_scale_of(recorded: Mapping[str, Any], request: StoreRequest) -> StoreRequest:
-    """Return `request` with the scale that a store has recorded.
+def as_recorded(recorded: Mapping[str, Any], request: StoreRequest) -> StoreRequest:
+    """Return `request` with the scale that a store has recorded, and without a field that older stores do not record.
 
     A scale describes how latents are read and changes none of them, so a store resumes with a model of other constants.
     """
@@ -89,4 +89,4 @@ def with_scale_of(recorded: Mapping[str, Any], request: StoreRequest) -> StoreRe
         theirs, ours = recorded.get(part), getattr(request, part)
         if isinstance(theirs, dict):
             changed[part] = ours | {key: theirs[key] for key in SCALE if key in ours and key in theirs}
-    return replace(request, **changed)  # type: ignore[arg-type]
+    return replace(request, **changed, deterministic=bool(recorded.get("deterministic")))  # type: ignore[arg-type]

@@ -34,7 +34,8 @@ same noise, or that the model looks up. Latents and moments are fp32, fp16, bf16
 reader of the shards alone takes the levels for latents (`formats/lightningdit.py`). The noise of a posterior sample is
 a function of (seed, key, whether mirrored) alone. The header's strings: format, format_version, model_hash,
 model_config (JSON), dtype, latents (sample or mode), scaling (JSON of the model's LatentSpec, with its codebook's size
-and levels; not applied), value_range of the pixels, seed, transform_hash, rows.
+and levels; not applied), value_range of the pixels, seed, transform_hash, rows; of
+blended tiles also tile and overlap.
 
 store.json is written first without `files` and last with them: a store without `files` is not complete, and has a
 folder .work that records the finished shards (`records.py`). `processes` is the number of encoding processes, as in the
@@ -153,6 +154,14 @@ class StoreRequest(StoredOptions):
     transform_hash: str
     indices: bool = False
     """Whether the store has indices, those of the codebook in `scaling`."""
+    deterministic: bool = False
+    """Whether the model's encoder gives latents and no distribution (AutoencoderTiny, AutoencoderDC, AutoencoderRAE):
+    the store holds `latents` alone, no moments, in every `content`."""
+    tile: int = 0
+    """Side in pixels of the tiles that were encoded and blended; 0 for whole images, and for exact tiling, which
+    changes at most the last bits of a latent."""
+    overlap: int = 0
+    """Minimum overlap of the blended tiles in pixels."""
 
     @property
     def indices_alone(self) -> bool:
@@ -177,6 +186,10 @@ class StoreRequest(StoredOptions):
         values = asdict(self)
         for name in (*(entry.name for entry in fields(StoredOptions)), "indices", "compiled"):
             values[name] = values.pop(name)
+        if not values["deterministic"]:
+            del values["deterministic"]
+        for name in () if self.tile else _BLENDING:
+            del values[name]
         return values
 
     def header(self, rows: int) -> dict[str, str]:
@@ -193,9 +206,13 @@ class StoreRequest(StoredOptions):
             "seed": str(self.seed),
             "transform_hash": self.transform_hash,
             "rows": str(rows),
+            **({"deterministic": "true"} if self.deterministic else {}),
+            **({name: str(getattr(self, name)) for name in _BLENDING} if self.tile else {}),
         }
 
 
+_BLENDING = ("tile", "overlap")
+"""The fields that only a request with blended tiles writes, so that other stores keep their bytes."""
 _FIRST = ("dtype", "precision", "latents", "flips", "seed", "batch_size", "shard_size")
 """The fields that every request has, although the options have defaults."""
 _ADDED: dict[str, Any] = {

@@ -12,6 +12,9 @@ import torch
 from ldm_ae.models import Autoencoder, LatentSpec, for_inference
 from ldm_ae.models.scaling import factor_beside_vectors
 
+_LATER = {"codebook_levels": None, "patch_size": 1, "image_size": None}
+"""The fields of a specification that older stores lack, with their defaults."""
+
 
 def inference_copy(
     model: Autoencoder, *, device: str | torch.device, precision: str, compiled: bool = False
@@ -23,12 +26,10 @@ def inference_copy(
 def scaling_of(spec: LatentSpec) -> dict[str, Any]:
     """Return the model's latent specification as JSON values; `LatentSpec(**scaling)` restores it.
 
-    Levels, a later field, are included only if there are any, so that a store without them is unchanged.
+    Later fields are included only if they differ from their defaults, so that a store without them is unchanged.
     """
     found: dict[str, Any] = json.loads(json.dumps(asdict(spec)))
-    if spec.codebook_levels is None:
-        del found["codebook_levels"]
-    return found
+    return {key: value for key, value in found.items() if key not in _LATER or value != _LATER[key]}
 
 
 def read_scaling(scaling: dict[str, Any]) -> LatentSpec:

@@ -234,7 +234,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise UserError("indices are not scaled; remove spec, or draw latents")
         if draw in ("sample", "mode") and "moments" not in self.tensor_names:
             other = "indices" if self.store.request.indices_alone else "stored"
-            raise UserError(f"{self.store.path} has no moments to draw from; use draw {other}")
+            why = " (its model has no posterior)" if self.store.request.deterministic else ""
+            raise UserError(f"{self.store.path} has no moments to draw from{why}; use draw {other}")
 
     @property
     def tensor_names(self) -> frozenset[str]:

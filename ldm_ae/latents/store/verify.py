@@ -55,8 +55,9 @@ def verify_store(path: str | Path, *, progress: Callable[[int, int], None] | Non
     complete = {
         name: rows for name, rows in _shards(store).items() if not any(problem.startswith(name) for problem in problems)
     }
-    # Latents that were imported from external files have no moments, in every shard.
-    moments = any(_holds_moments(store.path / name) for name in complete)
+    # Latents that were imported from external files have no moments in any shard, nor have those of a model without
+    # a posterior.
+    moments = not store.request.deterministic and any(_holds_moments(store.path / name) for name in complete)
     for name, rows in complete.items():
         problems += [f"{name} {problem}" for problem in _check_shard(store, name, rows, moments=moments)]
         checks.count()
@@ -111,6 +112,10 @@ def inspect_store(
         "scaling",
     )
     summary |= {name: request.get(name) for name in shown}
+    if request.get("deterministic"):
+        summary["moments"] = "none: the model has no posterior, and `latents` are its encoder's output"
+    if request.get("tile"):
+        summary |= {name: request.get(name) for name in ("tile", "overlap")}
     try:
         store = LatentStore(path)
     except UserError as error:

@@ -22,7 +22,7 @@ from ldm_ae.core.seeding import derive_seed, seeded_noise
 from ldm_ae.io.files import make_folder, write_json
 from ldm_ae.io.locks import LOCK
 from ldm_ae.latents.store.additions import Segment, segments, share, write_keys
-from ldm_ae.latents.store.claiming import check_same_request, with_scale_of
+from ldm_ae.latents.store.claiming import as_recorded, check_same_request
 from ldm_ae.latents.store.files import Written, look_at, write_bytes, write_safetensors
 from ldm_ae.latents.store.format import (
     ACCOUNT,
@@ -166,7 +166,7 @@ class StoreWriter:
             self.mark_unfinished()
             return False
         found = read_description(self.path)
-        self.request = with_scale_of(found["request"], self.request)
+        self.request = as_recorded(found["request"], self.request)
         check_same_request(self.path, found["request"], self.request)
         before, now = found["request"]["images"], self.request.images
         grown = now > before and self._keys is not None

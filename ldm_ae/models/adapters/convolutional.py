@@ -1,15 +1,21 @@
-"""The code that autoencoders built from diffusers' convolutional `Encoder` and `Decoder` share."""
+"""The code that autoencoders built from a convolutional encoder and decoder of diffusers share.
+
+They call the network's `encoder` and `decoder` directly, so that its own slicing and tiling are never used.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import PixelSpec, of_channels
 from ldm_ae.models.interface import Autoencoder
+from ldm_ae.models.scaling import factor_beside_vectors
+from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
+from ldm_ae.models.wrappers.exact_tiling import has_bands
 
 
 class ConvolutionalAutoencoder(Autoencoder):
@@ -25,11 +31,38 @@ class ConvolutionalAutoencoder(Autoencoder):
     def pixels(self) -> PixelSpec:
         """The images of both ends, which must be equal; UserError if the project does not support such images."""
         config = self.net.config
-        taken, given = (of_channels(channels) for channels in (config.in_channels, config.out_channels))
+        ends = (config.in_channels, config.get("out_channels", config.in_channels))
+        taken, given = (of_channels(channels) for channels in ends)
         if given != taken:
             raise UserError(f"{type(self.net).__name__}: in_channels {taken.channels} differ from out_channels "
                             f"{given.channels}; they must be equal")  # fmt: skip
         return taken.require_supported(type(self.net).__name__)
+
+    def latents(self) -> LatentSpec:
+        """The latents and their scale."""
+        return self.configured_latents()
+
+    def configured_latents(self, **others: Any) -> LatentSpec:
+        """Return the latents with the scale in the configuration.
+
+        Args:
+            others: Fields that are not in the configuration, or not under their names.
+        """
+        config = self.net.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        fields: dict[str, Any] = {
+            "channels": config.latent_channels,
+            "downsample_factor": self.downsample_factor,
+            "scaling_factor": factor_beside_vectors(config.get("scaling_factor", 1.0), mean, std),
+            "shift_factor": config.get("shift_factor") or 0.0,
+            "latents_mean": None if mean is None else tuple(mean),
+            "latents_std": None if std is None else tuple(std),
+        }
+        return LatentSpec(**(fields | others))
+
+    @property
+    def spec(self) -> AutoencoderSpec:
+        return AutoencoderSpec(pixels=self.pixels(), latents=self.latents())
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -48,3 +81,15 @@ class ConvolutionalAutoencoder(Autoencoder):
     def compilable_parts(self, *, for_training: bool = False) -> Sequence[nn.Module]:
         net = self.net
         return [net.encoder, *([net.decoder.mid_block, *net.decoder.up_blocks] if for_training else [net.decoder])]
+
+    def exact_parts(self) -> Sequence[nn.Module]:
+        parts = [self.net.encoder, self.net.decoder]
+        return parts if all(map(has_bands, parts)) else ()
+
+
+def require_levels(encoder: Sequence[int], decoder: Sequence[int]) -> None:
+    """Raise UserError unless encoder and decoder have equally many resolution levels."""
+    if len(encoder) != len(decoder):
+        raise UserError(
+            f"the encoder has {len(encoder)} levels and the decoder {len(decoder)}; give as many widths for both"
+        )

@@ -5,21 +5,15 @@ Source: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Mo
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal
 
-from torch import Tensor, nn
-
-from ldm_ae.core.errors import UserError
+from ldm_ae.models.adapters._gaussian import GaussianAutoencoder
+from ldm_ae.models.adapters._opening import open_pretrained
 from ldm_ae.models.adapters.blocks import block_types
-from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
 from ldm_ae.models.adapters.initialization import start_as_thumbnail
-from ldm_ae.models.loading.folder import read_model_folder
-from ldm_ae.models.posteriors import GaussianPosterior
-from ldm_ae.models.scaling import factor_beside_vectors
-from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 
 
-class KLAutoencoder(ConvolutionalAutoencoder):
+class KLAutoencoder(GaussianAutoencoder):
     """A convolutional KL autoencoder: `diffusers.AutoencoderKL` as `net`.
 
     Args:
@@ -43,7 +37,6 @@ class KLAutoencoder(ConvolutionalAutoencoder):
     short_names = ("kl",)
 
     class_names = ("AutoencoderKL",)
-    has_moments = True
     compvis_class = "AutoencoderKL"
     neutral_config = frozenset({"force_upcast"})
 
@@ -66,11 +59,7 @@ class KLAutoencoder(ConvolutionalAutoencoder):
 
         super().__init__()
         if pretrained is not None:
-            self.net = read_model_folder(AutoencoderKL, pretrained)
-            try:
-                _ = self.spec  # checks the channels and the scale in the configuration
-            except UserError as error:
-                raise UserError(f"{pretrained}/config.json: {error}") from None
+            open_pretrained(self, AutoencoderKL, pretrained)
             return
         blocks = block_types(block_out_channels, attention_levels=attention_levels, norm_num_groups=norm_num_groups)
         self.net = AutoencoderKL(
@@ -89,37 +78,9 @@ class KLAutoencoder(ConvolutionalAutoencoder):
         )
         if initialization == "thumbnail":
             start_as_thumbnail(self.net)
-        if initial_log_variance is not None:
-            last = self.net.quant_conv if use_quant_conv else self.net.encoder.conv_out
-            nn.init.constant_(last.bias[latent_channels:], initial_log_variance)
+        self.set_initial_log_variance(initial_log_variance)
 
     @classmethod
     def example(cls, class_name: str) -> KLAutoencoder:
         del class_name
         return cls(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, mid_block_add_attention=False)
-
-    @property
-    def spec(self) -> AutoencoderSpec:
-        config = self.net.config
-        mean, std = config.latents_mean, config.latents_std
-        latents = LatentSpec(
-            channels=config.latent_channels,
-            downsample_factor=self.downsample_factor,
-            scaling_factor=factor_beside_vectors(config.scaling_factor, mean, std),
-            shift_factor=config.shift_factor or 0.0,
-            latents_mean=None if mean is None else tuple(mean),
-            latents_std=None if std is None else tuple(std),
-        )
-        return AutoencoderSpec(pixels=self.pixels(), latents=latents)
-
-    def encode(self, pixel_values: Tensor) -> GaussianPosterior:
-        moments = self.encoder_output(pixel_values)
-        if self.net.quant_conv is not None:
-            moments = self.net.quant_conv(moments)
-        return GaussianPosterior(moments)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        latents = self.decoder_input(latents)
-        if self.net.post_quant_conv is not None:
-            latents = self.net.post_quant_conv(latents)
-        return cast(Tensor, self.net.decoder(latents).float())

@@ -16,10 +16,10 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
 from ldm_ae.models.interface import Autoencoder
-from ldm_ae.models.loading.folder import local_folder, read_config, read_model_folder
+from ldm_ae.models.loading.folder import class_name_of, read_model_folder
+from ldm_ae.models.loading.places import local_folder
 from ldm_ae.models.posteriors import DiscretePosterior, Posterior
-from ldm_ae.models.scaling import factor_beside_vectors
-from ldm_ae.models.spec import AutoencoderSpec, Codebook, LatentSpec
+from ldm_ae.models.spec import Codebook, LatentSpec
 from ldm_ae.quantizers import EMAVQ, FSQ, VQ, ManagedCodebook, Quantizer, describe_quantizer
 
 EUCLIDEAN: tuple[type[Quantizer], ...] = (VQ, EMAVQ)
@@ -90,6 +90,12 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         self.net = _build(arguments, quantizer)
 
     @classmethod
+    def network_class(cls, class_name: str) -> Any:
+        from ldm_ae.models.adapters._quantized_networks import QuantizedAutoencoder, VQModel
+
+        return VQModel if class_name == "VQModel" else QuantizedAutoencoder
+
+    @classmethod
     def around(cls, net: Any) -> Autoencoder:
         """Return an autoencoder with the parameters of `net`; a VQModel of diffusers keeps its own quantizer.
 
@@ -116,20 +122,12 @@ class VQAutoencoder(ConvolutionalAutoencoder):
     def compvis_class(self) -> str | None:  # type: ignore[override]
         return "VQModel" if type(self.net).__name__ == "VQModel" else None
 
-    @property
-    def spec(self) -> AutoencoderSpec:
-        config = self.net.config
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        latents = LatentSpec(
-            channels=self.quantizer.codebook_dim,
-            downsample_factor=self.downsample_factor,
-            scaling_factor=factor_beside_vectors(config.scaling_factor, mean, std),
-            latents_mean=None if mean is None else tuple(mean),
-            latents_std=None if std is None else tuple(std),
-            codebook_size=self.quantizer.codebook_size,
-            codebook_levels=self.quantizer.codebook_levels,
-        )
-        return AutoencoderSpec(pixels=self.pixels(), latents=latents)
+    def latents(self) -> LatentSpec:
+        quantizer = self.quantizer
+        return self.configured_latents(
+            channels=quantizer.codebook_dim, codebook_size=quantizer.codebook_size,
+            codebook_levels=quantizer.codebook_levels,
+        )  # fmt: skip
 
     @property
     def codebook(self) -> Codebook:
@@ -206,7 +204,7 @@ def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
     from ldm_ae.models.adapters._quantized_networks import QuantizedAutoencoder, VQModel
 
     folder = local_folder(pretrained)
-    kind = read_config(folder)["_class_name"]
+    kind = class_name_of(folder)
     if kind == "AutoencoderKL":
         return _from_kl(pretrained, folder, quantizer)
     if kind == "QuantizedAutoencoder":

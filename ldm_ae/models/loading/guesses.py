@@ -1,4 +1,4 @@
-"""Guesses, from names and shapes, at the kind of weights that do not belong to a KL or VQ autoencoder."""
+"""Guesses, from names and shapes, at the kind of weights in which no layout recognizes an autoencoder."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ from torch import Tensor
 
 from ldm_ae.core.errors import printable
 
-_LATENTS = "an autoencoder, but not one of diffusers' AutoencoderKL or VQModel: "
+_LATENTS = "an autoencoder whose keys have no equivalent in diffusers: "
+_PART = "a part or a variant of "
+_CONFIGURED = "; if its keys are diffusers', give its config.json as --config"
 # Patterns of keys, the most specific first, and the kind of file that such a key indicates.
 _SIGNS = (
     (r"(^|[._])lora[._](up|down|A|B|unet|te\d?|mid)|\.hada_w1|\.lokr_w1",
      "a LoRA, which holds changes to another model's weights"),
     (r"^model_ema\.", "only the averaged (EMA) weights, in CompVis's names without dots; give the checkpoint "
      "that also has the raw weights"),
-    (r"(^|\.)(encoder\.quant_conv|bn)\.(weight|running_mean)$", f"{_LATENTS}FLUX.2's (AutoencoderKLFlux2)"),
+    (r"(^|\.)(encoder\.quant_conv|bn)\.(weight|running_mean)$", f"{_PART}FLUX.2's autoencoder (AutoencoderKLFlux2)"),
     (r"(^|\.)decoder\.norm_out\.(norm_layer|conv_y)\.|spatial_norm\.", f"{_LATENTS}a MoVQ, with spatial normalization; "
      "give its diffusers folder as MODEL"),
     (r"(^|\.)encoder\.conv_blocks\.", f"{_LATENTS}LlamaGen's tokenizer"),
-    (r"(^|\.)encoder\.stages\.", f"{_LATENTS}a deep compression autoencoder (AutoencoderDC)"),
-    (r"^(taesd_)?(encoder|decoder)\.(layers\.)?\d+\.(conv\.\d\.)?weight$", f"{_LATENTS}a TAESD (AutoencoderTiny)"),
-    (r"(^|\.)(encoder|decoder)\.(middle|downsamples|upsamples)\.\d", f"{_LATENTS}Wan's, of video"),
+    (r"(^|\.)encoder\.stages\.", f"{_PART}a deep-compression autoencoder (AutoencoderDC)"),
+    (r"^\d+\.conv\.\d\.weight$", "half of a TAESD (AutoencoderTiny); put taesd_encoder.safetensors and "
+     "taesd_decoder.safetensors into one folder and give either"),
+    (r"^(taesd_)?(encoder|decoder)\.(layers\.)?\d+\.(conv\.\d\.)?weight$", f"{_PART}a TAESD (AutoencoderTiny)"),
+    (r"(^|\.)(encoder|decoder)\.(middle|downsamples|upsamples)\.\d", f"{_PART}Wan's or Qwen-Image's autoencoder"),
     (r"^(control_model\.|controlnet_|input_hint_block\.)", "a ControlNet"),
     (r"^(string_to_param|emb_params)", "a textual inversion (embeddings of words)"),
     (r"(^|\.)(double_blocks|joint_blocks|single_blocks)\.\d", "a diffusion transformer without its autoencoder"),
@@ -46,7 +50,7 @@ def seems_to_be(state: Mapping[str, Tensor]) -> str:
     keys = [key for key in list(state)[:_MOST_KEYS] if len(key) <= _LONGEST_KEY]
     if any(re.search(r"(^|\.)(encoder|decoder)\.conv(_in|1)\.(conv\.)?weight$", key) and state[key].ndim == 5
            for key in keys):  # fmt: skip
-        return "an autoencoder of video (its convolutions have three dimensions)"
+        return f"an autoencoder of video (its convolutions have three dimensions){_CONFIGURED}"
     for pattern, words in _SIGNS:
         if any(re.search(pattern, key) for key in keys):
             return words

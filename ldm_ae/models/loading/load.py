@@ -1,41 +1,67 @@
-"""Resolution of MODEL in commands: a shipped model, a diffusers folder, a run, a checkpoint of one, or a hub name."""
+"""Opening of MODEL in commands: a shipped model, a diffusers folder, a run, a checkpoint of one, a file, a hub name."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ldm_ae.core.errors import UserError, printable
+from ldm_ae.core.errors import UserError
+from ldm_ae.io.weight_files import is_safetensors_file
 from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.models.interface import Autoencoder
-from ldm_ae.models.loading.folder import local_folder, read_config, resolve_model_folder
+from ldm_ae.models.loading.configs import read_config
+from ldm_ae.models.loading.other_classes import describe_class
+from ldm_ae.models.loading.places import local_folder, resolve_model_folder
+from ldm_ae.models.loading.single_file import build_autoencoder, open_single_file
+
+_log = logging.getLogger("ldm_ae")
 
 
 def is_model_folder(path: str | Path) -> bool:
     """Return whether `path` can be used as MODEL."""
     try:
-        resolve_model_folder(path)
+        found = resolve_model_folder(path)
     except UserError:
         return False
-    return True
+    return found.is_dir() or is_safetensors_file(found)
 
 
-def load_autoencoder(path: str | Path, *, device: str | torch.device = "cpu") -> Autoencoder:
+def load_autoencoder(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    config: str | Path | Mapping[str, Any] | None = None,
+) -> Autoencoder:
     """Load the autoencoder that MODEL denotes, in float32, in eval mode, on `device`.
 
     Args:
-        path: A diffusers model folder, a run directory, a checkpoint, one by its name (`RUN@best`, `RUN@last`,
-            `RUN@1500`), the name of a shipped model (`kl-f8c4-small`, `vq-f8-small`), or a model or pipeline on the
-            Hugging Face hub: `hf:owner/name`, `hf:owner/name/subfolder`, or `owner/name` where that is not a path.
+        path: A diffusers model or pipeline folder, a run directory, a checkpoint, one by its name (`RUN@best`,
+            `RUN@last`, `RUN@1500`), a single safetensors file of any layout in `ldm_ae.models.loading.layouts`, the
+            name of a shipped model (`kl-f8c4-small`, `vq-f8-small`), or a model, pipeline or file on the Hugging Face
+            hub: `hf:owner/name`, `hf:owner/name/subfolder`, `hf:owner/name/ae.safetensors`, or `owner/name` where that
+            is not a path.
         device: Device of the returned model.
+        config: For a single file: values of the network's configuration, which take precedence over those inferred from
+            the weights: a mapping, a JSON file or a model folder. What was inferred is logged.
 
     Raises:
         UserError: Nothing exists there, the model class is unknown, or weights are missing.
     """
-    folder = local_folder(path)
-    name = str(read_config(folder)["_class_name"])
+    place = local_folder(path)
+    if place.is_file():
+        file = open_single_file(place, config=config, pickled=False)
+        model = build_autoencoder(file)
+        _log.warning(file.notice())
+        return model.eval().requires_grad_(False).to(device)
+    if config is not None:
+        raise UserError(f"{path} is a model folder with its own config.json; a config (--config) is only for single "
+                        "files; remove it")  # fmt: skip
+    name = str(read_config(place)["_class_name"])
     if name not in AUTOENCODERS:
-        raise UserError(f"{path} holds a {printable(name)}; expected one of {', '.join(AUTOENCODERS)}")
-    model = AUTOENCODERS[name].from_folder(folder)
+        raise UserError(f"{path} holds {describe_class(name, AUTOENCODERS)}")
+    model = AUTOENCODERS[name].from_folder(place)
     return model.eval().requires_grad_(False).to(device)

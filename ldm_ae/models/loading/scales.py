@@ -18,6 +18,8 @@ NETWORKS = {"sd": (4, True), "sdxl": (4, True), "sd3": (16, False), "flux": (16,
 """Number of latent channels of each family's autoencoder, and whether it has quant convolutions."""
 DOWNSAMPLE_FACTOR = 8
 """Downsample factor of the autoencoders of all families."""
+_SAME_NETWORK = {"sd": "sdxl", "flux": "sd3"}
+"""For families that a file of the autoencoder alone is assumed to be of: the other family with the same network."""
 NAMES = {"sd": "Stable Diffusion 1 and 2", "sdxl": "SDXL", "sd3": "Stable Diffusion 3", "flux": "FLUX.1"}
 
 
@@ -37,7 +39,7 @@ class Scale:
 
 UNKNOWN = Scale(
     factor=1.0, shift=None, known=False,
-    source="unknown, not measured; `ldm-ae export OUT NEW --images IMAGES` measures it",
+    source="unknown, not measured; `ldm-ae export MODEL OUT --images IMAGES` measures it",
 )  # fmt: skip
 
 
@@ -83,7 +85,12 @@ def check_family(family: str, network: LDMNetwork) -> list[str]:
 
 
 def scale_of(
-    everything: Mapping[str, Tensor], prefix: str, network: LDMNetwork, *, beside: Tensor | None = None
+    everything: Mapping[str, Tensor],
+    prefix: str,
+    network: LDMNetwork,
+    *,
+    beside: Tensor | None = None,
+    compvis: bool = True,
 ) -> Scale:
     """Return the scale of the latents, from a tensor of the file or by the convention of models with this layout.
 
@@ -92,6 +99,8 @@ def scale_of(
         prefix: Prefix of the autoencoder's keys.
         network: The autoencoder's network.
         beside: A `scale_factor` of the file that is not one of these tensors.
+        compvis: Whether the file has CompVis's keys. FLUX.1's `ae.safetensors` has; a file of the same network alone
+            with diffusers' keys may as well be SD3's.
 
     Raises:
         UserError: A `scale_factor` that is not a number above 0.
@@ -105,29 +114,36 @@ def scale_of(
         return Scale(factor=factor, shift=None, source="the file's scale_factor, measured in training", in_file=True)
     if network.n_embed is not None or network.downsample_factor != DOWNSAMPLE_FACTOR:
         return UNKNOWN
-    family = _family(everything, network)
+    family = _family(everything, network, compvis=compvis)
     if family is None:
         return UNKNOWN
     bare = not any(".diffusion_model." in key for key in everything)
     scale = scale_of_family(family)
     if not bare:
         return scale
-    words = "; the file does not distinguish it from SDXL's, whose factor is 0.13025 (--family sdxl)"
+    other = _SAME_NETWORK[family]
+    factor, shift = FAMILIES[other]
+    same = f"{factor}" if shift is None else f"{factor} and shift {shift}"
+    words = f" alone, {NAMES[family]}'s; {NAMES[other]}'s weights look the same and have the factor {same} (--family "
+    words += f"{other} of ldm-ae import)"
     return Scale(factor=scale.factor, shift=scale.shift, source=f"the convention for this network{words}")
 
 
-def _family(everything: Mapping[str, Tensor], network: LDMNetwork) -> str | None:
+def _family(everything: Mapping[str, Tensor], network: LDMNetwork, *, compvis: bool) -> str | None:
     whole = any(".diffusion_model." in key for key in everything)
+    shape = (network.ch, network.ch_mult, network.num_res_blocks, network.attention_levels)
+    published = shape == (128, (1, 2, 4, 4), 2, ())
     if network.z_channels == 4 and network.quant_conv:
         if not whole:
-            published = (network.ch, network.ch_mult, network.num_res_blocks, network.attention_levels)
-            return "sd" if published == (128, (1, 2, 4, 4), 2, ()) else None
+            return "sd" if published else None
         if any(key.startswith("conditioner.embedders.") for key in everything):
             return "sdxl"
         widths = {value.shape[1] for key, value in everything.items()
                   if key.endswith(".attn2.to_k.weight") and ".diffusion_model." in key and value.ndim == 2}  # fmt: skip
         return "sdxl" if 2048 in widths else "sd" if widths & {768, 1024} else None
     if network.z_channels == 16 and not network.quant_conv:
+        if not whole and published and compvis:
+            return "flux"
         if any(".diffusion_model.joint_blocks." in key for key in everything):
             return "sd3"
         if any(".diffusion_model.double_blocks." in key for key in everything):

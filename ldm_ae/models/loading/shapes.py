@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ldm_ae.core.errors import UserError
+from ldm_ae.core.errors import UserError, printable
 from ldm_ae.models.loading.ldm_keys import CODES, idle_attention
 
 GROUPS = 32
@@ -64,8 +64,13 @@ class LDMNetwork:
         )
 
 
-def network_of(state: Mapping[str, Tensor], name: str) -> LDMNetwork:
-    """Infer the network of these weights, which have CompVis's keys; `name` is the file's, for messages.
+def network_of(state: Mapping[str, Tensor], name: str, *, groups: int = GROUPS) -> LDMNetwork:
+    """Infer the network of these weights, which have CompVis's keys.
+
+    Args:
+        state: The weights.
+        name: The file's name, for messages.
+        groups: Groups of every GroupNorm.
 
     Raises:
         UserError: The first property that no KL or VQ autoencoder of diffusers has.
@@ -93,10 +98,12 @@ def network_of(state: Mapping[str, Tensor], name: str) -> LDMNetwork:
     widths = [weight(f"encoder.down.{i}.block.0.conv1.weight").shape[0] for i in range(levels)]
     if any(width % ch for width in widths) or widths[0] != ch:
         raise UserError(f"{name}: widths {widths} after a first convolution of {ch} have no equivalent in diffusers")
-    if bad := [width for width in widths if width % GROUPS]:
+    if type(groups) is not int or groups < 1:
+        raise UserError(f"norm_num_groups must be a whole number above 0, got {printable(groups)}")
+    if bad := [width for width in widths if width % groups]:
         raise UserError(
-            f"{name}: a width of {bad[0]} is not divisible into {GROUPS} groups; the number of groups is not in the "
-            "weights, so this network needs its model folder with config.json"
+            f"{name}: a width of {bad[0]} is not divisible into {groups} groups; the number of groups is not in the "
+            "weights: give the network's config.json, or a JSON file with norm_num_groups, as --config"
         )
     z_channels = weight("decoder.conv_in.weight").shape[1]
     convolutions = [f"{key}.weight" in state for key in ("quant_conv", "post_quant_conv")]
@@ -112,7 +119,7 @@ def network_of(state: Mapping[str, Tensor], name: str) -> LDMNetwork:
         raise UserError(
             f"{name}: its quant convolutions map {2 * z_channels} channels to {2 * embed_dim} and "
             f"{embed_dim} to {z_channels} (embed_dim {embed_dim}, z_channels {z_channels}); those of diffusers' "
-            "AutoencoderKL keep the number of channels, and it cannot be imported"
+            "AutoencoderKL keep the number of channels, and it cannot be opened"
         )
     return LDMNetwork(
         ch=ch,

@@ -10,14 +10,14 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
+from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS, arrange
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.posteriors import Posterior
 from ldm_ae.models.wrappers.interface import Wrapper, wrappers_of
@@ -36,11 +36,11 @@ def finite_rows(values: Tensor) -> Tensor:
 
 
 def tensors_in(output: object) -> Iterator[Tensor]:
-    """Yield the tensors in a module's output: one tensor, or tuples and lists of them."""
+    """Yield the tensors in a module's output: one tensor, or tuples, lists and mappings of them."""
     if isinstance(output, Tensor):
         yield output
-    elif isinstance(output, tuple | list):
-        for part in output:
+    elif isinstance(output, tuple | list | Mapping):
+        for part in output.values() if isinstance(output, Mapping) else output:
             yield from tensors_in(part)
 
 
@@ -135,6 +135,10 @@ class OverflowGuard(Wrapper):
     def decode(self, latents: Tensor) -> Tensor:
         return self._guarded(latents, lambda model, values: model.decode(values), "decoder")
 
+    def exact_parts(self) -> Sequence[nn.Module]:
+        """Return the model's parts and, after the first overflow, those of the float32 model."""
+        return [*self.model.exact_parts(), *(() if self._wide is None else self._wide.model.exact_parts())]
+
     def _guarded(self, values: Tensor, part: Callable[[Autoencoder, Tensor], _Result], name: str) -> _Result:
         result, finite = self._watched.run(values, part)
         if bool(finite.all()) or not bool((~finite & finite_rows(values)).any()):
@@ -163,7 +167,8 @@ class OverflowGuard(Wrapper):
                 is_parameter = isinstance(tensor, nn.Parameter)
                 copies[id(tensor)] = nn.Parameter(wide, requires_grad=False) if is_parameter else wide
             model, watch = copy.deepcopy((watched.model, watched.watch), copies)
-            return _Watched(model.to(memory_format=LAYOUTS[INFERENCE_LAYOUT]), watch)
+            arrange(model, LAYOUTS[INFERENCE_LAYOUT])
+            return _Watched(model, watch)
 
     def unguarded(self) -> Autoencoder:
         """Return the model inside, with its original weights and without this guard."""

@@ -30,7 +30,7 @@ from ldm_ae.io.files import read_json, sha256, sync, write_json, writing_folder
 from ldm_ae.io.manifests import problems, write_manifest
 from ldm_ae.io.tensor_files import read_tensors, safetensors_pieces
 from ldm_ae.models.loading.checkpoints import STATE, check_best_pointer, checkpoint_name, point_to_best
-from ldm_ae.models.loading.folder import WEIGHTS
+from ldm_ae.models.loading.weights import WEIGHTS
 from ldm_ae.training.checkpoints.snapshot import AVERAGED, Snapshot
 from ldm_ae.training.checkpoints.tree import join_tensors, split_tensors
 

@@ -18,7 +18,7 @@ from ldm_ae.core.background import BackgroundWriter
 from ldm_ae.core.errors import UserError, reason
 from ldm_ae.io.files import clear_leftovers, writing_folder
 from ldm_ae.models import Autoencoder
-from ldm_ae.models.loading.folder import WEIGHTS
+from ldm_ae.models.loading.weights import WEIGHTS
 from ldm_ae.training.changes import check_identity, remedies
 from ldm_ae.training.checkpoints.checkpoint import Checkpoints, link_model, load_networks
 from ldm_ae.training.checkpoints.rng import rng_state, set_rng_state

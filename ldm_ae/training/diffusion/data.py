@@ -20,6 +20,10 @@ from ldm_ae.training.diffusion.networks import NO_CLASS
 def check_store(store: LatentStore, autoencoder: Autoencoder, kind: str) -> None:
     """Raise `UserError` for a store that this autoencoder, network or pipeline cannot use."""
     store.check_model(autoencoder)
+    if "scaling_factor" not in autoencoder.scale_keys:
+        raise UserError(
+            f"{type(autoencoder.net).__name__} cannot store scaling_factor, the only scale that {kind}'s pipeline reads"
+        )
     if store.request.indices_alone:
         raise UserError(f"{store.path} holds indices, no latents; encode without --store lean")
     if store.statistics.is_constant:
