@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import PixelSpec
+from ldm_ae.models import in_memory
 from ldm_ae.models.checks import require_device, require_latents
 from ldm_ae.models.posteriors import Posterior
 from ldm_ae.models.scaling import NO_SCALE, mark_scaled_encoder
@@ -144,8 +145,7 @@ class Autoencoder(nn.Module, abc.ABC):
     is measured for those and stays valid when only parameters with these prefixes are trained."""
 
     takes_scaled_latents: bool = False
-    """Whether the network is made for latents to which another model's scale has been applied, as a TAESD is, whose
-    decoder limits them to (-3, 3)."""
+    """Whether the network is made for another model's scaled latents, as a TAESD is, whose decoder limits them."""
 
     compvis_class: str | None = None
     """The class of CompVis's latent-diffusion with the same function, `AutoencoderKL` or `VQModel`, if `net` has the
@@ -244,7 +244,6 @@ class Autoencoder(nn.Module, abc.ABC):
 
     # ------------------------------------------------------------------------------------- images and pixels in memory
 
-    @torch.no_grad()
     def encode_images(
         self,
         images: Images,
@@ -276,18 +275,8 @@ class Autoencoder(nn.Module, abc.ABC):
             UserError: another type, shape, dtype or range, images of different sizes, or a size that is not divisible
                 by the downsample factor.
         """
-        from ldm_ae.images.in_memory import batches_of_one_size, pixel_values_of
+        return in_memory.encode_images(self, images, size, value_range, batch_size, generator, sample=sample)
 
-        parts = pixel_values_of(images, size=size, value_range=value_range)
-        batches = batches_of_one_size(parts, batch_size)
-        try:
-            self.latent_spec.latent_size(*parts[0].shape[-2:])
-        except UserError as error:
-            raise UserError(f"{error}, or give size={self.sample_size} to resize and crop") from None
-        posteriors = (self.encode(batch.to(self.device)) for batch in batches)
-        return torch.cat([(p.sample(generator) if sample else p.mode()).float() for p in posteriors])
-
-    @torch.no_grad()
     def decode_to_pil(self, latents: Tensor, *, batch_size: int = 8) -> list[Image.Image]:
         """Decode unscaled latents (B, C, h, w) to B RGB images of 8 bits, without gradients.
 
@@ -298,19 +287,7 @@ class Autoencoder(nn.Module, abc.ABC):
         Raises:
             UserError: another shape, or a decoded image that is not finite.
         """
-        from ldm_ae.images.in_memory import batches_of_one_size, to_uint8_image
-
-        self.require_latents(latents, on_device=False)
-        if not latents.isfinite().all():
-            raise UserError("latents must be finite, and some values are not")
-        images: list[Image.Image] = []
-        for part in batches_of_one_size(latents.unbind(), batch_size):
-            for image in self.decode(part.to(self.device)):
-                if not image.isfinite().all():
-                    where = f"the image decoded from latents[{len(images)}] is not finite in {self.dtype}"
-                    raise UserError(f"{where}; check that the latents are unscaled, or load the model in fp32")
-                images.append(to_uint8_image(image))
-        return images
+        return in_memory.decode_to_pil(self, latents, batch_size)
 
     def scale(self, latents: Tensor) -> Tensor:
         """Convert latents (B, C, h, w) to what a diffusion model sees, as the class's pipeline does.
