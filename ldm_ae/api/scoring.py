@@ -167,7 +167,7 @@ def evaluate(
 
 def _transform(model: Autoencoder, size: int | str | None) -> ImageTransform | WholeTransform:
     if size == "native":
-        return WholeTransform(None, multiple=model.latent_spec.downsample_factor)
+        return WholeTransform(None, multiple=model.latent_spec.image_multiple)
     side = model.sample_size if size is None else size
     if not isinstance(side, int):
         raise UserError(f"size must be a number of pixels or 'native', got {size!r}")

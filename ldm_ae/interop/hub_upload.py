@@ -6,8 +6,9 @@ suffices at `SLOWEST` bytes per second, so that a connection that hangs ends in 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -17,6 +18,7 @@ from ldm_ae.models.loading.hub import SECONDS as SECONDS_OF_A_QUESTION
 from ldm_ae.models.loading.hub import asked
 from ldm_ae.models.loading.hub_names import PREFIX, REPOSITORY
 
+T = TypeVar("T")
 SECONDS = 15.0
 """Time in which the hub must create a repository or a branch."""
 SECONDS_OF_A_COMMIT, SLOWEST = 120.0, 50_000.0
@@ -94,11 +96,12 @@ def upload_model(
     return f"{api.endpoint}/{repository}" + (f"/tree/{revision}" if revision else "")
 
 
-def _ask(call: Any, repository: str, seconds: float) -> Any:
+def _ask(call: Callable[[], T], repository: str, seconds: float) -> T:
+    found: T | Exception
     try:
         found = asked(call, seconds)
-    except RuntimeError as error:  # the class that the client of the hub's storage raises
-        found = error
+    except RuntimeError as error:  # the class that wraps the failure of a large file, in the library and its storage
+        found = error.__cause__ if isinstance(error.__cause__, Exception) else error
     if isinstance(found, Exception):
         raise _refusal(found, repository, seconds) from found
     return found

@@ -68,6 +68,11 @@ class LatentSpec:
         """Channels of `scaled_latents`: C p^2."""
         return self.channels * self.patch_size**2
 
+    @property
+    def image_multiple(self) -> int:
+        """Divisor of the sides of images whose latents `scale` takes: the downsample factor times the patch size."""
+        return self.downsample_factor * self.patch_size
+
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         """Return (h, w) for an image of this size.
 

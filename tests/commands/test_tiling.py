@@ -14,7 +14,7 @@ from safetensors import safe_open
 from ldm_ae.cli import main
 from ldm_ae.data import ImageTransform, WholeTransform, open_source
 from ldm_ae.latents import LatentDataset, LatentStore, encode_images, verify_store
-from ldm_ae.models import KLAutoencoder, Tiled, VQAutoencoder
+from ldm_ae.models import AUTOENCODERS, KLAutoencoder, Tiled, VQAutoencoder, model_hash
 from ldm_ae.quantizers import VQ
 from tests.latents.helpers import contents
 from tests.pictures import smooth_picture
@@ -208,6 +208,24 @@ def test_whole_transform_describes_itself() -> None:
 
 
 def test_model_in_tiles_has_the_model_hash(tiny_model: KLAutoencoder) -> None:
-    from ldm_ae.models import model_hash
-
     assert model_hash(Tiled(tiny_model)) == model_hash(tiny_model)
+
+
+def test_native_sizes_of_packed_latents_are_multiples_of_the_patch_too(photos: Path, tmp_path: Path) -> None:
+    """The example of FLUX.2's class has downsample factor 2 and packs 2 x 2 latents for the diffusion model."""
+    AUTOENCODERS["AutoencoderKLFlux2"].example("AutoencoderKLFlux2").save_pretrained(tmp_path / "model")
+    assert encode(tmp_path / "model", photos, tmp_path / "store", "--size", "native") == 0
+    store = LatentStore(tmp_path / "store")
+    assert store.buckets() == {"40x40": 2, "44x68": 1, "88x48": 1}
+    for values in latents(tmp_path / "store").values():
+        assert store.spec.scale(values[None]).shape[-1] == values.shape[-1] // 2
+
+
+def test_models_of_one_size_are_refused(photos: Path, tmp_path: Path, capsys: Captured) -> None:
+    example = AUTOENCODERS["AutoencoderRAE"].example("AutoencoderRAE")
+    side, factor = example.latent_spec.image_size, example.latent_spec.downsample_factor
+    example.save_pretrained(tmp_path / "model")
+    assert encode(tmp_path / "model", photos, tmp_path / "store", "--size", "native") == 2
+    assert f"the model takes images of {side}x{side} only; remove --size native" in capsys.readouterr().err
+    assert encode(tmp_path / "model", photos, tmp_path / "store", "--tile", factor) == 2
+    assert f"AutoencoderRAE takes images of {side}x{side} pixels only and cannot be tiled" in capsys.readouterr().err

@@ -331,8 +331,8 @@ def test_every_parameter_receives_a_gradient_in_a_training_pass(model: Autoencod
 def test_tiles_of_large_images_are_blended_or_exact(model: Autoencoder) -> None:
     spec, factor = model.spec, model.latent_spec.downsample_factor
     low, high = spec.pixels.range
-    if getattr(spec.latents, "image_size", None) is not None:
-        with pytest.raises(UserError, match=f"{type(model.net).__name__} takes images of one size only"):
+    if (side := spec.latents.image_size) is not None:
+        with pytest.raises(UserError, match=f"{type(model.net).__name__} takes images of {side}x{side} pixels only"):
             Tiled(model, tile=factor)
         return
     x = torch.rand(2, spec.pixels.channels, 5 * factor, 3 * factor) * (high - low) + low

@@ -60,8 +60,11 @@ class Tiled(Wrapper):
         self.training = model.training
         spec, name = model.latent_spec, type(model.net).__name__
         factor = spec.downsample_factor
-        if getattr(spec, "image_size", None) is not None:
-            raise UserError(f"{name} takes images of one size only and cannot be tiled; remove the tiling")
+        if spec.image_size is not None:
+            raise UserError(
+                f"{name} takes images of {spec.image_size}x{spec.image_size} pixels only and cannot be tiled; remove "
+                "the tiling"
+            )
         if tile < factor or tile % factor:
             raise UserError(
                 f"tile must be a multiple of the model's downsample factor {factor}, got {tile}; use for example "
