@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+CLI = Path(__file__).parents[1] / "ldm_ae" / "cli.py"
+"""A script that is `ldm-ae`."""
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["scripts.reliability.preload"])
 

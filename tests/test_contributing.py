@@ -16,15 +16,15 @@ import torch
 import yaml
 from diffusers import AutoencoderTiny
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ldm_ae.latents import LatentStore
 from tests.golden.inputs import write_images
 from tests.plugins import write_plugin
-from tests.processes import run_script
+from tests.processes import CLI, run_script
 
 ROOT = Path(__file__).parents[1]
-CLI = ROOT / "ldm_ae" / "cli.py"
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 EXAMPLES: dict[str, str] = dict(re.findall(r"<!-- example: ([\w ]+) -->\n```\w+\n(.*?)```\n", PAGE, re.DOTALL))
 RECIPE = EXAMPLES["recipe"]
@@ -33,7 +33,7 @@ PLUGINS = {kind: text for kind, text in EXAMPLES.items() if kind != "recipe"}
 # What a test below uses. An example of another kind needs a use of its own here.
 USED = {
     "discriminator", "quantizer", "regularizer", "reconstruction loss", "perceptual loss", "adversarial loss", "prior",
-    "source", "format", "network class", "metric", "command", "recipe",
+    "source", "format", "network class", "layout", "metric", "command", "recipe",
 }  # fmt: skip
 
 
@@ -122,22 +122,34 @@ def test_latents_of_a_plugin_quantizer_are_written_in_a_plugin_format(installed:
 
 
 @pytest.mark.slow
-def test_plugin_network_class_encodes_as_diffusers_does(installed: Installed) -> None:
+def test_plugin_network_class_encodes_as_its_network_does(installed: Installed) -> None:
     torch.manual_seed(0)
-    network = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1), upsampling_scaling_factor=2,
-    ).eval()  # fmt: skip
-    model, store = installed.folder / "tiny", installed.folder / "tiny-store"
-    network.save_pretrained(model)
+    down, up = nn.Conv2d(3, 8, 4, stride=4), nn.ConvTranspose2d(8, 3, 4, stride=4)
+    model, store = installed.folder / "patches", installed.folder / "patches-store"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"_class_name": "Patches", "width": 8, "side": 4}))
+    state = {f"{part}.{key}": value for part, layer in (("down", down), ("up", up)) for key, value in
+             layer.state_dict().items()}  # fmt: skip
+    save_file(state, model / "diffusion_pytorch_model.safetensors")
     image = installed.folder / "one.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(image)
     installed.ldm_ae("encode", model, image, store, "--size", "32", "--workers", "0", "--no-flips", "--device", "cpu")
     (file,) = store.glob("*/latents_*.safetensors")
     pixel_values = torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
-        right = network.encode(pixel_values).latents
+        right = down(pixel_values)
     assert torch.allclose(load_file(file)["latents"], right, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_plugin_layout_opens_a_single_file(installed: Installed) -> None:
+    network = AutoencoderTiny(encoder_block_out_channels=(4,) * 4, decoder_block_out_channels=(4,) * 4)
+    state = {key.replace("oder.", ".", 1): value for key, value in network.state_dict().items()}
+    assert "enc.layers.0.weight" in state
+    save_file(state, installed.folder / "short.safetensors")
+    found = json.loads(installed.ldm_ae("inspect", installed.folder / "short.safetensors", "--json"))
+    assert (found["layout"], found["class"]) == ("the keys of enc and dec", "AutoencoderTiny")
+    assert found["problems"] == []
 
 
 @pytest.mark.slow

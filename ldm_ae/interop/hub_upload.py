@@ -83,7 +83,7 @@ def upload_model(
     """
     api = HfApi()
     if not exists:
-        _ask(lambda: api.create_repo(repository, private=private, exist_ok=True), repository, SECONDS)
+        _ask(lambda: api.create_repo(repository, private=private), repository, SECONDS)
     if revision is not None and not revision.startswith("refs/"):
         _ask(lambda: api.create_branch(repository, branch=revision, exist_ok=True), repository, SECONDS)
     size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 
 import diffusers
 
 MODULES = (
-    "docstring_parser", "attrs", "pandas", "pyarrow.dataset",
-    "ldm_ae.cli", "ldm_ae.training.run", "ldm_ae.latents", "ldm_ae.latents.conversion.convert",
+    "pyarrow.dataset", "ldm_ae.cli", "ldm_ae.training.run", "ldm_ae.latents", "ldm_ae.latents.conversion.convert",
     "ldm_ae.latents.conversion.import_store", "ldm_ae.evaluation", "ldm_ae.interop",
 )  # fmt: skip
-NETWORKS = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
+WHERE_INSTALLED = ("attrs", "docstring_parser", "pandas")
+"""What jsonargparse and pyarrow import if it is there."""
+NETWORKS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 """Classes of diffusers, which imports a class when it is looked up."""
 
-for module in MODULES:
+for module in (*MODULES, *(name for name in WHERE_INSTALLED if importlib.util.find_spec(name) is not None)):
     importlib.import_module(module)
 for network in NETWORKS:
     getattr(diffusers, network)

@@ -85,7 +85,7 @@ def test_discrete_model_has_the_codes_of_the_whole_image() -> None:
 
 
 def test_statistics_do_not_cancel_for_values_far_from_zero() -> None:
-    """A sum of squares in float32 would lose the variance 1 beside the square of the mean 1e8."""
+    """A sum of squares in float32 would lose the variance 1 beside the square of the mean, 1e8."""
     found = exact_tiling._ChannelMoments()
     values = torch.randn(1, 4, 30, 10) + 1e4
     for start in range(0, 30, 7):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,7 @@ class SingleFile:
                           if key in self.inference.scale_keys and isinstance(value, float | int))  # fmt: skip
         assumed = f"assumed {self.inference.assumed}; " if self.inference.assumed else ""
         fix = "" if self.given.values else "; --config JSON_FILE|MODEL_FOLDER overrides any of it"
-        return f"{self.path}: {self.lines()[0]}\n{assumed}{scale or 'scale'}: {self.scale_source()}{fix}"
-
-    def scale_source(self) -> str:
-        """Return the origin of the scale in words."""
-        return f"given in {self.given.name}" if self.given.values.keys() & set(SCALE) else self.scale.source
+        return f"{self.path}: {self.lines()[0]}\n{assumed}{scale or 'scale'}: {self.scale.source}{fix}"
 
 
 def open_single_file(
@@ -128,6 +124,14 @@ def open_single_file(
     )  # fmt: skip
     inference = layout.infer(contents)
     given.require_class(inference.class_name, path)
+    if given.values.keys() & set(SCALE):
+        inferred = inference.scale
+        scale = Scale(
+            factor=given.values.get("scaling_factor", inferred.factor),
+            shift=given.values.get("shift_factor", inferred.shift),
+            source=f"given in {given.name}",
+        )  # fmt: skip
+        inference = replace(inference, scale=scale)
     place = ".".join([*file.container, *([prefix.rstrip(".")] if prefix else [])])
     return SingleFile(
         path=path, layout=layout, inference=inference, given=given, place=place, beside=file.beside,
