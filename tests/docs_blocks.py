@@ -137,6 +137,10 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         makes=("OUT/config.json", "OUT2/config.json", "OUT3/config.json"),
         slow=True,
     ),
+    (
+        "docs/TRAINING.md",
+        "ldm-ae export runs/mine --into stable-diffusion-folder OUT",
+    ): Options("it needs a pipeline; tests/interop/test_pipeline_export.py makes one"),
     ("checkpoints/kl-f8c4-small/README.md", "ldm-ae reconstruct photo.jpg out"): Run(
         makes=("out/photo.png", "latents/store.json"), slow=True
     ),

@@ -65,9 +65,12 @@ class DataConfig:
         if self.area is None and (self.multiple is not None or self.max_ratio is not None):
             raise UserError("data.multiple and data.max_ratio have no effect without data.area; remove them, or set it")
         if given := [name for name in ("sizes", "area") if getattr(self, name) is not None]:
-            others = [*given[1:], *["resize"] * (self.resize is not None), *["crop adm"] * (self.crop == "adm")]
-            if others:
-                raise UserError(f"data.{others[0]} and data.{given[0]} exclude each other; remove one of them")
+            if self.crop == "adm":
+                raise UserError(
+                    f"data.crop adm takes one square, not data.{given[0]}; set data.crop to random or center"
+                )
+            if others := [*given[1:], *["resize"] * (self.resize is not None)]:
+                raise UserError(f"data.{others[0]} and data.{given[0]} exclude each other; set one of them to null")
             self.training_sizes()
 
     def training_sizes(self) -> list[Size]:

@@ -280,9 +280,12 @@ def test_configuration_gives_the_sizes_of_encode() -> None:
     [
         ({"multiple": 32}, "data.multiple and data.max_ratio have no effect without data.area"),
         ({"sizes": "64x64", "max_ratio": 2.0}, "have no effect without data.area"),
-        ({"sizes": "64x64", "area": "64x64"}, "data.area and data.sizes exclude each other"),
+        ({"sizes": "64x64", "area": "64x64"}, "data.area and data.sizes exclude each other; set one of them to null"),
         ({"sizes": "64x64", "resize": 64}, "data.resize and data.sizes exclude each other"),
-        ({"area": "64x64", "crop": "adm"}, "data.crop adm and data.area exclude each other"),
+        (
+            {"area": "64x64", "crop": "adm"},
+            "data.crop adm takes one square, not data.area; set data.crop",
+        ),
         ({"sizes": "64"}, "data.sizes has '64'; give height x width in pixels, such as 256x192"),
         ({"sizes": []}, "there must be at least one size"),
         ({"sizes": "0x64"}, "image size 64x0 is not positive"),
