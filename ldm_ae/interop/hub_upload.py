@@ -1,8 +1,8 @@
 """Upload of a model folder to the Hugging Face hub, whose client this module imports: import it at use.
 
 Nothing is tried again here; within an upload, the library repeats some requests itself. The small requests must be
-answered within `SECONDS`; the upload within a time that suffices at `SLOWEST` bytes per second, so that a connection that
-hangs ends in a message.
+answered within `SECONDS`; the upload within a time that suffices at `SLOWEST` bytes per second. A connection that hangs
+therefore ends in a message.
 """
 
 from __future__ import annotations
