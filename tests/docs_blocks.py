@@ -122,6 +122,12 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "python scripts/benchmarks/rate_distortion.py --test BSDS500/test --limit 50 --qualities 2 5 10 20 40"
         " --out runs/rate",
     ): Options(_MINUTES),
+    ("docs/TRAINING.md", "ldm-ae push MODEL owner/name --license apache-2.0 --images IMAGES"): Options(
+        "it uploads; tests/commands/test_push.py uploads to a server on this machine"
+    ),
+    ("docs/TRAINING.md", "ldm-ae push MODEL owner/name --license apache-2.0 --images IMAGES --folder card"): Run(
+        makes=("card/README.md", "card/pictures.png"), slow=True
+    ),
     ("docs/TRAINING.md", "ldm-ae export MODEL OUT --images IMAGES"): Run(
         {
             "OUT --images IMAGES                     #": "OUT --images IMAGES #",
