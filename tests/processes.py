@@ -9,26 +9,36 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+CLI = Path(__file__).parents[1] / "ldm_ae" / "cli.py"
+"""A script that is `ldm-ae`."""
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ldm_ae.training.run", "ldm_ae.latents", "ldm_ae.evaluation", "ldm_ae.interop"])
+CONTEXT.set_forkserver_preload(["scripts.reliability.preload"])
 
 
-def run_script(script: Path, arguments: Sequence[str], log: Path) -> int:
-    """Run a script as `python SCRIPT ARGUMENTS` does, with its output in `log`; return its exit status."""
-    process = CONTEXT.Process(target=_script, args=(str(script), list(arguments), str(log), dict(os.environ)))
+def run_script(script: Path, arguments: Sequence[str], log: Path, *, packages: Path | None = None) -> int:
+    """Run a script as `python SCRIPT ARGUMENTS` does, with its output in `log`; return its exit status.
+
+    Args:
+        script: The file.
+        arguments: Of the script.
+        log: Gets both outputs.
+        packages: A further folder of installed packages.
+    """
+    paths = [str(script.parent), *([] if packages is None else [str(packages)])]
+    process = CONTEXT.Process(target=_script, args=(str(script), list(arguments), str(log), dict(os.environ), paths))
     process.start()
     process.join()
     assert process.exitcode is not None
     return process.exitcode
 
 
-def _script(script: str, arguments: Sequence[str], log: str, environment: dict[str, str]) -> None:
+def _script(script: str, arguments: Sequence[str], log: str, environment: dict[str, str], paths: Sequence[str]) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     multiprocessing.set_start_method(None, force=True)  # the script's own processes start as they would without this
     os.environ.clear()
     os.environ.update(environment)
-    sys.path.insert(0, os.path.dirname(script))
+    sys.path[:0] = paths
     sys.argv = [script, *arguments]
     runpy.run_path(script, run_name="__main__")

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from ldm_ae.core.precision import SPEED_VARIABLE
+from ldm_ae.models import Autoencoder
+from ldm_ae.models.adapters import AUTOENCODERS
 
 pytestmark = pytest.mark.slow  # commands and trainings, half a second and longer together with their set-up
 
@@ -63,6 +65,25 @@ def test_training_step_and_textbook_take_the_same_step(toy: Any, original_order:
             assert torch.allclose(ours, other, rtol=FLOAT32, atol=FLOAT32)
     moved = [(p - old).abs().max() for p, old in zip(textbook.autoencoder.parameters(), before, strict=True)]
     assert max(moved) > 10 * FLOAT32
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKL", "AutoencoderDC", "AutoencoderTiny", "AutoencoderKLWan"])
+def test_class_benchmark_compares_the_same_outputs(name: str, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import classes
+
+    def example(name: str) -> Autoencoder:
+        torch.manual_seed(0)
+        return AUTOENCODERS[name].example(name).eval()
+
+    monkeypatch.setattr(classes, "build", example)
+    found = {variant.name: variant.build() for variant in classes.variants(name, 32, CPU)}
+    assert len(found) == 6
+    own, theirs = found["decode: ours fp32"](), found["decode: diffusers fp32"]()
+    assert torch.allclose(own, theirs.sample.reshape(own.shape), rtol=FLOAT32, atol=FLOAT32)  # type: ignore[attr-defined]
+    theirs = found["encode: diffusers fp32"]()
+    latents = theirs.latent_dist.mode() if hasattr(theirs, "latent_dist") else theirs[0]  # type: ignore[index]
+    own = found["encode: ours fp32"]()
+    assert torch.allclose(own, latents.reshape(own.shape), rtol=FLOAT32, atol=FLOAT32)  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow

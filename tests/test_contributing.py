@@ -16,13 +16,16 @@ import torch
 import yaml
 from diffusers import AutoencoderTiny
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ldm_ae.latents import LatentStore
 from tests.golden.inputs import write_images
 from tests.plugins import write_plugin
+from tests.processes import CLI, run_script
 
-PAGE = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 EXAMPLES: dict[str, str] = dict(re.findall(r"<!-- example: ([\w ]+) -->\n```\w+\n(.*?)```\n", PAGE, re.DOTALL))
 RECIPE = EXAMPLES["recipe"]
 PLUGINS = {kind: text for kind, text in EXAMPLES.items() if kind != "recipe"}
@@ -30,7 +33,7 @@ PLUGINS = {kind: text for kind, text in EXAMPLES.items() if kind != "recipe"}
 # What a test below uses. An example of another kind needs a use of its own here.
 USED = {
     "discriminator", "quantizer", "regularizer", "reconstruction loss", "perceptual loss", "adversarial loss", "prior",
-    "source", "format", "network class", "metric", "command", "recipe",
+    "source", "format", "network class", "layout", "metric", "command", "recipe",
 }  # fmt: skip
 
 
@@ -39,19 +42,19 @@ class Installed:
     """A run, a store and converted latents that the examples took part in."""
 
     folder: Path
-    environment: dict[str, str]
 
-    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run Python with the plugins installed."""
-        return subprocess.run(
-            [sys.executable, *map(str, command)], env=self.environment, capture_output=True, text=True, check=False
-        )
+    def run(self, script: Path, *arguments: str | Path) -> tuple[int, str]:
+        """Run a script with the plugins installed, and return its exit status and both its outputs."""
+        log = self.folder / "log"
+        log.unlink(missing_ok=True)
+        status = run_script(script, [str(argument) for argument in arguments], log, packages=self.folder / "site")
+        return status, log.read_text()
 
     def ldm_ae(self, *arguments: str | Path) -> str:
         """Run a command that must succeed, and return its output."""
-        done = self.run("-m", "ldm_ae.cli", *arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        status, output = self.run(CLI, *arguments)
+        assert status == 0, output
+        return output
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +66,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     images = sorted(write_images(folder / "images").rglob("*.bmp"))
     (folder / "list.txt").write_text("".join(f"{path}\n" for path in images))
     (folder / "recipe.yaml").write_text(RECIPE)
-    root = Path(__file__).parents[1]
-    path = os.pathsep.join([str(folder / "site"), str(root)])
-    return Installed(folder, {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
+    return Installed(folder)
 
 
 @pytest.fixture(scope="module")
@@ -121,22 +122,34 @@ def test_latents_of_a_plugin_quantizer_are_written_in_a_plugin_format(installed:
 
 
 @pytest.mark.slow
-def test_plugin_network_class_encodes_as_diffusers_does(installed: Installed) -> None:
+def test_plugin_network_class_encodes_as_its_network_does(installed: Installed) -> None:
     torch.manual_seed(0)
-    network = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1), upsampling_scaling_factor=2,
-    ).eval()  # fmt: skip
-    model, store = installed.folder / "tiny", installed.folder / "tiny-store"
-    network.save_pretrained(model)
+    down, up = nn.Conv2d(3, 8, 4, stride=4), nn.ConvTranspose2d(8, 3, 4, stride=4)
+    model, store = installed.folder / "patches", installed.folder / "patches-store"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"_class_name": "Patches", "width": 8, "side": 4}))
+    state = {f"{part}.{key}": value for part, layer in (("down", down), ("up", up)) for key, value in
+             layer.state_dict().items()}  # fmt: skip
+    save_file(state, model / "diffusion_pytorch_model.safetensors")
     image = installed.folder / "one.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(image)
     installed.ldm_ae("encode", model, image, store, "--size", "32", "--workers", "0", "--no-flips", "--device", "cpu")
     (file,) = store.glob("*/latents_*.safetensors")
     pixel_values = torch.from_numpy(np.array(Image.open(image))).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
-        right = network.encode(pixel_values).latents
+        right = down(pixel_values)
     assert torch.allclose(load_file(file)["latents"], right, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_plugin_layout_opens_a_single_file(installed: Installed) -> None:
+    network = AutoencoderTiny(encoder_block_out_channels=(4,) * 4, decoder_block_out_channels=(4,) * 4)
+    state = {key.replace("oder.", ".", 1): value for key, value in network.state_dict().items()}
+    assert "enc.layers.0.weight" in state
+    save_file(state, installed.folder / "short.safetensors")
+    found = json.loads(installed.ldm_ae("inspect", installed.folder / "short.safetensors", "--json"))
+    assert (found["layout"], found["class"]) == ("the keys of enc and dec", "AutoencoderTiny")
+    assert found["problems"] == []
 
 
 @pytest.mark.slow
@@ -151,18 +164,21 @@ def test_plugin_prior_is_saved_and_loaded_by_its_name(installed: Installed) -> N
         "print(type(loaded).__name__, loaded.bits(torch.zeros(1, 2, 3, dtype=torch.int64)).tolist(), "
         "tuple(loaded.sample(5).shape))\n"
     )
-    done = installed.run("-c", code, folder)
-    assert done.stdout.strip() == "IndependentCodes [12.0] (5, 2, 3)", done.stderr  # log2(4) bits for each of 6 codes
+    script = installed.folder / "use_prior.py"
+    script.write_text(code)
+    status, output = installed.run(script, folder)
+    assert status == 0, output
+    assert output.strip() == "IndependentCodes [12.0] (5, 2, 3)"  # log2(4) bits for each of 6 codes
 
 
 @pytest.mark.slow
 def test_unknown_name_lists_names_of_plugins(installed: Installed) -> None:
-    done = installed.run(
-        "-m", "ldm_ae.cli", "train", "--config", installed.folder / "recipe.yaml", "--out", installed.folder / "none",
+    status, output = installed.run(
+        CLI, "train", "--config", installed.folder / "recipe.yaml", "--out", installed.folder / "none",
         "--data.train", "x", "--discriminator", "PixelDiscrimnator",
     )  # fmt: skip
-    assert done.returncode == 2
-    assert "did you mean PixelDiscriminator? There are PatchDiscriminator, PixelDiscriminator" in done.stderr
+    assert status == 2
+    assert "did you mean PixelDiscriminator? There are PatchDiscriminator, PixelDiscriminator" in output
 
 
 @pytest.mark.slow
@@ -190,4 +206,11 @@ def test_plugin_metric_scores_a_model(installed: Installed, trained: Path) -> No
 @pytest.mark.slow
 def test_plugin_command_is_listed_and_runs(installed: Installed) -> None:
     assert re.search(r"^ +count +count the images of a source$", installed.ldm_ae("--help"), re.MULTILINE)
-    assert installed.ldm_ae("count", f"list:{installed.folder / 'list.txt'}") == "12 images\n"
+    words = ["count", f"list:{installed.folder / 'list.txt'}"]
+    assert installed.ldm_ae(*words) == "12 images\n"
+    path = os.pathsep.join([str(installed.folder / "site"), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(  # by an interpreter of its own, as users do
+        [sys.executable, "-m", "ldm_ae.cli", *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "12 images\n"), done.stderr

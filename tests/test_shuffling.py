@@ -1,11 +1,12 @@
-"""The option `--shuffle`."""
+"""The order of the tests, and the option `--shuffle`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.shuffling import shuffled
+from tests.shuffling import LONG, long_first, shuffled
 
 
 def names(items: list[Any]) -> list[str]:
@@ -25,3 +26,16 @@ def test_shuffle_keeps_files_together_and_repeats_the_order_of_a_seed() -> None:
         first = [name for name in order if name.startswith("tests/a.py")]
         assert first != sorted(first)
         assert files != sorted(files)
+
+
+def test_long_files_are_first_and_other_tests_keep_their_order() -> None:
+    given = [
+        "tests/a.py::test_2",
+        f"{LONG[1]}::test_1",
+        "tests/a.py::test_1",
+        f"{LONG[0]}::test_3",
+        f"{LONG[0]}::test_0",
+    ]
+    items: list[Any] = [SimpleNamespace(nodeid=name) for name in given]
+    assert names(long_first(items)) == [given[3], given[4], given[1], given[0], given[2]]
+    assert all((Path(__file__).parents[1] / name).is_file() for name in LONG)

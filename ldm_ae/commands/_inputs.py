@@ -117,7 +117,7 @@ def bucketed_inputs(
     args: argparse.Namespace,
 ) -> tuple[Autoencoder, Source, ImageTransform | BucketTransform | WholeTransform]:
     """Return the model, the images and the transform; `--sizes` or `--area` may give several sizes."""
-    from ldm_ae.data import BucketTransform, ImageTransform, sizes_of_area
+    from ldm_ae.data import BucketTransform, ImageTransform, parse_size, sizes_of_area
 
     if args.size == NATIVE:
         return whole_inputs(args)
@@ -130,11 +130,11 @@ def bucketed_inputs(
     if others := [*others, *["crop"] * (args.crop != "center")]:
         raise UserError(f"--{others[0]} and --{given[0]} exclude each other; remove one of them")
     if args.sizes is not None:
-        sizes = [_size(text, "sizes") for text in args.sizes.split(",")]
+        sizes = [parse_size(text, "--sizes") for text in args.sizes.split(",")]
     else:
         limits = {"multiple": args.multiple, "max_ratio": args.max_ratio}
         limits = {name: value for name, value in limits.items() if value is not None}
-        sizes = sizes_of_area(*_size(args.area, "area"), **limits)
+        sizes = sizes_of_area(*parse_size(args.area, "--area"), **limits)
     model, source = _model_and_images(args)
     for size in sizes:
         model.latent_spec.latent_size(*size)
@@ -148,14 +148,6 @@ def _decoding(args: argparse.Namespace) -> dict[str, Any]:
     """Return the transform options that control how files are decoded."""
     options = {"colour_profiles": args.colour_profiles, "max_pixels": args.max_pixels}
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _size(text: str, option: str) -> tuple[int, int]:
-    """Parse HxW into (height, width)."""
-    height, times, width = text.strip().partition("x")
-    if not times or not height.isdecimal() or not width.isdecimal():
-        raise UserError(f"--{option} has '{text}'; give height x width in pixels, such as 256x192")
-    return int(height), int(width)
 
 
 def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:

@@ -10,6 +10,7 @@ from typing import Any
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS
 from ldm_ae.evaluation.metrics.codebook import CodebookUsage
+from ldm_ae.interop.pipeline import INDEX
 from ldm_ae.io.files import read_json
 from ldm_ae.io.locks import holder
 from ldm_ae.io.manifests import MANIFEST, problems, state_of
@@ -27,8 +28,6 @@ from ldm_ae.training import TrainingConfig
 from ldm_ae.training.changes import saved_config
 from ldm_ae.training.checkpoints.state import read_state
 
-PIPELINE = "model_index.json"
-"""File of a pipeline folder of diffusers that lists its parts."""
 _KINDS = (
     "a model folder, a pipeline, a single .safetensors file of weights, a run, a checkpoint of a run, a latent store, "
     "or a prior over codes"
@@ -76,7 +75,7 @@ def inspect_path(
         return inspect_prior(path)
     if (path / "config.json").is_file():
         return inspect_model(path)
-    if (path / PIPELINE).is_file():
+    if (path / INDEX).is_file():
         return inspect_pipeline(path)
     found = inspect_store(path, progress=progress)
     if found.get("indices") and not found["problems"]:
@@ -132,8 +131,11 @@ def inspect_file(path: Path, config: str | None = None) -> dict[str, Any]:
         model = build_autoencoder(file)
     except UserError as error:
         return found | {"problems": [str(error)]}
-    described = _described(model) | {"scale": file.scale_source()}
-    return found | {"layout": file.layout.keys, "inferred": file.lines(), **described}
+    described = _described(model) | {"scale": file.scale.source}
+    inference = file.inference
+    words = {"layout": file.layout.keys, "inferred": inference.description}
+    words |= {"assumed": inference.assumed} if inference.assumed else {}
+    return found | words | described
 
 
 def _described(model: Autoencoder) -> dict[str, Any]:
@@ -159,9 +161,9 @@ def inspect_pipeline(path: Path) -> dict[str, Any]:
     """Describe the autoencoder of a pipeline folder of diffusers."""
     found: dict[str, Any] = {"kind": "pipeline", "path": str(path)}
     try:
-        index, folder = read_json(path / PIPELINE), local_folder(path)
+        index, folder = read_json(path / INDEX), local_folder(path)
     except ValueError as error:
-        return found | {"problems": [f"{path / PIPELINE} is not valid JSON: {error}"]}
+        return found | {"problems": [f"{path / INDEX} is not valid JSON: {error}"]}
     except UserError as error:
         return found | {"problems": [str(error)]}
     found["class"] = index.get("_class_name") if isinstance(index, dict) else None
@@ -227,7 +229,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
         found["unfinished"] = unfinished
     if newest is not None:
         found |= _progress(folder / newest, path)
-    if (path / "pipeline" / PIPELINE).is_file():
+    if (path / "pipeline" / INDEX).is_file():
         found["pipeline"] = str(path / "pipeline")
     if (path / "model" / "config.json").is_file():
         model = inspect_model(path / "model")

@@ -31,8 +31,8 @@ from ldm_ae.io.files import read_json
 from ldm_ae.io.manifests import problems
 from ldm_ae.models import load_autoencoder
 from ldm_ae.models.loading.checkpoints import CHECKPOINTS, all_checkpoints
-from ldm_ae.models.loading.folder import local_folder
 from ldm_ae.models.loading.hub_names import PREFIX
+from ldm_ae.models.loading.places import local_folder
 from ldm_ae.training.changes import CONFIG, saved_config
 from ldm_ae.training.checkpoints.state import read_state
 
@@ -50,12 +50,12 @@ def write_model_and_card(args: argparse.Namespace, folder: Path) -> list[str]:
     source = local_folder(args.model)
     trained, base = _trained(source, args.model)
     scale_images, notes = _export(args, folder)
-    args = argparse.Namespace(**{**vars(args), "model": str(folder)})
+    args = argparse.Namespace(**{**vars(args), "model": str(folder), "config": None})
     model = load_autoencoder(folder)
     if found is not None:
         require_same_model(model, found, args.evaluation)
     pictures: list[Picture] = []
-    if args.images is not None:
+    if args.images is not None and (found is None or args.pictures):
         choose_precision(args)
         evaluation = _evaluate(args, only_pictures=found is not None)
         pictures = evaluation.first
@@ -77,15 +77,14 @@ def _export(args: argparse.Namespace, folder: Path) -> tuple[int | None, list[st
     """Export the model, and return the number of images on which its scale was measured, and notes."""
     model = load_autoencoder(args.model, config=args.config)
     plan = plan_scaling(model, args.scaling, per_channel=args.per_channel, images=args.images is not None)
-    statistics = None
+    statistics, images = None, None
     if plan.measure:
         choose_precision(args)
-        statistics, _, _ = measure_on_images(args)
+        statistics, _, account = measure_on_images(args)
+        images = account.images
         print(scaling_line(model.latent_spec, statistics, args.images, per_channel=args.per_channel))
-    export_diffusers(
-        model, folder, scaling=statistics, per_channel=args.per_channel, weights=DTYPES[args.weights]
-    )  # fmt: skip
-    return None if statistics is None else statistics.images, plan.notes
+    export_diffusers(model, folder, scaling=statistics, per_channel=args.per_channel, weights=DTYPES[args.weights])
+    return images, plan.notes
 
 
 def _evaluate(args: argparse.Namespace, *, only_pictures: bool) -> Evaluation:
@@ -94,7 +93,7 @@ def _evaluate(args: argparse.Namespace, *, only_pictures: bool) -> Evaluation:
     count = min(args.pictures if only_pictures else args.limit or len(source), len(source))
     loader = EvaluationLoader(
         source, transform, batch_size=args.batch_size, workers=args.workers, max_bad_fraction=args.max_bad_fraction,
-        indices=range(max(count, 1)),
+        indices=range(count),
     )  # fmt: skip
     with progress_bar("evaluating", count) as progress:
         return evaluate(

@@ -30,7 +30,7 @@ class Export(Command):
     """Export of a model to the formats of other projects."""
 
     name = "export"
-    summary = "Write a model for other projects: a diffusers folder or CompVis keys."
+    summary = "Write a model for other projects: a diffusers folder, CompVis keys, or a pipeline."
     order = 70
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,12 @@ class Export(Command):
         add_overwrite(parser)
         parser.add_argument("--format", choices=("diffusers", "ldm"), default="diffusers", help="format (default: "
                             "%(default)s)")  # fmt: skip
+        parser.add_argument("--into", metavar="PIPELINE", help="write a copy of this diffusers pipeline folder to OUT, "
+                            "in which the model is the autoencoder; the pipeline's scale is kept, because its "
+                            "diffusion model expects latents scaled as before")  # fmt: skip
+        parser.add_argument("--other-latents", action="store_true", help="with --into: accept a model with another "
+                            "encoder, whose latents the diffusion model was not trained on; it keeps its own "
+                            "scale")  # fmt: skip
         parser.add_argument("--images", help="measure scaling_factor on these images, and on the first of them "
                             f"whether the model is safe in fp16: {IMAGES}")  # fmt: skip
         add_export_options(parser)
@@ -51,10 +57,35 @@ class Export(Command):
 
     def run(self, args: argparse.Namespace) -> None:
         """Write the files, and print the scale and whether the model is safe in fp16."""
-        if args.format == "ldm":
+        if args.other_latents and args.into is None:
+            raise UserError("--other-latents has no effect without --into; remove it")
+        if args.into is not None:
+            _into_pipeline(args)
+        elif args.format == "ldm":
             _to_ldm(args)
         else:
             _to_diffusers(args)
+
+
+def _into_pipeline(args: argparse.Namespace) -> None:
+    set_too = {
+        "--format ldm": args.format == "ldm", "--images": args.images, "--scaling": args.scaling != "auto",
+        "--per-channel": args.per_channel is not None, "--sample-size": args.sample_size, "--overwrite": args.overwrite,
+    }  # fmt: skip
+    if excluded := [option for option, given in set_too.items() if given]:
+        raise UserError(f"--into and {excluded[0]} exclude each other; remove one of them")
+    from ldm_ae.core.precision import DTYPES
+    from ldm_ae.interop import export_into_pipeline
+    from ldm_ae.models import load_autoencoder
+
+    require_new_folder(args.out, "the pipeline")
+    model = load_autoencoder(args.model, config=args.config)
+    found = export_into_pipeline(
+        model, args.into, args.out, weights=DTYPES[args.weights], other_latents=args.other_latents
+    )
+    print(f"{found.part}: {found.scale}")
+    print_notes(found.notes)
+    print_path(f"pipeline for {found.class_name}.from_pretrained", found.path)
 
 
 def _to_ldm(args: argparse.Namespace) -> None:

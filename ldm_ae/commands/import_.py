@@ -14,18 +14,18 @@ class Import(Command):
     """Import of single files from other projects as diffusers folders."""
 
     name = "import"
-    summary = "Read a single file of a KL or VQ autoencoder into a diffusers folder."
+    summary = "Convert a single file of an autoencoder, also a pickled one, to a diffusers folder."
     order = 100
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the file, the folder, and the values that the file may lack."""
-        parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt, .pth or .safetensors file with keys of "
-                            "CompVis's latent-diffusion, taming or diffusers, or of a latent diffusion model that has "
-                            "an autoencoder")  # fmt: skip
+        parser.add_argument("checkpoint", metavar="CKPT", help="a .ckpt, .pth or .safetensors file in a layout of "
+                            "docs/IMPORT.md: of an autoencoder, or a whole latent diffusion model")  # fmt: skip
         add_out(parser)
         add_overwrite(parser)
-        parser.add_argument("--config", metavar="YAML", help="CompVis's configuration of the model, for the image size "
-                            "and a scale_factor; the network itself is inferred from its weights")  # fmt: skip
+        parser.add_argument("--config", metavar="CONFIG", help="CompVis's YAML of the model, for the image size and a "
+                            "scale_factor; or a JSON file or a model folder, whose values take precedence over those "
+                            "inferred from the weights")  # fmt: skip
         parser.add_argument("--family", choices=("sd", "sdxl", "sd3", "flux"), help="write the published "
                             "scaling_factor (and shift_factor) of these models, if the file does not contain "
                             "it")  # fmt: skip

@@ -61,7 +61,7 @@ class Push(Command):
         """Write the model and its card, and upload them unless `--folder` is given."""
         from ldm_ae.interop.card import CARD_FILES, check_licence
         from ldm_ae.interop.hub_upload import check_repository, check_upload, upload_model
-        from ldm_ae.models.loading.folder import local_folder
+        from ldm_ae.models.loading.places import local_folder
 
         args.repository = check_repository(args.repository)
         if args.license is not None:

@@ -134,6 +134,23 @@ def _or_run_error() -> Iterator[None]:
         ) from error
 
 
+def works_together(count: int) -> bool:
+    """Return whether torch has connected this process with others, `count` in all."""
+    return count > 1 and dist.is_available() and dist.is_initialized() and dist.get_world_size() == count
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return the value of each process by its rank, in all processes; RunError if one has died."""
+    found: list[Any] = [None] * dist.get_world_size()
+    try:
+        dist.all_gather_object(found, value)
+    except RuntimeError as error:
+        raise RunError(
+            "another process of this command has ended or cannot be reached; see its output for the reason"
+        ) from error
+    return found
+
+
 def worker_processes(count: int) -> int:
     """Return the number of a loader's worker processes: `count`, but at most one per CPU core that may be used."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -165,8 +165,9 @@ class Registry(Mapping[str, type[T]]):
         return found
 
     def _duplicate(self, name: str, first: str, second: type[T]) -> UserError:
+        kinds = f"{self.kind}{'es' if self.kind.endswith('s') else 's'}"
         return UserError(
-            f"two {self.kind}s are named {name!r}: {first} and {full_name(second)}. Rename one, or remove its package"
+            f"two {kinds} are named {name!r}: {first} and {full_name(second)}. Rename one, or remove its package"
         )
 
 

@@ -19,7 +19,7 @@ from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
 from ldm_ae.data.randomness import epoch_order
 from ldm_ae.data.ranges import RangeLoader
 from ldm_ae.data.sources import RawImage, Source, Wrapped, open_source
-from ldm_ae.images.buckets import BucketTransform, WholeTransform, sizes_of_area
+from ldm_ae.images.buckets import BucketTransform, WholeTransform, parse_size, sizes_of_area
 from ldm_ae.images.colour import conversion_lines
 from ldm_ae.images.decoding import MAX_PIXELS, BadImage, ColourProfiles, Decoded, Decoding, decode_image
 from ldm_ae.images.transforms import ImageTransform, TransformedImage, described_options
@@ -48,6 +48,7 @@ __all__ = [
     "described_options",
     "epoch_order",
     "open_source",
+    "parse_size",
     "seeded_noise",
     "sizes_of_area",
     "split_holdout",

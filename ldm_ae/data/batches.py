@@ -42,12 +42,25 @@ class Failure(NamedTuple):
     trace: str = ""
     """Traceback of an error that is not the user's mistake."""
 
+    @classmethod
+    def of(cls, error: Exception, key: str) -> Failure:
+        """Return the failure of an error that is being handled, raised while the image `key` was read."""
+        if isinstance(error, UserError):
+            return cls(str(error))
+        text = f"{key}: unexpected {type(error).__name__} while reading this image: {reason(error)}"
+        return cls(text, traceback.format_exc())
+
     def error(self) -> Exception:
         """Return the exception that the main process raises."""
         if not self.trace:
             return UserError(self.message)
         _log.error("%s", self.trace.rstrip())
         return RunError(self.message)
+
+
+def unusable(error: BadImage | OSError) -> str:
+    """Return the reason why an image is not used."""
+    return f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else str(error)
 
 
 @dataclass(kw_only=True)
@@ -114,6 +127,22 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     return Batch(**joined)
 
 
+class DecodedCache:
+    """Decoded images that a worker keeps, the first ones that it reads, up to a number of bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.images: dict[int, tuple[RawImage, Decoded]] = {}
+        """The images by their index, without the bytes of their files."""
+        self._room = room
+
+    def add(self, index: int, raw: RawImage, decoded: Decoded) -> None:
+        """Keep an image if it fits."""
+        size = len(decoded.image.getbands()) * decoded.image.width * decoded.image.height
+        if size <= self._room:
+            self._room -= size
+            self.images[index] = raw._replace(data=b""), decoded
+
+
 class BatchBuilder(Dataset[Batch]):
     """Builder of a batch from (epoch, index) pairs, run in the workers. The result does not depend on the worker.
 
@@ -129,18 +158,19 @@ class BatchBuilder(Dataset[Batch]):
         seed: int,
         pool: Tensor,
         replace_bad: bool,
-        cache_bytes: int = 0,
+        cache: DecodedCache | None = None,
+        larger_pool: Tensor | None = None,
     ) -> None:
-        """Store the arguments: `pool` holds the (N,) int64 indices in use, from which replacements are taken;
-        `cache_bytes` is the size of the decoded images that each worker keeps, the first ones that it reads.
+        """Store the arguments: `pool` holds the (N,) int64 indices in use, from which replacements are taken, and
+        `larger_pool` those that are tried after half of the attempts; `cache` keeps decoded images.
         """
         self.source = source
         self.transform = transform
         self.seed = seed
         self.pool = pool
         self.replace_bad = replace_bad
-        self._cache: dict[int, tuple[RawImage, Decoded]] = {}
-        self._cache_room = cache_bytes
+        self._larger_pool = pool if larger_pool is None else larger_pool
+        self._cache = cache or DecodedCache(0)
         self._at = 0
         """Index of the image that is being read, for the message of an unexpected error."""
 
@@ -183,12 +213,8 @@ class BatchBuilder(Dataset[Batch]):
         for epoch, index in samples:
             try:
                 items.append(self._load(epoch, index, rejected))
-            except UserError as error:
-                return Failure(str(error))
             except Exception as error:  # noqa: BLE001 - raised again in the main process, with the image's name
-                key = self.source.key(self._at)
-                text = f"{key}: unexpected {type(error).__name__} while reading this image: {reason(error)}"
-                return Failure(text, traceback.format_exc())
+                return Failure.of(error, self.source.key(self._at))
         return [item for item in items if item is not None], rejected
 
     def __getitem__(self, sample: tuple[int, int]) -> Batch | Failure:  # type: ignore[override]
@@ -205,29 +231,24 @@ class BatchBuilder(Dataset[Batch]):
             try:
                 raw, decoded = self._decoded(candidate)
                 return _Item(candidate, noise_seed, raw, decoded, self.transform(decoded.image, generator))
-            except BadImage as error:
-                rejected[self.source.key(candidate)] = str(error)
-            except OSError as error:
-                rejected[self.source.key(candidate)] = f"cannot be read: {error.strerror or error}"
+            except (BadImage, OSError) as error:
+                rejected[self.source.key(candidate)] = unusable(error)
             if not self.replace_bad:
                 return None
-            place = mix_seed(self.seed, REPLACEMENT, epoch, index, attempt) % len(self.pool)
-            candidate = int(self.pool[place])
+            pool = self.pool if attempt < _MAX_ATTEMPTS // 2 else self._larger_pool
+            candidate = int(pool[mix_seed(self.seed, REPLACEMENT, epoch, index, attempt) % len(pool)])
         raise UserError(
             f"{len(rejected)} images in a row cannot be used: " + "; ".join(f"{k}: {r}" for k, r in rejected.items())
         )
 
     def _decoded(self, index: int) -> tuple[RawImage, Decoded]:
-        if index in self._cache:
-            return self._cache[index]
+        if index in self._cache.images:
+            return self._cache.images[index]
         raw = self.source[index]
         if raw.label is not None and not 0 <= raw.label < LABEL_LIMIT:
             raise BadImage(f"its label {printable(raw.label, 40)} is not a class number from 0 to 2^63 - 1")
         decoded = self.transform.decode(raw.data)
-        size = self.transform.pixels.channels * decoded.image.width * decoded.image.height
-        if size <= self._cache_room:
-            self._cache_room -= size
-            self._cache[index] = raw._replace(data=b""), decoded
+        self._cache.add(index, raw, decoded)
         return raw, decoded
 
 

@@ -3,35 +3,31 @@
 The training stream is the concatenation over epochs of a permutation of the images. Global step s takes the positions
 [s G, (s + 1) G) with G = batch_size * world_size * accumulation, and micro-batch j of rank r takes the batch_size
 positions that start at (j * world_size + r) * batch_size. No image is dropped or duplicated where epochs meet.
+`buckets.py` has the stream of images of several sizes.
 Prefetching, pinning and worker processes are `torch.utils.data.DataLoader`'s.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.core.processes import worker_processes
-from ldm_ae.data.batches import Batch, BatchBuilder, BySize, Failure
+from ldm_ae.data.batches import Batch, BatchBuilder, BySize, DecodedCache, Failure
+from ldm_ae.data.buckets import BucketBuilder, Buckets, BucketSampler, find_buckets
 from ldm_ae.data.randomness import chosen_indices, epoch_order
 from ldm_ae.data.sources.interface import Source
-from ldm_ae.images.buckets import WholeTransform
+from ldm_ae.data.workers import data_loader, signals_held_back
+from ldm_ae.images.buckets import BucketTransform, WholeTransform
 from ldm_ae.images.transforms import ImageTransform
 
 _log = logging.getLogger("ldm_ae")
-_ASK_TO_STOP = (signal.SIGINT, signal.SIGTERM)
-_SECONDS_AFTER_SIGTERM = 60
-"""Seconds that a worker continues, so that its main process can exit cleanly."""
 
 
 class _StreamSampler(Sampler[list[tuple[int, int]]]):
@@ -69,13 +65,14 @@ class Rejects:
         self._max_bad_fraction = max_bad_fraction
         self.total = total
 
-    def add(self, rejected: dict[str, str]) -> None:
-        """Add reasons by key."""
+    def add(self, rejected: dict[str, str], *, report: bool = True) -> None:
+        """Add reasons by key; without `report`, another process has reported them."""
         for key, reason in rejected.items():
             self.reasons.setdefault(key, reason)
             if key not in self._reported:
                 self._reported.add(key)
-                _log.warning("skipped %s: %s", key, reason)
+                if report:
+                    _log.warning("skipped %s: %s", key, reason)
 
     def check(self) -> None:
         """Raise UserError if the fraction of bad images exceeds the maximum."""
@@ -96,7 +93,8 @@ class TrainingLoader:
 
     Args:
         source: The images.
-        transform: Applied with each sample's own randomness, a function of (seed, epoch, index).
+        transform: Applied with each sample's own randomness, a function of (seed, epoch, index). With a
+            `BucketTransform` the headers of all images are read first, and all images of a step have one size.
         batch_size: Images of one micro-batch.
         seed: Seed >= 0 of order and randomness.
         rank: Rank of this process.
@@ -106,12 +104,13 @@ class TrainingLoader:
         max_bad_fraction: Maximum fraction of bad images, from 0 to 1.
         indices: The images to use, all of them if None.
         cache_bytes: Size of the decoded images that each worker keeps, for data sets that fit.
+        progress: Receives the number of headers that this process has read.
     """
 
     def __init__(
         self,
         source: Source,
-        transform: ImageTransform,
+        transform: ImageTransform | BucketTransform,
         *,
         batch_size: int,
         seed: int,
@@ -122,26 +121,34 @@ class TrainingLoader:
         max_bad_fraction: float = 0.01,
         indices: Sequence[int] | None = None,
         cache_bytes: int = 0,
+        progress: Callable[[int], None] | None = None,
     ) -> None:
         check_counts(batch_size=batch_size, accumulation=accumulation)
         _check_common(rank=rank, world_size=world_size, workers=workers, max_bad_fraction=max_bad_fraction, seed=seed)
         self.source = source
         self._indices = chosen_indices(source, indices)
-        self._builder = BatchBuilder(
-            source,
-            transform,
-            seed=seed,
-            pool=torch.from_numpy(self._indices),
-            replace_bad=True,
-            cache_bytes=cache_bytes,
-        )
+        self._rejects = Rejects(max_bad_fraction, len(self._indices))
+        self.buckets: Buckets | None = None
+        """The images by their size; None if all have one size."""
+        self._builder: BatchBuilder | BucketBuilder
+        if isinstance(transform, BucketTransform):
+            self.buckets = find_buckets(
+                source, self._indices, transform, workers=workers, rank=rank, world_size=world_size, progress=progress
+            )
+            self._rejects.add(self.buckets.rejected, report=rank == 0)
+            self._rejects.check()
+            self._builder = BucketBuilder(source, transform, self.buckets, seed=seed, cache_bytes=cache_bytes)
+        else:
+            self._builder = BatchBuilder(
+                source, transform, seed=seed, pool=torch.from_numpy(self._indices), replace_bad=True,
+                cache=DecodedCache(cache_bytes),
+            )  # fmt: skip
         self._seed = seed
         self._batch_size = batch_size
         self._rank = rank
         self._world_size = world_size
         self._accumulation = accumulation
         self._workers = workers
-        self._rejects = Rejects(max_bad_fraction, len(self._indices))
 
     @property
     def global_batch(self) -> int:
@@ -172,17 +179,28 @@ class TrainingLoader:
         """Return how many times the stream has traversed the data set at `position`."""
         return position / len(self._indices)
 
+    def _sampler(self, position: int) -> Sampler[list[tuple[int, int]]]:
+        if self.buckets is None:
+            return _StreamSampler(self._indices, self._seed, position, self._batch_size, self._rank, self._world_size)
+        step, remainder = divmod(position, self.global_batch)
+        assert remainder == 0, "a step of several sizes begins at a multiple of the global batch"
+        return BucketSampler(
+            self.buckets.members, self._seed, step, batch_size=self._batch_size, accumulation=self._accumulation,
+            rank=self._rank, world_size=self._world_size,
+        )  # fmt: skip
+
     def steps(self, position: int = 0) -> Iterator[list[Batch]]:
         """Yield the micro-batches of each step, `accumulation` of them, without end.
 
         Args:
-            position: Number of images of the global stream that are already consumed, any number >= 0.
+            position: Number of images of the global stream that are already consumed, any number >= 0; with several
+                sizes, a multiple of `global_batch`.
 
         Raises:
             UserError: Too many images are bad.
         """
         assert position >= 0, position
-        sampler = _StreamSampler(self._indices, self._seed, position, self._batch_size, self._rank, self._world_size)
+        sampler = self._sampler(position)
         with signals_held_back():
             batches = iter(data_loader(self._builder, sampler, self._workers, persistent=False))
         try:
@@ -288,50 +306,6 @@ def _first_good(builder: BatchBuilder, count: int, rejects: Rejects) -> Tensor:
         first = next(iter(rejects.reasons.items()))
         raise UserError(f"none of the {len(builder.pool)} images can be used; the first: {': '.join(first)}")
     return torch.cat(found)
-
-
-def data_loader(
-    builder: Dataset[Any], batches: Sampler[list[tuple[int, int]]] | list[list[tuple[int, int]]], workers: int,
-    *, persistent: bool,
-) -> DataLoader[Any]:  # fmt: skip
-    """Return a loader of the result of `builder` for each batch of (epoch, index) pairs, in their order."""
-    workers = worker_processes(workers)
-    return DataLoader(
-        builder,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_as_is,
-        pin_memory=torch.cuda.is_available(),
-        # torch draws the workers' base seed from here instead of from the global generator; nothing else uses it.
-        generator=torch.Generator().manual_seed(0),
-        worker_init_fn=_start_worker,
-        persistent_workers=persistent and workers > 0,
-    )
-
-
-def _as_is(batch: Any) -> Any:  # torch types it as a list of samples
-    """Return `batch`, which the builder has already assembled."""
-    return batch
-
-
-@contextmanager
-def signals_held_back() -> Iterator[None]:
-    """Delay signals that arrive while workers start: for this process briefly, for the workers until they are ready."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ASK_TO_STOP)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(worker: int) -> None:  # noqa: ARG001 - torch calls it with the worker's number
-    """Ignore Ctrl-C and delay Slurm's SIGTERM, which go to every process of a job: the main process alone handles them,
-    and needs its workers until it has saved. torch itself sets one thread a worker.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Not ignored forever: torch ends a stuck worker by this signal.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SECONDS_AFTER_SIGTERM))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASK_TO_STOP)
 
 
 def check_counts(**counts: int) -> None:

@@ -12,7 +12,7 @@ from ldm_ae.core.seeding import mix
 from ldm_ae.data.sources.interface import Source
 
 # Purposes of numbers: unrelated streams of one seed.
-ORDER, TRANSFORM, NOISE, REPLACEMENT = range(4)
+ORDER, TRANSFORM, NOISE, REPLACEMENT, BUCKETS = range(5)
 
 
 def epoch_order(indices: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:

@@ -8,8 +8,9 @@ import torch
 from torch.utils.data import Sampler
 
 from ldm_ae.data.batches import Batch, BatchBuilder, BySize, Failure, concatenate
-from ldm_ae.data.loader import Rejects, check_counts, data_loader, signals_held_back
+from ldm_ae.data.loader import Rejects, check_counts
 from ldm_ae.data.sources.interface import Source
+from ldm_ae.data.workers import data_loader, signals_held_back
 from ldm_ae.images.buckets import BucketTransform, WholeTransform
 from ldm_ae.images.transforms import ImageTransform
 

@@ -19,7 +19,7 @@ Size = tuple[int, int]
 
 
 class BucketTransform:
-    """Resizing of an RGB image to cover the size of nearest aspect ratio among several, then a central crop.
+    """Resizing of an RGB image to cover the size of nearest aspect ratio among several, then a crop.
 
     Nearest is the smallest ratio between the two aspect ratios, so that a portrait is treated like the same image
     turned to landscape. Among equally near sizes, one that needs no enlarging is preferred: the largest that the image
@@ -27,6 +27,8 @@ class BucketTransform:
 
     Args:
         sizes: (height, width) of the results, in any order.
+        crop: Position of the crop, "center" or "random" (uniform over all positions).
+        flip: Mirror every second image, at random.
         background: RGB, 0..255, shown through transparent pixels when the loader decodes.
         colour_profiles: "convert" or "ignore" colour profiles when the loader decodes, see `Decoding`.
         max_pixels: Maximum pixels of a file; larger ones are bad images.
@@ -35,14 +37,14 @@ class BucketTransform:
         UserError: There is no size, or one is not positive.
     """
 
-    is_random = False
-
     pixels = ImageTransform.pixels
 
     def __init__(
         self,
         sizes: Iterable[Size],
         *,
+        crop: Literal["center", "random"] = "center",
+        flip: bool = False,
         background: Colour = (255, 255, 255),
         colour_profiles: ColourProfiles = "convert",
         max_pixels: int = MAX_PIXELS,
@@ -50,18 +52,25 @@ class BucketTransform:
         self.sizes: list[Size] = sorted(set(sizes), key=lambda size: (size[0] * size[1], size))
         if not self.sizes:
             raise UserError("there must be at least one size to crop images to")
-        self._transforms = {
+        self.transforms = {
             size: ImageTransform(
-                size=size, background=background, colour_profiles=colour_profiles, max_pixels=max_pixels
+                size=size, crop=crop, flip=flip, background=background, colour_profiles=colour_profiles,
+                max_pixels=max_pixels,
             )
             for size in self.sizes
-        }
-        self.decode = self._transforms[self.sizes[0]].decode
+        }  # fmt: skip
+        """The transform to each size."""
+        self.decode = self.transforms[self.sizes[0]].decode
         """Decoder of a file's bytes to the image that this transform accepts."""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether calls need a generator."""
+        return self.transforms[self.sizes[0]].is_random
 
     def describe(self) -> dict[str, object]:
         """Return everything that changes the pixels, as JSON values."""
-        described = self._transforms[self.sizes[0]].describe()
+        described = self.transforms[self.sizes[0]].describe()
         del described["size"]
         return {"sizes": [list(size) for size in self.sizes]} | described
 
@@ -78,7 +87,7 @@ class BucketTransform:
 
     def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> TransformedImage:
         """Transform one image of mode RGB to (3, H, W) of one of `sizes`; BadImage as in `ImageTransform`."""
-        return self._transforms[self.choose(image.height, image.width)](image, generator)
+        return self.transforms[self.choose(image.height, image.width)](image, generator)
 
 
 class WholeTransform:
@@ -164,3 +173,11 @@ def sizes_of_area(height: int, width: int, *, multiple: int = 64, max_ratio: flo
         if other and max(side, other) <= max_ratio * min(side, other):
             found |= {(side, other), (other, side)}
     return sorted(found)
+
+
+def parse_size(text: str, setting: str) -> Size:
+    """Parse HxW into (height, width); UserError that names the setting for anything else."""
+    height, times, width = text.strip().partition("x")
+    if not times or not height.isdecimal() or not width.isdecimal():
+        raise UserError(f"{setting} has '{text}'; give height x width in pixels, such as 256x192")
+    return int(height), int(width)

@@ -12,11 +12,13 @@ import importlib.util
 import io
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ldm_ae.images import png
 from ldm_ae.images.colour import to_srgb
@@ -82,6 +84,27 @@ class Decoding:
             file, orientation = _read(data, self.max_pixels)
             with file:
                 return self._decoded(file, orientation)
+
+    def size_of(self, file: BinaryIO) -> tuple[int, int]:
+        """Return (height, width) of the image that this decoder makes of a file, without decoding pixels if possible.
+
+        Args:
+            file: A complete image file, at its start.
+
+        Raises:
+            BadImage: As when decoding, except for errors that only the pixels show.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            size = _size_in_header(file, self.max_pixels)
+            if size is None:
+                file.seek(0)
+                if not (data := file.read()):
+                    raise BadImage("empty file")
+                image, orientation = _read(data, self.max_pixels)
+                with image:
+                    size = _upright(image.size, 1 if image.format == "TIFF" else orientation)
+        return size[1], size[0]
 
     def of_image(self, image: Image.Image) -> Decoded:
         """Convert an image that Pillow opened or a program made, by its current pixels; the image is not changed.
@@ -164,6 +187,26 @@ def _load(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
     return image, orientation
 
 
+def _size_in_header(file: BinaryIO, max_pixels: int) -> tuple[int, int] | None:
+    """Return (width, height) of the upright image; None if the header is refused or does not suffice."""
+    try:
+        if png.has_metadata_after_pixels(file):
+            return None
+        file.seek(0)
+        image = Image.open(file, formats=FORMATS)
+        # Until the pixels are loaded, the size of TIFF depends on Pillow's version. PNG's own reader would load them.
+        size = (image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]) if isinstance(image, TiffImageFile) else image.size
+        orientation = _orientation(image, Image.Image.getexif)
+    except Exception:  # noqa: BLE001 - the complete file is decoded next, with the reason if it is bad
+        return None
+    return _upright(size, orientation) if size[0] * size[1] <= max_pixels else None
+
+
+def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Return the size after the rotation that an EXIF orientation requires."""
+    return (size[1], size[0]) if orientation >= _FIRST_ON_ITS_SIDE else size
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
@@ -188,7 +231,9 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
+_FIRST_ON_ITS_SIDE = 5
+"""The first orientation with width and height swapped."""
+_ORIENTATION, _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 256, 257, 258, 262
 _BAND_ROWS = 256  # rows turned into NumPy arrays at a time, which bounds the memory of wide samples
 # Conversion of each of Pillow's modes before colours are converted. The first of two is for files with transparency.
 _PLAIN = {
@@ -198,10 +243,10 @@ _PLAIN = {
 }  # fmt: skip
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF (or XMP) orientation, 1 to 8."""
+def _orientation(image: Image.Image, read: Callable[[Image.Image], Image.Exif] | None = None) -> int:
+    """Return the EXIF (or XMP) orientation, 1 to 8; `read` replaces the image's own reader of EXIF data."""
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = (image.getexif() if read is None else read(image)).get(_ORIENTATION, 1)
     except (SyntaxError, ValueError, struct.error, OSError):
         return 1  # unreadable metadata does not describe the pixels; browsers show such photos unrotated
     return orientation if orientation in _TRANSPOSE else 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from ldm_ae.images.cicp import CodePoints
 
@@ -42,6 +44,24 @@ def code_points(data: bytes) -> CodePoints | None:
         if kind in (b"IDAT", b""):
             break
     return None
+
+
+def has_metadata_after_pixels(file: BinaryIO) -> bool:
+    """Return whether texts or EXIF data follow a PNG file's pixels, where Pillow reads them only with the pixels.
+
+    Args:
+        file: Any file, at its start; it is left at another position.
+    """
+    if file.read(len(SIGNATURE)) != SIGNATURE:
+        return False
+    after_pixels = False
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if after_pixels and kind in (b"eXIf", *_TEXT):
+            return True
+        after_pixels |= kind == b"IDAT"
+        file.seek(length + 4, io.SEEK_CUR)
+    return False
 
 
 def without_large_chunks(data: bytes) -> tuple[bytes, bytes | None]:

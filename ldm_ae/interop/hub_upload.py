@@ -1,13 +1,15 @@
 """Upload of a model folder to the Hugging Face hub, whose client this module imports: import it at use.
 
-Every request is tried once. The small ones must be answered within `SECONDS`; the upload itself within a time that
-suffices at `SLOWEST` bytes per second, so that a connection that hangs ends in a message.
+Nothing is tried again here; within an upload, the library repeats some requests itself. The small requests must be
+answered within `SECONDS`; the upload within a time that suffices at `SLOWEST` bytes per second. A connection that hangs
+therefore ends in a message.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -17,6 +19,7 @@ from ldm_ae.models.loading.hub import SECONDS as SECONDS_OF_A_QUESTION
 from ldm_ae.models.loading.hub import asked
 from ldm_ae.models.loading.hub_names import PREFIX, REPOSITORY
 
+T = TypeVar("T")
 SECONDS = 15.0
 """Time in which the hub must create a repository or a branch."""
 SECONDS_OF_A_COMMIT, SLOWEST = 120.0, 50_000.0
@@ -81,7 +84,7 @@ def upload_model(
     """
     api = HfApi()
     if not exists:
-        _ask(lambda: api.create_repo(repository, private=private, exist_ok=True), repository, SECONDS)
+        _ask(lambda: api.create_repo(repository, private=private), repository, SECONDS)
     if revision is not None and not revision.startswith("refs/"):
         _ask(lambda: api.create_branch(repository, branch=revision, exist_ok=True), repository, SECONDS)
     size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
@@ -94,11 +97,12 @@ def upload_model(
     return f"{api.endpoint}/{repository}" + (f"/tree/{revision}" if revision else "")
 
 
-def _ask(call: Any, repository: str, seconds: float) -> Any:
+def _ask(call: Callable[[], T], repository: str, seconds: float) -> T:
+    found: T | Exception
     try:
         found = asked(call, seconds)
-    except RuntimeError as error:  # the class that the client of the hub's storage raises
-        found = error
+    except RuntimeError as error:  # the class that wraps the failure of a large file, in the library and its storage
+        found = error.__cause__ if isinstance(error.__cause__, Exception) else error
     if isinstance(found, Exception):
         raise _refusal(found, repository, seconds) from found
     return found

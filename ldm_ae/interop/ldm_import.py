@@ -19,6 +19,7 @@ from ldm_ae.interop.diffusers import export_diffusers
 from ldm_ae.models.loading.scales import Scale, check_family, scale_of_family
 from ldm_ae.models.loading.shapes import LDMNetwork
 from ldm_ae.models.loading.single_file import SingleFile, build_autoencoder, open_single_file
+from ldm_ae.models.scaling import SCALE
 
 RESOLUTION = 256
 """Side in pixels of every first stage that LDM and taming published, used where no configuration states it."""
@@ -100,7 +101,7 @@ def import_ldm(
         model.set_sample_size(RESOLUTION)
     if not compvis:
         notes.append("tanh_out (the decoder ends in tanh) is assumed to be false; only the configuration has it")
-    if file.network.quantization == "gumbel":
+    if file.class_name == "QuantizedAutoencoder":
         notes.append("codes are the most likely ones; taming's GumbelVQ draws them with noise, also in evaluation")
     if compvis:
         model.set_sample_size(said.resolution)
@@ -132,7 +133,7 @@ def _scale(
         scale = Scale(factor=said.scale_factor, shift=None, source=f"scale_factor of {config}")
     if family is not None:
         wanted = scale_of_family(family)
-        firm = scale.in_file or said.scale_factor is not None
+        firm = scale.in_file or said.scale_factor is not None or bool(file.given.values.keys() & set(SCALE))
         if firm and abs(wanted.factor - scale.factor) > 1e-4 * scale.factor:
             raise UserError(
                 f"--family {family} has the scale {wanted.factor}, but {scale.source} is {scale.factor:.6g}; "

@@ -81,10 +81,12 @@ def measured_scaling(spec: LatentSpec, statistics: ChannelStatistics, *, per_cha
         per_channel: True for vectors, beside a factor of 1 if they are new; False for none; None for the model's form.
 
     Raises:
-        UserError: The latents, or with vectors one of their channels, are constant or not finite; or vectors are
-            requested beside a shift.
+        UserError: The latents, or with vectors one of their channels, are constant or not finite, vectors are
+            requested beside a shift, or the statistics are of another number of channels.
     """
-    assert len(statistics.channel_mean) == spec.scaled_channels, "statistics of packed latents"
+    if (channels := len(statistics.channel_mean)) != spec.scaled_channels:
+        packed = "" if spec.patch_size == 1 else " of packed latents, as latent_spec.pack returns them"
+        raise UserError(f"the statistics are of {channels} channels; expected {spec.scaled_channels}{packed}")
     if statistics.count == 0:
         raise UserError("the scale cannot be measured: there are no latents; give more images")
     if not math.isfinite(statistics.pooled_std):

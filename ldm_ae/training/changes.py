@@ -30,7 +30,7 @@ _LOGS = (".log", ".txt", ".out", ".err")
 _ABSENT = "(not set)"
 _BEFORE = {"data.colour_profiles": '"ignore"'}
 """The values that older runs used before these keys existed, where they differ from the key's default."""
-_UNRECORDED = {"regularizer": "Identity"}
+_UNRECORDED = {"regularizer": "Identity", "bucket_assignment": "one size"}
 """The values of keys that an identity lacks, such as an identity that an older version recorded."""
 
 
@@ -78,8 +78,10 @@ def remedies(folder: Path, *, global_batch: int, batch_size: int, processes: int
         processes: Number of processes of this command.
     """
     found = {
+        "bucket_assignment": "give the images, data.sizes and data.area that the run was started with, or another "
+        "--out",
         "data": "give the images that the run was started with; or give another --out, with "
-        f"--model.init_args.pretrained {folder / 'model'} to start from the weights of this run"
+        f"--model.init_args.pretrained {folder / 'model'} to start from the weights of this run",
     }
     per_process, remainder = divmod(global_batch, processes)
     if remainder:

@@ -96,7 +96,9 @@ def _construct(config: Namespace, cls: type[Any], **values: Any) -> Any:
 
 def check(run: RunConfig) -> None:
     """Check the values that span several parts. The UserError names the keys."""
-    run.model.latent_spec.latent_size(run.data.resolution, run.data.resolution)
+    square, sizes = (run.data.resolution, run.data.resolution), run.data.training_sizes()
+    for size in [square, *sizes]:
+        run.model.latent_spec.latent_size(*size)
     run.model.set_sample_size(run.data.resolution)
     validation = choose_metrics(run.training.best_metric, run.objective.perceptual)
     if run.data.validation_images == 0 and run.training.best_metric != "psnr":
@@ -113,7 +115,7 @@ def check(run: RunConfig) -> None:
     run.regularizer.prepare(run.model)
     check_sizes(
         run.model, run.regularizer, run.objective, run.discriminator, run.training,
-        resolution=run.data.resolution, validation=run.data.validation_images > 0,
+        sizes=sizes, resolution=run.data.resolution, validation=run.data.validation_images > 0,
     )  # fmt: skip
 
 
@@ -213,6 +215,8 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
     }
     if not isinstance(run.regularizer, Identity):
         identity["regularizer"] = run.regularizer.identity
+    if loader.buckets is not None:
+        identity["bucket_assignment"] = loader.buckets.identity()
     return Trainer(
         folder=folder, accelerator=accelerator, numerics=numerics, autoencoder=run.model,
         objective=Objective(run.objective), regularizer=run.regularizer,

@@ -5,8 +5,8 @@ The discriminator of LDM's recipe starts at step 50,001; an image size that it r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from ldm_ae.core.dry_run import RefusedError, dry_run, smallest_side
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators import Discriminator
 from ldm_ae.evaluation.metric_sets import validation_metrics
+from ldm_ae.images.buckets import Size
 from ldm_ae.losses import ObjectiveConfig
 from ldm_ae.losses.perceptual.interface import try_size
 from ldm_ae.models import Autoencoder
@@ -22,10 +23,12 @@ from ldm_ae.regularizers import Regularizer
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.training_pass import TrainingPass
 
+Module = TypeVar("Module", bound=nn.Module)
+
 
 def check_sizes(
     model: Autoencoder, regularizer: Regularizer, objective: ObjectiveConfig, discriminator: Discriminator | None,
-    training: TrainingConfig, *, resolution: int, validation: bool,
+    training: TrainingConfig, *, sizes: Sequence[Size], resolution: int, validation: bool,
 ) -> None:  # fmt: skip
     """Try every network; change nothing and draw no random number.
 
@@ -35,42 +38,79 @@ def check_sizes(
         objective: The perceptual network and the names of its terms, which are tried.
         discriminator: None for training without an adversarial loss; it is tried if it starts within the run.
         training: The batch size of one forward pass, and the length of the run.
-        resolution: Side of the crops in pixels.
+        sizes: (height, width) of the training crops in pixels.
+        resolution: Side of the validation crops and of the sample images in pixels.
         validation: Whether the run scores held-out images.
 
     Raises:
         UserError: A network rejects such images, or a weight names a term that the model lacks.
     """
     channels = model.pixel_spec.channels
-    shape = (training.batch_size, channels, resolution, resolution)
-    images = f"images of {resolution}x{resolution} in batches of {training.batch_size}"
+    square = (resolution, resolution)
+
+    def shapes(*others: Size) -> list[tuple[int, ...]]:
+        chosen = sorted({*sizes, *others}, key=lambda size: (min(size), size))  # those that are refused come first
+        return [(training.batch_size, channels, *size) for size in chosen]
+
+    def setting(error: _RefusedSizeError) -> str:
+        of_resolution = error.size == square and (square not in sizes or len(sizes) == 1)
+        return "data.resolution" if of_resolution else "data.sizes or data.area"
+
     try:
-        terms = dry_run(TrainingPass(model, regularizer), _forward, [shape])
-    except RefusedError as error:
-        raise UserError(f"the model does not accept {images}: {error}. Change data.resolution") from error
+        terms = _try_all(TrainingPass(model, regularizer), _forward, shapes(square))
+    except _RefusedSizeError as error:
+        raise UserError(f"the model does not accept {error.images}: {error}. Change {setting(error)}") from error
     for name in objective.regularization_weights:
         if name not in terms:
             raise UserError(f"objective.regularization_weights: expected terms of {sorted(terms)}, got '{name}'")
     if discriminator is not None and objective.discriminator_start < training.max_steps:
         try:
-            dry_run(discriminator, _judge, [shape])
-        except RefusedError as error:
-            why = _smallest(discriminator, _judge, shape, model, error)
+            _try_all(discriminator, _judge, shapes())
+        except _RefusedSizeError as error:
+            why = _smallest(discriminator, _judge, model, error)
             raise UserError(
-                f"the discriminator ({type(discriminator).__name__}) does not accept {images}: {why}. "
-                "Raise data.resolution, or give it fewer layers"
+                f"the discriminator ({type(discriminator).__name__}) does not accept {error.images}: {why}. "
+                f"{_remedy(setting(error))}, or give it fewer layers"
             ) from error
     if objective.perceptual is not None:
         try:
-            dry_run(objective.perceptual, try_size, [shape])
-        except RefusedError as error:
-            why = _smallest(objective.perceptual, try_size, shape, model, error)
+            _try_all(objective.perceptual, try_size, shapes(*[square] if validation else []))
+        except _RefusedSizeError as error:
+            why = _smallest(objective.perceptual, try_size, model, error)
             raise UserError(
-                f"objective.perceptual ({objective.perceptual.name}) does not accept {images}: {why}. "
-                "Raise data.resolution, or set it to null"
+                f"objective.perceptual ({objective.perceptual.name}) does not accept {error.images}: {why}. "
+                f"{_remedy(setting(error))}, or set it to null"
             ) from error
     if validation:
         _try_scores(channels, resolution)
+
+
+class _RefusedSizeError(RefusedError):
+    """A network does not accept a shape among several; the text is the reason in one line."""
+
+    def __init__(self, shape: tuple[int, ...], why: str):
+        super().__init__(why)
+        self.shape = shape
+        self.size: Size = (shape[2], shape[3])
+        self.images = f"images of {shape[2]}x{shape[3]} in batches of {shape[0]}"
+
+
+def _try_all(module: Module, call: Callable[[Module, Sequence[Tensor]], Any], shapes: list[tuple[int, ...]]) -> Any:
+    """Return the result of `call` for the last of these shapes; raise `_RefusedSizeError` for the first refused one."""
+    try:  # one copy of the network for all shapes
+        return dry_run(module, lambda copy, given: [call(copy, [images]) for images in given][-1], shapes)
+    except RefusedError:
+        for shape in shapes:
+            try:
+                dry_run(module, call, [shape])
+            except RefusedError as error:
+                raise _RefusedSizeError(shape, str(error)) from error
+        raise
+
+
+def _remedy(setting: str) -> str:
+    """Return how larger images are configured."""
+    return f"Raise {setting}" if setting == "data.resolution" else f"Change {setting}"
 
 
 def _judge(discriminator: Discriminator, given: Sequence[Tensor]) -> Tensor:
@@ -79,11 +119,9 @@ def _judge(discriminator: Discriminator, given: Sequence[Tensor]) -> Tensor:
     return logits
 
 
-def _smallest(
-    network: nn.Module, call: Any, shape: tuple[int, ...], model: Autoencoder, error: RefusedError
-) -> str:  # fmt: skip
+def _smallest(network: nn.Module, call: Any, model: Autoencoder, error: _RefusedSizeError) -> str:
     """Return the smallest images that the network and the model take, or PyTorch's reason if it is not size."""
-    side = smallest_side(network, call, shape, multiple=model.latent_spec.downsample_factor)
+    side = smallest_side(network, call, error.shape, multiple=model.latent_spec.downsample_factor)
     return str(error) if side is None else f"the minimum size is {side}x{side}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ldm_ae.core.compilation import one_graph_a_size
 from ldm_ae.core.environment import ENVIRONMENT, describe_environment
 from ldm_ae.core.errors import Stopped, UserError
 from ldm_ae.core.precision import Numerics
@@ -39,6 +41,9 @@ from ldm_ae.training.networks import Networks
 from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.steps import MicroBatch, discriminator_step, generator_step
 from ldm_ae.training.validation import choose_metrics
+
+_GRAPHS_A_SIZE = 4
+"""Compiled graphs of a network for one image size: in both networks' steps, with and without parameter gradients."""
 
 
 class Trainer:
@@ -141,13 +146,15 @@ class Trainer:
             )  # fmt: skip
         self.alarms, self.window = Alarms(), Window()
         stream = self.loader.steps(self.position)
-        with log.progress, self.saver.settled(), Signals() as signals:
+        sizes = self.loader.buckets.sizes if self.loader.buckets is not None else []
+        graphs = one_graph_a_size(len(sizes), _GRAPHS_A_SIZE) if config.compile and sizes else nullcontext()
+        with log.progress, self.saver.settled(), graphs, Signals() as signals:
             log.advance(self.step)
             while self.step < config.max_steps:
                 started = time.perf_counter()
                 batches = next(stream)
                 logs = self.train_step(batches)
-                save = logs is not None and self._after_step(logs, time.perf_counter() - started)
+                save = logs is not None and self._after_step(batches, logs, time.perf_counter() - started)
                 stop = agreed_signal(self.accelerator, signals.received)
                 if save or stop:
                     self.save()
@@ -231,10 +238,11 @@ class Trainer:
         self.log.warn(self.step, "not_finite", f"skipped the update after step {self.step}: {words}")
         self.guard.count(words)
 
-    def _after_step(self, logs: dict[str, Tensor], seconds: float) -> bool:
+    def _after_step(self, batches: Sequence[Batch], logs: dict[str, Tensor], seconds: float) -> bool:
         """Log, save a sample grid and validate where due; return whether a checkpoint is due."""
         config = self.config
-        self.window.add(logs, self.loader.global_batch, seconds)
+        latents = math.prod(self.autoencoder.latent_spec.latent_size(*batches[0].pixel_values.shape[-2:]))
+        self.window.add(logs, self.loader.global_batch, seconds, latents)
         self.log.advance(self.step)
         last = self.step == config.max_steps
         if self.step % config.log_every == 0 or last:
@@ -258,10 +266,11 @@ class Trainer:
 
     def _log(self) -> None:
         values = self.window.means(self.accelerator)
+        latents = self.window.mean_latents
         if "kl_loss" in values:
-            values["kl_per_latent"] = values["kl_loss"] / self._latent_elements()
+            values["kl_per_latent"] = values["kl_loss"] / (self.autoencoder.latent_spec.channels * latents)
         if "codebook_perplexity" in values:
-            values["codebook_spread"] = values["codebook_perplexity"] / self._most_codes()
+            values["codebook_spread"] = values["codebook_perplexity"] / self._most_codes(latents)
         values["learning_rate"] = self.optimizers[0].param_groups[0]["lr"]
         if len(self.optimizers) > 1:
             values["discriminator_learning_rate"] = self.optimizers[1].param_groups[0]["lr"]
@@ -279,18 +288,11 @@ class Trainer:
         for name, words in self.alarms.check(values).items():
             self.log.warn(self.step, name, words)
 
-    def _latent_elements(self) -> int:
-        return self.autoencoder.latent_spec.channels * self._latent_positions()
-
-    def _latent_positions(self) -> int:
-        size = self.identity["resolution"]
-        return math.prod(self.autoencoder.latent_spec.latent_size(size, size))
-
-    def _most_codes(self) -> int:
-        """Return how many codes one step can use at most: each code once, or one per position."""
+    def _most_codes(self, latents: float) -> float:
+        """Return how many codes one step can use at most: each code once, or one per latent vector of its images."""
         size = self.autoencoder.latent_spec.codebook_size
         assert size is not None
-        return min(size, self.loader.global_batch * self._latent_positions())
+        return min(size, self.loader.global_batch * latents)
 
     def _sample(self) -> None:
         """Save the fixed images' reconstructions, from the weights that are validated."""

@@ -1,8 +1,8 @@
 """Row 4: the disk fills up during a save and during encoding.
 
-Each trial gives a run a small file system of its own (tmpfs, in a mount namespace: needs root or user namespaces), with
-room for some saves but not for all. The command must end with a status that is not 0 and one line that names the path
-and the bytes needed; what counted before must count and load; with room again the same command must finish.
+Each trial gives a run a small file system of its own (tmpfs, in one mount namespace: needs root or user namespaces),
+with room for some saves but not for all. The command must end with a status that is not 0 and one line that names the
+path and the bytes needed; what counted before must count and load; with room again the same command must finish.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from trials import Trial, arguments, make_images, make_recipe
 
 from ldm_ae.commands._inspection import inspect_path
+from ldm_ae.core.errors import UserError
 from ldm_ae.models import KLAutoencoder
 from ldm_ae.training.checkpoints.checkpoint import load_state, newest_checkpoint
 from runs import run
@@ -29,11 +29,12 @@ COMMANDS = ("train", "encode", "export")
 def main() -> int:
     """Run it from the command line."""
     parser = arguments(__doc__, trials=9)
-    parser.add_argument("--inside", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.inside is not None:
-        command, size, folder = options.inside
-        return inside(command, int(size), Path(folder))
+    if not options.inside:
+        as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+        again = [sys.executable, __file__, "--inside", *sys.argv[1:]]
+        return subprocess.run(["unshare", "--mount", *as_root, *again], check=False).returncode
     trial = Trial(
         4, "full disk", "one line with path and bytes, status not 0, existing files load, then the command resumes"
     )
@@ -46,14 +47,8 @@ def main() -> int:
         for number in range(options.trials):
             command = COMMANDS[number % len(COMMANDS)]
             size = SIZES[command][number // len(COMMANDS) % len(SIZES[command])]
-            as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
-            result = subprocess.run(
-                ["unshare", "--mount", *as_root, sys.executable, __file__, "--inside", command, str(size), str(root)],
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
-            trial.count(
-                result.returncode == 0, f"{command} with {size} bytes: {(result.stdout + result.stderr)[-1500:]}"
-            )
+            problem = fill(command, size, root)
+            trial.count(not problem, f"{command} with {size} bytes: {problem}")
     return trial.finish(options.json)
 
 
@@ -64,20 +59,31 @@ SIZES = {
 }
 
 
-def inside(command: str, size: int, root: Path) -> int:
-    """One trial, in a namespace of its own."""
+def fill(command: str, size: int, root: Path) -> str:
+    """One trial; what did not hold."""
     small = root / "small"
     small.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(small)], check=True)
+    try:
+        _fill(command, root, small)
+    except (AssertionError, OSError, UserError) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)  # what was loaded is mapped into memory
+    return ""
+
+
+def _fill(command: str, root: Path, small: Path) -> None:
     out = small / "out"
+    first, second = root / f"{command}-first", root / f"{command}-second"
     words = {
         "train": ["train", "--config", str(root / "recipe.yaml"), "--out", str(out)],
         "encode": ["encode", str(root / "model"), str(root / "images"), str(out), "--size", "16", "--shard-size", "16",
                    "--workers", "0", "--device", "cpu"],
         "export": ["export", str(root / "model"), str(out)],
     }[command]  # fmt: skip
-    [status] = run(words, root / "first")
-    output = (root / "first").read_text()
+    [status] = run(words, first)
+    output = first.read_text()
     lines = [line for line in output.splitlines() if line.startswith("ldm-ae: error")]
     assert status == 1, (status, output[-800:])
     assert len(lines) == 1, output[-800:]
@@ -87,13 +93,12 @@ def inside(command: str, size: int, root: Path) -> int:
     if command == "train":
         _newest_loads(out)
     subprocess.run(["mount", "-o", "remount,size=100m", str(small)], check=True)
-    [status] = run(words, root / "second")
-    assert status == 0, (root / "second").read_text()[-800:]
+    [status] = run(words, second)
+    assert status == 0, second.read_text()[-800:]
     found = inspect_path(out)
     assert found["problems"] == [], found
-    for path in (out, root / "first", root / "second"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return 0
+    first.unlink()
+    second.unlink()
 
 
 def _newest_loads(out: Path) -> None:

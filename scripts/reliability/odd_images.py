@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,17 +100,17 @@ class Run(NamedTuple):
     peak_bytes: int
 
 
-def command(*words: object) -> Run:
-    """`ldm-ae` in a process of its own."""
-    return python("-m", "ldm_ae.cli", *words)
+Command = Callable[..., Run]
+"""Runs `ldm-ae` with these words. Without any, a process that has the libraries and does nothing."""
 
 
-def python(*words: object) -> Run:
-    """Python in a process of its own."""
+def process(*words: object) -> Run:
+    """A process of its own."""
+    program = ("-m", "ldm_ae.cli", *words) if words else (Path(__file__).with_name("preload.py"),)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     with tempfile.TemporaryFile("w+") as error:
         process = subprocess.Popen(
-            [sys.executable, *map(str, words)], env=environment, stdout=subprocess.DEVNULL,
+            [sys.executable, *map(str, program)], env=environment, stdout=subprocess.DEVNULL,
             stderr=error,
         )  # fmt: skip
         _, status, usage = os.wait4(process.pid, 0)
@@ -119,18 +120,18 @@ def python(*words: object) -> Run:
         return Run(process.returncode, error.read(), usage.ru_maxrss * unit)
 
 
-def encode(samples: Samples, images: Path, store: Path, *options: object) -> Run:
+def encode(command: Command, samples: Samples, images: Path, store: Path, *options: object) -> Run:
     """`ldm-ae encode`, the mode of the posterior, so that equal pixels give equal latents."""
     return command("encode", samples.run, images, store, "--workers", 0, "--latents", "mode", *options)
 
 
-def evaluate(samples: Samples, images: Path, out: Path, *options: object) -> Run:
+def evaluate(command: Command, samples: Samples, images: Path, out: Path, *options: object) -> Run:
     """`ldm-ae evaluate` without networks of its own."""
     small = ("--workers", 0, "--perceptual", "none", "--features", "none")
     return command("evaluate", samples.run, images, "--out", out, *small, *options)
 
 
-def train(images: Path, out: Path, *options: object) -> Run:
+def train(command: Command, images: Path, out: Path, *options: object) -> Run:
     """A little more than one epoch, so that every image comes up."""
     steps = math.ceil(len(list(images.iterdir())) / 16) + 1
     recipe = make_recipe(out.with_suffix(".yaml"), images, max_steps=steps, batch_size=16, accumulation=1)
@@ -143,11 +144,6 @@ def check_reasons(trial: Trial, found: Folders, reasons: dict[str, str], where: 
         reason = reasons.get(key, "not listed")
         trial.count(bool(re.search(BAD[name][1], reason)), f"{where}: {name}: {reason}")
     trial.count(reasons.keys() <= found.broken.keys(), f"{where}: refuses {reasons.keys() - found.broken.keys()}")
-
-
-def libraries() -> Run:
-    """A process that imports what the commands import, and does nothing."""
-    return python("-c", "import ldm_ae.training.run, ldm_ae.evaluation, ldm_ae.latents, ldm_ae.interop")
 
 
 def check_memory(trial: Trial, name: str, run: Run, base: Run) -> None:
@@ -176,12 +172,12 @@ def check_store(trial: Trial, found: Folders, run: Run, path: Path) -> None:
         trial.count(error <= allowed, f"encode: {name}: its latents differ by {error:.3g} from its twin's")
 
 
-def check_encode(trial: Trial, samples: Samples, found: Folders, folder: Path) -> None:
+def check_encode(trial: Trial, command: Command, samples: Samples, found: Folders, folder: Path) -> None:
     """Encoding with any share of bad images allowed, and with a small one."""
-    run = encode(samples, found.mixed, folder / "store", "--max-bad-fraction", 1)
+    run = encode(command, samples, found.mixed, folder / "store", "--max-bad-fraction", 1)
     check_store(trial, found, run, folder / "store")
-    check_memory(trial, "encode", run, libraries())
-    run = encode(samples, found.mixed, folder / "share")
+    check_memory(trial, "encode", run, command())
+    run = encode(command, samples, found.mixed, folder / "share")
     check_share(trial, "encode", run, found, len(list(found.mixed.iterdir())))
     kept = len(LatentStore(folder / "share")) == len(LatentStore(folder / "store"))
     trial.count(kept and verify_store(folder / "share") == [], "encode: above the fraction, a valid image is lost")
@@ -197,21 +193,21 @@ def check_share(trial: Trial, name: str, run: Run, found: Folders, total: int | 
     trial.count(held, f"{name} above the fraction: status {run.status}, {run.error[-500:]}")
 
 
-def check_evaluate(trial: Trial, samples: Samples, found: Folders, folder: Path) -> None:
+def check_evaluate(trial: Trial, command: Command, samples: Samples, found: Folders, folder: Path) -> None:
     """Evaluating with any share of bad images allowed, and with a small one."""
-    run = evaluate(samples, found.mixed, folder / "scores", "--max-bad-fraction", 1)
+    run = evaluate(command, samples, found.mixed, folder / "scores", "--max-bad-fraction", 1)
     trial.count(run.status == 0, f"evaluate: status {run.status}, {run.error[-500:]}")
     images = json.loads((folder / "scores" / "metrics.json").read_text())["protocol"]["images"]
     check_reasons(trial, found, images["rejected"], "evaluate")
     good = len(list(found.mixed.iterdir())) - len(found.broken)
     trial.count(images["count"] == good, f"evaluate: scores {images['count']} images of {good}")
-    check_memory(trial, "evaluate", run, libraries())
-    check_share(trial, "evaluate", evaluate(samples, found.mixed, folder / "share-scores"), found, good)
+    check_memory(trial, "evaluate", run, command())
+    check_share(trial, "evaluate", evaluate(command, samples, found.mixed, folder / "share-scores"), found, good)
 
 
-def check_train(trial: Trial, found: Folders, folder: Path) -> None:
+def check_train(trial: Trial, command: Command, found: Folders, folder: Path) -> None:
     """Training over an epoch with any share of bad images allowed, and with a small one."""
-    run = train(found.mixed, folder / "run", "--data.max_bad_fraction", 1)
+    run = train(command, found.mixed, folder / "run", "--data.max_bad_fraction", 1)
     newest, _ = newest_checkpoint(folder / "run" / "checkpoints")
     valid = run.status == 0 and newest is not None and problems(newest) == []
     trial.count(valid, f"train: status {run.status}, {run.error[-500:]}")
@@ -220,8 +216,8 @@ def check_train(trial: Trial, found: Folders, folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["rec_loss"] for line in lines if line["kind"] == "train"]
     trial.count(bool(losses) and all(map(math.isfinite, losses)), f"train: losses {losses}")
-    check_memory(trial, "train", run, libraries())
-    check_share(trial, "train", train(found.mixed, folder / "share-run"), found, None)
+    check_memory(trial, "train", run, command())
+    check_share(trial, "train", train(command, found.mixed, folder / "share-run"), found, None)
 
 
 def main() -> int:
@@ -239,9 +235,9 @@ def main() -> int:
         found = write_images(folder / "images", real_bombs=True)
         trial.figures["odd images"] = len(found.valid) + len(found.broken)
         for _ in range(options.trials):
-            check_encode(trial, samples, found, folder)
-            check_evaluate(trial, samples, found, folder)
-            check_train(trial, found, folder)
+            check_encode(trial, process, samples, found, folder)
+            check_evaluate(trial, process, samples, found, folder)
+            check_train(trial, process, found, folder)
     return trial.finish(options.json)
 
 

@@ -1,6 +1,7 @@
 """Row 13: one of two processes is killed in the middle of training.
 
-The other must end by itself within 60 seconds, its status not 0; the same command must then finish the run.
+The other must end by itself within 60 seconds, its status not 0; the same command must then resume from the newest
+checkpoint and finish the run, which is shortened to two further steps.
 No launcher watches here: under `accelerate launch` the launcher ends the others, too.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from trials import Trial, arguments, make_images, make_recipe
 
+from ldm_ae.training.checkpoints.checkpoint import newest_checkpoint
 from runs import Run, run
 
 SECONDS = 60.0
@@ -39,7 +41,7 @@ def main() -> int:
 def one_death(images: Path, root: Path, victim: int, delay: float) -> tuple[float, bool, str]:
     """Seconds until the other had ended, whether all held, and words."""
     root.mkdir()
-    recipe = make_recipe(root / "recipe.yaml", images, max_steps=200, checkpoint_every=20, validate_every=1000)
+    recipe = make_recipe(root / "recipe.yaml", images, max_steps=200, checkpoint_every=4, validate_every=1000)
     log, out = root / "log", root / "run"
     command = ["train", "--config", str(recipe), "--out", str(out)]
     both = Run(command, log, processes=2)
@@ -51,13 +53,22 @@ def one_death(images: Path, root: Path, victim: int, delay: float) -> tuple[floa
     began = time.monotonic()
     statuses = both.wait(SECONDS)
     seconds = time.monotonic() - began
-    again = run([*command, "--training.max_steps", "40"], log, processes=2)
+    newest, damaged = newest_checkpoint(out / "checkpoints")
+    step = _step(newest)
+    again = run([*command, "--training.max_steps", str(step + 2)], log, processes=2)
+    last, _ = newest_checkpoint(out / "checkpoints")
+    finished = again == [0, 0] and _step(last) == step + 2
+    resumed = newest is None or f"resuming from {newest.name}" in log.read_text()
     other = statuses[1 - victim]
-    good = was_running and statuses[victim] == -signal.SIGKILL and other > 0 and seconds < SECONDS and again == [0, 0]
-    return seconds, good, (
+    ended = was_running and statuses[victim] == -signal.SIGKILL and other > 0 and seconds < SECONDS
+    return seconds, ended and finished and resumed and not damaged, (
         f"rank {victim} killed after {delay:.2f} s, running {was_running}: statuses {statuses} after {seconds:.1f} s, "
-        f"again {again}: {log.read_text()[-800:]}"
+        f"newest {newest}, damaged {damaged}, again {again}, last {last}: {log.read_text()[-800:]}"
     )  # fmt: skip
+
+
+def _step(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
 
 
 if __name__ == "__main__":

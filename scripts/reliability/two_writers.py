@@ -1,8 +1,8 @@
 """Row 9: a second process on a run directory, and on a latent store, while the first is at work.
 
-The second must end with status 2 within 5 seconds of its start, imports and all, naming the holder's host and PID, and
-leave everything alone; the first must finish. After SIGKILL of a holder, whose decoding workers may live a little
-longer, the same command must get the folder at once.
+The first waits in its network's encoder until the second has ended, which must be with status 2 within 5 seconds of
+its start, imports and all, naming the holder's host and PID, and leave everything alone; the first must finish. After
+SIGKILL of a holder, whose decoding workers may live a little longer, the same command must get the folder at once.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+from torch import Tensor
 from trials import Trial, arguments, make_images, make_recipe
 
 from ldm_ae.io.files import sha256
 from ldm_ae.io.locks import LOCK
-from ldm_ae.models import KLAutoencoder
+from ldm_ae.models import GaussianPosterior, KLAutoencoder
 from runs import Run, run
 
 SECONDS = 5.0
@@ -50,9 +52,9 @@ def main() -> int:
 
 
 def prepare(root: Path) -> dict[str, list[str]]:
-    """Commands that take long enough to be disturbed."""
-    images = make_images(root / "images", 400)
-    recipe = make_recipe(root / "recipe.yaml", images, max_steps=60, checkpoint_every=5)
+    """The commands, with OUT for the folder."""
+    images = make_images(root / "images", 40)
+    recipe = make_recipe(root / "recipe.yaml", images, max_steps=6, checkpoint_every=5)
     model = KLAutoencoder(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
                           mid_block_add_attention=False)  # fmt: skip
     model.save_pretrained(root / "model")
@@ -60,12 +62,33 @@ def prepare(root: Path) -> dict[str, list[str]]:
     return {"train": ["train", "--config", str(recipe), "--out", "OUT"], "encode": encode}
 
 
+def wait_in_encoder(out: Path) -> None:
+    """Let this process's network wait once it holds the folder, until the file that `_go_on` names is there."""
+    plain_encode = KLAutoencoder.encode
+
+    def encode(self: KLAutoencoder, pixel_values: Tensor) -> GaussianPosterior:
+        if (out / LOCK).is_file():
+            _waiting(out).touch()
+            while not _go_on(out).exists():
+                time.sleep(0.01)
+        return plain_encode(self, pixel_values)
+
+    KLAutoencoder.encode = encode  # type: ignore[method-assign]
+
+
+def _waiting(out: Path) -> Path:
+    return out.with_name(f"{out.name}-waits")
+
+
+def _go_on(out: Path) -> Path:
+    return out.with_name(f"{out.name}-goes-on")
+
+
 def _start(words: list[str], out: Path, log: Path) -> Run:
-    """The first process, once it holds the folder."""
-    first = Run(words, log)
-    while first.running() and not (out / LOCK).is_file():
+    """The first process, once it is at work in the folder."""
+    first = Run(words, log, before=partial(wait_in_encoder, out))
+    while first.running() and not _waiting(out).exists():
         time.sleep(0.01)
-    time.sleep(0.2)
     return first
 
 
@@ -79,6 +102,7 @@ def second_process(words: list[str], out: Path, log: Path) -> tuple[float, bool,
     )  # fmt: skip
     seconds = time.monotonic() - began
     held = first.running()
+    _go_on(out).touch()
     lines = second.stderr.strip().splitlines()
     named = len(lines) == 1 and f"process {first.pids[0]} on {socket.gethostname()}, since 20" in lines[0]
     [status] = first.wait()

@@ -297,7 +297,7 @@ def no_weights(folder: Path) -> Path:
         (["inspect", "{tmp}/nowhere"], "no such path"),
         (
             ["inspect", "{images}/dogs/000.png"],
-            "is an image, which evaluate, encode and reconstruct read; inspect reads a model folder, a single",
+            "is an image, which evaluate, encode and reconstruct read; inspect reads a model folder, a pipeline",
         ),
         (["inspect", "{tmp}/a.yaml"], "a.yaml is a configuration, which ldm-ae train --config reads; inspect reads a"),
         (["inspect", "{model}/diffusion_pytorch_model.safetensors"], "belongs to a model folder; give"),

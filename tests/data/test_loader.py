@@ -27,8 +27,8 @@ from ldm_ae.data import (
     seeded_noise,
     split_holdout,
 )
-from ldm_ae.data.loader import data_loader
 from ldm_ae.data.sources.folder import FolderSource
+from ldm_ae.data.workers import data_loader
 
 RANDOM = ImageTransform(size=16, crop="random", flip=True)
 RANDOM_FREE = ImageTransform(size=16)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.data import RawImage, Source, decode_image, open_source
+from ldm_ae.data import Annotated, RawImage, Source, decode_image, open_source
 from ldm_ae.data.sources import SOURCES
 from ldm_ae.data.sources import photos as photos_module
 from tests.data import source_files
@@ -44,6 +44,15 @@ def test_source_returns_identical_bytes_repeatedly_and_after_copying(example: So
         assert type(raw.data) is bytes
         assert raw == example[i] == copy[i]
         assert decode_image(raw.data).mode == "RGB"
+
+
+def test_source_opens_the_file_of_an_image(example: Source) -> None:
+    for i in range(len(example)):
+        for source in (example, Annotated(example)):
+            with source.open_image(i) as file:
+                assert file.read(8) == example[i].data[:8]
+                file.seek(0)
+                assert file.read() == example[i].data
 
 
 def test_source_labels_and_captions_are_builtin_types(example: Source) -> None:

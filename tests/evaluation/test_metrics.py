@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from ldm_ae.models import KLAutoencoder
 from tests.evaluation.stubs import IdentityAutoencoder, Loader, PixelFeatures, loader, pictures
 from tests.evaluation.test_report import Page
 from tests.plugins import write_plugin
+from tests.processes import CLI, run_script
 
 WEIGHTLESS = ("active_latent_channels", "codebook", "count", "latents", "msssim", "psnr", "rate", "ssim")
 
@@ -236,14 +236,12 @@ def test_summary_is_ascii_on_an_ascii_terminal(tiny_model: KLAutoencoder, monkey
 @pytest.mark.slow
 def test_plugin_metric_is_computed_and_explained(tiny_model_folder: Path, image_folder: Path, tmp_path: Path) -> None:
     write_plugin(tmp_path / "site", "worst", PLUGIN)
-    command = [
-        sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv.pop(1)); from ldm_ae.cli import main; "
-        "raise SystemExit(main())", str(tmp_path / "site"), "evaluate", str(tiny_model_folder), str(image_folder),
-        "--size", "32", "--device", "cpu", "--workers", "0", "--limit", "3", "--out", str(tmp_path / "scores"),
-        "--metrics", "psnr", "worst_pixel",
+    words = [
+        "evaluate", str(tiny_model_folder), str(image_folder), "--size", "32", "--device", "cpu", "--workers", "0",
+        "--limit", "3", "--out", str(tmp_path / "scores"), "--metrics", "psnr", "worst_pixel",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
-    assert done.returncode == 0, done.stderr
+    log = tmp_path / "log"
+    assert run_script(CLI, words, log, packages=tmp_path / "site") == 0, log.read_text(encoding="utf-8")
     metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text(encoding="utf-8"))
     assert list(metrics["scores"]) == ["psnr", "worst_pixel", "bicubic_psnr", "bicubic_worst_pixel"]
     values = [row["worst_pixel"] for row in metrics["images"]]
@@ -252,6 +250,6 @@ def test_plugin_metric_is_computed_and_explained(tiny_model_folder: Path, image_
     page = Page((tmp_path / "scores" / "report.html").read_text(encoding="utf-8"))
     assert "Worst <pixel>, levels ↓Lower is better. The largest error of any colour of any pixel." in page.text
     assert f"Worst <pixel> {values[0]:.1f} levels" in page.text
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("worst_pixel")]
+    (line,) = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("worst_pixel")]
     assert line.startswith("worst_pixel ↓ ")
     assert line.endswith("Worst <pixel>, levels")

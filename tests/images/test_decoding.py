@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import subprocess
 import sys
 import warnings
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from ldm_ae.data import BadImage, Decoding, decode_image
@@ -300,3 +301,57 @@ def test_damaged_bytes_are_refused_with_a_reason_and_never_crash() -> None:
         except BadImage:
             refused += 1
     assert 500 < refused < 2000
+
+
+def _same_size(data: bytes) -> None:
+    """The size that the header gives is that of the decoded image."""
+    image = decode_image(data)
+    assert Decoding().size_of(io.BytesIO(data)) == (image.height, image.width)
+
+
+@pytest.mark.parametrize("name", [*ODD, *COLOURED])
+def test_size_of_unusual_images_is_that_of_the_decoded_image(name: str) -> None:
+    _same_size(ODD[name][0] if name in ODD else COLOURED[name][0])
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF", "JPEG", "WEBP", *(["AVIF"] if "AVIF" in FORMATS else [])])
+def test_size_of_rotated_images_is_that_of_the_decoded_image(image_format: str) -> None:
+    for orientation in STORED:
+        _same_size(turned(corners().resize((64, 32)), orientation, image_format))
+
+
+def test_size_includes_a_rotation_that_follows_the_pixels_of_a_png() -> None:
+    data = turned(corners().resize((64, 32)), 6, "PNG")
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    moved = data[:start] + data[end:-12] + data[start:end] + data[-12:]  # before IEND, the last 12 bytes
+    assert decode_image(moved).size == (64, 32)
+    _same_size(moved)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_size_of_a_bad_image_is_refused_with_the_reason_of_decoding_or_known(name: str) -> None:
+    data, reason = BAD[name]
+    found = ""
+    try:
+        assert min(Decoding().size_of(io.BytesIO(data))) > 0  # the header is valid, and the pixels are damaged
+    except BadImage as error:
+        found = str(error)
+    assert not found or re.search(reason, found)
+
+
+def test_size_limit_applies_to_headers() -> None:
+    data = encoded(photo(), "JPEG")
+    pixels = photo().width * photo().height
+    assert Decoding(max_pixels=pixels).size_of(io.BytesIO(data)) == photo().size[::-1]
+    with pytest.raises(BadImage, match=r"max_pixels sets the limit"):
+        Decoding(max_pixels=pixels - 1).size_of(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF", "JPEG", "WEBP", "GIF", "BMP"])
+def test_size_of_common_formats_needs_no_pixels(image_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(photo().convert("RGB"), image_format)
+    monkeypatch.setattr(Decoding, "_decoded", lambda *_: pytest.fail("decoded"))
+    for cls in (Image.Image, ImageFile.ImageFile):
+        monkeypatch.setattr(cls, "load", lambda *_: pytest.fail("loaded"))
+    assert Decoding().size_of(io.BytesIO(data)) == photo().size[::-1]

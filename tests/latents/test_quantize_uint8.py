@@ -243,7 +243,7 @@ def test_encode_prints_the_uint8_error(
     words = f"error of uint8: {overall:.2%} of a channel's standard deviation, at most {largest:.2%}"
     assert words in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "store")]) == 0
-    assert "relative_error: [0.0" in capsys.readouterr().out
+    assert "relative_error: 0.0" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["encode", *arguments, "--dtype", "uint8", "--bf16"])
     assert "--bf16: not allowed with argument --dtype" in capsys.readouterr().err

@@ -100,6 +100,13 @@ def test_flux2_measures_each_packed_channel() -> None:
     torch.testing.assert_close(found.std(dim=(0, 2, 3), unbiased=False), torch.ones(16), atol=1e-5, rtol=0)
 
 
+def test_statistics_of_latents_that_are_not_packed_are_refused() -> None:
+    statistics = ChannelStatistics(4)
+    statistics.update(torch.randn(2, 4, 4, 4))
+    with pytest.raises(UserError, match="the statistics are of 4 channels; expected 16 of packed latents"):
+        measured_scaling(Flux2Autoencoder.example("").latent_spec, statistics)
+
+
 def test_flux2_refuses_a_deviation_that_its_batch_norm_cannot_hold() -> None:
     model = Flux2Autoencoder.example("")
     with pytest.raises(UserError, match=r"cannot store latents_std 0.001: .* leaves room for is 0.01"):
@@ -203,7 +210,7 @@ def test_rae_normalizes_within_the_network(tmp_path: Path) -> None:
     torch.testing.assert_close(latents, expected)
     assert torch.equal(model.scale(latents), latents)
     assert settle_scaling(model, None) == (
-        "AutoencoderRAE normalizes its latents within the network, and no scale is measured", True
+        "AutoencoderRAE stores no scale of its own, and none is measured", True
     )  # fmt: skip
     assert ldm_ae.models.model_hash(model) != ldm_ae.models.model_hash(ldm_ae.wrap(rae(scaling_factor=2.0)))
 
@@ -273,7 +280,7 @@ def test_rae_with_other_encoders(kind: str) -> None:
 
 
 def test_measuring_without_a_place_for_the_scale_is_refused() -> None:
-    with pytest.raises(UserError, match="AutoencoderRAE normalizes its latents within the network"):
+    with pytest.raises(UserError, match="AutoencoderRAE stores no scale of its own"):
         check_storable(RAEAutoencoder.example(""), None)
     statistics = measure_scaling(RAEAutoencoder.example("").eval(), [])
     assert statistics.count == 0

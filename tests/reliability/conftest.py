@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.processes import run_script
+from tests.processes import CLI, run_script
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts" / "reliability"
-CLI = ROOT / "ldm_ae" / "cli.py"
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import run_script
-from tests.reliability.conftest import CLI
+from tests.processes import CLI, run_script
 
 IN_SHORT = [
     "captions with lone surrogates",

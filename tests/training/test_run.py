@@ -11,6 +11,7 @@ import yaml
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import load_autoencoder
 from ldm_ae.models.adapters import AUTOENCODERS
+from ldm_ae.models.adapters._video_examples import EXAMPLES
 from ldm_ae.training.run import build_config, parse_config, train
 
 pytestmark = pytest.mark.usefixtures("one_parser")
@@ -39,6 +40,7 @@ NARROW: dict[str, dict[str, Any]] = {
         "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
         "decoder_intermediate_size": 16, "patch_size": 16,
     },
+    "VideoAutoencoder": {"network": "AutoencoderKLWan", "arguments": EXAMPLES["AutoencoderKLWan"]},
 }  # fmt: skip
 """Arguments of networks with all parts of those in the recipes."""
 
@@ -272,7 +274,7 @@ def test_empty_value_is_refused(key: str, line: str, image_folder: Path, tmp_pat
         ("discriminator", "{class_path: side_effect.Net}", r"^discriminator: no discriminator is named 'side_effect"),
         ("objective", "{perceptual: side_effect.Net}", r"^objective\.perceptual: no perceptual loss is named 'side"),
         ("model.init_args.quantizer", "side_effect.Net", r"quantizer: no quantizer is named 'side_effect\.Net'"),
-        ("model", "side_effect.Net", r"^model: no network class is named 'side_effect\.Net'; there are KLAuto"),
+        ("model", "side_effect.Net", r"^model: no network class is named 'side_effect\.Net'; there are .*KLAuto"),
     ],
 )  # fmt: skip
 def test_unregistered_classes_are_refused_before_importing_them(

@@ -29,7 +29,7 @@ def check(model: Autoencoder, resolution: int, *, validation: bool = False, batc
     training = TrainingConfig(batch_size=batch_size, max_steps=100)
     check_sizes(
         model, parts.get("regularizer", Identity()), objective, parts.get("discriminator"), training,
-        resolution=resolution, validation=validation,
+        sizes=parts.get("sizes", [(resolution, resolution)]), resolution=resolution, validation=validation,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from ldm_ae.data.sources.interface import (
     StringTable,
     extension,
     numbered,
+    open_regular,
     read_regular,
     valid_text,
 )
@@ -148,6 +150,10 @@ class FolderSource(Source):
             return (self._root / self._paths[index]).stat().st_size
         except OSError:
             return None
+
+    def open_image(self, index: int) -> BinaryIO:
+        """See `Source.open_image`."""
+        return open_regular(self._root / self._paths[index])
 
     def __getitem__(self, index: int) -> RawImage:
         path = self._paths[index]

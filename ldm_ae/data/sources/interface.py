@@ -5,11 +5,12 @@ from __future__ import annotations
 import abc
 import copy
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, overload
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple, overload
 
 import numpy as np
 
@@ -76,6 +77,10 @@ class Source(abc.ABC):
         """Return the size of an encoded image, or None if it is unknown without reading the image."""
         del index
         return None
+
+    def open_image(self, index: int) -> BinaryIO:
+        """Open the encoded file of image `index`, for readers that need its header alone; errors as `__getitem__`."""
+        return io.BytesIO(self[index].data)
 
     def with_classes(self, classes: Sequence[str], origin: str) -> Source:
         """Return the same images, with class names numbered as in `classes`.
@@ -159,6 +164,10 @@ class Wrapped(Source):
         """Return the source's account."""
         return self._source.account()
 
+    def open_image(self, index: int) -> BinaryIO:
+        """See `Source.open_image`."""
+        return self._source.open_image(index)
+
     def with_classes(self, classes: Sequence[str], origin: str) -> Source:
         """See `Source.with_classes`."""
         found = copy.copy(self)
@@ -205,16 +214,23 @@ def numbered(names: Sequence[str], classes: Sequence[str], origin: str) -> list[
     return [numbers[name] for name in names]
 
 
-def read_regular(path: str | Path) -> bytes:
-    """Return the content of a regular file. Opening a pipe or a device would wait for a writer, or never end.
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file to read it. Opening a pipe or a device would wait for a writer, or never end.
 
     Raises:
         OSError: The file cannot be read, or is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
+    file = open(descriptor, "rb")  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def read_regular(path: str | Path) -> bytes:
+    """Return the content of a regular file; errors as `open_regular`."""
+    with open_regular(path) as file:
         return file.read()
 
 

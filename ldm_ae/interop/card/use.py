@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ldm_ae.models import Autoencoder
-from ldm_ae.models.scaling import is_unscaled, scale_is_known
+from ldm_ae.models.scaling import is_unscaled, measures_scale, scale_is_known
 
 _LATENTS = {
-    "AutoencoderKL": "latent_dist.mode()", "AsymmetricAutoencoderKL": "latent_dist.mode()", "VQModel": "latents",
-    "AutoencoderTiny": "latents", "AutoencoderDC": "latent",
+    "AutoencoderKL": "latent_dist.mode()", "AsymmetricAutoencoderKL": "latent_dist.mode()",
+    "AutoencoderKLFlux2": "latent_dist.mode()", "AutoencoderKLHunyuanImage": "latent_dist.mode()",
+    "VQModel": "latents", "AutoencoderTiny": "latents", "AutoencoderDC": "latent",
 }  # fmt: skip
 """The latents in the output of `encode`, by class of diffusers; for the others the code only loads the model."""
 
@@ -34,7 +35,7 @@ def diffusers_code(model: Autoencoder, repository: str) -> str | None:
         f"pixel_values = torch.rand(1, 3, {size}, {size}) * 2 - 1  # RGB in [-1, 1]\n"
         "with torch.no_grad():\n"
         f"    latents = vae.encode(pixel_values).{_LATENTS[name]}  # (1, {spec.channels}, {height}, {width}), "
-        "unscaled\n"
+        f"{'unscaled' if model.codebook is None else 'which decode quantizes'}\n"
         f"    reconstructions = vae.decode(latents).sample  # (1, 3, {size}, {size}) in [-1, 1]\n"
     )
 
@@ -52,12 +53,33 @@ def ldm_ae_code(model: Autoencoder, repository: str) -> str:
 
 
 def _example_size(model: Autoencoder) -> int:
-    factor = model.latent_spec.downsample_factor
+    factor = model.latent_spec.image_multiple
+    if model.latent_spec.image_size is not None:
+        return model.latent_spec.image_size
     return max(model.sample_size // factor, 1) * factor
 
 
 def scaling_lines(model: Autoencoder, measured_on: int | None) -> list[str]:
     """Return what pipelines must do with the latents, a paragraph each."""
+    if not measures_scale(model):
+        return ["A diffusion model sees the latents as they are: the network's class has no scale to apply."]
+    spec = model.latent_spec
+    lines = _formulas(model)
+    if (size := spec.patch_size) > 1:
+        lines.append(
+            f"The pipeline first packs each {size}×{size} latents into {spec.scaled_channels} channels, and applies "
+            "the scale to these; `model.scale` of ldm_ae does both."
+        )
+    if is_unscaled(spec):
+        return lines
+    if measured_on is not None:
+        lines.append(f"The scale was measured on {measured_on:,} images for this export.")
+    elif not scale_is_known(model):
+        lines.append("The encoder was trained further since this scale was measured.")
+    return lines
+
+
+def _formulas(model: Autoencoder) -> list[str]:
     spec = model.latent_spec
     factor = f"{spec.scaling_factor!r}"
     if is_unscaled(spec):
@@ -87,10 +109,6 @@ def scaling_lines(model: Autoencoder, measured_on: int | None) -> list[str]:
             f"A diffusion model sees `latents * {factor}`; before decoding, `latents = scaled_latents / {factor}`. The "
             "pipelines of diffusers read `scaling_factor` from `config.json` and do this."
         ]
-    if measured_on is not None:
-        lines.append(f"The scale was measured on {measured_on:,} images for this export.")
-    elif not scale_is_known(model):
-        lines.append("The encoder was trained further since this scale was measured.")
     return lines
 
 

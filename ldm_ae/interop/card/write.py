@@ -15,7 +15,7 @@ from ldm_ae.interop.card.recipe import recipe_rows, recipe_text, software
 from ldm_ae.interop.card.use import diffusers_code, ldm_ae_code, scaling_lines
 from ldm_ae.interop.diffusers import DIFFUSERS_FILES
 from ldm_ae.models import LatentSpec
-from ldm_ae.models.scaling import is_unscaled
+from ldm_ae.models.scaling import is_unscaled, measures_scale
 
 README, PICTURES, RECIPE = "README.md", "pictures.png", "training/config.yaml"
 CARD_FILES = DIFFUSERS_FILES | {README, PICTURES, RECIPE.partition("/")[0]}
@@ -188,9 +188,9 @@ def _training(card: Card) -> str:
     if card.trained is None:
         return ""
     rows = table(("Setting", "Value"), recipe_rows(card.trained))
-    options = " ".join(f"`--{key} VALUE`" for key in map(_key, card.trained.removed))
-    paths = f" Paths of the machine are removed; add {options}." if options else ""
-    command = f"```bash\nldm-ae train --config {RECIPE}\n```"
+    options = "".join(f" --{key} VALUE" for key in map(_key, card.trained.removed))
+    paths = " Paths of the machine are removed from it: give your own." if options else ""
+    command = f"```bash\nldm-ae train --config {RECIPE}{options}\n```"
     return f"{rows}\n\n[{RECIPE}]({RECIPE}) is the whole configuration.{paths}\n\n{command}"
 
 
@@ -207,7 +207,7 @@ def _limitations(card: Card) -> Iterator[str]:
         yield _unknown_data(card)
     else:
         yield from _limits_of_training(card)
-    if is_unscaled(card.model.latent_spec):
+    if measures_scale(card.model) and is_unscaled(card.model.latent_spec):
         yield "The scale of the latents was not measured."
     if card.measured is None:
         yield "No scores were measured."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ldm_ae.core.background import BackgroundWriter
+from ldm_ae.core.compilation import one_graph_a_size
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import check_precision, inference_numerics
 from ldm_ae.core.processes import Processes
@@ -204,12 +205,6 @@ def encode_images(
     )  # fmt: skip
 
 
-def _one_graph_a_size(transform: ImageTransform | BucketTransform | WholeTransform) -> AbstractContextManager[None]:
-    """Make torch compile a graph for each size within the context. A shared graph for several sizes would depend on
-    which of them came first, and a resumed run begins with another one."""
-    return torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=8 + len(transform.sizes))
-
-
 def encode_units(
     writer: StoreWriter,
     model: Autoencoder,
@@ -236,7 +231,7 @@ def encode_units(
         source, transform, ranges=[writer.indices(unit.number) for unit in todo],
         batch_size=writer.request.batch_size, workers=config.workers,
     )  # fmt: skip
-    graphs = _one_graph_a_size(transform) if writer.request.compiled else nullcontext()
+    graphs = one_graph_a_size(len(transform.sizes)) if writer.request.compiled else nullcontext()
     with graphs, BackgroundWriter() as background:
 
         def finish_first() -> None:

@@ -6,9 +6,10 @@ or in the checkpoint of a whole latent diffusion model.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ BESIDE = (
 """Prefixes of tensors that training stores beside the network: losses, averages of weights, counts of codes,
 the scale of the latents."""
 _LONGEST_KEY, _MOST_PREFIXES = 200, 64
+_announced: set[str] = set()
+_log = logging.getLogger("ldm_ae")
 _COUNTER = ".num_batches_tracked"
 """End of the key of a batch normalization's counter, the only integer among the weights."""
 
@@ -90,11 +93,7 @@ class SingleFile:
                           if key in self.inference.scale_keys and isinstance(value, float | int))  # fmt: skip
         assumed = f"assumed {self.inference.assumed}; " if self.inference.assumed else ""
         fix = "" if self.given.values else "; --config JSON_FILE|MODEL_FOLDER overrides any of it"
-        return f"{self.path}: {self.lines()[0]}\n{assumed}{scale or 'scale'}: {self.scale_source()}{fix}"
-
-    def scale_source(self) -> str:
-        """Return the origin of the scale in words."""
-        return f"given in {self.given.name}" if self.given.values.keys() & set(SCALE) else self.scale.source
+        return f"{self.path}: {self.lines()[0]}\n{assumed}{scale or 'scale'}: {self.scale.source}{fix}"
 
 
 def open_single_file(
@@ -128,11 +127,26 @@ def open_single_file(
     )  # fmt: skip
     inference = layout.infer(contents)
     given.require_class(inference.class_name, path)
+    if given.values.keys() & set(SCALE):
+        inferred = inference.scale
+        scale = Scale(
+            factor=given.values.get("scaling_factor", inferred.factor),
+            shift=given.values.get("shift_factor", inferred.shift),
+            source=f"given in {given.name}",
+        )  # fmt: skip
+        inference = replace(inference, scale=scale)
     place = ".".join([*file.container, *([prefix.rstrip(".")] if prefix else [])])
     return SingleFile(
         path=path, layout=layout, inference=inference, given=given, place=place, beside=file.beside,
         excluded=len(tensors) - len(own),
     )  # fmt: skip
+
+
+def announce(file: SingleFile) -> None:
+    """Log what was inferred, once in a process: some commands open MODEL twice."""
+    if (notice := file.notice()) not in _announced:
+        _announced.add(notice)
+        _log.warning(notice)
 
 
 def build_network(file: SingleFile, network_class: Any = None) -> Any:

@@ -5,6 +5,7 @@ The first lines need the parsed configuration alone, so that they stand on the t
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 
 from ldm_ae.core.processes import Processes
 from ldm_ae.core.terminal import duration
+from ldm_ae.data.buckets import Buckets
 from ldm_ae.data.config import DataConfig
 from ldm_ae.models.loading.checkpoints import BEST, CHECKPOINTS
 from ldm_ae.training.config import TrainingConfig
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from ldm_ae.training.trainer import Trainer
 
 _WIDTH = 11
+_SIZES_SHOWN = 8
 
 
 class Banner:
@@ -69,6 +72,8 @@ class Banner:
         """Print the number of images and of parameters, which are known once everything is built."""
         validation = "no" if trainer.validation is None else f"{len(trainer.validation):,}"
         self._line("data", f"{len(trainer.loader):,} training images, {validation} validation images")
+        if trainer.loader.buckets is not None:
+            self._line("sizes", _sizes_line(trainer.loader.buckets))
         networks: list[nn.Module | None] = [trainer.autoencoder, trainer.discriminator]
         self._line("networks", "; ".join(_parameters(network) for network in networks if network is not None))
 
@@ -88,7 +93,22 @@ def _images_line(data: Any) -> str:
         held_out = f"up to {data.validation_images} of them held out for validation"
     else:
         held_out = f"validation on up to {data.validation_images} of {data.validation}"
-    return f"{data.train} at {data.resolution}x{data.resolution} pixels, {held_out}"
+    square = f"{data.resolution}x{data.resolution} pixels"
+    if data.sizes is not None:
+        sizes = data.sizes if isinstance(data.sizes, str) else ", ".join(data.sizes)
+        return f"{data.train} at {sizes} pixels; {held_out}, at {square}"
+    if data.area is not None:
+        return f"{data.train} at sizes of about {data.area} pixels; {held_out}, at {square}"
+    return f"{data.train} at {square}, {held_out}"
+
+
+def _sizes_line(buckets: Buckets) -> str:
+    """Return the number of images of the most frequent sizes, and the largest size, which determines the memory."""
+    counts = sorted(zip(buckets.names, map(len, buckets.members), strict=True), key=lambda entry: -entry[1])
+    shown = ", ".join(f"{name} {count:,}" for name, count in counts[:_SIZES_SHOWN])
+    more = ", ..." if len(counts) > _SIZES_SHOWN else ""
+    height, width = max(buckets.sizes, key=math.prod)
+    return f"{len(counts)} with images: {shown}{more}; the largest, {height}x{width}, needs the most memory"
 
 
 def trackers_line(training: TrainingConfig, folder: Path) -> str:

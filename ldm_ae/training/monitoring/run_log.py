@@ -36,15 +36,20 @@ class Window:
         self._counts: dict[str, int] = {}
         self._images = 0
         self._seconds = 0.0
+        self._latents = 0
+        self.mean_latents = 0.0
+        """Mean number of latent vectors of an image, before the last call of `means`."""
 
-    def add(self, logs: Mapping[str, Tensor], images: int, seconds: float) -> None:
-        """Add one step's scalars, its number of images over all processes, and its wall time in seconds."""
+    def add(self, logs: Mapping[str, Tensor], images: int, seconds: float, latents: int = 0) -> None:
+        """Add one step's scalars, its number of images over all processes, its wall time in seconds, and the number of
+        latent vectors of each image."""
         for name, value in logs.items():
             value = value.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
         self._images += images
         self._seconds += seconds
+        self._latents += images * latents
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Return means over steps and processes, and empty the window. Every process must call it."""
@@ -53,7 +58,8 @@ class Window:
         values = accelerator.reduce(values, reduction="mean")
         result = dict(zip(names, values.tolist(), strict=True))
         result["images_per_second"] = self._images / max(self._seconds, 1e-9)
-        self._sums, self._counts, self._images, self._seconds = {}, {}, 0, 0.0
+        self.mean_latents = self._latents / self._images
+        self._sums, self._counts, self._images, self._seconds, self._latents = {}, {}, 0, 0.0, 0
         return result
 
 

@@ -3,5 +3,5 @@
 from ldm_ae.core.registry import Registry
 from ldm_ae.models.loading.layouts.interface import Layout
 
-LAYOUTS: Registry[Layout] = Registry(__name__, Layout, "layout of single files")  # type: ignore[type-abstract]
+LAYOUTS: Registry[Layout] = Registry(__name__, Layout, "single-file layout")  # type: ignore[type-abstract]
 """Every layout by its name."""

@@ -90,15 +90,16 @@ def infer_from_compvis(contents: Contents, state: dict[str, Tensor], *, legacy: 
     state = completed(state, network)
     converted = from_ldm_state_dict({key: value for key, value in state.items() if key not in logits}) | logits
     config = convolutional_config(network, given)
+    keys: tuple[str, ...] = ("scaling_factor", "shift_factor") if network.n_embed is None else ("scaling_factor",)
     if network.n_embed is None:
-        class_name, keys = "AutoencoderKL", ("scaling_factor", "shift_factor")
+        class_name = "AutoencoderKL"
         config |= {"use_quant_conv": network.quant_conv, "use_post_quant_conv": network.quant_conv}
     elif gumbel:
-        class_name, keys = "QuantizedAutoencoder", ("scaling_factor",)
+        class_name = "QuantizedAutoencoder"
         config |= {"quantizer": describe_quantizer(GumbelVQ(network.n_embed, network.embed_dim))}
         converted["quantize.steps"] = torch.zeros((), dtype=torch.int64)  # our own temperature's schedule
     else:
-        class_name, keys = "VQModel", ("scaling_factor",)
+        class_name = "VQModel"
         config |= {"num_vq_embeddings": network.n_embed, "vq_embed_dim": network.embed_dim}
         config |= {"legacy_beta": True} if legacy else {}
     scale = scale_of(

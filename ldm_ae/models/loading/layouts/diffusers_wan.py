@@ -52,7 +52,7 @@ class DiffusersWan(Layout):
 
         config = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 2], "num_res_blocks": 1, "temperal_downsample": [True],
                   "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}  # fmt: skip
-        return {"AutoencoderKLWan": VideoAutoencoder(network="AutoencoderKLWan", config=config).net.state_dict()}
+        return {"AutoencoderKLWan": VideoAutoencoder(network="AutoencoderKLWan", arguments=config).net.state_dict()}
 
 
 def infer_wan(contents: Contents, state: dict[str, Tensor]) -> Inference:
