@@ -122,6 +122,12 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "python scripts/benchmarks/rate_distortion.py --test BSDS500/test --limit 50 --qualities 2 5 10 20 40"
         " --out runs/rate",
     ): Options(_MINUTES),
+    ("docs/TRAINING.md", "ldm-ae push MODEL owner/name --license apache-2.0 --images IMAGES"): Options(
+        "it uploads; tests/commands/test_push.py uploads to a server on this machine"
+    ),
+    ("docs/TRAINING.md", "ldm-ae push MODEL owner/name --license apache-2.0 --images IMAGES --folder card"): Run(
+        makes=("card/README.md", "card/pictures.png"), slow=True
+    ),
     ("docs/TRAINING.md", "ldm-ae export MODEL OUT --images IMAGES"): Run(
         {
             "OUT --images IMAGES                     #": "OUT --images IMAGES #",
@@ -131,6 +137,10 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         makes=("OUT/config.json", "OUT2/config.json", "OUT3/config.json"),
         slow=True,
     ),
+    (
+        "docs/TRAINING.md",
+        "ldm-ae export runs/mine --into stable-diffusion-folder OUT",
+    ): Options("it needs a pipeline; tests/interop/test_pipeline_export.py makes one"),
     ("checkpoints/kl-f8c4-small/README.md", "ldm-ae reconstruct photo.jpg out"): Run(
         makes=("out/photo.png", "latents/store.json"), slow=True
     ),

@@ -335,3 +335,42 @@ def test_start_up_times_each_command_of_each_checkout(
     assert command == "`--help`"
     assert float(slow.split()[0]) >= 0.3
     assert float(fast.split()[0]) < float(slow.split()[0])
+
+
+def test_exact_tiling_needs_a_quarter_of_the_memory_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 2048 pixels with Stable Diffusion's widths, counted on tensors without data."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from tiling import WIDTHS, count
+
+    for work in ("decode", "encode"):
+        whole, exact = (count(method, work, size=2048, tile=512, widths=WIDTHS) for method in ("whole", "exact"))
+        assert 9 << 30 < whole < 13 << 30
+        assert exact <= whole / 4
+
+
+def test_tiling_benchmark_compares_methods_with_the_whole_image(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [
+        "--size",
+        "64",
+        "--tile",
+        "16",
+        "--widths",
+        "32",
+        "32",
+        "--works",
+        "decode",
+        "--methods",
+        "whole",
+        "exact",
+    ]
+    monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / "tiling.py"), *options, "--device", "cpu"])
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import tiling
+
+    tiling.main()
+    *_, whole, exact = capsys.readouterr().out.splitlines()
+    assert whole.startswith("| decode, whole | ")
+    assert exact.startswith("| decode, exact | ")
+    assert float(exact.split("|")[-2]) < FLOAT32

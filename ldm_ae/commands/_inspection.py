@@ -132,7 +132,10 @@ def inspect_file(path: Path, config: str | None = None) -> dict[str, Any]:
     except UserError as error:
         return found | {"problems": [str(error)]}
     described = _described(model) | {"scale": file.scale.source}
-    return found | {"layout": file.layout.keys, "inferred": file.lines(), **described}
+    inference = file.inference
+    words = {"layout": file.layout.keys, "inferred": inference.description}
+    words |= {"assumed": inference.assumed} if inference.assumed else {}
+    return found | words | described
 
 
 def _described(model: Autoencoder) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def write_model_and_card(args: argparse.Namespace, folder: Path) -> list[str]:
     if found is not None:
         require_same_model(model, found, args.evaluation)
     pictures: list[Picture] = []
-    if args.images is not None:
+    if args.images is not None and (found is None or args.pictures):
         choose_precision(args)
         evaluation = _evaluate(args, only_pictures=found is not None)
         pictures = evaluation.first
@@ -93,7 +93,7 @@ def _evaluate(args: argparse.Namespace, *, only_pictures: bool) -> Evaluation:
     count = min(args.pictures if only_pictures else args.limit or len(source), len(source))
     loader = EvaluationLoader(
         source, transform, batch_size=args.batch_size, workers=args.workers, max_bad_fraction=args.max_bad_fraction,
-        indices=range(max(count, 1)),
+        indices=range(count),
     )  # fmt: skip
     with progress_bar("evaluating", count) as progress:
         return evaluate(

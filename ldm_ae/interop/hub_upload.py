@@ -1,7 +1,8 @@
 """Upload of a model folder to the Hugging Face hub, whose client this module imports: import it at use.
 
-Every request is tried once. The small ones must be answered within `SECONDS`; the upload itself within a time that
-suffices at `SLOWEST` bytes per second, so that a connection that hangs ends in a message.
+Nothing is tried again here; within an upload, the library repeats some requests itself. The small requests must be
+answered within `SECONDS`; the upload within a time that suffices at `SLOWEST` bytes per second. A connection that hangs
+therefore ends in a message.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def upload_model(
     """
     api = HfApi()
     if not exists:
-        _ask(lambda: api.create_repo(repository, private=private, exist_ok=True), repository, SECONDS)
+        _ask(lambda: api.create_repo(repository, private=private), repository, SECONDS)
     if revision is not None and not revision.startswith("refs/"):
         _ask(lambda: api.create_branch(repository, branch=revision, exist_ok=True), repository, SECONDS)
     size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

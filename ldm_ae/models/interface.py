@@ -12,7 +12,7 @@ import itertools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,10 @@ from torch import Tensor, nn
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models.checks import require_device, require_latents
+from ldm_ae.models.in_memory import InMemoryImages
 from ldm_ae.models.posteriors import Posterior
 from ldm_ae.models.scaling import NO_SCALE, mark_scaled_encoder
 from ldm_ae.models.spec import AutoencoderSpec, Codebook, LatentSpec
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from ldm_ae.images.in_memory import Images, Range
 
 SAMPLE_SIZE = "_sample_size"
 """Configuration key of `sample_size`, where the network's class has no key of its own."""
@@ -42,7 +38,7 @@ class AutoencoderOutput(NamedTuple):
     posterior: Posterior
 
 
-class Autoencoder(nn.Module, abc.ABC):
+class Autoencoder(InMemoryImages, nn.Module, abc.ABC):
     """An image autoencoder around a diffusers model, `net`, which is the part that is saved.
 
     A class for another network occupies one file of `ldm_ae/models/adapters`. It must
@@ -242,75 +238,7 @@ class Autoencoder(nn.Module, abc.ABC):
         posterior, latents = self.draw(pixel_values, noise)
         return AutoencoderOutput(self.decode(latents), posterior)
 
-    # ------------------------------------------------------------------------------------- images and pixels in memory
-
-    @torch.no_grad()
-    def encode_images(
-        self,
-        images: Images,
-        *,
-        size: int | tuple[int, int] | None = None,
-        value_range: Range | None = None,
-        sample: bool = False,
-        generator: torch.Generator | None = None,
-        batch_size: int = 8,
-    ) -> Tensor:
-        """Encode PIL images, paths, NumPy arrays or tensors, without gradients.
-
-        Args:
-            images: One image, a batch or a list: PIL images and paths, read as the commands read them (upright by EXIF,
-                in sRGB, transparency over white); arrays (H, W, C) or (N, H, W, C) of uint8 or of floating point in
-                [0, 1]; tensors (C, H, W) or (N, C, H, W) of uint8 or of floating point in [-1, 1]. C is 1 or 3, of
-                uint8 also 4.
-            size: Side of a square, or (height, width), to which images of 8 bits are resized and center-cropped.
-            value_range: Range of floating-point images, where it is another one. A tensor without negative values must
-                give it.
-            sample: Draw from the posterior instead of taking its mode.
-            generator: Source of the draws; None is the global one.
-            batch_size: Images that are encoded at a time; limits memory.
-
-        Returns:
-            Latents (N, C, h, w), float32, unscaled, on the model's device.
-
-        Raises:
-            UserError: another type, shape, dtype or range, images of different sizes, or a size that is not divisible
-                by the downsample factor.
-        """
-        from ldm_ae.images.in_memory import batches_of_one_size, pixel_values_of
-
-        parts = pixel_values_of(images, size=size, value_range=value_range)
-        batches = batches_of_one_size(parts, batch_size)
-        try:
-            self.latent_spec.latent_size(*parts[0].shape[-2:])
-        except UserError as error:
-            raise UserError(f"{error}, or give size={self.sample_size} to resize and crop") from None
-        posteriors = (self.encode(batch.to(self.device)) for batch in batches)
-        return torch.cat([(p.sample(generator) if sample else p.mode()).float() for p in posteriors])
-
-    @torch.no_grad()
-    def decode_to_pil(self, latents: Tensor, *, batch_size: int = 8) -> list[Image.Image]:
-        """Decode unscaled latents (B, C, h, w) to B RGB images of 8 bits, without gradients.
-
-        Args:
-            latents: What `encode_images` returns; `unscale` what a diffusion model gives first.
-            batch_size: Latents that are decoded at a time; limits memory.
-
-        Raises:
-            UserError: another shape, or a decoded image that is not finite.
-        """
-        from ldm_ae.images.in_memory import batches_of_one_size, to_uint8_image
-
-        self.require_latents(latents, on_device=False)
-        if not latents.isfinite().all():
-            raise UserError("latents must be finite, and some values are not")
-        images: list[Image.Image] = []
-        for part in batches_of_one_size(latents.unbind(), batch_size):
-            for image in self.decode(part.to(self.device)):
-                if not image.isfinite().all():
-                    where = f"the image decoded from latents[{len(images)}] is not finite in {self.dtype}"
-                    raise UserError(f"{where}; check that the latents are unscaled, or load the model in fp32")
-                images.append(to_uint8_image(image))
-        return images
+    # -------------------------------------------------------------------------------------------- scale and shapes
 
     def scale(self, latents: Tensor) -> Tensor:
         """Convert latents (B, C, h, w) to what a diffusion model sees, as the class's pipeline does.

@@ -25,6 +25,8 @@ class AdditiveNoise(Regularizer):
         tau: The largest standard deviation of the noise, in units of the unscaled latents.
     """
 
+    short_names = ("additive-noise",)
+
     def __init__(self, *, tau: float = 0.8):
         super().__init__()
         if tau <= 0:

@@ -111,11 +111,11 @@ def serve(variant: Variant, device: torch.device, clock: Callable[[], float]) ->
     """Build the variant, then execute the request in each line of the standard input; answer with one line of JSON."""
     torch.manual_seed(0)
     call = variant.build()
-    before = _start_peak(device)
+    before = start_peak_memory(device)
     for line in sys.stdin:
         answer: dict[str, float] = {}
         if line == "memory\n":
-            answer = {"before": before >> 20, "peak": _peak(device) >> 20}
+            answer = {"before": before >> 20, "peak": peak_memory(device) >> 20}
         elif line == "call\n":
             answer = {"seconds": _timed(call, device, clock)}
         else:  # Call it twice: optimizers allocate in their first call, allocators settle in the second.
@@ -198,7 +198,7 @@ def _ask(process: subprocess.Popen[str], request: str) -> dict[str, Any]:
     return json.loads(line)
 
 
-def _start_peak(device: torch.device) -> int:
+def start_peak_memory(device: torch.device) -> int:
     """Return the bytes in use; the peak counts from here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -207,7 +207,8 @@ def _start_peak(device: torch.device) -> int:
     return _status_bytes("VmRSS")
 
 
-def _peak(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
+    """Return the largest number of bytes in use since `start_peak_memory`."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status_bytes("VmHWM")
 
 

@@ -158,7 +158,11 @@ def test_recipe_and_limits_come_from_the_run(card: Card) -> None:
     ):  # fmt: skip
         assert line in text
     assert "Discriminator" not in text
+    assert "Started from" not in text
     assert "/home" not in text
+    config, removed = without_private_paths({"model": {"init_args": {"pretrained": "/home/me/first"}}})
+    text = render_card(replace(card, trained=trained(config=config, removed=removed)))
+    assert "| Started from | a model that is not public |" in text
 
 
 def scaling_of(card: Card, **scale: Any) -> str:

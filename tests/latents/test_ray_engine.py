@@ -40,7 +40,9 @@ def session() -> Iterator[Path]:
     """A Ray of two cores, for all tests of this module because it takes seconds to start; the folder of its session."""
     model = KLAutoencoder(block_out_channels=(8,), layers_per_block=1, norm_num_groups=4)
     before = {name: os.environ.get(name) for name in ray_engine._OWN_VARIABLES}
-    with ray_engine._own_session(model) as options:
+    with ray_engine._own_session(model) as options, pytest.MonkeyPatch.context() as patch:
+        # By default Ray's workers have a nice value of 15, and tests that run beside these delay them by minutes.
+        patch.setenv("RAY_worker_niceness", "0")
         assert Path(options["_temp_dir"]).name.startswith("ldm-ae-ray-")
         assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
         ray_engine.ray.init(address="local", num_cpus=2, logging_level="ERROR", **options)

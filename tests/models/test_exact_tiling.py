@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import images_in_range
 from ldm_ae.models import KLAutoencoder, Tiled, VQAutoencoder, for_inference, fp32_fallbacks
-from ldm_ae.models.wrappers import exact_tiling
+from ldm_ae.models.wrappers.bands import ChannelMoments, Stored
 from ldm_ae.models.wrappers.exact_tiling import has_bands, in_bands
 from ldm_ae.quantizers import VQ
 
@@ -86,7 +86,7 @@ def test_discrete_model_has_the_codes_of_the_whole_image() -> None:
 
 def test_statistics_do_not_cancel_for_values_far_from_zero() -> None:
     """A sum of squares in float32 would lose the variance 1 beside the square of the mean, 1e8."""
-    found = exact_tiling._ChannelMoments()
+    found = ChannelMoments()
     values = torch.randn(1, 4, 30, 10) + 1e4
     for start in range(0, 30, 7):
         found.add(values[:, :, start : start + 7])
@@ -100,18 +100,18 @@ def test_statistics_do_not_cancel_for_values_far_from_zero() -> None:
 def most_stored(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """The elements of the stored bands, now and at most."""
     count = {"now": 0, "most": 0}
-    append = exact_tiling._Stored.append
+    append = Stored.append
 
     def free(elements: int) -> None:
         count["now"] -= elements
 
-    def counted(stored: Any, start: int, band: Tensor) -> None:
+    def counted(stored: Stored, start: int, band: Tensor) -> None:
         append(stored, start, band)
         count["now"] += band.numel()
         count["most"] = max(count.values())
         weakref.finalize(band, free, band.numel())
 
-    monkeypatch.setattr(exact_tiling._Stored, "append", counted)
+    monkeypatch.setattr(Stored, "append", counted)
     return count
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,20 @@ def test_damaged_state_dicts_are_refused_by_key(cases: list[Case], tmp_path: Pat
             assert len(str(caught.value).splitlines()) == 1
         with pytest.raises(UserError, match=r"decoder\.stranger"):
             build_autoencoder(open_single_file(save({**state, "decoder.stranger": torch.zeros(3)}, tmp_path / "x")))
+
+
+def test_many_numbered_parts_are_refused_at_once(cases: list[Case], tmp_path: Path) -> None:
+    """A header has room for a million names."""
+    for layout, _, state in cases:
+        key = next(key for key in sorted(state) if re.match(r"encoder\.(layers\.)?\w*\.?\d+\.", key))
+        for numbers in (range(2000), (10**9,)):
+            many = {re.sub(r"\d+", str(i), key, count=1): torch.zeros(1) for i in numbers}
+            path = save(many | state, tmp_path / "ae.safetensors")
+            started = time.monotonic()
+            with pytest.raises(UserError) as caught:
+                build_autoencoder(open_single_file(path))
+            assert time.monotonic() - started < 20, layout  # seconds on a loaded machine
+            assert len(str(caught.value).splitlines()) == 1
 
 
 def test_empty_and_enormous_shapes_are_refused_in_one_line(cases: list[Case], tmp_path: Path) -> None:

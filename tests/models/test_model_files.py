@@ -75,8 +75,8 @@ def test_given_configuration_overrides_the_inferred_one(tmp_path: Path, caplog: 
     found = load_autoencoder(path, config=tmp_path / "given.json")
     spec = found.latent_spec
     assert (spec.scaling_factor, spec.shift_factor, found.sample_size) == (0.3611, 0.1159, 64)
-    assert f"scaling_factor 0.3611, shift_factor 0.1159: given in {tmp_path / 'given.json'}" in caplog.messages[-1]
-    assert "32 groups" not in caplog.messages[-1]
+    assert f"scaling_factor 0.3611, shift_factor 0.1159: given in {tmp_path / 'given.json'}" in caplog.text
+    assert "32 groups" not in caplog.text
 
 
 def test_configuration_that_does_not_fit_is_refused(tmp_path: Path, tiny_model_folder: Path) -> None:
@@ -184,4 +184,4 @@ def test_images_are_encoded_and_decoded_by_a_single_file(
     assert list((tmp_path / "rec").rglob("*.png"))
     assert main(["encode", path, images, str(tmp_path / "store"), *size]) == 0
     assert main(["decode", path, str(tmp_path / "store"), str(tmp_path / "dec")]) == 0
-    assert caplog.text.count("CompVis's keys: KL autoencoder") == 3
+    assert caplog.text.count("CompVis's keys: KL autoencoder") == 1  # once in a process

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ldm_ae
@@ -17,9 +17,10 @@ from ldm_ae.quantizers import FSQ, VQ, ResidualVQ
 from tests.models.patch_linear import PatchLinearAutoencoder
 
 
+@settings(deadline=None, max_examples=60)
 @given(
-    st.integers(1, 40),
-    st.integers(1, 40),
+    st.integers(1, 30),
+    st.integers(1, 30),
     st.integers(1, 12).flatmap(lambda tile: st.tuples(st.just(tile), st.integers(0, tile - 1))),
     st.integers(1, 4),
 )

@@ -107,7 +107,8 @@ def _rows(trained: Trained) -> Iterator[tuple[str, str]]:
     resized = at("data.resize")
     crop += "" if resized is None else ", not resized" if resized == "none" else f", shorter side {escaped(resized)}"
     yield "Images", f"{count}{code(trained.source)}{crop}{', mirrored at random' if at('data.flip') is True else ''}"
-    yield "Started from", _value(at("model.init_args.pretrained"))
+    pretrained = at("model.init_args.pretrained")
+    yield "Started from", "a model that is not public" if pretrained == REMOVED else _value(pretrained)
     yield "Trained parameters", _value(at("training.trainable")) if at("training.trainable") != ["*"] else ""
     yield "Objective", _objective(at)
     yield "Regularizer of latents", at.named("regularizer") if at.short("regularizer") != "Identity" else ""

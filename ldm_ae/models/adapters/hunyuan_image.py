@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+
+from torch import nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.models.adapters._gaussian import GaussianAutoencoder
@@ -72,6 +75,13 @@ class HunyuanImageAutoencoder(GaussianAutoencoder):
     def example(cls, class_name: str) -> HunyuanImageAutoencoder:
         del class_name
         return cls(block_out_channels=(GROUPS, GROUPS), layers_per_block=1, latent_channels=4)
+
+    def compilable_parts(self, *, for_training: bool = False) -> Sequence[nn.Module]:
+        encoder, decoder = self.net.encoder, self.net.decoder
+        if not for_training:
+            return [encoder, decoder]
+        # The backward pass of the whole encoder fails in torch 2.14 (AOTAutograd) unless its layout is channels-last.
+        return [*encoder.down_blocks, encoder.mid_block, decoder.mid_block, *decoder.up_blocks]
 
     @property
     def downsample_factor(self) -> int:

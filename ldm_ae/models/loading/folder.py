@@ -11,7 +11,7 @@ import torch
 from ldm_ae.core.errors import UserError, printable, reason
 from ldm_ae.models.loading.configs import read_config
 from ldm_ae.models.loading.places import local_folder
-from ldm_ae.models.loading.single_file import build_network, open_single_file
+from ldm_ae.models.loading.single_file import announce, build_network, open_single_file
 from ldm_ae.models.loading.weights import require_weights
 from ldm_ae.models.scaling import settle_factor
 
@@ -47,7 +47,7 @@ def read_model_folder(cls: type[ModelT], name: str | Path) -> ModelT:
         file = open_single_file(folder, pickled=False)
         _require_class(folder, file.class_name, cls)
         net = build_network(file, cls)
-        _log.warning(file.notice())
+        announce(file)
         return cast(ModelT, net)
     config = read_config(folder)
     weights = require_weights(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,7 @@ from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.configs import read_config
 from ldm_ae.models.loading.other_classes import describe_class
 from ldm_ae.models.loading.places import local_folder, resolve_model_folder
-from ldm_ae.models.loading.single_file import build_autoencoder, open_single_file
-
-_log = logging.getLogger("ldm_ae")
+from ldm_ae.models.loading.single_file import announce, build_autoencoder, open_single_file
 
 
 def is_model_folder(path: str | Path) -> bool:
@@ -55,7 +52,7 @@ def load_autoencoder(
     if place.is_file():
         file = open_single_file(place, config=config, pickled=False)
         model = build_autoencoder(file)
-        _log.warning(file.notice())
+        announce(file)
         return model.eval().requires_grad_(False).to(device)
     if config is not None:
         raise UserError(f"{path} is a model folder with its own config.json; a config (--config) is only for single "

@@ -6,6 +6,7 @@ or in the checkpoint of a whole latent diffusion model.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ BESIDE = (
 """Prefixes of tensors that training stores beside the network: losses, averages of weights, counts of codes,
 the scale of the latents."""
 _LONGEST_KEY, _MOST_PREFIXES = 200, 64
+_announced: set[str] = set()
+_log = logging.getLogger("ldm_ae")
 _COUNTER = ".num_batches_tracked"
 """End of the key of a batch normalization's counter, the only integer among the weights."""
 
@@ -137,6 +140,13 @@ def open_single_file(
         path=path, layout=layout, inference=inference, given=given, place=place, beside=file.beside,
         excluded=len(tensors) - len(own),
     )  # fmt: skip
+
+
+def announce(file: SingleFile) -> None:
+    """Log what was inferred, once in a process: some commands open MODEL twice."""
+    if (notice := file.notice()) not in _announced:
+        _announced.add(notice)
+        _log.warning(notice)
 
 
 def build_network(file: SingleFile, network_class: Any = None) -> Any:

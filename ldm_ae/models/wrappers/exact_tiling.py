@@ -10,20 +10,15 @@ than the largest residual block's output; the upsampled input of a convolution e
 
 from __future__ import annotations
 
-import abc
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ldm_ae.core.errors import UserError
-
-_IN_CACHE = 2**17
-"""Elements of a block that a CPU's second-level cache holds in float32."""
+from ldm_ae.models.wrappers.bands import Activation, Computed, Convolved, Residual, Stored, Whole
 
 
 @contextmanager
@@ -86,209 +81,6 @@ def has_bands(part: Any) -> bool:
     )
 
 
-class _ChannelMoments:
-    """Sums over the bands of each channel's deviations from its first value, and of their squares.
-
-    Deviations, so that the variance of values far from zero does not vanish beside the square of their mean.
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._first = self._sum = self._squares = torch.zeros(())
-
-    def add(self, band: Tensor) -> None:
-        """Add a band (1, C, h, W)."""
-        if self._count == 0:
-            self._first = band[:, :, :1, :1].to(_wide(band), copy=True)  # a view would keep the band
-        self._count += band.shape[2] * band.shape[3]
-        # On a CPU in blocks that its cache holds, which takes a third of the time.
-        block = _IN_CACHE // (band.shape[1] * band.shape[3]) if band.device.type == "cpu" else band.shape[2]
-        dtype = _sum_dtype(band)
-        for rows in band.split(max(block, 1), dim=2):
-            deviation = rows - self._first
-            self._sum = self._sum + deviation.sum((0, 2, 3), dtype=dtype)
-            self._squares = self._squares + deviation.square_().sum((0, 2, 3), dtype=dtype)
-
-    def affine(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-        """Return scale and shift, (1, C, 1, 1), with which the normalization is x * scale + shift."""
-        deviation = self._sum / self._count
-        by_group = (self._first.flatten() + deviation).view(norm.num_groups, -1)
-        mean = by_group.mean(dim=1, keepdim=True)
-        variance = (self._squares / self._count - deviation.square()).view_as(by_group).mean(dim=1, keepdim=True)
-        variance = variance + (by_group - mean).square().mean(dim=1, keepdim=True)
-        scale = (variance + norm.eps).rsqrt().expand_as(by_group).reshape(-1)
-        shift = -mean.expand_as(by_group).reshape(-1) * scale
-        if norm.affine:
-            scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
-        return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
-
-
-def _sum_dtype(values: Tensor) -> torch.dtype:
-    """Return the dtype of sums over an image: float64, which only Apple's GPUs lack."""
-    return torch.float32 if values.device.type == "mps" else torch.float64
-
-
-def _wide(values: Tensor) -> torch.dtype:
-    """Return the dtype for normalization: float32, also for values in half precision."""
-    return torch.promote_types(values.dtype, torch.float32)
-
-
-class _Activation(abc.ABC):
-    """An activation (1, C, height, width) that is read in rows."""
-
-    def __init__(self, channels: int, height: int, width: int):
-        self.channels, self.height, self.width = channels, height, width
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return self.channels * self.height * self.width
-
-    @property
-    @abc.abstractmethod
-    def held(self) -> int:
-        """Number of elements in memory from which it is read."""
-
-    @abc.abstractmethod
-    def read(self, start: int, stop: int) -> Tensor:
-        """Return rows [start, stop), (1, C, stop - start, width); the caller does not change them."""
-
-    @abc.abstractmethod
-    def release(self, row: int) -> None:
-        """Free the memory that only rows before this one need; they are not read again."""
-
-    @abc.abstractmethod
-    def moments(self, rows: int) -> _ChannelMoments:
-        """Return the moments of its channels, if necessary by reading `rows` rows at a time."""
-
-
-class _Stored(_Activation):
-    """An activation in memory, as bands, each of which is freed when it is not needed any more."""
-
-    def __init__(self, channels: int, height: int, width: int):
-        super().__init__(channels, height, width)
-        self._bands: deque[tuple[int, Tensor]] = deque()
-        self._moments = _ChannelMoments()
-
-    def append(self, start: int, band: Tensor) -> None:
-        """Add the rows from `start` on, below all others."""
-        self._bands.append((start, band))
-        self._moments.add(band)
-
-    @property
-    def held(self) -> int:
-        return self.size
-
-    def read(self, start: int, stop: int) -> Tensor:
-        parts = []
-        for first, band in self._bands:
-            above, below = max(start, first), min(stop, first + band.shape[2])
-            if above < below:
-                parts.append(band[:, :, above - first : below - first])
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-    def release(self, row: int) -> None:
-        while self._bands and self._bands[0][0] + self._bands[0][1].shape[2] <= row:
-            self._bands.popleft()
-
-    def moments(self, rows: int) -> _ChannelMoments:  # noqa: ARG002
-        return self._moments
-
-
-class _Tensor(_Stored):
-    """A whole tensor (1, C, H, W) that the caller holds."""
-
-    def __init__(self, values: Tensor):
-        super().__init__(*values.shape[1:])
-        self.append(0, values)
-
-
-class _Computed(_Activation):
-    """An activation that is computed from others whenever it is read."""
-
-    def moments(self, rows: int) -> _ChannelMoments:
-        found = _ChannelMoments()
-        for start in range(0, self.height, rows):
-            found.add(self.read(start, min(start + rows, self.height)))
-        return found
-
-
-class _Convolved(_Computed):
-    """A convolution of a source, after normalization and activation or upsampling by 2, if there is any."""
-
-    def __init__(
-        self, source: _Activation, conv: nn.Conv2d, *, affine: tuple[Tensor, Tensor] | None = None,
-        activation: nn.Module | None = None, upsample: bool = False, padding: tuple[int, int] | None = None,
-    ):  # fmt: skip
-        self._source, self._conv, self._affine, self._activation = source, conv, affine, activation
-        self._factor = 2 if upsample else 1
-        (self._stride, _), (self._kernel, _) = conv.stride, conv.kernel_size
-        own = conv.padding[0]
-        assert isinstance(own, int)
-        self._before, self._after = (own, own) if padding is None else padding
-        height, width = (
-            (side * self._factor + self._before + self._after - self._kernel) // self._stride + 1
-            for side in (source.height, source.width)
-        )
-        super().__init__(conv.out_channels, height, width)
-
-    @property
-    def held(self) -> int:
-        return self._source.held
-
-    def read(self, start: int, stop: int) -> Tensor:
-        first, last = start * self._stride - self._before, (stop - 1) * self._stride - self._before + self._kernel
-        height = self._source.height * self._factor
-        above, below = max(first, 0), min(last, height)
-        source_first, source_last = above // self._factor, -(-below // self._factor)
-        values = self._source.read(source_first, source_last)
-        if self._affine is not None:
-            values = self._normalized(values)
-        if self._factor > 1:
-            values = functional.interpolate(values, scale_factor=float(self._factor), mode="nearest")
-            values = values[:, :, above - source_first * self._factor :][:, :, : below - above]
-        # Zeros stand for rows beyond the image only; rows beyond the band are read.
-        sides = (self._before, self._after) if self._before != self._after else (0, 0)
-        if (padding := (*sides, above - first, last - below)) != (0, 0, 0, 0):
-            values = functional.pad(values, padding)
-        width = self._before if self._before == self._after else 0
-        return functional.conv2d(values, self._conv.weight, self._conv.bias, self._stride, (0, width))
-
-    def _normalized(self, values: Tensor) -> Tensor:
-        assert self._affine is not None
-        values = values.to(_wide(values))
-        scale, shift = (value.to(values.dtype) for value in self._affine)
-        values = torch.addcmul(shift, values, scale)
-        if isinstance(self._activation, nn.SiLU):
-            values = functional.silu(values, inplace=True)
-        elif self._activation is not None:
-            values = self._activation(values)
-        return values.to(self._conv.weight.dtype)
-
-    def release(self, row: int) -> None:
-        self._source.release(max(row * self._stride - self._before, 0) // self._factor)
-
-
-class _Residual(_Computed):
-    """The sum of a residual block's branch and its shortcut."""
-
-    def __init__(self, branch: _Convolved, source: _Activation, shortcut: nn.Conv2d | None):
-        super().__init__(branch.channels, branch.height, branch.width)
-        self._branch, self._source = branch, source
-        self._shortcut = source if shortcut is None else _Convolved(source, shortcut)
-
-    @property
-    def held(self) -> int:
-        return self._branch.held + self._source.held
-
-    def read(self, start: int, stop: int) -> Tensor:
-        return self._branch.read(start, stop).add_(self._shortcut.read(start, stop))
-
-    def release(self, row: int) -> None:
-        self._branch.release(row)
-        self._source.release(max(row - 2, 0))  # the halo of the branch's two convolutions
-
-
 class _Forward:
     """The forward method of an `Encoder` or `Decoder`, image by image, in bands."""
 
@@ -309,11 +101,11 @@ class _Forward:
         encodes = hasattr(part, "down_blocks")
         blocks = [*part.down_blocks, part.mid_block] if encodes else [part.mid_block, *part.up_blocks]
         self._budget = _largest(blocks, *image.shape[2:])
-        activation: _Activation = _Convolved(_Tensor(image), part.conv_in)
+        activation: Activation = Convolved(Whole(image), part.conv_in, keeps=True)
         for block in blocks:
             activation = self._block(block, activation)
         affine = activation.moments(self._rows(activation)).affine(part.conv_norm_out)
-        last = _Convolved(activation, part.conv_out, affine=affine, activation=part.conv_act)
+        last = Convolved(activation, part.conv_out, affine=affine, activation=part.conv_act)
         output: Tensor | None = None
         for start, band in self._bands(last):
             if output is None:
@@ -322,7 +114,7 @@ class _Forward:
         assert output is not None
         return output
 
-    def _block(self, block: Any, activation: _Activation) -> _Activation:
+    def _block(self, block: Any, activation: Activation) -> Activation:
         resnets, attentions = list(block.resnets), list(getattr(block, "attentions", ()))
         # A middle block begins with a residual block more than it has attentions; the others have one for each.
         skipped = len(resnets) - len(attentions) if attentions else 0
@@ -332,41 +124,43 @@ class _Forward:
             activation = self._attention(before, activation)
             activation = self._attention(after, self._resnet(resnet, activation))
         for sampler in getattr(block, "downsamplers", None) or ():
-            activation = self._store(_Convolved(activation, sampler.conv, padding=(0, 1)))
+            activation = self._store(Convolved(activation, sampler.conv, padding=(0, 1)))
         for sampler in getattr(block, "upsamplers", None) or ():
-            activation = self._store_if_small(_Convolved(activation, sampler.conv, upsample=True), frees=True)
+            activation = self._store_if_small(
+                Convolved(activation, sampler.conv, upsample=True, keeps=True), frees=True
+            )
         return activation
 
-    def _resnet(self, block: Any, source: _Activation) -> _Activation:
+    def _resnet(self, block: Any, source: Activation) -> Activation:
         rows = self._rows(source)
         affine = source.moments(rows).affine(block.norm1)
         first = self._store_if_small(
-            _Convolved(source, block.conv1, affine=affine, activation=block.nonlinearity), beside=source.held
+            Convolved(source, block.conv1, affine=affine, activation=block.nonlinearity), beside=source.held
         )
         affine = first.moments(self._rows(first)).affine(block.norm2)
-        second = _Convolved(first, block.conv2, affine=affine, activation=block.nonlinearity)
-        return self._store(_Residual(second, source, block.conv_shortcut))
+        second = Convolved(first, block.conv2, affine=affine, activation=block.nonlinearity)
+        return self._store(Residual(second, source, block.conv_shortcut))
 
-    def _attention(self, attention: nn.Module | None, source: _Activation) -> _Activation:
+    def _attention(self, attention: nn.Module | None, source: Activation) -> Activation:
         if attention is None:
             return source
         values = source.read(0, source.height)
         source.release(source.height)
-        return _Tensor(attention(values))
+        return Whole(attention(values))
 
-    def _store_if_small(self, activation: _Computed, *, beside: int = 0, frees: bool = False) -> _Activation:
+    def _store_if_small(self, activation: Computed, *, beside: int = 0, frees: bool = False) -> Activation:
         """Store an activation if it fits into the budget beside other elements; its source is freed if it `frees`."""
         if activation.size + beside > self._budget:
             return activation
         return self._store(activation, frees=frees)
 
-    def _store(self, activation: _Activation, *, frees: bool = True) -> _Stored:
-        stored = _Stored(activation.channels, activation.height, activation.width)
+    def _store(self, activation: Activation, *, frees: bool = True) -> Stored:
+        stored = Stored(activation.channels, activation.height, activation.width)
         for start, band in self._bands(activation, frees=frees):
             stored.append(start, band)
         return stored
 
-    def _bands(self, activation: _Activation, *, frees: bool = True) -> Iterator[tuple[int, Tensor]]:
+    def _bands(self, activation: Activation, *, frees: bool = True) -> Iterator[tuple[int, Tensor]]:
         """Yield first row and values of the bands of an activation; `frees` what only the rows so far need."""
         rows = self._rows(activation)
         for start in range(0, activation.height, rows):
@@ -375,9 +169,9 @@ class _Forward:
             if frees:
                 activation.release(stop)
 
-    def _rows(self, activation: _Activation) -> int:
+    def _rows(self, activation: Activation) -> int:
         """Return the rows of a band."""
-        return max(self._elements // (activation.channels * activation.width), 1)
+        return max(self._elements // activation.row_size, 1)
 
 
 def _largest(blocks: Sequence[Any], height: int, width: int) -> int:

@@ -15,7 +15,8 @@ which must be the wrapper's."""
 
 def interface_members() -> frozenset[str]:
     """Return the names of all public members of `Autoencoder`, including those that are only annotated."""
-    names = {*vars(Autoencoder), *Autoencoder.__annotations__}
+    ours = [cls for cls in Autoencoder.__mro__ if cls.__module__.startswith("ldm_ae.")]
+    names = {name for cls in ours for name in (*vars(cls), *vars(cls).get("__annotations__", ()))}
     return frozenset(name for name in names if not name.startswith("_"))
 
 

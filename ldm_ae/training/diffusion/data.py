@@ -22,7 +22,8 @@ def check_store(store: LatentStore, autoencoder: Autoencoder, kind: str) -> None
     store.check_model(autoencoder)
     if "scaling_factor" not in autoencoder.scale_keys:
         raise UserError(
-            f"{type(autoencoder.net).__name__} cannot store scaling_factor, the only scale that {kind}'s pipeline reads"
+            f"{type(autoencoder.net).__name__} cannot store scaling_factor, the only scale that the pipeline of "
+            f"{kind} reads"
         )
     if store.request.indices_alone:
         raise UserError(f"{store.path} holds indices, no latents; encode without --store lean")

@@ -49,8 +49,8 @@ def infer_dc(contents: Contents, state: dict[str, Tensor]) -> Inference:
     if len(head_dims) > 1:
         raise UserError(f"{contents.path}: its attention has heads of {sorted(head_dims)} channels; expected one size")
     config["attention_head_dim"] = min(head_dims, default=_HEAD_DIM)
-    depth = max(own.numbers(r"encoder\.down_blocks\.(\d+)\.")) + 1
-    levels = {half: _levels(own, half, blocks, depth) for half, blocks in (("encoder", "down"), ("decoder", "up"))}
+    depth = max(own.numbers(r"encoder\.down_blocks\.(\d+)\.")) + 1  # the first level may have no weights
+    levels = {half: _levels(own, half, way, depth) for half, way in (("encoder", "down"), ("decoder", "up"))}
     for half, (widths, layers, types, scales) in levels.items():
         config |= {f"{half}_block_out_channels": widths, f"{half}_layers_per_block": layers,
                    f"{half}_block_types": types, f"{half}_qkv_multiscales": scales}  # fmt: skip
@@ -68,10 +68,11 @@ def infer_dc(contents: Contents, state: dict[str, Tensor]) -> Inference:
     sana = (channels, depth, config["downsample_block_type"], config["upsample_block_type"]) == (
         32, 6, "conv", "interpolate",
     )  # fmt: skip
+    blocks = [", ".join(map(str, levels[half][1])) for half in ("encoder", "decoder")]
     description = (
         f"deep-compression autoencoder (DC-AE), downsample factor {2 ** (depth - 1)}, {channels} latent channels, "
-        f"widths {', '.join(map(str, widths))}, {', '.join(map(str, levels['encoder'][1]))} blocks in the encoder and "
-        f"{', '.join(map(str, levels['decoder'][1]))} in the decoder"
+        f"widths {', '.join(map(str, widths))}, blocks per level {blocks[0]} in the encoder and {blocks[1]} in the "
+        "decoder"
     )
     heads = "" if head_dims or _VIT not in levels["encoder"][2] else f"heads of {_HEAD_DIM} channels, "
     return Inference(

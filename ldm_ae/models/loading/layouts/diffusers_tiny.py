@@ -64,7 +64,7 @@ def infer_tiny(contents: Contents, state: dict[str, Tensor]) -> Inference:
     return Inference(
         class_name="AutoencoderTiny", config=config, state=state,
         description=f"tiny autoencoder (TAESD), downsample factor {2 ** (len(levels['encoder']) - 1)}, {channels} "
-        f"latent channels, {widths}, {blocks[0]} blocks in the encoder and {blocks[1]} in the decoder",
+        f"latent channels, {widths}, blocks per level {blocks[0]} in the encoder and {blocks[1]} in the decoder",
         assumed="ReLU, and enlargement by 2 to the nearest pixel",
         scale=Scale(factor=1.0, shift=0.0, source="none, because tiny autoencoders give scaled latents, which "
                     "pipelines use as they are"),

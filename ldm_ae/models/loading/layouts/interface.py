@@ -15,7 +15,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.models.loading.scales import Scale
 from ldm_ae.models.loading.shapes import LDMNetwork
 
-_RGB = 3
+_RGB, _MOST_NUMBERS, _MOST_DIGITS = 3, 256, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,15 @@ class Contents:
         return self.axes(key, axes)[0]
 
     def numbers(self, pattern: str) -> list[int]:
-        """Return the distinct numbers that the group of a pattern matches at the beginning of keys, sorted."""
-        return sorted({int(match[1]) for key in self.state if (match := re.match(pattern, key))})
+        """Return the distinct numbers that the group of a pattern matches at the beginning of keys, sorted.
+
+        Raises:
+            UserError: There are more than any network has, for which an inference would take minutes.
+        """
+        found = {match[1] for key in self.state if (match := re.match(pattern, key))}
+        if len(found) > _MOST_NUMBERS or any(len(digits) > _MOST_DIGITS for digits in found):
+            raise UserError(f"{self.path}: it has more than {_MOST_NUMBERS} numbered parts ({pattern})")
+        return sorted({int(digits) for digits in found})
 
     def count(self, pattern: str) -> int:
         """Return how many `numbers` there are; UserError unless they are 0, 1, 2, ..."""
