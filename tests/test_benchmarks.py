@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import io
 import json
@@ -348,29 +349,16 @@ def test_exact_tiling_needs_a_quarter_of_the_memory_of_the_whole_image(monkeypat
         assert exact <= whole / 4
 
 
-def test_tiling_benchmark_compares_methods_with_the_whole_image(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = [
-        "--size",
-        "64",
-        "--tile",
-        "16",
-        "--widths",
-        "32",
-        "32",
-        "--works",
-        "decode",
-        "--methods",
-        "whole",
-        "exact",
-    ]
-    monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / "tiling.py"), *options, "--device", "cpu"])
+def test_methods_of_tiling_are_measured_on_the_same_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import tiling
+    from tiling import measure, row
 
-    tiling.main()
-    *_, whole, exact = capsys.readouterr().out.splitlines()
-    assert whole.startswith("| decode, whole | ")
-    assert exact.startswith("| decode, exact | ")
-    assert float(exact.split("|")[-2]) < FLOAT32
+    options = argparse.Namespace(size=64, tile=16, widths=(32, 32), device="cpu", precision="fp32")
+    for work in ("decode", "encode"):
+        (whole, expected), (exact, found) = (measure(method, work, options) for method in ("whole", "exact"))
+        assert (found - expected).abs().max() / expected.abs().max() < FLOAT32
+        assert whole.keys() == exact.keys() == {"seconds", "processor", "MiB"}
+        exact["difference"] = 1e-6
+        whole |= {"processor": 2.0, "MiB": 8.0}
+        exact |= {"processor": 3.0, "MiB": 2.0}
+        assert row(work, "exact", exact, whole).endswith("| 3.0 (1.50 ×) | 2 (0.25 ×) | 1.0e-06 |")
