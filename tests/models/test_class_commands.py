@@ -24,14 +24,14 @@ from tests.training.common import TINY, run
 pytestmark = pytest.mark.slow
 
 PAGE = Path(__file__).parents[2] / "docs" / "MODELS.md"
-COLUMNS = ("open", "encode", "evaluate", "decode", "export", "fine-tune")
+COLUMNS = ("open", "encode", "evaluate", "decode", "export", "fine-tune", "tile")
 
 
 def table() -> dict[str, dict[str, str]]:
     """The cells of the page's first table, by class and command."""
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.read_text(encoding="utf-8").splitlines()
-        if re.match(r"\| *\w+ *\|( *(yes|decoder) *\|)+$", line)
+        if re.match(r"\| *\w+ *\|( *(yes|decoder|exact|blended|no) *\|)+$", line)
     ]  # fmt: skip
     return {name: dict(zip(COLUMNS, cells, strict=True)) for name, *cells in rows}
 
@@ -129,6 +129,28 @@ def test_reconstruct(
     latents = model.encode_images(photo, size=size)
     assert read(path).shape == (size, size, 3)
     assert np.abs(read(path) - reconstruction(model, latents[0])).max() <= 1
+
+
+def test_tile(
+    name: str, folder: Path, model: Autoencoder, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images of twice the tile's side."""
+    photo, factor = next(iter(sorted(image_folder.rglob("*.png")))), model.latent_spec.downsample_factor
+    size, method = ["--size", str(4 * factor), "--device", "cpu", "--workers", "0"], TABLE[name]["tile"]
+    command = ["reconstruct", str(folder), str(photo)]
+    status = main([*command, str(tmp_path / "tiled"), *size, "--tile", str(2 * factor)])
+    said = capsys.readouterr().err
+    if method == "no":
+        assert status == 2
+        assert "pixels only and cannot be tiled" in said
+        return
+    assert status == 0
+    assert f"tiling: {method}" in said
+    assert main([*command, str(tmp_path / "whole"), *size]) == 0
+    whole, tiled = (read(next(iter((tmp_path / out).rglob("*.png")))) for out in ("whole", "tiled"))
+    assert tiled.shape == whole.shape
+    if method == "exact":
+        assert np.abs(tiled - whole).max() <= 1  # a value between two levels may round to either
 
 
 def test_evaluate(
