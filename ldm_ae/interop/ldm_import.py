@@ -109,7 +109,10 @@ def import_ldm(
 
 
 def _import_other(file: SingleFile, out: str | Path, *, compvis: bool, family: str | None, overwrite: bool) -> Imported:
-    """Convert a file of a class that CompVis's code does not have."""
+    """Convert a file of a class that CompVis's code does not have, or with a complete configuration."""
+    if family is not None and file.given.class_name is not None:
+        raise UserError(f"--family and the configuration {file.given.name}, which has a scale, exclude each other; "
+                        "remove one of them")  # fmt: skip
     for option, given in (("--family", family is not None), ("a YAML file as --config", compvis)):
         if given:
             raise UserError(f"{option} describes KL and VQ autoencoders, but {file.path} holds a {file.class_name}; "

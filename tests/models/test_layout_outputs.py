@@ -308,8 +308,11 @@ def test_import_takes_a_configuration_of_diffusers(tmp_path: Path, capsys: pytes
     assert f"scaling_factor 0.18215: given in {tmp_path / 'folder/config.json'}" in said.out
     assert "sample_size is assumed" not in said.err
     check_equal(net, tmp_path / "out")
-    with pytest.raises(UserError, match=r"--family flux has the scale 0\.3611, but given in .* is 0\.18215"):
+    with pytest.raises(UserError, match=r"--family and the configuration .*, which has a scale, exclude each other"):
         import_ldm(path, tmp_path / "other", config=tmp_path / "folder", family="flux")
+    (tmp_path / "part.json").write_text('{"norm_num_groups": 2, "scaling_factor": 0.5}')
+    with pytest.raises(UserError, match=r"--family sd has the scale 0\.18215, but given in .* is 0\.5"):
+        import_ldm(path, tmp_path / "other", config=tmp_path / "part.json", family="sd")
 
 
 def test_what_was_inferred_is_described(tmp_path: Path) -> None:

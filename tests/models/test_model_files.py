@@ -15,7 +15,15 @@ from torch import Tensor
 import ldm_ae
 from ldm_ae.cli import main
 from ldm_ae.core.errors import UserError
-from ldm_ae.models import KLAutoencoder, VQAutoencoder, is_model_folder, load_autoencoder, model_hash
+from ldm_ae.models import (
+    AUTOENCODERS,
+    Autoencoder,
+    KLAutoencoder,
+    VQAutoencoder,
+    is_model_folder,
+    load_autoencoder,
+    model_hash,
+)
 from ldm_ae.models.loading.ldm_keys import rename_keys
 from ldm_ae.models.loading.scales import scale_of
 from ldm_ae.models.loading.shapes import LDMNetwork
@@ -114,6 +122,26 @@ def test_class_without_inference_opens_by_its_configuration(tmp_path: Path, patc
     save_compvis(flux_like(), tmp_path / "kl.safetensors")
     with pytest.raises(UserError, match=r"does not hold the PatchLinear of .*config\.json: it has no weight"):
         load_autoencoder(tmp_path / "kl.safetensors", config=tmp_path / "folder")
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_file_of_any_class_opens_by_its_configuration(name: str, tmp_path: Path) -> None:
+    model = AUTOENCODERS[name].example(name).eval()
+    model.save_config(tmp_path / "folder")
+    state = {f"vae.{key}": value.contiguous() for key, value in model.net.state_dict().items()}
+    save_file(state | {"unet.weight": torch.zeros(2)}, tmp_path / "ae.safetensors")
+    found = load_autoencoder(tmp_path / "ae.safetensors", config=tmp_path / "folder")
+    assert type(found.net).__name__ == name
+    assert model_hash(found) == model_hash(model)
+    assert found.spec == model.spec
+    latents = torch.randn(1, model.latent_spec.channels, *model.latent_spec.latent_size(*[side_of(model)] * 2))
+    if model.codebook is None:
+        with torch.no_grad():
+            torch.testing.assert_close(found.decode(latents), model.decode(latents))  # memory is aligned otherwise
+
+
+def side_of(model: Autoencoder) -> int:
+    return model.latent_spec.image_size or 2 * model.latent_spec.downsample_factor
 
 
 def test_pickled_file_is_only_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

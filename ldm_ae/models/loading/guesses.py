@@ -21,6 +21,7 @@ _SIGNS = (
     (r"(^|\.)(encoder\.quant_conv|bn)\.(weight|running_mean)$", f"{_PART}FLUX.2's autoencoder (AutoencoderKLFlux2)"),
     (r"(^|\.)decoder\.norm_out\.(norm_layer|conv_y)\.|spatial_norm\.", f"{_LATENTS}a MoVQ, with spatial normalization; "
      "give its diffusers folder as MODEL"),
+    (r"(^|\.)decoder\.decoder_(layers\.\d|pred|embed)", f"a representation autoencoder (AutoencoderRAE){_CONFIGURED}"),
     (r"(^|\.)encoder\.conv_blocks\.", f"{_LATENTS}LlamaGen's tokenizer"),
     (r"(^|\.)encoder\.stages\.", f"{_PART}a deep-compression autoencoder (AutoencoderDC)"),
     (r"^\d+\.conv\.\d\.weight$", "half of a TAESD (AutoencoderTiny); put taesd_encoder.safetensors and "

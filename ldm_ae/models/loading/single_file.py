@@ -23,7 +23,7 @@ from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.configs import GivenConfig, wrong_size
 from ldm_ae.models.loading.guesses import seems_to_be
 from ldm_ae.models.loading.layouts import LAYOUTS
-from ldm_ae.models.loading.layouts._by_config import by_config
+from ldm_ae.models.loading.layouts._by_config import by_config, exactly_by_config
 from ldm_ae.models.loading.layouts.interface import Contents, Inference, Layout
 from ldm_ae.models.loading.scales import Scale
 from ldm_ae.models.loading.shapes import LDMNetwork
@@ -205,6 +205,8 @@ def _construct(cls: Any, config: dict[str, Any], name: Path) -> Any:
 
 def _find(everything: Mapping[str, Tensor], path: Path, given: GivenConfig) -> tuple[str, Layout]:
     """Return the prefix of the autoencoder's keys, such as `first_stage_model.` (empty at the top), and its layout."""
+    if (exact := exactly_by_config(given, everything)) is not None:
+        return exact
     layouts = [cls() for cls in LAYOUTS.classes() if given.class_name in (None, *cls.class_names)]
     found: dict[str, Layout] = {}
     for layout in layouts:

@@ -47,18 +47,44 @@ def by_config(given: GivenConfig, everything: Mapping[str, Tensor], path: Path) 
     Raises:
         UserError: The class is unknown, its configuration cannot be built, or the file does not have its keys.
     """
+    name, expected = str(given.class_name), _expected(given)
+    first = min(expected)
+    prefixes = _prefixes(first, everything)
+    if not prefixes:
+        raise UserError(f"{path} does not hold the {name} of {given.name}: it has no weight {first}")
+    return max(prefixes, key=lambda prefix: sum(f"{prefix}{key}" in everything for key in expected)), ByConfig()
+
+
+def exactly_by_config(given: GivenConfig, everything: Mapping[str, Tensor]) -> tuple[str, Layout] | None:
+    """Return the same where a file has every weight of the configured class in its shape, so that nothing is inferred;
+    None where it has not, or where the configuration is not complete."""
+    if given.class_name is None or not given.values:
+        return None
+    try:
+        expected = _expected(given)
+    except UserError:  # an incomplete configuration, which a layout may complete
+        return None
+    for prefix in _prefixes(min(expected), everything):
+        found = {key: everything.get(f"{prefix}{key}") for key in expected}
+        if all(value is not None and value.shape == expected[key].shape for key, value in found.items()):
+            return prefix, ByConfig()
+    return None
+
+
+def _expected(given: GivenConfig) -> dict[str, Tensor]:
+    """Return the weights of the configured class, without their values."""
     name = str(given.class_name)
     if name not in AUTOENCODERS:
         raise UserError(f"{given.name} is the configuration of {describe_class(name, AUTOENCODERS)}")
     cls = AUTOENCODERS[name].network_class(name)
     try:
         with torch.device("meta"):
-            expected = cls.from_config({"_class_name": name, **given.values}).state_dict()
+            found: dict[str, Tensor] = cls.from_config({"_class_name": name, **given.values}).state_dict()
     except Exception as error:
         raise UserError(f"{given.name} cannot be built as {name}: {reason(error)}") from error
-    first = min(expected)
-    prefixes = [key.removesuffix(first) for key in everything if key.endswith(first)]
-    prefixes = [prefix for prefix in prefixes if not prefix or prefix.endswith(".")][:_MOST_PREFIXES]
-    if not prefixes:
-        raise UserError(f"{path} does not hold the {name} of {given.name}: it has no weight {first}")
-    return max(prefixes, key=lambda prefix: sum(f"{prefix}{key}" in everything for key in expected)), ByConfig()
+    return found
+
+
+def _prefixes(key: str, everything: Mapping[str, Tensor]) -> list[str]:
+    found = [other.removesuffix(key) for other in everything if other.endswith(key)]
+    return [prefix for prefix in found if not prefix or prefix.endswith(".")][:_MOST_PREFIXES]
