@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +125,9 @@ def row(work: str, method: str, found: dict[str, float], whole: dict[str, float]
     return f"| {work}, {method} | {' | '.join(cells)} |"
 
 
-def table(options: argparse.Namespace) -> list[str]:
-    """Measure every method in a process of its own, and return the lines of a Markdown table."""
-    lines = ["| work | s | processor time, s | additional memory, MiB | difference |", "|---|---|---|---|---|"]
+def table(options: argparse.Namespace) -> Iterator[str]:
+    """Measure every method in a process of its own, and yield the lines of a Markdown table."""
+    yield from ("| work | s | processor time, s | additional memory, MiB | difference |", "|---|---|---|---|---|")
     for work in options.works:
         found: dict[str, dict[str, float]] = {}
         with tempfile.TemporaryDirectory() as folder:
@@ -140,8 +140,7 @@ def table(options: argparse.Namespace) -> list[str]:
                 if "whole" in results and method != "whole":
                     whole = results["whole"]
                     found[method]["difference"] = float((results[method] - whole).abs().max() / whole.abs().max())
-                lines.append(row(work, method, found[method], found.get("whole")))
-    return lines
+                yield row(work, method, found[method], found.get("whole"))
 
 
 def main() -> None:
@@ -169,7 +168,8 @@ def main() -> None:
         print("\n".join(counted(options)))
         return
     print(f"{environment(pick_device(options.device))}\n", flush=True)
-    print("\n".join(table(options)))
+    for line in table(options):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

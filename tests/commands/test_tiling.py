@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from ldm_ae.cli import main
 from ldm_ae.data import ImageTransform, WholeTransform, open_source
-from ldm_ae.latents import LatentDataset, LatentStore, encode_images, verify_store
+from ldm_ae.latents import LatentDataset, LatentStore, encode_images, inspect_store, verify_store
 from ldm_ae.models import AUTOENCODERS, KLAutoencoder, Tiled, VQAutoencoder, model_hash
 from ldm_ae.quantizers import VQ
 from tests.latents.helpers import contents
@@ -93,6 +93,7 @@ def test_store_records_blended_tiles_and_refuses_others(
     with safe_open(store / "44x68" / "latents_rank00_shard000.safetensors", "pt") as shard:
         assert (shard.metadata()["tile"], shard.metadata()["overlap"]) == ("32", "8")
     assert verify_store(store) == []
+    assert inspect_store(store)["tile"] == 32
     capsys.readouterr()
     assert encode(tiny_model_folder, photos, store, *blended, "--overlap", "8") == 0
     assert "is already complete" in capsys.readouterr().out
