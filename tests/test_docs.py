@@ -20,6 +20,8 @@ import pytest
 from tests.docs_blocks import BLOCKS, Options, Run
 from tests.pictures import smooth_picture
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     path.relative_to(ROOT).as_posix()

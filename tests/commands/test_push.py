@@ -21,6 +21,8 @@ from ldm_ae.models.loading.weights import WEIGHTS
 from tests.golden.artefacts import FOLDER, NAMES, unpack
 from tests.hub_server import hub_server
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., tuple[int, str, str]]
 SMALL = ["--size", 32, "--workers", 0, "--device", "cpu"]
 FILES = {"README.md", "config.json", WEIGHTS}

@@ -19,6 +19,8 @@ from ldm_ae.quantizers import VQ
 from tests.latents.helpers import contents
 from tests.pictures import smooth_picture
 
+pytestmark = pytest.mark.slow
+
 Captured = pytest.CaptureFixture[str]
 HERE = ("--workers", "0", "--device", "cpu")
 

@@ -23,6 +23,8 @@ from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.training.configuration.parsing import parse_config
 from tests.pictures import smooth_picture
 
+pytestmark = pytest.mark.slow
+
 PROTOCOL: dict[str, Any] = {
     "images": {"source": "x", "count": 3, "size": "32x32", "keys_sha256": "ab" * 32, "rejected": {"a": "b"},
                "transform": {"version": 1, "size": [32, 32], "resize": None, "crop": "center", "flip": False}},

@@ -13,6 +13,8 @@ from ldm_ae.interop import hub_upload
 from ldm_ae.interop.hub_upload import check_repository, check_upload, upload_model
 from tests.hub_server import HubServer, hub_server
 
+pytestmark = pytest.mark.slow
+
 NAME = "owner/name"
 CONTENTS = {
     "README.md": b"---\nlicense: mit\n---\n# name\n", "config.json": b"{}\n", "training/config.yaml": b"seed: 0\n",

@@ -23,6 +23,8 @@ from ldm_ae.models.loading.single_file import build_autoencoder, open_single_fil
 from tests.interop.compvis_reference import CompVisAutoencoder, CompVisGumbelVQ, CompVisVQ
 from tests.interop.test_ldm_import import CLOSE, DDCONFIG, params, pixels, shaken, write_yaml
 
+pytestmark = pytest.mark.slow
+
 State = dict[str, Tensor]
 ALONE = {"ch": 32, "ch_mult": [1, 2], "attn_resolutions": []}
 """A smaller network, without attention in its levels."""

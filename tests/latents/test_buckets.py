@@ -39,6 +39,8 @@ from tests.latents.test_processes import encode_together
 from tests.latents.test_resume import StoppedError, encoded  # noqa: F401 - a fixture
 from tests.pictures import smooth_picture
 
+pytestmark = pytest.mark.slow
+
 
 def paths(images: Path) -> list[Path]:
     return sorted(images.glob("*/*.png"))

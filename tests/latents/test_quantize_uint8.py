@@ -27,6 +27,8 @@ from tests.latents.test_decoder import read
 from tests.latents.test_formats import content_of, expect
 from tests.latents.test_indices import discrete, rewrite_description
 
+pytestmark = pytest.mark.slow
+
 SHARD = "32x32/latents_rank00_shard001.safetensors"
 
 

@@ -15,6 +15,8 @@ from ldm_ae.latents.store.records import read_record, recorded
 from ldm_ae.models import KLAutoencoder, hash_json
 from tests.latents.helpers import contents, encode, overflow_encoder
 
+pytestmark = pytest.mark.slow
+
 SHARDS = [f"latents_rank00_shard{number:03d}.safetensors" for number in range(3)]
 
 

@@ -18,7 +18,7 @@ from ldm_ae.training.optimizers import OptimizerConfig, load_optimizer
 from tests.pictures import smooth_picture
 from tests.training.common import TINY, files, run
 
-pytestmark = pytest.mark.usefixtures("one_parser")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_parser")]
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,8 @@ from ldm_ae.training.diffusion import trainer as loop
 from ldm_ae.training.diffusion.data import Batches, open_latents
 from tests.scripts import SCRIPTS, load_script
 
+pytestmark = pytest.mark.slow
+
 SMALL = dict(model="dit", steps=4, batch_size=4, width=32, depth=1, log_every=2, sample_every=0, trackers=())
 
 

@@ -20,7 +20,7 @@ from ldm_ae.models.scaling import SCALE, SCALED_ENCODER, encoder_sha256, scale_i
 from ldm_ae.training.run import train
 from tests.training.common import small_model
 
-pytestmark = pytest.mark.usefixtures("one_parser")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_parser")]
 
 VECTORS = {"latents_mean": (0.5, -1.0, 2.0, 0.25), "latents_std": (1.5, 0.5, 3.0, 2.0)}
 FORMS: dict[str, dict[str, Any]] = {

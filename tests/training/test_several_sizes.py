@@ -27,7 +27,7 @@ from tests.pictures import smooth_picture
 from tests.training.common import TINY, files, run
 from tests.training.processes import run_processes
 
-pytestmark = pytest.mark.usefixtures("one_parser")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_parser")]
 SHAPES = [(70, 40), (40, 70), (72, 41), (50, 60)]
 TRAINING = TINY["training"] | {"trackers": [], "sample_every": 6, "checkpoint_every": 6, "log_every": 1}
 DISCRIMINATOR = TINY["discriminator"] | {"init_args": {"n_layers": 1, "ndf": 8, "norm": "group"}}

@@ -23,7 +23,7 @@ from ldm_ae.training.checkpoints.snapshot import HostCopy, Snapshot
 from ldm_ae.training.steps import generator_step
 from tests.training.common import files, make_batches, make_parts, run, whole
 
-pytestmark = pytest.mark.usefixtures("one_parser")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_parser")]
 
 
 @pytest.mark.slow
