@@ -108,7 +108,7 @@ def test_pipeline_in_half_precision_has_the_same_encoder(
     AutoencoderKL.from_pretrained(pipeline / "vae").to(dtype).save_pretrained(pipeline / "vae")  # type: ignore[arg-type]
     found = export_into_pipeline(model, pipeline, tmp_path / "out", weights=torch.float16)
     assert "the encoder is the pipeline's" in found.scale
-    pipe = opened(tmp_path / "out", dtype=torch.float16)
+    pipe = opened(tmp_path / "out", torch_dtype=torch.float16)
     assert pipe.vae.dtype == torch.float16
 
 

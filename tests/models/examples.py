@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import diffusers
@@ -18,7 +19,9 @@ SLOW_VIDEO = [name for name in VIDEO_NETWORKS if name not in FAST_VIDEO]
 
 
 def skip_if_missing(name: str) -> None:
-    """Skip a test of a network class that the installed diffusers does not have."""
+    """Skip a test of a network class that the installed diffusers does not have, or cannot read."""
+    if name == "AutoencoderRAE" and version("transformers").startswith("4."):
+        pytest.skip("a saved AutoencoderRAE needs transformers 5")
     if name in VIDEO_NETWORKS and not hasattr(diffusers, name):
         pytest.skip(f"{name} needs diffusers {VIDEO_NETWORKS[name].needs}")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Literal, cast
 
 import torch
@@ -83,6 +84,11 @@ class RAEAutoencoder(Autoencoder):
         super().__init__()
         if pretrained is not None:
             _require_encoder(read_config(local_folder(pretrained)).get("encoder_type"))
+            if (installed := version("transformers")).partition(".")[0] == "4":  # its initialization fails in diffusers
+                raise UserError(
+                    f"a saved AutoencoderRAE needs transformers 5 or newer, and {installed} is installed; upgrade it: "
+                    "pip install --upgrade transformers"
+                )
             open_pretrained(self, AutoencoderRAE, pretrained)
             self.train(self.training)
             return
