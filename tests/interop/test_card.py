@@ -21,6 +21,7 @@ from ldm_ae.interop.card.recipe import hub_dataset, hub_model, public_name, with
 from ldm_ae.models import Autoencoder, KLAutoencoder, load_autoencoder
 from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.training.configuration.parsing import parse_config
+from tests.models.examples import skip_if_missing
 from tests.pictures import smooth_picture
 
 pytestmark = pytest.mark.slow
@@ -75,6 +76,7 @@ def card(tiny_model: KLAutoencoder) -> Card:
 @pytest.fixture(params=[*AUTOENCODERS, "PatchLinear"])
 def folder(request: pytest.FixtureRequest, patch_linear: None, tmp_path: Path) -> Path:
     """An exported model of each class, with a card."""
+    skip_if_missing(request.param)
     model = AUTOENCODERS[request.param].example(request.param)
     factor, only = model.latent_spec.image_multiple, model.latent_spec.image_size
     model.set_sample_size(only or max(32 // factor, 1) * factor)

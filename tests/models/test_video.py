@@ -246,7 +246,11 @@ def unscaled_by_the_pipeline(model: VideoAutoencoder, scaled: Tensor) -> Tensor:
         "AutoencoderKLWan": "WanPipeline",
     }[name]
     names = {"get_module_execution_device": lambda module: torch.device("cpu")}
-    return latents_for_decode(getattr(diffusers, pipeline), net, video, **names)[:, :, 0]
+    try:
+        cls = getattr(diffusers, pipeline)
+    except RuntimeError as error:  # diffusers' own, around the import of a part that older transformers lack
+        pytest.skip(str(error))
+    return latents_for_decode(cls, net, video, **names)[:, :, 0]
 
 
 def test_scale_equals_that_of_the_pipeline(name: str, model: VideoAutoencoder) -> None:
