@@ -11,7 +11,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS
 from ldm_ae.evaluation.metrics.codebook import CodebookUsage
 from ldm_ae.interop.pipeline import INDEX
-from ldm_ae.io.files import read_json
+from ldm_ae.io.files import require_json
 from ldm_ae.io.locks import holder
 from ldm_ae.io.manifests import MANIFEST, problems, state_of
 from ldm_ae.io.weight_files import is_safetensors_file
@@ -161,9 +161,7 @@ def inspect_pipeline(path: Path) -> dict[str, Any]:
     """Describe the autoencoder of a pipeline folder of diffusers."""
     found: dict[str, Any] = {"kind": "pipeline", "path": str(path)}
     try:
-        index, folder = read_json(path / INDEX), local_folder(path)
-    except ValueError as error:
-        return found | {"problems": [f"{path / INDEX} is not valid JSON: {error}"]}
+        index, folder = require_json(path / INDEX), local_folder(path)
     except UserError as error:
         return found | {"problems": [str(error)]}
     found["class"] = index.get("_class_name") if isinstance(index, dict) else None

@@ -12,7 +12,7 @@ from ldm_ae.evaluation.metrics.interface import ScoreInfo
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX
 from ldm_ae.interop.card import Measured, Score
 from ldm_ae.interop.card.recipe import hub_dataset, public_name
-from ldm_ae.io.files import read_json
+from ldm_ae.io.files import require_json
 from ldm_ae.models import Autoencoder, weights_sha256
 
 METRICS_FILE = "metrics.json"
@@ -36,10 +36,7 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / METRICS_FILE
     if not path.is_file():
         raise UserError(f"{folder} has no {METRICS_FILE}; give the --out folder of ldm-ae evaluate")
-    try:
-        found = read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    found = require_json(path)
     for key, kind in _NEEDED.items():
         value = found
         for name in key.split("."):

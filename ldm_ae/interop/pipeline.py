@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.interop.diffusers import export_diffusers
-from ldm_ae.io.files import read_json, require_new_folder, write_json, writing_folder
+from ldm_ae.io.files import require_json, require_new_folder, write_json, writing_folder
 from ldm_ae.models import Autoencoder, load_autoencoder
 from ldm_ae.models.loading.hub_names import SUBFOLDERS
 from ldm_ae.models.scaling import describe_scaling, is_unscaled, set_scaling_of
@@ -115,10 +114,7 @@ def read_pipeline(folder: Path) -> tuple[dict[str, Any], str]:
     path = folder / INDEX
     if not path.is_file():
         raise UserError(f"{folder} is not a pipeline folder of diffusers: expected {INDEX} in it")
-    try:
-        index = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    index = require_json(path)
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
         raise UserError(f"{path} is not the index of a pipeline: it has no _class_name")
     if bad := [name for name in index if not name.startswith("_") and name != Path(name).name]:
@@ -152,15 +148,10 @@ def _require_same_form(before: Autoencoder, model: Autoencoder, source: Path) ->
 
 def _same_encoder(before: Autoencoder, model: Autoencoder) -> bool:
     """Return whether both give the same latents, but for the rounding of one of them to half precision."""
-    old, new = _encoder(before), _encoder(model)
+    old, new = before.encoder_parameters(), model.encoder_parameters()
     if old.keys() != new.keys() or any(old[name].shape != new[name].shape for name in old):
         return False
     return any(all(torch.equal(old[name].to(dtype), new[name].to(dtype)) for name in old) for dtype in _ROUNDINGS)
-
-
-def _encoder(model: Autoencoder) -> dict[str, Tensor]:
-    found = model.net.named_parameters()
-    return {name: value.detach() for name, value in found if not name.startswith(model.decoder_names)}
 
 
 def _keep_upcast(before: Autoencoder, model: Autoencoder) -> None:

@@ -185,6 +185,14 @@ def read_json(path: str | Path, *, as_written: bool = False) -> Any:
     return value
 
 
+def require_json(path: str | Path) -> Any:
+    """Read the JSON value in a file that a user gave; UserError if it cannot be read or is not JSON."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+
+
 def _json_bytes(value: object) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 

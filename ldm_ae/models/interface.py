@@ -275,6 +275,10 @@ class Autoencoder(InMemoryImages, nn.Module, abc.ABC):
 
     # ----------------------------------------------------------------------------------- derived from the above members
 
+    def encoder_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of `net` that affect latents, all but the decoder's, by their names."""
+        return {name: p for name, p in self.net.named_parameters() if not name.startswith(self.decoder_names)}
+
     @property
     def latent_spec(self) -> LatentSpec:
         """The latents' specification, `spec.latents`."""

@@ -187,9 +187,7 @@ def is_unscaled(spec: LatentSpec) -> bool:
 def encoder_sha256(model: Autoencoder) -> str:
     """Return the sha256 in hex of the float32 values of every parameter that affects latents: all but the decoder's."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.net.named_parameters()):
-        if name.startswith(model.decoder_names):
-            continue
+    for name, parameter in sorted(model.encoder_parameters().items()):
         values = parameter.detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name} {tuple(values.shape)}\n".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)

@@ -45,7 +45,6 @@ def set_trainable(model: Autoencoder, patterns: Sequence[str]) -> int:
     for name, parameter in parameters.items():
         matches = any(fnmatchcase(name, pattern) for pattern in patterns)
         parameter.requires_grad_(matches and not name.startswith(model.frozen_names))
-    encoder = [parameter for name, parameter in parameters.items() if not name.startswith(model.decoder_names)]
-    if any(parameter.requires_grad for parameter in encoder):
+    if any(parameter.requires_grad for parameter in model.encoder_parameters().values()):
         remember_scaled_encoder(model)
     return sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)

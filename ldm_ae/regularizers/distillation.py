@@ -33,8 +33,8 @@ class Distillation(Regularizer):
 
     Args:
         teacher: MODEL whose latents are learned.
-        copy_encoder: Start with the teacher's encoder if all its weights fit the student's, which then may have another
-            decoder. A resumed run keeps its own.
+        copy_encoder: Start with the teacher's encoder if all its weights and its scale fit the student's, which then
+            may have another decoder. A resumed run keeps its own.
     """
 
     short_names = ("distil",)
@@ -66,8 +66,9 @@ class Distillation(Regularizer):
             )
         if not model.takes_scaled_latents:
             set_scaling_of(model, theirs.latents)
-        given, taken = _encoder(self.teacher), _encoder(model)
+        given, taken = self.teacher.encoder_parameters(), model.encoder_parameters()
         fits = {name: p.shape for name, p in given.items()} == {name: p.shape for name, p in taken.items()}
+        fits = fits and model.latent_spec == theirs.latents  # one encoder gives latents of one scale
         if fits and self.copy_encoder:
             with torch.no_grad():
                 for name, parameter in taken.items():
@@ -102,10 +103,6 @@ class Distillation(Regularizer):
         if isinstance(target, GaussianPosterior) and isinstance(posterior, GaussianPosterior):  # of one scale
             terms["log_variance_distillation"] = _sum_of_squares(posterior.log_variance - target.log_variance)
         return Regularized(sample, pixel_values, terms)
-
-
-def _encoder(model: Autoencoder) -> dict[str, Tensor]:
-    return {name: p for name, p in model.net.named_parameters() if not name.startswith(model.decoder_names)}
 
 
 def _relative_error(model: Autoencoder, images: Tensor) -> float:

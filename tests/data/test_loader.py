@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
-import warnings
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import torch
 from PIL import Image
 
 from ldm_ae.core.errors import RunError, UserError
-from ldm_ae.core.processes import worker_processes
 from ldm_ae.data import (
     Decoding,
     EvaluationLoader,
@@ -28,7 +25,6 @@ from ldm_ae.data import (
     split_holdout,
 )
 from ldm_ae.data.sources.folder import FolderSource
-from ldm_ae.data.workers import data_loader
 
 RANDOM = ImageTransform(size=16, crop="random", flip=True)
 RANDOM_FREE = ImageTransform(size=16)
@@ -400,14 +396,3 @@ def test_cache_decodes_once_and_preserves_batches(source: Source, monkeypatch: p
     assert decoded >= 2 * len(source)
     assert decoded_once == len(source)
     assert decoded_once < stream(16_000)[1] < decoded  # room for two of them
-
-
-def test_no_more_workers_start_than_there_are_cores(source: Source) -> None:
-    """torch warns of them, in three lines each time, and they would take turns."""
-    assert [worker_processes(count) for count in (0, 1)] == [0, 1]
-    cores = worker_processes(10**6)
-    assert 1 <= cores <= (os.cpu_count() or 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        builder = TrainingLoader(source, RANDOM, batch_size=2, seed=0)
-        assert data_loader(builder, [], 10**6, persistent=False).num_workers == cores  # type: ignore[arg-type]

@@ -192,3 +192,19 @@ def test_teacher_for_images_in_another_range_is_refused(low: float, refused: boo
     else:
         regularizer.verify(photo)
     Distillation(teacher=teacher).verify(photo)  # of an untrained one nothing is known
+
+
+def test_encoder_of_another_scale_is_not_shared(teacher: str) -> None:
+    """A frozen student for scaled latents would give its decoder unscaled ones."""
+    torch.manual_seed(0)
+    student = TakesScaled(
+        block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, mid_block_add_attention=False
+    )
+    freeze_encoder(student)
+    before, regularizer = student.encode(images()).mode(), Distillation(teacher=teacher)
+    regularizer.prepare(student)
+    assert torch.equal(student.encode(images()).mode(), before)
+    posterior, latents = student.draw(images())
+    found = regularizer(posterior, latents, images(), draws())
+    sample = load_autoencoder(teacher).encode(images()).sample(noise=draws().normal(*latents.shape[1:]))
+    assert torch.allclose(found.latents, (sample - SCALE["shift_factor"]) * SCALE["scaling_factor"], atol=1e-6)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_ae.core.errors import UserError, printable
-from ldm_ae.io.files import read_json
+from ldm_ae.io.files import require_json
 from ldm_ae.models.loading.places import resolve_model_folder, suggestion
 
 _MOST_LAYERS, _MOST_ENTRIES, _LARGEST_SIZE = 64, 1024, 2**16
@@ -31,10 +31,7 @@ def read_config(folder: Path) -> dict[str, object]:
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        config = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    config = require_json(path)
     if not isinstance(config, dict):
         raise UserError(f"{path} is not the configuration of a diffusers model: it has no _class_name")
     return config

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldm_ae.core.errors import UserError, printable
-from ldm_ae.io.files import read_json
+from ldm_ae.io.files import require_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 _INDEX = f"{WEIGHTS}.index.json"
@@ -62,10 +62,7 @@ def require_weights(folder: Path) -> WeightFiles:
 
 
 def _check_shards(folder: Path, index: Path) -> None:
-    try:
-        content = read_json(index)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{index} is not valid JSON: {error}") from error
+    content = require_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{index} is not an index of weights: expected a weight_map from names to files")
