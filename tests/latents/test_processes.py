@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from ldm_ae.latents.store.records import recorded
 from ldm_ae.models import KLAutoencoder
 from tests.latents.helpers import contents, encode
 from tests.latents.test_resume import encode_until
-from tests.training.processes import run_processes
+from tests.training.processes import free_port, run_processes
 
 
 class ThreadChannel:
@@ -207,11 +208,13 @@ def test_invalid_distributed_environment_is_refused(
         Processes.from_environment()
 
 
-def encode_or_die(rank: int, model: str, images: str, folder: str) -> None:
+def encode_or_die(rank: int, model: str, images: str, folder: str, port: int) -> None:
     from ldm_ae.models import load_autoencoder
 
     loaded = load_autoencoder(model)
     encode(loaded, Path(images), Path(folder) / "store", processes=Processes.from_environment())
+    # On one port, a process may still find the other's address of the first connection, and is refused there.
+    os.environ["MASTER_PORT"] = str(port)
     with Processes.from_environment().connect() as channel:
         assert channel.broadcast(f"said by {rank}") == "said by 0"
         if rank == 1:
@@ -226,7 +229,7 @@ def encode_or_die(rank: int, model: str, images: str, folder: str) -> None:
 def test_gloo_processes_share_a_store_and_detect_an_ended_peer(
     tiny_model_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
-    run_processes(encode_or_die, 2, str(tiny_model_folder), str(image_folder), str(tmp_path))
+    run_processes(encode_or_die, 2, str(tiny_model_folder), str(image_folder), str(tmp_path), free_port())
     assert verify_store(tmp_path / "store") == []
     assert len(LatentStore(tmp_path / "store")) == 12
     assert LatentStore(tmp_path / "store").good()["shard"].unique().to_pylist() == [
