@@ -85,8 +85,8 @@ class Distillation(Regularizer):
 
     @torch.no_grad()
     def verify(self, pixel_values: Tensor) -> None:
-        """Refuse a teacher that reconstructs these images clearly better as images in [0, 1], and a student whose encoder
-        is frozen and gives unrelated latents."""
+        """Refuse a teacher that reconstructs these images clearly better as images in [0, 1], and a student whose
+        encoder is frozen and gives unrelated latents."""
         as_declared, as_unit = (
             _relative_error(self.teacher, images) for images in (pixel_values, pixel_values / 2 + 0.5)
         )
@@ -100,9 +100,10 @@ class Distillation(Regularizer):
             target = self.teacher.scale(self.teacher.encode(pixel_values).mode())
             error = (self._student.scale(self._frozen_encode(pixel_values).mode()) - target).square().mean()
             if not error < target.var():
+                deviations = (error / target.var()).sqrt()
                 raise UserError(
                     "Distillation: the student's encoder is not trained, and its latents are not those of "
-                    f"{self.name}: their error is {(error / target.var()).sqrt():.1f} standard deviations. Train it too "
+                    f"{self.name}: their error is {deviations:.1f} standard deviations. Train it too "
                     "(training.trainable), or begin with a student that encodes like the teacher"
                 )
 
