@@ -21,6 +21,10 @@ class TrainingOutput(NamedTuple):
     posterior: Posterior
     terms: dict[str, Tensor]
     """The regularizer's named losses, (B,) float32 each, summed over one image's latents."""
+    latents: Tensor
+    """(B, C, h, w) with the encoder's graph: what is decoded."""
+    decoder_input: Tensor
+    """The same; a leaf, float32, where the pass was cut."""
 
 
 class TrainingPass(nn.Module):
@@ -36,14 +40,26 @@ class TrainingPass(nn.Module):
         self.autoencoder = autoencoder
         self.regularizer = Identity() if regularizer is None else regularizer
 
-    def forward(self, pixel_values: Tensor, noise: Tensor | None, draws: Draws) -> TrainingOutput:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None,
+        draws: Draws,
+        *,
+        cut: bool = False,
+        decoded: Tensor | None = None,
+    ) -> TrainingOutput:
         """Return the reconstructions, targets and terms of (B, 3, H, W) images in [-1, 1].
 
         Args:
             pixel_values: The images.
             noise: (B, C, h, w) standard normal, for the posterior's draw; None for the global generator.
             draws: Random numbers of each sample, for the regularizer.
+            cut: Cut the graph at the decoder's input, whose gradient is then available on its own.
+            decoded: The reconstructions, where an earlier pass has decoded; the decoder is then not used.
         """
         posterior, latents = self.autoencoder.draw(pixel_values, noise)
         latents, target, terms = self.regularizer(posterior, latents, pixel_values, draws)
-        return TrainingOutput(self.autoencoder.decode(latents), target, posterior, terms)
+        decoder_input = latents.detach().float().requires_grad_() if cut else latents
+        reconstructions = self.autoencoder.decode(decoder_input) if decoded is None else decoded
+        return TrainingOutput(reconstructions, target, posterior, terms, latents, decoder_input)
