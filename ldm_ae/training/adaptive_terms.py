@@ -18,7 +18,7 @@ loss over an image and averages a term; here both have one reduction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,12 +32,17 @@ ADAPTIVE_MAX = 1e4
 
 
 class DecoderGradients(NamedTuple):
-    """The gradients that the decoder's backward pass leaves."""
+    """The gradients that the decoder's backward pass gives."""
 
-    latents: Tensor
-    """(B, C, h, w) float32, at the decoder's input."""
+    inputs: list[Tensor]
+    """(B, C, h, w) float32 each: at the decoder's input, for each of its uses."""
     parameters: list[tuple[nn.Parameter, Tensor]]
     """The decoder's trainable parameters, each with its gradient."""
+
+    def surrogate(self, output: TrainingOutput) -> Tensor:
+        """Return a scalar whose gradients are these, at the parameters and at the latents of a pass that was cut."""
+        pairs = [*zip((cut.latents for cut in output.cuts), self.inputs, strict=True), *self.parameters]
+        return torch.stack([(tensor * gradient).sum() for tensor, gradient in pairs]).sum()
 
     def take_over(self, earlier: DecoderGradients) -> None:
         """Add the gradients of the parameters of an earlier micro-batch, which then has none."""
@@ -45,31 +50,28 @@ class DecoderGradients(NamedTuple):
             total.add_(gradient)
         earlier.parameters.clear()
 
-    def surrogate(self, latents: Tensor) -> Tensor:
-        """Return a scalar whose gradients are these, at the parameters and at `latents` (B, C, h, w)."""
-        total = (latents * self.latents).sum()
-        for parameter, gradient in self.parameters:
-            total = total + (parameter * gradient).sum()
-        return total
-
 
 def through_decoder(
-    output: TrainingOutput, gradient: Tensor, parameters: Iterable[nn.Parameter], scale: float
+    output: TrainingOutput, gradients: Sequence[Tensor], parameters: Iterable[nn.Parameter], scale: float
 ) -> DecoderGradients:
-    """Propagate a gradient at the reconstructions through the decoder, and free its graph; leave `.grad` as it is.
+    """Propagate gradients at the reconstructions through the decoder, and free its graph; leave `.grad` as it is.
 
     Args:
         output: A training pass that was cut at the decoder's input.
-        gradient: (B, 3, H, W) float32, at its reconstructions.
+        gradients: (B, 3, H, W) float32, at the reconstructions of each cut.
         parameters: All that may be the decoder's; those that it does not use are passed over.
         scale: The loss scale of half precision, which gradients have on their way.
     """
     candidates = [parameter for parameter in parameters if parameter.requires_grad]
-    at_input, *others = torch.autograd.grad(
-        output.reconstructions, [output.decoder_input, *candidates], gradient * scale, allow_unused=True
+    found = torch.autograd.grad(
+        [cut.reconstructions for cut in output.cuts],
+        [*(cut.decoder_input for cut in output.cuts), *candidates],
+        [gradient * scale for gradient in gradients],
+        allow_unused=True,
     )
-    found = [(p, g.float() / scale) for p, g in zip(candidates, others, strict=True) if g is not None]
-    return DecoderGradients(at_input.float() / scale, found)
+    inputs, others = found[: len(output.cuts)], found[len(output.cuts) :]
+    pairs = [(p, g.float() / scale) for p, g in zip(candidates, others, strict=True) if g is not None]
+    return DecoderGradients([gradient.float() / scale for gradient in inputs], pairs)
 
 
 def encoder_gradients(
@@ -81,14 +83,17 @@ def encoder_gradients(
     Raises:
         UserError: The decoder's input does not depend on the encoder.
     """
-    if not output.latents.requires_grad:
+    pairs = zip((cut.latents for cut in output.cuts), decoder.inputs, strict=True)
+    sent = [(latents, gradient * scale) for latents, gradient in pairs if latents.requires_grad]
+    if not sent:
         raise UserError(
             "the regularizer replaces the latents that are decoded: the reconstruction gives the encoder no gradient, "
             "which the adaptive weight of a term needs; remove the term's weight"
         )
-    sent = torch.autograd.grad(output.latents, layer, decoder.latents * scale, retain_graph=True)
-    own = [torch.autograd.grad(term * scale, layer, retain_graph=True) for term in terms]
-    return torch.stack([gradient.float() / scale for (gradient,) in (sent, *own)])
+    latents, gradients = zip(*sent, strict=True)
+    found = [torch.autograd.grad(latents, layer, gradients, retain_graph=True)[0]]
+    found += [torch.autograd.grad(term * scale, layer, retain_graph=True)[0] for term in terms]
+    return torch.stack([gradient.float() / scale for gradient in found])
 
 
 def gradient_ratio(reference: Tensor, norm: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
         with _sync_on_last(parts.accelerator, parts.training_pass, i, len(batches)):
             output = forward(
                 parts.training_pass, batch, cut=bool(parts.adaptive_terms),
-                decoded=decoded[i].reconstructions if decoded else None,
+                decoded=[decoded[i].reconstructions] if decoded else None,
             )  # fmt: skip
             reconstructions, target, posterior = output[:3]
             at_output = known[i] if known else output_gradients(parts, batch, reconstructions, target, with_gan)
@@ -203,7 +203,7 @@ def surrogate_loss(
     terms = output.posterior.regularization() | output.terms
     regularization = objective.regularization(terms, output.posterior.mode(), factors)
     if decoder is not None:
-        surrogate = decoder.surrogate(output.latents) + regularization
+        surrogate = decoder.surrogate(output) + regularization
     else:  # a scalar whose gradient at the reconstructions is that of the losses
         surrogate = (output.reconstructions * at_output.weighted(gan_weight)).sum() + regularization
     # The nll of a fixed error gives the log-variance its gradient.
@@ -275,7 +275,7 @@ def backward_to_encoder(
     """Run the decoder's backward pass; return its gradients, and (1 + terms, ...) at the encoder's last weight."""
     layer, scale = parts.plain_autoencoder.encoder_last_layer, _loss_scale(parts.accelerator)
     assert layer is not None, "check_capabilities"
-    decoder = through_decoder(output, at_output.weighted(gan_weight), parts.plain_pass.parameters(), scale)
+    decoder = through_decoder(output, [at_output.weighted(gan_weight)], parts.plain_pass.parameters(), scale)
     latents = output.posterior.mode()
     terms = [parts.objective.reduced(output.terms[name], latents) for name in parts.adaptive_terms]
     return decoder, encoder_gradients(output, decoder, terms, layer, scale)
@@ -335,7 +335,7 @@ def _decode_ahead(
 
 
 def forward(
-    training_pass: nn.Module, batch: MicroBatch, *, cut: bool = False, decoded: Tensor | None = None
+    training_pass: nn.Module, batch: MicroBatch, *, cut: bool = False, decoded: Sequence[Tensor] | None = None
 ) -> TrainingOutput:
     """Run the training pass on a micro-batch; see `TrainingPass.forward`."""
     output: TrainingOutput = training_pass(
