@@ -16,7 +16,7 @@ from ldm_ae.models.adapters._opening import open_pretrained
 from ldm_ae.models.adapters._video_examples import EXAMPLES
 from ldm_ae.models.adapters._video_networks import VIDEO_NETWORKS, PoolInFloat32, VideoNetwork
 from ldm_ae.models.interface import Autoencoder
-from ldm_ae.models.loading.folder import class_name_of
+from ldm_ae.models.loading.networks import class_name_of
 from ldm_ae.models.posteriors import DeterministicPosterior, GaussianPosterior, Posterior
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 
