@@ -40,6 +40,11 @@ class Regularizer(PartlyFrozen, abc.ABC):
     """Names of the terms whose weight is relative to the reconstruction: a training step multiplies it by the ratio of
     both gradients' norms at the model's `encoder_last_layer` (`ldm_ae.training.adaptive_terms`)."""
 
+    @classmethod
+    def example(cls) -> Regularizer:
+        """Return an instance with random weights for tests; by default, one with the default arguments."""
+        return cls()
+
     @property
     def identity(self) -> str:
         """What a resumed run must have in common with the run; the class's name by default."""
