@@ -12,13 +12,13 @@ from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS
 from ldm_ae.evaluation.metrics.codebook import CodebookUsage
 from ldm_ae.interop.pipeline import INDEX
 from ldm_ae.io.files import require_json
+from ldm_ae.io.hub_names import PREFIX
 from ldm_ae.io.locks import holder
 from ldm_ae.io.manifests import MANIFEST, problems, state_of
 from ldm_ae.io.weight_files import is_safetensors_file
 from ldm_ae.latents import LatentStore, inspect_store
 from ldm_ae.models import Autoencoder, load_autoencoder
 from ldm_ae.models.loading.checkpoints import CHECKPOINTS, all_checkpoints
-from ldm_ae.models.loading.hub_names import PREFIX
 from ldm_ae.models.loading.places import find_path, local_place, suggestion
 from ldm_ae.models.loading.single_file import build_autoencoder, open_single_file
 from ldm_ae.models.scaling import describe_state

@@ -8,9 +8,11 @@ from pathlib import Path
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.nearest import nearest_name, nearest_path
 from ldm_ae.core.resources import shipped_models
+from ldm_ae.io.hub_names import PREFIX, is_hub_name
 from ldm_ae.models.loading.checkpoints import find_named
-from ldm_ae.models.loading.hub_names import PREFIX, SUBFOLDERS, is_hub_name
 
+SUBFOLDERS = ("", "vae", "vqvae", "movq")
+"""Folders of a repository that may hold its autoencoder: the top, or a pipeline's part, as diffusers names it."""
 _MOST_NAMES = 6
 
 
