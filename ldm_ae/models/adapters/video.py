@@ -115,6 +115,11 @@ class VideoAutoencoder(Autoencoder):
         return cast(nn.Parameter, self.net.decoder.get_submodule(self._video.last_layer).weight)
 
     @property
+    def encoder_last_layer(self) -> nn.Parameter:
+        name = self._video.encoder_last_layer or self._video.last_layer
+        return cast(nn.Parameter, self.net.encoder.get_submodule(name).weight)
+
+    @property
     def has_gradient_checkpointing(self) -> bool:
         return self._video.checkpointing and super().has_gradient_checkpointing
 
