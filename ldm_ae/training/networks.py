@@ -14,6 +14,7 @@ from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.regularizers import Regularizer
+from ldm_ae.training.adaptive_terms import adaptive_terms
 from ldm_ae.training.checkpoints.snapshot import AVERAGED
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.ema import EMA
@@ -53,7 +54,7 @@ class Networks:
 
         # The trainable parameters and their average.
         set_trainable(autoencoder, config.trainable)
-        check_capabilities(autoencoder, objective.config, discriminator, config)
+        check_capabilities(autoencoder, objective.config, discriminator, config, regularizer)
         self.autoencoder, self.regularizer = autoencoder.train(), regularizer.train()
         self.ema = EMA(autoencoder, config.ema_decay) if config.ema_decay is not None else None
         if config.gradient_checkpointing:
@@ -69,7 +70,9 @@ class Networks:
         if self.ema is not None:
             place(self.ema.model, device, plain)
         if config.compile:
-            autoencoder.compile_parts(for_training=True)
+            measured = adaptive_terms(regularizer.adaptive_terms, objective.config.regularization_weights)
+            apart = autoencoder.encoder_last_layer if measured else None
+            autoencoder.compile_parts(for_training=True, apart=apart)
             if self.discriminator is not None:
                 self.discriminator.compile()
         self.objective = objective.to(device)

@@ -12,7 +12,7 @@ import yaml
 
 from ldm_ae.interop.card.facts import Trained
 from ldm_ae.interop.card.markup import code, escaped
-from ldm_ae.models.loading.hub_names import PREFIX, REPOSITORY, is_hub_name
+from ldm_ae.io.hub_names import PREFIX, REPOSITORY, is_hub_name
 
 REMOVED = "???"
 """The value in place of a private path: a recipe's value that the user must supply, which `ldm-ae train` asks for."""
