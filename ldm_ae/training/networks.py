@@ -109,7 +109,7 @@ class Networks:
     def others(self) -> dict[str, nn.Module]:
         """Return the other modules that a checkpoint holds, by name; their state dicts hold the learned tensors."""
         found: dict[str, nn.Module] = {"objective": self.objective, "regularizer": self.regularizer}
-        return found if self.discriminator is None else found | {"discriminator": self.discriminator}
+        return found if self.discriminator is None else found | self.discriminator.saved_parts()
 
 
 def _synchronized(discriminator: Discriminator | None, accelerator: Accelerator) -> Discriminator | None:

@@ -18,7 +18,7 @@ from ldm_ae.core.errors import UserError, reportable
 from ldm_ae.core.registry import class_paths, full_name
 from ldm_ae.core.resources import with_config_paths
 from ldm_ae.data.config import DataConfig
-from ldm_ae.discriminators import Discriminator
+from ldm_ae.discriminators import Discriminator, DiscriminatorAid
 from ldm_ae.losses.objective import ObjectiveConfig
 from ldm_ae.models import Autoencoder
 from ldm_ae.regularizers import Identity, Regularizer
@@ -52,6 +52,8 @@ class RunConfig:
     """Module that changes latents or targets between encoder and decoder; the default changes nothing."""
     discriminator: Discriminator | None = None
     """Discriminator; null trains without an adversarial loss."""
+    discriminator_aids: list[DiscriminatorAid] = field(default_factory=list)
+    """Augmentations and penalties beside the discriminator, in this order."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer of the autoencoder."""
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
