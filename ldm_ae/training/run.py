@@ -109,6 +109,13 @@ def check(run: RunConfig) -> None:
     if run.data.validation_images > 0:
         check_best(validation, resolution=run.data.resolution, images=run.data.validation_images)
     set_trainable(run.model, run.training.trainable)  # as the trainer will
+    if run.optimizer.averages_weights():
+        for name, chosen in (("ema_decay", run.training.ema_decay is not None), ("power_ema", run.training.power_ema)):
+            if chosen:
+                raise UserError(
+                    f"training.{name} has no place beside {run.optimizer.class_path}, which averages the weights "
+                    f"itself; set training.{name} to {'null' if name == 'ema_decay' else 'false'}"
+                )
     for term in sorted(run.model.needed_terms()):
         if not run.objective.regularization_weights.get(term, 0.0) > 0:
             raise UserError(
@@ -218,6 +225,8 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
     }
     if not isinstance(run.regularizer, Identity):
         identity["regularizer"] = run.regularizer.identity
+    if run.training.power_ema:
+        identity["power_ema"] = ", ".join(f"{length:g}" for length in run.training.power_ema_lengths)
     if loader.buckets is not None:
         identity["bucket_assignment"] = loader.buckets.identity()
     return Trainer(

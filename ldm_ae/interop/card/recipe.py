@@ -128,6 +128,8 @@ def _rows(trained: Trained) -> Iterator[tuple[str, str]]:
     precision = numerics.get("precision") if isinstance(numerics, Mapping) else at("training.precision")
     yield "Precision", _value(precision)
     yield "Average of the weights (EMA)", _value(at("training.ema_decay"))
+    if at("training.power_ema"):
+        yield "Power-function averages of the weights, lengths", _value(at("training.power_ema_lengths"))
     yield "Seed", _value(at("seed"))
     yield "Software", software(environment.get("versions"))
     yield "Device", escaped(environment.get("device") or "")
