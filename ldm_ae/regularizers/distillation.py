@@ -39,7 +39,6 @@ class Distillation(Regularizer):
 
     short_names = ("distil",)
     frozen = ("teacher",)
-    keeps_scale = True
 
     def __init__(self, *, teacher: str, copy_encoder: bool = True):
         super().__init__()
@@ -76,6 +75,9 @@ class Distillation(Regularizer):
         frozen = not any(parameter.requires_grad for parameter in taken.values())
         self._shares_encoder = fits and frozen and all(torch.equal(given[name], p) for name, p in taken.items())
         self._student = model.latent_spec
+
+    def scale(self, model: Autoencoder) -> LatentSpec:
+        return model.latent_spec  # as `prepare` set it
 
     @torch.no_grad()
     def verify(self, pixel_values: Tensor) -> None:

@@ -36,10 +36,12 @@ class MicroBatch(NamedTuple):
     """(B, C, h, w) standard normal, for the posterior's draw."""
     seeds: tuple[int, ...]
     """Seeds of all further random numbers of each sample in this step."""
+    step_seed: int = 0
+    """Seed of the random numbers that all samples of the step share, over its micro-batches and processes."""
 
     def draws(self, stream: str) -> Draws:
         """Return a stream's random numbers from its start: two passes over the same images draw the same numbers."""
-        return Draws(self.seeds, stream)
+        return Draws(self.seeds, stream, self.step_seed)
 
 
 class Reconstructed(NamedTuple):
@@ -70,6 +72,17 @@ class StepParts:
         self.plain_discriminator = None if pair is None else pair.discriminator
 
 
+class FurtherGradient(NamedTuple):
+    """The gradient of one of a regularizer's further reconstruction losses at its reconstructions, and the loss."""
+
+    gradient: Tensor
+    """Weighted, (B, 3, H', W')."""
+    nll: Tensor
+    """Scalar, weighted."""
+    error: Tensor
+    """Scalar: the unweighted error before the log-variance."""
+
+
 class OutputGradients(NamedTuple):
     """Gradients of a micro-batch's two losses at its reconstructions, (B, 3, H, W) each, and the losses themselves."""
 
@@ -78,6 +91,7 @@ class OutputGradients(NamedTuple):
     error: Tensor
     """Scalar: the reconstruction error before the log-variance."""
     logs: Logs
+    further: list[FurtherGradient]
 
 
 def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -> tuple[list[Reconstructed], Logs]:
@@ -105,19 +119,18 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
     for i, batch in enumerate(batches):
         with _sync_on_last(parts.accelerator, parts.training_pass, i, len(batches)):
             output = forward(parts.training_pass, batch)
-            reconstructions, target, posterior, _ = output
-            at_output = known[i] if known else output_gradients(parts, batch, reconstructions, target, with_gan)
+            at_output = known[i] if known else output_gradients(parts, batch, output, with_gan)
             if adaptive and known is None:
                 gan_weight = gan_weight * adaptive_weight(
-                    parts, [last_layer_gradients(parts, reconstructions, at_output)]
+                    parts, [last_layer_gradients(parts, output.reconstructions, at_output)]
                 )
             surrogate, _, terms = surrogate_loss(parts.objective, output, at_output, gan_weight)
             parts.accelerator.backward(surrogate / len(batches))
-        posteriors.append(posterior)
-        results.append(Reconstructed(target.detach(), reconstructions.detach()))
+        posteriors.append(output.posterior)
+        results.append(Reconstructed(output.target.detach(), output.reconstructions.detach()))
         all_logs.append(at_output.logs | {f"{name}_loss": term.detach().mean() for name, term in terms.items()})
     _average_gradients(parts.accelerator, parts.objective)
-    logs = _mean_logs(all_logs) | parts.plain_autoencoder.learn(posteriors)
+    logs = _mean_logs(all_logs) | parts.plain_pass.learn(posteriors)
     if isinstance(gan_weight, Tensor):
         logs["adaptive_weight"] = gan_weight / parts.objective.config.gan_weight_at(step)
     return results, logs
@@ -169,8 +182,11 @@ def surrogate_loss(
     terms = output.posterior.regularization() | output.terms
     regularization = objective.regularization(terms, output.posterior.mode())
     # Its gradient at the reconstructions is `gradient`; the nll of a fixed error reaches the log-variance.
-    surrogate = (output.reconstructions * gradient).sum() + regularization
-    return Surrogate(surrogate + objective.nll(at_output.error, output.target), regularization, terms)
+    surrogate = (output.reconstructions * gradient).sum() + regularization + objective.nll(at_output.error, output.target)
+    for more, found in zip(output.further, at_output.further, strict=True):
+        surrogate = surrogate + (more.reconstructions * found.gradient).sum()
+        surrogate = surrogate + more.weight * objective.nll(found.error, output.target)
+    return Surrogate(surrogate, regularization, terms)
 
 
 def discriminator_loss(parts: StepParts, batch: MicroBatch, result: Reconstructed, step: int) -> tuple[Tensor, Logs]:
@@ -190,13 +206,11 @@ def discriminator_loss(parts: StepParts, batch: MicroBatch, result: Reconstructe
     return loss, {name: value.detach() for name, value in logs.items()} | {"discriminator_accuracy": correct}
 
 
-def output_gradients(
-    parts: StepParts, batch: MicroBatch, reconstructions: Tensor, target: Tensor, with_gan: bool
-) -> OutputGradients:
+def output_gradients(parts: StepParts, batch: MicroBatch, output: TrainingOutput, with_gan: bool) -> OutputGradients:
     """Return ∂nll/∂x̂ and, if requested, ∂gan/∂x̂, each through its own network only."""
     objective, scale = parts.objective, _loss_scale(parts.accelerator)
-    leaf = reconstructions.detach().requires_grad_()
-    terms = objective.reconstruction(leaf, target)
+    leaf = output.reconstructions.detach().requires_grad_()
+    terms = objective.reconstruction(leaf, output.target)
     nll_gradient = _gradient(terms.nll, leaf, scale)
     logs = {"rec_loss": terms.rec_loss, "nll_loss": terms.nll}
     if terms.perceptual_loss is not None:
@@ -209,7 +223,15 @@ def output_gradients(
             logits_fake = parts.plain_discriminator(fake)
         logs["generator_loss"] = objective.config.adversarial.generator(logits_fake.float())
         gan_gradient = _gradient(logs["generator_loss"], leaf, scale)
-    return OutputGradients(nll_gradient, gan_gradient, terms.error.detach(), {k: v.detach() for k, v in logs.items()})
+    further = []
+    for more in output.further:
+        small = more.reconstructions.detach().requires_grad_()
+        found = objective.reconstruction(small, more.target, elements_of=output.target)
+        gradient, nll = more.weight * _gradient(found.nll, small, scale), more.weight * found.nll.detach()
+        further.append(FurtherGradient(gradient, nll, found.error.detach()))
+        logs[f"{more.name}_loss"] = found.per_element
+    logs = {name: value.detach() for name, value in logs.items()}
+    return OutputGradients(nll_gradient, gan_gradient, terms.error.detach(), logs, further)
 
 
 def last_layer_gradients(parts: StepParts, reconstructions: Tensor, at_output: OutputGradients) -> Tensor:
@@ -239,9 +261,9 @@ def _measure_ahead(
     measured, last = [], []
     with _only_last_layer(parts.plain_pass), parts.accelerator.autocast():
         for batch in batches:
-            reconstructions, target, _, _ = forward(parts.plain_pass, batch)
-            measured.append(output_gradients(parts, batch, reconstructions, target, with_gan=True))
-            last.append(last_layer_gradients(parts, reconstructions, measured[-1]))
+            output = forward(parts.plain_pass, batch)
+            measured.append(output_gradients(parts, batch, output, with_gan=True))
+            last.append(last_layer_gradients(parts, output.reconstructions, measured[-1]))
     return measured, gan_weight * adaptive_weight(parts, last)
 
 

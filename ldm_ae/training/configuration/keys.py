@@ -20,6 +20,9 @@ ROOT = ("ldm_ae.training.configuration.parsing", "RunConfig")
 CLASS_KEYS = ("model", "quantizer", "regularizer", "discriminator", "reconstruction", "perceptual", "adversarial")
 """The last parts of the keys whose value is a registered class, with `class_path` and `init_args`."""
 
+CHAINS = {"regularizer": ("Chain", "regularizers")}
+"""The class that stands for a list of classes under one of these keys, and its argument with the list."""
+
 OPTIMIZER_KEYS = ("optimizer", "discriminator_optimizer")
 """The groups whose `class_path` names an optimizer. The group's name alone sets it too: `--optimizer adamw`."""
 
