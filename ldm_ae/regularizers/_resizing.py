@@ -14,8 +14,8 @@ def require_any_size(model: Autoencoder, regularizer: str) -> None:
     """Raise UserError for a model that takes images of one size only."""
     if (side := model.latent_spec.image_size) is not None:
         raise UserError(
-            f"{regularizer} decodes smaller latents, and {type(model.net).__name__} takes images of {side}x{side} only; "
-            "choose another regularizer"
+            f"{regularizer} decodes smaller latents, and {type(model.net).__name__} takes images of {side}x{side} "
+            "only; choose another regularizer"
         )
 
 
@@ -26,5 +26,5 @@ def fraction_of(size: Size, numerator: int, denominator: int) -> Size:
 
 
 def resized(values: Tensor, size: Size) -> Tensor:
-    """Return (B, C, h, w) at another size, bilinear and without a filter against aliasing, as the methods' code does."""
+    """Return (B, C, h, w) at another size, bilinear, without a filter against aliasing, as the methods do."""
     return F.interpolate(values, size=size, mode="bilinear", align_corners=False)

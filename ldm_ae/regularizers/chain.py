@@ -15,10 +15,9 @@ from ldm_ae.regularizers.interface import Further, Regularized, Regularizer, Siz
 class Chain(Regularizer):
     """Applies regularizers in their order: each takes the latents that the one before it gives.
 
-    In YAML, a list is a chain: `regularizer: [eq-vae, noise]`. The order matters where several change latents: `[eq-vae,
-    noise]` adds noise to scaled latents, `[noise, eq-vae]` scales the noise too. Regularizers that scale or rotate take
-    the target that the ones before them give; all others compare with the images that were encoded. Terms of equal names
-    are numbered from the second on: `alignment`, `alignment_2`.
+    In YAML, a list is a chain: `regularizer: [eq-vae, noise]`. The order matters where several change latents:
+    `[eq-vae, noise]` adds noise to scaled latents, `[noise, eq-vae]` scales the noise too. Terms of equal names are
+    numbered from the second on: `alignment`, `alignment_2`.
 
     Args:
         regularizers: The regularizers; an empty list changes nothing.
@@ -28,6 +27,13 @@ class Chain(Regularizer):
         super().__init__()
         self.regularizers = nn.ModuleList(regularizers)
 
+    @classmethod
+    def example(cls) -> Chain:
+        from ldm_ae.regularizers.eq_vae import EQVAE
+        from ldm_ae.regularizers.gaussian_noise import GaussianNoise
+
+        return cls(regularizers=(EQVAE(), GaussianNoise()))
+
     def _all(self) -> Iterator[Regularizer]:
         for regularizer in self.regularizers:
             assert isinstance(regularizer, Regularizer)
@@ -36,6 +42,14 @@ class Chain(Regularizer):
     @property
     def identity(self) -> str:
         return f"{super().identity} of {', '.join(each.identity for each in self._all())}"
+
+    @property
+    def adaptive_terms(self) -> frozenset[str]:  # type: ignore[override] - of an instance, not of the class
+        """Those of all regularizers, numbered as the terms are."""
+        found: list[str] = []
+        for each in self._all():
+            found += [_numbered(name, found) for name in sorted(each.adaptive_terms)]
+        return frozenset(found)
 
     def learning_buffers(self) -> Iterator[Tensor]:
         return (buffer for each in self._all() for buffer in each.learning_buffers())
@@ -76,19 +90,20 @@ class Chain(Regularizer):
     def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:
         target, terms, further = pixel_values, dict[str, Tensor](), list[Further]()
         for each in self._all():
-            given = target if each.acts_on_target else pixel_values
+            given = target if each.takes_target else pixel_values
             found: Regularized = each(posterior, latents, given, draws)
             latents = found.latents
-            if each.acts_on_target:
+            if each.takes_target:
                 target = found.target
             elif found.target is not pixel_values:
                 raise UserError(
                     f"{type(each).__name__} changes the target, but does not declare it; set its attribute "
-                    "acts_on_target to True"
+                    "takes_target to True"
                 )
             for name, term in found.terms.items():
                 terms[_numbered(name, terms)] = term
-            further += [more._replace(name=_numbered(more.name, [one.name for one in further])) for more in found.further]
+            for more in found.further:
+                further.append(more._replace(name=_numbered(more.name, [one.name for one in further])))
         return Regularized(latents, target, terms, tuple(further))
 
 

@@ -1,10 +1,10 @@
 """A mask that keeps a random number of the first channels, so that these hold what matters most.
 
 Source: Chen et al., DC-AE 1.5: Accelerating Diffusion Model Convergence with Structured Latent Space, arXiv 2508.00413,
-section 3.2: the first c' channels of the latents are decoded, c' is drawn from a list, and the loss is that of the whole
+section 3: the first c' channels of the latents are decoded, c' is drawn from a list, and the loss is that of the whole
 image. The published models have c' in {16, 32, ..., 128} of 128 channels. Their code (github.com/dc-ai-projects/DC-Gen)
 computes the first c' channels alone, in the encoder's last layer and the decoder's first; zeros in the other channels
-give the same output and gradients. It draws c' for a batch, on each process another one; here each sample draws its own.
+give the same output and gradients. It draws c' for a batch, on each process another one; here each sample has its own.
 """
 
 from __future__ import annotations

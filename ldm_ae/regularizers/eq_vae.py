@@ -45,7 +45,7 @@ class EQVAE(Regularizer):
     """
 
     short_names = ("eq-vae",)
-    acts_on_target = True
+    takes_target = True
 
     def __init__(
         self, *, probability: float = 0.5, small_image_probability: float = 0.25, smallest_scale: float = 0.25

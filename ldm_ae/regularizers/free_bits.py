@@ -2,8 +2,8 @@
 
 Source: Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, arXiv 1606.04934, appendix C.8,
 "free bits": the sum over groups of latents of max(λ, KL of the group). The paper averages a group's KL over the
-minibatch before the maximum; here each image has its own maximum, with the mean over the places of a channel in place of
-that over the minibatch, so that no sample depends on another one.
+minibatch before the maximum; here each image has its own maximum, with the mean over the places of a channel in place
+of that over the minibatch, so that no sample depends on another one.
 
 The soft clip replaces max(λ, KL) by λ + τ softplus((KL - λ) / τ), whose slope rises smoothly from 0 to 1 around λ; with
 the maximum a group has either no gradient or all of it. It tends to the maximum as τ tends to 0.
@@ -46,8 +46,8 @@ class FreeBits(Regularizer):
     def prepare(self, model: Autoencoder) -> None:
         if not model.has_moments:
             raise UserError(
-                f"FreeBits clips the KL of a Gaussian posterior, and {type(model.net).__name__} has none; choose another "
-                "regularizer"
+                f"FreeBits clips the KL of a Gaussian posterior, and {type(model.net).__name__} has none; choose "
+                "another regularizer"
             )
 
     def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:  # noqa: ARG002

@@ -12,7 +12,6 @@ from ldm_ae.core.draws import Draws
 from ldm_ae.core.frozen import PartlyFrozen
 from ldm_ae.models import Autoencoder, LatentSpec, Posterior
 
-
 Size = tuple[int, int]
 """Height and width of images in pixels."""
 
@@ -52,9 +51,19 @@ class Regularizer(PartlyFrozen, abc.ABC):
     named in `frozen`. The exported model does not include it, and validation, encoding and decoding do not use it.
     """
 
-    acts_on_target: bool = False
-    """Whether it transforms latents and target alike. `forward` then takes, as `pixel_values`, the target of `latents`,
-    which an earlier regularizer of a `Chain` may have changed; else the images that were encoded."""
+    takes_target: bool = False
+    """Whether it transforms or compares latents and images together. `forward` then takes, as `pixel_values`, the
+    target of `latents`, which an earlier regularizer of a `Chain` may have changed; else the images that were encoded.
+    A regularizer that changes the target must declare it."""
+
+    adaptive_terms: frozenset[str] = frozenset()
+    """Names of the terms whose weight is relative to the reconstruction: a training step multiplies it by the ratio of
+    both gradients' norms at the model's `encoder_last_layer` (`ldm_ae.training.adaptive_terms`)."""
+
+    @classmethod
+    def example(cls) -> Regularizer:
+        """Return an instance with random weights for tests; by default, one with the default arguments."""
+        return cls()
 
     @property
     def identity(self) -> str:
@@ -123,6 +132,6 @@ class Regularizer(PartlyFrozen, abc.ABC):
         Args:
             posterior: The encoder's posterior.
             latents: (B, C, h, w), drawn from it, unscaled.
-            pixel_values: (B, 3, H, W) in [-1, 1], the encoded images; see `acts_on_target`.
+            pixel_values: (B, 3, H, W) in [-1, 1], the encoded images; see `takes_target`.
             draws: Random numbers of each sample, and of the step.
         """

@@ -5,10 +5,10 @@ REPA-E, arXiv 2504.10483, section 3: a diffusion model sees (z - mean) / sqrt(va
 The decoder decodes z itself, so that training changes no value: the statistics follow the encoder, and no data set must
 be encoded to measure them at the end.
 
-Differences from `torch.nn.BatchNorm2d`: a step updates once, with the statistics of all its micro-batches and processes;
-the first updates are averages of all batches so far; and the variance is that of latents drawn from the posterior,
-Var[mean] + E[variance], without the noise of a draw. REPA-E's code leaves eps out of the scale that it stores; here it is
-in it, as in FLUX.2's pipeline.
+Differences from `torch.nn.BatchNorm2d`: a step updates once, with the statistics of all its micro-batches and
+processes; the first updates are averages of all batches so far; and the variance is that of latents drawn from the
+posterior, Var[mean] + E[variance], without the noise of a draw. REPA-E's code leaves eps out of the scale that it
+stores; here it is in it, as in FLUX.2's pipeline.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from ldm_ae.regularizers.interface import Regularized, Regularizer
 class NormalizedLatents(Regularizer):
     """Tracks mean and variance of each channel; checkpoints and the exported model have them as their scale.
 
-    FLUX.2's class has them in its `bn`, of packed channels. Other classes have them as `latents_mean` and `latents_std`,
-    or, where they cannot store these or their pipelines read a shift, as a factor and a shift over all channels. With
-    averaged weights they are the statistics of the trained, not of the averaged encoder.
+    FLUX.2's class has them in its `bn`, of packed channels. Other classes have them as `latents_mean` and
+    `latents_std`, or, where they cannot store these or their pipelines read a shift, as a factor and a shift over all
+    channels. With averaged weights they are the statistics of the trained, not of the averaged encoder.
 
     Args:
         momentum: Weight of a step's statistics, in (0, 1].

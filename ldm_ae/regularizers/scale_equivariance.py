@@ -33,7 +33,7 @@ class ScaleEquivariance(Regularizer):
     """
 
     short_names = ("scale-equivariance",)
-    acts_on_target = True
+    takes_target = True
 
     def __init__(self, *, alpha: float = 0.25, factors: tuple[int, ...] = (2, 4)):
         super().__init__()

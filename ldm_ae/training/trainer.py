@@ -99,22 +99,23 @@ class Trainer:
         networks = Networks(
             autoencoder, regularizer, objective, discriminator,
             accelerator=accelerator, numerics=numerics, config=training,
+            optimizer_averages=optimizer.averages_weights(),
         )  # fmt: skip
-        self.autoencoder, self.ema, self.objective = networks.autoencoder, networks.ema, networks.objective
+        self.autoencoder, self.averages, self.objective = networks.autoencoder, networks.averages, networks.objective
         self.discriminator, self.parts = networks.discriminator, networks.parts
         self.regularizer, self._models = regularizer, networks.models()
-        self.parameters = [networks.generator_parameters()]
+        named = [networks.generator_parameters(), networks.discriminator_parameters()]
+        named = named if self.discriminator is not None else named[:1]
+        self.parameters = [list(parameters.values()) for parameters in named]
         self.optimizer_configs = [optimizer, discriminator_optimizer]
-        if self.discriminator is not None:
-            self.parameters.append(list(self.discriminator.learning_parameters()))
         fused = numerics.precision != "fp16"  # A fused optimizer would skip a step internally, unseen.
         self.optimizers = [
             chosen.build(parameters, loader.global_batch, fused=fused)
-            for chosen, parameters in zip(self.optimizer_configs, self.parameters, strict=False)
+            for chosen, parameters in zip(self.optimizer_configs, named, strict=False)
         ]
         self.saver = Saver(
             folder, accelerator, training, identity,
-            models=self._models, others=networks.others(), optimizers=self.optimizers,
+            models=self._models, others=networks.others(), optimizers=self.optimizers, averages=self.averages,
         )  # fmt: skip
         self.guard = Guard(accelerator, list(networks.changed_early()), training.max_bad_steps)
 
@@ -140,6 +141,7 @@ class Trainer:
             environment = describe_environment(self.accelerator.device) | {"numerics": self.numerics.describe()}
             write_json(self.folder / ENVIRONMENT, environment)
         log.rewind(self.step)
+        self.saver.rewind(self.step)
         if self.discriminator is not None and self.objective.config.discriminator_start >= config.max_steps:
             start = self.objective.config.discriminator_start
             log.warn(
@@ -226,8 +228,7 @@ class Trainer:
                 scaler.step(optimizer)
         if scaler is not None:
             scaler.update()
-        if self.ema is not None:
-            self.ema.update(self.autoencoder, self.step)
+        self.averages.update(self.step)
         self.guard.in_a_row = 0
 
     def _skip_step(
@@ -253,6 +254,8 @@ class Trainer:
         self.window.add(logs, self.loader.global_batch, seconds, latents)
         self.log.advance(self.step)
         last = self.step == config.max_steps
+        if self.step % config.power_ema_every == 0 or last:
+            self.saver.save_averages(self.step)
         if self.step % config.log_every == 0 or last:
             self._log()
         if self.step % config.sample_every == 0 or last:
@@ -306,8 +309,7 @@ class Trainer:
     def _sample(self) -> None:
         """Save the fixed images' reconstructions, from the weights that are validated."""
         if self.accelerator.is_main_process:
-            weights = "EMA weights" if self.ema is not None else "weights"
-            image = self.samples.draw(self._result(), self.step, weights)
+            image = self.samples.draw(self._result(), self.step, self.averages.kind)
             self.log.image(self.step, self.samples.file_name(self.step), f"samples/{self.samples.kind}", image)
 
     def validate(self) -> bool:
@@ -330,7 +332,8 @@ class Trainer:
 
     def _result(self) -> Autoencoder:
         """Return the model that is evaluated and exported: the averaged weights if they exist."""
-        return self.ema.model if self.ema is not None else self.autoencoder
+        self.averages.refresh(self.optimizers[0])
+        return self.averages.model or self.autoencoder
 
     # ------------------------------------------------------------------------------------------ saving and resuming
 
@@ -371,7 +374,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             result = self._result()
             with ProgressDisplay("measuring the scale of the latents", None) as progress:
-                words, scaled = settle_scaling(result, self.validation, known=self.regularizer.scale(result), progress=progress)
+                words, scaled = settle_scaling(
+                    result, self.validation, known=self.regularizer.scale(result), progress=progress
+                )
             if scaled:
                 self.log.print_line(words)
             else:

@@ -24,6 +24,17 @@ class FurtherOutput(NamedTuple):
     """Weight of their reconstruction loss."""
 
 
+class Cut(NamedTuple):
+    """A use of the decoder whose graph is apart from the encoder's."""
+
+    latents: Tensor
+    """(B, C, h, w), with the encoder's graph."""
+    decoder_input: Tensor
+    """The same in float32; a leaf, where the decoder's graph ends."""
+    reconstructions: Tensor
+    """(B, 3, H, W) float32, with the decoder's graph."""
+
+
 class TrainingOutput(NamedTuple):
     """The outputs of a training forward pass."""
 
@@ -34,8 +45,15 @@ class TrainingOutput(NamedTuple):
     posterior: Posterior
     terms: dict[str, Tensor]
     """The regularizer's named losses, (B,) float32 each, summed over one image's latents."""
-    further: tuple[FurtherOutput, ...]
+    cuts: tuple[Cut, ...] = ()
+    """Where the graph was cut, if so: one for each of `all_reconstructions`."""
+    further: tuple[FurtherOutput, ...] = ()
     """What the regularizer has decoded beside them."""
+
+    @property
+    def all_reconstructions(self) -> list[Tensor]:
+        """The reconstructions and the further ones."""
+        return [self.reconstructions, *(more.reconstructions for more in self.further)]
 
 
 class TrainingPass(nn.Module):
@@ -51,7 +69,15 @@ class TrainingPass(nn.Module):
         self.autoencoder = autoencoder
         self.regularizer = Identity() if regularizer is None else regularizer
 
-    def forward(self, pixel_values: Tensor, noise: Tensor | None, draws: Draws) -> TrainingOutput:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        noise: Tensor | None,
+        draws: Draws,
+        *,
+        cut: bool = False,
+        decoded: Sequence[Tensor] | None = None,
+    ) -> TrainingOutput:
         """Return the reconstructions, targets and terms of (B, 3, H, W) images in [-1, 1].
 
         Args:
@@ -59,16 +85,28 @@ class TrainingPass(nn.Module):
             noise: (B, C, h, w) standard normal, for the posterior's draw; None for the global generator. Where the
                 regularizer makes the images smaller, the first rows and columns are used.
             draws: Random numbers of each sample and of the step, for the regularizer.
+            cut: Cut the graph at the decoder's input, whose gradient is then available on its own.
+            decoded: With `cut`, all reconstructions of an earlier pass, which are not computed again.
         """
-        decode = self.autoencoder.decode
         pixel_values = self.regularizer.encoded_images(pixel_values, draws)
         if noise is not None:
             height, width = self.autoencoder.latent_spec.latent_size(*pixel_values.shape[-2:])
             noise = noise[..., :height, :width]
         posterior, latents = self.autoencoder.draw(pixel_values, noise)
         latents, target, terms, further = self.regularizer(posterior, latents, pixel_values, draws)
-        decoded = tuple(FurtherOutput(more.name, decode(more.latents), more.target, more.weight) for more in further)
-        return TrainingOutput(decode(latents), target, posterior, terms, decoded)
+        every = [latents, *(more.latents for more in further)]
+        cuts: tuple[Cut, ...] = ()
+        if cut:
+            inputs = [each.detach().float().requires_grad_() for each in every]
+            found = [self.autoencoder.decode(each) for each in inputs] if decoded is None else decoded
+            cuts = tuple(Cut(*each) for each in zip(every, inputs, found, strict=True))
+        else:
+            found = [self.autoencoder.decode(each) for each in every]
+        outputs = tuple(
+            FurtherOutput(more.name, images, more.target, more.weight)
+            for more, images in zip(further, found[1:], strict=True)
+        )
+        return TrainingOutput(found[0], target, posterior, terms, cuts, outputs)
 
     def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
         """Update what learns without gradients in both, once a step; return scalars to log."""

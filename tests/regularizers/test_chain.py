@@ -34,9 +34,9 @@ class Affine(Regularizer):
 class Seen(Regularizer):
     """Records the images that it is given."""
 
-    def __init__(self, acts_on_target: bool):
+    def __init__(self, takes_target: bool):
         super().__init__()
-        self.acts_on_target = acts_on_target
+        self.takes_target = takes_target
         self.images: list[Tensor] = []
 
     def forward(self, posterior: Any, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:
@@ -75,7 +75,9 @@ def test_transformed_targets_reach_the_parts_that_act_on_them() -> None:
     assert compares.images[0] is images
     assert transforms.images[0] is found.target
     (further,) = found.further
-    assert further.latents.shape[-1] == max(1, found.latents.shape[-1] * further.target.shape[-1] // found.target.shape[-1])
+    assert further.latents.shape[-1] == max(
+        1, found.latents.shape[-1] * further.target.shape[-1] // found.target.shape[-1]
+    )
     assert further.target.shape[-1] == 2 * further.latents.shape[-1]
 
 
@@ -86,7 +88,7 @@ def test_second_decodes_of_one_name_are_numbered() -> None:
 
 
 def test_undeclared_change_of_the_target_is_refused() -> None:
-    with pytest.raises(UserError, match="Turn changes the target, but does not declare it; set its attribute acts_on_t"):
+    with pytest.raises(UserError, match="Turn changes the target, but does not declare it"):
         applied(Chain(regularizers=(Turn(),)))
 
 
@@ -125,7 +127,7 @@ def test_every_part_is_prepared_and_verified() -> None:
 def test_parts_draw_the_numbers_that_they_draw_alone() -> None:
     """The first part's draws do not depend on later parts, and what the step shares is the same in any place."""
     noise = GaussianNoise()
-    alone, latents, images = applied(Chain(regularizers=(noise,)))
+    alone, _, _ = applied(Chain(regularizers=(noise,)))
     together, _, _ = applied(Chain(regularizers=(noise, FreeBits())))
     assert torch.equal(alone.latents, together.latents)
     assert set(together.terms) == {"free_bits_kl"}

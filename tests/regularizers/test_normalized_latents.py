@@ -135,7 +135,7 @@ def test_scale_of_other_classes_is_stored_as_they_can_store_it() -> None:
     assert found is not None
     assert found.latents_std is None
     assert found.shift_factor == pytest.approx(float(values.mean()), abs=1e-6)
-    assert found.scaling_factor == pytest.approx(1 / float(values.std()), rel=0.01)  # unbiased per channel, and over all
+    assert found.scaling_factor == pytest.approx(1 / float(values.std()), rel=0.01)  # unbiased each
 
 
 def test_chain_has_the_scale_and_the_buffers_of_its_parts() -> None:

@@ -56,7 +56,8 @@ def every_kind(probability: float = 1.0) -> Chain:
     found = Chain(
         regularizers=(
             ScaleEquivariance(), EQVAE(probability=probability, small_image_probability=1.0, smallest_scale=0.5),
-            GaussianNoise(gamma=0.5), ChannelPrefixMask(channels=(2, 3, 4)), FreeBits(free_nats=0.5), NormalizedLatents(),
+            GaussianNoise(gamma=0.5), ChannelPrefixMask(channels=(2, 3, 4)), FreeBits(free_nats=0.5),
+            NormalizedLatents(),
         )
     )  # fmt: skip
     found.prepare(KLAutoencoder.example("AutoencoderKL"))
@@ -65,6 +66,21 @@ def every_kind(probability: float = 1.0) -> Chain:
 
 CHAIN_TERMS = {"free_bits_kl": 1e-3}
 """Weights for a KL autoencoder with `every_kind`."""
+
+
+class Adaptive(Turn):
+    """`Turn` with two terms whose weights are adaptive, of which one is of the latents that are decoded."""
+
+    adaptive_terms = frozenset({"alignment", "size"})
+
+    def forward(self, posterior: Any, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:
+        found = super().forward(posterior, latents, pixel_values, draws)
+        size = (self.gain * latents).float().abs().sum(dim=(1, 2, 3))
+        return found._replace(terms=found.terms | {"size": size})
+
+
+ADAPTIVE = {"kl": 1e-4, "alignment": 0.3, "size": 0.1}
+"""Weights for a KL autoencoder with `Adaptive`."""
 
 
 class Backboned(Discriminator):

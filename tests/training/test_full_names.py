@@ -84,8 +84,11 @@ def test_wrong_elements_of_a_list_of_regularizers_are_refused() -> None:
     for items, message in (
         ("[eq-vea]", "no regularizer is named 'eq-vea'; did you mean EQVAE?"),
         ("[{class_path: os.system}]", "no regularizer is named 'os.system'"),
-        ("[3]", "regularizer of --regularizer: expected a list of names and of mappings with class_path, got 3"),
-        ("[{gamma: 1}]", "regularizer of --regularizer: expected a list of names and of mappings with class_path, got {"),
+        ("[3]", "regularizer of --regularizer: expected a list of names and mappings with class_path, got 3"),
+        (
+            "[{gamma: 1}]",
+            "regularizer of --regularizer: expected a list of names and mappings with class_path, got {",
+        ),
     ):
         with pytest.raises(UserError) as refused:
             full_names(["--regularizer", items])

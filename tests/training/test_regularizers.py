@@ -163,7 +163,9 @@ def test_resumed_run_equals_an_uninterrupted_one(image_folder: Path, tmp_path: P
     for last in ("model", "checkpoints/step-00000006"):
         assert files(complete / last) == files(parts / last)
     # The same steps in smaller micro-batches see the same sizes, draws and statistics.
-    smaller = run(config, tmp_path / "smaller", steps, "6", "--training.batch_size", "1", "--training.accumulation", "4")
+    smaller = run(
+        config, tmp_path / "smaller", steps, "6", "--training.batch_size", "1", "--training.accumulation", "4"
+    )
     expected, found = (
         load_file(folder / "checkpoints/step-00000006/regularizer.safetensors") for folder in (complete, smaller)
     )
