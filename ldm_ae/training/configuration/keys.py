@@ -17,7 +17,9 @@ from ldm_ae.core import registry
 ROOT = ("ldm_ae.training.configuration.parsing", "RunConfig")
 """Module and name of the dataclass of all keys. A nested dataclass must be imported from the module that defines it."""
 
-CLASS_KEYS = ("model", "quantizer", "regularizer", "discriminator", "reconstruction", "perceptual", "adversarial")
+CLASS_KEYS = (
+    "model", "quantizer", "regularizer", "discriminator", "reconstruction", "perceptual", "adversarial", "features",
+)  # fmt: skip
 """The last parts of the keys whose value is a registered class, with `class_path` and `init_args`."""
 
 OPTIMIZER_KEYS = ("optimizer", "discriminator_optimizer")
@@ -29,7 +31,7 @@ RENAMED = {"data.bad_share": "data.max_bad_fraction"}
 PARSERS_OWN = ("config", "print_config", "help", "h")
 """Options that are not keys."""
 
-_COMPONENTS = ("models/adapters", "quantizers", "regularizers", "discriminators", "losses")
+_COMPONENTS = ("models/adapters", "quantizers", "regularizers", "discriminators", "losses", "features")
 _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs", "help", *CLASS_KEYS}
 
 
