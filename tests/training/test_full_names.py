@@ -59,6 +59,10 @@ def test_short_names_inside_values_become_class_paths() -> None:
     assert config.model.init_args.quantizer.class_path == "ldm_ae.quantizers.FSQ"
     assert config.objective.perceptual.class_path == "ldm_ae.losses.ShiftTolerantLPIPS"
     assert config.objective.perceptual_weight == 2.0
+    features = "{class_path: vf, init_args: {features: {class_path: resnet-50, init_args: {weights: null}}}}"
+    config = parse_config([*REQUIRED, "--model", "kl", "--regularizer", features])
+    assert config.regularizer.class_path == "ldm_ae.regularizers.Alignment"
+    assert config.regularizer.init_args.features.class_path == "ldm_ae.features.ResNet50"
 
 
 def test_list_of_regularizers_becomes_a_chain(tmp_path: Path) -> None:
