@@ -23,6 +23,9 @@ CLASS_KEYS = (
 )  # fmt: skip
 """The last parts of the keys whose value is a registered class, with `class_path` and `init_args`."""
 
+CHAINS = {"regularizer": ("Chain", "regularizers")}
+"""The class that stands for a list of classes under one of these keys, and its argument with the list."""
+
 LIST_KEYS = ("discriminator_aids", "losses")
 """Those of `CLASS_KEYS` whose value is a list of classes. A name alone is a list of one."""
 
