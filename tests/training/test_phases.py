@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +15,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.data import Batch
 from ldm_ae.models import load_autoencoder
 from ldm_ae.training import Stopped, Trainer, newest_checkpoint
 from ldm_ae.training.configuration.parsing import config_parser
-from ldm_ae.training.run import list_phases, parse_config
+from ldm_ae.training.configuration.phases import each_phase
+from ldm_ae.training.run import list_phases, parse_config, train
 from tests.pictures import write_class_folders
 from tests.training.common import TINY, files, run
+from tests.training.processes import run_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_parser")]
 
@@ -156,11 +160,11 @@ def test_discriminator_and_its_optimizer_continue(recipe: Path, tmp_path: Path, 
     assert counted == [{4.0}, {6.0}]
 
 
-@pytest.mark.parametrize("step", [2, 3, 4, 5, 7, 8])
+@pytest.mark.parametrize("step", [2, 3, 5, 7])
 def test_resumed_run_equals_an_uninterrupted_one(
     whole: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Killed without a save: within a phase, in its last step, before its model is written, in the first step after."""
+    """Killed without a save, within a phase and at its end; the configuration that a run records resumes it."""
 
     def step_and_die(self: Trainer, batches: Sequence[Batch]) -> object:
         if self.run_step == step:
@@ -172,7 +176,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     with pytest.raises(RuntimeError, match="killed"):
         run(recipe, tmp_path / "run")
     monkeypatch.undo()
-    out = run(recipe, tmp_path / "run")
+    out = run(whole / "config.yaml", tmp_path / "run")
     assert results(out) == results(whole)
     assert untimed(out) == untimed(whole)
 
@@ -215,3 +219,95 @@ def test_signal_stops_the_run_in_a_phase_and_at_its_end(
         == (results(whole)["model/diffusion_pytorch_model.safetensors"])
     )
     assert files(out / "checkpoints/step-00000009") == files(whole / "checkpoints/step-00000009")
+
+
+def test_phase_is_added_to_a_finished_run(whole: Path, recipe: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load(recipe.read_text())
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(config | {"phases": config["phases"][:2]}))
+    out = run(tmp_path / "two.yaml", tmp_path / "run")
+    assert load_autoencoder(out).sample_size == 24
+    assert results(run(recipe, out)) == results(whole)
+
+
+def test_changed_settings_hold_in_phases_that_are_not_finished(
+    whole: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    again = run(recipe, out)
+    assert "--phases.3.training.max_steps 4, or any number above 2" in capsys.readouterr().err
+    assert results(again) == results(whole)
+    run(recipe, out, "--training.max_grad_norm", "2.0", "--phases.3.training.max_steps", "3")
+    changed = {line["setting"]: (line["step"], line["to"]) for line in lines(out, "change")}
+    assert changed == {"phases.3.training.max_grad_norm": (9, "2.0"), "phases.3.training.max_steps": (9, "3")}
+    said = capsys.readouterr().err
+    assert "phase 1 is finished, so these have no effect: phases.1.training.max_grad_norm" in said
+    assert "finished:  step 10 of 10; 1 steps of phase 3 of 3" in said
+    recorded = each_phase(yaml.safe_load((out / "config.yaml").read_text()))
+    assert [phase["training"]["max_grad_norm"] for phase in recorded] == [1.0, 1.0, 2.0]
+    assert [phase["training"]["max_steps"] for phase in recorded] == [3, 4, 3]
+
+
+def test_run_in_a_later_phase_is_not_continued_without_it(whole: Path, recipe: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    before = files(out)
+    with pytest.raises(UserError, match="is in phase 3 of its run, and the configuration has no phases"):
+        run(recipe, out, "--phases", "[]")
+    with pytest.raises(UserError, match=r"phase 3 of 3: .* with another trainable \(.*decoder\.\*.*, now .*\*"):
+        run(recipe, out, "--phases.3.training.trainable", "['*']")
+    shutil.move(out / "phases" / "2", out / "elsewhere")
+    with pytest.raises(UserError, match="phases/2, the model that this phase starts from, is missing"):
+        run(recipe, out, "--phases.3.training.max_steps", "3")
+    shutil.move(out / "elsewhere", out / "phases" / "2")
+    assert files(out) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("3.data.resolution", "15", "phase 3 of 3: "),
+        ("2.training.trainable", "[decoderx.*]", r"phase 2 of 3: trainable: 'decoderx\.\*' matches no parameter"),
+        ("2.training.trainable", "[encoder.*]", "phase 2 of 3: the adaptive weight|phase 2 of 3: .*adaptive"),
+        (
+            "3.objective.regularization_weights",
+            "{klx: 1.0}",
+            "phase 3 of 3: objective.regularization_weights: expected",
+        ),
+        ("2.data.train", "nowhere", "phase 2 of 3: .*nowhere"),
+        ("2.optimizer.options", "{beta: 1.0}", "phase 2 of 3: torch.optim.Adam does not accept these options"),
+        ("3.training.max_steps", "0", "phase 3 of 3: training.max_steps is 0; it must be at least 1"),
+        ("3.discriminator.n_layers", "9", "phase 3 of 3: the discriminator .* does not accept images of 16x16"),
+    ],
+)
+def test_error_in_a_later_phase_is_reported_before_the_first_step(
+    recipe: Path, tmp_path: Path, option: str, value: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        run(recipe, tmp_path / "run", f"--phases.{option}", value)
+    assert not (tmp_path / "run").exists()
+
+
+def train_phases(rank: int, recipe: str, out: str, die_at: int) -> None:
+    def step_and_die(self: Trainer, batches: Sequence[Batch]) -> object:
+        if self.run_step == die_at:
+            raise RuntimeError("killed")
+        return plain_step(self, batches)
+
+    plain_step = Trainer.train_step
+    Trainer.train_step = step_and_die  # type: ignore[method-assign]
+    if die_at:
+        with pytest.raises(RuntimeError, match="killed"):
+            train(["--config", recipe, "--out", out])
+    else:
+        train(["--config", recipe, "--out", out])
+
+
+def test_two_processes_train_phases_and_resume(recipe: Path, tmp_path: Path) -> None:
+    expected, out = tmp_path / "expected", tmp_path / "run"
+    run_processes(train_phases, 2, str(recipe), str(expected), 0)
+    run_processes(train_phases, 2, str(recipe), str(out), 5)
+    run_processes(train_phases, 2, str(recipe), str(out), 0)
+    assert results(out) == results(expected)
+    assert untimed(out) == untimed(expected)
+    one = run(recipe, tmp_path / "one", "--training.accumulation", "4", "--phases.2.training.accumulation", "4")
+    losses = [[line["rec_loss"] for line in lines(folder, "train")] for folder in (expected, one)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # Adam divides sums in another order by their size
