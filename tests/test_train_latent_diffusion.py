@@ -149,6 +149,25 @@ def test_training_target_matches_the_sampler(objective: str) -> None:
     assert float(networks.training_loss(Exact(), latents, None, objective)) < 1e-4
 
 
+def test_flow_loss_of_each_noise_level_is_that_of_the_prediction() -> None:
+    latents = torch.randn(256, 4, 8, 8, generator=torch.Generator().manual_seed(9))  # unlike the noise
+
+    class Gaussian(torch.nn.Module):
+        """The best prediction for latents from N(0, 1)."""
+
+        def forward(self, noisy: torch.Tensor, time: torch.Tensor, class_labels: torch.Tensor) -> Any:
+            assert class_labels is labels
+            sigma = (time / networks.TIMESTEPS).view(-1, 1, 1, 1)
+            return type("Output", (), {"sample": noisy * (2 * sigma - 1) / (sigma**2 + (1 - sigma) ** 2)})
+
+    labels = torch.zeros(256, dtype=torch.int64)
+    found = networks.flow_losses(Gaussian(), latents, labels, (0.1, 0.5, 0.8))
+    expected = {s: 2 - (2 * s - 1) ** 2 / (s**2 + (1 - s) ** 2) for s in (0.1, 0.5, 0.8)}
+    assert found == pytest.approx(expected, abs=0.03)
+    assert networks.flow_losses(Gaussian(), latents, labels, (0.1, 0.5, 0.8)) == found
+    assert networks.flow_losses(Gaussian(), latents, labels, (0.5,), seed=1)[0.5] != found[0.5]
+
+
 def test_training_is_reproducible(trainer: ModuleType, store: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         assert run(trainer, store, tmp_path / name) == 0

@@ -14,8 +14,8 @@ from ldm_ae.core.precision import DTYPES
 from ldm_ae.core.resources import DEFAULT_MODEL
 from ldm_ae.data import BadImage, ImageTransform, decode_image, open_source
 from ldm_ae.models import AUTOENCODERS, Autoencoder, for_inference, load_autoencoder
-from ldm_ae.models.loading.hub_names import SUBFOLDERS
 from ldm_ae.models.loading.other_classes import describe_class
+from ldm_ae.models.loading.places import SUBFOLDERS
 
 _PRECISIONS: dict[object, str] = {
     "auto": "auto", None: "fp32", **{name: name for name in DTYPES}, **{dtype: name for name, dtype in DTYPES.items()},

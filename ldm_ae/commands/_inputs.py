@@ -155,7 +155,7 @@ def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
     from ldm_ae.core.devices import pick_device
     from ldm_ae.data import open_source
     from ldm_ae.models import is_model_folder, load_autoencoder
-    from ldm_ae.models.loading.places import local_folder
+    from ldm_ae.models.loading.places import local_place
 
     if args.model == DEFAULT_MODEL and is_model_folder(args.images):
         raise UserError(
@@ -166,7 +166,7 @@ def _model_and_images(args: argparse.Namespace) -> tuple[Autoencoder, Source]:
             f"--batch-size must be at least 1 and --workers at least 0; got {args.batch_size} and {args.workers}"
         )
     keep_freed_memory(pick_device(args.device))
-    folder = local_folder(args.model)  # wrong names are refused before the import of diffusers, which takes seconds
+    place = local_place(args.model)  # wrong names are refused before the import of diffusers, which takes seconds
     source = open_source(args.images)
-    model = load_autoencoder(folder, config=args.config)
+    model = load_autoencoder(place, config=args.config)
     return tiled(model, args) if hasattr(args, "tile") else model, source

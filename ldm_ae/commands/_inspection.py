@@ -12,14 +12,14 @@ from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS
 from ldm_ae.evaluation.metrics.codebook import CodebookUsage
 from ldm_ae.interop.pipeline import INDEX
 from ldm_ae.io.files import require_json
+from ldm_ae.io.hub_names import PREFIX
 from ldm_ae.io.locks import holder
 from ldm_ae.io.manifests import MANIFEST, problems, state_of
 from ldm_ae.io.weight_files import is_safetensors_file
 from ldm_ae.latents import LatentStore, inspect_store
 from ldm_ae.models import Autoencoder, load_autoencoder
 from ldm_ae.models.loading.checkpoints import CHECKPOINTS, all_checkpoints
-from ldm_ae.models.loading.hub_names import PREFIX
-from ldm_ae.models.loading.places import find_folder, local_folder, suggestion
+from ldm_ae.models.loading.places import find_path, local_place, suggestion
 from ldm_ae.models.loading.single_file import build_autoencoder, open_single_file
 from ldm_ae.models.scaling import describe_state
 from ldm_ae.priors import load_prior
@@ -59,7 +59,7 @@ def inspect_path(
     Raises:
         UserError: The path does not exist, is a file of another kind, or is none of these kinds.
     """
-    path = local_folder(path) if str(path).startswith(PREFIX) else find_folder(path)
+    path = local_place(path) if str(path).startswith(PREFIX) else find_path(path)
     if not path.exists():
         raise UserError(f"no such path: {path}{suggestion(path)}")
     if is_safetensors_file(path):
@@ -162,7 +162,7 @@ def inspect_pipeline(path: Path) -> dict[str, Any]:
     """Describe the autoencoder of a pipeline folder of diffusers."""
     found: dict[str, Any] = {"kind": "pipeline", "path": str(path)}
     try:
-        index, folder = require_json(path / INDEX), local_folder(path)
+        index, folder = require_json(path / INDEX), local_place(path)
     except UserError as error:
         return found | {"problems": [str(error)]}
     found["class"] = index.get("_class_name") if isinstance(index, dict) else None

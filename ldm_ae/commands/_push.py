@@ -28,11 +28,11 @@ from ldm_ae.interop.card import Card, Measured, Trained, write_card
 from ldm_ae.interop.card.recipe import hub_dataset, hub_model, public_name, without_private_paths
 from ldm_ae.interop.scaling import plan_scaling, scaling_line
 from ldm_ae.io.files import read_json
+from ldm_ae.io.hub_names import PREFIX
 from ldm_ae.io.manifests import problems
 from ldm_ae.models import load_autoencoder
 from ldm_ae.models.loading.checkpoints import CHECKPOINTS, all_checkpoints
-from ldm_ae.models.loading.hub_names import PREFIX
-from ldm_ae.models.loading.places import local_folder
+from ldm_ae.models.loading.places import local_place
 from ldm_ae.training.changes import CONFIG, saved_config
 from ldm_ae.training.checkpoints.state import read_state
 from ldm_ae.training.configuration.keys import PHASES
@@ -49,7 +49,7 @@ def write_model_and_card(args: argparse.Namespace, folder: Path) -> list[str]:
         UserError: The model, the images or the evaluation do not exist or do not fit.
     """
     found = None if args.evaluation is None else read_metrics(args.evaluation)
-    source = local_folder(args.model)
+    source = local_place(args.model)
     trained, base = _trained(source, args.model)
     scale_images, notes = _export(args, folder)
     args = argparse.Namespace(**{**vars(args), "model": str(folder), "config": None})

@@ -37,13 +37,13 @@ class Decode(Command):
         from ldm_ae.core.devices import pick_device
         from ldm_ae.latents import LatentStore, decode_store
         from ldm_ae.models import load_autoencoder
-        from ldm_ae.models.loading.places import local_folder
+        from ldm_ae.models.loading.places import local_place
 
         keep_freed_memory(pick_device(args.device))
         choose_precision(args)
-        folder = local_folder(args.model)
+        place = local_place(args.model)
         LatentStore(args.store)  # a wrong name is refused before the import of diffusers, which takes seconds
-        model = tiled(load_autoencoder(folder, config=args.config), args)
+        model = tiled(load_autoencoder(place, config=args.config), args)
         with progress_bar("decoding", None) as progress:
             count = decode_store(
                 model, args.store, args.out, latents=args.latents, batch_size=args.batch_size, device=args.device,

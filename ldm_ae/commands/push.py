@@ -61,7 +61,7 @@ class Push(Command):
         """Write the model and its card, and upload them unless `--folder` is given."""
         from ldm_ae.interop.card import CARD_FILES, check_licence
         from ldm_ae.interop.hub_upload import check_repository, check_upload, upload_model
-        from ldm_ae.models.loading.places import local_folder
+        from ldm_ae.models.loading.places import local_place
 
         args.repository = check_repository(args.repository)
         if args.license is not None:
@@ -76,7 +76,7 @@ class Push(Command):
         if args.folder is not None:
             _refuse_upload_options(args)
             require_new_folder(args.folder, "the model", own_files=CARD_FILES, overwrite=args.overwrite)
-        local_folder(args.model)
+        local_place(args.model)
         if args.folder is None:
             exists = check_upload(args.repository, private=args.private)
 

@@ -1,11 +1,51 @@
-"""Networks with a part that is never trained, such as a pretrained backbone."""
+"""Networks that are never trained, such as a pretrained backbone, and networks with such a part."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+
+from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
+
+
+class FrozenNetwork(nn.Module):
+    """A measuring instrument: modules and parameters are frozen and in eval mode from the moment they are assigned.
+
+    The networks' weights are kept in the dtype that they compute in (`set_precision`): autocast would cast frozen
+    weights anew at every call.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtype = torch.float32
+        self.eval()
+
+    def set_precision(self, dtype: torch.dtype) -> FrozenNetwork:
+        """Compute in `dtype`, channels-last.
+
+        Submodules are cast. The instrument's own parameters and buffers stay in float32.
+        """
+        self.dtype = dtype
+        for network in self.children():
+            if isinstance(network, FrozenNetwork):
+                network.set_precision(dtype)
+            else:
+                network.to(dtype=dtype, memory_format=LAYOUTS[INFERENCE_LAYOUT])  # type: ignore[call-overload]
+        return self
+
+    def train(self, mode: bool = True) -> FrozenNetwork:  # noqa: ARG002 - the signature is torch's
+        """Stay in eval mode."""
+        return super().train(False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Module):
+            value.eval()
+        if isinstance(value, nn.Module | nn.Parameter):
+            value.requires_grad_(False)
+        super().__setattr__(name, value)
 
 
 class PartlyFrozen(nn.Module):
@@ -24,7 +64,10 @@ class PartlyFrozen(nn.Module):
 
     def learning_buffers(self) -> Iterator[Tensor]:
         """Return the buffers outside the frozen submodules: running statistics and averages."""
-        prefixes = tuple(f"{name}." for name in self.frozen)
+        partly_frozen = (item for item in self.named_modules() if isinstance(item[1], PartlyFrozen))
+        prefixes = tuple(
+            f"{path}.{name}.".removeprefix(".") for path, module in partly_frozen for name in module.frozen
+        )
         return (buffer for name, buffer in self.named_buffers() if not name.startswith(prefixes))
 
     def train(self, mode: bool = True) -> PartlyFrozen:

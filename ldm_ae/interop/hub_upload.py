@@ -15,9 +15,9 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from ldm_ae.core.errors import UserError, printable, reason
-from ldm_ae.models.loading.hub import SECONDS as SECONDS_OF_A_QUESTION
-from ldm_ae.models.loading.hub import asked
-from ldm_ae.models.loading.hub_names import PREFIX, REPOSITORY
+from ldm_ae.io.hub import SECONDS as SECONDS_OF_A_QUESTION
+from ldm_ae.io.hub import asked
+from ldm_ae.io.hub_names import PREFIX, REPOSITORY
 
 T = TypeVar("T")
 SECONDS = 15.0

@@ -18,7 +18,7 @@ from ldm_ae.core.errors import UserError, printable
 from ldm_ae.interop.diffusers import export_diffusers
 from ldm_ae.io.files import require_json, require_new_folder, write_json, writing_folder
 from ldm_ae.models import Autoencoder, load_autoencoder
-from ldm_ae.models.loading.hub_names import SUBFOLDERS
+from ldm_ae.models.loading.places import SUBFOLDERS
 from ldm_ae.models.scaling import describe_scaling, is_unscaled, set_scaling_of
 
 INDEX = "model_index.json"

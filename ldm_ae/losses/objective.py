@@ -12,6 +12,7 @@ A `ldm` weight w of a latent term is w * Chw / 3HW in `mean`: for f8c4 at any si
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -116,15 +117,28 @@ class Objective(PartlyFrozen):
             return error
         return error * torch.exp(-self.log_variance) + self._elements(pixel_values) * self.log_variance
 
-    def regularization(self, terms: dict[str, Tensor], latents: Tensor) -> Tensor:
-        """Return the weighted sum of the posterior's terms, each (B,) summed over one image's latents (B, C, h, w)."""
+    def regularization(
+        self, terms: dict[str, Tensor], latents: Tensor, factors: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Return the weighted sum of the terms, each (B,) summed over one image's latents (B, C, h, w).
+
+        Args:
+            terms: Those of posterior and regularizer.
+            latents: Their elements are counted.
+            factors: Scalars that multiply the weights of some terms: their adaptive weights.
+        """
         total = latents.new_zeros(())
         for name, weight in self.config.regularization_weights.items():
             if name not in terms:
                 raise UserError(f"objective.regularization_weights: expected terms of {sorted(terms)}, got '{name}'")
-            per_image = terms[name].mean()
-            total = total + weight * (per_image if self.config.reduction == "ldm" else per_image / latents[0].numel())
+            weighted = weight * self.reduced(terms[name], latents)
+            total = total + (factors[name] * weighted if factors and name in factors else weighted)
         return total
+
+    def reduced(self, term: Tensor, latents: Tensor) -> Tensor:
+        """Return the scalar that a weight multiplies, of a term (B,) summed over one image's latents (B, C, h, w)."""
+        per_image = term.mean()
+        return per_image if self.config.reduction == "ldm" else per_image / latents[0].numel()
 
     def _elements(self, pixel_values: Tensor) -> int:
         return pixel_values[0].numel() if self.config.reduction == "ldm" else 1

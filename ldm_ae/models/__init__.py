@@ -27,7 +27,7 @@ from ldm_ae.models.identity import hash_json, model_config, model_hash, network_
 from ldm_ae.models.inference import for_inference
 from ldm_ae.models.interface import Autoencoder, AutoencoderOutput
 from ldm_ae.models.loading.load import is_model_folder, load_autoencoder
-from ldm_ae.models.loading.places import resolve_model_folder
+from ldm_ae.models.loading.places import model_place
 from ldm_ae.models.posteriors import DeterministicPosterior, DiscretePosterior, GaussianPosterior, Posterior
 from ldm_ae.models.spec import AutoencoderSpec, Codebook, LatentSpec
 from ldm_ae.models.statistics import ChannelStatistics
@@ -60,10 +60,10 @@ __all__ = [
     "load_autoencoder",
     "model_config",
     "model_hash",
+    "model_place",
     "network_config",
     "pick_device",
     "require_finite",
-    "resolve_model_folder",
     "unwrapped",
     "weights_sha256",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -169,6 +169,12 @@ class Autoencoder(InMemoryImages, nn.Module, abc.ABC):
         return None
 
     @property
+    def encoder_last_layer(self) -> nn.Parameter | None:
+        """The last weight of the encoder, before a convolution of 1x1 outside it; adaptive weights of a regularizer's
+        terms are measured there. None if there is no such layer, or it is never trained."""
+        return None
+
+    @property
     def codebook(self) -> Codebook | None:
         """The codes of a discrete model; None if it is continuous."""
         return None
@@ -219,10 +225,16 @@ class Autoencoder(InMemoryImages, nn.Module, abc.ABC):
         """Return the parameters that `learn` may change, in addition to buffers; none by default."""
         return []
 
-    def compile_parts(self, *, for_training: bool = False) -> None:
-        """Compile `compilable_parts` in place; the state dict's keys do not change."""
+    def compile_parts(self, *, for_training: bool = False, apart: nn.Parameter | None = None) -> None:
+        """Compile `compilable_parts` in place; the state dict's keys do not change.
+
+        Args:
+            for_training: Which of them.
+            apart: A parameter whose gradient is computed separately: of a part with it, the blocks without it.
+        """
         for part in self.compilable_parts(for_training=for_training):
-            part.compile()
+            for block in [part] if apart is None else _blocks_without(apart, part):
+                block.compile()
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass: this needs less memory and about a third more time."""
@@ -353,3 +365,12 @@ class Autoencoder(InMemoryImages, nn.Module, abc.ABC):
         The shift is a number even where diffusers' default is null: pipelines of SD3 and FLUX add it, others ignore it.
         """
         self.net.register_to_config(**scale)
+
+
+def _blocks_without(parameter: nn.Parameter, module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the module, or the largest blocks of layers in it that do not have the parameter."""
+    if isinstance(module, nn.ModuleList) or any(parameter is own for own in module.parameters()):
+        for child in module.children():
+            yield from _blocks_without(parameter, child)
+    elif next(module.children(), None) is not None:
+        yield module

@@ -7,6 +7,8 @@ diffusion model sees, `scale(latents)`: a TAESD, whose scale is 1, learns the sc
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,8 @@ class Distillation(Regularizer):
     Args:
         teacher: MODEL whose latents are learned.
         copy_encoder: Start with the teacher's encoder if all its weights and its scale fit the student's, which then
-            may have another decoder. A resumed run keeps its own.
+            may have another decoder. Attention blocks that the teacher lacks, as `AsymmetricAutoencoderKL` has one,
+            begin without an effect. A resumed run keeps its own.
     """
 
     short_names = ("distil",)
@@ -47,6 +50,7 @@ class Distillation(Regularizer):
         self.name, self.copy_encoder = teacher, copy_encoder
         self._student: LatentSpec | None = None
         self._shares_encoder = False
+        self._frozen_encode: Callable[[Tensor], Posterior] | None = None
 
     @property
     def identity(self) -> str:
@@ -66,20 +70,23 @@ class Distillation(Regularizer):
             )
         if not model.takes_scaled_latents:
             set_scaling_of(model, theirs.latents)
-        given, taken = self.teacher.encoder_parameters(), model.encoder_parameters()
-        fits = {name: p.shape for name, p in given.items()} == {name: p.shape for name, p in taken.items()}
-        fits = fits and model.latent_spec == theirs.latents  # one encoder gives latents of one scale
-        if fits and self.copy_encoder:
+        # One encoder gives latents of one scale.
+        wanted = _as_wanted(self.teacher, model) if model.latent_spec == theirs.latents else None
+        taken = model.encoder_parameters()
+        if wanted is not None and self.copy_encoder:
             with torch.no_grad():
-                for name, parameter in taken.items():
-                    parameter.copy_(given[name])
+                for name, value in wanted.items():
+                    taken[name].copy_(value)
         frozen = not any(parameter.requires_grad for parameter in taken.values())
-        self._shares_encoder = fits and frozen and all(torch.equal(given[name], p) for name, p in taken.items())
+        same = wanted is not None and all(torch.equal(value, taken[name]) for name, value in wanted.items())
+        self._shares_encoder = frozen and same
         self._student = model.latent_spec
+        self._frozen_encode = model.encode if frozen and not same else None
 
     @torch.no_grad()
     def verify(self, pixel_values: Tensor) -> None:
-        """Refuse a teacher that reconstructs these images clearly better as images in [0, 1]."""
+        """Refuse a teacher that reconstructs these images clearly better as images in [0, 1], and a student whose
+        encoder is frozen and gives unrelated latents."""
         as_declared, as_unit = (
             _relative_error(self.teacher, images) for images in (pixel_values, pixel_values / 2 + 0.5)
         )
@@ -88,6 +95,17 @@ class Distillation(Regularizer):
                 f"Distillation: {self.name} reconstructs images in [0, 1] {as_declared / as_unit:.0f} times better "
                 "than in [-1, 1]; it seems to expect that range. Convert its weights, or give another teacher"
             )
+        if self._frozen_encode is not None:
+            assert self._student is not None, "prepare comes first"
+            target = self.teacher.scale(self.teacher.encode(pixel_values).mode())
+            error = (self._student.scale(self._frozen_encode(pixel_values).mode()) - target).square().mean()
+            if not error < target.var():
+                deviations = (error / target.var()).sqrt()
+                raise UserError(
+                    "Distillation: the student's encoder is not trained, and its latents are not those of "
+                    f"{self.name}: their error is {deviations:.1f} standard deviations. Train it too "
+                    "(training.trainable), or begin with a student that encodes like the teacher"
+                )
 
     def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:
         assert self._student is not None, "prepare comes before the first pass"
@@ -103,6 +121,17 @@ class Distillation(Regularizer):
         if isinstance(target, GaussianPosterior) and isinstance(posterior, GaussianPosterior):  # of one scale
             terms["log_variance_distillation"] = _sum_of_squares(posterior.log_variance - target.log_variance)
         return Regularized(sample, pixel_values, terms)
+
+
+def _as_wanted(teacher: Autoencoder, student: Autoencoder) -> dict[str, Tensor] | None:
+    """Return the values of parameters of the student's encoder with which it encodes as the teacher, by name; None if
+    no values do so, because the encoders differ."""
+    given, taken = teacher.encoder_parameters(), student.encoder_parameters()
+    # An attention block adds its projection's output to its input.
+    attention = {name: p for name, p in taken.items() if name not in given and ".attentions." in name}
+    if {name: p.shape for name, p in given.items()} != {n: p.shape for n, p in taken.items() if n not in attention}:
+        return None
+    return {**given, **{name: torch.zeros_like(p) for name, p in attention.items() if ".to_out." in name}}
 
 
 def _relative_error(model: Autoencoder, images: Tensor) -> float:

@@ -36,6 +36,15 @@ class Regularizer(PartlyFrozen, abc.ABC):
     """Whether the trained model keeps its scale although its encoder changes, because its latents are those of a model
     that it was measured for."""
 
+    adaptive_terms: frozenset[str] = frozenset()
+    """Names of the terms whose weight is relative to the reconstruction: a training step multiplies it by the ratio of
+    both gradients' norms at the model's `encoder_last_layer` (`ldm_ae.training.adaptive_terms`)."""
+
+    @classmethod
+    def example(cls) -> Regularizer:
+        """Return an instance with random weights for tests; by default, one with the default arguments."""
+        return cls()
+
     @property
     def identity(self) -> str:
         """What a resumed run must have in common with the run; the class's name by default."""

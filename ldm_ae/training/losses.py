@@ -24,7 +24,9 @@ from ldm_ae.training.steps import (
     MicroBatch,
     Reconstructed,
     StepParts,
+    adaptive_factors,
     adaptive_weight,
+    backward_to_encoder,
     discriminator_loss,
     forward,
     last_layer_gradients,
@@ -89,7 +91,7 @@ class TrainingLosses(nn.Module):
     ):
         super().__init__()
         config = ObjectiveConfig() if objective is None else objective
-        check_capabilities(autoencoder, config, discriminator, TrainingConfig())
+        check_capabilities(autoencoder, config, discriminator, TrainingConfig(), regularizer)
         self.training_pass = TrainingPass(autoencoder, regularizer)
         self.objective = Objective(config)
         self.discriminator = discriminator
@@ -125,7 +127,7 @@ class TrainingLosses(nn.Module):
             self._images_are_checked = True
         batch = self._batch(pixel_values)
         parts, config = self._parts(), self.objective.config
-        output = forward(self.training_pass, batch)
+        output = forward(self.training_pass, batch, cut=bool(parts.adaptive_terms))
         gan_weight: float | Tensor = 0.0 if self.discriminator is None else config.gan_weight_at(step)
         at_output = output_gradients(parts, batch, output.reconstructions, output.target, bool(gan_weight > 0))
         logs = dict(at_output.logs)
@@ -134,7 +136,14 @@ class TrainingLosses(nn.Module):
                 parts, [last_layer_gradients(parts, output.reconstructions, at_output)]
             )
             gan_weight = gan_weight * logs["adaptive_weight"]
-        surrogate, regularization, terms = surrogate_loss(self.objective, output, at_output, gan_weight)
+        decoder, factors = None, {}
+        if parts.adaptive_terms:
+            decoder, at_encoder = backward_to_encoder(parts, output, at_output, gan_weight)
+            factors = adaptive_factors(parts, [at_encoder])
+            logs |= {f"{name}_adaptive_weight": factor for name, factor in factors.items()}
+        surrogate, regularization, terms = surrogate_loss(
+            self.objective, output, at_output, gan_weight, decoder, factors
+        )
         value = logs["nll_loss"] + regularization.detach()
         if at_output.gan is not None:
             value = value + gan_weight * logs["generator_loss"]

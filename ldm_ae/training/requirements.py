@@ -6,12 +6,15 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators import Discriminator
 from ldm_ae.losses import ObjectiveConfig
 from ldm_ae.models import Autoencoder
+from ldm_ae.regularizers import Regularizer
+from ldm_ae.training.adaptive_terms import adaptive_terms
 from ldm_ae.training.config import TrainingConfig
 
 
 def check_capabilities(
-    model: Autoencoder, objective: ObjectiveConfig, discriminator: Discriminator | None, training: TrainingConfig
-) -> None:
+    model: Autoencoder, objective: ObjectiveConfig, discriminator: Discriminator | None, training: TrainingConfig,
+    regularizer: Regularizer | None = None,
+) -> None:  # fmt: skip
     """Raise `UserError` that names the first option whose capability the class lacks, or a network for other images.
 
     Args:
@@ -19,6 +22,7 @@ def check_capabilities(
         objective: The configuration of the adaptive weight and the perceptual network.
         discriminator: None for training without an adversarial loss.
         training: The configuration of gradient checkpointing and compilation.
+        regularizer: Its adaptive terms need the encoder's last layer; None for none.
     """
     network = type(model.net).__name__
     if discriminator is not None and objective.adaptive_gan_weight:
@@ -29,12 +33,20 @@ def check_capabilities(
             )
         if not model.last_layer.requires_grad:
             raise UserError("adaptive_gan_weight is measured at the decoder's last layer, which `trainable` excludes")
+    declared = frozenset() if regularizer is None else regularizer.adaptive_terms
+    for term in adaptive_terms(declared, objective.regularization_weights):
+        measured = f"the weight of '{term}' is measured at the encoder's last layer"
+        fix = "remove it from objective.regularization_weights"
+        if model.encoder_last_layer is None:
+            raise UserError(f"{measured}, and {network} declares none; {fix}")
+        if not model.encoder_last_layer.requires_grad:
+            raise UserError(f"{measured}, which `trainable` excludes; {fix}")
     if training.gradient_checkpointing and not model.has_gradient_checkpointing:
         raise UserError(f"training.gradient_checkpointing: {network} does not support it; set it to false")
     if training.compile and not model.compilable_parts(for_training=True):
         raise UserError(f"training.compile: {network} declares no parts to compile; set it to false")
     if discriminator is not None:
-        model.pixel_spec.require_match(discriminator.pixels, f"the discriminator ({type(discriminator).__name__})")
+        model.pixel_spec.require_match(discriminator.pixels, f"the discriminator ({discriminator.identity})")
     if objective.perceptual is not None:
         name = objective.perceptual.name
         model.pixel_spec.require_match(objective.perceptual.pixels, f"objective.perceptual ({name})")

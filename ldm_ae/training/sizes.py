@@ -69,7 +69,7 @@ def check_sizes(
         except _RefusedSizeError as error:
             why = _smallest(discriminator, _judge, model, error)
             raise UserError(
-                f"the discriminator ({type(discriminator).__name__}) does not accept {error.images}: {why}. "
+                f"the discriminator ({discriminator.identity}) does not accept {error.images}: {why}. "
                 f"{_remedy(setting(error))}, or give it fewer layers"
             ) from error
     if objective.perceptual is not None:

@@ -8,7 +8,7 @@ Source: Esser et al., Taming Transformers, arXiv 2012.09841, equation 7 for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,10 +20,20 @@ from torch import Tensor, nn
 from ldm_ae.core.draws import AUGMENTATION, REGULARIZER, Draws
 from ldm_ae.discriminators import DiscriminatorPass
 from ldm_ae.losses import Objective
+from ldm_ae.training.adaptive_terms import (
+    ADAPTIVE_EPS,
+    ADAPTIVE_MAX,
+    DecoderGradients,
+    adaptive_terms,
+    encoder_gradients,
+    gradient_ratio,
+    term_factors,
+    through_decoder,
+)
 from ldm_ae.training.training_pass import TrainingOutput, TrainingPass
 
-ADAPTIVE_EPS = 1e-4
-ADAPTIVE_MAX = 1e4
+__all__ = ["ADAPTIVE_EPS", "ADAPTIVE_MAX"]  # beside what is defined here
+
 Logs = dict[str, Tensor]
 
 
@@ -69,6 +79,11 @@ class StepParts:
         # The generator's step bypasses DistributedDataParallel: it needs no gradient of the discriminator.
         self.plain_discriminator = None if pair is None else pair.discriminator
 
+    @property
+    def adaptive_terms(self) -> list[str]:
+        """The regularizer's terms whose weights are measured at the encoder's last layer; the graph is then cut."""
+        return adaptive_terms(self.plain_pass.regularizer.adaptive_terms, self.objective.config.regularization_weights)
+
 
 class OutputGradients(NamedTuple):
     """Gradients of a micro-batch's two losses at its reconstructions, (B, 3, H, W) each, and the losses themselves."""
@@ -79,12 +94,17 @@ class OutputGradients(NamedTuple):
     """Scalar: the reconstruction error before the log-variance."""
     logs: Logs
 
+    def weighted(self, gan_weight: float | Tensor) -> Tensor:
+        """Return the gradient of both losses together."""
+        return self.nll if self.gan is None else self.nll + gan_weight * self.gan
+
 
 def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -> tuple[list[Reconstructed], Logs]:
     """Leave the autoencoder's gradients of the whole objective in `.grad`, and none in the discriminator.
 
     Take each loss's gradient once, at the reconstructions; compute the adaptive weight from those and the last layer
-    alone; and propagate the weighted sum through the autoencoder in one backward pass.
+    alone; and propagate the weighted sum through the autoencoder in one backward pass. Adaptive terms of a regularizer
+    interrupt it between decoder and encoder (`adaptive_terms.py`).
 
     Args:
         parts: The modules.
@@ -101,23 +121,36 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
     if adaptive and len(batches) > 1:
         # The weight belongs to the whole batch and is needed before the first backward pass.
         known, gan_weight = _measure_ahead(parts, batches, gan_weight)
+    decoded: list[Decoded] | None = None
+    factors: dict[str, Tensor] = {}
+    if parts.adaptive_terms and len(batches) > 1:  # likewise, before the first backward pass of an encoder
+        decoded, factors = _decode_ahead(parts, batches, known, gan_weight, with_gan)
+        known = [each.at_output for each in decoded]
     results, all_logs, posteriors = [], [], []
     for i, batch in enumerate(batches):
         with _sync_on_last(parts.accelerator, parts.training_pass, i, len(batches)):
-            output = forward(parts.training_pass, batch)
-            reconstructions, target, posterior, _ = output
+            output = forward(
+                parts.training_pass, batch, cut=bool(parts.adaptive_terms),
+                decoded=[decoded[i].reconstructions] if decoded else None,
+            )  # fmt: skip
+            reconstructions, target, posterior = output[:3]
             at_output = known[i] if known else output_gradients(parts, batch, reconstructions, target, with_gan)
             if adaptive and known is None:
                 gan_weight = gan_weight * adaptive_weight(
                     parts, [last_layer_gradients(parts, reconstructions, at_output)]
                 )
-            surrogate, _, terms = surrogate_loss(parts.objective, output, at_output, gan_weight)
+            decoder = decoded[i].gradients if decoded else None
+            if parts.adaptive_terms and decoder is None:
+                decoder, at_encoder = backward_to_encoder(parts, output, at_output, gan_weight)
+                factors = adaptive_factors(parts, [at_encoder])
+            surrogate, _, terms = surrogate_loss(parts.objective, output, at_output, gan_weight, decoder, factors)
             parts.accelerator.backward(surrogate / len(batches))
         posteriors.append(posterior)
         results.append(Reconstructed(target.detach(), reconstructions.detach()))
         all_logs.append(at_output.logs | {f"{name}_loss": term.detach().mean() for name, term in terms.items()})
     _average_gradients(parts.accelerator, parts.objective)
     logs = _mean_logs(all_logs) | parts.plain_autoencoder.learn(posteriors)
+    logs |= {f"{name}_adaptive_weight": factor for name, factor in factors.items()}
     if isinstance(gan_weight, Tensor):
         logs["adaptive_weight"] = gan_weight / parts.objective.config.gan_weight_at(step)
     return results, logs
@@ -160,16 +193,20 @@ class Surrogate(NamedTuple):
 
 
 def surrogate_loss(
-    objective: Objective, output: TrainingOutput, at_output: OutputGradients, gan_weight: float | Tensor
-) -> Surrogate:
-    """Return a scalar whose backward pass gives every parameter of the autoencoder its gradient."""
-    gradient = at_output.nll
-    if at_output.gan is not None:
-        gradient = gradient + gan_weight * at_output.gan
+    objective: Objective, output: TrainingOutput, at_output: OutputGradients, gan_weight: float | Tensor,
+    decoder: DecoderGradients | None = None, factors: Mapping[str, Tensor] | None = None,
+) -> Surrogate:  # fmt: skip
+    """Return a scalar whose backward pass gives every parameter of the autoencoder its gradient.
+
+    With adaptive terms, `decoder` is the result of the decoder's backward pass, and `factors` multiply their weights.
+    """
     terms = output.posterior.regularization() | output.terms
-    regularization = objective.regularization(terms, output.posterior.mode())
-    # Its gradient at the reconstructions is `gradient`; the nll of a fixed error reaches the log-variance.
-    surrogate = (output.reconstructions * gradient).sum() + regularization
+    regularization = objective.regularization(terms, output.posterior.mode(), factors)
+    if decoder is not None:
+        surrogate = decoder.surrogate(output) + regularization
+    else:  # a scalar whose gradient at the reconstructions is that of the losses
+        surrogate = (output.reconstructions * at_output.weighted(gan_weight)).sum() + regularization
+    # The nll of a fixed error gives the log-variance its gradient.
     return Surrogate(surrogate + objective.nll(at_output.error, output.target), regularization, terms)
 
 
@@ -229,7 +266,25 @@ def adaptive_weight(parts: StepParts, gradients: Sequence[Tensor]) -> Tensor:
     """Return λ = ‖∇nll‖ / (‖∇gan‖ + 1e-4), at most 1e4, a scalar over every micro-batch of every process."""
     mean = parts.accelerator.reduce(torch.stack(list(gradients)).mean(dim=0), reduction="mean")
     nll_norm, gan_norm = mean.flatten(1).norm(dim=1)
-    return (nll_norm / (gan_norm + ADAPTIVE_EPS)).clamp(0.0, ADAPTIVE_MAX)
+    return gradient_ratio(nll_norm, gan_norm)
+
+
+def backward_to_encoder(
+    parts: StepParts, output: TrainingOutput, at_output: OutputGradients, gan_weight: float | Tensor
+) -> tuple[DecoderGradients, Tensor]:
+    """Run the decoder's backward pass; return its gradients, and (1 + terms, ...) at the encoder's last weight."""
+    layer, scale = parts.plain_autoencoder.encoder_last_layer, _loss_scale(parts.accelerator)
+    assert layer is not None, "check_capabilities"
+    decoder = through_decoder(output, [at_output.weighted(gan_weight)], parts.plain_pass.parameters(), scale)
+    latents = output.posterior.mode()
+    terms = [parts.objective.reduced(output.terms[name], latents) for name in parts.adaptive_terms]
+    return decoder, encoder_gradients(output, decoder, terms, layer, scale)
+
+
+def adaptive_factors(parts: StepParts, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the factor of each adaptive term's weight, scalars over every micro-batch of every process."""
+    mean = parts.accelerator.reduce(torch.stack(list(gradients)).mean(dim=0), reduction="mean")
+    return term_factors(parts.adaptive_terms, mean)
 
 
 def _measure_ahead(
@@ -239,15 +294,53 @@ def _measure_ahead(
     measured, last = [], []
     with _only_last_layer(parts.plain_pass), parts.accelerator.autocast():
         for batch in batches:
-            reconstructions, target, _, _ = forward(parts.plain_pass, batch)
+            reconstructions, target = forward(parts.plain_pass, batch)[:2]
             measured.append(output_gradients(parts, batch, reconstructions, target, with_gan=True))
             last.append(last_layer_gradients(parts, reconstructions, measured[-1]))
     return measured, gan_weight * adaptive_weight(parts, last)
 
 
-def forward(training_pass: nn.Module, batch: MicroBatch) -> TrainingOutput:
-    """Run the training pass on a micro-batch."""
-    output: TrainingOutput = training_pass(batch.pixel_values, batch.noise, batch.draws(REGULARIZER))
+class Decoded(NamedTuple):
+    """What is left of a micro-batch whose decoder has been passed forward and backward."""
+
+    reconstructions: Tensor
+    """(B, 3, H, W), without a graph."""
+    at_output: OutputGradients
+    gradients: DecoderGradients
+
+
+def _decode_ahead(
+    parts: StepParts, batches: Sequence[MicroBatch], known: list[OutputGradients] | None, gan_weight: float | Tensor,
+    with_gan: bool,
+) -> tuple[list[Decoded], dict[str, Tensor]]:  # fmt: skip
+    """Pass all decoders forward and backward, and return the factors of the adaptive terms' weights.
+
+    The encoders' graphs are not kept, so that each encoder is passed forward once more. The last micro-batch, whose
+    backward pass synchronizes processes, has the sums of all parameters' gradients.
+    """
+    decoded: list[Decoded] = []
+    at_encoder = []
+    for i, batch in enumerate(batches):
+        with parts.accelerator.autocast():
+            output = forward(parts.plain_pass, batch, cut=True)
+        at_output = known[i] if known else output_gradients(
+            parts, batch, output.reconstructions, output.target, with_gan
+        )  # fmt: skip
+        gradients, found = backward_to_encoder(parts, output, at_output, gan_weight)
+        decoded.append(Decoded(output.reconstructions.detach(), at_output, gradients))
+        at_encoder.append(found)
+        if i > 0:
+            decoded[-1].gradients.take_over(decoded[-2].gradients)
+    return decoded, adaptive_factors(parts, at_encoder)
+
+
+def forward(
+    training_pass: nn.Module, batch: MicroBatch, *, cut: bool = False, decoded: Sequence[Tensor] | None = None
+) -> TrainingOutput:
+    """Run the training pass on a micro-batch; see `TrainingPass.forward`."""
+    output: TrainingOutput = training_pass(
+        batch.pixel_values, batch.noise, batch.draws(REGULARIZER), cut=cut, decoded=decoded
+    )
     return output
 
 

@@ -105,22 +105,23 @@ class Trainer:
         networks = Networks(
             autoencoder, regularizer, objective, discriminator,
             accelerator=accelerator, numerics=numerics, config=training,
+            optimizer_averages=optimizer.averages_weights(),
         )  # fmt: skip
-        self.autoencoder, self.ema, self.objective = networks.autoencoder, networks.ema, networks.objective
+        self.autoencoder, self.averages, self.objective = networks.autoencoder, networks.averages, networks.objective
         self.discriminator, self.parts = networks.discriminator, networks.parts
         self._keeps_scale = regularizer.keeps_scale
-        self.parameters = [networks.generator_parameters()]
+        named = [networks.generator_parameters(), networks.discriminator_parameters()]
+        named = named if self.discriminator is not None else named[:1]
+        self.parameters = [list(parameters.values()) for parameters in named]
         self.optimizer_configs = [optimizer, discriminator_optimizer]
-        if self.discriminator is not None:
-            self.parameters.append(list(self.discriminator.learning_parameters()))
         fused = numerics.precision != "fp16"  # A fused optimizer would skip a step internally, unseen.
         self.optimizers = [
             chosen.build(parameters, loader.global_batch, fused=fused)
-            for chosen, parameters in zip(self.optimizer_configs, self.parameters, strict=False)
+            for chosen, parameters in zip(self.optimizer_configs, named, strict=False)
         ]
         self.saver = Saver(
             folder, accelerator, training, identity,
-            models=networks.models(), others=networks.others(), optimizers=self.optimizers,
+            models=networks.models(), others=networks.others(), optimizers=self.optimizers, averages=self.averages,
             phase=self.phase, checkpoints=checkpoints,
         )  # fmt: skip
         self.guard = Guard(accelerator, list(networks.changed_early()), training.max_bad_steps)
@@ -153,6 +154,7 @@ class Trainer:
             write_json(self.folder / ENVIRONMENT, environment)
             remove_results(self.folder, self.phase.number)
         log.rewind(self.run_step)
+        self.saver.rewind(self.step)
         if self.discriminator is not None and self.objective.config.discriminator_start >= config.max_steps:
             start = self.objective.config.discriminator_start
             log.warn(
@@ -233,8 +235,7 @@ class Trainer:
                 scaler.step(optimizer)
         if scaler is not None:
             scaler.update()
-        if self.ema is not None:
-            self.ema.update(self.autoencoder, self.step)
+        self.averages.update(self.step)
         self.guard.in_a_row = 0
 
     def _skip_step(
@@ -260,6 +261,8 @@ class Trainer:
         self.window.add(logs, self.loader.global_batch, seconds, latents)
         self.log.advance(self.step)
         last = self.step == config.max_steps
+        if self.step % config.power_ema_every == 0 or last:
+            self.saver.save_averages(self.step)
         if self.step % config.log_every == 0 or last:
             self._log()
         if self.step % config.sample_every == 0 or last:
@@ -312,8 +315,7 @@ class Trainer:
     def _sample(self) -> None:
         """Save the fixed images' reconstructions, from the weights that are validated."""
         if self.accelerator.is_main_process:
-            weights = "EMA weights" if self.ema is not None else "weights"
-            image = self.samples.draw(self._result(), self.run_step, weights)
+            image = self.samples.draw(self._result(), self.run_step, self.averages.kind)
             self.log.image(self.run_step, self.samples.file_name(self.run_step), f"samples/{self.samples.kind}", image)
 
     def validate(self) -> bool:
@@ -337,7 +339,8 @@ class Trainer:
 
     def _result(self) -> Autoencoder:
         """Return the model that is evaluated and exported: the averaged weights if they exist."""
-        return self.ema.model if self.ema is not None else self.autoencoder
+        self.averages.refresh(self.optimizers[0])
+        return self.averages.model or self.autoencoder
 
     # ------------------------------------------------------------------------------------------ saving and resuming
 

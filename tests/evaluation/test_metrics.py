@@ -29,7 +29,10 @@ from tests.evaluation.test_report import Page
 from tests.plugins import write_plugin
 from tests.processes import CLI, run_script
 
-WEIGHTLESS = ("active_latent_channels", "codebook", "count", "latents", "msssim", "psnr", "rate", "ssim")
+WEIGHTLESS = (
+    "active_latent_channels", "codebook", "count", "equivariance", "latent_spectrum", "latents", "msssim",
+    "noise_tolerance", "psnr", "rate", "ssim",
+)  # fmt: skip
 
 PLUGIN = """
     from ldm_ae.evaluation import ImageMetric
@@ -77,17 +80,19 @@ def test_every_metric_has_a_label_and_an_explanation(name: str) -> None:
 @pytest.mark.parametrize("name", WEIGHTLESS)
 def test_reset_clears_a_metrics_state(name: str) -> None:
     images = pictures(4, 176)
-    setting = Setting(model=IdentityAutoencoder(), device=torch.device("cpu"))
+    model = IdentityAutoencoder()
+    setting = Setting(model=model, device=torch.device("cpu"))
     scores = []
     metric = METRICS[name]()
     for count in (4, 2):
         scoring = Scoring([metric], setting)
-        scoring.update(images[:count] + 0.1 * torch.arange(count).view(-1, 1, 1, 1), images[:count])
+        brighter = images[:count] + 0.1 * torch.arange(count).view(-1, 1, 1, 1)
+        scoring.update(brighter, images[:count], model.encode(images[:count]))
         scores.append(scoring.compute())
     fresh = Scoring([METRICS[name]()], setting)
-    fresh.update(images[:2] + 0.1 * torch.arange(2).view(-1, 1, 1, 1), images[:2])
+    fresh.update(images[:2] + 0.1 * torch.arange(2).view(-1, 1, 1, 1), images[:2], model.encode(images[:2]))
     assert scores[1] == fresh.compute()
-    if name in ("psnr", "ssim", "msssim", "count"):
+    if name in ("psnr", "ssim", "msssim", "count", "latent_spectrum", "noise_tolerance"):
         assert scores[0] != scores[1]
 
 

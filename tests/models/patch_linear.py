@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm_ae.images.pixels import RGB
 from ldm_ae.models import Autoencoder, AutoencoderSpec, DeterministicPosterior, LatentSpec
-from ldm_ae.models.loading.folder import read_model_folder
+from ldm_ae.models.loading.networks import read_network
 
 
 class PatchLinear(ModelMixin, ConfigMixin):
@@ -39,7 +39,7 @@ class PatchLinearAutoencoder(Autoencoder):
 
     def __init__(self, *, pretrained: str | None = None, width: int = 6):
         super().__init__()
-        self.net = PatchLinear(width) if pretrained is None else read_model_folder(PatchLinear, pretrained)
+        self.net = PatchLinear(width) if pretrained is None else read_network(PatchLinear, pretrained)
 
     @property
     def spec(self) -> AutoencoderSpec:

@@ -239,6 +239,20 @@ def test_last_layer_is_the_decoders_output_layer(model: Autoencoder) -> None:
     assert gradient.abs().max() > 0
 
 
+def test_encoder_last_layer_is_followed_by_no_other_layer_of_the_encoder(model: Autoencoder) -> None:
+    """It is the encoder's last weight, outside convolutions of 1x1, and the latents give it a gradient."""
+    last = model.encoder_last_layer
+    if last is None:
+        pytest.skip("the class declares no last layer of the encoder, or never trains it")
+    encoder = model.encoder_parameters()
+    assert any(last is parameter for parameter in encoder.values())
+    inside = [p for name, p in encoder.items() if name.startswith("encoder.") and p.ndim > 1]
+    assert last is inside[-1]
+    latents = model.train().encode(images(model)).mode()
+    (gradient,) = torch.autograd.grad(latents.square().sum(), last)
+    assert gradient.abs().max() > 0
+
+
 def test_gradient_checkpointing_preserves_gradients(model: Autoencoder) -> None:
     if not model.has_gradient_checkpointing:
         with pytest.raises(ValueError, match="does not support gradient checkpointing"):

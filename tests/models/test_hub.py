@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 
 from ldm_ae.cli import main
 from ldm_ae.core.errors import UserError
+from ldm_ae.io import hub
+from ldm_ae.io.hub_names import is_hub_name
 from ldm_ae.models import KLAutoencoder, VQAutoencoder, is_model_folder, load_autoencoder
-from ldm_ae.models.loading import hub
-from ldm_ae.models.loading.hub_names import is_hub_name
 from ldm_ae.quantizers import FSQ, VQ
 
 SMALL: dict[str, Any] = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}

@@ -18,8 +18,8 @@ from ldm_ae.models import (
     for_inference,
     load_autoencoder,
     model_hash,
+    model_place,
     pick_device,
-    resolve_model_folder,
 )  # fmt: skip
 
 
@@ -134,12 +134,12 @@ def test_attention_levels_are_diffusers_blocks() -> None:
 
 
 def test_models_of_runs_and_checkpoints_are_opened(tiny_model_folder: Path, tmp_path: Path) -> None:
-    assert resolve_model_folder(tiny_model_folder) == tiny_model_folder
-    assert resolve_model_folder(tmp_path) == tiny_model_folder  # a run's model/
+    assert model_place(tiny_model_folder) == tiny_model_folder
+    assert model_place(tmp_path) == tiny_model_folder  # a run's model/
     checkpoint = tmp_path / "checkpoints" / "step-00000001"
     for name in ("model", "ema"):
         AutoencoderKL.from_pretrained(tiny_model_folder).save_pretrained(checkpoint / name)
-    assert resolve_model_folder(checkpoint) == checkpoint / "ema"
+    assert model_place(checkpoint) == checkpoint / "ema"
 
 
 @pytest.mark.parametrize(

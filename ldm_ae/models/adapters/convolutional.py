@@ -68,6 +68,10 @@ class ConvolutionalAutoencoder(Autoencoder):
     def last_layer(self) -> nn.Parameter:
         return cast(nn.Parameter, self.net.decoder.conv_out.weight)
 
+    @property
+    def encoder_last_layer(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.net.encoder.conv_out.weight)
+
     def encoder_output(self, pixel_values: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) in [-1, 1] to the encoder's output (B, ..., h, w). UserError for other images."""
         self.require_images(pixel_values)

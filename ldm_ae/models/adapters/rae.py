@@ -22,7 +22,7 @@ from ldm_ae.images.pixels import of_channels
 from ldm_ae.models.adapters._opening import open_pretrained
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.configs import read_config
-from ldm_ae.models.loading.places import local_folder
+from ldm_ae.models.loading.places import local_place
 from ldm_ae.models.posteriors import DeterministicPosterior
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 
@@ -83,7 +83,7 @@ class RAEAutoencoder(Autoencoder):
 
         super().__init__()
         if pretrained is not None:
-            _require_encoder(read_config(local_folder(pretrained)).get("encoder_type"))
+            _require_encoder(read_config(local_place(pretrained)).get("encoder_type"))
             if (installed := version("transformers")).partition(".")[0] == "4":  # its initialization fails in diffusers
                 raise UserError(
                     f"a saved AutoencoderRAE needs transformers 5 or newer, and {installed} is installed; upgrade it: "

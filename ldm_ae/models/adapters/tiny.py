@@ -104,6 +104,10 @@ class TinyAutoencoder(DeterministicAutoencoder):
     def last_layer(self) -> nn.Parameter:
         return cast(nn.Parameter, self.net.decoder.layers[-1].weight)
 
+    @property
+    def encoder_last_layer(self) -> nn.Parameter:
+        return cast(nn.Parameter, self.net.encoder.layers[-1].weight)
+
     def encoder_output(self, pixel_values: Tensor) -> Tensor:
         encoder = self.net.encoder
         if not (encoder.gradient_checkpointing and torch.is_grad_enabled()):

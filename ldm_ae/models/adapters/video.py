@@ -16,7 +16,7 @@ from ldm_ae.models.adapters._opening import open_pretrained
 from ldm_ae.models.adapters._video_examples import EXAMPLES
 from ldm_ae.models.adapters._video_networks import VIDEO_NETWORKS, PoolInFloat32, VideoNetwork
 from ldm_ae.models.interface import Autoencoder
-from ldm_ae.models.loading.folder import class_name_of
+from ldm_ae.models.loading.networks import class_name_of
 from ldm_ae.models.posteriors import DeterministicPosterior, GaussianPosterior, Posterior
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
 
@@ -113,6 +113,11 @@ class VideoAutoencoder(Autoencoder):
     @property
     def last_layer(self) -> nn.Parameter:
         return cast(nn.Parameter, self.net.decoder.get_submodule(self._video.last_layer).weight)
+
+    @property
+    def encoder_last_layer(self) -> nn.Parameter:
+        name = self._video.encoder_last_layer or self._video.last_layer
+        return cast(nn.Parameter, self.net.encoder.get_submodule(name).weight)
 
     @property
     def has_gradient_checkpointing(self) -> bool:

@@ -16,8 +16,8 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
 from ldm_ae.models.interface import Autoencoder
-from ldm_ae.models.loading.folder import class_name_of, read_model_folder
-from ldm_ae.models.loading.places import local_folder
+from ldm_ae.models.loading.networks import class_name_of, read_network
+from ldm_ae.models.loading.places import local_place
 from ldm_ae.models.posteriors import DiscretePosterior, Posterior
 from ldm_ae.models.spec import Codebook, LatentSpec
 from ldm_ae.quantizers import EMAVQ, FSQ, VQ, ManagedCodebook, Quantizer, describe_quantizer
@@ -203,15 +203,15 @@ def _read(pretrained: str, quantizer: Quantizer | None) -> nn.Module:
     """Return the network of a folder or hub name with its quantizer, or with the given one, which gets its codes."""
     from ldm_ae.models.adapters._quantized_networks import QuantizedAutoencoder, VQModel
 
-    folder = local_folder(pretrained)
-    kind = class_name_of(folder)
+    place = local_place(pretrained)
+    kind = class_name_of(place)
     if kind == "AutoencoderKL":
-        return _from_kl(pretrained, folder, quantizer)
+        return _from_kl(pretrained, place, quantizer)
     if kind == "QuantizedAutoencoder":
-        net: Any = read_model_folder(QuantizedAutoencoder, folder)
+        net: Any = read_network(QuantizedAutoencoder, place)
         kinds: tuple[type[Quantizer], ...] = (type(net.quantize),)
     else:
-        net = read_model_folder(VQModel, folder)
+        net = read_network(VQModel, place)
         codes = net.quantize.embedding.weight.detach()
         net.quantize = VQ(*codes.shape, legacy=net.config.get("legacy_beta") is True)
         net.quantize.load_state_dict({"embedding.weight": codes})
@@ -235,14 +235,14 @@ def _with_our_quantizer(net: Any) -> nn.Module:
     return cast(nn.Module, ours)
 
 
-def _from_kl(pretrained: str, folder: Path, quantizer: Quantizer | None) -> nn.Module:
+def _from_kl(pretrained: str, place: Path, quantizer: Quantizer | None) -> nn.Module:
     """Return an AutoencoderKL with `quantizer` in place of its posterior.
 
     At first the quantizer's input is the posterior's mean: the encoder's last convolution absorbs the 1x1 one after it.
     """
     from diffusers import AutoencoderKL
 
-    kl: Any = read_model_folder(AutoencoderKL, folder)
+    kl: Any = read_network(AutoencoderKL, place)
     channels = kl.config.latent_channels
     if quantizer is None:
         raise UserError(f"{pretrained} is an AutoencoderKL, which has no codes; set a quantizer")

@@ -9,7 +9,7 @@ from typing import Any
 
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.io.files import require_json
-from ldm_ae.models.loading.places import resolve_model_folder, suggestion
+from ldm_ae.models.loading.places import model_place, suggestion
 
 _MOST_LAYERS, _MOST_ENTRIES, _LARGEST_SIZE = 64, 1024, 2**16
 _VECTORS, _MOST_CHANNELS = ("latents_mean", "latents_std"), 2**16
@@ -85,7 +85,7 @@ class GivenConfig:
             path = Path(config)
             if not path.exists() and path.suffix:
                 raise UserError(f"no such configuration: {path}{suggestion(path)}")
-            path = path if path.is_file() else resolve_model_folder(config) / "config.json"
+            path = path if path.is_file() else model_place(config) / "config.json"
             found, name = _read_mapping(path), str(path)
         if wrong := wrong_size(found):
             raise UserError(f"{name} is not a valid configuration: {wrong}")

@@ -14,14 +14,14 @@ from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.configs import read_config
 from ldm_ae.models.loading.other_classes import describe_class
-from ldm_ae.models.loading.places import local_folder, resolve_model_folder
+from ldm_ae.models.loading.places import local_place, model_place
 from ldm_ae.models.loading.single_file import announce, build_autoencoder, open_single_file
 
 
 def is_model_folder(path: str | Path) -> bool:
     """Return whether `path` can be used as MODEL."""
     try:
-        found = resolve_model_folder(path)
+        found = model_place(path)
     except UserError:
         return False
     return found.is_dir() or is_safetensors_file(found)
@@ -48,7 +48,7 @@ def load_autoencoder(
     Raises:
         UserError: Nothing exists there, the model class is unknown, or weights are missing.
     """
-    place = local_folder(path)
+    place = local_place(path)
     if place.is_file():
         file = open_single_file(place, config=config, pickled=False)
         model = build_autoencoder(file)

@@ -8,13 +8,15 @@ from pathlib import Path
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.nearest import nearest_name, nearest_path
 from ldm_ae.core.resources import shipped_models
+from ldm_ae.io.hub_names import PREFIX, is_hub_name
 from ldm_ae.models.loading.checkpoints import find_named
-from ldm_ae.models.loading.hub_names import PREFIX, SUBFOLDERS, is_hub_name
 
+SUBFOLDERS = ("", "vae", "vqvae", "movq")
+"""Folders of a repository that may hold its autoencoder: the top, or a pipeline's part, as diffusers names it."""
 _MOST_NAMES = 6
 
 
-def find_folder(name: str | Path) -> Path:
+def find_path(name: str | Path) -> Path:
     """Return the path that `name` denotes: an existing path, a shipped model, or a checkpoint by its name in a run.
 
     A path that does not exist and denotes none of these is returned as it is.
@@ -48,7 +50,7 @@ def suggestion(path: Path) -> str:
     return f"{hint}; the shipped models are {' and '.join(shipped)}{hub}"
 
 
-def resolve_model_folder(name: str | Path) -> Path:
+def model_place(name: str | Path) -> Path:
     """Return the diffusers folder or single file that MODEL denotes; averaged (EMA) weights precede raw ones.
 
     A file denotes itself, as a model folder does, a pipeline its `vae/`, a checkpoint its `ema/` (`model/` without
@@ -58,29 +60,29 @@ def resolve_model_folder(name: str | Path) -> Path:
     Raises:
         UserError: Nothing matches; the message gives the nearest names.
     """
-    folder = find_folder(name)
-    if not folder.exists():
-        raise UserError(f"no such model: {folder}{suggestion(folder)}")
-    if folder.is_file():
-        return folder
-    for candidate in (folder, folder / "ema", folder / "model", *(folder / part for part in SUBFOLDERS[1:])):
+    place = find_path(name)
+    if not place.exists():
+        raise UserError(f"no such model: {place}{suggestion(place)}")
+    if place.is_file():
+        return place
+    for candidate in (place, place / "ema", place / "model", *(place / part for part in SUBFOLDERS[1:])):
         if (candidate / "config.json").is_file():
             return candidate
     raise UserError(
-        f"{folder} is not a model: it is neither a diffusers folder (config.json), nor a run or checkpoint with model/ "
+        f"{place} is not a model: it is neither a diffusers folder (config.json), nor a run or checkpoint with model/ "
         "in it, nor a pipeline with vae/"
     )
 
 
-def local_folder(name: str | Path) -> Path:
-    """Return `resolve_model_folder(name)`, or for a hub name its place in the cache, downloaded if necessary.
+def local_place(name: str | Path) -> Path:
+    """Return `model_place(name)`, or for a hub name its place in the cache, downloaded if necessary.
 
     Raises:
         UserError: Nothing matches, or the name could not be looked up.
     """
     text = str(name)
-    if text.startswith(PREFIX) or (not find_folder(name).exists() and is_hub_name(text)):
+    if text.startswith(PREFIX) or (not find_path(name).exists() and is_hub_name(text)):
         from ldm_ae.models.loading.hub import hub_folder
 
         return hub_folder(text, "" if text.startswith(PREFIX) else suggestion(Path(text)).removeprefix("; "))
-    return resolve_model_folder(name)
+    return model_place(name)

@@ -18,20 +18,20 @@ from jsonargparse import get_loader
 from ldm_ae.core.deprecation import rename_arguments, rename_keys, warn_renamed
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.core.registry import Registry
-from ldm_ae.discriminators import DISCRIMINATORS
+from ldm_ae.discriminators import DISCRIMINATOR_AIDS, DISCRIMINATORS
 from ldm_ae.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_LOSSES, RECONSTRUCTION_LOSSES
 from ldm_ae.models import AUTOENCODERS
 from ldm_ae.quantizers import QUANTIZERS
 from ldm_ae.regularizers import REGULARIZERS
-from ldm_ae.training.configuration.keys import CLASS_KEYS, OPTIMIZER_KEYS, PHASES, RENAMED, groups
+from ldm_ae.training.configuration.keys import CLASS_KEYS, LIST_KEYS, OPTIMIZER_KEYS, PHASES, RENAMED, groups
 from ldm_ae.training.optimizers import optimizer_path
 
 REGISTRIES: dict[str, Registry[Any]] = dict(
     zip(
         CLASS_KEYS,
         (
-            AUTOENCODERS, QUANTIZERS, REGULARIZERS, DISCRIMINATORS, RECONSTRUCTION_LOSSES, PERCEPTUAL_LOSSES,
-            ADVERSARIAL_LOSSES,
+            AUTOENCODERS, QUANTIZERS, REGULARIZERS, DISCRIMINATORS, DISCRIMINATOR_AIDS, RECONSTRUCTION_LOSSES,
+            PERCEPTUAL_LOSSES, ADVERSARIAL_LOSSES,
         ),
         strict=True,
     )
@@ -101,7 +101,8 @@ def full_names_in(content: dict[str, Any], place: str) -> tuple[dict[str, Any], 
 
 def _of_value(key: str, value: str) -> str:
     """Return the value of an option with full names."""
-    leaf = key.rpartition(".")[2]
+    appended = key.endswith("+")
+    leaf = key.removesuffix("+").rpartition(".")[2]
     if leaf in ("class_path", "help"):
         owner = key.rpartition(".")[0].rpartition(".")[2]
         if leaf == "help" and owner in REGISTRIES:
@@ -109,13 +110,15 @@ def _of_value(key: str, value: str) -> str:
         if owner in OPTIMIZER_KEYS:
             return optimizer_path(value)
         return _class_name(owner, value) if owner in REGISTRIES else value
-    if leaf in REGISTRIES and not value.startswith("{"):
-        return _class_name(leaf, value)
+    is_list = leaf in LIST_KEYS and value.startswith("[")
+    if leaf in REGISTRIES and not (value.startswith("{") or is_list):
+        name = _class_name(leaf, value)
+        return f"[{name}]" if leaf in LIST_KEYS and not appended else name
     if key == _PRECISION:
         return _precision(value, f"--{key} no")
-    if value.startswith("{"):
+    if value.startswith("{") or is_list:
         content = _loaded(key, value)
-        if isinstance(content, dict):
+        if isinstance(content, dict | list):
             wrapped = {leaf: content}
             _replace(wrapped, f"{key.rpartition('.')[0]}." if "." in key else "", f"--{key}")
             return json.dumps(wrapped[leaf], default=str)
@@ -128,7 +131,13 @@ def _replace(content: dict[str, Any], prefix: str, place: str) -> None:
         key = f"{prefix}{name}"
         leaf = key.rpartition(".")[2]
         if leaf in REGISTRIES and isinstance(value, str):
-            content[name] = _class_name(leaf, value)
+            content[name] = [_class_name(leaf, value)] if leaf in LIST_KEYS else _class_name(leaf, value)
+        elif leaf in REGISTRIES and isinstance(value, list):
+            for i, item in enumerate(value):
+                if isinstance(item, str):
+                    value[i] = _class_name(leaf, item)
+                elif isinstance(item, dict):
+                    _replace(item, f"{key}.", place)
         elif leaf == "class_path" and isinstance(value, str):
             owner = key.rpartition(".")[0].rpartition(".")[2]
             if owner in REGISTRIES:

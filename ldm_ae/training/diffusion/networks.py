@@ -11,6 +11,7 @@ call, so it is saved with a DPMSolverMultistepScheduler over the same sigmas, wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import diffusers
@@ -71,15 +72,47 @@ def training_loss(
     random: dict[str, Any] = {"generator": generator, "device": latents.device}
     noise = torch.randn(latents.shape, dtype=latents.dtype, **random)
     if objective == "flow":
-        sigma = torch.rand(len(latents), **random)
-        time = sigma * TIMESTEPS
-        sigma = sigma.view(-1, 1, 1, 1)
-        noisy, target = (1 - sigma) * latents + sigma * noise, noise - latents
+        noisy, time, target = _flow(latents, noise, torch.rand(len(latents), **random))
     else:
         time = torch.randint(TIMESTEPS, (len(latents),), **random)
         noisy, target = NOISE_SCHEDULE.add_noise(latents, noise, time), noise
-    prediction = model(noisy, time).sample if labels is None else model(noisy, time, class_labels=labels).sample
-    return F.mse_loss(prediction.float(), target)
+    return F.mse_loss(_predict(model, noisy, time, labels), target)
+
+
+@torch.no_grad()
+def flow_losses(
+    model: nn.Module, latents: Tensor, labels: Tensor | None, levels: Sequence[float], *, seed: int = 0
+) -> dict[float, float]:
+    """Return the mean squared error of a `flow` model's prediction at each noise level s in [0, 1].
+
+    The noise of a sample is the same at every level. Without a model that knows the latents the error is 1 + their mean
+    square.
+
+    Args:
+        model: As for `training_loss`.
+        latents: (B, C, h, w), scaled.
+        labels: (B,) int64, or None.
+        levels: Noise levels.
+        seed: Seed of the noise.
+    """
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
+    found = {}
+    for level in levels:
+        noisy, time, target = _flow(latents, noise, torch.full((len(latents),), level, device=latents.device))
+        found[level] = float(F.mse_loss(_predict(model, noisy, time, labels), target))
+    return found
+
+
+def _flow(latents: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return noisy latents (B, C, h, w) at levels `sigma`, (B,), the model's times, and its target."""
+    level = sigma.view(-1, 1, 1, 1)
+    return (1 - level) * latents + level * noise, sigma * TIMESTEPS, noise - latents
+
+
+def _predict(model: nn.Module, noisy: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+    found = model(noisy, time).sample if labels is None else model(noisy, time, class_labels=labels).sample
+    prediction: Tensor = found.float()
+    return prediction
 
 
 def as_diffusers(net: Any) -> Any:

@@ -7,17 +7,32 @@ Its published weights come from TensorFlow, hence padding that depends on the in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STAGES = (  # expansion, kernel size, stride of the first block, blocks, output channels
-    (1, 3, 1, 1, 16),
-    (6, 3, 2, 2, 24),
-    (6, 5, 2, 2, 40),
-    (6, 3, 2, 3, 80),
-    (6, 5, 1, 3, 112),
-    (6, 5, 2, 4, 192),
-    (6, 3, 1, 1, 320),
+
+class Stage(NamedTuple):
+    """Blocks of one width."""
+
+    expansion: int
+    kernel: int
+    stride: int
+    """Of the first block."""
+    blocks: int
+    channels: int
+
+
+STAGES = (
+    Stage(1, 3, 1, 1, 16),
+    Stage(6, 3, 2, 2, 24),
+    Stage(6, 5, 2, 2, 40),
+    Stage(6, 3, 2, 3, 80),
+    Stage(6, 5, 1, 3, 112),
+    Stage(6, 5, 2, 4, 192),
+    Stage(6, 3, 1, 1, 320),
 )
 
 
@@ -64,8 +79,8 @@ class MBConv(nn.Module):
         return hidden + out if self.shortcut else out
 
 
-class EfficientNetLite0(nn.Module):
-    """Network from (B, 3, 224, 224) RGB in [-1, 1] to 1000 ImageNet logits."""
+class EfficientNetLite(nn.Module):
+    """Network from (B, 3, 224, 224) RGB in about [-1, 1] to 1000 ImageNet logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,10 +96,16 @@ class EfficientNetLite0(nn.Module):
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Return features (B, 1280), averaged over positions."""
-        hidden = self.stem(pixel_values)
-        for block in self.blocks:
-            hidden = block(hidden)
+        *_, hidden = self.stages(pixel_values)
         return self.head(hidden).mean(dim=(2, 3))
+
+    def stages(self, pixel_values: Tensor) -> Iterator[Tensor]:
+        """Yield the output of each stage, computed on demand."""
+        hidden, blocks = self.stem(pixel_values), iter(self.blocks)
+        for stage in STAGES:
+            for _ in range(stage.blocks):
+                hidden = next(blocks)(hidden)
+            yield hidden
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.classifier(self.features(pixel_values))

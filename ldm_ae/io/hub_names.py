@@ -7,8 +7,6 @@ from pathlib import Path
 
 PREFIX = "hf:"
 """Prefix of a hub name, needed with a subfolder, and where a local folder has the owner's name."""
-SUBFOLDERS = ("", "vae", "vqvae", "movq")
-"""Folders of a repository that may hold its autoencoder: the top, or a pipeline's part, as diffusers names it."""
 REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*", re.ASCII)
 """Pattern of `owner/model`."""
 _FILES = (
