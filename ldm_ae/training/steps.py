@@ -238,6 +238,7 @@ def output_gradients(
     logs = {"rec_loss": terms.rec_loss, "nll_loss": terms.nll}
     if terms.perceptual_loss is not None:
         logs["perceptual_loss"] = terms.perceptual_loss
+        logs |= {f"{name}_loss": term for name, term in terms.perceptual_terms.items()}
     gan_gradient = None
     if with_gan:
         assert parts.plain_discriminator is not None
