@@ -34,6 +34,7 @@ from ldm_ae.core.errors import Stopped, UserError, reason
 from ldm_ae.core.precision import Numerics, agreed_numerics
 from ldm_ae.core.seeding import derive_seed
 from ldm_ae.core.terminal import duration
+from ldm_ae.diffusion import NO_CLASS
 from ldm_ae.io.files import (
     clear_leftovers,
     leaving_nothing,
@@ -54,7 +55,7 @@ from ldm_ae.training.checkpoints.state import read_state
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.diffusion.config import DiffusionConfig
 from ldm_ae.training.diffusion.data import Batches, check_store, hash_latents, open_latents
-from ldm_ae.training.diffusion.networks import NO_CLASS, as_diffusers, build_model, build_pipeline, training_loss
+from ldm_ae.training.diffusion.networks import as_diffusers, build_model, build_pipeline, training_loss
 from ldm_ae.training.ema import EMA
 from ldm_ae.training.monitoring.run_log import RunLog, Window, finished_step
 from ldm_ae.training.monitoring.signals import Signals, agreed_signal
