@@ -191,7 +191,7 @@ class DiffusionTrainer:
                 num_inference_steps=PREVIEW_STEPS,
                 generator=torch.Generator().manual_seed(self.config.seed),
             ).images
-            self.log.image(self.step, f"step-{self.step:08d}.png", "samples", _grid(images))
+            self.log.image(self.step, f"step-{self.step:08d}.png", "samples", image_grid(images))
         self.accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------------------------------------ saving and resuming
@@ -339,7 +339,7 @@ def _print_end(trainer: DiffusionTrainer) -> None:
         trainer.log.print_line(f"to train longer, add --steps {2 * steps}, or any number above {steps}")
 
 
-def _grid(images: list[Image.Image]) -> Image.Image:
+def image_grid(images: list[Image.Image]) -> Image.Image:
     """Return the images, which have one size, in rows of `_COLUMNS`."""
     tiles = np.stack([np.asarray(image.convert("RGB")) for image in images])
     _, height, width, _ = tiles.shape
