@@ -266,8 +266,8 @@ def _folder(source: str, kind: str) -> Path:
         cached = cached_files(name, [CONFIG, PREPROCESSOR, *WEIGHTS])
         if cached is None or not (cached / CONFIG).is_file():
             raise UserError(
-                f"the weights of {kind} are missing: {name} on the Hugging Face hub: {describe_failure(names)}; or give "
-                "a folder with them as weights"
+                f"the weights of {kind} are missing: {name} on the Hugging Face hub: {describe_failure(names)}; or "
+                "give a folder with them as weights"
             ) from names
         return cached
     wanted = next((file for file in WEIGHTS if file in names), None)

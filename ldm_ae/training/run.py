@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from pydoc import locate
@@ -21,6 +22,7 @@ from ldm_ae.core.allocator import keep_freed_memory
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import RunError, UserError, printable, reason, reportable
 from ldm_ae.core.precision import Numerics, agreed_numerics
+from ldm_ae.discriminators import with_aids
 from ldm_ae.io.files import leaving_nothing, make_folder, writing
 from ldm_ae.losses import Objective
 from ldm_ae.models import network_config
@@ -74,6 +76,7 @@ def build_config(config: Namespace, parser: ArgumentParser | None = None) -> Run
     except ValueError as error:  # jsonargparse's own, around an error that a class raised
         raise reportable(error) or error from None
     run = RunConfig(**{name: built[name] for name in RunConfig.__dataclass_fields__})
+    run = replace(run, discriminator=with_aids(run.discriminator, run.discriminator_aids))
     check(run)
     return run
 
@@ -106,6 +109,13 @@ def check(run: RunConfig) -> None:
     if run.data.validation_images > 0:
         check_best(validation, resolution=run.data.resolution, images=run.data.validation_images)
     set_trainable(run.model, run.training.trainable)  # as the trainer will
+    if run.optimizer.averages_weights():
+        for name, chosen in (("ema_decay", run.training.ema_decay is not None), ("power_ema", run.training.power_ema)):
+            if chosen:
+                raise UserError(
+                    f"training.{name} has no place beside {run.optimizer.class_path}, which averages the weights "
+                    f"itself; set training.{name} to {'null' if name == 'ema_decay' else 'false'}"
+                )
     for term in sorted(run.model.needed_terms()):
         if not run.objective.regularization_weights.get(term, 0.0) > 0:
             raise UserError(
@@ -206,7 +216,7 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
         "global_batch": loader.global_batch,
         "latents": f"{spec.channels} channels, downsample factor {spec.downsample_factor}{codes}",
         "network": json.dumps(network_config(run.model), sort_keys=True),
-        "discriminator": None if run.discriminator is None else type(run.discriminator).__name__,
+        "discriminator": None if run.discriminator is None else run.discriminator.identity,
         "optimizer": run.optimizer.class_path,
         "discriminator_optimizer": None if run.discriminator is None else run.discriminator_optimizer.class_path,
         "trainable": json.dumps(run.training.trainable),
@@ -215,6 +225,8 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
     }
     if not isinstance(run.regularizer, Identity):
         identity["regularizer"] = run.regularizer.identity
+    if run.training.power_ema:
+        identity["power_ema"] = ", ".join(f"{length:g}" for length in run.training.power_ema_lengths)
     if loader.buckets is not None:
         identity["bucket_assignment"] = loader.buckets.identity()
     return Trainer(

@@ -21,6 +21,7 @@ from ldm_ae.core.compilation import one_graph_a_size
 from ldm_ae.core.environment import ENVIRONMENT, describe_environment
 from ldm_ae.core.errors import Stopped, UserError
 from ldm_ae.core.precision import Numerics
+from ldm_ae.core.seeding import mix_seed
 from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.data import Batch, EvaluationLoader, TrainingLoader, seeded_noise
 from ldm_ae.discriminators import Discriminator
@@ -29,6 +30,7 @@ from ldm_ae.interop import settle_scaling
 from ldm_ae.io.files import write_json, writing_folder
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
+from ldm_ae.models.scaling import set_scaling_of
 from ldm_ae.regularizers import Regularizer
 from ldm_ae.training.checkpoints.saver import Progress, Saver
 from ldm_ae.training.config import TrainingConfig
@@ -97,22 +99,23 @@ class Trainer:
         networks = Networks(
             autoencoder, regularizer, objective, discriminator,
             accelerator=accelerator, numerics=numerics, config=training,
+            optimizer_averages=optimizer.averages_weights(),
         )  # fmt: skip
-        self.autoencoder, self.ema, self.objective = networks.autoencoder, networks.ema, networks.objective
+        self.autoencoder, self.averages, self.objective = networks.autoencoder, networks.averages, networks.objective
         self.discriminator, self.parts = networks.discriminator, networks.parts
-        self._keeps_scale = regularizer.keeps_scale
-        self.parameters = [networks.generator_parameters()]
+        self.regularizer, self._models = regularizer, networks.models()
+        named = [networks.generator_parameters(), networks.discriminator_parameters()]
+        named = named if self.discriminator is not None else named[:1]
+        self.parameters = [list(parameters.values()) for parameters in named]
         self.optimizer_configs = [optimizer, discriminator_optimizer]
-        if self.discriminator is not None:
-            self.parameters.append(list(self.discriminator.learning_parameters()))
         fused = numerics.precision != "fp16"  # A fused optimizer would skip a step internally, unseen.
         self.optimizers = [
             chosen.build(parameters, loader.global_batch, fused=fused)
-            for chosen, parameters in zip(self.optimizer_configs, self.parameters, strict=False)
+            for chosen, parameters in zip(self.optimizer_configs, named, strict=False)
         ]
         self.saver = Saver(
             folder, accelerator, training, identity,
-            models=networks.models(), others=networks.others(), optimizers=self.optimizers,
+            models=self._models, others=networks.others(), optimizers=self.optimizers, averages=self.averages,
         )  # fmt: skip
         self.guard = Guard(accelerator, list(networks.changed_early()), training.max_bad_steps)
 
@@ -138,6 +141,7 @@ class Trainer:
             environment = describe_environment(self.accelerator.device) | {"numerics": self.numerics.describe()}
             write_json(self.folder / ENVIRONMENT, environment)
         log.rewind(self.step)
+        self.saver.rewind(self.step)
         if self.discriminator is not None and self.objective.config.discriminator_start >= config.max_steps:
             start = self.objective.config.discriminator_start
             log.warn(
@@ -146,8 +150,8 @@ class Trainer:
             )  # fmt: skip
         self.alarms, self.window = Alarms(), Window()
         stream = self.loader.steps(self.position)
-        sizes = self.loader.buckets.sizes if self.loader.buckets is not None else []
-        graphs = one_graph_a_size(len(sizes), _GRAPHS_A_SIZE) if config.compile and sizes else nullcontext()
+        sizes = self._image_sizes()
+        graphs = one_graph_a_size(sizes, _GRAPHS_A_SIZE) if config.compile and sizes > 1 else nullcontext()
         with log.progress, self.saver.settled(), graphs, Signals() as signals:
             log.advance(self.step)
             while self.step < config.max_steps:
@@ -165,6 +169,12 @@ class Trainer:
                     raise Stopped(stop)
             self.saver.wait()
         self.export()
+
+    def _image_sizes(self) -> int:
+        """Return the number of sizes of images that a network may see."""
+        side = self.identity["resolution"]
+        sizes = [(side, side)] if self.loader.buckets is None else self.loader.buckets.sizes
+        return len({seen for size in sizes for seen in self.regularizer.image_sizes(size, judged=False)})
 
     def train_step(self, batches: Sequence[Batch]) -> dict[str, Tensor] | None:
         """Run one update of the generator and, once it has started, of the discriminator.
@@ -218,8 +228,7 @@ class Trainer:
                 scaler.step(optimizer)
         if scaler is not None:
             scaler.update()
-        if self.ema is not None:
-            self.ema.update(self.autoencoder, self.step)
+        self.averages.update(self.step)
         self.guard.in_a_row = 0
 
     def _skip_step(
@@ -245,6 +254,8 @@ class Trainer:
         self.window.add(logs, self.loader.global_batch, seconds, latents)
         self.log.advance(self.step)
         last = self.step == config.max_steps
+        if self.step % config.power_ema_every == 0 or last:
+            self.saver.save_averages(self.step)
         if self.step % config.log_every == 0 or last:
             self._log()
         if self.step % config.sample_every == 0 or last:
@@ -260,7 +271,8 @@ class Trainer:
         pixel_values = batch.pixel_values.to(device, non_blocking=True).contiguous(
             memory_format=self.numerics.memory_format
         )
-        return MicroBatch(pixel_values, noise.to(device, non_blocking=True), tuple(batch.seeds.tolist()))
+        step_seed = mix_seed(self.identity["seed"], self.position)
+        return MicroBatch(pixel_values, noise.to(device, non_blocking=True), tuple(batch.seeds.tolist()), step_seed)
 
     # -------------------------------------------------------------------------------------- logging and validation
 
@@ -297,8 +309,7 @@ class Trainer:
     def _sample(self) -> None:
         """Save the fixed images' reconstructions, from the weights that are validated."""
         if self.accelerator.is_main_process:
-            weights = "EMA weights" if self.ema is not None else "weights"
-            image = self.samples.draw(self._result(), self.step, weights)
+            image = self.samples.draw(self._result(), self.step, self.averages.kind)
             self.log.image(self.step, self.samples.file_name(self.step), f"samples/{self.samples.kind}", image)
 
     def validate(self) -> bool:
@@ -321,12 +332,16 @@ class Trainer:
 
     def _result(self) -> Autoencoder:
         """Return the model that is evaluated and exported: the averaged weights if they exist."""
-        return self.ema.model if self.ema is not None else self.autoencoder
+        self.averages.refresh(self.optimizers[0])
+        return self.averages.model or self.autoencoder
 
     # ------------------------------------------------------------------------------------------ saving and resuming
 
     def save(self) -> None:
-        """Write a checkpoint and the newest model beside it."""
+        """Write a checkpoint and the newest model beside it, with the scale that the regularizer determines, if any."""
+        for model in self._models.values():
+            if (spec := self.regularizer.scale(model)) is not None:
+                set_scaling_of(model, spec)
         self.saver.save(Progress(self.step, self.position, self.best, self.skipped_steps))
 
     def resume(self) -> None:
@@ -359,7 +374,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             result = self._result()
             with ProgressDisplay("measuring the scale of the latents", None) as progress:
-                words, scaled = settle_scaling(result, self.validation, keep=self._keeps_scale, progress=progress)
+                words, scaled = settle_scaling(
+                    result, self.validation, known=self.regularizer.scale(result), progress=progress
+                )
             if scaled:
                 self.log.print_line(words)
             else:

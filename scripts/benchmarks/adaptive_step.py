@@ -36,7 +36,7 @@ def textbook_step(parts: StepParts, batch: MicroBatch) -> Tensor:
     """Compute the same gradients, with the weight computed through the whole graph; return the weight."""
     parts.training_pass.zero_grad(set_to_none=True)
     config = parts.objective.config
-    reconstructions, target, posterior, _ = parts.training_pass(*batch[:2], batch.draws(REGULARIZER))
+    reconstructions, target, posterior = parts.training_pass(*batch[:2], batch.draws(REGULARIZER))[:3]
     nll = parts.objective.reconstruction(reconstructions, target).nll
     parts.plain_discriminator.requires_grad_(False)  # Otherwise its gradients would be computed and discarded.
     with parts.accelerator.autocast():

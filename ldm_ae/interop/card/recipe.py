@@ -115,6 +115,7 @@ def _rows(trained: Trained) -> Iterator[tuple[str, str]]:
     yield "Optimizer", _optimizer(at, "optimizer")
     if at("discriminator") is not None:
         yield "Discriminator", at.named("discriminator")
+        yield "Aids of the discriminator", at.each_named("discriminator_aids")
         yield "Optimizer of the discriminator", _optimizer(at, "discriminator_optimizer")
     parts = [at("training.batch_size"), at("training.accumulation")]
     batch = identity.get("global_batch")
@@ -127,6 +128,8 @@ def _rows(trained: Trained) -> Iterator[tuple[str, str]]:
     precision = numerics.get("precision") if isinstance(numerics, Mapping) else at("training.precision")
     yield "Precision", _value(precision)
     yield "Average of the weights (EMA)", _value(at("training.ema_decay"))
+    if at("training.power_ema"):
+        yield "Power-function averages of the weights, lengths", _value(at("training.power_ema_lengths"))
     yield "Seed", _value(at("seed"))
     yield "Software", software(environment.get("versions"))
     yield "Device", escaped(environment.get("device") or "")
@@ -170,6 +173,15 @@ def _optimizer(at: _Values, key: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def _class_with_arguments(configured: Any) -> str:
+    """Return `Class(argument=value)` as code; nothing for what is not a configured class."""
+    if not isinstance(configured, Mapping) or not configured.get("class_path"):
+        return ""
+    name, arguments = str(configured["class_path"]).rpartition(".")[2], configured.get("init_args")
+    given = ", ".join(f"{key}={value}" for key, value in arguments.items()) if isinstance(arguments, Mapping) else ""
+    return code(f"{name}({given})" if given else name)
+
+
 def _value(value: Any) -> str:
     if value is None:
         return ""
@@ -198,8 +210,9 @@ class _Values:
 
     def named(self, key: str) -> str:
         """Return a configured class with its arguments."""
-        if not self.short(key):
-            return ""
-        arguments = self(f"{key}.init_args")
-        given = ", ".join(f"{name}={value}" for name, value in arguments.items()) if isinstance(arguments, dict) else ""
-        return code(f"{self.short(key)}({given})" if given else self.short(key))
+        return _class_with_arguments(self(key))
+
+    def each_named(self, key: str) -> str:
+        """Return the configured classes of a list with their arguments."""
+        found = self(key)
+        return ", ".join(_class_with_arguments(item) for item in found) if isinstance(found, list) else ""

@@ -154,7 +154,10 @@ def load_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
             continue
         path = folder / f"{name}.safetensors"
         if not path.is_file():
-            raise UserError(f"checkpoint {folder} has no {name}.safetensors, which this configuration needs")
+            raise UserError(
+                f"checkpoint {folder} has no {name}.safetensors, which this configuration needs; give another --out, "
+                "or the configuration that the run was started with"
+            )
         tensors = read_tensors(path)
         try:
             network.load_state_dict(tensors)

@@ -19,11 +19,13 @@ from ldm_ae.core.errors import UserError, reason
 from ldm_ae.io.files import clear_leftovers, writing_folder
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.loading.weights import WEIGHTS
+from ldm_ae.training.averages.averages import Averages
+from ldm_ae.training.averages.snapshots import Snapshots
 from ldm_ae.training.changes import check_identity, remedies
 from ldm_ae.training.checkpoints.checkpoint import Checkpoints, link_model, load_networks
 from ldm_ae.training.checkpoints.rng import rng_state, set_rng_state
 from ldm_ae.training.checkpoints.snapshot import HostCopy, Snapshot
-from ldm_ae.training.checkpoints.state import SKIPPED, read_state
+from ldm_ae.training.checkpoints.state import POWER_EMA, SKIPPED, read_state
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.monitoring.run_log import RunLog
 from ldm_ae.training.optimizers import load_optimizer
@@ -53,6 +55,7 @@ class Saver:
         models: The autoencoder as `model` and the averaged one if it exists; not wrapped.
         others: Further networks by name, not wrapped; one whose state dict is empty has no file.
         optimizers: The autoencoder's, and the discriminator's if it exists.
+        averages: The averages of the weights; None for a run without any.
     """
 
     def __init__(
@@ -65,10 +68,13 @@ class Saver:
         models: dict[str, Autoencoder],
         others: dict[str, nn.Module],
         optimizers: list[Optimizer],
+        averages: Averages | None = None,
     ):
         self.folder, self._accelerator, self._identity = folder, accelerator, identity
         self._models, self._networks = models, others
-        self._optimizers = optimizers
+        self._optimizers, self._averages = optimizers, averages
+        self._power = None if averages is None else averages.power
+        self._snapshots = Snapshots(folder, in_background=config.background_saves)
         self._checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
         self._in_background, self._batch_size = config.background_saves, config.batch_size
         self._max_steps = config.max_steps
@@ -89,13 +95,19 @@ class Saver:
         generators = _gather(self._accelerator, rng_state())
         if not self._accelerator.is_main_process:
             return
+        if self._averages is not None:
+            self._averages.refresh(self._optimizers[0])
         scaler = self._accelerator.scaler
-        state = progress._asdict() | {
-            "identity": self._identity,
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "rng": generators,
-        }
+        state = (
+            progress._asdict()
+            | {
+                "identity": self._identity,
+                "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "rng": generators,
+            }
+            | ({} if self._power is None else {POWER_EMA: self._power.state()})
+        )
         networks = {name: module.state_dict() for name, module in self._networks.items()}
         snapshot = Snapshot(step=progress.step, models=self._models, networks=networks, state=state)
         best_step = None if progress.best is None else int(progress.best["step"])
@@ -106,6 +118,20 @@ class Saver:
             self._writer.submit(partial(self._copy_and_write, finish_copy, best_step))
         else:
             self._write(snapshot, best_step)
+
+    def save_averages(self, step: int) -> None:
+        """Write a snapshot of the power-function averages, if there are any.
+
+        Raises:
+            RunError: This snapshot, or the previous one in the background, could not be written.
+        """
+        if self._power is not None and self._accelerator.is_main_process:
+            self._snapshots.save(self._power, step)
+
+    def rewind(self, step: int) -> None:
+        """Remove the snapshots of averages after `step`, which a run that resumes there writes again."""
+        if self._accelerator.is_main_process:
+            self._snapshots.rewind(step)
 
     def before_update(self) -> None:
         """Wait until a copy has been made of everything that an update is about to change."""
@@ -126,10 +152,12 @@ class Saver:
     def check(self) -> None:
         """Raise the error of the background thread, if there was one."""
         self._writer.check()
+        self._snapshots.writer.check()
 
     def wait(self) -> None:
         """Wait until all saved files are on the disk, in every process."""
         self._writer.wait()
+        self._snapshots.writer.wait()
         self._accelerator.wait_for_everyone()
 
     @contextmanager
@@ -139,6 +167,7 @@ class Saver:
             yield
         except BaseException:
             self._writer.settle()
+            self._snapshots.writer.settle()
             raise
 
     def restore(self, log: RunLog) -> Progress | None:
@@ -175,6 +204,8 @@ class Saver:
         try:
             for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
                 load_optimizer(optimizer, saved)
+            if self._power is not None:
+                self._power.load_state(state[POWER_EMA])
             if self._accelerator.scaler is not None and state["scaler"] is not None:
                 self._accelerator.scaler.load_state_dict(state["scaler"])
             if before == now:

@@ -12,6 +12,8 @@ KEYS = ("step", "position", "best", "identity", "optimizers", "scaler", "rng")
 """The entries of a run's state."""
 SKIPPED = "skipped_steps"
 """An entry that is only counted and logged. The first checkpoints lack it: without it a run resumes from 0."""
+POWER_EMA = "power_ema"
+"""An entry of runs with power-function averages: the averages that the checkpoint's models do not hold."""
 _LARGEST = 2**62
 _FIRST_BEST = {"step": int, "score": float}
 """The best validation in checkpoints from before 2026-11-28; `score` has the sign that makes higher better."""
@@ -50,5 +52,7 @@ def check_state(state: Any) -> None:
     for name in ("optimizers", "rng"):
         if not isinstance(entries := state.get(name), list) or not all(isinstance(entry, dict) for entry in entries):
             raise ValueError(f"{name} must be a list of states")
+    if not isinstance(power := state.get(POWER_EMA, {}), dict) or not all(isinstance(v, dict) for v in power.values()):
+        raise ValueError(f"{POWER_EMA} must hold averages by length")
     if not isinstance(state.get("scaler"), dict | type(None)):
         raise ValueError("scaler must be a state, or null")

@@ -186,7 +186,9 @@ def hint(key: str, known: Iterable[str], dashes: str = "--") -> str:
             return f"; {found}"
         beside = f"{owner}.{found.rpartition('.')[2]}"  # `discriminator_optimizer.lr`
         return f"; use {dashes}{beside if beside in known else found}"
-    if near := [full for full in difflib.get_close_matches(name, known) if not name.startswith(f"{full}.")]:
+    # Arguments of a class have no full keys: there the class's key is not a part of the comparison.
+    compared = name if any("." in full for full in known) else leaf
+    if near := [full for full in difflib.get_close_matches(compared, known) if not name.startswith(f"{full}.")]:
         return f"; did you mean '{near[0]}'?"
     if near := difflib.get_close_matches(leaf, leaves, n=1):
         return f"; did you mean '{leaves[near[0]]}'?"

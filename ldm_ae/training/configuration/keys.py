@@ -17,8 +17,16 @@ from ldm_ae.core import registry
 ROOT = ("ldm_ae.training.configuration.parsing", "RunConfig")
 """Module and name of the dataclass of all keys. A nested dataclass must be imported from the module that defines it."""
 
-CLASS_KEYS = ("model", "quantizer", "regularizer", "discriminator", "reconstruction", "perceptual", "adversarial")
+CLASS_KEYS = (
+    "model", "quantizer", "regularizer", "discriminator", "discriminator_aids", "reconstruction", "perceptual",
+    "adversarial",
+)  # fmt: skip
 """The last parts of the keys whose value is a registered class, with `class_path` and `init_args`."""
+
+CHAINS = {"regularizer": ("Chain", "regularizers")}
+"""The class that stands for a list of classes under one of these keys, and its argument with the list."""
+LIST_KEYS = ("discriminator_aids",)
+"""Those of `CLASS_KEYS` whose value is a list of classes. A name alone is a list of one."""
 
 OPTIMIZER_KEYS = ("optimizer", "discriminator_optimizer")
 """The groups whose `class_path` names an optimizer. The group's name alone sets it too: `--optimizer adamw`."""

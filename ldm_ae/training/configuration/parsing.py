@@ -18,7 +18,7 @@ from ldm_ae.core.errors import UserError, reportable
 from ldm_ae.core.registry import class_paths, full_name
 from ldm_ae.core.resources import with_config_paths
 from ldm_ae.data.config import DataConfig
-from ldm_ae.discriminators import Discriminator
+from ldm_ae.discriminators import Discriminator, DiscriminatorAid
 from ldm_ae.losses.objective import ObjectiveConfig
 from ldm_ae.models import Autoencoder
 from ldm_ae.regularizers import Identity, Regularizer
@@ -29,6 +29,7 @@ from ldm_ae.training.configuration.help_format import KeysFormatter, help_of_gro
 from ldm_ae.training.configuration.keys import groups
 from ldm_ae.training.configuration.spelling import asks_for_help, check_spelling, options
 from ldm_ae.training.optimizers import OptimizerConfig
+from ldm_ae.training.parameter_groups import ParameterGroup
 
 NOT_GIVEN = "???"
 """The value in a recipe that the user must supply."""
@@ -52,6 +53,8 @@ class RunConfig:
     """Module that changes latents or targets between encoder and decoder; the default changes nothing."""
     discriminator: Discriminator | None = None
     """Discriminator; null trains without an adversarial loss."""
+    discriminator_aids: list[DiscriminatorAid] = field(default_factory=list)
+    """Augmentations and penalties beside the discriminator, in this order."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """Optimizer of the autoencoder."""
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -62,10 +65,7 @@ class RunConfig:
 
 def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> ArgumentParser:
     """Return a parser of RunConfig: `--config FILE` and every key as an option, which overrides the file."""
-    # A configuration can import registered classes only, even if other modules can be imported here.
-    set_parsing_settings(
-        import_path_denylist=["*"], import_path_allowlist=_allowed_paths(), docstring_parse_attribute_docstrings=True
-    )
+    _allow_registered_classes()
     parser = _Parser(
         description=f"{description} Every key of a configuration is an option, which overrides the file: "
         "`training: {max_steps: 100}` is --training.max_steps 100. `--training.help` shows one group of keys, "
@@ -88,6 +88,21 @@ def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> 
     return parser
 
 
+def parts_parser(parts: type[Any]) -> ArgumentParser:
+    """Return a parser of a dataclass with some of RunConfig's fields, for a part of a recorded configuration."""
+    _allow_registered_classes()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(parts, None, fail_untyped=True)
+    return parser
+
+
+def _allow_registered_classes() -> None:
+    """Let a configuration import registered classes only, even if other modules can be imported here."""
+    set_parsing_settings(
+        import_path_denylist=["*"], import_path_allowlist=_allowed_paths(), docstring_parse_attribute_docstrings=True
+    )
+
+
 class _Parser(ArgumentParser):
     """A parser whose help has our layout; jsonargparse makes the help of a class with the same type of parser."""
 
@@ -96,8 +111,8 @@ class _Parser(ArgumentParser):
 
 
 def _allowed_paths() -> list[str]:
-    """Return the class paths of registered classes, and of the dataclasses among their arguments."""
-    found: dict[type[Any], None] = {}
+    """Return the class paths of registered classes, and of the dataclasses in lists and among their arguments."""
+    found: dict[type[Any], None] = {ParameterGroup: None}
     for cls in (cls for registry in REGISTRIES.values() for cls in registry.classes()):
         try:
             hints = get_type_hints(cls.__init__).values()

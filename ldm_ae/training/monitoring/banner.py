@@ -19,6 +19,8 @@ from ldm_ae.core.terminal import duration
 from ldm_ae.data.buckets import Buckets
 from ldm_ae.data.config import DataConfig
 from ldm_ae.models.loading.checkpoints import BEST, CHECKPOINTS
+from ldm_ae.training.averages.power import PowerEMA
+from ldm_ae.training.averages.snapshots import AVERAGES
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.monitoring.trackers import (
     TENSORBOARD,
@@ -27,6 +29,7 @@ from ldm_ae.training.monitoring.trackers import (
     run_name,
     tensorboard_folder,
 )
+from ldm_ae.training.optimizers import describe_groups
 
 if TYPE_CHECKING:
     from ldm_ae.training.trainer import Trainer
@@ -76,6 +79,12 @@ class Banner:
             self._line("sizes", _sizes_line(trainer.loader.buckets))
         networks: list[nn.Module | None] = [trainer.autoencoder, trainer.discriminator]
         self._line("networks", "; ".join(_parameters(network) for network in networks if network is not None))
+        for optimizer, network in zip(trainer.optimizers, ("autoencoder", "discriminator"), strict=False):
+            if len(optimizer.param_groups) > 1:
+                for number, line in enumerate(describe_groups(optimizer)):
+                    self._line("" if number else "optimizer", f"{network}, {line}")
+        if (power := trainer.averages.power) is not None:
+            self._line("power EMA", power_ema_line(power, trainer.config))
 
     def _line(self, name: str, text: str) -> None:
         self._console.print(_line(name, text), markup=False, soft_wrap=True)
@@ -125,6 +134,20 @@ def trackers_line(training: TrainingConfig, folder: Path) -> str:
     return ", ".join(found) or "none"
 
 
+def power_ema_line(power: PowerEMA, training: TrainingConfig) -> str:
+    """Return the lengths of the averages, and the size of their snapshots on disk."""
+    count = -(-training.max_steps // training.power_ema_every)
+    lengths, size = ", ".join(f"{length:g}" for length in power.lengths), power.size()
+    return (
+        f"lengths {lengths}; {count} snapshots of {_megabytes(size)}, one every {training.power_ema_every} steps: "
+        f"{_megabytes(count * size)} in {AVERAGES}/"
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
+
+
 def _parameters(network: nn.Module) -> str:
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
     total, trainable = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
@@ -147,8 +170,7 @@ def closing_lines(trainer: Trainer, data: DataConfig) -> Iterator[str]:
     else:
         yield _line("finished", f"step {last} of {steps}; nothing is left to train")
         yield _line("", f"to train longer, add --training.max_steps {2 * steps}, or any number above {steps}")
-    kind = "EMA weights" if trainer.ema is not None else "weights"
-    yield _line("model", f"{trainer.folder / 'model'} ({kind} of step {last})")
+    yield _line("model", f"{trainer.folder / 'model'} ({trainer.averages.kind} of step {last})")
     if trainer.best is not None:
         yield _line("best", _best(trainer, int(trainer.best["step"]), trainer.best["score"]))
     for number, command in enumerate(next_commands(trainer.folder, data)):
