@@ -20,6 +20,7 @@ from ldm_ae.training.averages.posthoc import StoredAverages
 from ldm_ae.training.changes import CONFIG, saved_config
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.configuration.parsing import parts_parser
+from ldm_ae.training.configuration.phases import each_phase
 from ldm_ae.training.validation import Validation, choose_metrics
 
 
@@ -49,7 +50,7 @@ class Scored(NamedTuple):
 
 
 def held_out(run: str | Path, device: torch.device) -> HeldOut:
-    """Return the held-out images of a run, as its validations read them, and its metrics on `device`.
+    """Return the held-out images of a run's last phase, as its validations read them, and its metrics on `device`.
 
     Raises:
         UserError: The run's configuration is missing or damaged, or it has no held-out images.
@@ -57,6 +58,7 @@ def held_out(run: str | Path, device: torch.device) -> HeldOut:
     saved = saved_config(Path(run))
     if saved is None:
         raise UserError(f"{run} has no {CONFIG}, which names its held-out images; give a length in place of best")
+    saved = each_phase(saved)[-1]
     parser = parts_parser(_Parts)
     try:
         parsed = parser.parse_object({name: saved[name] for name in _Parts.__dataclass_fields__ if name in saved})
