@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ldm_ae.core.frozen import FrozenNetwork
 from ldm_ae.core.precision import Numerics, Placement, choose_convolutions, place
 from ldm_ae.discriminators import Discriminator, DiscriminatorPass
 from ldm_ae.losses import Objective
@@ -66,7 +68,11 @@ class Networks:
         place(autoencoder, device, numerics.placement)
         place(regularizer, device, numerics.placement)
         if self.discriminator is not None:
-            place(self.discriminator, device, plain if self.discriminator.needs_double_backward else numerics.placement)
+            twice = self.discriminator.needs_double_backward
+            place(self.discriminator, device, plain if twice else numerics.placement)
+            # The second derivative of R1 is computed in float32, through frozen networks too.
+            for network in (module for module in self.discriminator.modules() if isinstance(module, FrozenNetwork)):
+                network.set_precision(torch.float32 if twice else numerics.dtype)
         if self.ema is not None:
             place(self.ema.model, device, plain)
         if config.compile:

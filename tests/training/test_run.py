@@ -45,6 +45,12 @@ NARROW: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Arguments of networks with all parts of those in the recipes."""
 
+SMALL_VIT = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8,
+    "image_size": 32,
+}  # fmt: skip
+"""A vision transformer in the place of a discriminator's."""
+
 
 def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
     """The recipe with narrow networks, small images, two of everything and its adversarial phase at once."""
@@ -74,7 +80,12 @@ def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
     if config["objective"].get("perceptual", {"class_path": ""})["class_path"].endswith(".LPIPS"):
         config["objective"]["perceptual"]["init_args"]["pretrained"] = False  # no download in tests
     if "discriminator" in config:
-        config["discriminator"].setdefault("init_args", {})["ndf"] = 8
+        chosen = config["discriminator"].setdefault("init_args", {})
+        if "features" in chosen:
+            small = {"weights": None, "layers": [0, 1], "architecture": SMALL_VIT, "image_size": 32}
+            chosen["features"]["init_args"] |= small  # no download in tests
+        else:
+            chosen["ndf"] = 8
     config["training"] |= {
         "max_steps": 1,
         "batch_size": 1,

@@ -18,6 +18,7 @@ from ldm_ae.core.deprecation import rename_arguments, rename_keys, warn_renamed
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.core.registry import Registry
 from ldm_ae.discriminators import DISCRIMINATOR_AIDS, DISCRIMINATORS
+from ldm_ae.features import FEATURE_NETWORKS
 from ldm_ae.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_LOSSES, RECONSTRUCTION_LOSSES
 from ldm_ae.models import AUTOENCODERS
 from ldm_ae.quantizers import QUANTIZERS
@@ -30,7 +31,7 @@ REGISTRIES: dict[str, Registry[Any]] = dict(
         CLASS_KEYS,
         (
             AUTOENCODERS, QUANTIZERS, REGULARIZERS, DISCRIMINATORS, DISCRIMINATOR_AIDS, RECONSTRUCTION_LOSSES,
-            PERCEPTUAL_LOSSES, ADVERSARIAL_LOSSES,
+            PERCEPTUAL_LOSSES, ADVERSARIAL_LOSSES, FEATURE_NETWORKS,
         ),
         strict=True,
     )

@@ -19,7 +19,7 @@ ROOT = ("ldm_ae.training.configuration.parsing", "RunConfig")
 
 CLASS_KEYS = (
     "model", "quantizer", "regularizer", "discriminator", "discriminator_aids", "reconstruction", "perceptual",
-    "adversarial",
+    "adversarial", "features",
 )  # fmt: skip
 """The last parts of the keys whose value is a registered class, with `class_path` and `init_args`."""
 
@@ -35,7 +35,7 @@ RENAMED = {"data.bad_share": "data.max_bad_fraction"}
 PARSERS_OWN = ("config", "print_config", "help", "h")
 """Options that are not keys."""
 
-_COMPONENTS = ("models/adapters", "quantizers", "regularizers", "discriminators", "losses")
+_COMPONENTS = ("models/adapters", "quantizers", "regularizers", "discriminators", "losses", "features")
 _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs", "help", *CLASS_KEYS}
 
 
