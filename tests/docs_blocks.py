@@ -88,6 +88,11 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         {'"PRIOR"': '"SAVED_PRIOR"'}
     ),
     ("docs/MODELS.md", "import diffusers"): Run(),
+    (
+        "docs/OBJECTIVES.md",
+        "ldm-ae train --config kl_f8 --data.train IMAGES --discriminator projected "
+        "--discriminator_aids '[eight-bit, diffaug, lecam]'",
+    ): Options(_HOURS),
     ("docs/PYTHON.md", "import ldm_ae"): Run({'"runs/mine"': '"MODEL"', "size=256": "size=64"}),
     ("docs/PYTHON.md", "from ldm_ae.models import Tiled"): Run({"size=2048": "size=64", "tile=512": "tile=32"}),
     ("docs/PYTHON.md", "from PIL import Image"): Run(
