@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -50,15 +52,15 @@ def groups() -> frozenset[str]:
 @cache
 def class_arguments() -> frozenset[str]:
     """Return the names of all arguments of our registered classes, and of the dataclasses among these arguments."""
-    found: set[str] = set()
-    for folder in _COMPONENTS:
-        for path in Path(_package(), folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_bytes())):
-                if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-                    found |= {argument.arg for argument in [*node.args.args, *node.args.kwonlyargs]}
-                elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    found.add(node.target.id)
-    return frozenset(found)
+    return frozenset(name for name, _ in _arguments())
+
+
+@cache
+def free_arguments() -> frozenset[str]:
+    """Return those of `class_arguments` that are mappings with keys of any name, such as the arguments of a network."""
+    return frozenset(
+        name for name, annotation in _arguments() if re.match(r"(dict|Mapping)\[str, Any\]", annotation or "")
+    )
 
 
 def is_known(key: str) -> bool:
@@ -70,10 +72,27 @@ def is_known(key: str) -> bool:
         owner = ".".join(parts[:length])
         if annotation := config_keys().get(owner):
             if parts[length - 1] in CLASS_KEYS:
-                names = set(parts[length:]) - _OF_A_CLASS
+                named = itertools.takewhile(lambda name: name not in free_arguments(), parts[length:])
+                names = set(named) - _OF_A_CLASS
                 return bool(registry.plugin_entry_points()) or names <= class_arguments()
             return annotation.startswith("dict[")
     return False
+
+
+@cache
+def _arguments() -> frozenset[tuple[str, str | None]]:
+    """Return name and annotation of each argument of our registered classes and of dataclasses beside them."""
+    found: set[tuple[str, str | None]] = set()
+    for folder in _COMPONENTS:
+        for path in Path(_package(), folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                    for argument in [*node.args.args, *node.args.kwonlyargs]:
+                        annotation = argument.annotation
+                        found.add((argument.arg, None if annotation is None else ast.unparse(annotation)))
+                elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    found.add((node.target.id, ast.unparse(node.annotation)))
+    return frozenset(found)
 
 
 def _fields(module: str, name: str, prefix: str = "") -> Iterator[tuple[str, str]]:
