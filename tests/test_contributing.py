@@ -33,7 +33,7 @@ PLUGINS = {kind: text for kind, text in EXAMPLES.items() if kind != "recipe"}
 # What a test below uses. An example of another kind needs a use of its own here.
 USED = {
     "discriminator", "quantizer", "regularizer", "reconstruction loss", "perceptual loss", "adversarial loss", "prior",
-    "source", "format", "network class", "layout", "metric", "command", "recipe",
+    "feature network", "source", "format", "network class", "layout", "metric", "command", "recipe",
 }  # fmt: skip
 
 
@@ -169,6 +169,20 @@ def test_plugin_prior_is_saved_and_loaded_by_its_name(installed: Installed) -> N
     status, output = installed.run(script, folder)
     assert status == 0, output
     assert output.strip() == "IndependentCodes [12.0] (5, 2, 3)"  # log2(4) bits for each of 6 codes
+
+
+@pytest.mark.slow
+def test_plugin_feature_network_is_found_by_its_name(installed: Installed) -> None:
+    script = installed.folder / "use_features.py"
+    script.write_text(
+        "import torch; from ldm_ae.features import FEATURE_NETWORKS\n"
+        "network = FEATURE_NETWORKS['HaarWavelets'](levels=2)\n"
+        "maps = network(torch.full((1, 3, 30, 33), 0.5))\n"
+        "print([tuple(features.shape) for features in maps], float(maps[1].abs().max()) < 1e-5)\n"
+    )
+    status, output = installed.run(script)
+    assert status == 0, output
+    assert output.strip() == "[(1, 9, 16, 16), (1, 9, 8, 8)] True"  # flat images have no differences
 
 
 @pytest.mark.slow

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ldm_ae.commands._inputs import choose_precision, print_notes, print_path, square_inputs
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from ldm_ae.evaluation import ActivationRanges
     from ldm_ae.models import ChannelStatistics
 
+_BEST = "best"
+"""Value of --ema that selects the length by validation."""
+
 
 class Export(Command):
     """Export of a model to the formats of other projects."""
@@ -40,6 +46,10 @@ class Export(Command):
         add_overwrite(parser)
         parser.add_argument("--format", choices=("diffusers", "ldm"), default="diffusers", help="format (default: "
                             "%(default)s)")  # fmt: skip
+        parser.add_argument("--ema", metavar="LENGTH", help="for a run that was trained with training.power_ema true: "
+                            "export the average of this length (sigma_rel), such as 0.08, combined from the stored "
+                            "ones; `best` scores several lengths on the run's held-out images, prints a table and "
+                            "exports the best by training.best_metric")  # fmt: skip
         parser.add_argument("--into", metavar="PIPELINE", help="write a copy of this diffusers pipeline folder to OUT, "
                             "in which the model is the autoencoder; the pipeline's scale is kept, because its "
                             "diffusion model expects latents scaled as before")  # fmt: skip
@@ -59,12 +69,45 @@ class Export(Command):
         """Write the files, and print the scale and whether the model is safe in fp16."""
         if args.other_latents and args.into is None:
             raise UserError("--other-latents has no effect without --into; remove it")
-        if args.into is not None:
-            _into_pipeline(args)
-        elif args.format == "ldm":
-            _to_ldm(args)
-        else:
-            _to_diffusers(args)
+        with nullcontext() if args.ema is None else _averaged(args):
+            if args.into is not None:
+                _into_pipeline(args)
+            elif args.format == "ldm":
+                _to_ldm(args)
+            else:
+                _to_diffusers(args)
+
+
+@contextmanager
+def _averaged(args: argparse.Namespace) -> Iterator[None]:
+    """Let MODEL be a temporary folder with the average that `--ema` requests."""
+    from ldm_ae.core.devices import pick_device
+    from ldm_ae.training.averages.best import best_of, held_out, score_lengths, table
+    from ldm_ae.training.averages.posthoc import StoredAverages
+
+    stored = StoredAverages(args.model)
+    if args.ema == _BEST:
+        device = pick_device(args.device)
+        held, lengths = held_out(args.model, device), stored.lengths_to_compare()
+        with progress_bar("scoring lengths", len(lengths)) as progress:
+            scored = score_lengths(stored, lengths, held, device, lambda done: progress(done, len(lengths)))
+        length = best_of(scored).length
+        print("\n".join(table(scored, held.validation.best.name)))
+    else:
+        length = _length(args.ema)
+    model = stored.model(length)
+    print(f"average of length {length:g} at step {stored.step}")
+    with TemporaryDirectory(prefix="ldm-ae-average-") as folder:
+        model.save_pretrained(folder)
+        args.model = folder
+        yield
+
+
+def _length(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--ema is '{text}'; expected a length such as 0.08, or {_BEST}") from None
 
 
 def _into_pipeline(args: argparse.Namespace) -> None:

@@ -64,7 +64,10 @@ class PartlyFrozen(nn.Module):
 
     def learning_buffers(self) -> Iterator[Tensor]:
         """Return the buffers outside the frozen submodules: running statistics and averages."""
-        prefixes = tuple(f"{name}." for name in self.frozen)
+        partly_frozen = (item for item in self.named_modules() if isinstance(item[1], PartlyFrozen))
+        prefixes = tuple(
+            f"{path}.{name}.".removeprefix(".") for path, module in partly_frozen for name in module.frozen
+        )
         return (buffer for name, buffer in self.named_buffers() if not name.startswith(prefixes))
 
     def train(self, mode: bool = True) -> PartlyFrozen:

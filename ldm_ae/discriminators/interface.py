@@ -25,6 +25,15 @@ class Discriminator(PartlyFrozen, abc.ABC):
     pixels: PixelSpec = RGB
     """Supported images; a run compares them with the model's."""
 
+    @property
+    def identity(self) -> str:
+        """The name in messages, which a resumed run must have in common with the run; the class's name by default."""
+        return type(self).__name__
+
+    def saved_parts(self) -> dict[str, nn.Module]:
+        """Return the modules that a checkpoint holds, by the names of their files; itself by default."""
+        return {"discriminator": self}
+
     @abc.abstractmethod
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Return logits, (B, ...) with any further shape, of images (B, 3, H, W) in about [-1, 1]."""

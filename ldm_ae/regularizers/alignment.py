@@ -47,6 +47,7 @@ class Alignment(Regularizer):
     short_names = ("vf",)
     frozen = ("features",)
     adaptive_terms = frozenset({"alignment"})
+    takes_target = True
 
     def __init__(self, *, features: FeatureNetwork, cosine_margin: float = 0.5, distance_margin: float = 0.25):
         super().__init__()

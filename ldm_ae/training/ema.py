@@ -15,6 +15,11 @@ from torch import nn
 Module = TypeVar("Module", bound=nn.Module)
 
 
+def averaged_copy(model: Module) -> Module:
+    """Return a copy that an average is kept in: an ordinary network in eval mode, without gradients."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
 class EMA(Generic[Module]):
     """The average: averaged = decay_n * averaged + (1 - decay_n) * current, decay_n = min(decay, (1 + n) / (10 + n)).
 
@@ -27,7 +32,7 @@ class EMA(Generic[Module]):
 
     def __init__(self, model: Module, decay: float):
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = averaged_copy(model)
 
     def decay_at(self, step: int) -> float:
         """Return decay_n of update n = `step`, counted from 0."""

@@ -16,9 +16,9 @@ from ldm_ae.models import Autoencoder
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.regularizers import Regularizer
 from ldm_ae.training.adaptive_terms import adaptive_terms
+from ldm_ae.training.averages.averages import Averages
 from ldm_ae.training.checkpoints.snapshot import AVERAGED
 from ldm_ae.training.config import TrainingConfig
-from ldm_ae.training.ema import EMA
 from ldm_ae.training.requirements import check_capabilities
 from ldm_ae.training.steps import StepParts
 from ldm_ae.training.training_pass import TrainingPass
@@ -35,6 +35,7 @@ class Networks:
         accelerator: Devices and processes.
         numerics: Precision and memory layout.
         config: The trainable parameters, weight averaging, compilation.
+        optimizer_averages: Whether the generator's optimizer averages the weights itself.
 
     Raises:
         UserError: The configuration needs a capability that the autoencoder's class does not declare.
@@ -50,14 +51,15 @@ class Networks:
         accelerator: Accelerator,
         numerics: Numerics,
         config: TrainingConfig,
+        optimizer_averages: bool = False,
     ):
         device = accelerator.device
 
-        # The trainable parameters and their average.
+        # The trainable parameters and their averages.
         set_trainable(autoencoder, config.trainable)
         check_capabilities(autoencoder, objective.config, discriminator, config, regularizer)
         self.autoencoder, self.regularizer = autoencoder.train(), regularizer.train()
-        self.ema = EMA(autoencoder, config.ema_decay) if config.ema_decay is not None else None
+        self.averages = Averages(autoencoder, config, optimizer_averages=optimizer_averages)
         if config.gradient_checkpointing:
             autoencoder.enable_gradient_checkpointing()
         self.discriminator = _synchronized(discriminator, accelerator)
@@ -71,8 +73,9 @@ class Networks:
                 network.set_precision(numerics.dtype)
         if self.discriminator is not None:
             place(self.discriminator, device, plain if self.discriminator.needs_double_backward else numerics.placement)
-        if self.ema is not None:
-            place(self.ema.model, device, plain)
+        if self.averages.model is not None:
+            place(self.averages.model, device, plain)
+        self.averages.begin()
         if config.compile:
             measured = adaptive_terms(regularizer.adaptive_terms, objective.config.regularization_weights)
             apart = autoencoder.encoder_last_layer if measured else None
@@ -93,10 +96,19 @@ class Networks:
             )
         self.parts = StepParts(accelerator, training_pass, self.objective, pair)
 
-    def generator_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that the generator's optimizer updates."""
-        found = [*self.autoencoder.parameters(), *self.objective.parameters(), *self.regularizer.parameters()]
-        return [parameter for parameter in found if parameter.requires_grad]
+    def generator_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that the generator's optimizer updates, by name: the network's names are diffusers'."""
+        found = {name.removeprefix("net."): parameter for name, parameter in self.autoencoder.named_parameters()}
+        for prefix, module in (("objective", self.objective), ("regularizer", self.regularizer)):
+            found |= {f"{prefix}.{name}": parameter for name, parameter in module.named_parameters()}
+        return {name: parameter for name, parameter in found.items() if parameter.requires_grad}
+
+    def discriminator_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that the discriminator's optimizer updates, by name; none without a discriminator."""
+        if self.discriminator is None:
+            return {}
+        learning = {id(parameter) for parameter in self.discriminator.learning_parameters()}
+        return {name: p for name, p in self.discriminator.named_parameters() if id(p) in learning}
 
     def changed_early(self) -> Iterator[Tensor]:
         """Yield the tensors that a step changes before its optimizers do: codebooks, running statistics, averages."""
@@ -108,12 +120,13 @@ class Networks:
 
     def models(self) -> dict[str, Autoencoder]:
         """Return the autoencoders that a checkpoint holds, by name."""
-        return {"model": self.autoencoder} | ({} if self.ema is None else {AVERAGED: self.ema.model})
+        averaged = self.averages.model
+        return {"model": self.autoencoder} | ({} if averaged is None else {AVERAGED: averaged})
 
     def others(self) -> dict[str, nn.Module]:
         """Return the other modules that a checkpoint holds, by name; their state dicts hold the learned tensors."""
         found: dict[str, nn.Module] = {"objective": self.objective, "regularizer": self.regularizer}
-        return found if self.discriminator is None else found | {"discriminator": self.discriminator}
+        return found if self.discriminator is None else found | self.discriminator.saved_parts()
 
 
 def _synchronized(discriminator: Discriminator | None, accelerator: Accelerator) -> Discriminator | None:

@@ -46,7 +46,7 @@ def check_capabilities(
     if training.compile and not model.compilable_parts(for_training=True):
         raise UserError(f"training.compile: {network} declares no parts to compile; set it to false")
     if discriminator is not None:
-        model.pixel_spec.require_match(discriminator.pixels, f"the discriminator ({type(discriminator).__name__})")
+        model.pixel_spec.require_match(discriminator.pixels, f"the discriminator ({discriminator.identity})")
     if objective.perceptual is not None:
         name = objective.perceptual.name
         model.pixel_spec.require_match(objective.perceptual.pixels, f"objective.perceptual ({name})")

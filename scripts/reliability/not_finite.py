@@ -37,7 +37,7 @@ IN_A_ROW = 4
 def state_tensors(trainer: Trainer) -> Iterator[Tensor]:
     """Everything that a step may change, the position in the data apart."""
     modules = [trainer.autoencoder, trainer.objective, *([trainer.discriminator] if trainer.discriminator else [])]
-    for module in [*modules, *([trainer.ema.model] if trainer.ema else [])]:
+    for module in [*modules, *([trainer.averages.model] if trainer.averages.model else [])]:
         yield from module.parameters()
         yield from module.buffers()
     for optimizer in trainer.optimizers:

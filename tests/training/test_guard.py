@@ -45,8 +45,8 @@ def in_discriminator(trainer: Trainer, _: Sequence[Batch]) -> Callable[[], None]
 
 def state(trainer: Trainer) -> Iterator[Tensor]:
     assert trainer.discriminator is not None
-    assert trainer.ema is not None
-    for module in (trainer.autoencoder, trainer.objective, trainer.discriminator, trainer.ema.model):
+    assert trainer.averages.model is not None
+    for module in (trainer.autoencoder, trainer.objective, trainer.discriminator, trainer.averages.model):
         yield from module.state_dict().values()
     for optimizer in trainer.optimizers:
         for moments in optimizer.state.values():

@@ -36,7 +36,8 @@ def without_private_paths(config: Mapping[str, Any]) -> tuple[dict[str, Any], li
         if isinstance(value, Mapping):
             return {str(name): clean(inner, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
         if isinstance(value, list):
-            return [clean(inner, key) for inner in value]
+            # The phases count from 1, as in `--phases.2.data.train`.
+            return [clean(v, f"{key}.{i}" if isinstance(v, Mapping) else key) for i, v in enumerate(value, start=1)]
         if isinstance(value, str) and is_private_path(value):
             removed.append(key)
             return REMOVED
@@ -115,6 +116,7 @@ def _rows(trained: Trained) -> Iterator[tuple[str, str]]:
     yield "Optimizer", _optimizer(at, "optimizer")
     if at("discriminator") is not None:
         yield "Discriminator", at.named("discriminator")
+        yield "Aids of the discriminator", at.each_named("discriminator_aids")
         yield "Optimizer of the discriminator", _optimizer(at, "discriminator_optimizer")
     parts = [at("training.batch_size"), at("training.accumulation")]
     batch = identity.get("global_batch")
@@ -122,11 +124,17 @@ def _rows(trained: Trained) -> Iterator[tuple[str, str]]:
         yield "Images of a step", f"{escaped(batch)}"
     elif None not in parts:
         yield "Images of a forward pass, and passes of a step", f"{escaped(parts[0])}, {escaped(parts[1])}"
-    yield "Steps", _steps(trained.step, at("training.max_steps"))
+    yield "Steps", _steps(trained.step, trained.planned)
+    for number, (phase, steps) in enumerate(zip(trained.phases, trained.values("training.max_steps"), strict=True), 1):
+        others = {key: value for key, value in phase.items() if key != "training.max_steps"}
+        text = "".join(f"; {code(key)} {_setting(value)}" for key, value in others.items())
+        yield f"Phase {number} of {len(trained.phases)}", f"{_value(steps)} steps{text}"
     numerics = environment.get("numerics")
     precision = numerics.get("precision") if isinstance(numerics, Mapping) else at("training.precision")
     yield "Precision", _value(precision)
     yield "Average of the weights (EMA)", _value(at("training.ema_decay"))
+    if at("training.power_ema"):
+        yield "Power-function averages of the weights, lengths", _value(at("training.power_ema_lengths"))
     yield "Seed", _value(at("seed"))
     yield "Software", software(environment.get("versions"))
     yield "Device", escaped(environment.get("device") or "")
@@ -170,6 +178,22 @@ def _optimizer(at: _Values, key: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def _setting(value: Any) -> str:
+    """Return a setting of a phase: a class with its arguments, any other value as JSON."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        return _Values({"setting": value}).named("setting")
+    return code(json.dumps(value, ensure_ascii=False))
+
+
+def _class_with_arguments(configured: Any) -> str:
+    """Return `Class(argument=value)` as code; nothing for what is not a configured class."""
+    if not isinstance(configured, Mapping) or not configured.get("class_path"):
+        return ""
+    name, arguments = str(configured["class_path"]).rpartition(".")[2], configured.get("init_args")
+    given = ", ".join(f"{key}={value}" for key, value in arguments.items()) if isinstance(arguments, Mapping) else ""
+    return code(f"{name}({given})" if given else name)
+
+
 def _value(value: Any) -> str:
     if value is None:
         return ""
@@ -198,8 +222,9 @@ class _Values:
 
     def named(self, key: str) -> str:
         """Return a configured class with its arguments."""
-        if not self.short(key):
-            return ""
-        arguments = self(f"{key}.init_args")
-        given = ", ".join(f"{name}={value}" for name, value in arguments.items()) if isinstance(arguments, dict) else ""
-        return code(f"{self.short(key)}({given})" if given else self.short(key))
+        return _class_with_arguments(self(key))
+
+    def each_named(self, key: str) -> str:
+        """Return the configured classes of a list with their arguments."""
+        found = self(key)
+        return ", ".join(_class_with_arguments(item) for item in found) if isinstance(found, list) else ""
