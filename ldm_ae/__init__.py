@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ldm_ae import data as data
     from ldm_ae import discriminators as discriminators
     from ldm_ae import evaluation as evaluation
+    from ldm_ae import features as features
     from ldm_ae import interop as interop
     from ldm_ae import latents as latents
     from ldm_ae import losses as losses
@@ -41,8 +42,8 @@ _MODULES = {
 }  # fmt: skip
 """Modules of `ldm_ae.api` by the names that they define."""
 _PACKAGES = frozenset({
-    "data", "discriminators", "evaluation", "interop", "latents", "losses", "models", "priors", "quantizers",
-    "regularizers", "training",
+    "data", "discriminators", "evaluation", "features", "interop", "latents", "losses", "models", "priors",
+    "quantizers", "regularizers", "training",
 })  # fmt: skip
 
 if not TYPE_CHECKING:  # a type checker needs only the imports above

@@ -122,6 +122,10 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "python scripts/benchmarks/rate_distortion.py --test BSDS500/test --limit 50 --qualities 2 5 10 20 40"
         " --out runs/rate",
     ): Options(_MINUTES),
+    (
+        "docs/QUALITY.md",
+        "python scripts/benchmarks/students.py --teacher kl-f8c4-small --student runs/kl_f8c4_small_fast",
+    ): Options(_MINUTES),
     ("docs/TRAINING.md", "ldm-ae push MODEL owner/name --license apache-2.0 --images IMAGES"): Options(
         "it uploads; tests/commands/test_push.py uploads to a server on this machine"
     ),

@@ -23,8 +23,9 @@ from ldm_ae.features.dinov2 import DINOv2
 from ldm_ae.features.efficientnet_lite0 import EfficientNetLite0
 from ldm_ae.features.interface import FeatureNetwork
 from ldm_ae.features.resnet50 import ResNet50
+from ldm_ae.features.vgg16 import VGG16
 
-__all__ = ["DINO", "FEATURE_NETWORKS", "ConvNeXt", "DINOv2", "EfficientNetLite0", "FeatureNetwork", "ResNet50"]
+__all__ = ["DINO", "FEATURE_NETWORKS", "VGG16", "ConvNeXt", "DINOv2", "EfficientNetLite0", "FeatureNetwork", "ResNet50"]
 
 FEATURE_NETWORKS: Registry[FeatureNetwork] = Registry(__name__, FeatureNetwork, "feature network")  # type: ignore[type-abstract]
 """Every feature network by its name."""

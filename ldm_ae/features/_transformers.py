@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError, printable, reason
-from ldm_ae.features.interface import IMAGENET_MEAN, IMAGENET_STD, RANDOM_SEED, FeatureNetwork, chosen_layers
+from ldm_ae.features.interface import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    RANDOM_SEED,
+    FeatureNetwork,
+    chosen_layers,
+    identifier,
+)
 from ldm_ae.io.files import require_json, sha256
 from ldm_ae.io.hub_names import PREFIX, REPOSITORY, is_hub_name
 from ldm_ae.io.weight_files import read_weight_file
@@ -86,6 +93,8 @@ class TransformersNetwork(FeatureNetwork):
         del self.blocks[self.layers[-1] + 1 :]
         self.has_all_blocks = len(self.blocks) == count
         self.channels = self.channels_of(network.config)
+        if weights is not None:
+            self.name = identifier(_shown(weights).rpartition("/")[2])
         self.identity = self.warn_about_random_weights() if identity is None else identity
         self.set_precision(torch.float32)
 
@@ -166,8 +175,7 @@ class TransformersNetwork(FeatureNetwork):
                 f"{source} lacks {len(lacking)} weights of {classes.model}, such as {printable(lacking[0])}; give the "
                 "folder of a complete network"
             )
-        name = source.removeprefix(PREFIX) if not Path(source).exists() else folder.resolve().name
-        return network, f"{name} (sha256 {sha256(file)[:16]})"
+        return network, f"{_shown(source)} (sha256 {sha256(file)[:16]})"
 
 
 class StagedNetwork(TransformersNetwork):
@@ -276,6 +284,12 @@ def _folder(source: str, kind: str) -> Path:
             f"{name} on the Hugging Face hub is not a network of transformers: expected {CONFIG} and {WEIGHTS[0]}"
         )
     return download_files(name, [CONFIG, PREPROCESSOR, wanted])
+
+
+def _shown(source: str) -> str:
+    """Return the name of a network on the hub, or that of its folder without the path."""
+    path = Path(source)
+    return path.resolve().name if path.is_dir() else source.removeprefix(PREFIX)
 
 
 @contextmanager

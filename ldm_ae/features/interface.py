@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import logging
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -37,6 +38,8 @@ class FeatureNetwork(FrozenNetwork, abc.ABC):
         multiple: Sides of images must be multiples of this, such as the side of a patch.
     """
 
+    name: str
+    """What a score by this network is called, such as `dinov2_small`."""
     channels: tuple[int, ...]
     """Number of channels of each map that `forward` returns."""
     identity: str
@@ -57,6 +60,7 @@ class FeatureNetwork(FrozenNetwork, abc.ABC):
         multiple: int = 1,
     ):
         super().__init__()
+        self.name = identifier(type(self).__name__)
         if image_size is not None and (image_size < multiple or image_size % multiple):
             raise UserError(
                 f"image_size of {type(self).__name__}: expected a positive multiple of {multiple}, got {image_size}"
@@ -136,3 +140,8 @@ def chosen_layers(layers: Sequence[int] | None, count: int, default: Sequence[in
     if not chosen or any(not -count <= layer < count for layer in chosen):
         raise UserError(f"layers: expected numbers from 0 to {count - 1} (or -{count} to -1), got {chosen}")
     return tuple(sorted({layer % count for layer in chosen}))
+
+
+def identifier(text: str) -> str:
+    """Return a name in lower case with underscores, for keys of logs and scores."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")

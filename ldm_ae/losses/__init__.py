@@ -21,7 +21,19 @@ from typing import TYPE_CHECKING, Any
 from ldm_ae.core.registry import export
 from ldm_ae.losses.adversarial import ADVERSARIAL_LOSSES, AdversarialLoss, HingeLoss, NonSaturatingLoss, VanillaLoss
 from ldm_ae.losses.objective import Objective, ObjectiveConfig, ReconstructionTerms
-from ldm_ae.losses.perceptual import LPIPS, PERCEPTUAL_LOSSES, FeatureDistance, PerceptualLoss, ShiftTolerantLPIPS
+from ldm_ae.losses.perceptual import (
+    LPIPS,
+    PERCEPTUAL_LOSSES,
+    DeepFeatures,
+    FeatureDistance,
+    GramDistance,
+    LogitDistance,
+    MSSSIMDistance,
+    PerceptualLoss,
+    ShiftTolerantLPIPS,
+    SSIMDistance,
+    WeightedSum,
+)
 from ldm_ae.losses.reconstruction import L1, L2, RECONSTRUCTION_LOSSES, Charbonnier, ReconstructionLoss
 
 __all__ = [
@@ -33,16 +45,22 @@ __all__ = [
     "RECONSTRUCTION_LOSSES",
     "AdversarialLoss",
     "Charbonnier",
+    "DeepFeatures",
     "FeatureDistance",
+    "GramDistance",
     "HingeLoss",
+    "LogitDistance",
+    "MSSSIMDistance",
     "NonSaturatingLoss",
     "Objective",
     "ObjectiveConfig",
     "PerceptualLoss",
     "ReconstructionLoss",
     "ReconstructionTerms",
+    "SSIMDistance",
     "ShiftTolerantLPIPS",
     "VanillaLoss",
+    "WeightedSum",
 ]
 
 if not TYPE_CHECKING:  # a type checker needs only the imports above

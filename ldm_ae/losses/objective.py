@@ -85,6 +85,10 @@ class ReconstructionTerms(NamedTuple):
     """Mean over all pixel values: scalar."""
     perceptual_loss: Tensor | None
     """Mean distance over images: scalar."""
+    perceptual_terms: Mapping[str, Tensor]
+    """Of a sum of distances: the mean over images of each, a scalar, by name."""
+    per_element: Tensor
+    """`rec_loss` plus the weighted `perceptual_loss`: scalar."""
 
 
 class Objective(PartlyFrozen):
@@ -98,18 +102,29 @@ class Objective(PartlyFrozen):
         self.perceptual = config.perceptual
         self.log_variance = nn.Parameter(torch.zeros(())) if config.learned_log_variance else None
 
-    def reconstruction(self, reconstructions: Tensor, pixel_values: Tensor) -> ReconstructionTerms:
-        """Return the error of reconstructions (B, 3, H, W), every term in float32."""
+    def reconstruction(
+        self, reconstructions: Tensor, pixel_values: Tensor, *, elements_of: Tensor | None = None
+    ) -> ReconstructionTerms:
+        """Return the error of reconstructions (B, 3, H, W), every term in float32.
+
+        Args:
+            reconstructions: (B, 3, H, W); they receive a gradient.
+            pixel_values: (B, 3, H, W), their target.
+            elements_of: Images whose number of elements the `ldm` reduction counts, by default `pixel_values`.
+        """
+        counted = pixel_values if elements_of is None else elements_of
         per_element = self.config.reconstruction(reconstructions.float(), pixel_values.float())
         rec_loss = per_element.mean()
-        perceptual_loss = None
+        perceptual_loss, perceptual_terms = None, {}
         per_element_total = rec_loss
         if self.perceptual is not None:
-            perceptual_loss = self.perceptual(reconstructions, pixel_values).mean()
+            distances, terms = self.perceptual.measure(reconstructions, pixel_values)
+            perceptual_loss, perceptual_terms = distances.mean(), {name: term.mean() for name, term in terms.items()}
             per_element_total = rec_loss + self.config.perceptual_weight * perceptual_loss
         # Every image has the same number of elements, 3HW, so the sum over one image is the mean times 3HW.
-        error = per_element_total * self._elements(pixel_values)
-        return ReconstructionTerms(self.nll(error, pixel_values), error, rec_loss, perceptual_loss)
+        error = per_element_total * self._elements(counted)
+        nll = self.nll(error, counted)
+        return ReconstructionTerms(nll, error, rec_loss, perceptual_loss, perceptual_terms, per_element_total)
 
     def nll(self, error: Tensor, pixel_values: Tensor) -> Tensor:
         """Return error / exp(s) + s per element, with s the learned log-variance; the error itself without one."""

@@ -21,6 +21,7 @@ from ldm_ae.core.compilation import one_graph_a_size
 from ldm_ae.core.environment import ENVIRONMENT, describe_environment
 from ldm_ae.core.errors import Stopped, UserError
 from ldm_ae.core.precision import Numerics
+from ldm_ae.core.seeding import mix_seed
 from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.data import Batch, EvaluationLoader, TrainingLoader, seeded_noise
 from ldm_ae.discriminators import Discriminator
@@ -29,6 +30,7 @@ from ldm_ae.interop import settle_scaling
 from ldm_ae.io.files import write_json, writing_folder
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
+from ldm_ae.models.scaling import set_scaling_of
 from ldm_ae.regularizers import Regularizer
 from ldm_ae.training.checkpoints.checkpoint import Checkpoints
 from ldm_ae.training.checkpoints.saver import Progress, Saver
@@ -109,7 +111,7 @@ class Trainer:
         )  # fmt: skip
         self.autoencoder, self.averages, self.objective = networks.autoencoder, networks.averages, networks.objective
         self.discriminator, self.parts = networks.discriminator, networks.parts
-        self._keeps_scale = regularizer.keeps_scale
+        self.regularizer, self._models = regularizer, networks.models()
         named = [networks.generator_parameters(), networks.discriminator_parameters()]
         named = named if self.discriminator is not None else named[:1]
         self.parameters = [list(parameters.values()) for parameters in named]
@@ -121,7 +123,7 @@ class Trainer:
         ]
         self.saver = Saver(
             folder, accelerator, training, identity,
-            models=networks.models(), others=networks.others(), optimizers=self.optimizers, averages=self.averages,
+            models=self._models, others=networks.others(), optimizers=self.optimizers, averages=self.averages,
             phase=self.phase, checkpoints=checkpoints,
         )  # fmt: skip
         self.guard = Guard(accelerator, list(networks.changed_early()), training.max_bad_steps)
@@ -163,8 +165,8 @@ class Trainer:
             )  # fmt: skip
         self.alarms, self.window = Alarms(), Window()
         stream = self.loader.steps(self.position)
-        sizes = self.loader.buckets.sizes if self.loader.buckets is not None else []
-        graphs = one_graph_a_size(len(sizes), _GRAPHS_A_SIZE) if config.compile and sizes else nullcontext()
+        sizes = self._image_sizes()
+        graphs = one_graph_a_size(sizes, _GRAPHS_A_SIZE) if config.compile and sizes > 1 else nullcontext()
         with log.progress, self.saver.settled(), graphs, Signals() as signals:
             log.advance(self.step)
             while self.step < config.max_steps:
@@ -182,6 +184,12 @@ class Trainer:
                     raise Stopped(stop)
             self.saver.wait()
         self.export()
+
+    def _image_sizes(self) -> int:
+        """Return the number of sizes of images that a network may see."""
+        side = self.identity["resolution"]
+        sizes = [(side, side)] if self.loader.buckets is None else self.loader.buckets.sizes
+        return len({seen for size in sizes for seen in self.regularizer.image_sizes(size, judged=False)})
 
     def train_step(self, batches: Sequence[Batch]) -> dict[str, Tensor] | None:
         """Run one update of the generator and, once it has started, of the discriminator.
@@ -278,7 +286,8 @@ class Trainer:
         pixel_values = batch.pixel_values.to(device, non_blocking=True).contiguous(
             memory_format=self.numerics.memory_format
         )
-        return MicroBatch(pixel_values, noise.to(device, non_blocking=True), tuple(batch.seeds.tolist()))
+        step_seed = mix_seed(self.identity["seed"], self.position)
+        return MicroBatch(pixel_values, noise.to(device, non_blocking=True), tuple(batch.seeds.tolist()), step_seed)
 
     # -------------------------------------------------------------------------------------- logging and validation
 
@@ -345,7 +354,10 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ saving and resuming
 
     def save(self) -> None:
-        """Write a checkpoint and the newest model beside it."""
+        """Write a checkpoint and the newest model beside it, with the scale that the regularizer determines, if any."""
+        for model in self._models.values():
+            if (spec := self.regularizer.scale(model)) is not None:
+                set_scaling_of(model, spec)
         self.saver.save(Progress(self.run_step, self.position, self.best, self.skipped_steps, self.first_step))
 
     def resume(self) -> None:
@@ -380,7 +392,9 @@ class Trainer:
         if self.accelerator.is_main_process:
             result, folder = self._result(), self.phase.result(self.folder)
             with ProgressDisplay("measuring the scale of the latents", None) as progress:
-                words, scaled = settle_scaling(result, self.validation, keep=self._keeps_scale, progress=progress)
+                words, scaled = settle_scaling(
+                    result, self.validation, known=self.regularizer.scale(result), progress=progress
+                )
             if scaled:
                 self.log.print_line(words)
             else:

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate
 from ldm_ae.evaluation.codecs import Codec, code_images
-from ldm_ae.evaluation.metric_sets import perceptual_network, validation_metrics
+from ldm_ae.evaluation.metric_sets import DEFAULT, named_metrics, perceptual_network, validation_metrics
 from ldm_ae.images.uint8 import rounded
 from ldm_ae.models import load_autoencoder
 
@@ -28,10 +28,14 @@ class Protocol(NamedTuple):
     """Side of the central crop; the shorter side is not resized."""
     perceptual: str = "stlpips_alex"
     limit: int | None = None
+    resize: int | Literal["none"] | None = "none"
+    """Shorter side before the crop; None for `size`."""
+    metrics: tuple[str, ...] = (DEFAULT,)
+    """Names of metrics, as for ldm-ae evaluate; none has a Fréchet distance."""
 
     def loader(self) -> EvaluationLoader:
         """Return a loader of one image at a time."""
-        source, transform = open_source(self.images), ImageTransform(size=self.size, resize="none")
+        source, transform = open_source(self.images), ImageTransform(size=self.size, resize=self.resize)
         return EvaluationLoader(
             source, transform, batch_size=1, indices=range(min(self.limit or len(source), len(source)))
         )
@@ -60,9 +64,11 @@ def train_and_score(folder: Path, arguments: list[str], protocol: Protocol) -> d
 
 def score(model: Path, protocol: Protocol) -> dict[str, float]:
     """Return scores by name, beside those of a bicubic thumbnail of as many numbers."""
+    features = "none" if DEFAULT in protocol.metrics else None
     evaluation = evaluate(
         load_autoencoder(model), protocol.loader(), source=protocol.images, transform_description={},
-        model_name=str(model), perceptual=perceptual_network(protocol.perceptual), features=None,
+        model_name=str(model),
+        metrics=named_metrics(protocol.metrics, perceptual=protocol.perceptual, features=features),
     )  # fmt: skip
     return {name: float(value) for name, value in evaluation.scores.items()}
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metrics.interface import CannotScoreError
-from ldm_ae.evaluation.metrics.msssim import MSSSIM, SCALE_WEIGHTS, msssim
+from ldm_ae.evaluation.metrics.msssim import MSSSIM, msssim
 from ldm_ae.evaluation.metrics.ssim import ssim
+from ldm_ae.images.similarity import SCALE_WEIGHTS
 from ldm_ae.images.uint8 import from_levels
 from tests.evaluation.stubs import pictures
 

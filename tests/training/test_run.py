@@ -20,6 +20,8 @@ pytestmark = pytest.mark.usefixtures("one_parser")
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 PUBLISHED = {
     "kl_f4": (4, 3, None), "kl_f8": (8, 4, None), "kl_f16": (16, 16, None), "kl_f32": (32, 64, None),
+    "detok_f16": (16, 16, None),
+    "kl_f16c32_aligned": (16, 32, None),
     "vq_f4": (4, 3, 8192), "vq_f8": (8, 4, 16384), "vq_f16": (16, 256, 1024), "llamagen_vq_f16": (16, 8, 16384),
     "fsq_f8": (8, 5, 15360), "lfq_f16": (16, 18, 2**18),
 }  # fmt: skip
@@ -46,6 +48,13 @@ NARROW: dict[str, dict[str, Any]] = {
 """Arguments of networks with all parts of those in the recipes."""
 
 
+RANDOM_FEATURES = {
+    "weights": None,
+    "architecture": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 1},
+}  # fmt: skip
+"""Arguments of a vision transformer with random weights."""
+
+
 def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
     """The recipe with narrow networks, small images, two of everything and its adversarial phase at once."""
     config = yaml.safe_load(recipe.read_text())
@@ -65,6 +74,10 @@ def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
         arguments |= {"block_out_channels": [width for _ in arguments["block_out_channels"]], "norm_num_groups": 4}
     if "teacher" in config.get("regularizer", {}).get("init_args", {}):
         config["regularizer"]["init_args"]["teacher"] = str(model)
+    if config.get("regularizer", {}).get("class_path", "").endswith(".EQVAE"):
+        config["regularizer"]["init_args"]["smallest_scale"] = 0.5  # the discriminator takes images from 24 pixels on
+    if "features" in config.get("regularizer", {}).get("init_args", {}):
+        config["regularizer"]["init_args"]["features"]["init_args"] |= RANDOM_FEATURES
     config["out"] = str(out)
     config["data"] |= {
         "train": str(images), "validation": None, "resolution": 64, "resize": None, "workers": 0,

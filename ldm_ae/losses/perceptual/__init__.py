@@ -6,11 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 from ldm_ae.core.registry import Registry, export
 from ldm_ae.losses.perceptual._feature_distance import FeatureDistance
+from ldm_ae.losses.perceptual.deep_features import DeepFeatures
+from ldm_ae.losses.perceptual.gram import GramDistance
 from ldm_ae.losses.perceptual.interface import PerceptualLoss
+from ldm_ae.losses.perceptual.logits import LogitDistance
 from ldm_ae.losses.perceptual.lpips import LPIPS
+from ldm_ae.losses.perceptual.ms_ssim import MSSSIMDistance
 from ldm_ae.losses.perceptual.shift_tolerant_lpips import ShiftTolerantLPIPS
+from ldm_ae.losses.perceptual.ssim import SSIMDistance
+from ldm_ae.losses.perceptual.weighted_sum import WeightedSum
 
-__all__ = ["LPIPS", "PERCEPTUAL_LOSSES", "FeatureDistance", "PerceptualLoss", "ShiftTolerantLPIPS"]
+__all__ = [
+    "LPIPS",
+    "PERCEPTUAL_LOSSES",
+    "DeepFeatures",
+    "FeatureDistance",
+    "GramDistance",
+    "LogitDistance",
+    "MSSSIMDistance",
+    "PerceptualLoss",
+    "SSIMDistance",
+    "ShiftTolerantLPIPS",
+    "WeightedSum",
+]
 
 PERCEPTUAL_LOSSES: Registry[PerceptualLoss] = Registry(__name__, PerceptualLoss, "perceptual loss")  # type: ignore[type-abstract]
 """Every perceptual loss by its name."""

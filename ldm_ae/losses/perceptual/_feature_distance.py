@@ -67,8 +67,20 @@ class FeatureDistance(PerceptualLoss):
                 real = list(self.features(pixel_values))
             total = torch.zeros(len(pixel_values), device=pixel_values.device)
             for layer, target, head in zip(self.features(reconstructions), real, self.heads, strict=True):
-                total = total + _LayerDistance.apply(layer, target, head)
+                total = total + layer_distance(layer, target, head)
         return total
+
+
+def layer_distance(features: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean over places of sum_c w_c (f_c/|f| - g_c/|g|)² for each image, (B,) float32.
+
+    Args:
+        features: f, (B, C, h, w); only these receive a gradient.
+        target: g, (B, C, h, w).
+        weights: w, (C,) float32.
+    """
+    distances: Tensor = _LayerDistance.apply(features, target, weights)
+    return distances
 
 
 class _LayerDistance(torch.autograd.Function):

@@ -25,6 +25,20 @@ class PerceptualLoss(FrozenNetwork, abc.ABC):
         super().__init__()
         self.name = name
 
+    @classmethod
+    def example(cls) -> PerceptualLoss:
+        """Return a small instance for tests, which needs no weights."""
+        return cls()  # type: ignore[call-arg]
+
+    @property
+    def identity(self) -> str:
+        """The distance and the weights that it is measured by, for protocols."""
+        return self.name
+
+    def measure(self, reconstructions: Tensor, pixel_values: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the distance of each pair, and the distances that it is a sum of, by name; (B,) each."""
+        return self(reconstructions, pixel_values), {}
+
     @abc.abstractmethod
     def forward(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
         """Return the distance of each pair, (B,) float32, at least 0.

@@ -20,11 +20,14 @@ ROOT = ("ldm_ae.training.configuration.parsing", "RunConfig")
 
 CLASS_KEYS = (
     "model", "quantizer", "regularizer", "discriminator", "discriminator_aids", "reconstruction", "perceptual",
-    "adversarial",
+    "losses", "adversarial", "features",
 )  # fmt: skip
 """The last parts of the keys whose value is a registered class, with `class_path` and `init_args`."""
 
-LIST_KEYS = ("discriminator_aids",)
+CHAINS = {"regularizer": ("Chain", "regularizers")}
+"""The class that stands for a list of classes under one of these keys, and its argument with the list."""
+
+LIST_KEYS = ("discriminator_aids", "losses")
 """Those of `CLASS_KEYS` whose value is a list of classes. A name alone is a list of one."""
 
 OPTIMIZER_KEYS = ("optimizer", "discriminator_optimizer")
@@ -45,7 +48,7 @@ PHASES = "phases"
 PARSERS_OWN = ("config", "print_config", "help", "h")
 """Options that are not keys."""
 
-_COMPONENTS = ("models/adapters", "quantizers", "regularizers", "discriminators", "losses")
+_COMPONENTS = ("models/adapters", "quantizers", "regularizers", "discriminators", "losses", "features")
 _OF_A_PHASE = re.compile(r"phases\.(\d+)\.(.+)", re.DOTALL)
 _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs", "help", *CLASS_KEYS}
 
