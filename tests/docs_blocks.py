@@ -122,6 +122,10 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "python scripts/benchmarks/rate_distortion.py --test BSDS500/test --limit 50 --qualities 2 5 10 20 40"
         " --out runs/rate",
     ): Options(_MINUTES),
+    ("docs/OBJECTIVES.md", "ldm-ae export runs/mine OUT --ema 0.08"): Options(
+        "it needs a run with snapshots; tests/training/test_power_ema.py makes one"
+    ),
+    ("docs/OBJECTIVES.md", "pip install 'ldm_ae[schedulefree]'"): Options(_HOURS),
     ("docs/TRAINING.md", "ldm-ae push MODEL owner/name --license apache-2.0 --images IMAGES"): Options(
         "it uploads; tests/commands/test_push.py uploads to a server on this machine"
     ),
