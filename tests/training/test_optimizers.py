@@ -110,7 +110,7 @@ def test_invalid_groups_are_refused_in_one_line(groups: list[dict[str, Any]], pr
     [
         (
             "[{pattern: ['*']}]",
-            "an entry has no key 'pattern'; expected some of patterns, learning_rate_ratio, options",
+            "an entry has no key 'pattern'; expected some of patterns, learning_rate",
         ),
         ("[{options: {weight_decay: 0}}]", r"an entry has no patterns; add it, as in \{patterns: \['\*\.bias'\]\}"),
         ("[{patterns: '*.bias'}]", r"optimizer\.groups\.patterns: expected list, got \*\.bias"),
