@@ -126,6 +126,10 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "it needs a run with snapshots; tests/training/test_power_ema.py makes one"
     ),
     ("docs/OBJECTIVES.md", "pip install 'ldm_ae[schedulefree]'"): Options(_HOURS),
+    (
+        "docs/QUALITY.md",
+        "python scripts/benchmarks/students.py --teacher kl-f8c4-small --student runs/kl_f8c4_small_fast",
+    ): Options(_MINUTES),
     ("docs/TRAINING.md", "ldm-ae push MODEL owner/name --license apache-2.0 --images IMAGES"): Options(
         "it uploads; tests/commands/test_push.py uploads to a server on this machine"
     ),

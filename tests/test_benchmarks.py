@@ -88,10 +88,11 @@ def test_class_benchmark_compares_the_same_outputs(name: str, toy: Any, monkeypa
 
 
 @pytest.mark.slow
-def test_adaptive_step_and_textbook_give_the_same_gradients(toy: Any) -> None:
+@pytest.mark.parametrize("at", ["variants", "term_variants"])
+def test_adaptive_step_and_textbook_give_the_same_gradients(toy: Any, at: str) -> None:
     import adaptive_step
 
-    found = {v.name: v.build() for v in adaptive_step.variants(toy)}
+    found = {v.name: v.build() for v in getattr(adaptive_step, at)(toy)}
     results = {}
     for name, call in found.items():
         call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import torch
@@ -23,11 +24,14 @@ class Draws:
     Args:
         seeds: One seed, at least 0, for each of B samples.
         stream: Purpose of the numbers; numbers of different streams are independent.
+        step_seed: A seed that all samples of an optimization step have in common, in all its micro-batches and
+            processes.
     """
 
-    def __init__(self, seeds: Sequence[int], stream: str):
+    def __init__(self, seeds: Sequence[int], stream: str, step_seed: int = 0):
         self._seeds = seeds
         self._stream = stream
+        self._step_seed = step_seed
         self._generators: list[torch.Generator] | None = None
 
     def __len__(self) -> int:
@@ -53,6 +57,14 @@ class Draws:
         for row, generator in zip(values, self._all(), strict=True):
             row.random_(low, high, generator=generator)
         return values
+
+    def of_step(self, name: str) -> random.Random:
+        """Return a generator for what all samples of the step have in common, such as the size of their images.
+
+        Every call with the same `name` returns the generator at its start. It is Python's: its numbers are known where
+        tensors have no values, as in `dry_run`.
+        """
+        return random.Random(derive_seed(self._stream, "step", name, self._step_seed))
 
     def _all(self) -> list[torch.Generator]:
         if self._generators is None:

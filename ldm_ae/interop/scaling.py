@@ -19,7 +19,6 @@ from ldm_ae.models.scaling import (
     check_storable,
     describe_scaling,
     is_unscaled,
-    mark_scaled_encoder,
     measured_scaling,
     measures_scale,
     scale_is_known,
@@ -56,7 +55,7 @@ def measure_scaling(
 
 
 def settle_scaling(
-    model: Autoencoder, loader: Iterable[Batch] | None, *, keep: bool = False,
+    model: Autoencoder, loader: Iterable[Batch] | None, *, known: LatentSpec | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[str, bool]:  # fmt: skip
     """Give a trained model the scale of its latents: keep it where the encoder is unchanged, else measure it.
@@ -64,7 +63,7 @@ def settle_scaling(
     Args:
         model: The model to export; it is put in eval mode, and its configuration is changed.
         loader: Images to measure on; None if there are none.
-        keep: Keep the scale although the encoder has changed, because the latents are those that it belongs to.
+        known: The specification with the scale of the changed encoder, where training determines it.
         progress: See `measure_scaling`.
 
     Returns:
@@ -72,9 +71,9 @@ def settle_scaling(
     """
     model.eval()
     before = model.latent_spec
-    if keep:
-        mark_scaled_encoder(model)
-        return f"the latents are the teacher's and keep their {describe_scaling(before)}", True
+    if known is not None:
+        set_scaling_of(model, known)
+        return f"{describe_scaling(known)}, which the regularizer determines", True
     if not measures_scale(model):
         return f"{type(model.net).__name__} stores no scale of its own, and none is measured", True
     if scale_is_known(model):

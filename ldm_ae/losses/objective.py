@@ -87,6 +87,8 @@ class ReconstructionTerms(NamedTuple):
     """Mean distance over images: scalar."""
     perceptual_terms: Mapping[str, Tensor]
     """Of a sum of distances: the mean over images of each, a scalar, by name."""
+    per_element: Tensor
+    """`rec_loss` plus the weighted `perceptual_loss`: scalar."""
 
 
 class Objective(PartlyFrozen):
@@ -100,8 +102,17 @@ class Objective(PartlyFrozen):
         self.perceptual = config.perceptual
         self.log_variance = nn.Parameter(torch.zeros(())) if config.learned_log_variance else None
 
-    def reconstruction(self, reconstructions: Tensor, pixel_values: Tensor) -> ReconstructionTerms:
-        """Return the error of reconstructions (B, 3, H, W), every term in float32."""
+    def reconstruction(
+        self, reconstructions: Tensor, pixel_values: Tensor, *, elements_of: Tensor | None = None
+    ) -> ReconstructionTerms:
+        """Return the error of reconstructions (B, 3, H, W), every term in float32.
+
+        Args:
+            reconstructions: (B, 3, H, W); they receive a gradient.
+            pixel_values: (B, 3, H, W), their target.
+            elements_of: Images whose number of elements the `ldm` reduction counts, by default `pixel_values`.
+        """
+        counted = pixel_values if elements_of is None else elements_of
         per_element = self.config.reconstruction(reconstructions.float(), pixel_values.float())
         rec_loss = per_element.mean()
         perceptual_loss, perceptual_terms = None, {}
@@ -111,9 +122,9 @@ class Objective(PartlyFrozen):
             perceptual_loss, perceptual_terms = distances.mean(), {name: term.mean() for name, term in terms.items()}
             per_element_total = rec_loss + self.config.perceptual_weight * perceptual_loss
         # Every image has the same number of elements, 3HW, so the sum over one image is the mean times 3HW.
-        error = per_element_total * self._elements(pixel_values)
-        nll = self.nll(error, pixel_values)
-        return ReconstructionTerms(nll, error, rec_loss, perceptual_loss, perceptual_terms)
+        error = per_element_total * self._elements(counted)
+        nll = self.nll(error, counted)
+        return ReconstructionTerms(nll, error, rec_loss, perceptual_loss, perceptual_terms, per_element_total)
 
     def nll(self, error: Tensor, pixel_values: Tensor) -> Tensor:
         """Return error / exp(s) + s per element, with s the learned log-variance; the error itself without one."""

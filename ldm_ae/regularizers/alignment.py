@@ -1,19 +1,20 @@
 """Alignment of latents with a frozen feature network (VF loss), which makes latents of many channels easier to diffuse.
 
-Source: Yao et al., Reconstruction vs. Generation: Taming Optimization Dilemma in Latent Diffusion Models (VA-VAE), arXiv
-2501.01423, section 3.2; published code: github.com/hustvl/LightningDiT. With latents z_i and features f_i of the places
-i of one grid, and z' = W z with a learned matrix W,
+Source: Yao et al., Reconstruction vs. Generation (VA-VAE), arXiv 2501.01423; published code:
+github.com/hustvl/LightningDiT. With latents z_i and features f_i at the places i of one grid, and z' = W z with a
+learned matrix W,
 
-    mean over i of      ReLU(1 - m1 - cos(z'_i, f_i))                            equation 5, marginal cosine similarity
-    mean over i, j of   ReLU(|cos(z_i, z_j) - cos(f_i, f_j)| - m2)               equation 6, marginal distance matrix
+    marginal cosine similarity:  mean over i of       ReLU(1 - m1 - cos(z'_i, f_i))
+    marginal distance matrix:    mean over i and j of ReLU(|cos(z_i, z_j) - cos(f_i, f_j)| - m2)
 
-are added to one term, whose weight (0.1 in the paper) multiplies the ratio of the gradients' norms at the encoder's last
-layer, equation 7.
+are added to one term, whose weight (0.1 in the paper) multiplies the ratio of the gradients' norms at the encoder's
+last layer.
 
 Where the published code differs from the paper, this file follows the paper: the code takes z' in both losses, the
-paper z in the second, whose cosines then are those of what a diffusion model sees. The code gives DINOv2 images in [-1,
-1]; here every feature network normalizes images as it was trained with. Both grids are equal in the code, because DINOv2
-sees images of 224 pixels where latents have 16x16 places; here features of another grid are resized to the latents'.
+paper takes z in the second, whose cosines then are those of the latents that a diffusion model sees. The code gives
+DINOv2 images in [-1, 1]; here every feature network normalizes images as in its training. Both grids are equal in the
+code, because DINOv2 sees images of 224 pixels where latents have 16x16 places; here features of another grid are
+resized to the latents'.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Alignment(Regularizer):
     short_names = ("vf",)
     frozen = ("features",)
     adaptive_terms = frozenset({"alignment"})
+    takes_target = True
 
     def __init__(self, *, features: FeatureNetwork, cosine_margin: float = 0.5, distance_margin: float = 0.25):
         super().__init__()
@@ -81,11 +83,11 @@ class Alignment(Regularizer):
         return Regularized(latents, pixel_values, {"alignment": loss * latents[0].numel()})
 
     def _points(self, projected: Tensor, features: Tensor) -> Tensor:
-        """Return equation 5 of each image, (B,)."""
+        """Return the marginal cosine similarity loss of each image, (B,)."""
         return F.relu(1 - self.cosine_margin - F.cosine_similarity(projected, features, dim=1)).mean(dim=(1, 2))
 
     def _pairs(self, latents: Tensor, features: Tensor) -> Tensor:
-        """Return equation 6 of each image, (B,)."""
+        """Return the marginal distance matrix loss of each image, (B,)."""
         ours, theirs = (_cosines(values) for values in (latents, features))
         return F.relu((ours - theirs).abs() - self.distance_margin).mean(dim=(1, 2))
 

@@ -42,7 +42,6 @@ class Distillation(Regularizer):
 
     short_names = ("distil",)
     frozen = ("teacher",)
-    keeps_scale = True
 
     def __init__(self, *, teacher: str, copy_encoder: bool = True):
         super().__init__()
@@ -82,6 +81,9 @@ class Distillation(Regularizer):
         self._shares_encoder = frozen and same
         self._student = model.latent_spec
         self._frozen_encode = model.encode if frozen and not same else None
+
+    def scale(self, model: Autoencoder) -> LatentSpec:
+        return model.latent_spec  # as `prepare` set it
 
     @torch.no_grad()
     def verify(self, pixel_values: Tensor) -> None:

@@ -27,7 +27,7 @@ class GaussianNoise(Regularizer):
         max_fraction: The largest fraction of noise, in (0, 1].
     """
 
-    short_names = ("noise",)
+    short_names = ("noise", "gaussian-noise")
 
     def __init__(self, *, gamma: float = 3.0, max_fraction: float = 1.0):
         super().__init__()

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.frozen import PartlyFrozen
-from ldm_ae.models import Autoencoder, Posterior
+from ldm_ae.models import Autoencoder, LatentSpec, Posterior
+
+Size = tuple[int, int]
+"""Height and width of images in pixels."""
+
+
+class Further(NamedTuple):
+    """Further latents that are decoded in the same pass, with a reconstruction loss of their own."""
+
+    name: str
+    """Name of the loss, which is logged as `NAME_loss`: reconstruction and perceptual loss, a mean over elements."""
+    latents: Tensor
+    """Latents to decode, (B, C, h', w')."""
+    target: Tensor
+    """Images with which the objective's reconstruction and perceptual losses compare them, (B, 3, H', W')."""
+    weight: float
+    """Weight of this loss relative to the reconstruction loss of the step's images."""
 
 
 class Regularized(NamedTuple):
@@ -22,6 +39,8 @@ class Regularized(NamedTuple):
     terms: dict[str, Tensor] = {}  # noqa: RUF012 - the default of a NamedTuple; it is never modified
     """Named losses, (B,) float32 each, summed over one image's latents, like those of `Posterior.regularization`.
     `objective.regularization_weights` holds their weights."""
+    further: tuple[Further, ...] = ()
+    """Further latents to decode."""
 
 
 class Regularizer(PartlyFrozen, abc.ABC):
@@ -32,9 +51,10 @@ class Regularizer(PartlyFrozen, abc.ABC):
     named in `frozen`. The exported model does not include it, and validation, encoding and decoding do not use it.
     """
 
-    keeps_scale: bool = False
-    """Whether the trained model keeps its scale although its encoder changes, because its latents are those of a model
-    that it was measured for."""
+    takes_target: bool = False
+    """Whether it transforms or compares latents and images together. `forward` then takes, as `pixel_values`, the
+    target of `latents`, which an earlier regularizer of a `Chain` may have changed; else the images that were encoded.
+    A regularizer that changes the target must declare it."""
 
     adaptive_terms: frozenset[str] = frozenset()
     """Names of the terms whose weight is relative to the reconstruction: a training step multiplies it by the ratio of
@@ -67,6 +87,44 @@ class Regularizer(PartlyFrozen, abc.ABC):
         """
         del pixel_values
 
+    def scale(self, model: Autoencoder) -> LatentSpec | None:
+        """Return the model's `latent_spec` with the scale that training gives the model, which is then not measured.
+
+        Checkpoints and the exported model have this scale. None, the default, is for a scale that is measured.
+        """
+        del model
+        return None
+
+    def image_sizes(self, size: Size, *, judged: bool) -> Sequence[Size]:
+        """Return the sizes of the images that the losses see in training with images of this size; by default, this
+        one. It is called after `prepare`.
+
+        Args:
+            size: Height and width in pixels.
+            judged: Only those that the discriminator sees, which are the sizes of targets.
+        """
+        del judged
+        return [size]
+
+    def encoded_images(self, pixel_values: Tensor, draws: Draws) -> Tensor:
+        """Return the images to encode in place of `pixel_values`, all of one size; by default the same."""
+        del draws
+        return pixel_values
+
+    def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
+        """Update the parts that learn without gradients, such as running statistics; do nothing by default.
+
+        A training step calls it once on every process, after its backward passes and before the optimizer's update.
+
+        Args:
+            posteriors: The posteriors of this process's micro-batches, in order.
+
+        Returns:
+            Scalars to log, for the whole step over all processes.
+        """
+        del posteriors
+        return {}
+
     @abc.abstractmethod
     def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:
         """Return latents and targets of one batch, in which no sample depends on another.
@@ -74,6 +132,6 @@ class Regularizer(PartlyFrozen, abc.ABC):
         Args:
             posterior: The encoder's posterior.
             latents: (B, C, h, w), drawn from it, unscaled.
-            pixel_values: (B, 3, H, W) in [-1, 1], the encoded images.
-            draws: Random numbers of each sample.
+            pixel_values: (B, 3, H, W) in [-1, 1], the encoded images; see `takes_target`.
+            draws: Random numbers of each sample, and of the step.
         """

@@ -1,6 +1,6 @@
 """Adaptive weights of a regularizer's terms, measured at the encoder's last layer.
 
-Source: Yao et al., Reconstruction vs. Generation (VA-VAE), arXiv 2501.01423, section 3.2, equation 7, as the published
+Source: Yao et al., Reconstruction vs. Generation (VA-VAE), arXiv 2501.01423, "adaptive weighting", as the published
 code (github.com/hustvl/LightningDiT) computes it at `encoder.conv_out.weight`: the weight of a term is multiplied by
 
     ‖∇reconstruction‖ / (‖∇term‖ + 1e-4), at most 1e4.

@@ -92,6 +92,8 @@ class TrainingLosses(nn.Module):
         super().__init__()
         config = ObjectiveConfig() if objective is None else objective
         check_capabilities(autoencoder, config, discriminator, TrainingConfig(), regularizer)
+        if regularizer is not None:
+            regularizer.prepare(autoencoder)
         self.training_pass = TrainingPass(autoencoder, regularizer)
         self.objective = Objective(config)
         self.discriminator = discriminator
@@ -116,7 +118,8 @@ class TrainingLosses(nn.Module):
 
         Args:
             pixel_values: (B, 3, H, W) in [-1, 1], on the networks' device. The values of the first batch are checked.
-            step: Number of updates of the autoencoder so far; the schedules of the objective count them.
+            step: Number of updates of the autoencoder so far; the schedules of the objective count them. What all
+                images of a step share, such as the size that a regularizer gives them, is a function of it.
 
         Raises:
             UserError: other images, or a regularization weight of a term that the model does not have.
@@ -125,11 +128,11 @@ class TrainingLosses(nn.Module):
         if not self._images_are_checked:
             self.autoencoder.pixel_spec.require_range(pixel_values)
             self._images_are_checked = True
-        batch = self._batch(pixel_values)
+        batch = self._batch(pixel_values, step)
         parts, config = self._parts(), self.objective.config
         output = forward(self.training_pass, batch, cut=bool(parts.adaptive_terms))
         gan_weight: float | Tensor = 0.0 if self.discriminator is None else config.gan_weight_at(step)
-        at_output = output_gradients(parts, batch, output.reconstructions, output.target, bool(gan_weight > 0))
+        at_output = output_gradients(parts, batch, output, bool(gan_weight > 0))
         logs = dict(at_output.logs)
         if at_output.gan is not None and config.adaptive_gan_weight:
             logs["adaptive_weight"] = adaptive_weight(
@@ -144,7 +147,7 @@ class TrainingLosses(nn.Module):
         surrogate, regularization, terms = surrogate_loss(
             self.objective, output, at_output, gan_weight, decoder, factors
         )
-        value = logs["nll_loss"] + regularization.detach()
+        value = logs["nll_loss"] + regularization.detach() + sum(more.nll for more in at_output.further)
         if at_output.gan is not None:
             value = value + gan_weight * logs["generator_loss"]
         return GeneratorLoss(
@@ -179,18 +182,18 @@ class TrainingLosses(nn.Module):
             Scalars to log.
         """
         if isinstance(output, GeneratorLoss):
-            return self.autoencoder.learn([output.posterior])
+            return self.training_pass.learn([output.posterior])
         assert self.discriminator is not None
         self.discriminator.learn(
             *_mean_over_processes(torch.stack([output.logs["logits_real"], output.logs["logits_fake"]]))
         )
         return {}
 
-    def _batch(self, pixel_values: Tensor) -> MicroBatch:
+    def _batch(self, pixel_values: Tensor, step: int) -> MicroBatch:
         spec, count = self.autoencoder.latent_spec, len(pixel_values)
         size = spec.latent_size(*pixel_values.shape[-2:])
         noise = torch.randn(count, spec.channels, *size, device=pixel_values.device)
-        return MicroBatch(pixel_values, noise, tuple(torch.randint(2**62, (count,)).tolist()))
+        return MicroBatch(pixel_values, noise, tuple(torch.randint(2**62, (count,)).tolist()), step_seed=step)
 
     def _parts(self) -> StepParts:
         caller: Any = _Caller()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ldm_ae.core.frozen import FrozenNetwork
 from ldm_ae.core.precision import Numerics, Placement, choose_convolutions, place
 from ldm_ae.discriminators import Discriminator, DiscriminatorPass
 from ldm_ae.losses import Objective
@@ -67,6 +68,9 @@ class Networks:
         plain = Placement(numerics.layout)
         place(autoencoder, device, numerics.placement)
         place(regularizer, device, numerics.placement)
+        for network in regularizer.modules():
+            if isinstance(network, FrozenNetwork):
+                network.set_precision(numerics.dtype)
         if self.discriminator is not None:
             place(self.discriminator, device, plain if self.discriminator.needs_double_backward else numerics.placement)
         if self.averages.model is not None:

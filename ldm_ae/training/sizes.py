@@ -48,38 +48,49 @@ def check_sizes(
     channels = model.pixel_spec.channels
     square = (resolution, resolution)
 
-    def shapes(*others: Size) -> list[tuple[int, ...]]:
-        chosen = sorted({*sizes, *others}, key=lambda size: (min(size), size))  # those that are refused come first
-        return [(training.batch_size, channels, *size) for size in chosen]
+    def shapes(*chosen: Size) -> list[tuple[int, ...]]:
+        ordered = sorted({*chosen}, key=lambda size: (min(size), size))  # those that are refused come first
+        return [(training.batch_size, channels, *size) for size in ordered]
+
+    def smaller(judged: bool) -> list[Size]:
+        """Return the smallest of the sizes that the regularizer makes of each size."""
+        return [min(regularizer.image_sizes(size, judged=judged), key=lambda made: (min(made), made)) for size in sizes]
 
     def setting(error: _RefusedSizeError) -> str:
-        of_resolution = error.size == square and (square not in sizes or len(sizes) == 1)
+        one_size = len(sizes) == 1 and square in sizes
+        of_resolution = one_size or (error.size == square and square not in sizes)
         return "data.resolution" if of_resolution else "data.sizes or data.area"
 
+    def origin(error: _RefusedSizeError) -> str:
+        return "" if error.size in {*sizes, square} else f", which {type(regularizer).__name__} makes"
+
     try:
-        terms = _try_all(TrainingPass(model, regularizer), _forward, shapes(square))
+        _try_all(TrainingPass(model), _forward, shapes(*smaller(False)))
+        terms = _try_all(TrainingPass(model, regularizer), _forward, shapes(*sizes, square))
     except _RefusedSizeError as error:
-        raise UserError(f"the model does not accept {error.images}: {error}. Change {setting(error)}") from error
+        raise UserError(
+            f"the model does not accept {error.images}{origin(error)}: {error}. Change {setting(error)}"
+        ) from error
     for name in objective.regularization_weights:
         if name not in terms:
             raise UserError(f"objective.regularization_weights: expected terms of {sorted(terms)}, got '{name}'")
     if discriminator is not None and objective.discriminator_start < training.max_steps:
         try:
-            _try_all(discriminator, _judge, shapes())
+            _try_all(discriminator, _judge, shapes(*sizes, *smaller(True)))
         except _RefusedSizeError as error:
             why = _smallest(discriminator, _judge, model, error)
             raise UserError(
-                f"the discriminator ({discriminator.identity}) does not accept {error.images}: {why}. "
+                f"the discriminator ({discriminator.identity}) does not accept {error.images}{origin(error)}: {why}. "
                 f"{_remedy(setting(error))}, or give it fewer layers"
             ) from error
     if objective.perceptual is not None:
         try:
-            _try_all(objective.perceptual, try_size, shapes(*[square] if validation else []))
+            _try_all(objective.perceptual, try_size, shapes(*sizes, *smaller(False), *[square] if validation else []))
         except _RefusedSizeError as error:
             why = _smallest(objective.perceptual, try_size, model, error)
             raise UserError(
-                f"objective.perceptual ({objective.perceptual.name}) does not accept {error.images}: {why}. "
-                f"{_remedy(setting(error))}, or set it to null"
+                f"objective.perceptual ({objective.perceptual.name}) does not accept {error.images}{origin(error)}: "
+                f"{why}. {_remedy(setting(error))}, or set it to null"
             ) from error
     if validation:
         _try_scores(channels, resolution)

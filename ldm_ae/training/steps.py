@@ -30,6 +30,7 @@ from ldm_ae.training.adaptive_terms import (
     term_factors,
     through_decoder,
 )
+from ldm_ae.training.further_losses import FurtherLoss, further_losses, log_variance_loss, loss_gradient
 from ldm_ae.training.training_pass import TrainingOutput, TrainingPass
 
 __all__ = ["ADAPTIVE_EPS", "ADAPTIVE_MAX"]  # beside what is defined here
@@ -46,10 +47,12 @@ class MicroBatch(NamedTuple):
     """(B, C, h, w) standard normal, for the posterior's draw."""
     seeds: tuple[int, ...]
     """Seeds of all further random numbers of each sample in this step."""
+    step_seed: int = 0
+    """Seed of the random numbers that all samples of the step share, over its micro-batches and processes."""
 
     def draws(self, stream: str) -> Draws:
         """Return a stream's random numbers from its start: two passes over the same images draw the same numbers."""
-        return Draws(self.seeds, stream)
+        return Draws(self.seeds, stream, self.step_seed)
 
 
 class Reconstructed(NamedTuple):
@@ -93,10 +96,12 @@ class OutputGradients(NamedTuple):
     error: Tensor
     """Scalar: the reconstruction error before the log-variance."""
     logs: Logs
+    further: list[FurtherLoss]
 
-    def weighted(self, gan_weight: float | Tensor) -> Tensor:
-        """Return the gradient of both losses together."""
-        return self.nll if self.gan is None else self.nll + gan_weight * self.gan
+    def weighted(self, gan_weight: float | Tensor) -> list[Tensor]:
+        """Return the gradient of all losses at each of the pass's `all_reconstructions`."""
+        both = self.nll if self.gan is None else self.nll + gan_weight * self.gan
+        return [both, *(more.gradient for more in self.further)]
 
 
 def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -> tuple[list[Reconstructed], Logs]:
@@ -131,13 +136,12 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
         with _sync_on_last(parts.accelerator, parts.training_pass, i, len(batches)):
             output = forward(
                 parts.training_pass, batch, cut=bool(parts.adaptive_terms),
-                decoded=[decoded[i].reconstructions] if decoded else None,
+                decoded=decoded[i].reconstructions if decoded else None,
             )  # fmt: skip
-            reconstructions, target, posterior = output[:3]
-            at_output = known[i] if known else output_gradients(parts, batch, reconstructions, target, with_gan)
+            at_output = known[i] if known else output_gradients(parts, batch, output, with_gan)
             if adaptive and known is None:
                 gan_weight = gan_weight * adaptive_weight(
-                    parts, [last_layer_gradients(parts, reconstructions, at_output)]
+                    parts, [last_layer_gradients(parts, output.reconstructions, at_output)]
                 )
             decoder = decoded[i].gradients if decoded else None
             if parts.adaptive_terms and decoder is None:
@@ -145,11 +149,11 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
                 factors = adaptive_factors(parts, [at_encoder])
             surrogate, _, terms = surrogate_loss(parts.objective, output, at_output, gan_weight, decoder, factors)
             parts.accelerator.backward(surrogate / len(batches))
-        posteriors.append(posterior)
-        results.append(Reconstructed(target.detach(), reconstructions.detach()))
+        posteriors.append(output.posterior)
+        results.append(Reconstructed(output.target.detach(), output.reconstructions.detach()))
         all_logs.append(at_output.logs | {f"{name}_loss": term.detach().mean() for name, term in terms.items()})
     _average_gradients(parts.accelerator, parts.objective)
-    logs = _mean_logs(all_logs) | parts.plain_autoencoder.learn(posteriors)
+    logs = _mean_logs(all_logs) | parts.plain_pass.learn(posteriors)
     logs |= {f"{name}_adaptive_weight": factor for name, factor in factors.items()}
     if isinstance(gan_weight, Tensor):
         logs["adaptive_weight"] = gan_weight / parts.objective.config.gan_weight_at(step)
@@ -205,9 +209,10 @@ def surrogate_loss(
     if decoder is not None:
         surrogate = decoder.surrogate(output) + regularization
     else:  # a scalar whose gradient at the reconstructions is that of the losses
-        surrogate = (output.reconstructions * at_output.weighted(gan_weight)).sum() + regularization
-    # The nll of a fixed error gives the log-variance its gradient.
-    return Surrogate(surrogate + objective.nll(at_output.error, output.target), regularization, terms)
+        pairs = zip(output.all_reconstructions, at_output.weighted(gan_weight), strict=True)
+        surrogate = torch.stack([(found * gradient).sum() for found, gradient in pairs]).sum() + regularization
+    surrogate = surrogate + log_variance_loss(objective, output, at_output.error, at_output.further)
+    return Surrogate(surrogate, regularization, terms)
 
 
 def discriminator_loss(parts: StepParts, batch: MicroBatch, result: Reconstructed, step: int) -> tuple[Tensor, Logs]:
@@ -227,14 +232,12 @@ def discriminator_loss(parts: StepParts, batch: MicroBatch, result: Reconstructe
     return loss, {name: value.detach() for name, value in logs.items()} | {"discriminator_accuracy": correct}
 
 
-def output_gradients(
-    parts: StepParts, batch: MicroBatch, reconstructions: Tensor, target: Tensor, with_gan: bool
-) -> OutputGradients:
+def output_gradients(parts: StepParts, batch: MicroBatch, output: TrainingOutput, with_gan: bool) -> OutputGradients:
     """Return ∂nll/∂x̂ and, if requested, ∂gan/∂x̂, each through its own network only."""
     objective, scale = parts.objective, _loss_scale(parts.accelerator)
-    leaf = reconstructions.detach().requires_grad_()
-    terms = objective.reconstruction(leaf, target)
-    nll_gradient = _gradient(terms.nll, leaf, scale)
+    leaf = output.reconstructions.detach().requires_grad_()
+    terms = objective.reconstruction(leaf, output.target)
+    nll_gradient = loss_gradient(terms.nll, leaf, scale)
     logs = {"rec_loss": terms.rec_loss, "nll_loss": terms.nll}
     if terms.perceptual_loss is not None:
         logs["perceptual_loss"] = terms.perceptual_loss
@@ -246,8 +249,11 @@ def output_gradients(
         with parts.accelerator.autocast():
             logits_fake = parts.plain_discriminator(fake)
         logs["generator_loss"] = objective.config.adversarial.generator(logits_fake.float())
-        gan_gradient = _gradient(logs["generator_loss"], leaf, scale)
-    return OutputGradients(nll_gradient, gan_gradient, terms.error.detach(), {k: v.detach() for k, v in logs.items()})
+        gan_gradient = loss_gradient(logs["generator_loss"], leaf, scale)
+    further = further_losses(objective, output, scale)
+    logs = {name: value.detach() for name, value in logs.items()}
+    logs |= {f"{more.name}_loss": more.per_element for more in further}
+    return OutputGradients(nll_gradient, gan_gradient, terms.error.detach(), logs, further)
 
 
 def last_layer_gradients(parts: StepParts, reconstructions: Tensor, at_output: OutputGradients) -> Tensor:
@@ -276,7 +282,7 @@ def backward_to_encoder(
     """Run the decoder's backward pass; return its gradients, and (1 + terms, ...) at the encoder's last weight."""
     layer, scale = parts.plain_autoencoder.encoder_last_layer, _loss_scale(parts.accelerator)
     assert layer is not None, "check_capabilities"
-    decoder = through_decoder(output, [at_output.weighted(gan_weight)], parts.plain_pass.parameters(), scale)
+    decoder = through_decoder(output, at_output.weighted(gan_weight), parts.plain_pass.parameters(), scale)
     latents = output.posterior.mode()
     terms = [parts.objective.reduced(output.terms[name], latents) for name in parts.adaptive_terms]
     return decoder, encoder_gradients(output, decoder, terms, layer, scale)
@@ -295,17 +301,17 @@ def _measure_ahead(
     measured, last = [], []
     with _only_last_layer(parts.plain_pass), parts.accelerator.autocast():
         for batch in batches:
-            reconstructions, target = forward(parts.plain_pass, batch)[:2]
-            measured.append(output_gradients(parts, batch, reconstructions, target, with_gan=True))
-            last.append(last_layer_gradients(parts, reconstructions, measured[-1]))
+            output = forward(parts.plain_pass, batch)
+            measured.append(output_gradients(parts, batch, output, with_gan=True))
+            last.append(last_layer_gradients(parts, output.reconstructions, measured[-1]))
     return measured, gan_weight * adaptive_weight(parts, last)
 
 
 class Decoded(NamedTuple):
     """What is left of a micro-batch whose decoder has been passed forward and backward."""
 
-    reconstructions: Tensor
-    """(B, 3, H, W), without a graph."""
+    reconstructions: list[Tensor]
+    """All of them, (B, 3, H, W) each, without a graph."""
     at_output: OutputGradients
     gradients: DecoderGradients
 
@@ -324,12 +330,10 @@ def _decode_ahead(
     for i, batch in enumerate(batches):
         with parts.accelerator.autocast():
             output = forward(parts.plain_pass, batch, cut=True)
-        at_output = known[i] if known else output_gradients(
-            parts, batch, output.reconstructions, output.target, with_gan
-        )  # fmt: skip
-        gradients, found = backward_to_encoder(parts, output, at_output, gan_weight)
-        decoded.append(Decoded(output.reconstructions.detach(), at_output, gradients))
-        at_encoder.append(found)
+        at_output = known[i] if known else output_gradients(parts, batch, output, with_gan)
+        gradients, at_layer = backward_to_encoder(parts, output, at_output, gan_weight)
+        decoded.append(Decoded([found.detach() for found in output.all_reconstructions], at_output, gradients))
+        at_encoder.append(at_layer)
         if i > 0:
             decoded[-1].gradients.take_over(decoded[-2].gradients)
     return decoded, adaptive_factors(parts, at_encoder)
@@ -357,11 +361,6 @@ def _only_last_layer(training_pass: TrainingPass) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(True)
-
-
-def _gradient(loss: Tensor, leaf: Tensor, scale: float) -> Tensor:
-    # The gradient is scaled on its way through half-precision networks, and is float32 before and after.
-    return torch.autograd.grad(loss * scale, leaf)[0].float() / scale
 
 
 def _loss_scale(accelerator: Accelerator) -> float:

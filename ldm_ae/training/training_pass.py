@@ -12,6 +12,18 @@ from ldm_ae.models import Autoencoder, Posterior
 from ldm_ae.regularizers import Identity, Regularizer
 
 
+class FurtherOutput(NamedTuple):
+    """The decoded form of a regularizer's `Further` latents."""
+
+    name: str
+    reconstructions: Tensor
+    """(B, 3, H', W') float32, not clamped."""
+    target: Tensor
+    """(B, 3, H', W') in [-1, 1]."""
+    weight: float
+    """Weight of their reconstruction loss."""
+
+
 class Cut(NamedTuple):
     """A use of the decoder whose graph is apart from the encoder's."""
 
@@ -34,7 +46,14 @@ class TrainingOutput(NamedTuple):
     terms: dict[str, Tensor]
     """The regularizer's named losses, (B,) float32 each, summed over one image's latents."""
     cuts: tuple[Cut, ...] = ()
-    """Where the graph was cut, if so: one for each use of the decoder."""
+    """Where the graph was cut, if so: one for each of `all_reconstructions`."""
+    further: tuple[FurtherOutput, ...] = ()
+    """What the regularizer has decoded beside them."""
+
+    @property
+    def all_reconstructions(self) -> list[Tensor]:
+        """The reconstructions and the further ones."""
+        return [self.reconstructions, *(more.reconstructions for more in self.further)]
 
 
 class TrainingPass(nn.Module):
@@ -63,17 +82,32 @@ class TrainingPass(nn.Module):
 
         Args:
             pixel_values: The images.
-            noise: (B, C, h, w) standard normal, for the posterior's draw; None for the global generator.
-            draws: Random numbers of each sample, for the regularizer.
+            noise: (B, C, h, w) standard normal, for the posterior's draw; None for the global generator. Where the
+                regularizer makes the images smaller, the first rows and columns are used.
+            draws: Random numbers of each sample and of the step, for the regularizer.
             cut: Cut the graph at the decoder's input, whose gradient is then available on its own.
-            decoded: With `cut`, the reconstructions of an earlier pass, which are not computed again.
+            decoded: With `cut`, all reconstructions of an earlier pass, which are not computed again.
         """
+        pixel_values = self.regularizer.encoded_images(pixel_values, draws)
+        if noise is not None:
+            height, width = self.autoencoder.latent_spec.latent_size(*pixel_values.shape[-2:])
+            noise = noise[..., :height, :width]
         posterior, latents = self.autoencoder.draw(pixel_values, noise)
-        latents, target, terms = self.regularizer(posterior, latents, pixel_values, draws)
-        if not cut:
-            return TrainingOutput(self.autoencoder.decode(latents), target, posterior, terms)
-        decoder_input = latents.detach().float().requires_grad_()
-        reconstructions = self.autoencoder.decode(decoder_input) if decoded is None else decoded[0]
-        return TrainingOutput(
-            reconstructions, target, posterior, terms, (Cut(latents, decoder_input, reconstructions),)
+        latents, target, terms, further = self.regularizer(posterior, latents, pixel_values, draws)
+        every = [latents, *(more.latents for more in further)]
+        cuts: tuple[Cut, ...] = ()
+        if cut:
+            inputs = [each.detach().float().requires_grad_() for each in every]
+            found = [self.autoencoder.decode(each) for each in inputs] if decoded is None else decoded
+            cuts = tuple(Cut(*each) for each in zip(every, inputs, found, strict=True))
+        else:
+            found = [self.autoencoder.decode(each) for each in every]
+        outputs = tuple(
+            FurtherOutput(more.name, images, more.target, more.weight)
+            for more, images in zip(further, found[1:], strict=True)
         )
+        return TrainingOutput(found[0], target, posterior, terms, cuts, outputs)
+
+    def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
+        """Update what learns without gradients in both, once a step; return scalars to log."""
+        return self.autoencoder.learn(posteriors) | self.regularizer.learn(posteriors)

@@ -40,6 +40,7 @@ from ldm_ae.core.precision import (
 from ldm_ae.discriminators import DiscriminatorPass, PatchDiscriminator
 from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
+from ldm_ae.regularizers import Regularizer
 from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
 from ldm_ae.training.training_pass import TrainingPass
 
@@ -101,8 +102,10 @@ def make_batch(setting: Setting, seed: int) -> MicroBatch:
     return MicroBatch(pixel_values.to(setting.device), noise.to(setting.device), tuple(range(setting.batch)))
 
 
-def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
-    """Make the parts that our trainer makes from that recipe."""
+def make_parts(
+    setting: Setting, *, adaptive: bool = True, regularizer: Regularizer | None = None, **weights: float
+) -> StepParts:
+    """Make the parts that our trainer makes from that recipe, or with the weights of a regularizer's terms."""
     accelerator = Accelerator(mixed_precision=setting.precision, cpu=setting.device.type == "cpu")
     autoencoder, discriminator = make_autoencoder(setting).train(), make_discriminator(setting)
     for network in (autoencoder, discriminator):
@@ -111,14 +114,14 @@ def make_parts(setting: Setting, *, adaptive: bool = True) -> StepParts:
         autoencoder.compile_parts(for_training=True)
         discriminator.compile()
     config = ObjectiveConfig(
-        reduction="ldm", perceptual=make_lpips(setting), regularization_weights={"kl": KL_WEIGHT},
+        reduction="ldm", perceptual=make_lpips(setting), regularization_weights={"kl": KL_WEIGHT} | weights,
         gan_weight=GAN_WEIGHT, adaptive_gan_weight=adaptive,
     )  # fmt: skip
     assert config.perceptual is not None
     config.perceptual.set_precision(setting.dtype)
     choose_convolutions(config.perceptual, setting.placement)
     prepared, pair = (
-        accelerator.prepare_model(m) for m in (TrainingPass(autoencoder), DiscriminatorPass(discriminator))
+        accelerator.prepare_model(m) for m in (TrainingPass(autoencoder, regularizer), DiscriminatorPass(discriminator))
     )
     return StepParts(accelerator, prepared, Objective(config), pair)
 

@@ -35,8 +35,8 @@ def test_every_regularizer_fulfils_the_interface(cls: type[Regularizer], tmp_pat
     torch.manual_seed(0)
     model = KLAutoencoder.example("AutoencoderKL")
     model.save_pretrained(tmp_path)
-    arguments = {"teacher": str(tmp_path)} if cls is Distillation else {}
-    regularizer, latents = cls(**arguments).train(), torch.randn(6, 4, 4, 4, requires_grad=True)
+    made = Distillation(teacher=str(tmp_path)) if cls is Distillation else cls.example()
+    regularizer, latents = made.train(), torch.randn(6, 4, 4, 4, requires_grad=True)
     regularizer.prepare(model)
     regularizer.verify(torch.rand(2, 3, 8, 8) * 2 - 1)
     found = regularize(regularizer, latents, range(6))

@@ -65,7 +65,7 @@ def make_parts(
     )  # fmt: skip
 
 
-def make_batches(count: int, size: int, seed: int = 3) -> list[MicroBatch]:
+def make_batches(count: int, size: int, seed: int = 3, step_seed: int = 0) -> list[MicroBatch]:
     """`count` micro-batches of `size` 16-pixel images; the same images however they are split."""
     generator = torch.Generator().manual_seed(seed)
     total = count * size
@@ -74,7 +74,7 @@ def make_batches(count: int, size: int, seed: int = 3) -> list[MicroBatch]:
     noise = torch.randn(total, 4, 8, 8, generator=generator)
     seeds = tuple(range(seed, seed + total))
     parts = [slice(i * size, (i + 1) * size) for i in range(count)]
-    return [MicroBatch(pixel_values[part], noise[part], seeds[part]) for part in parts]
+    return [MicroBatch(pixel_values[part], noise[part], seeds[part], step_seed) for part in parts]
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
@@ -127,8 +127,9 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 
 
 def whole(batches: list[MicroBatch]) -> MicroBatch:
-    pixel_values, noise, seeds = zip(*batches, strict=True)
-    return MicroBatch(torch.cat(pixel_values), torch.cat(noise), tuple(chain.from_iterable(seeds)))
+    pixel_values, noise, seeds, step_seeds = zip(*batches, strict=True)
+    assert len(set(step_seeds)) == 1
+    return MicroBatch(torch.cat(pixel_values), torch.cat(noise), tuple(chain.from_iterable(seeds)), step_seeds[0])
 
 
 def replace_objective(parts: StepParts, **changes: object) -> None:

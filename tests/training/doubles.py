@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from ldm_ae.core.draws import Draws
 from ldm_ae.discriminators import Discriminator
-from ldm_ae.regularizers import Regularized, Regularizer
+from ldm_ae.models import KLAutoencoder
+from ldm_ae.regularizers import Chain, GaussianNoise, Regularized, Regularizer
+from ldm_ae.regularizers.channel_prefix_mask import ChannelPrefixMask
+from ldm_ae.regularizers.eq_vae import EQVAE
+from ldm_ae.regularizers.free_bits import FreeBits
+from ldm_ae.regularizers.normalized_latents import NormalizedLatents
+from ldm_ae.regularizers.scale_equivariance import ScaleEquivariance
 
 
 def turned(images: Tensor, quarters: Tensor) -> Tensor:
@@ -43,6 +49,23 @@ class Turn(Regularizer):
 
 TERMS = {"kl": 1e-4, "alignment": 1e-3}
 """Weights for a KL autoencoder with `Turn`."""
+
+
+def every_kind(probability: float = 1.0) -> Chain:
+    """All that regularizers do, prepared for a downsample factor of 2: sizes, second decodes, draws, statistics."""
+    found = Chain(
+        regularizers=(
+            ScaleEquivariance(), EQVAE(probability=probability, small_image_probability=1.0, smallest_scale=0.5),
+            GaussianNoise(gamma=0.5), ChannelPrefixMask(channels=(2, 3, 4)), FreeBits(free_nats=0.5),
+            NormalizedLatents(),
+        )
+    )  # fmt: skip
+    found.prepare(KLAutoencoder.example("AutoencoderKL"))
+    return found
+
+
+CHAIN_TERMS = {"free_bits_kl": 1e-3}
+"""Weights for a KL autoencoder with `every_kind`."""
 
 
 class Adaptive(Turn):

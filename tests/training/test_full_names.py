@@ -59,6 +59,44 @@ def test_short_names_inside_values_become_class_paths() -> None:
     assert config.model.init_args.quantizer.class_path == "ldm_ae.quantizers.FSQ"
     assert config.objective.perceptual.class_path == "ldm_ae.losses.ShiftTolerantLPIPS"
     assert config.objective.perceptual_weight == 2.0
+    features = "{class_path: vf, init_args: {features: {class_path: resnet-50, init_args: {weights: null}}}}"
+    config = parse_config([*REQUIRED, "--model", "kl", "--regularizer", features])
+    assert config.regularizer.class_path == "ldm_ae.regularizers.Alignment"
+    assert config.regularizer.init_args.features.class_path == "ldm_ae.features.ResNet50"
+
+
+def test_list_of_regularizers_becomes_a_chain(tmp_path: Path) -> None:
+    items = "[eq-vae, {class_path: noise, init_args: {gamma: 2.0}}]"
+    (tmp_path / "recipe.yaml").write_text(f"model: kl\nregularizer: {items}\n")
+    for arguments in (
+        ["--config", str(tmp_path / "recipe.yaml")], ["--model", "kl", "--regularizer", items],
+        ["--model", "kl", f"--regularizer={items}"],
+    ):  # fmt: skip
+        found = parse_config([*arguments, *REQUIRED])
+        assert found.regularizer.class_path == "ldm_ae.regularizers.Chain"
+        first, second = found.regularizer.init_args.regularizers
+        assert first.class_path == "ldm_ae.regularizers.EQVAE"
+        assert second.class_path == "ldm_ae.regularizers.GaussianNoise"
+        assert second.init_args.gamma == 2.0
+        dumped = tmp_path / "dumped.yaml"
+        dumped.write_text(config_parser().dump(found))
+        again = config_parser().dump(parse_config(["--config", str(dumped)]))
+        assert yaml.safe_load(again)["regularizer"] == yaml.safe_load(dumped.read_text())["regularizer"]
+
+
+def test_wrong_elements_of_a_list_of_regularizers_are_refused() -> None:
+    for items, message in (
+        ("[eq-vea]", "no regularizer is named 'eq-vea'; did you mean EQVAE?"),
+        ("[{class_path: os.system}]", "no regularizer is named 'os.system'"),
+        ("[3]", "regularizer of --regularizer: expected a list of names and mappings with class_path, got 3"),
+        (
+            "[{gamma: 1}]",
+            "regularizer of --regularizer: expected a list of names and mappings with class_path, got {",
+        ),
+    ):
+        with pytest.raises(UserError) as refused:
+            full_names(["--regularizer", items])
+        assert str(refused.value).startswith(message)
 
 
 def test_later_option_overrides_the_optimizer_of_a_file(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from ldm_ae.discriminators import PatchDiscriminator
 from ldm_ae.losses import ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, VQAutoencoder
 from ldm_ae.quantizers import EMAVQ
-from ldm_ae.regularizers import GaussianNoise
+from ldm_ae.regularizers import Chain, GaussianNoise
+from ldm_ae.regularizers.eq_vae import EQVAE
+from ldm_ae.regularizers.normalized_latents import NormalizedLatents
+from ldm_ae.regularizers.scale_equivariance import ScaleEquivariance
 from ldm_ae.training import TrainingLosses
 from ldm_ae.training.steps import discriminator_step, generator_step
 from tests.training.common import assert_close, gradients, make_batches, make_parts
@@ -31,9 +34,10 @@ def losses_like(parts) -> TrainingLosses:
 @pytest.mark.parametrize("options", [
     {}, {"adaptive_gan_weight": False}, {"discriminator": False}, {"regularizer": GaussianNoise()},
     {"discriminator_warmup_steps": 9},
+    {"regularizer": Chain(regularizers=(EQVAE(smallest_scale=0.5), ScaleEquivariance())), "learned_log_variance": True},
 ])  # fmt: skip
 def test_training_losses_give_the_gradients_of_the_steps(accelerator: Accelerator, options: dict[str, object]) -> None:
-    parts = make_parts(accelerator, learned_log_variance=False, **options)  # type: ignore[arg-type]
+    parts = make_parts(accelerator, **({"learned_log_variance": False} | options))  # type: ignore[arg-type]
     losses = losses_like(parts)
     found = losses.generator_loss(make_batches(1, 4)[0].pixel_values, step=0)
     found.loss.backward()
@@ -76,6 +80,35 @@ def test_training_losses_have_the_value_of_the_objective(accelerator: Accelerato
         logs["nll_loss"] + 0.5 * logs["kl_loss"] + 0.25 * logs["adaptive_weight"] * logs["generator_loss"]
     )  # fmt: skip
     assert float(found.loss.detach()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_second_reconstruction_counts_in_the_value_with_its_weight(accelerator: Accelerator) -> None:
+    parts = make_parts(
+        accelerator, reduction="mean", regularization_weights={}, discriminator=False, learned_log_variance=False,
+        regularizer=ScaleEquivariance(alpha=0.5),
+    )  # fmt: skip
+    found = losses_like(parts).generator_loss(make_batches(1, 4)[0].pixel_values, step=0)
+    expected = found.logs["nll_loss"] + 0.5 * found.logs["scale_equivariance_loss"]
+    assert float(found.loss.detach()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_training_losses_prepare_the_regularizer() -> None:
+    model, calls = KLAutoencoder.example("AutoencoderKL"), list[object]()
+
+    class Prepared(GaussianNoise):
+        def prepare(self, model: object) -> None:
+            calls.append(model)
+
+    TrainingLosses(model, regularizer=Prepared())
+    assert calls == [model]
+
+
+def test_learn_moves_running_statistics_of_the_regularizer() -> None:
+    model, regularizer = KLAutoencoder.example("AutoencoderKL").train(), NormalizedLatents()
+    losses = TrainingLosses(model, regularizer=regularizer)
+    losses.learn(losses.generator_loss(torch.rand(2, 3, 16, 16) * 2 - 1, step=0))
+    assert int(regularizer.updates) == 1
+    assert regularizer.running_mean.any()
 
 
 def test_learned_log_variance_has_its_gradient(accelerator: Accelerator) -> None:

@@ -20,7 +20,7 @@ from ldm_ae.discriminators import (
 )
 from ldm_ae.training.steps import discriminator_step, generator_step
 from tests.training.common import assert_close, gradients, make_batches, make_parts, step_gradients
-from tests.training.doubles import ADAPTIVE, TERMS, Adaptive, Backboned, Turn
+from tests.training.doubles import ADAPTIVE, CHAIN_TERMS, TERMS, Adaptive, Backboned, Turn, every_kind
 from tests.training.processes import run_processes
 
 
@@ -39,6 +39,7 @@ def take_both_steps(rank: int, count: int, accumulations: tuple[int, ...], folde
         found = step_gradients(parts) | {f"r.{k}": v for k, v in gradients(parts.plain_pass.regularizer).items()}
         found |= {f"b.{k}": v for k, v in parts.plain_discriminator.named_buffers() if v.is_floating_point()}
         found |= {f"d.{k}": v for k, v in gradients(parts.plain_discriminator).items()}
+        found |= {f"n.{k}": v for k, v in parts.plain_pass.regularizer.named_buffers() if v.is_floating_point()}
         found |= {f"log.{k}": accelerator.reduce(v, reduction="mean") for k, v in (logs | discriminator_logs).items()}
         # λ must be the same on every rank, not only on average.
         found |= {f"log.own_{k}": v for k, v in logs.items() if k.endswith("adaptive_weight")}
@@ -52,6 +53,7 @@ VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
     "aids": lambda: {"discriminator": with_every_aid()},
     "adaptive": lambda: {"discriminator": Backboned(), "regularizer": Adaptive(), "regularization_weights": ADAPTIVE},
     "spectral": lambda: {"discriminator": seeded_spectral()},
+    "chain": lambda: {"regularizer": every_kind(), "regularization_weights": CHAIN_TERMS},
 }
 
 

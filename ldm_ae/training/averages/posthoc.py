@@ -21,7 +21,7 @@ _NEGLIGIBLE = 1e-8
 
 
 class StoredAverages:
-    """The stored averages of a run, whose newest snapshot is the step of every combination.
+    """The stored averages of a run, or of the newest phase of one. Every combination is of the newest snapshot's step.
 
     Args:
         run: A run directory; the run may have finished, be interrupted or be training.
@@ -32,9 +32,9 @@ class StoredAverages:
 
     def __init__(self, run: str | Path):
         self.run = Path(run)
-        self._snapshots, wrong = stored_snapshots(self.run)
-        for name, why in wrong.items():
-            _log.warning("skipping invalid snapshot %s: %s", self.run / "averages" / name, why)
+        self._snapshots, invalid, self.phase = stored_snapshots(self.run)
+        for path, why in invalid.items():
+            _log.warning("skipping invalid snapshot %s: %s", path, why)
         self.step = self._snapshots[-1].step
         self.lengths = self._snapshots[-1].lengths
         self._steps = [snapshot.step for snapshot in self._snapshots]

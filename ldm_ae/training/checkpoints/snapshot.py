@@ -94,6 +94,7 @@ class HostCopy:
         if name not in self._models:
             self._models[name] = copy.deepcopy(model).to("cpu")
             self._weights[name] = self._models[name].net.state_dict()
+        self._models[name].net.register_to_config(**model.net.config)  # a regularizer may have changed the scale
         for key, tensor in model.net.state_dict().items():
             self._copy(self._weights[name][key], tensor)
         return self._models[name]

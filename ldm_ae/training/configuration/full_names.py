@@ -1,11 +1,13 @@
 """Short and old names in a configuration, replaced by those that the run records.
 
 `objective.perceptual: lpips` becomes the class path of `LPIPS`, `optimizer: adamw` the `class_path` torch.optim.AdamW,
-`precision: no` fp32, and a renamed key its new name. All apply to files and to the command line.
+`precision: no` fp32, a list of regularizers a `Chain`, and a renamed key its new name. All apply to files and to the
+command line.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ from ldm_ae.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_LOSSES, RECONSTRUCTION_
 from ldm_ae.models import AUTOENCODERS
 from ldm_ae.quantizers import QUANTIZERS
 from ldm_ae.regularizers import REGULARIZERS
-from ldm_ae.training.configuration.keys import CLASS_KEYS, LIST_KEYS, OPTIMIZER_KEYS, RENAMED, groups
+from ldm_ae.training.configuration.keys import CHAINS, CLASS_KEYS, LIST_KEYS, OPTIMIZER_KEYS, PHASES, RENAMED, groups
 from ldm_ae.training.optimizers import optimizer_path
 
 REGISTRIES: dict[str, Registry[Any]] = dict(
@@ -82,14 +84,21 @@ def _of_file(path: str) -> tuple[str, list[str]]:
     if not isinstance(content, dict):
         return path, []
     before = json.dumps(content, default=str)
-    for old in rename_keys(content, RENAMED):
-        warn_renamed(f"{old} of {path}", RENAMED[old])
-    _replace(content, "", path)
-    # jsonargparse takes a `class_path` that stands alone for a class in place of the dataclass.
-    alone = [key for key in OPTIMIZER_KEYS if isinstance(content.get(key), dict) and [*content[key]] == ["class_path"]]
-    options = [f"--{key}.class_path={content.pop(key)['class_path']}" for key in alone]
+    content.pop(PHASES, None)  # `phases.py` reads them
+    content, options = full_names_in(content, path)
     after = json.dumps(content, default=str)
     return path if after == before else after, options
+
+
+def full_names_in(content: dict[str, Any], place: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the keys of a file with full names, and options that follow it; `place` names it in warnings."""
+    content = copy.deepcopy(content)
+    for old in rename_keys(content, RENAMED):
+        warn_renamed(f"{old} of {place}", RENAMED[old])
+    _replace(content, "", place)
+    # jsonargparse takes a `class_path` that stands alone for a class in place of the dataclass.
+    alone = [key for key in OPTIMIZER_KEYS if isinstance(content.get(key), dict) and [*content[key]] == ["class_path"]]
+    return content, [f"--{key}.class_path={content.pop(key)['class_path']}" for key in alone]
 
 
 def _of_value(key: str, value: str) -> str:
@@ -103,7 +112,7 @@ def _of_value(key: str, value: str) -> str:
         if owner in OPTIMIZER_KEYS:
             return optimizer_path(value)
         return _class_name(owner, value) if owner in REGISTRIES else value
-    is_list = leaf in LIST_KEYS and value.startswith("[")
+    is_list = (leaf in LIST_KEYS or leaf in CHAINS) and value.startswith("[")
     if leaf in REGISTRIES and not (value.startswith("{") or is_list):
         name = _class_name(leaf, value)
         return f"[{name}]" if leaf in LIST_KEYS and not appended else name
@@ -119,10 +128,12 @@ def _of_value(key: str, value: str) -> str:
 
 
 def _replace(content: dict[str, Any], prefix: str, place: str) -> None:
-    """Replace the names in a mapping of keys, in place."""
+    """Replace the names in a mapping of keys, and lists of classes, in place."""
     for name, value in content.items():
         key = f"{prefix}{name}"
         leaf = key.rpartition(".")[2]
+        if leaf in CHAINS and isinstance(value, list):
+            content[name] = value = _chain(leaf, value, place)
         if leaf in REGISTRIES and isinstance(value, str):
             content[name] = [_class_name(leaf, value)] if leaf in LIST_KEYS else _class_name(leaf, value)
         elif leaf in REGISTRIES and isinstance(value, list):
@@ -143,6 +154,27 @@ def _replace(content: dict[str, Any], prefix: str, place: str) -> None:
             content[name] = _precision(value, f"{key}: no of {place}")
         elif isinstance(value, dict):
             _replace(value, f"{key}.", place)
+
+
+def _chain(key: str, items: list[Any], place: str) -> dict[str, Any]:
+    """Return the content for a list of classes, each a name or a mapping with `class_path`.
+
+    Raises:
+        UserError: An element is neither, or no class has its name.
+    """
+    cls, argument = CHAINS[key]
+    classes = []
+    for item in items:
+        one = {"class_path": item} if isinstance(item, str) else item
+        if not isinstance(one, dict) or not isinstance(one.get("class_path"), str):
+            raise UserError(
+                f"{key} of {place}: expected a list of names and mappings with class_path, got {printable(str(item))}"
+            )
+        if REGISTRIES[key].by_short_name(one["class_path"]) is None:
+            REGISTRIES[key].of_path(one["class_path"])  # refuses what is not one
+        _replace({key: one}, "", place)
+        classes.append(one)
+    return {"class_path": cls, "init_args": {argument: classes}}
 
 
 def _class_name(key: str, name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,9 @@ CLASS_KEYS = (
 )  # fmt: skip
 """The last parts of the keys whose value is a registered class, with `class_path` and `init_args`."""
 
+CHAINS = {"regularizer": ("Chain", "regularizers")}
+"""The class that stands for a list of classes under one of these keys, and its argument with the list."""
+
 LIST_KEYS = ("discriminator_aids", "losses")
 """Those of `CLASS_KEYS` whose value is a list of classes. A name alone is a list of one."""
 
@@ -32,10 +36,20 @@ OPTIMIZER_KEYS = ("optimizer", "discriminator_optimizer")
 RENAMED = {"data.bad_share": "data.max_bad_fraction"}
 """The renamed keys of a configuration: new names by old names."""
 
+OF_THE_RUN = (
+    "out", "seed", "model", "training.precision", "training.compile", "training.keep_checkpoints",
+    "training.trackers", "training.project", "training.run_name",
+)  # fmt: skip
+"""The keys that all phases of a run share; a phase may change every other key."""
+
+PHASES = "phases"
+"""The key of the list of phases."""
+
 PARSERS_OWN = ("config", "print_config", "help", "h")
 """Options that are not keys."""
 
 _COMPONENTS = ("models/adapters", "quantizers", "regularizers", "discriminators", "losses", "features")
+_OF_A_PHASE = re.compile(r"phases\.(\d+)\.(.+)", re.DOTALL)
 _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs", "help", *CLASS_KEYS}
 
 
@@ -49,6 +63,18 @@ def config_keys() -> dict[str, str]:
 def groups() -> frozenset[str]:
     """Return the keys that hold other keys, such as `training`."""
     return frozenset(key.rpartition(".")[0] for key in config_keys() if "." in key)
+
+
+def of_phase(number: int, key: str = "") -> str:
+    """Return the full name of a key in a phase, such as `phases.2.training.max_steps`."""
+    return f"{PHASES}.{number}.{key}"
+
+
+def split_phase(key: str) -> tuple[int | None, str]:
+    """Return the phase's number, from 1, and the key in it for `phases.2.training.max_steps` and its like; None and the
+    key itself for any other key."""
+    match = _OF_A_PHASE.fullmatch(key)
+    return (None, key) if match is None else (int(match[1]), match[2])
 
 
 @cache
@@ -67,6 +93,7 @@ def class_arguments() -> frozenset[str]:
 
 def is_known(key: str) -> bool:
     """Return whether a key of the configuration can exist. Arguments of plugins' classes are not known; all pass."""
+    key = split_phase(key)[1]
     if key in config_keys() or key.removesuffix(".help") in groups() or key in RENAMED:
         return True
     parts = key.split(".")
