@@ -173,8 +173,6 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
     for key in dict.fromkeys([*old, *new]):
         if key.split(".")[0] in _OF_THE_COMMAND or old.get(key, _ABSENT) == new.get(key, _ABSENT):
             continue
-        if key not in old and new[key] == "null":
-            continue  # older versions did not record null
         if key not in old and not _is_users(key) and not _replaces(key, old):
             continue  # a setting that the version which began the run did not have
         changed[key] = old.get(key, _ABSENT), new.get(key, _ABSENT)
