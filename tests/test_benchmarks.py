@@ -106,6 +106,24 @@ def test_adaptive_step_and_textbook_give_the_same_gradients(toy: Any, at: str) -
     assert any(not torch.allclose(a, b) for a, b in zip(results["fixed"], results["adaptive"], strict=True))
 
 
+def test_loop_and_fused_update_give_the_same_averages(toy: Any) -> None:
+    import averages
+
+    loop, power = averages.Loop(toy), averages.PowerEMA(model := averages.placed(toy), averages.LENGTHS, None)
+    for step in (1000, 1001):
+        with torch.no_grad():
+            for mine, parameter in zip(loop.current, model.parameters(), strict=True):
+                mine.add_(1.0)
+                parameter.add_(1.0)
+        loop()
+        power.update(step - 1)
+    for length, weights in power.copied().averages.items():
+        for mine, theirs in zip(weights.values(), loop.averages[length], strict=True):
+            assert torch.allclose(mine, theirs, rtol=FLOAT32)
+    for variant in averages.variants(toy):
+        variant.build()()
+
+
 def test_perceptual_variants_give_the_same_results(toy: Any) -> None:
     import perceptual
 

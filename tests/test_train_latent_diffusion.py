@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, DiTPipeline, LDMPipeline
 from torch.utils.data import DataLoader
 
 from ldm_ae.data import ImageTransform, open_source
+from ldm_ae.diffusion import NO_CLASS, TIMESTEPS
 from ldm_ae.interop import export_diffusers
 from ldm_ae.latents import LatentDataset, LatentStore, encode_images, endless
 from ldm_ae.models import KLAutoencoder, VQAutoencoder, load_autoencoder
@@ -85,7 +86,7 @@ def test_saved_pipeline_opens_and_samples(
 @pytest.mark.parametrize("model", [pytest.param("unet", marks=pytest.mark.slow), "dit"])
 def test_loss_of_a_fixed_batch_decreases(model: str, objective: str) -> None:
     latents = torch.randn(4, 4, 1, 1).expand(4, 4, 8, 8).contiguous()
-    labels = torch.tensor([0, 1, 0, networks.NO_CLASS]) if model == "dit" else None
+    labels = torch.tensor([0, 1, 0, NO_CLASS]) if model == "dit" else None
     net = networks.build_model(model, 4, 8, 32, 1)
     optimizer = torch.optim.Adam(net.parameters(), 5e-3)
 
@@ -115,7 +116,7 @@ def test_sampler_matches_the_objective(objective: str, tiny_model: KLAutoencoder
     x = torch.randn(50_000, dtype=torch.float64) * scheduler.init_noise_sigma
     for time in scheduler.timesteps:
         if objective == "flow":  # what training_loss pairs with this time
-            sigma = time.double() / networks.TIMESTEPS
+            sigma = time.double() / TIMESTEPS
             signal = 1 - sigma
         else:
             signal = networks.NOISE_SCHEDULE.alphas_cumprod[time].double().sqrt()
@@ -136,7 +137,7 @@ def test_training_target_matches_the_sampler(objective: str) -> None:
     class Exact(torch.nn.Module):
         def forward(self, noisy: torch.Tensor, time: torch.Tensor) -> Any:
             if objective == "flow":
-                sigma = (time / networks.TIMESTEPS).double().view(-1, 1, 1, 1)
+                sigma = (time / TIMESTEPS).double().view(-1, 1, 1, 1)
                 signal = 1 - sigma
             else:
                 signal = networks.NOISE_SCHEDULE.alphas_cumprod[time].double().sqrt().view(-1, 1, 1, 1)
@@ -157,7 +158,7 @@ def test_flow_loss_of_each_noise_level_is_that_of_the_prediction() -> None:
 
         def forward(self, noisy: torch.Tensor, time: torch.Tensor, class_labels: torch.Tensor) -> Any:
             assert class_labels is labels
-            sigma = (time / networks.TIMESTEPS).view(-1, 1, 1, 1)
+            sigma = (time / TIMESTEPS).view(-1, 1, 1, 1)
             return type("Output", (), {"sample": noisy * (2 * sigma - 1) / (sigma**2 + (1 - sigma) ** 2)})
 
     labels = torch.zeros(256, dtype=torch.int64)
@@ -261,7 +262,7 @@ def test_dit_is_trained_on_the_labels_of_the_store(
     seen.clear()
     monkeypatch.setattr(loop, "LABEL_DROPOUT", 1.0)
     assert run(trainer, store, tmp_path / "dropped", model="dit", steps=1) == 0
-    assert torch.cat(seen).tolist() == [networks.NO_CLASS] * 4
+    assert torch.cat(seen).tolist() == [NO_CLASS] * 4
 
 
 def test_invalid_options_are_refused_in_one_line(

@@ -26,7 +26,8 @@ from ldm_ae.priors import load_prior
 from ldm_ae.priors.folder import WEIGHTS as PRIOR_WEIGHTS
 from ldm_ae.training import TrainingConfig
 from ldm_ae.training.changes import saved_config
-from ldm_ae.training.checkpoints.state import read_state
+from ldm_ae.training.checkpoints.state import FIRST_STEP, PHASE, read_state
+from ldm_ae.training.phases import FOLDER as PHASES
 
 _KINDS = (
     "a model folder, a pipeline, a single .safetensors file of weights, a run, a checkpoint of a run, a latent store, "
@@ -196,8 +197,9 @@ def inspect_checkpoint(path: Path) -> dict[str, Any]:
 
 def _progress(checkpoint: Path, run: Path) -> dict[str, Any]:
     state = read_state(checkpoint)
+    phase = {"phase": state[PHASE], "step_of_phase": state["step"] - state.get(FIRST_STEP, 0)} if PHASE in state else {}
     return {
-        "step": state["step"], "samples_seen": state["position"],
+        "step": state["step"], **phase, "samples_seen": state["position"],
         "best": None if state["best"] is None else best_validation(state["best"], run), "identity": state["identity"],
     }  # fmt: skip
 
@@ -227,6 +229,8 @@ def inspect_run(path: Path) -> dict[str, Any]:
         found["unfinished"] = unfinished
     if newest is not None:
         found |= _progress(folder / newest, path)
+    if models := sorted((path / PHASES).glob("[0-9]*"), key=lambda model: int(model.name)):
+        found["models_of_phases"] = [str(model) for model in models]
     if (path / "pipeline" / INDEX).is_file():
         found["pipeline"] = str(path / "pipeline")
     if (path / "model" / "config.json").is_file():

@@ -35,6 +35,8 @@ from ldm_ae.models.loading.checkpoints import CHECKPOINTS, all_checkpoints
 from ldm_ae.models.loading.places import local_place
 from ldm_ae.training.changes import CONFIG, saved_config
 from ldm_ae.training.checkpoints.state import read_state
+from ldm_ae.training.configuration.keys import PHASES
+from ldm_ae.training.configuration.phases import each_phase, settings
 
 PICTURE_SIDE = 256
 """Side in pixels of the central crop that the card shows of larger images."""
@@ -131,10 +133,11 @@ def _trained(folder: Path, name: str) -> tuple[Trained | None, str | None]:
     state: dict[str, Any] = {} if checkpoint is None else read_state(checkpoint)
     arguments = _part(_part(config, "model"), "init_args")
     pretrained = arguments.get("pretrained")
-    images = str(_part(config, "data").get("train", ""))
+    images = str(_part(each_phase(config)[0], "data").get("train", ""))
     clean, removed = without_private_paths(config)
     trained = Trained(
-        config=clean, removed=removed, source=public_name(images), dataset=hub_dataset(images), step=state.get("step"),
+        config=clean, removed=removed, phases=[*map(settings, clean.get(PHASES) or [])],
+        source=public_name(images), dataset=hub_dataset(images), step=state.get("step"),
         identity=state.get("identity", {}), environment=_environment(run),
     )  # fmt: skip
     shipped = pretrained if isinstance(pretrained, str) and pretrained in shipped_models() else None

@@ -329,6 +329,7 @@ def _convolution(
     """
     generator = torch.Generator().manual_seed(0)
 
+    @torch.inference_mode(False)  # a tensor made in inference mode has no gradient outside of it either
     def draw(*shape: int) -> Tensor:
         values = torch.randn(shape, generator=generator).to(device, dtype)
         return values.contiguous(memory_format=LAYOUTS[placement.layout]).requires_grad_()

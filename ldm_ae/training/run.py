@@ -1,6 +1,6 @@
-"""One training run: its configuration is parsed, built and checked, then trained.
+"""One training run: the configuration of each of its phases is parsed, built and checked, then trained.
 
-`parsing.py` reads YAML and the command line; here are the checks that span parts.
+`parsing.py` reads YAML and the command line; here are the checks that span parts. `phases.py` describes phases.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
@@ -23,52 +24,56 @@ from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import RunError, UserError, printable, reason, reportable
 from ldm_ae.core.precision import Numerics, agreed_numerics
 from ldm_ae.discriminators import with_aids
-from ldm_ae.io.files import leaving_nothing, make_folder, writing
+from ldm_ae.io.files import clear_leftovers, leaving_nothing, make_folder
 from ldm_ae.losses import Objective
 from ldm_ae.models import network_config
+from ldm_ae.models.loading.checkpoints import CHECKPOINTS
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.regularizers import Identity
-from ldm_ae.training.changes import (
-    CONFIG,
-    changed_settings,
-    check_place,
-    hash_images,
-    other_discriminator,
-    saved_config,
-)
-from ldm_ae.training.checkpoints.checkpoint import MismatchError
-from ldm_ae.training.config import TrainingConfig
-from ldm_ae.training.configuration.parsing import RunConfig, config_parser, parse_config
+from ldm_ae.training.changes import check_place, hash_images, other_discriminator
+from ldm_ae.training.checkpoints.checkpoint import Checkpoints, MismatchError
+from ldm_ae.training.checkpoints.state import phase_and_step
+from ldm_ae.training.configuration.keys import PHASES
+from ldm_ae.training.configuration.parsing import RunConfig, config_parser, parse_config, saved_text
+from ldm_ae.training.configuration.phases import each_phase
 from ldm_ae.training.monitoring.banner import Banner, closing_lines
 from ldm_ae.training.monitoring.samples import Samples
 from ldm_ae.training.monitoring.trackers import check_trackers, make_trackers, start_trackers
 from ldm_ae.training.only_run import only_run
+from ldm_ae.training.phases import FOLDER, Phase, continue_from
+from ldm_ae.training.record import Record
 from ldm_ae.training.recorded import recorded_numerics
 from ldm_ae.training.sizes import check_sizes
 from ldm_ae.training.trainer import Trainer
 from ldm_ae.training.validation import check_best, choose_metrics
 
 
-def save_config(parser: ArgumentParser, config: Namespace, path: Path) -> None:
-    """Write the resolved configuration as YAML that reruns the run."""
-    text = parser.dump(config)
-    with writing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def list_phases(config: Namespace, parser: ArgumentParser) -> list[Phase]:
+    """Return the phases of a configuration that `parse_config` returned."""
+    if not config.get(PHASES):
+        return [Phase(config=config)]
+    trees = each_phase(yaml.safe_load(saved_text(config, parser)))
+    return [
+        Phase(number=number, count=len(trees), config=parser.parse_object(tree), overrides=overrides)
+        for number, (tree, overrides) in enumerate(zip(trees, config[PHASES], strict=True), start=1)
+    ]
 
 
-def _as_saved(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
-    """Return the configuration as `saved_config` would read it back."""
-    found: dict[str, Any] = yaml.safe_load(parser.dump(config))
-    return found
+def build_config(
+    config: Namespace, parser: ArgumentParser | None = None, *, seed: int | None = None, start: Path | None = None
+) -> RunConfig:
+    """Build every class of the configuration; the initial weights are a function of the seed.
 
-
-def build_config(config: Namespace, parser: ArgumentParser | None = None) -> RunConfig:
-    """Build every class of the configuration; the initial weights are a function of `seed`.
+    Args:
+        config: The configuration of a run, or of one of its phases.
+        parser: The parser that read it.
+        seed: Replaces the configuration's.
+        start: A model folder whose weights and scale replace those of the model.
 
     Raises:
         UserError: A class refuses its values, or a check over several of them does.
     """
-    set_seed(config.seed)
+    set_seed(config.seed if seed is None else seed)
     try:
         built = (parser or config_parser()).instantiate(
             config, instantiators=[(partial(_construct, config), object, True)]
@@ -77,6 +82,8 @@ def build_config(config: Namespace, parser: ArgumentParser | None = None) -> Run
         raise reportable(error) or error from None
     run = RunConfig(**{name: built[name] for name in RunConfig.__dataclass_fields__})
     run = replace(run, discriminator=with_aids(run.discriminator, run.discriminator_aids))
+    if start is not None:
+        continue_from(run.model, start)
     check(run)
     return run
 
@@ -143,48 +150,109 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
 
 def train_parsed(config: Namespace, parser: ArgumentParser) -> Path:
     """Train as the configuration that `parse_config` returned specifies; see `train`."""
-    folder = Path(config.out)
-    check_place(folder, [config.data.train, config.data.validation])
+    folder, phases = Path(config.out), list_phases(config, parser)
+    check_place(
+        folder, [place for phase in phases for place in (phase.config.data.train, phase.config.data.validation)]
+    )
     check_trackers(config.training.trackers)
-    banner = Banner(folder, config)
+    banner = Banner(folder, phases)
     banner.print_plan()
     numerics = agreed_numerics(
         config.training.precision, pick_device(), recorded_numerics(folder), compiled=config.training.compile
     )
     banner.print_precision(numerics.line())
-    run = build_config(config, parser)
     with leaving_nothing(folder) as begun:
         make_folder(folder)
-        accelerator = make_accelerator(run.training, folder, numerics)
+        accelerator = make_accelerator(config.training, folder, numerics)
         keep_freed_memory(accelerator.device)
         with only_run(folder, accelerator):
-            trainer = make_trainer(run, folder, accelerator, numerics)
+            checkpoints = Checkpoints(folder / CHECKPOINTS, keep=config.training.keep_checkpoints)
+            current = find_phase(phases, folder, checkpoints, accelerator)
+            begin = partial(_begin, folder=folder, parser=parser, accelerator=accelerator, numerics=numerics)
+            for phase in phases[current.number :]:  # An error in a later phase is reported before the first step.
+                begin(phase, checkpoints=None)
+                release(accelerator, compiled=config.training.compile)
+            trainer = begin(current, checkpoints=checkpoints)
             banner.print_parts(trainer)
-            before = saved_config(folder)
-            try:
-                trainer.resume()
-            except MismatchError as error:
-                if error.part != "discriminator" or before is None:
-                    raise
-                raise other_discriminator(folder, changed_settings(before, _as_saved(parser, config)), error) from None
+            record = Record(folder, config, parser, phases, current)
+            _resume(trainer, record)
             if broadcast_object_list([trainer.is_finished()])[0]:
                 accelerator.end_training()
             else:
                 # All checks have passed; from here on the run directory changes.
-                start_trackers(accelerator, run.training, folder, _as_saved(parser, config))
+                start_trackers(accelerator, config.training, folder, record.now)
                 begun()
                 if accelerator.is_main_process:
-                    if before is not None and trainer.step:
-                        trainer.log.changes(trainer.step, changed_settings(before, _as_saved(parser, config)))
-                    save_config(parser, config, folder / CONFIG)
+                    record.write(trainer)
                 trainer.fit()
-            for line in closing_lines(trainer, run.data):
+                for phase in phases[current.number :]:
+                    del trainer
+                    release(accelerator, compiled=config.training.compile)
+                    trainer = begin(phase, checkpoints=checkpoints)
+                    banner.print_parts(trainer)
+                    trainer.fit()
+                accelerator.end_training()
+            for line in closing_lines(trainer, phases[-1].config.data):
                 trainer.log.print_line(line)
     return folder
 
 
-def make_accelerator(training: TrainingConfig, folder: Path, numerics: Numerics) -> Accelerator:
-    """Return an accelerator with this run's precision and trackers."""
+def find_phase(phases: Sequence[Phase], folder: Path, checkpoints: Checkpoints, accelerator: Accelerator) -> Phase:
+    """Return the phase that a run directory is in: the first one in a new run. Every process must call it.
+
+    Raises:
+        UserError: The newest checkpoint is of a phase that the configuration lacks.
+    """
+    if accelerator.is_main_process:
+        for place in (folder, checkpoints.folder, folder / FOLDER):
+            clear_leftovers(place)
+    accelerator.wait_for_everyone()
+    newest, _ = checkpoints.newest()
+    if newest is None:
+        return phases[0]
+    number, step = phase_and_step(newest)
+    if number > len(phases):
+        has = "no phases" if len(phases) == 1 else f"{len(phases)} phases"
+        raise UserError(
+            f"{folder} is in phase {number} of its run, and the configuration has {has}; give another --out, or the "
+            "configuration that the run was started with"
+        )
+    phase = phases[number - 1]
+    is_over = step >= phase.config.training.max_steps and not phase.is_last and phase.result(folder).is_dir()
+    return phases[number] if is_over else phase
+
+
+def _begin(
+    phase: Phase, *, folder: Path, parser: ArgumentParser, accelerator: Accelerator, numerics: Numerics,
+    checkpoints: Checkpoints | None,
+) -> Trainer:  # fmt: skip
+    """Build a phase. Without `checkpoints` it is built only to be checked, and the model before it need not exist."""
+    with phase.named():
+        start = None if checkpoints is None else phase.start(folder)
+        run = build_config(phase.config, parser, seed=phase.seed, start=start)
+        return make_trainer(run, folder, accelerator, numerics, phase=phase, checkpoints=checkpoints)
+
+
+def release(accelerator: Accelerator, *, compiled: bool) -> None:
+    """Free what a phase has built; the trackers and the scale of the losses remain."""
+    accelerator.free_memory()
+    if compiled:  # graphs of the networks that are gone
+        torch.compiler.reset()
+
+
+def _resume(trainer: Trainer, record: Record) -> None:
+    """Resume a trainer; the refusal of another discriminator names the changed settings."""
+    try:
+        with trainer.phase.named():
+            trainer.resume()
+    except MismatchError as error:
+        if error.part != "discriminator" or record.before is None:
+            raise
+        raise other_discriminator(trainer.folder, record.changes(trainer.phase.number), error) from None
+
+
+def make_accelerator(training: Any, folder: Path, numerics: Numerics) -> Accelerator:
+    """Return an accelerator with this run's precision and trackers; `training` has the fields of `TrainingConfig`."""
     return Accelerator(
         # Accelerate assigns torchrun's processes one GPU each; without a GPU they would not form one group.
         cpu=pick_device().type == "cpu",
@@ -196,10 +264,13 @@ def make_accelerator(training: TrainingConfig, folder: Path, numerics: Numerics)
     )
 
 
-def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numerics: Numerics) -> Trainer:
+def make_trainer(
+    run: RunConfig, folder: Path, accelerator: Accelerator, numerics: Numerics, *, phase: Phase,
+    checkpoints: Checkpoints | None = None,
+) -> Trainer:  # fmt: skip
     """Return the trainer of a built configuration."""
     loader, validation = run.data.loaders(
-        batch_size=run.training.batch_size, accumulation=run.training.accumulation, seed=run.seed,
+        batch_size=run.training.batch_size, accumulation=run.training.accumulation, seed=phase.seed,
         rank=accelerator.process_index, world_size=accelerator.num_processes,
     )  # fmt: skip
     samples = Samples(
@@ -234,5 +305,5 @@ def make_trainer(run: RunConfig, folder: Path, accelerator: Accelerator, numeric
         objective=Objective(run.objective), regularizer=run.regularizer,
         discriminator=run.discriminator, training=run.training, optimizer=run.optimizer,
         discriminator_optimizer=run.discriminator_optimizer, loader=loader, validation=validation, samples=samples,
-        identity=identity,
+        identity=identity, phase=phase, checkpoints=checkpoints,
     )  # fmt: skip

@@ -32,15 +32,17 @@ from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.scaling import set_scaling_of
 from ldm_ae.regularizers import Regularizer
+from ldm_ae.training.checkpoints.checkpoint import Checkpoints
 from ldm_ae.training.checkpoints.saver import Progress, Saver
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.monitoring.alarms import Alarms
 from ldm_ae.training.monitoring.guard import Guard
-from ldm_ae.training.monitoring.run_log import RunLog, Window, finished_step, peak_memory_bytes
+from ldm_ae.training.monitoring.run_log import RunLog, Window, finished_step, peak_memory_bytes, relative_values
 from ldm_ae.training.monitoring.samples import Samples
 from ldm_ae.training.monitoring.signals import Signals, agreed_signal
 from ldm_ae.training.networks import Networks
 from ldm_ae.training.optimizers import OptimizerConfig
+from ldm_ae.training.phases import Phase, remove_results
 from ldm_ae.training.steps import MicroBatch, discriminator_step, generator_step
 from ldm_ae.training.validation import choose_metrics
 
@@ -66,6 +68,8 @@ class Trainer:
         validation: Held-out images, all of them on every process, or None.
         samples: The images that the run shows in samples/ and in its trackers.
         identity: The run's identity; a checkpoint with another one is refused.
+        phase: The phase of the run; by default, the run has one.
+        checkpoints: The checkpoints of the run, where the caller has them.
     """
 
     def __init__(
@@ -85,15 +89,19 @@ class Trainer:
         validation: EvaluationLoader | None,
         samples: Samples,
         identity: dict[str, Any],
+        phase: Phase | None = None,
+        checkpoints: Checkpoints | None = None,
     ):
+        self.phase = phase or Phase()
         self.folder, self.accelerator, self.config, self.identity = folder, accelerator, training, identity
         self.loader, self.validation, self.samples, self.numerics = loader, validation, samples, numerics
         self.scoring = choose_metrics(training.best_metric, objective.perceptual)
-        self.step = 0
-        self.position = 0  # samples of the global stream that have been used
+        self.step = 0  # of this phase; the schedules count these
+        self.first_step = 0  # steps of the phases before
+        self.position = 0  # samples of the phase's global stream that have been used
         self.best: dict[str, Any] | None = None
         self.skipped_steps = 0
-        self.log = RunLog(folder, accelerator, training.max_steps, loader.global_batch)
+        self.log = RunLog(folder, accelerator, training.max_steps, loader.global_batch, self.phase)
         self._resumed = False
 
         networks = Networks(
@@ -116,18 +124,24 @@ class Trainer:
         self.saver = Saver(
             folder, accelerator, training, identity,
             models=self._models, others=networks.others(), optimizers=self.optimizers, averages=self.averages,
+            phase=self.phase, checkpoints=checkpoints,
         )  # fmt: skip
         self.guard = Guard(accelerator, list(networks.changed_early()), training.max_bad_steps)
 
     # ---------------------------------------------------------------------------------------------------- the loop
 
+    @property
+    def run_step(self) -> int:
+        """Number of updates done in the whole run, which names files and log lines."""
+        return self.first_step + self.step
+
     def is_finished(self) -> bool:
         """Return whether the run has all its steps and its model has been written; call it after `resume`."""
-        done = self.step == self.config.max_steps == finished_step(self.folder)
+        done = self.phase.is_last and self.step == self.config.max_steps and self.run_step == finished_step(self.folder)
         return done and (self.folder / "model").is_dir()
 
     def fit(self) -> None:
-        """Train up to `max_steps`, from the newest checkpoint in the run directory if one exists.
+        """Train up to `max_steps`, from the newest checkpoint in the run directory if one exists, and write the model.
 
         Raises:
             Stopped: A signal ended the run; it is saved.
@@ -139,13 +153,16 @@ class Trainer:
         config, log = self.config, self.log
         if self.accelerator.is_main_process:
             environment = describe_environment(self.accelerator.device) | {"numerics": self.numerics.describe()}
+            if self.objective.perceptual is not None:
+                environment["perceptual"] = self.objective.perceptual.identity
             write_json(self.folder / ENVIRONMENT, environment)
-        log.rewind(self.step)
+            remove_results(self.folder, self.phase.number)
+        log.rewind(self.run_step)
         self.saver.rewind(self.step)
         if self.discriminator is not None and self.objective.config.discriminator_start >= config.max_steps:
             start = self.objective.config.discriminator_start
             log.warn(
-                self.step, "no_discriminator",
+                self.run_step, "no_discriminator",
                 f"the discriminator is not trained: it starts at step {start}, after the last step {config.max_steps}",
             )  # fmt: skip
         self.alarms, self.window = Alarms(), Window()
@@ -163,9 +180,9 @@ class Trainer:
                 if save or stop:
                     self.save()
                 self.saver.check()
-                if stop and self.step < config.max_steps:
+                if stop and not (self.phase.is_last and self.step == config.max_steps):
                     self.saver.wait()
-                    log.print_line(f"saved at step {self.step} and stopped; rerun the same command to resume")
+                    log.print_line(f"saved at step {self.run_step} and stopped; rerun the same command to resume")
                     raise Stopped(stop)
             self.saver.wait()
         self.export()
@@ -244,7 +261,7 @@ class Trainer:
             if self.guard.are_finite(logs) and scaler.get_scale() >= 1.0:
                 return
         words = self.guard.describe(logs | norms, batches, fakes)
-        self.log.warn(self.step, "not_finite", f"skipped the update after step {self.step}: {words}")
+        self.log.warn(self.run_step, "not_finite", f"skipped the update after step {self.run_step}: {words}")
         self.guard.count(words)
 
     def _after_step(self, batches: Sequence[Batch], logs: dict[str, Tensor], seconds: float) -> bool:
@@ -278,11 +295,9 @@ class Trainer:
 
     def _log(self) -> None:
         values = self.window.means(self.accelerator)
-        latents = self.window.mean_latents
-        if "kl_loss" in values:
-            values["kl_per_latent"] = values["kl_loss"] / (self.autoencoder.latent_spec.channels * latents)
-        if "codebook_perplexity" in values:
-            values["codebook_spread"] = values["codebook_perplexity"] / self._most_codes(latents)
+        values |= relative_values(
+            values, self.autoencoder.latent_spec, self.window.mean_latents, self.loader.global_batch
+        )
         values["learning_rate"] = self.optimizers[0].param_groups[0]["lr"]
         if len(self.optimizers) > 1:
             values["discriminator_learning_rate"] = self.optimizers[1].param_groups[0]["lr"]
@@ -292,25 +307,19 @@ class Trainer:
             values |= {"loss_scale": self.accelerator.scaler.get_scale(), "skipped_steps": self.skipped_steps}
         values["peak_memory_bytes"] = peak_memory_bytes(self.accelerator.device)
         values["epoch"] = self.loader.epoch(self.position)
-        self.log.metrics(self.step, values, kind="train")
+        self.log.metrics(self.run_step, values, kind="train")
         shown = ("rec_loss", "perceptual_loss", "kl_loss", "commitment_loss", "codebook_usage", "generator_loss",
                  "discriminator_loss", "adaptive_weight")  # fmt: skip
         parts = [f"{name.removesuffix('_loss')} {values[name]:.4g}" for name in shown if name in values]
-        self.log.print_line(f"step {self.step}: {', '.join(parts)}, {values['images_per_second']:.1f} images/s")
+        self.log.print_line(f"step {self.run_step}: {', '.join(parts)}, {values['images_per_second']:.1f} images/s")
         for name, words in self.alarms.check(values).items():
-            self.log.warn(self.step, name, words)
-
-    def _most_codes(self, latents: float) -> float:
-        """Return how many codes one step can use at most: each code once, or one per latent vector of its images."""
-        size = self.autoencoder.latent_spec.codebook_size
-        assert size is not None
-        return min(size, self.loader.global_batch * latents)
+            self.log.warn(self.run_step, name, words)
 
     def _sample(self) -> None:
         """Save the fixed images' reconstructions, from the weights that are validated."""
         if self.accelerator.is_main_process:
-            image = self.samples.draw(self._result(), self.step, self.averages.kind)
-            self.log.image(self.step, self.samples.file_name(self.step), f"samples/{self.samples.kind}", image)
+            image = self.samples.draw(self._result(), self.run_step, self.averages.kind)
+            self.log.image(self.run_step, self.samples.file_name(self.run_step), f"samples/{self.samples.kind}", image)
 
     def validate(self) -> bool:
         """Score the averaged model on held-out images in the main process; return whether it is the best so far."""
@@ -321,12 +330,13 @@ class Trainer:
             dtype = None if self.numerics.precision == "fp32" else self.numerics.dtype
             metrics = self.scoring.metrics
             scores = validate(self._result(), self.validation, metrics=metrics, autocast_dtype=dtype)
-            self.log.metrics(self.step, scores, kind="validation")
-            self.log.print_line(f"step {self.step}: validation " + ", ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+            self.log.metrics(self.run_step, scores, kind="validation")
+            words = ", ".join(f"{k} {v:.4g}" for k, v in scores.items())
+            self.log.print_line(f"step {self.run_step}: validation {words}")
             score = self.scoring.rank(scores)
             if self.best is None or score > self.best["score"]:
                 metric = self.scoring.best.name
-                self.best = {"step": self.step, "score": score, "metric": metric, "value": float(scores[metric])}
+                self.best = {"step": self.run_step, "score": score, "metric": metric, "value": float(scores[metric])}
                 improved += 1
         return bool(self.accelerator.reduce(improved, reduction="sum"))
 
@@ -342,17 +352,18 @@ class Trainer:
         for model in self._models.values():
             if (spec := self.regularizer.scale(model)) is not None:
                 set_scaling_of(model, spec)
-        self.saver.save(Progress(self.step, self.position, self.best, self.skipped_steps))
+        self.saver.save(Progress(self.run_step, self.position, self.best, self.skipped_steps, self.first_step))
 
     def resume(self) -> None:
-        """Resume from the newest valid checkpoint, or begin; check all of it before `fit` writes anything.
+        """Resume from the newest valid checkpoint, or begin the phase; check all of it before `fit` writes anything.
 
         Raises:
             UserError: The run directory holds another run, a model without a checkpoint, or more steps than requested.
         """
         found = self.saver.restore(self.log)
         if found is not None:
-            self.step, self.position, self.best, self.skipped_steps = found
+            step, self.position, self.best, self.skipped_steps, self.first_step = found
+            self.step = step - self.first_step
             metric = self.scoring.best.name
             if self.best is not None and self.best.get("metric", metric) != metric:
                 self.log.print_line(f"the best checkpoint was chosen by {self.best['metric']}; from here by {metric}")
@@ -363,16 +374,17 @@ class Trainer:
                 "give another --out, or move the model away"
             )
         if self.step > self.config.max_steps:
+            setting = self.phase.key("training.max_steps")
             raise UserError(
-                f"{self.folder} is at step {self.step}, past training.max_steps {self.config.max_steps}; raise "
-                "training.max_steps, or give another --out"
+                f"{self.folder} is at step {self.step}, past {setting} {self.config.max_steps}; raise "
+                f"{setting}, or give another --out"
             )
         self._resumed = True
 
     def export(self) -> None:
-        """Write the run's `model/`; measure a changed encoder's scale on the held-out images if there are any."""
+        """Write the phase's model; measure a changed encoder's scale on the held-out images if there are any."""
         if self.accelerator.is_main_process:
-            result = self._result()
+            result, folder = self._result(), self.phase.result(self.folder)
             with ProgressDisplay("measuring the scale of the latents", None) as progress:
                 words, scaled = settle_scaling(
                     result, self.validation, known=self.regularizer.scale(result), progress=progress
@@ -380,9 +392,10 @@ class Trainer:
             if scaled:
                 self.log.print_line(words)
             else:
-                self.log.warn(self.step, "no_scale", words)
-            with writing_folder(self.folder / "model") as temporary:
+                self.log.warn(self.run_step, "no_scale", words)
+            folder.parent.mkdir(exist_ok=True)
+            with writing_folder(folder) as temporary:
                 result.save_pretrained(temporary)
-            self.log.finished(self.step)
+            if self.phase.is_last:
+                self.log.finished(self.run_step)
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +70,17 @@ def test_speed_measurement_is_short_cached_and_preserves_the_random_state(
     assert time.perf_counter() - started < 0.01
     precision._bfloat16_speed.cache_clear()
     precision._measured_placement.cache_clear()
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_speed_is_measured_in_every_context(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user may open a model, whose precision is chosen then, in inference mode."""
+    monkeypatch.delenv(SPEED_VARIABLE, raising=False)
+    monkeypatch.setattr(precision, "_ratio", lambda calls, rounds, hopeless=0.0: [call() for call in calls] and 2.0)
+    precision._bfloat16_speed.cache_clear()
+    with context():
+        assert bfloat16_speed(CPU) == 2.0
+    precision._bfloat16_speed.cache_clear()
 
 
 def test_emulated_bfloat16_is_rejected_after_the_small_convolution(monkeypatch: pytest.MonkeyPatch) -> None:

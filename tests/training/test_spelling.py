@@ -47,6 +47,8 @@ def test_every_hint_is_an_option() -> None:
         ("--training.max_stepz", "did you mean 'training.max_steps'"),
         ("--model.init_args.latent_channel", "did you mean 'latent_channels'"),
         ("--xyzzy", "`ldm-ae train --help` lists the options"),
+        ("--phases.2.training.max_stepz", "did you mean 'phases.2.training.max_steps'"),
+        ("--phases.2.lr", "use --phases.2.optimizer.learning_rate"),
     ],
 )
 def test_unknown_option_gets_a_hint(option: str, words: str) -> None:
@@ -59,7 +61,9 @@ def test_unknown_option_gets_a_hint(option: str, words: str) -> None:
     "option",
     ["--training.max_steps", "--objective.regularization_weights.kl", "--optimizer.options.weight_decay", "--optimizer",
      "--model.latent_channels", "--model.init_args.quantizer.init_args.levels", "--training.trackers+", "--model.help",
-     "--print_config", "--data.bad_share", "--objective.perceptual.init_args.net"],
+     "--print_config", "--phases.2.training.max_steps",
+     "--phases.1.discriminator.init_args.ndf", "--data.bad_share", "--objective.perceptual.init_args.net",
+     "--model.arguments.any_name", "--regularizer.init_args.features.init_args.architecture.any_name"],
 )  # fmt: skip
 def test_known_options_pass(option: str) -> None:
     assert check_spelling([option, "-1"]) == []
@@ -86,6 +90,15 @@ def test_arguments_of_plugins_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("model:\n  class_path: kl\n  init_args: {latent_chanels: 4}\n", "line 3, column 15: .*'latent_channels'"),
         ("optimizer: {lr: 1}\n", r"line 1, column 13: .*; use optimizer\.learning_rate$"),
         ("training: 3\n", r"line 1, column 11: training holds keys \(`training: {...}`\), got 3"),
+        (
+            "phases:\n- training:\n    max_stepz: 3\n",
+            r"line 3, column 5: no key is named 'phases\.1\.training\.max_stepz'; did you mean 'phases\.1",
+        ),
+        ("phases:\n- {}\n- optimizer: {lr: 1}\n", r"line 3, column 15: .*; use phases\.2\.optimizer\.learning_rate$"),
+        ("phases:\n- data: 3\n", r"line 2, column 9: phases\.1\.data holds keys"),
+        ("phases:\n- {seed: 1, seed: 2}\n", r"line 2, column 13: phases\.1\.seed is there twice"),
+        ("phases: 3\n", "line 1, column 9: phases: expected a list of phases, got a single value"),
+        ("phases:\n- {}\n- 3\n", "line 3, column 3: phase 2: expected keys with values, got a single value"),
         ("- seed\n", r"line 1, column 1: expected keys with values \(`seed: 0`\), got a list"),
         ("a: \x00\n", "is not a YAML file of UTF-8 text"),
     ],
@@ -121,6 +134,10 @@ def test_file_with_aliases_and_merges_passes(tmp_path: Path) -> None:
         ("data:\n\n  resize: [1]\n", r"line 3: data\.resize: expected int, none or null, got \[1\]$"),
         ("objective:\n  perceptual:\n    class_path: lpips\n    init_args:\n      net: vg\n",
          r"line 5: objective\.perceptual\.init_args\.net: expected vgg, alex or squeeze, got vg$"),
+        ("phases: [{}, {training: {max_steps: many}}]\n", r"phases\.2\.training\.max_steps: expected int, got many$"),
+        ("phases:\n- seed: 1\n", "line 2: phase 1 sets seed, which all phases of a run share; remove it, or set"),
+        ("phases:\n- optimizer: adm\n", "phase 1: no optimizer is named 'adm'; did you mean Adam"),
+        ("phases:\n- discriminator: patchgam\n", r"line 2: phases\.1\.discriminator: no discriminator is named"),
         ("objective:\n  perceptual: lpipz\n", r"line 2: objective\.perceptual: no perceptual loss is named 'lpipz'"),
     ],
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,12 +55,27 @@ class Trained:
     """Name of the training images, without private paths."""
     dataset: str | None
     """Name of the data set on the hub, if the images are from there."""
+    phases: Sequence[Mapping[str, Any]] = ()
+    """What each phase of the run sets otherwise than `config`, by full keys; none of a run without phases."""
     step: int | None = None
     """Updates of these weights."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """Identity of the run, as its checkpoints record it."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Versions and device of the run."""
+
+    def values(self, key: str) -> list[Any]:
+        """Return the values that a setting such as `training.max_steps` has in the phases; None where it is absent."""
+        found: Any = self.config
+        for name in key.split("."):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        return [phase.get(key, found) for phase in self.phases or [{}]]
+
+    @property
+    def planned(self) -> int | None:
+        """The steps of all phases; None if the configuration does not state them."""
+        steps = self.values("training.max_steps")
+        return sum(steps) if all(type(count) is int for count in steps) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,8 @@ def without_private_paths(config: Mapping[str, Any]) -> tuple[dict[str, Any], li
         if isinstance(value, Mapping):
             return {str(name): clean(inner, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
         if isinstance(value, list):
-            return [clean(inner, key) for inner in value]
+            # The phases count from 1, as in `--phases.2.data.train`.
+            return [clean(v, f"{key}.{i}" if isinstance(v, Mapping) else key) for i, v in enumerate(value, start=1)]
         if isinstance(value, str) and is_private_path(value):
             removed.append(key)
             return REMOVED
@@ -123,7 +124,12 @@ def _rows(trained: Trained) -> Iterator[tuple[str, str]]:
         yield "Images of a step", f"{escaped(batch)}"
     elif None not in parts:
         yield "Images of a forward pass, and passes of a step", f"{escaped(parts[0])}, {escaped(parts[1])}"
-    yield "Steps", _steps(trained.step, at("training.max_steps"))
+    yield "Steps", _steps(trained.step, trained.planned)
+    steps = trained.values("training.max_steps")
+    for i, phase in enumerate(trained.phases):
+        others = {key: value for key, value in phase.items() if key != "training.max_steps"}
+        text = "".join(f"; {code(key)} {_setting(value)}" for key, value in others.items())
+        yield f"Phase {i + 1} of {len(steps)}", f"{_value(steps[i])} steps{text}"
     numerics = environment.get("numerics")
     precision = numerics.get("precision") if isinstance(numerics, Mapping) else at("training.precision")
     yield "Precision", _value(precision)
@@ -171,6 +177,11 @@ def _optimizer(at: _Values, key: str) -> str:
     options = at(f"{key}.options")
     parts += [f"{escaped(name)} {escaped(json.dumps(value))}" for name, value in options.items()] if options else []
     return ", ".join(part for part in parts if part)
+
+
+def _setting(value: Any) -> str:
+    """Return a setting of a phase: a class with its arguments, any other value as JSON."""
+    return _class_with_arguments(value) or code(json.dumps(value, ensure_ascii=False))
 
 
 def _class_with_arguments(configured: Any) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -103,17 +102,11 @@ def _model_link(card: Card) -> str:
 
 def _trained_size(card: Card) -> str:
     """Return the size of the training images; empty where neither run nor configuration states it."""
-    if card.trained is not None and type(size := _in(card.trained.config, "data", "resolution")) is int:
-        return f"images of {size}×{size} pixels"
+    sizes = [] if card.trained is None else [*dict.fromkeys(card.trained.values("data.resolution"))]
+    if sizes and all(type(size) is int for size in sizes):
+        return f"images of {', then '.join(f'{size}×{size}' for size in sizes)} pixels"
     stated = card.model.net.config.get("sample_size")
     return f"images of {stated}×{stated} pixels, by its configuration" if isinstance(stated, int) else ""
-
-
-def _in(tree: Mapping[str, Any], *names: str) -> Any:
-    found: Any = tree
-    for name in names:
-        found = found.get(name) if isinstance(found, Mapping) else None
-    return found
 
 
 def _scores(measured: Measured) -> str:
@@ -232,8 +225,9 @@ def _limits_of_training(card: Card) -> Iterator[str]:
     count = str(trained.identity.get("data", "")).partition(" images")[0]
     if count.isdecimal() and int(count) < FEW_TRAINING_IMAGES:
         yield f"It was trained on {int(count):,} images: content that is rare in them may be reconstructed wrongly."
-    planned = _in(trained.config, "training", "max_steps")
-    if trained.step is not None and type(planned) is int and trained.step < planned:
+    planned = trained.planned
+    if trained.step is not None and planned is not None and trained.step < planned:
         yield f"These weights are from step {trained.step:,} of {planned:,} planned steps."
-    if _in(trained.config, "discriminator") is None and _in(trained.config, "objective", "perceptual") is None:
+    losses = [*trained.values("discriminator"), *trained.values("objective.perceptual")]
+    if all(loss is None for loss in losses):
         yield "It was trained without a perceptual and an adversarial loss: fine texture is smoothed."

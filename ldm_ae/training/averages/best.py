@@ -20,6 +20,7 @@ from ldm_ae.training.averages.posthoc import StoredAverages
 from ldm_ae.training.changes import CONFIG, saved_config
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.configuration.parsing import parts_parser
+from ldm_ae.training.configuration.phases import each_phase
 from ldm_ae.training.validation import Validation, choose_metrics
 
 
@@ -48,8 +49,8 @@ class Scored(NamedTuple):
     """Score by `training.best_metric`, with the sign that makes higher better."""
 
 
-def held_out(run: str | Path, device: torch.device) -> HeldOut:
-    """Return the held-out images of a run, as its validations read them, and its metrics on `device`.
+def held_out(run: str | Path, phase: int, device: torch.device) -> HeldOut:
+    """Return the held-out images of a run's phase, as its validations read them, and its metrics on `device`.
 
     Raises:
         UserError: The run's configuration is missing or damaged, or it has no held-out images.
@@ -59,9 +60,10 @@ def held_out(run: str | Path, device: torch.device) -> HeldOut:
         raise UserError(f"{run} has no {CONFIG}, which names its held-out images; give a length in place of best")
     parser = parts_parser(_Parts)
     try:
-        parsed = parser.parse_object({name: saved[name] for name in _Parts.__dataclass_fields__ if name in saved})
+        tree = each_phase(saved)[phase - 1]
+        parsed = parser.parse_object({name: tree[name] for name in _Parts.__dataclass_fields__ if name in tree})
         parts: Any = parser.instantiate(parsed)
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{Path(run) / CONFIG} is not valid: {reason(error)}") from error
     # The sizes of training images, which would be read from every file, do not matter here.
     data = dataclasses.replace(parts.data, sizes=None, area=None, multiple=None, max_ratio=None)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Checkpoints:
             UserError: A folder that is not a checkpoint has the name `best`.
         """
         check_best_pointer(self.folder)
-        path, damaged = newest_checkpoint(self.folder)
+        path, damaged = newest_checkpoint(self.folder, self._valid)
         if path is not None:
             self._valid.add(path.name)
         return path, damaged
@@ -132,11 +132,12 @@ def _write_tensors(folder: Path, name: str, tensors: dict[str, Tensor], metadata
     return write_direct(folder / f"{name}.safetensors", safetensors_pieces(tensors, metadata))
 
 
-def newest_checkpoint(folder: str | Path) -> tuple[Path | None, dict[str, list[str]]]:
-    """Return the newest valid checkpoint in `folder`, and the problems of each newer one by name."""
+def newest_checkpoint(folder: str | Path, valid: Collection[str] = ()) -> tuple[Path | None, dict[str, list[str]]]:
+    """Return the newest valid checkpoint in `folder`, and the problems of each newer one by name; those of the names
+    `valid` are not verified again."""
     damaged: dict[str, list[str]] = {}
     for path in sorted(Path(folder).glob("step-*"), reverse=True):
-        if not (wrong := problems(path)):
+        if path.name in valid or not (wrong := problems(path)):
             return path, damaged
         damaged[path.name] = wrong
     return None, damaged
@@ -165,6 +166,14 @@ def load_networks(folder: Path, networks: dict[str, nn.Module]) -> None:
             raise MismatchError(
                 name, f"{path} does not fit this configuration: {_first_difference(network, tensors)}"
             ) from error
+
+
+def layout_fits(folder: Path, name: str, network: nn.Module) -> bool:
+    """Return whether a checkpoint has the tensors of a network under this name, with its shapes."""
+    path, own = folder / f"{name}.safetensors", network.state_dict()
+    if not own or not path.is_file():
+        return False
+    return {key: tensor.shape for key, tensor in read_tensors(path).items()} == {k: t.shape for k, t in own.items()}
 
 
 def _first_difference(network: nn.Module, saved: Mapping[str, Tensor]) -> str:

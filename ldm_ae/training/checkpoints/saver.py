@@ -16,32 +16,36 @@ from torch.optim import Optimizer
 
 from ldm_ae.core.background import BackgroundWriter
 from ldm_ae.core.errors import UserError, reason
-from ldm_ae.io.files import clear_leftovers, writing_folder
+from ldm_ae.io.files import writing_folder
 from ldm_ae.models import Autoencoder
+from ldm_ae.models.loading.checkpoints import CHECKPOINTS
 from ldm_ae.models.loading.weights import WEIGHTS
 from ldm_ae.training.averages.averages import Averages
 from ldm_ae.training.averages.snapshots import Snapshots
 from ldm_ae.training.changes import check_identity, remedies
-from ldm_ae.training.checkpoints.checkpoint import Checkpoints, link_model, load_networks
+from ldm_ae.training.checkpoints.checkpoint import Checkpoints, layout_fits, link_model, load_networks
 from ldm_ae.training.checkpoints.rng import rng_state, set_rng_state
 from ldm_ae.training.checkpoints.snapshot import HostCopy, Snapshot
-from ldm_ae.training.checkpoints.state import POWER_EMA, SKIPPED, read_state
+from ldm_ae.training.checkpoints.state import FIRST_STEP, PHASE, POWER_EMA, SKIPPED, read_state
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.monitoring.run_log import RunLog
 from ldm_ae.training.optimizers import load_optimizer
+from ldm_ae.training.phases import Phase
 
 
 class Progress(NamedTuple):
     """The progress of a run."""
 
     step: int
-    """Number of updates done."""
+    """Number of updates done, those of the phases before included."""
     position: int
-    """Number of samples of the global stream that have been used."""
+    """Number of samples of the phase's global stream that have been used."""
     best: dict[str, Any] | None
     """The best validation: `step`, `metric`, `value`, and `score`, the value with the sign that makes higher better."""
     skipped_steps: int
     """Number of steps skipped because a value was not finite."""
+    first_step: int = 0
+    """Number of updates of the phases before."""
 
 
 class Saver:
@@ -56,6 +60,8 @@ class Saver:
         others: Further networks by name, not wrapped; one whose state dict is empty has no file.
         optimizers: The autoencoder's, and the discriminator's if it exists.
         averages: The averages of the weights; None for a run without any.
+        phase: The phase of the run.
+        checkpoints: The checkpoints of the run, where the caller has them.
     """
 
     def __init__(
@@ -69,13 +75,17 @@ class Saver:
         others: dict[str, nn.Module],
         optimizers: list[Optimizer],
         averages: Averages | None = None,
+        phase: Phase | None = None,
+        checkpoints: Checkpoints | None = None,
     ):
+        self._phase = phase or Phase()
         self.folder, self._accelerator, self._identity = folder, accelerator, identity
         self._models, self._networks = models, others
         self._optimizers, self._averages = optimizers, averages
         self._power = None if averages is None else averages.power
-        self._snapshots = Snapshots(folder, in_background=config.background_saves)
-        self._checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep_checkpoints)
+        number = self._phase.number if self._phase.count > 1 else None
+        self._snapshots = Snapshots(folder, in_background=config.background_saves, phase=number)
+        self._checkpoints = checkpoints or Checkpoints(folder / CHECKPOINTS, keep=config.keep_checkpoints)
         self._in_background, self._batch_size = config.background_saves, config.batch_size
         self._max_steps = config.max_steps
         self._writer, self._host_copy = BackgroundWriter(), HostCopy()
@@ -98,16 +108,18 @@ class Saver:
         if self._averages is not None:
             self._averages.refresh(self._optimizers[0])
         scaler = self._accelerator.scaler
-        state = (
-            progress._asdict()
-            | {
-                "identity": self._identity,
-                "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "rng": generators,
-            }
-            | ({} if self._power is None else {POWER_EMA: self._power.state()})
-        )
+        counts = progress._asdict()
+        first_step = counts.pop(FIRST_STEP)
+        state = counts | {
+            "identity": self._identity,
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "rng": generators,
+        }
+        if self._power is not None:
+            state[POWER_EMA] = self._power.state()
+        if self._phase.count > 1:
+            state |= {PHASE: self._phase.number, FIRST_STEP: first_step}
         networks = {name: module.state_dict() for name, module in self._networks.items()}
         snapshot = Snapshot(step=progress.step, models=self._models, networks=networks, state=state)
         best_step = None if progress.best is None else int(progress.best["step"])
@@ -171,15 +183,11 @@ class Saver:
             raise
 
     def restore(self, log: RunLog) -> Progress | None:
-        """Load the newest valid checkpoint; return None if there is no checkpoint.
+        """Load the newest valid checkpoint, or what continues of the phase before; return None if there is none.
 
         Raises:
             UserError: It belongs to another run, no existing checkpoint is valid, or a part of it is missing.
         """
-        if self._accelerator.is_main_process:
-            for folder in (self.folder, self._checkpoints.folder):
-                clear_leftovers(folder)
-        self._accelerator.wait_for_everyone()
         newest, damaged = self._checkpoints.newest()
         for name, reasons in damaged.items():
             log.print_line(f"skipping invalid checkpoint {name}: {reasons[0]}")
@@ -192,6 +200,8 @@ class Saver:
                 )
             return None
         state = read_state(newest)
+        if state.get(PHASE, 1) < self._phase.number:
+            return self._continue(newest, state, log)
         check_identity(self.folder, state["identity"], self._identity, remedies(
             self.folder, global_batch=state["identity"].get("global_batch", self._identity["global_batch"]),
             batch_size=self._batch_size, processes=self._accelerator.num_processes,
@@ -212,11 +222,38 @@ class Saver:
                 set_rng_state(state["rng"][self._accelerator.process_index])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
             raise UserError(f"the state in {newest} does not fit this run: {reason(error)}") from error
-        if state["step"] < self._max_steps:
+        first_step = state.get(FIRST_STEP, 0)
+        if state["step"] - first_step < self._max_steps:
             log.print_line(f"resuming from {newest.name}")
         if before != now:
             log.print_line(f"{now} processes now, {before} before: the images' order, crops and noise are unchanged")
-        return Progress(state["step"], state["position"], state["best"], state.get(SKIPPED, 0))
+        return Progress(state["step"], state["position"], state["best"], state.get(SKIPPED, 0), first_step)
+
+    def _continue(self, last: Path, state: dict[str, Any], log: RunLog) -> Progress:
+        """Load what continues from the last checkpoint of the phase before: every network but the models that has the
+        same name, class and layout, and the discriminator's optimizer with its network; everything else is new."""
+        before = state["identity"]
+        continued = []
+        for name, network in self._networks.items():
+            if before.get(name) == self._identity.get(name) and layout_fits(last, name, network):
+                load_networks(last, {name: network})
+                continued.append(name)
+        same = before.get("discriminator_optimizer") == self._identity.get("discriminator_optimizer")
+        if "discriminator" in continued and same:
+            try:
+                load_optimizer(self._optimizers[1], state["optimizers"][1])
+                continued.append("discriminator's optimizer")
+            except (KeyError, TypeError, ValueError, IndexError) as error:
+                log.print_line(f"the optimizer of the discriminator begins anew: {reason(error)}")
+        scaler = self._accelerator.scaler
+        if scaler is not None and state["scaler"] is not None:
+            scaler.load_state_dict(state["scaler"])
+        also = f"; the {' and the '.join(continued)} continue" if continued else ""
+        log.print_line(
+            f"{self._phase.name}: steps {state['step'] + 1} to {state['step'] + self._max_steps}, from the model of "
+            f"{self._phase.start(self.folder)}{also}"
+        )
+        return Progress(state["step"], 0, None, state.get(SKIPPED, 0), state["step"])
 
 
 def _gather(accelerator: Accelerator, value: Any) -> list[Any]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm_ae.core.errors import UserError
+from ldm_ae.core.errors import UserError, reason
+from ldm_ae.io.files import read_json
 from ldm_ae.training.checkpoints.checkpoint import STATE, load_state
 
 KEYS = ("step", "position", "best", "identity", "optimizers", "scaler", "rng")
 """The entries of a run's state."""
 SKIPPED = "skipped_steps"
 """An entry that is only counted and logged. The first checkpoints lack it: without it a run resumes from 0."""
+PHASE, FIRST_STEP = "phase", "first_step"
+"""Entries of a run with several phases: the phase's number, and the steps of the run before this phase."""
 POWER_EMA = "power_ema"
 """An entry of runs with power-function averages: the averages that the checkpoint's models do not hold."""
 _LARGEST = 2**62
@@ -30,15 +34,38 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def phase_and_step(checkpoint: Path) -> tuple[int, int]:
+    """Return the phase of a valid checkpoint, and the steps done in that phase.
+
+    Raises:
+        UserError: Its state.json does not tell.
+    """
+    path = checkpoint / f"{STATE}.json"
+    try:
+        state = read_json(path)
+        if not isinstance(state, dict):
+            raise ValueError("it is not the state of a run")
+        check_counts(state)
+        return state.get(PHASE, 1), state["step"] - state.get(FIRST_STEP, 0)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not valid: {reason(error)}") from error
+
+
+def check_counts(state: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless the counts of a run's state are whole numbers in their ranges."""
+    least = {"step": 0, "position": 0, SKIPPED: 0, PHASE: 1, FIRST_STEP: 0}
+    for name, smallest in least.items():
+        if type(value := state.get(name, smallest)) is not int or not smallest <= value < _LARGEST:
+            raise ValueError(f"{name} must be a whole number of at least {smallest}")
+
+
 def check_state(state: Any) -> None:
     """Raise `ValueError` unless `state` has the entries of a run's state, with valid types and ranges."""
     if not isinstance(state, dict):
         raise ValueError("it is not the state of a run")
     if missing := [key for key in KEYS if key not in state]:
         raise ValueError(f"'{missing[0]}' is missing")
-    for name in ("step", "position", SKIPPED):
-        if type(value := state.get(name, 0)) is not int or not 0 <= value < _LARGEST:
-            raise ValueError(f"{name} must be a whole number of at least 0")
+    check_counts(state)
     best = state.get("best")
     if best is not None and not (
         isinstance(best, dict) and {key: type(value) for key, value in best.items()} in (_BEST, _FIRST_BEST)

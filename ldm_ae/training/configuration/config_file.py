@@ -12,10 +12,13 @@ from ldm_ae.training.configuration.hints import hint
 from ldm_ae.training.configuration.keys import (
     CLASS_KEYS,
     OPTIMIZER_KEYS,
+    PHASES,
     class_arguments,
     config_keys,
     groups,
     is_known,
+    of_phase,
+    split_phase,
 )
 
 
@@ -67,6 +70,19 @@ class ConfigFile:
             yield f"{prefix}{name}", (key, value)
             if isinstance(value, yaml.MappingNode) and id(value) not in seen:
                 yield from self._walk(value, f"{prefix}{name}.", seen)
+            elif f"{prefix}{name}" == PHASES and not _is_null(value):
+                yield from self._walk_phases(value, seen)
+
+    def _walk_phases(self, phases: yaml.Node, seen: set[int]) -> Iterator[tuple[str, tuple[yaml.Node, yaml.Node]]]:
+        """Yield the keys of every phase, as `phases.1.training.max_steps`."""
+        if not isinstance(phases, yaml.SequenceNode):
+            raise UserError(f"{self.path}{_at(phases)}: phases: expected a list of phases, got {_kind(phases)}")
+        for number, phase in enumerate(phases.value, start=1):
+            if not isinstance(phase, yaml.MappingNode):
+                raise UserError(
+                    f"{self.path}{_at(phase)}: phase {number}: expected keys with values, got {_kind(phase)}"
+                )
+            yield from self._walk(phase, of_phase(number), seen)
 
     def check_keys(self) -> None:
         """Raise `UserError` for the first unknown key, with its place, and for a group that has a value of its own."""
@@ -75,9 +91,10 @@ class ConfigFile:
                 found = hint(key, known_names(key), dashes="")
                 raise UserError(f"{self.path}{_at(node)}: no key is named '{printable(key)}'{found}")
             named = isinstance(value, yaml.ScalarNode) and value.tag in ("tag:yaml.org,2002:str", _NULL)
-            if key in groups() and not named and not isinstance(value, yaml.MappingNode):
+            plain = split_phase(key)[1]
+            if plain in groups() and not named and not isinstance(value, yaml.MappingNode):
                 given = _kind(value) if not isinstance(value, yaml.ScalarNode) else printable(value.value)
-                example = f"{key}: {{class_path: torch.optim.AdamW}}" if key in OPTIMIZER_KEYS else f"{key}: {{...}}"
+                example = f"{key}: {{class_path: torch.optim.AdamW}}" if plain in OPTIMIZER_KEYS else f"{key}: {{...}}"
                 raise UserError(f"{self.path}{_at(value)}: {key} holds keys (`{example}`), got {given}")
 
     def place(self, key: str) -> str | None:
@@ -92,11 +109,18 @@ class ConfigFile:
 _NULL = "tag:yaml.org,2002:null"
 
 
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and node.tag == _NULL
+
+
 def known_names(key: str) -> list[str]:
-    """Return the names that an unknown key may be a misspelling of: arguments of classes, or else all keys."""
+    """Return the names that an unknown key may be a misspelling of: arguments of classes, or else all keys, or those of
+    its phase."""
     if any(part in CLASS_KEYS for part in key.split(".")[:-1]):
         return sorted(class_arguments())
-    return [*config_keys(), *sorted(groups())]
+    number, _ = split_phase(key)
+    names = [*config_keys(), *sorted(groups())]
+    return names if number is None else [of_phase(number, name) for name in names]
 
 
 def _at(node: yaml.Node) -> str:

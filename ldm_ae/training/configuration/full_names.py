@@ -7,6 +7,7 @@ command line.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from ldm_ae.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_LOSSES, RECONSTRUCTION_
 from ldm_ae.models import AUTOENCODERS
 from ldm_ae.quantizers import QUANTIZERS
 from ldm_ae.regularizers import REGULARIZERS
-from ldm_ae.training.configuration.keys import CHAINS, CLASS_KEYS, LIST_KEYS, OPTIMIZER_KEYS, RENAMED, groups
+from ldm_ae.training.configuration.keys import CHAINS, CLASS_KEYS, LIST_KEYS, OPTIMIZER_KEYS, PHASES, RENAMED, groups
 from ldm_ae.training.optimizers import optimizer_path
 
 REGISTRIES: dict[str, Registry[Any]] = dict(
@@ -83,14 +84,21 @@ def _of_file(path: str) -> tuple[str, list[str]]:
     if not isinstance(content, dict):
         return path, []
     before = json.dumps(content, default=str)
-    for old in rename_keys(content, RENAMED):
-        warn_renamed(f"{old} of {path}", RENAMED[old])
-    _replace(content, "", path)
-    # jsonargparse takes a `class_path` that stands alone for a class in place of the dataclass.
-    alone = [key for key in OPTIMIZER_KEYS if isinstance(content.get(key), dict) and [*content[key]] == ["class_path"]]
-    options = [f"--{key}.class_path={content.pop(key)['class_path']}" for key in alone]
+    content.pop(PHASES, None)  # `phases.py` reads them
+    content, options = full_names_in(content, path)
     after = json.dumps(content, default=str)
     return path if after == before else after, options
+
+
+def full_names_in(content: dict[str, Any], place: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the keys of a file with full names, and options that follow it; `place` names it in warnings."""
+    content = copy.deepcopy(content)
+    for old in rename_keys(content, RENAMED):
+        warn_renamed(f"{old} of {place}", RENAMED[old])
+    _replace(content, "", place)
+    # jsonargparse takes a `class_path` that stands alone for a class in place of the dataclass.
+    alone = [key for key in OPTIMIZER_KEYS if isinstance(content.get(key), dict) and [*content[key]] == ["class_path"]]
+    return content, [f"--{key}.class_path={content.pop(key)['class_path']}" for key in alone]
 
 
 def _of_value(key: str, value: str) -> str:

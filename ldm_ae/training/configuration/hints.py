@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from ldm_ae.training.configuration.keys import of_phase, split_phase
+
 _EPOCHS = "a run is counted in steps: --training.max_steps, with epochs x images / images of a step"
 _RESUME = "to resume a run, rerun the same command: a run directory that exists is continued"
 _GPUS = "one process trains on one GPU; for several start `torchrun --nproc-per-node N -m ldm_ae.cli train ...`"
@@ -28,6 +30,10 @@ HINTS = {
     "betas": "optimizer.options.betas",
     "adam_epsilon": "optimizer.options.eps",
     "eps": "optimizer.options.eps",
+    "param_groups": "optimizer.groups",
+    "no_decay_norms": "optimizer.decay_norms_and_biases false",
+    "encoder_lr": "optimizer.groups",
+    "decoder_lr": "optimizer.groups",
     "use_8bit_adam": "there is no 8-bit optimizer; --optimizer names one of torch.optim, such as adamw",
     "disc_lr": "discriminator_optimizer.learning_rate",
     # length and batches
@@ -66,6 +72,9 @@ HINTS = {
     "ema": "training.ema_decay",
     "use_ema": "training.ema_decay",
     "ema_decay": "training.ema_decay",
+    "phema": "training.power_ema",
+    "post_hoc_ema": "training.power_ema",
+    "ema_std": "training.power_ema_lengths",
     "report_to": "training.trackers",
     "log_with": "training.trackers",
     "logger": "training.trackers",
@@ -180,12 +189,14 @@ def hint(key: str, known: Iterable[str], dashes: str = "--") -> str:
     known = list(known)
     name = key.lower().replace("-", "_")
     owner, _, leaf = name.rpartition(".")
+    number, _ = split_phase(name)
+    prefix = "" if number is None else of_phase(number)
     leaves = {full.rpartition(".")[2]: full for full in reversed(known)}
     if leaf not in leaves and (found := HINTS.get(leaf)):
         if not is_key(found):
             return f"; {found}"
         beside = f"{owner}.{found.rpartition('.')[2]}"  # `discriminator_optimizer.lr`
-        return f"; use {dashes}{beside if beside in known else found}"
+        return f"; use {dashes}{beside if beside in known else f'{prefix}{found}'}"
     # Arguments of a class have no full keys: there the class's key is not a part of the comparison.
     compared = name if any("." in full for full in known) else leaf
     if near := [full for full in difflib.get_close_matches(compared, known) if not name.startswith(f"{full}.")]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -35,10 +36,20 @@ OPTIMIZER_KEYS = ("optimizer", "discriminator_optimizer")
 RENAMED = {"data.bad_share": "data.max_bad_fraction"}
 """The renamed keys of a configuration: new names by old names."""
 
+OF_THE_RUN = (
+    "out", "seed", "model", "training.precision", "training.compile", "training.keep_checkpoints",
+    "training.trackers", "training.project", "training.run_name",
+)  # fmt: skip
+"""The keys that all phases of a run share; a phase may change every other key."""
+
+PHASES = "phases"
+"""The key of the list of phases."""
+
 PARSERS_OWN = ("config", "print_config", "help", "h")
 """Options that are not keys."""
 
 _COMPONENTS = ("models/adapters", "quantizers", "regularizers", "discriminators", "losses", "features")
+_OF_A_PHASE = re.compile(r"phases\.(\d+)\.(.+)", re.DOTALL)
 _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs", "help", *CLASS_KEYS}
 
 
@@ -54,22 +65,49 @@ def groups() -> frozenset[str]:
     return frozenset(key.rpartition(".")[0] for key in config_keys() if "." in key)
 
 
+def of_phase(number: int, key: str = "") -> str:
+    """Return the full name of a key in a phase, such as `phases.2.training.max_steps`."""
+    return f"{PHASES}.{number}.{key}"
+
+
+def split_phase(key: str) -> tuple[int | None, str]:
+    """Return the phase's number, from 1, and the key in it for `phases.2.training.max_steps` and its like; None and the
+    key itself for any other key."""
+    match = _OF_A_PHASE.fullmatch(key)
+    return (None, key) if match is None else (int(match[1]), match[2])
+
+
 @cache
 def class_arguments() -> frozenset[str]:
     """Return the names of all arguments of our registered classes, and of the dataclasses among these arguments."""
-    found: set[str] = set()
+    return frozenset(name for name, _ in _class_arguments())
+
+
+@cache
+def _mappings() -> frozenset[str]:
+    """Return the names of the arguments whose value is a mapping of any keys."""
+    found = (name for name, annotation in _class_arguments() if annotation.startswith(("Mapping[", "dict[")))
+    return frozenset(found) - {*CLASS_KEYS}
+
+
+@cache
+def _class_arguments() -> tuple[tuple[str, str], ...]:
+    """Return name and annotation of each argument of our registered classes."""
+    found = []
     for folder in _COMPONENTS:
         for path in Path(_package(), folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_bytes())):
                 if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-                    found |= {argument.arg for argument in [*node.args.args, *node.args.kwonlyargs]}
+                    arguments = [*node.args.args, *node.args.kwonlyargs]
+                    found += [(item.arg, ast.unparse(item.annotation) if item.annotation else "") for item in arguments]
                 elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    found.add(node.target.id)
-    return frozenset(found)
+                    found.append((node.target.id, ast.unparse(node.annotation)))
+    return tuple(found)
 
 
 def is_known(key: str) -> bool:
     """Return whether a key of the configuration can exist. Arguments of plugins' classes are not known; all pass."""
+    key = split_phase(key)[1]
     if key in config_keys() or key.removesuffix(".help") in groups() or key in RENAMED:
         return True
     parts = key.split(".")
@@ -77,10 +115,29 @@ def is_known(key: str) -> bool:
         owner = ".".join(parts[:length])
         if annotation := config_keys().get(owner):
             if parts[length - 1] in CLASS_KEYS:
-                names = set(parts[length:]) - _OF_A_CLASS
+                inside = parts[length:]
+                # The keys of an argument that is a mapping, such as `architecture`, are not arguments.
+                first = next((i for i, name in enumerate(inside) if name in _mappings()), len(inside))
+                names = set(inside[: first + 1]) - _OF_A_CLASS
                 return bool(registry.plugin_entry_points()) or names <= class_arguments()
             return annotation.startswith("dict[")
     return False
+
+
+@cache
+def _arguments() -> frozenset[tuple[str, str | None]]:
+    """Return name and annotation of each argument of our registered classes and of dataclasses beside them."""
+    found: set[tuple[str, str | None]] = set()
+    for folder in _COMPONENTS:
+        for path in Path(_package(), folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                    for argument in [*node.args.args, *node.args.kwonlyargs]:
+                        annotation = argument.annotation
+                        found.add((argument.arg, None if annotation is None else ast.unparse(annotation)))
+                elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    found.add((node.target.id, ast.unparse(node.annotation)))
+    return frozenset(found)
 
 
 def _fields(module: str, name: str, prefix: str = "") -> Iterator[tuple[str, str]]:

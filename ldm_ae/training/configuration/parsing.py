@@ -6,6 +6,7 @@ Each part is a frozen dataclass that lives beside the component it configures; a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pydoc import locate
@@ -23,16 +24,19 @@ from ldm_ae.losses.objective import ObjectiveConfig
 from ldm_ae.models import Autoencoder
 from ldm_ae.regularizers import Identity, Regularizer
 from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.configuration.config_file import ConfigFile
 from ldm_ae.training.configuration.explain import explain
-from ldm_ae.training.configuration.full_names import REGISTRIES, full_names
+from ldm_ae.training.configuration.full_names import REGISTRIES, full_names, full_names_in
 from ldm_ae.training.configuration.help_format import KeysFormatter, help_of_group, lay_out
-from ldm_ae.training.configuration.keys import groups
+from ldm_ae.training.configuration.keys import PHASES, groups, of_phase
+from ldm_ae.training.configuration.phases import check_shared, differences, full_tree, given_phases
 from ldm_ae.training.configuration.spelling import asks_for_help, check_spelling, options
 from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.parameter_groups import ParameterGroup
 
 NOT_GIVEN = "???"
 """The value in a recipe that the user must supply."""
+_PRINT = "--print_config"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,10 @@ class RunConfig:
     """Optimizer of the discriminator."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Training loop: steps, precision, intervals."""
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    """Phases that the run consists of, in order, each with the keys that it sets otherwise than the rest of the recipe,
+    such as {training: {max_steps: 1000}}; --phases.2.training.max_steps 100 sets a key of the second one. None is one
+    phase, the recipe."""
 
 
 def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> ArgumentParser:
@@ -136,18 +144,73 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
         if (group := option.removesuffix(".help")) != option and group in groups():
             print(help_of_group(parser, group))
             raise SystemExit(0)
+    if any(option.split(".")[0] == PHASES for option, _ in options(arguments)) or any(map(_has_phases, files)):
+        return _parse_phases(arguments, parser, files)
+    config = _parse(full_names(arguments), parser, files, arguments)
+    for key, value in config.items():
+        _require_value(key, value, config, parser)
+    return config
+
+
+def _has_phases(file: ConfigFile) -> bool:
+    return file.place(PHASES) is not None
+
+
+def _parse_phases(arguments: Sequence[str], parser: ArgumentParser, files: Sequence[ConfigFile]) -> Namespace:
+    """Return the configuration of a recipe with phases; `phases` lists the differences of each from the recipe."""
+    given = given_phases(arguments)
+    head, tail = full_names(given.files), full_names(given.options)
+    prints = [argument for argument in (*head, *tail) if argument.partition("=")[0] == _PRINT]
+    head, tail = ([argument for argument in part if argument not in prints] for part in (head, tail))
+    config = _parse([*head, *tail], parser, files, arguments)
+    found = []
+    for number, content in enumerate(given.phases, start=1):
+        # A phase stands between the files and the options, which override it.
+        try:
+            file, following = full_names_in(content, f"phase {number}")
+            own = full_names(given.of_phases.get(number, []))
+        except UserError as error:
+            raise UserError(f"phase {number}: {error}") from None
+        words = [*head, f"--config={json.dumps(file, default=str)}", *following, *tail, *own]
+        found.append(_parse(words, parser, files, arguments, number))
+    recipe = full_tree(config)
+    config.phases = [differences(recipe, full_tree(phase)) for phase in found]
+    check_shared(config.phases, [file.place for file in files])
+    if prints:
+        _parse([*head, *tail, f"--{PHASES}={json.dumps(config.phases)}", *prints], parser, files, arguments)
+    for number, phase in enumerate(found, start=1):
+        for key, value in phase.items():
+            shared = key in config and config[key] == value
+            _require_value(key, value, phase, parser, "" if shared else of_phase(number))
+    return config
+
+
+def saved_text(config: Namespace, parser: ArgumentParser) -> str:
+    """Return the configuration as `config.yaml` records it; without phases it does not mention them."""
+    recipe = config.clone()
+    phases = recipe.pop(PHASES)
+    return parser.dump(recipe) + (yaml.safe_dump({PHASES: phases}, sort_keys=False) if phases else "")
+
+
+def _parse(
+    given: Sequence[str], parser: ArgumentParser, files: Sequence[ConfigFile], arguments: Sequence[str],
+    phase: int | None = None,
+) -> Namespace:  # fmt: skip
+    """Return the configuration of arguments with full names; `arguments` are those that the user gave."""
     try:
-        config = parser.parse_args(full_names(arguments))
+        return parser.parse_args([*given])
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise reportable(error) or explain(error, files, arguments) from error
+        raise reportable(error) or explain(error, files, arguments, phase) from error
     except RecursionError as error:
         raise UserError("the configuration is nested too deeply") from error
-    for key, value in config.items():
-        if value == NOT_GIVEN:
-            raise UserError(f"{key} is not set, and the recipe has no value for it; add --{key} VALUE")
-        if value is None and not _takes_none(key, config, parser):
-            raise UserError(f"{key} is empty; give it a value, or remove it")
-    return config
+
+
+def _require_value(key: str, value: Any, config: Namespace, parser: ArgumentParser, prefix: str = "") -> None:
+    """Raise `UserError` for a key that has no value."""
+    if value == NOT_GIVEN:
+        raise UserError(f"{prefix}{key} is not set, and the recipe has no value for it; add --{prefix}{key} VALUE")
+    if value is None and not _takes_none(key, config, parser):
+        raise UserError(f"{prefix}{key} is empty; give it a value, or remove it")
 
 
 def _takes_none(key: str, config: Namespace, parser: ArgumentParser) -> bool:

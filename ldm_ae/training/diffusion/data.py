@@ -12,9 +12,9 @@ from torch.utils.data import default_collate
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import epoch_order
+from ldm_ae.diffusion import NO_CLASS
 from ldm_ae.latents import LatentDataset, LatentStore
 from ldm_ae.models import Autoencoder, LatentSpec
-from ldm_ae.training.diffusion.networks import NO_CLASS
 
 
 def check_store(store: LatentStore, autoencoder: Autoencoder, kind: str) -> None:

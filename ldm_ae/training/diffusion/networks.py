@@ -1,7 +1,7 @@
 """The networks of a diffusion run, their losses, and the pipelines that sample from them.
 
-`unet` is diffusers' UNet2DModel, without classes, in an LDMPipeline. `dit` is its DiTTransformer2DModel (Peebles and
-Xie, arXiv 2212.09748) with the store's labels as classes, in a DiTPipeline, in which class 1000 means none.
+`unet` is diffusers' UNet2DModel, without classes, in an LDMPipeline. `dit` is the network of `ldm_ae.diffusion.sit`
+with the store's labels as classes, in a DiTPipeline, in which class 1000 means none.
 
 `ddpm` predicts the noise of x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) n (Ho et al., arXiv 2006.11239, equation 14) and is
 saved with a DDIMScheduler. `flow` predicts n - x_0 at x_s = (1 - s) x_0 + s n (Lipman et al., arXiv 2210.02747; Liu et
@@ -21,19 +21,15 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DiTPipeline,
-    DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     LDMPipeline,
     UNet2DModel,
 )
-from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.diffusion import TIMESTEPS, build_sit, flow
 
-NO_CLASS = 1000
-"""DiTPipeline's class for none; real classes are below it."""
-TIMESTEPS = 1000
 NOISE_SCHEDULE: Any = DDPMScheduler(num_train_timesteps=TIMESTEPS)
 
 
@@ -47,14 +43,7 @@ def build_model(kind: str, channels: int, size: int, width: int, depth: int) -> 
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")[:levels],
             up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")[3 - levels :],
         )  # fmt: skip
-    model: Any = DiTTransformer2DModel(
-        sample_size=size, in_channels=channels, out_channels=channels, patch_size=2 if size % 2 == 0 else 1,
-        num_layers=depth, num_attention_heads=width // 32, attention_head_dim=32,
-    )  # fmt: skip
-    for module in model.modules():
-        if isinstance(module, LabelEmbedding):
-            module.dropout_prob = 0.0  # Each block would drop different labels; the loop drops them once.
-    return model
+    return build_sit(channels, size, width, depth)
 
 
 def training_loss(
@@ -72,7 +61,7 @@ def training_loss(
     random: dict[str, Any] = {"generator": generator, "device": latents.device}
     noise = torch.randn(latents.shape, dtype=latents.dtype, **random)
     if objective == "flow":
-        noisy, time, target = _flow(latents, noise, torch.rand(len(latents), **random))
+        noisy, time, target = flow(latents, noise, torch.rand(len(latents), **random))
     else:
         time = torch.randint(TIMESTEPS, (len(latents),), **random)
         noisy, target = NOISE_SCHEDULE.add_noise(latents, noise, time), noise
@@ -98,15 +87,9 @@ def flow_losses(
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
     found = {}
     for level in levels:
-        noisy, time, target = _flow(latents, noise, torch.full((len(latents),), level, device=latents.device))
+        noisy, time, target = flow(latents, noise, torch.full((len(latents),), level, device=latents.device))
         found[level] = float(F.mse_loss(_predict(model, noisy, time, labels), target))
     return found
-
-
-def _flow(latents: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return noisy latents (B, C, h, w) at levels `sigma`, (B,), the model's times, and its target."""
-    level = sigma.view(-1, 1, 1, 1)
-    return (1 - level) * latents + level * noise, sigma * TIMESTEPS, noise - latents
 
 
 def _predict(model: nn.Module, noisy: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:

@@ -34,6 +34,7 @@ from ldm_ae.core.errors import Stopped, UserError, reason
 from ldm_ae.core.precision import Numerics, agreed_numerics
 from ldm_ae.core.seeding import derive_seed
 from ldm_ae.core.terminal import duration
+from ldm_ae.diffusion import NO_CLASS
 from ldm_ae.io.files import (
     clear_leftovers,
     leaving_nothing,
@@ -54,7 +55,7 @@ from ldm_ae.training.checkpoints.state import read_state
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.diffusion.config import DiffusionConfig
 from ldm_ae.training.diffusion.data import Batches, check_store, hash_latents, open_latents
-from ldm_ae.training.diffusion.networks import NO_CLASS, as_diffusers, build_model, build_pipeline, training_loss
+from ldm_ae.training.diffusion.networks import as_diffusers, build_model, build_pipeline, training_loss
 from ldm_ae.training.ema import EMA
 from ldm_ae.training.monitoring.run_log import RunLog, Window, finished_step
 from ldm_ae.training.monitoring.signals import Signals, agreed_signal
@@ -190,7 +191,7 @@ class DiffusionTrainer:
                 num_inference_steps=PREVIEW_STEPS,
                 generator=torch.Generator().manual_seed(self.config.seed),
             ).images
-            self.log.image(self.step, f"step-{self.step:08d}.png", "samples", _grid(images))
+            self.log.image(self.step, f"step-{self.step:08d}.png", "samples", image_grid(images))
         self.accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------------------------------------ saving and resuming
@@ -338,7 +339,7 @@ def _print_end(trainer: DiffusionTrainer) -> None:
         trainer.log.print_line(f"to train longer, add --steps {2 * steps}, or any number above {steps}")
 
 
-def _grid(images: list[Image.Image]) -> Image.Image:
+def image_grid(images: list[Image.Image]) -> Image.Image:
     """Return the images, which have one size, in rows of `_COLUMNS`."""
     tiles = np.stack([np.asarray(image.convert("RGB")) for image in images])
     _, height, width, _ = tiles.shape

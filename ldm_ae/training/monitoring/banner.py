@@ -5,9 +5,10 @@ The first lines need the parsed configuration alone, so that they stand on the t
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from ldm_ae.models.loading.checkpoints import BEST, CHECKPOINTS
 from ldm_ae.training.averages.power import PowerEMA
 from ldm_ae.training.averages.snapshots import AVERAGES
 from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.configuration.phases import settings
 from ldm_ae.training.monitoring.trackers import (
     TENSORBOARD,
     WANDB,
@@ -30,11 +32,13 @@ from ldm_ae.training.monitoring.trackers import (
     tensorboard_folder,
 )
 from ldm_ae.training.optimizers import describe_groups
+from ldm_ae.training.phases import Phase
 
 if TYPE_CHECKING:
     from ldm_ae.training.trainer import Trainer
 
 _WIDTH = 11
+_IN_STEPS = ("training.max_steps", "training.batch_size", "training.accumulation")
 _SIZES_SHOWN = 8
 
 
@@ -43,12 +47,11 @@ class Banner:
 
     Args:
         folder: The run directory.
-        config: The parsed configuration, of which nothing is built: `data` and `training` have the fields of
-            `DataConfig` and `TrainingConfig`.
+        phases: The phases of the run, of which nothing is built.
     """
 
-    def __init__(self, folder: Path, config: Any):
-        self._folder, self._data, self._training = folder, config.data, config.training
+    def __init__(self, folder: Path, phases: Sequence[Phase]):
+        self._folder, self._phases = folder, phases
         processes = Processes.from_environment()
         self._processes = processes.count
         self._console = Console(stderr=True, quiet=processes.rank > 0, highlight=False)
@@ -56,11 +59,14 @@ class Banner:
     def print_plan(self) -> None:
         """Print what the configuration states: run directory, images, steps, logs, trackers."""
         self._line("run", f"{self._folder} ({'exists' if (self._folder / CHECKPOINTS).is_dir() else 'new'})")
-        self._line("images", _images_line(self._data))
-        training, count = self._training, self._processes
-        batch = training.batch_size * training.accumulation * count
-        of = f"batch_size {training.batch_size} x accumulation {training.accumulation} x processes {count}"
-        self._line("steps", f"{training.max_steps}, {batch} images each ({of})")
+        first = self._phases[0].config
+        self._line("images", _images_line(first.data))
+        if len(self._phases) > 1:
+            total = sum(phase.config.training.max_steps for phase in self._phases)
+            self._line("steps", f"{total} in {len(self._phases)} phases")
+        for phase in self._phases:
+            self._line("steps" if phase.count == 1 else f"phase {phase.number}", _steps_line(phase, self._processes))
+        training = first.training
         self._line(
             "writes", f"metrics.jsonl every {training.log_every} steps, samples/ every {training.sample_every}, "
             f"validation every {training.validate_every}, checkpoints/ every {training.checkpoint_every}"
@@ -79,6 +85,8 @@ class Banner:
             self._line("sizes", _sizes_line(trainer.loader.buckets))
         networks: list[nn.Module | None] = [trainer.autoencoder, trainer.discriminator]
         self._line("networks", "; ".join(_parameters(network) for network in networks if network is not None))
+        if (perceptual := trainer.objective.perceptual) is not None:
+            self._line("perceptual", perceptual.identity)
         for optimizer, network in zip(trainer.optimizers, ("autoencoder", "discriminator"), strict=False):
             if len(optimizer.param_groups) > 1:
                 for number, line in enumerate(describe_groups(optimizer)):
@@ -92,6 +100,24 @@ class Banner:
 
 def _line(name: str, text: str) -> str:
     return f"{name + ': ' if name else '':<{_WIDTH}}{text}"
+
+
+def _steps_line(phase: Phase, processes: int) -> str:
+    """Return the number of steps and of their images, and what else a phase sets."""
+    training = phase.config.training
+    batch = training.batch_size * training.accumulation * processes
+    of = f"batch_size {training.batch_size} x accumulation {training.accumulation} x processes {processes}"
+    others = {key: value for key, value in settings(phase.overrides).items() if key not in _IN_STEPS}
+    return f"{training.max_steps}, {batch} images each ({of})" + "".join(
+        f"; {key} {_shown(value)}" for key, value in others.items()
+    )
+
+
+def _shown(value: Any) -> str:
+    """Return a setting in few words: a class by its name, null as null."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        return str(value["class_path"]).rpartition(".")[2]
+    return str(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _images_line(data: Any) -> str:
@@ -161,15 +187,17 @@ def closing_lines(trainer: Trainer, data: DataConfig) -> Iterator[str]:
         trainer: The trainer after its last step, or of a run that was finished before.
         data: The run's images, with which the commands are written.
     """
-    steps, last = trainer.config.max_steps, trainer.step
+    steps, last, phase = trainer.config.max_steps, trainer.run_step, trainer.phase
     done, seconds = trainer.log.duration()
+    of = f"step {last} of {trainer.first_step + steps}"
     if done:
         speed = done * trainer.loader.global_batch / max(seconds, 1e-9)
-        text = f"step {last} of {steps}; {done} steps in {duration(seconds)}, {speed:.1f} images/s"
-        yield _line("finished", text)
+        where = "" if phase.count == 1 else f" of {phase.name}"
+        yield _line("finished", f"{of}; {done} steps{where} in {duration(seconds)}, {speed:.1f} images/s")
     else:
-        yield _line("finished", f"step {last} of {steps}; nothing is left to train")
-        yield _line("", f"to train longer, add --training.max_steps {2 * steps}, or any number above {steps}")
+        yield _line("finished", f"{of}; nothing is left to train")
+        setting = phase.key("training.max_steps")
+        yield _line("", f"to train longer, add --{setting} {2 * steps}, or any number above {steps}")
     yield _line("model", f"{trainer.folder / 'model'} ({trainer.averages.kind} of step {last})")
     if trainer.best is not None:
         yield _line("best", _best(trainer, int(trainer.best["step"]), trainer.best["score"]))

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.io.files import writing
+from ldm_ae.models import LatentSpec
 from ldm_ae.training.monitoring.trackers import log_image
+from ldm_ae.training.phases import Phase
 
 METRICS = "metrics.jsonl"
 """The log in a run directory."""
@@ -63,22 +65,52 @@ class Window:
         return result
 
 
+def relative_values(
+    values: Mapping[str, float], spec: LatentSpec, latents: float, global_batch: int
+) -> dict[str, float]:
+    """Return the KL of a latent element in nats, and the fraction of the codes in use, where the values allow it.
+
+    Args:
+        values: Means over some steps.
+        spec: The latents.
+        latents: Mean number of latent vectors of an image.
+        global_batch: Images of a step.
+    """
+    found = {}
+    if "kl_loss" in values:
+        found["kl_per_latent"] = values["kl_loss"] / (spec.channels * latents)
+    if "codebook_perplexity" in values:
+        assert spec.codebook_size is not None
+        # One step can use each code once, or one per latent vector of its images.
+        found["codebook_spread"] = values["codebook_perplexity"] / min(spec.codebook_size, global_batch * latents)
+    return found
+
+
 class RunLog:
     """The log of a run, written by the main process only.
 
     Args:
         folder: The run directory.
         accelerator: Its trackers get the same numbers.
-        max_steps: Steps of the whole run, for the remaining time.
+        max_steps: Steps of the run, or of the phase, for the remaining time.
         global_batch: Images of a step over all processes, for the images per second.
+        phase: The phase whose steps these are, which every line of metrics.jsonl names if there are several.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, max_steps: int, global_batch: int):
+    def __init__(
+        self, folder: Path, accelerator: Accelerator, max_steps: int, global_batch: int, phase: Phase | None = None
+    ):
         self.folder = folder
+        several = phase is not None and phase.count > 1
+        self._phase = {"phase": phase.number} if phase is not None and several else {}
         self.accelerator = accelerator
         self.main = accelerator.is_main_process
         self.progress = ProgressDisplay(
-            "training", max_steps, unit="steps", images_per_unit=global_batch, shown=self.main
+            phase.name if phase is not None and several else "training",
+            max_steps,
+            unit="steps",
+            images_per_unit=global_batch,
+            shown=self.main,
         )
         self.started = time.monotonic()
         self._advances: list[tuple[int, float]] = []  # steps and times of the first call of `advance` and of the last
@@ -99,7 +131,13 @@ class RunLog:
         """Write one line of metrics.jsonl, and the same values to the trackers under `kind/`."""
         if not self.main:
             return
-        line = {"step": step, "kind": kind, "seconds": round(time.monotonic() - self.started, 3), **values}
+        line = {
+            "step": step,
+            **self._phase,
+            "kind": kind,
+            "seconds": round(time.monotonic() - self.started, 3),
+            **values,
+        }
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
