@@ -57,7 +57,7 @@ def textbook(parts: StepParts, batch: MicroBatch) -> tuple[dict[str, Tensor], di
     posterior, latents = model.draw(batch.pixel_values, batch.noise)
     latents, target, terms = parts.plain_pass.regularizer(
         posterior, latents, batch.pixel_values, batch.draws(REGULARIZER)
-    )
+    )[:3]
     x_hat = model.decode(latents)
     sent = nll = objective.reconstruction(x_hat, target).nll
     if discriminator is not None:
