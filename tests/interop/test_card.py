@@ -174,6 +174,25 @@ def scaling_of(card: Card, **scale: Any) -> str:
     return render_card(card).split("## Scaling\n\n")[1].split("\n\n##")[0]
 
 
+def test_phases_of_a_run_are_rows_with_what_each_sets(card: Card) -> None:
+    phases = [
+        {"training.max_steps": 70},
+        {"training.max_steps": 30, "data.resolution": 64, "training.trainable": ["decoder.*"],
+         "discriminator": {"class_path": "ldm_ae.discriminators.PatchDiscriminator", "init_args": {"ndf": 8}}},
+    ]  # fmt: skip
+    text = render_card(replace(card, trained=trained(phases=phases)))
+    assert "| Steps | 60 of 100 |" in text
+    assert "| Phase 1 of 2 | 70 steps |" in text
+    assert (
+        '| Phase 2 of 2 | 30 steps; `data.resolution` `64`; `training.trainable` `["decoder.*"]`; `discriminator` '
+        "`PatchDiscriminator(ndf=8)` |"
+    ) in text
+    assert "It was trained on images of 32×32, then 64×64 pixels." in text
+    assert "These weights are from step 60 of 100 planned steps." in text
+    _, removed = without_private_paths({"phases": [{}, {"data": {"train": "/home/me/images"}}]})
+    assert removed == ["phases.2.data.train"]
+
+
 def test_scaling_is_stated_as_the_pipelines_apply_it(card: Card) -> None:
     assert "`latents * 0.25`; before decoding, `latents = scaled_latents / 0.25`" in scaling_of(
         card, scaling_factor=0.25

@@ -125,10 +125,11 @@ def _rows(trained: Trained) -> Iterator[tuple[str, str]]:
     elif None not in parts:
         yield "Images of a forward pass, and passes of a step", f"{escaped(parts[0])}, {escaped(parts[1])}"
     yield "Steps", _steps(trained.step, trained.planned)
-    for number, (phase, steps) in enumerate(zip(trained.phases, trained.values("training.max_steps"), strict=True), 1):
+    steps = trained.values("training.max_steps")
+    for i, phase in enumerate(trained.phases):
         others = {key: value for key, value in phase.items() if key != "training.max_steps"}
         text = "".join(f"; {code(key)} {_setting(value)}" for key, value in others.items())
-        yield f"Phase {number} of {len(trained.phases)}", f"{_value(steps)} steps{text}"
+        yield f"Phase {i + 1} of {len(steps)}", f"{_value(steps[i])} steps{text}"
     numerics = environment.get("numerics")
     precision = numerics.get("precision") if isinstance(numerics, Mapping) else at("training.precision")
     yield "Precision", _value(precision)
@@ -180,9 +181,7 @@ def _optimizer(at: _Values, key: str) -> str:
 
 def _setting(value: Any) -> str:
     """Return a setting of a phase: a class with its arguments, any other value as JSON."""
-    if isinstance(value, Mapping) and "class_path" in value:
-        return _Values({"setting": value}).named("setting")
-    return code(json.dumps(value, ensure_ascii=False))
+    return _class_with_arguments(value) or code(json.dumps(value, ensure_ascii=False))
 
 
 def _class_with_arguments(configured: Any) -> str:

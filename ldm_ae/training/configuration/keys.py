@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import itertools
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -81,15 +80,29 @@ def split_phase(key: str) -> tuple[int | None, str]:
 @cache
 def class_arguments() -> frozenset[str]:
     """Return the names of all arguments of our registered classes, and of the dataclasses among these arguments."""
-    return frozenset(name for name, _ in _arguments())
+    return frozenset(name for name, _ in _class_arguments())
 
 
 @cache
-def free_arguments() -> frozenset[str]:
-    """Return those of `class_arguments` that are mappings with keys of any name, such as the arguments of a network."""
-    return frozenset(
-        name for name, annotation in _arguments() if re.match(r"(dict|Mapping)\[str, Any\]", annotation or "")
-    )
+def _mappings() -> frozenset[str]:
+    """Return the names of the arguments whose value is a mapping of any keys."""
+    found = (name for name, annotation in _class_arguments() if annotation.startswith(("Mapping[", "dict[")))
+    return frozenset(found) - {*CLASS_KEYS}
+
+
+@cache
+def _class_arguments() -> tuple[tuple[str, str], ...]:
+    """Return name and annotation of each argument of our registered classes."""
+    found = []
+    for folder in _COMPONENTS:
+        for path in Path(_package(), folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                    arguments = [*node.args.args, *node.args.kwonlyargs]
+                    found += [(item.arg, ast.unparse(item.annotation) if item.annotation else "") for item in arguments]
+                elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    found.append((node.target.id, ast.unparse(node.annotation)))
+    return tuple(found)
 
 
 def is_known(key: str) -> bool:
@@ -102,8 +115,10 @@ def is_known(key: str) -> bool:
         owner = ".".join(parts[:length])
         if annotation := config_keys().get(owner):
             if parts[length - 1] in CLASS_KEYS:
-                named = itertools.takewhile(lambda name: name not in free_arguments(), parts[length:])
-                names = set(named) - _OF_A_CLASS
+                inside = parts[length:]
+                # The keys of an argument that is a mapping, such as `architecture`, are not arguments.
+                first = next((i for i, name in enumerate(inside) if name in _mappings()), len(inside))
+                names = set(inside[: first + 1]) - _OF_A_CLASS
                 return bool(registry.plugin_entry_points()) or names <= class_arguments()
             return annotation.startswith("dict[")
     return False
