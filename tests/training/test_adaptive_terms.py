@@ -55,9 +55,8 @@ def textbook(parts: StepParts, batch: MicroBatch) -> tuple[dict[str, Tensor], di
     """One graph; every norm by an `autograd.grad` through all of it; one sum; one backward pass."""
     model, objective, discriminator = parts.plain_autoencoder, parts.objective, parts.plain_discriminator
     posterior, latents = model.draw(batch.pixel_values, batch.noise)
-    latents, target, terms = parts.plain_pass.regularizer(
-        posterior, latents, batch.pixel_values, batch.draws(REGULARIZER)
-    )[:3]
+    found = parts.plain_pass.regularizer(posterior, latents, batch.pixel_values, batch.draws(REGULARIZER))
+    latents, target, terms = found.latents, found.target, found.terms
     x_hat = model.decode(latents)
     sent = nll = objective.reconstruction(x_hat, target).nll
     if discriminator is not None:
