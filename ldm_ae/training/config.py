@@ -36,7 +36,8 @@ class TrainingConfig:
     power_ema_lengths: list[float] = field(default_factory=lambda: [0.05, 0.1])
     """Lengths (sigma_rel) of these averages: the standard deviation of the averaged steps, as a fraction of the run."""
     power_ema_every: int = 1000
-    """Steps between snapshots of them; about 32 in a run allow every length from 0.014 to 0.27. None is removed."""
+    """Steps between snapshots of them; about 32 in a run allow every length from 0.014 to 0.27. No snapshot is
+    removed."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     gradient_checkpointing: bool = False

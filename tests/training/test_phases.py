@@ -150,7 +150,7 @@ def test_discriminator_and_its_optimizer_continue(recipe: Path, tmp_path: Path, 
               "--training.keep_checkpoints", "9")  # fmt: skip
     said = capsys.readouterr().err
     assert "phase 3 of 3: steps 8 to 9, from the model of" in said
-    assert "the objective and the discriminator and the discriminator's optimizer continue" in said
+    assert "the learned log-variance and the discriminator and the discriminator's optimizer continue" in said
     before, after = (out / "checkpoints" / f"step-0000000{step}" for step in (7, 9))
     weights = [load_file(path / "discriminator.safetensors") for path in (before, after)]
     assert tensors_differ(*weights) == set()
