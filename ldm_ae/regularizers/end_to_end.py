@@ -16,7 +16,9 @@ The published code passes the latents through the SiT twice, with and without th
 want two sets of parameters. Here there is one forward pass, from a cut at z. The alignment's gradient at the cut costs
 one more backward pass of the blocks up to the aligned one, and it continues into the autoencoder with that of the
 reconstruction. The published code normalizes by statistics of the batch where it trains the SiT; here running ones
-always do, so that no sample depends on the others of its batch.
+always do, so that no sample depends on the others of its batch. Because these follow the latents, the alignment also
+makes latents larger; the kl term holds their scale. Its published weight, 1e-6 of a sum over an image's latents, is 4e-3
+of their mean for 4x32x32 latents.
 """
 
 from __future__ import annotations
