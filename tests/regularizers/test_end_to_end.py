@@ -173,7 +173,7 @@ def test_average_follows_its_formula_and_no_optimizer() -> None:
         for name, value in regularizer.sit.named_parameters():
             expected[name] = decay * expected[name] + (1 - decay) * value.detach().double()
     for name, value in expected.items():
-        assert torch.allclose(regularizer.average.get_buffer(name).double(), value, atol=1e-5), name
+        assert torch.allclose(regularizer.average.get_buffer(name.replace(".", "/")).double(), value, atol=1e-5), name
     state = regularizer.state_dict()
     assert {name.split(".")[0] for name in state} == {
         "running_mean", "running_var", "updates", "sit", "projector", "average",
