@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -72,7 +73,11 @@ class Networks:
             if isinstance(network, FrozenNetwork):
                 network.set_precision(numerics.dtype)
         if self.discriminator is not None:
-            place(self.discriminator, device, plain if self.discriminator.needs_double_backward else numerics.placement)
+            twice = self.discriminator.needs_double_backward
+            place(self.discriminator, device, plain if twice else numerics.placement)
+            # The second derivative of R1 is computed in float32, through frozen networks too.
+            for network in (module for module in self.discriminator.modules() if isinstance(module, FrozenNetwork)):
+                network.set_precision(torch.float32 if twice else numerics.dtype)
         if self.averages.model is not None:
             place(self.averages.model, device, plain)
         self.averages.begin()
@@ -108,7 +113,11 @@ class Networks:
         if self.discriminator is None:
             return {}
         learning = {id(parameter) for parameter in self.discriminator.learning_parameters()}
-        return {name: p for name, p in self.discriminator.named_parameters() if id(p) in learning}
+        found = {}
+        for part, module in self.discriminator.saved_parts().items():
+            prefix = "" if part == "discriminator" else f"{part}."  # names do not change when aids are added
+            found |= {f"{prefix}{name}": p for name, p in module.named_parameters() if id(p) in learning}
+        return found
 
     def changed_early(self) -> Iterator[Tensor]:
         """Yield the tensors that a step changes before its optimizers do: codebooks, running statistics, averages."""
@@ -130,7 +139,10 @@ class Networks:
 
 
 def _synchronized(discriminator: Discriminator | None, accelerator: Accelerator) -> Discriminator | None:
-    """Return it with batch normalization over all processes; on CPUs torch has none, and each process uses its own."""
-    if discriminator is None or accelerator.num_processes == 1 or accelerator.device.type == "cpu":
+    """Return it with batch normalization over all processes. On CPUs torch has none, and that of other devices has no
+    second derivative: then each process uses its own."""
+    if discriminator is None or discriminator.needs_double_backward:
+        return discriminator
+    if accelerator.num_processes == 1 or accelerator.device.type == "cpu":
         return discriminator
     return nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)
