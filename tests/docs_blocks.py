@@ -127,6 +127,10 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "python scripts/benchmarks/rate_distortion.py --test BSDS500/test --limit 50 --qualities 2 5 10 20 40"
         " --out runs/rate",
     ): Options(_MINUTES),
+    ("docs/OBJECTIVES.md", "ldm-ae export runs/mine OUT --ema 0.08"): Options(
+        "it needs a run with snapshots; tests/training/test_power_ema.py makes one"
+    ),
+    ("docs/OBJECTIVES.md", "pip install 'ldm_ae[schedulefree]'"): Options(_HOURS),
     (
         "docs/QUALITY.md",
         "python scripts/benchmarks/students.py --teacher kl-f8c4-small --student runs/kl_f8c4_small_fast",

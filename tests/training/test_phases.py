@@ -19,6 +19,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.data import Batch
 from ldm_ae.models import load_autoencoder
 from ldm_ae.training import Stopped, Trainer, newest_checkpoint
+from ldm_ae.training.averages.posthoc import StoredAverages
 from ldm_ae.training.configuration.parsing import config_parser
 from ldm_ae.training.configuration.phases import each_phase
 from ldm_ae.training.run import list_phases, parse_config, train
@@ -219,6 +220,17 @@ def test_signal_stops_the_run_in_a_phase_and_at_its_end(
         == (results(whole)["model/diffusion_pytorch_model.safetensors"])
     )
     assert files(out / "checkpoints/step-00000009") == files(whole / "checkpoints/step-00000009")
+
+
+def test_power_averages_are_those_of_the_last_phase(recipe: Path, tmp_path: Path) -> None:
+    out = run(recipe, tmp_path / "run", "--training.power_ema", "true", "--training.power_ema_every", "1",
+              "--training.ema_decay", "null")  # fmt: skip
+    assert sorted(path.name for path in (out / "averages").iterdir()) == ["step-00000001", "step-00000002"]
+    stored = StoredAverages(out)
+    averaged, exported = stored.weights(stored.lengths[0]), load_autoencoder(out).net.state_dict()
+    assert {name.split(".")[0] for name in averaged} == {"decoder"}  # the parameters of the last phase
+    for name, tensor in averaged.items():
+        torch.testing.assert_close(tensor, exported[name])
 
 
 def test_phase_is_added_to_a_finished_run(whole: Path, recipe: Path, tmp_path: Path) -> None:

@@ -189,7 +189,8 @@ def saved_text(config: Namespace, parser: ArgumentParser) -> str:
     """Return the configuration as `config.yaml` records it; without phases it does not mention them."""
     recipe = config.clone()
     phases = recipe.pop(PHASES)
-    return parser.dump(recipe) + (yaml.safe_dump({PHASES: phases}, sort_keys=False) if phases else "")
+    # Without its null a key whose default is another value would have that value in a rerun.
+    return parser.dump(recipe, skip_unset=False) + (yaml.safe_dump({PHASES: phases}, sort_keys=False) if phases else "")
 
 
 def _parse(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.io.files import writing
+from ldm_ae.models import LatentSpec
 from ldm_ae.training.monitoring.trackers import log_image
 from ldm_ae.training.phases import Phase
 
@@ -62,6 +63,27 @@ class Window:
         self.mean_latents = self._latents / self._images
         self._sums, self._counts, self._images, self._seconds, self._latents = {}, {}, 0, 0.0, 0
         return result
+
+
+def relative_values(
+    values: Mapping[str, float], spec: LatentSpec, latents: float, global_batch: int
+) -> dict[str, float]:
+    """Return the KL of a latent element in nats, and the fraction of the codes in use, where the values allow it.
+
+    Args:
+        values: Means over some steps.
+        spec: The latents.
+        latents: Mean number of latent vectors of an image.
+        global_batch: Images of a step.
+    """
+    found = {}
+    if "kl_loss" in values:
+        found["kl_per_latent"] = values["kl_loss"] / (spec.channels * latents)
+    if "codebook_perplexity" in values:
+        assert spec.codebook_size is not None
+        # One step can use each code once, or one per latent vector of its images.
+        found["codebook_spread"] = values["codebook_perplexity"] / min(spec.codebook_size, global_batch * latents)
+    return found
 
 
 class RunLog:
