@@ -69,6 +69,14 @@ class TransformersNetwork(FeatureNetwork):
             raise UserError(
                 f"{type(self).__name__} needs the package transformers, which is missing; pip install transformers"
             )
+        import transformers
+
+        classes = next(iter(self.model_types.values()))
+        if not hasattr(transformers, classes.model):
+            raise UserError(
+                f"{type(self).__name__} needs {classes.model} of transformers, which {transformers.__version__} does "
+                "not have; pip install --upgrade transformers"
+            )
         if weights is not None and architecture:
             raise UserError(
                 f"{type(self).__name__}: architecture has an effect on random weights alone; remove it, or set weights "
@@ -107,6 +115,11 @@ class TransformersNetwork(FeatureNetwork):
     def embed(self, images: Tensor) -> Tensor:
         """Return the hidden state before the first block."""
 
+    def block_arguments(self, images: Tensor) -> dict[str, Any]:
+        """Return what every block gets beside the hidden state."""
+        del images
+        return {}
+
     @abc.abstractmethod
     def channels_of(self, config: Any) -> tuple[int, ...]:
         """Return the channels of the chosen maps."""
@@ -126,9 +139,9 @@ class TransformersNetwork(FeatureNetwork):
         return hidden
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        hidden, found = self.embed(images), []
+        hidden, arguments, found = self.embed(images), self.block_arguments(images), []
         for number, block in enumerate(self.blocks):
-            hidden = block(hidden)
+            hidden = block(hidden, **arguments)
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # before transformers 5 some return a tuple
             if number in self.layers:
                 found.append(self.to_map(hidden, images))
@@ -238,6 +251,12 @@ class VisionTransformer(TransformersNetwork):
             },
         )  # fmt: skip
 
+    @property
+    def last_normalization(self) -> nn.Module:
+        """The normalization after the last block."""
+        norm: nn.Module = self.network.layernorm
+        return norm
+
     def patch_size(self, config: Any) -> int:
         size: int = config.patch_size
         return size
@@ -250,7 +269,7 @@ class VisionTransformer(TransformersNetwork):
 
     def to_map(self, hidden: Tensor, images: Tensor) -> Tensor:
         if self.normalized:
-            hidden = self.network.layernorm(hidden)
+            hidden = self.last_normalization(hidden)
         height, width = (side // self.multiple for side in images.shape[-2:])
         # The class token, and registers if there are any, come before the patches.
         return hidden[:, -height * width :].unflatten(1, (height, width)).permute(0, 3, 1, 2)

@@ -112,7 +112,11 @@ class Networks:
         if self.discriminator is None:
             return {}
         learning = {id(parameter) for parameter in self.discriminator.learning_parameters()}
-        return {name: p for name, p in self.discriminator.named_parameters() if id(p) in learning}
+        found = {}
+        for part, module in self.discriminator.saved_parts().items():
+            prefix = "" if part == "discriminator" else f"{part}."  # names do not change when aids are added
+            found |= {f"{prefix}{name}": p for name, p in module.named_parameters() if id(p) in learning}
+        return found
 
     def changed_early(self) -> Iterator[Tensor]:
         """Yield the tensors that a step changes before its optimizers do: codebooks, running statistics, averages."""
@@ -134,7 +138,10 @@ class Networks:
 
 
 def _synchronized(discriminator: Discriminator | None, accelerator: Accelerator) -> Discriminator | None:
-    """Return it with batch normalization over all processes; on CPUs torch has none, and each process uses its own."""
-    if discriminator is None or accelerator.num_processes == 1 or accelerator.device.type == "cpu":
+    """Return it with batch normalization over all processes. On CPUs torch has none, and that of other devices has no
+    second derivative: then each process uses its own."""
+    if discriminator is None or discriminator.needs_double_backward:
+        return discriminator
+    if accelerator.num_processes == 1 or accelerator.device.type == "cpu":
         return discriminator
     return nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)

@@ -89,4 +89,4 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         expected = load_file(tmp_path / f"{which}-1-1-0.safetensors")
         found = load_file(tmp_path / f"{which}-2-{accumulation}-{rank}.safetensors")
         # Float32 sums in another order, and with another number of threads; biases are sums that nearly cancel.
-        assert_close(found, expected, 5e-5)
+        assert_close(found, expected, 5e-4 if which == "projected" else 5e-5)  # a deep network of features

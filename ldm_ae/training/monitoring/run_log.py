@@ -28,6 +28,11 @@ METRICS = "metrics.jsonl"
 HISTORY = "history.jsonl"
 """The changes of settings in a run directory: an object for each resume that changed some."""
 _FINISHED = "finished"
+_SHOWN = (
+    "rec_loss", "perceptual_loss", "kl_loss", "commitment_loss", "codebook_usage", "generator_loss",
+    "discriminator_loss", "adaptive_weight",
+)  # fmt: skip
+"""The values that the terminal shows."""
 
 
 class Window:
@@ -158,6 +163,11 @@ class RunLog:
         """Print a line above the progress bar."""
         if self.main:
             self.progress.print_line(text)
+
+    def print_summary(self, step: int, values: Mapping[str, float]) -> None:
+        """Print the most important values of a log line in one line."""
+        parts = [f"{name.removesuffix('_loss')} {values[name]:.4g}" for name in _SHOWN if name in values]
+        self.print_line(f"step {step}: {', '.join(parts)}, {values['images_per_second']:.1f} images/s")
 
     def changes(self, step: int, changed: Mapping[str, tuple[str, str]]) -> None:
         """Write the settings that a resumed run has from `step` on to the terminal, metrics.jsonl and history.jsonl.
