@@ -16,12 +16,11 @@ from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.regularizers import Regularizer
-from ldm_ae.training.adaptive_terms import adaptive_terms
 from ldm_ae.training.averages.averages import Averages
 from ldm_ae.training.checkpoints.snapshot import AVERAGED
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.requirements import check_capabilities
-from ldm_ae.training.steps import StepParts
+from ldm_ae.training.step_parts import StepParts, weighted_terms
 from ldm_ae.training.training_pass import TrainingPass
 
 
@@ -82,7 +81,7 @@ class Networks:
             place(self.averages.model, device, plain)
         self.averages.begin()
         if config.compile:
-            measured = adaptive_terms(regularizer.adaptive_terms, objective.config.regularization_weights)
+            measured = weighted_terms(regularizer.adaptive_terms, objective.config.regularization_weights)
             apart = autoencoder.encoder_last_layer if measured else None
             autoencoder.compile_parts(for_training=True, apart=apart)
             if self.discriminator is not None:

@@ -43,7 +43,8 @@ from ldm_ae.training.monitoring.signals import Signals, agreed_signal
 from ldm_ae.training.networks import Networks
 from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.phases import Phase, remove_results
-from ldm_ae.training.steps import MicroBatch, discriminator_step, generator_step
+from ldm_ae.training.step_parts import MicroBatch
+from ldm_ae.training.steps import discriminator_step, generator_step
 from ldm_ae.training.validation import choose_metrics
 
 _GRAPHS_A_SIZE = 4
