@@ -88,6 +88,11 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         {'"PRIOR"': '"SAVED_PRIOR"'}
     ),
     ("docs/MODELS.md", "import diffusers"): Run(),
+    (
+        "docs/OBJECTIVES.md",
+        "ldm-ae train --config kl_f8 --data.train IMAGES --discriminator projected "
+        "--discriminator_aids '[eight-bit, diffaug, lecam]'",
+    ): Options(_HOURS),
     ("docs/PYTHON.md", "import ldm_ae"): Run({'"runs/mine"': '"MODEL"', "size=256": "size=64"}),
     ("docs/PYTHON.md", "from ldm_ae.models import Tiled"): Run({"size=2048": "size=64", "tile=512": "tile=32"}),
     ("docs/PYTHON.md", "from PIL import Image"): Run(
@@ -122,6 +127,10 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "python scripts/benchmarks/rate_distortion.py --test BSDS500/test --limit 50 --qualities 2 5 10 20 40"
         " --out runs/rate",
     ): Options(_MINUTES),
+    ("docs/OBJECTIVES.md", "ldm-ae export runs/mine OUT --ema 0.08"): Options(
+        "it needs a run with snapshots; tests/training/test_power_ema.py makes one"
+    ),
+    ("docs/OBJECTIVES.md", "pip install 'ldm_ae[schedulefree]'"): Options(_HOURS),
     (
         "docs/QUALITY.md",
         "python scripts/benchmarks/students.py --teacher kl-f8c4-small --student runs/kl_f8c4_small_fast",

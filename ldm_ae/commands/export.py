@@ -88,7 +88,7 @@ def _averaged(args: argparse.Namespace) -> Iterator[None]:
     stored = StoredAverages(args.model)
     if args.ema == _BEST:
         device = pick_device(args.device)
-        held, lengths = held_out(args.model, device), stored.lengths_to_compare()
+        held, lengths = held_out(args.model, stored.phase, device), stored.lengths_to_compare()
         with progress_bar("scoring lengths", len(lengths)) as progress:
             scored = score_lengths(stored, lengths, held, device, lambda done: progress(done, len(lengths)))
         length = best_of(scored).length

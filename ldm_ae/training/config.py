@@ -34,10 +34,9 @@ class TrainingConfig:
     """Keep power-function averages of the weights (EDM2, arXiv 2312.02696) and store snapshots of them, from which
     `ldm-ae export RUN OUT --ema LENGTH` makes an average of any length. Without `ema_decay` the first is evaluated."""
     power_ema_lengths: list[float] = field(default_factory=lambda: [0.05, 0.1])
-    """Lengths (sigma_rel) of these averages: the standard deviation of the averaged steps, as a fraction of the run."""
+    """Lengths of these averages, sigma_rel: the standard deviation of the averaged steps, as a fraction of the run."""
     power_ema_every: int = 1000
-    """Steps between snapshots of them; about 32 in a run allow every length from 0.014 to 0.27. No snapshot is
-    removed."""
+    """Steps between snapshots of them; about 32 in a run allow every length from 0.014 to 0.27. All are kept."""
     compile: bool = False
     """Compile the networks with torch.compile."""
     gradient_checkpointing: bool = False

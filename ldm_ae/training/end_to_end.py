@@ -98,7 +98,7 @@ def fold_scale(model: Autoencoder) -> Any:
     folded.load_state_dict(folded.state_dict() | net.state_dict())
     mean, std = (torch.tensor(vector) for vector in (spec.latents_mean, spec.latents_std))
     channels = spec.channels
-    # The posterior (mean, log-variance) becomes ((mean - m) / s, log-variance - 2 log s), and the decoder takes z s + m.
+    # The posterior (mean, log-variance) becomes ((mean - m) / s, log-variance - 2 log s); the decoder takes z s + m.
     folded.quant_conv.weight[:channels] /= std.view(-1, 1, 1, 1)
     folded.quant_conv.bias[:channels].sub_(mean).div_(std)
     folded.quant_conv.bias[channels:] -= 2 * std.log()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -72,7 +73,11 @@ class Networks:
             if isinstance(network, FrozenNetwork):
                 network.set_precision(numerics.dtype)
         if self.discriminator is not None:
-            place(self.discriminator, device, plain if self.discriminator.needs_double_backward else numerics.placement)
+            twice = self.discriminator.needs_double_backward
+            place(self.discriminator, device, plain if twice else numerics.placement)
+            # The second derivative of R1 is computed in float32, through frozen networks too.
+            for network in (module for module in self.discriminator.modules() if isinstance(module, FrozenNetwork)):
+                network.set_precision(torch.float32 if twice else numerics.dtype)
         if self.averages.model is not None:
             place(self.averages.model, device, plain)
         self.averages.begin()

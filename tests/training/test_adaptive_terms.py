@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partialmethod
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm_ae.core.draws import AUGMENTATION, REGULARIZER
@@ -20,7 +23,16 @@ from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.losses import TrainingLosses
 from ldm_ae.training.requirements import check_capabilities
 from ldm_ae.training.steps import MicroBatch, StepParts, generator_step
-from tests.training.common import assert_close, gradients, make_batches, make_parts, small_model, whole
+from tests.training.common import (
+    assert_close,
+    files,
+    gradients,
+    make_batches,
+    make_parts,
+    run,
+    small_model,
+    whole,
+)
 from tests.training.doubles import ADAPTIVE, Adaptive, Backboned, Turn
 
 TOLERANCE = 1e-5  # float32 sums of a few thousand terms in another order
@@ -260,3 +272,34 @@ def test_reconstruction_that_does_not_depend_on_the_encoder_is_refused(accelerat
     parts = adaptive_parts(accelerator, "no discriminator", regularizer=Replaced())
     with pytest.raises(UserError, match="the reconstruction gives the encoder no gradient"):
         generator_step(parts, make_batches(1, 2), step=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resumed_run_with_alignment_equals_uninterrupted(tiny_config: Path, tmp_path: Path, accumulation: int) -> None:
+    pytest.importorskip("transformers")
+    architecture = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "mlp_ratio": 1,
+        "patch_size": 4,
+    }
+    features = {"class_path": "DINOv2", "init_args": {"weights": None, "architecture": architecture}}
+    options = (
+        "--regularizer", json.dumps({"class_path": "vf", "init_args": {"features": features}}),
+        "--objective.regularization_weights", "{kl: 1.0e-6, alignment: 0.1}",
+        "--training.accumulation", str(accumulation), "--optimizer.schedule", "constant",
+    )  # fmt: skip
+    expected = run(tiny_config, tmp_path / "whole", *options)
+    run(tiny_config, tmp_path / "parts", *options, "--training.max_steps", "3")
+    run(tiny_config, tmp_path / "parts", *options)
+    first, last = (expected / "checkpoints" / f"step-0000000{step}" for step in (3, 6))
+    assert files(tmp_path / "parts" / "checkpoints" / last.name) == files(last)
+    before, after = (load_file(folder / "regularizer.safetensors") for folder in (first, last))
+    assert set(after) == {"projection.weight"}
+    assert (before["projection.weight"] != after["projection.weight"]).any()  # it learns
+    lines = [json.loads(line) for line in (expected / "metrics.jsonl").read_text().splitlines()]
+    factors = [line["alignment_adaptive_weight"] for line in lines if line["kind"] == "train"]
+    assert len(factors) == 3
+    assert all(0 < factor < ADAPTIVE_MAX for factor in factors)

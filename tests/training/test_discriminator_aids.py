@@ -148,3 +148,21 @@ def test_mistakes_in_aids_are_refused(text: str, message: str, tmp_path: Path) -
 def test_aids_without_a_discriminator_are_refused(tiny_config: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="discriminator_aids has no effect without a discriminator"):
         run(tiny_config, tmp_path / "run", "--discriminator", "null", "--discriminator_aids", "r1")
+
+
+@pytest.mark.usefixtures("one_parser")
+def test_arguments_inside_an_architecture_are_accepted(tmp_path: Path) -> None:
+    text = """
+discriminator:
+  class_path: dino
+  init_args:
+    features: {class_path: dino, init_args: {weights: null, architecture: {hidden_size: 16, num_attention_heads: 2}}}
+"""
+    (tmp_path / "recipe.yaml").write_text(text)
+    config = parse_config(["--config", str(tmp_path / "recipe.yaml"), *REQUIRED[:6]])
+    features = config.discriminator.init_args.features
+    assert features.class_path == "ldm_ae.features.DINO"
+    assert features.init_args.architecture == {"hidden_size": 16, "num_attention_heads": 2}
+    (tmp_path / "recipe.yaml").write_text(text.replace("architecture", "architectur"))
+    with pytest.raises(UserError, match=r"architectur.*did you mean 'architecture'"):
+        parse_config(["--config", str(tmp_path / "recipe.yaml"), *REQUIRED[:6]])

@@ -48,6 +48,9 @@ def state(trainer: Trainer) -> Iterator[Tensor]:
     assert trainer.averages.model is not None
     for module in (trainer.autoencoder, trainer.objective, trainer.discriminator, trainer.averages.model):
         yield from module.state_dict().values()
+    if trainer.averages.power is not None:
+        for averaged in trainer.averages.power.state().values():
+            yield from averaged.values()
     for optimizer in trainer.optimizers:
         for moments in optimizer.state.values():
             yield from moments.values()
@@ -85,7 +88,7 @@ def test_non_finite_step_changes_nothing_and_names_the_term(
         return None
 
     monkeypatch.setattr(Trainer, "train_step", step)
-    out = run(tiny_config, tmp_path / "run", "--objective.gan_weight", "0.3")
+    out = run(tiny_config, tmp_path / "run", "--objective.gan_weight", "0.3", "--training.power_ema", "true")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     [alarm] = [line for line in lines if line["kind"] == "alarm"]
     assert alarm["step"] == 3

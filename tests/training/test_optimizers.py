@@ -18,6 +18,7 @@ from torch.optim import AdamW, Optimizer
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import load_autoencoder
 from ldm_ae.training.checkpoints.state import read_state
+from ldm_ae.training.configuration import parsing
 from ldm_ae.training.muon import MuonAdam, as_matrix
 from ldm_ae.training.optimizers import OptimizerConfig, describe_groups, load_optimizer, optimizer_path
 from ldm_ae.training.parameter_groups import ParameterGroup, divide
@@ -100,6 +101,27 @@ def test_invalid_groups_are_refused_in_one_line(groups: list[dict[str, Any]], pr
     with pytest.raises(UserError, match=problem) as refusal:
         OptimizerConfig(options={}, groups=[ParameterGroup(**group) for group in groups]).build(parameters(), 1)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_parser")
+@pytest.mark.parametrize(
+    ("groups", "problem"),
+    [
+        (
+            "[{pattern: ['*']}]",
+            "an entry has no key 'pattern'; expected some of patterns, learning_rate",
+        ),
+        ("[{options: {weight_decay: 0}}]", r"an entry has no patterns; add it, as in \{patterns: \['\*\.bias'\]\}"),
+        ("[{patterns: '*.bias'}]", r"optimizer\.groups\.patterns: expected list, got \*\.bias"),
+    ],
+)
+def test_misspelt_entries_of_groups_are_refused(groups: str, problem: str, tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text(f"model: kl\nout: x\ndata: {{train: y}}\noptimizer:\n  groups: {groups}\n")
+    with pytest.raises(UserError, match=problem) as refusal:
+        parsing.parse_config(["--config", str(config)], parsing.config_parser())
+    assert f"{config}, line 5: optimizer.groups" in str(refusal.value)
 
 
 def stepped(optimizer: Optimizer, named: dict[str, nn.Parameter], steps: int, seed: int = 0) -> None:

@@ -47,6 +47,12 @@ NARROW: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Arguments of networks with all parts of those in the recipes."""
 
+SMALL_VIT = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8,
+    "image_size": 32,
+}  # fmt: skip
+"""A vision transformer in the place of a discriminator's."""
+
 
 RANDOM_FEATURES = {
     "weights": None,
@@ -89,7 +95,12 @@ def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
         if objective.get("perceptual", {"class_path": ""})["class_path"].endswith(".LPIPS"):
             objective["perceptual"]["init_args"]["pretrained"] = False  # no download in tests
         if "discriminator" in part:
-            part["discriminator"].setdefault("init_args", {})["ndf"] = 8
+            chosen = part["discriminator"].setdefault("init_args", {})
+            if "features" in chosen:
+                small = {"weights": None, "layers": [0, 1], "architecture": SMALL_VIT, "image_size": 32}
+                chosen["features"]["init_args"] |= small  # no download in tests
+            else:
+                chosen["ndf"] = 8
         if "resolution" in part.get("data", {}):
             part["data"]["resolution"] = 64 if part is config else 96
         training |= {"max_steps": 1, "batch_size": 1, "accumulation": min(2, training.get("accumulation", 1))}

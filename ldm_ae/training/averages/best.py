@@ -49,8 +49,8 @@ class Scored(NamedTuple):
     """Score by `training.best_metric`, with the sign that makes higher better."""
 
 
-def held_out(run: str | Path, device: torch.device) -> HeldOut:
-    """Return the held-out images of a run's last phase, as its validations read them, and its metrics on `device`.
+def held_out(run: str | Path, phase: int, device: torch.device) -> HeldOut:
+    """Return the held-out images of a run's phase, as its validations read them, and its metrics on `device`.
 
     Raises:
         UserError: The run's configuration is missing or damaged, or it has no held-out images.
@@ -58,12 +58,12 @@ def held_out(run: str | Path, device: torch.device) -> HeldOut:
     saved = saved_config(Path(run))
     if saved is None:
         raise UserError(f"{run} has no {CONFIG}, which names its held-out images; give a length in place of best")
-    saved = each_phase(saved)[-1]
     parser = parts_parser(_Parts)
     try:
-        parsed = parser.parse_object({name: saved[name] for name in _Parts.__dataclass_fields__ if name in saved})
+        tree = each_phase(saved)[phase - 1]
+        parsed = parser.parse_object({name: tree[name] for name in _Parts.__dataclass_fields__ if name in tree})
         parts: Any = parser.instantiate(parsed)
-    except (ArgumentError, TypeError, ValueError) as error:
+    except (ArgumentError, IndexError, TypeError, ValueError) as error:
         raise UserError(f"{Path(run) / CONFIG} is not valid: {reason(error)}") from error
     # The sizes of training images, which would be read from every file, do not matter here.
     data = dataclasses.replace(parts.data, sizes=None, area=None, multiple=None, max_ratio=None)

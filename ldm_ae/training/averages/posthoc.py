@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ _NEGLIGIBLE = 1e-8
 
 
 class StoredAverages:
-    """The stored averages of a run, whose newest snapshot is the step of every combination.
+    """The stored averages of a run, or of the newest phase of one. Every combination is of the newest snapshot's step.
 
     Args:
         run: A run directory; the run may have finished, be interrupted or be training.
@@ -31,18 +32,20 @@ class StoredAverages:
 
     def __init__(self, run: str | Path):
         self.run = Path(run)
-        self._snapshots, wrong = stored_snapshots(self.run)
-        for name, why in wrong.items():
-            _log.warning("skipping invalid snapshot %s: %s", self.run / "averages" / name, why)
+        self._snapshots, invalid, self.phase = stored_snapshots(self.run)
+        for path, why in invalid.items():
+            _log.warning("skipping invalid snapshot %s: %s", path, why)
         self.step = self._snapshots[-1].step
         self.lengths = self._snapshots[-1].lengths
+        self._steps = [snapshot.step for snapshot in self._snapshots]
         if not (self.run / "model").is_dir():
             raise UserError(f"{run} has no model yet; wait for its first checkpoint, or rerun its command")
         self._verified: set[Path] = set()
 
+    @cached_property
     def range(self) -> tuple[float, float]:
-        """Return the shortest and the longest length that the snapshots allow."""
-        return reachable([snapshot.step for snapshot in self._snapshots], self.lengths, self.step)
+        """The shortest and the longest length that the snapshots allow."""
+        return reachable(self._steps, self.lengths, self.step)
 
     def combination(self, length: float) -> Combination:
         """Return the factors of a length.
@@ -50,21 +53,20 @@ class StoredAverages:
         Raises:
             UserError: It cannot be combined from these snapshots with an error of at most `TOLERANCE`.
         """
-        shortest, longest = self.range()
-        found = None
+        shortest, longest = self.range
         if shortest <= length <= longest:
-            found = combine([snapshot.step for snapshot in self._snapshots], self.lengths, self.step, length)
-        if found is None or found.error > TOLERANCE:
-            raise UserError(
-                f"an average of length {length:g} cannot be combined from the {len(self._snapshots)} snapshots of "
-                f"{self.run}: expected a length from {shortest:.3f} to {longest:.3f}. More snapshots "
-                "(training.power_ema_every) widen this range"
-            )
-        return found
+            (found,) = combine(self._steps, self.lengths, self.step, [length])
+            if found.error <= TOLERANCE:
+                return found
+        raise UserError(
+            f"an average of length {length:g} cannot be combined from the {len(self._snapshots)} snapshots of "
+            f"{self.run}: expected a length from {shortest:.3f} to {longest:.3f}. More snapshots "
+            "(training.power_ema_every) widen this range"
+        )
 
     def lengths_to_compare(self, count: int = 12) -> list[float]:
         """Return lengths over the whole range at equal ratios, rounded to two digits, and the stored ones."""
-        shortest, longest = self.range()
+        shortest, longest = self.range
         rounded = [float(f"{length:.2g}") for length in np.geomspace(shortest, longest, count)]
         return sorted({*(length for length in rounded if shortest <= length <= longest), *self.lengths})
 

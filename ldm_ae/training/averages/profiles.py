@@ -72,28 +72,30 @@ class Combination(NamedTuple):
     """Distance of the combined profile from the requested one, relative to the latter's norm."""
 
 
-def combine(steps: Sequence[int], lengths: Sequence[float], step: int, length: float) -> Combination:
-    """Return the factors whose combination of the stored profiles is nearest to another one (EDM2, algorithm 3).
+def combine(steps: Sequence[int], lengths: Sequence[float], step: int, wanted: Sequence[float]) -> list[Combination]:
+    """Return the factors whose combinations of the stored profiles are nearest to others (EDM2, algorithm 3).
 
     Args:
         steps: The steps at which averages were stored, all different.
         lengths: The stored lengths, all different.
-        step: The step of the requested average.
-        length: Its length.
+        step: The step of the requested averages.
+        wanted: Their lengths.
     """
-    stored, wanted = Profiles.of(steps, lengths), Profiles.of([step], [length])
-    products, to_wanted = stored.inner(stored), stored.inner(wanted)[:, 0]
-    factors = np.linalg.solve(products, to_wanted)
-    factors = factors / factors.sum()
-    norm = wanted.inner(wanted)[0, 0]
-    squared = (factors @ products @ factors - 2 * to_wanted @ factors + norm) / norm
-    return Combination(factors.reshape(len(steps), len(lengths)), float(np.sqrt(max(squared, 0.0))))
+    stored, others = Profiles.of(steps, lengths), Profiles.of([step], wanted)
+    products, to_others = stored.inner(stored), stored.inner(others)
+    factors = np.linalg.solve(products, to_others)
+    factors = factors / factors.sum(axis=0)
+    norms = others.inner(others).diagonal()
+    squared = ((products @ factors - 2 * to_others) * factors).sum(axis=0) / norms + 1
+    errors = np.sqrt(np.maximum(squared, 0.0))
+    shape = (len(steps), len(lengths))
+    return [Combination(column.reshape(shape), float(error)) for column, error in zip(factors.T, errors, strict=True)]
 
 
 def reachable(steps: Sequence[int], lengths: Sequence[float], step: int) -> tuple[float, float]:
     """Return the shortest and the longest length around the stored ones whose error is at most `TOLERANCE`."""
     scanned = np.geomspace(SHORTEST_AVERAGE, LONGEST_AVERAGE, _SCANNED)
-    good = [combine(steps, lengths, step, float(length)).error <= TOLERANCE for length in scanned]
+    good = [found.error <= TOLERANCE for found in combine(steps, lengths, step, scanned.tolist())]
     first = last = int(np.abs(np.log(scanned / lengths[0])).argmin())
     while first > 0 and good[first - 1]:
         first -= 1

@@ -6,9 +6,11 @@
         averages.json                        format, step, lengths
         MANIFEST.json                        written last: size and sha256 of every other file
 
-The values are float32: the factors of a combination are up to 50 with both signs, and would multiply the rounding of
-half precision, which is as large as the difference between two averages. A snapshot is written under a temporary name,
-flushed and renamed.
+A run of several phases has these folders in `averages/phase-1/` and so on, with the steps of the phase.
+
+The values are float32: half precision rounds a weight by up to 0.05 %, and the factors of a combination have both signs
+and magnitudes that add up to 50 (of 32 snapshots at length 0.014), which multiplies the rounding. A snapshot is written
+under a temporary name, flushed and renamed.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ AVERAGES = "averages"
 """The folder of a run that holds its snapshots."""
 _DESCRIPTION, _BUFFERS = "averages.json", "buffers"
 _FORMAT = "ldm_ae.averages/1"
+_PHASE = "phase-"
 
 
 class Snapshot(NamedTuple):
@@ -56,10 +59,12 @@ class Snapshots:
     Args:
         run: The run directory.
         in_background: Write while training continues, from a copy on the host.
+        phase: The number of the phase in a run of several; None in a run of one.
     """
 
-    def __init__(self, run: Path, *, in_background: bool):
-        self._folder, self._in_background = run / AVERAGES, in_background
+    def __init__(self, run: Path, *, in_background: bool, phase: int | None = None):
+        self._all, self._phase, self._in_background = run / AVERAGES, phase, in_background
+        self._folder = self._all if phase is None else self._all / f"{_PHASE}{phase}"
         self.writer = BackgroundWriter()
 
     def save(self, power: PowerEMA, step: int) -> None:
@@ -77,9 +82,12 @@ class Snapshots:
 
     def rewind(self, step: int) -> None:
         """Remove the snapshots after `step`, which a run that resumes there writes again, and interrupted writes."""
-        if not self._folder.is_dir():
-            return
-        clear_leftovers(self._folder)
+        if self._phase is not None:
+            for number, path in _phases(self._all).items():
+                if number > self._phase:
+                    shutil.rmtree(path)
+        if self._folder.is_dir():
+            clear_leftovers(self._folder)
         for path in self._folder.glob("step-*"):
             if path.name > checkpoint_name(step):
                 shutil.rmtree(path)
@@ -108,33 +116,49 @@ def write_snapshot(folder: Path, step: int, averaged: Averaged) -> None:
         write_manifest(temporary, entries)
 
 
-def stored_snapshots(run: str | Path) -> tuple[list[Snapshot], dict[str, str]]:
-    """Return the complete snapshots of a run, the oldest first, and why each other one is not read, by name.
+def _phases(folder: Path) -> dict[int, Path]:
+    """Return the folders of the phases of a run in `RUN/averages` by number, in order."""
+    found = {path.name.removeprefix(_PHASE): path for path in folder.glob(f"{_PHASE}*")}
+    return {int(number): found[number] for number in sorted(found, key=len) if number.isdecimal()}
 
-    A snapshot counts if its description is valid and its lengths are those of the newest one. Its files are compared
-    with the manifest by `verify`.
+
+class Stored(NamedTuple):
+    """The snapshots of a run, or of the newest of its phases that has some."""
+
+    snapshots: list[Snapshot]
+    """Snapshots with the lengths of the newest one, the oldest first, never empty. `verify` checks their files."""
+    invalid: dict[Path, str]
+    """Why each other folder is not read."""
+    phase: int
+    """The number of the phase, from 1."""
+
+
+def stored_snapshots(run: str | Path) -> Stored:
+    """Return the snapshots of a run whose descriptions are valid.
 
     Raises:
         UserError: There is none.
     """
-    folder = Path(run) / AVERAGES
     found: list[Snapshot] = []
-    wrong: dict[str, str] = {}
-    for path in sorted(folder.glob("step-*")):
-        try:
-            found.append(_described(path))
-        except (OSError, ValueError) as error:
-            wrong[path.name] = reason(error)
-    if not found:
-        listed = "; ".join(f"{name}: {why}" for name, why in list(wrong.items())[:1])
-        raise UserError(
-            f"{run} has no snapshots of averages{f' ({listed})' if listed else ''}; only a run that was trained with "
-            "training.power_ema true stores them, every training.power_ema_every steps"
-        )
-    for snapshot in [snapshot for snapshot in found if snapshot.lengths != found[-1].lengths]:
-        wrong[snapshot.path.name] = f"it has lengths {snapshot.lengths}, the newest has {found[-1].lengths}"
-        found.remove(snapshot)
-    return found, wrong
+    invalid: dict[Path, str] = {}
+    folder = Path(run) / AVERAGES
+    for phase, place in reversed((_phases(folder) or {1: folder}).items()):
+        for path in sorted(place.glob("step-*")):
+            try:
+                found.append(_described(path))
+            except (OSError, ValueError) as error:
+                invalid[path] = reason(error)
+        if found:
+            lengths = found[-1].lengths
+            for snapshot in found:
+                if snapshot.lengths != lengths:
+                    invalid[snapshot.path] = f"it has the lengths {snapshot.lengths}, and the newest {lengths}"
+            return Stored([snapshot for snapshot in found if snapshot.lengths == lengths], invalid, phase)
+    damaged = next((f" ({path.name}: {why})" for path, why in invalid.items()), "")
+    raise UserError(
+        f"{run} has no snapshots of averages{damaged}; only a run that was trained with training.power_ema true stores "
+        "them, every training.power_ema_every steps"
+    )
 
 
 def verify(snapshot: Snapshot) -> None:

@@ -32,7 +32,6 @@ from ldm_ae.training.monitoring.run_log import RunLog
 from ldm_ae.training.optimizers import load_optimizer
 from ldm_ae.training.phases import Phase
 
-
 _CONTINUED = {"objective": "learned log-variance"}
 """What a network of a checkpoint is called, where that is not its name."""
 
@@ -87,7 +86,8 @@ class Saver:
         self._models, self._networks = models, others
         self._optimizers, self._averages = optimizers, averages
         self._power = None if averages is None else averages.power
-        self._snapshots = Snapshots(folder, in_background=config.background_saves)
+        number = self._phase.number if self._phase.count > 1 else None
+        self._snapshots = Snapshots(folder, in_background=config.background_saves, phase=number)
         self._checkpoints = checkpoints or Checkpoints(folder / CHECKPOINTS, keep=config.keep_checkpoints)
         self._in_background, self._batch_size = config.background_saves, config.batch_size
         self._max_steps = config.max_steps

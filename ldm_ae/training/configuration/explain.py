@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.core.registry import PLUGINS, unknown_name
 from ldm_ae.training.configuration.config_file import ConfigFile, known_names
 from ldm_ae.training.configuration.full_names import REGISTRIES
 from ldm_ae.training.configuration.hints import hint
-from ldm_ae.training.configuration.keys import of_phase
+from ldm_ae.training.configuration.keys import config_keys, of_phase
 from ldm_ae.training.configuration.spelling import options
+from ldm_ae.training.parameter_groups import ParameterGroup
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _UNKNOWN = re.compile(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'")
@@ -31,15 +33,20 @@ def explain(
     parts = _KEY.findall(text)
     key = ""
     for part in parts:  # a class inside a class is under `init_args`, a key inside a group in full
-        key = part if not key or part.startswith(f"{key}.") else f"{key}.init_args.{part}"
+        key = part if not key or part.startswith(f"{key}.") else _inside(key, part)
     place = _place(f"{prefix}{key}".rstrip("."), files, arguments)
     if (match := _UNREGISTERED.search(text)) and parts and parts[-1].rpartition(".")[2] in REGISTRIES:
         return UserError(_unregistered(f"{prefix}{key}", place, match[1] or match[2]))
     if match := _UNKNOWN.search(text):
         name = match[1] or match[2]
-        full = prefix + (f"{key}.init_args.{name}" if key else name)
+        if _is_list(key):
+            known = ", ".join(field.name for field in fields(ParameterGroup))
+            return UserError(f"{place}{prefix}{key}: an entry has no key '{printable(name)}'; expected some of {known}")
+        full = prefix + (_inside(key, name) if key else name)
         return UserError(f"{place}no key is named '{printable(full)}'{hint(full, known_names(full))}")
     if (match := _REQUIRED.search(text)) and (missing := match[1] or match[2]):
+        if _is_list(key):
+            return UserError(f"{place}{prefix}{key}: an entry has no {missing}; add it, as in {{patterns: ['*.bias']}}")
         return UserError(f"required, but not given: {', '.join(f'--{name.strip()}' for name in missing.split(','))}")
     if key and (match := _UNION.search(text, last) or _EXPECTED.search(str(error), _end_of_keys(str(error)))):
         return UserError(
@@ -47,6 +54,16 @@ def explain(
         )
     where = "" if phase is None else f"phase {phase}: "
     return UserError(place + where + printable(re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text), 400))
+
+
+def _inside(key: str, name: str) -> str:
+    """Return the full key of an argument of the class, or of a key of the entries of the list, that `key` holds."""
+    return f"{key}.{name}" if _is_list(key) else f"{key}.init_args.{name}"
+
+
+def _is_list(key: str) -> bool:
+    """Return whether a key holds a list of groups of parameters."""
+    return config_keys().get(key) == f"list[{ParameterGroup.__name__}]"
 
 
 def _place(key: str, files: Sequence[ConfigFile], arguments: Sequence[str]) -> str:
