@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +67,7 @@ class EndToEnd(NormalizedLatents):
         eps: Added to their variance.
     """
 
-    short_names = ("end-to-end", "repa-e")
+    short_names: ClassVar[tuple[str, ...]] = ("end-to-end", "repa-e")
     frozen = ("features",)
 
     def __init__(

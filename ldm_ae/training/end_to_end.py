@@ -108,7 +108,7 @@ def fold_scale(model: Autoencoder) -> Any:
         UserError: The model is of another class, or has no `latents_mean` and `latents_std`.
     """
     net, spec = model.net, model.latent_spec
-    if not isinstance(net, AutoencoderKL):
+    if type(net) is not AutoencoderKL:
         raise UserError(f"a pipeline needs an AutoencoderKL, got {type(net).__name__}; choose KLAutoencoder as model")
     if spec.latents_mean is None or spec.latents_std is None:
         raise UserError("the model has no latents_mean and latents_std; train it with the regularizer EndToEnd")

