@@ -173,7 +173,7 @@ def test_resumed_run_equals_an_uninterrupted_one(image_folder: Path, tmp_path: P
     for name, value in expected.items():
         assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-4), name  # after six updates of the encoder
     with pytest.raises(UserError, match="another regularizer"):
-        run(config, tmp_path / "parts", steps, "7", "--regularizer", "[eq-vae, noise]")
+        run(config, tmp_path / "parts", steps, "7", "--regularizer", "[noise, free-bits]")
 
 
 @pytest.mark.slow

@@ -67,8 +67,8 @@ class RunConfig:
     """Training loop: steps, precision, intervals."""
     phases: list[dict[str, Any]] = field(default_factory=list)
     """Phases that the run consists of, in order, each with the keys that it sets otherwise than the rest of the recipe,
-    such as {training: {max_steps: 1000}}; --phases.2.training.max_steps 100 sets a key of the second one. None is one
-    phase, the recipe."""
+    such as {training: {max_steps: 1000}}; --phases.2.training.max_steps 100 sets a key of the second one. An empty list
+    trains the recipe as it is."""
 
 
 def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> ArgumentParser:
