@@ -67,7 +67,7 @@ def test_gradients_of_every_map_reach_the_images(cls: type[FeatureNetwork]) -> N
 def test_images_do_not_affect_each_other(cls: type[FeatureNetwork]) -> None:
     network, x = cls.example(), images()
     for both, first in zip(network(x), network(x[:1]), strict=True):
-        torch.testing.assert_close(both[:1], first, rtol=1e-4, atol=1e-5)  # float32 sums in another order
+        assert float((both[:1] - first).norm() / first.norm()) < 1e-4  # float32 sums in another order
 
 
 @pytest.mark.parametrize("cls", CLASSES)
