@@ -79,10 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, others = build_parser().parse_known_args(argv)
         if args.images is None and not args.sample:
             raise UserError("--images is missing; give the training images, such as photos:train")
-        from ldm_ae.training.end_to_end import write_pipeline  # takes seconds
-        from ldm_ae.training.run import train
+        from ldm_ae.training.end_to_end import train_end_to_end, write_pipeline  # takes seconds
 
-        run = Path(args.out) if args.sample else train(train_arguments(args, others))
+        run = Path(args.out) if args.sample else train_end_to_end(train_arguments(args, others))
         if os.environ.get("RANK", "0") == "0":
             pipeline, samples = write_pipeline(run)
             print(f"samples: {samples}")

@@ -1,7 +1,7 @@
 """A discriminator over mixed features of a frozen classifier (Projected GAN).
 
-Source: Sauer et al., Projected GANs Converge Faster, arXiv 2111.01007, sections 3.2 and 3.3, with the layout of the
-authors' code for EfficientNet-Lite0.
+Source: Sauer et al., Projected GANs Converge Faster, arXiv 2111.01007, section 3, with the layout of the authors'
+code for EfficientNet-Lite0.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ProjectedDiscriminator(Discriminator):
 
     @classmethod
     def example(cls) -> ProjectedDiscriminator:
-        return cls(features=EfficientNetLite0(weights=None, image_size=128), channels=8, norm="group")
+        return cls(features=EfficientNetLite0(weights=None, layers=(1, 2), image_size=64), channels=8, norm="group")
 
     @property
     def identity(self) -> str:

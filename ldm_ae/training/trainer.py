@@ -43,7 +43,8 @@ from ldm_ae.training.monitoring.signals import Signals, agreed_signal
 from ldm_ae.training.networks import Networks
 from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.phases import Phase, remove_results
-from ldm_ae.training.steps import MicroBatch, discriminator_step, generator_step
+from ldm_ae.training.step_parts import MicroBatch
+from ldm_ae.training.steps import discriminator_step, generator_step
 from ldm_ae.training.validation import choose_metrics
 
 _GRAPHS_A_SIZE = 4
@@ -308,10 +309,7 @@ class Trainer:
         values["peak_memory_bytes"] = peak_memory_bytes(self.accelerator.device)
         values["epoch"] = self.loader.epoch(self.position)
         self.log.metrics(self.run_step, values, kind="train")
-        shown = ("rec_loss", "perceptual_loss", "kl_loss", "commitment_loss", "codebook_usage", "generator_loss",
-                 "discriminator_loss", "adaptive_weight")  # fmt: skip
-        parts = [f"{name.removesuffix('_loss')} {values[name]:.4g}" for name in shown if name in values]
-        self.log.print_line(f"step {self.run_step}: {', '.join(parts)}, {values['images_per_second']:.1f} images/s")
+        self.log.print_summary(self.run_step, values)
         for name, words in self.alarms.check(values).items():
             self.log.warn(self.run_step, name, words)
 

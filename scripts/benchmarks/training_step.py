@@ -42,7 +42,8 @@ from ldm_ae.discriminators import Discriminator, DiscriminatorPass, PatchDiscrim
 from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
 from ldm_ae.regularizers import Regularizer
-from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
+from ldm_ae.training.step_parts import MicroBatch, StepParts
+from ldm_ae.training.steps import discriminator_step, generator_step
 from ldm_ae.training.training_pass import TrainingPass
 
 KL_F8 = (128, 256, 512, 512)

@@ -18,11 +18,12 @@ from ldm_ae.core.draws import AUGMENTATION, REGULARIZER
 from ldm_ae.core.errors import UserError
 from ldm_ae.losses import ObjectiveConfig
 from ldm_ae.models import RAEAutoencoder
-from ldm_ae.training.adaptive_terms import ADAPTIVE_MAX, gradient_ratio
 from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.gradients import ADAPTIVE_MAX, gradient_ratio
 from ldm_ae.training.losses import TrainingLosses
 from ldm_ae.training.requirements import check_capabilities
-from ldm_ae.training.steps import MicroBatch, StepParts, generator_step
+from ldm_ae.training.step_parts import MicroBatch, StepParts
+from ldm_ae.training.steps import generator_step
 from tests.training.common import (
     assert_close,
     files,
@@ -55,9 +56,8 @@ def textbook(parts: StepParts, batch: MicroBatch) -> tuple[dict[str, Tensor], di
     """One graph; every norm by an `autograd.grad` through all of it; one sum; one backward pass."""
     model, objective, discriminator = parts.plain_autoencoder, parts.objective, parts.plain_discriminator
     posterior, latents = model.draw(batch.pixel_values, batch.noise)
-    latents, target, terms = parts.plain_pass.regularizer(
-        posterior, latents, batch.pixel_values, batch.draws(REGULARIZER)
-    )[:3]
+    found = parts.plain_pass.regularizer(posterior, latents, batch.pixel_values, batch.draws(REGULARIZER))
+    latents, target, terms = found.latents, found.target, found.terms
     x_hat = model.decode(latents)
     sent = nll = objective.reconstruction(x_hat, target).nll
     if discriminator is not None:
@@ -171,7 +171,7 @@ def test_terms_without_a_weight_are_not_measured(accelerator: Accelerator, monke
     found = []
     for regularizer in (Adaptive(), Turn()):
         with monkeypatch.context() as patch:
-            patch.setattr("ldm_ae.training.steps.through_decoder", fail)
+            patch.setattr("ldm_ae.training.adaptive_terms.through_decoder", fail)
             weights = {"kl": 1e-4, **({"alignment": 0.0} if isinstance(regularizer, Adaptive) else {})}
             parts = adaptive_parts(
                 accelerator, "adaptive GAN", regularizer=regularizer, regularization_weights=weights

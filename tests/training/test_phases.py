@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def test_discriminator_and_its_optimizer_continue(recipe: Path, tmp_path: Path, 
               "--training.keep_checkpoints", "9")  # fmt: skip
     said = capsys.readouterr().err
     assert "phase 3 of 3: steps 8 to 9, from the model of" in said
-    assert "the objective and the discriminator and the discriminator's optimizer continue" in said
+    assert "the learned log-variance and the discriminator and the discriminator's optimizer continue" in said
     before, after = (out / "checkpoints" / f"step-0000000{step}" for step in (7, 9))
     weights = [load_file(path / "discriminator.safetensors") for path in (before, after)]
     assert tensors_differ(*weights) == set()
@@ -220,6 +221,24 @@ def test_signal_stops_the_run_in_a_phase_and_at_its_end(
         == (results(whole)["model/diffusion_pytorch_model.safetensors"])
     )
     assert files(out / "checkpoints/step-00000009") == files(whole / "checkpoints/step-00000009")
+
+
+def test_networks_of_a_phase_are_freed_before_the_next_one(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the checks before the first step, too."""
+    made: list[weakref.ref[Trainer]] = []
+    alive: list[int] = []
+
+    def make(self: Trainer, **parts: Any) -> None:
+        alive.append(sum(reference() is not None for reference in made))
+        made.append(weakref.ref(self))
+        plain_init(self, **parts)
+
+    plain_init = Trainer.__init__
+    monkeypatch.setattr(Trainer, "__init__", make)
+    run(recipe, tmp_path / "run", "--training.max_steps", "1", "--data.validation_images", "0")
+    assert alive == [0, 0, 0, 0, 0]  # the second and third phase, checked; then all three, trained
 
 
 def test_power_averages_are_those_of_the_last_phase(recipe: Path, tmp_path: Path) -> None:
