@@ -82,10 +82,11 @@ class TransformersNetwork(FeatureNetwork):
                 f"{type(self).__name__}: architecture has an effect on random weights alone; remove it, or set weights "
                 "to null"
             )
+        identity: str | None = None
         statistics: dict[str, Any] = {}
         with _quiet_transformers():
             if weights is None:
-                network, identity = self._random(dict(architecture or {})), None
+                network = self._random(dict(architecture or {}))
             else:
                 folder = _folder(weights, type(self).__name__)
                 network, identity = self._open(folder, weights)
