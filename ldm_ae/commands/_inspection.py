@@ -25,6 +25,8 @@ from ldm_ae.models.scaling import describe_state
 from ldm_ae.priors import load_prior
 from ldm_ae.priors.folder import WEIGHTS as PRIOR_WEIGHTS
 from ldm_ae.training import TrainingConfig
+from ldm_ae.training.averages.profiles import reachable
+from ldm_ae.training.averages.snapshots import AVERAGES, stored_snapshots
 from ldm_ae.training.changes import saved_config
 from ldm_ae.training.checkpoints.state import FIRST_STEP, PHASE, read_state
 from ldm_ae.training.phases import FOLDER as PHASES
@@ -213,6 +215,18 @@ def best_validation(best: dict[str, Any], run: Path) -> dict[str, Any]:
     return {"step": best["step"], "metric": metric, "value": abs(best["score"])}
 
 
+def inspect_averages(run: Path) -> tuple[dict[str, Any], list[str]]:
+    """Describe the stored averages of a run, and list the invalid snapshots; hashes are compared on export."""
+    stored = stored_snapshots(run)
+    steps = [snapshot.step for snapshot in stored.snapshots]
+    shortest, longest = reachable(steps, stored.snapshots[-1].lengths, steps[-1])
+    found = {
+        "snapshots": len(steps), "newest_step": steps[-1], "lengths": list(stored.snapshots[-1].lengths),
+        "export --ema": f"{shortest:.3f} to {longest:.3f}",
+    }  # fmt: skip
+    return found, [f"averages: {place.name}: {why}" for place, why in stored.invalid.items()]
+
+
 def inspect_run(path: Path) -> dict[str, Any]:
     """Describe a run directory: which checkpoints are valid, incomplete or damaged, and why."""
     folder = path / CHECKPOINTS
@@ -231,6 +245,10 @@ def inspect_run(path: Path) -> dict[str, Any]:
         found |= _progress(folder / newest, path)
     if models := sorted((path / PHASES).glob("[0-9]*"), key=lambda model: int(model.name)):
         found["models_of_phases"] = [str(model) for model in models]
+    if any((path / AVERAGES).rglob("step-*")):
+        averages, invalid = inspect_averages(path)
+        found["averages"] = averages
+        wrong += invalid
     if (path / "pipeline" / INDEX).is_file():
         found["pipeline"] = str(path / "pipeline")
     if (path / "model" / "config.json").is_file():

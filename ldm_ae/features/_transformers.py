@@ -82,13 +82,15 @@ class TransformersNetwork(FeatureNetwork):
                 f"{type(self).__name__}: architecture has an effect on random weights alone; remove it, or set weights "
                 "to null"
             )
+        identity: str | None = None
+        statistics: dict[str, Any] = {}
         with _quiet_transformers():
             if weights is None:
-                network, identity, statistics = self._random(dict(architecture or {})), None, {}
+                network = self._random(dict(architecture or {}))
             else:
                 folder = _folder(weights, type(self).__name__)
                 network, identity = self._open(folder, weights)
-                statistics = require_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+                statistics = _preprocessing(folder)
         super().__init__(
             image_size,
             mean=statistics.get("image_mean", IMAGENET_MEAN),
@@ -303,6 +305,20 @@ def _folder(source: str, kind: str) -> Path:
             f"{name} on the Hugging Face hub is not a network of transformers: expected {CONFIG} and {WEIGHTS[0]}"
         )
     return download_files(name, [CONFIG, PREPROCESSOR, wanted])
+
+
+def _preprocessing(folder: Path) -> dict[str, Any]:
+    """Return the mean and the standard deviation by which a network's images are normalized, where they are stated."""
+    found = require_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+    values = {key: found.get(key) for key in ("image_mean", "image_std")} if isinstance(found, dict) else {}
+    for key, value in values.items():
+        if value is not None and not _is_colour(value):
+            raise UserError(f"{folder / PREPROCESSOR}: expected three numbers as {key}, got {printable(value)}")
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(part, int | float) for part in value)
 
 
 def _shown(source: str) -> str:

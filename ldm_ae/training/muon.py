@@ -90,7 +90,7 @@ class MuonAdam(Optimizer):
         super().__init__(split, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient."""
         loss = None
         if closure is not None:
@@ -107,7 +107,8 @@ class MuonAdam(Optimizer):
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
         """Let Muon update views of the parameters and of their momenta in place."""
-        views, state = [], defaultdict(dict)
+        views: list[Tensor] = []
+        state: defaultdict[Tensor, dict[str, Tensor]] = defaultdict(dict)
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue

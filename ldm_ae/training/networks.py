@@ -112,7 +112,7 @@ class Networks:
         if self.discriminator is None:
             return {}
         learning = {id(parameter) for parameter in self.discriminator.learning_parameters()}
-        found = {}
+        found: dict[str, nn.Parameter] = {}
         for part, module in self.discriminator.saved_parts().items():
             prefix = "" if part == "discriminator" else f"{part}."  # names do not change when aids are added
             found |= {f"{prefix}{name}": p for name, p in module.named_parameters() if id(p) in learning}

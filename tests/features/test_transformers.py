@@ -127,6 +127,13 @@ def test_normalization_is_that_of_the_folder(tmp_path: Path) -> None:
     )
 
 
+def test_invalid_normalization_is_refused(tmp_path: Path) -> None:
+    for wrong in (0.5, [0.5, 0.5], ["a", "b", "c"]):
+        saved(tmp_path, "resnet", image_mean=wrong)
+        with pytest.raises(UserError, match=r"preprocessor_config.json: expected three numbers as image_mean, got"):
+            ResNet50(weights=str(tmp_path))
+
+
 def test_sizes_that_no_patch_divides_are_resized_to_the_nearest_multiple(tmp_path: Path) -> None:
     saved(tmp_path, "dinov2")
     network = DINOv2(weights=str(tmp_path))

@@ -88,5 +88,5 @@ def test_losses_and_features_are_named_on_the_command_line() -> None:
     ):
         with pytest.raises(UserError, match=message):
             parse_config([*required, "--objective.perceptual", "sum", "--objective.perceptual.losses", value])
-    with pytest.raises(UserError, match="no feature network is named 'dinov9'; did you mean DINOv2"):
-        parse_config([*required, "--objective.perceptual", "gram", "--objective.perceptual.features", "dinov9"])
+    with pytest.raises(UserError, match="no feature network is named 'efficientnet'; did you mean EfficientNetLite0"):
+        parse_config([*required, "--objective.perceptual", "gram", "--objective.perceptual.features", "efficientnet"])

@@ -290,6 +290,11 @@ def test_export_writes_an_average_of_any_length(trained: Path, tmp_path: Path, c
     (best,) = (row for row in rows if row[-1] == "psnr")
     assert float(best[1]) == max(float(row[1]) for row in rows)
     assert f"average of length {float(best[0]):g} at step 6" in lines
+    assert main(["inspect", str(trained), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["averages"]
+    assert (found["snapshots"], found["newest_step"], found["lengths"]) == (6, 6, [0.05, 0.1, 0.07])
+    shortest, longest = (float(end) for end in found["export --ema"].split(" to "))
+    assert (shortest, longest) == pytest.approx((StoredAverages(trained).range), abs=5e-4)
     for value, problem in (("0.0001", "expected a length from"), ("long", "--ema is 'long'; expected a length")):
         assert main(["export", str(trained), str(tmp_path / "other"), "--ema", value]) == 2
         error = capsys.readouterr().err

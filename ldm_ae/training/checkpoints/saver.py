@@ -32,7 +32,6 @@ from ldm_ae.training.monitoring.run_log import RunLog
 from ldm_ae.training.optimizers import load_optimizer
 from ldm_ae.training.phases import Phase
 
-
 _CONTINUED = {"objective": "learned log-variance"}
 """What a network of a checkpoint is called, where that is not its name."""
 
