@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.buckets import Size
 from ldm_ae.models import Autoencoder, LatentSpec, Posterior
-from ldm_ae.regularizers.interface import Further, Regularized, Regularizer, Size
+from ldm_ae.regularizers.interface import Further, Regularized, Regularizer
 
 
 class Chain(Regularizer):
@@ -44,7 +45,7 @@ class Chain(Regularizer):
         return f"{super().identity} of {', '.join(each.identity for each in self._all())}"
 
     @property
-    def adaptive_terms(self) -> frozenset[str]:  # type: ignore[override] - of an instance, not of the class
+    def adaptive_terms(self) -> frozenset[str]:  # type: ignore[override]  # of an instance, not of the class
         """Those of all regularizers, numbered as the terms are."""
         found: list[str] = []
         for each in self._all():

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.buckets import Size
 from ldm_ae.models import Autoencoder, Posterior
 from ldm_ae.regularizers._resizing import fraction_of, require_any_size, resized
-from ldm_ae.regularizers.interface import Regularized, Regularizer, Size
+from ldm_ae.regularizers.interface import Regularized, Regularizer
 
 _STEPS = 32
 """Scales are multiples of 1/32, which the latents of 256-pixel images at a downsample factor of 8 have exactly."""
@@ -84,8 +85,8 @@ class EQVAE(Regularizer):
             return Regularized(latents, pixel_values)
         height, width = latents.shape[-2:]
         size = fraction_of((height, width), numerator, _STEPS)
-        both = resized(latents, size), resized(pixel_values, self._images_of(size))
-        return Regularized(*(torch.rot90(values, quarters, (-2, -1)) for values in both))
+        changed, target = resized(latents, size), resized(pixel_values, self._images_of(size))
+        return Regularized(torch.rot90(changed, quarters, (-2, -1)), torch.rot90(target, quarters, (-2, -1)))
 
     def _change(self, draws: Draws) -> tuple[int | None, int]:
         """Return the step's scale in units of 1/32, None for no change, and its quarter turns, 0 for smaller images."""

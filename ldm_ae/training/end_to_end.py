@@ -107,9 +107,11 @@ def fold_scale(model: Autoencoder) -> Any:
     Raises:
         UserError: The model is of another class, or has no `latents_mean` and `latents_std`.
     """
-    net, spec = model.net, model.latent_spec
-    if type(net) is not AutoencoderKL:
-        raise UserError(f"a pipeline needs an AutoencoderKL, got {type(net).__name__}; choose KLAutoencoder as model")
+    spec = model.latent_spec
+    if not isinstance(model.net, AutoencoderKL):
+        kind = type(model.net).__name__
+        raise UserError(f"a pipeline needs an AutoencoderKL, got {kind}; choose KLAutoencoder as model")
+    net: Any = model.net
     if spec.latents_mean is None or spec.latents_std is None:
         raise UserError("the model has no latents_mean and latents_std; train it with the regularizer EndToEnd")
     convolutions = {"use_quant_conv": True, "use_post_quant_conv": True}  # SD3's and FLUX's classes have none

@@ -18,6 +18,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.models import DCAutoencoder, KLAutoencoder, VQAutoencoder, load_autoencoder
 from ldm_ae.quantizers import FSQ
 from ldm_ae.regularizers import EndToEnd
+from ldm_ae.training.configuration.parsing import parse_config
 from ldm_ae.training.end_to_end import fold_scale, load_sit
 from ldm_ae.training.steps import generator_step
 from tests.scripts import load_script
@@ -163,9 +164,38 @@ def test_models_without_a_vector_scale_and_runs_without_a_sit_are_refused(tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("weights", "recorded"), [([], "facebook/dinov2-small"), (["--features-weights", "random"], None)]
+)
+def test_features_option_replaces_the_recipes_network(
+    weights: list[str], recorded: str | None, script: ModuleType
+) -> None:
+    given = [
+        "--images",
+        "i",
+        "--out",
+        "o",
+        "--features",
+        "dinov2",
+        *weights,
+        "--depth",
+        "3",
+        "--training.batch_size",
+        "2",
+    ]
+    config = parse_config(script.train_arguments(*script.build_parser().parse_known_args(given)))
+    assert (config.out, config.data.train, config.training.batch_size) == ("o", "i", 2)
+    assert config.regularizer.init_args.depth == 3
+    features = config.regularizer.init_args.features
+    assert features.class_path == "ldm_ae.features.DINOv2"
+    assert (features.init_args.layers, features.init_args.image_size) == ([-1], 224)
+    assert features.init_args.weights == recorded
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--out", "o"], "--images is missing"),
+        (["--images", "i", "--out", "o", "--features-weights", "random"], "no effect without --features"),
         (["--images", "i", "--out", "o", "--stepz", "3"], "no option is named 'stepz'"),
         (["--images", "nowhere", "--out", "o"], "nowhere"),
         (
@@ -191,4 +221,4 @@ def test_help_names_every_option(script: ModuleType, capsys: pytest.CaptureFixtu
         script.main(["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    assert all(f"--{name}" in shown for name in ("images", "out", "autoencoder", "sample", *script.OPTIONS))
+    assert all(f"--{name}" in shown for name in ("images", "out", "autoencoder", "features", "sample", *script.OPTIONS))
