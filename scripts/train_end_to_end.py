@@ -15,10 +15,12 @@ objective is the recipe's.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ldm_ae.commands.interface import Parser
 from ldm_ae.core.errors import UserError, exit_status
@@ -32,10 +34,11 @@ OPTIONS = {
     "width": ("regularizer.init_args.width", "N", "channels of a token of the SiT, a multiple of 32"),
     "depth": ("regularizer.init_args.depth", "N", "blocks of the SiT"),
     "aligned-block": ("regularizer.init_args.aligned_block", "N", "block whose output is aligned with the features"),
-    "features": ("regularizer.init_args.features", "NAME", "network that it is aligned with, such as dinov2"),
     "seed": ("seed", "N", "seed of weights, order, noise and times"),
 }
-"""Each option, the key of the configuration that it sets, and its help."""
+"""Each option, the key of the configuration that it sets, its value, and its help."""
+IMAGE_SIZE = 224
+"""Side in pixels of the images that a network of `--features` sees, as in REPA."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -58,6 +61,14 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (key, metavar, text) in OPTIONS.items():
         parser.add_argument(f"--{name}", metavar=metavar, dest=key, help=f"{text} (the recipe's)")
     parser.add_argument(
+        "--features",
+        metavar="NAME",
+        help="network whose last map the SiT is aligned with, such as dinov2 (the recipe's)",
+    )
+    parser.add_argument(
+        "--features-weights", metavar="WEIGHTS", help="its weights: a folder, a name on the hub, or random (its own)"
+    )
+    parser.add_argument(
         "--sample", action="store_true", help="only write pipeline/ and samples/ of the newest checkpoint"
     )
     return parser
@@ -69,6 +80,12 @@ def train_arguments(args: argparse.Namespace, others: Sequence[str]) -> list[str
     pairs = [("config", config) for config in args.config or [RECIPE]]
     pairs += [("out", args.out), ("data.train", args.images), ("model.init_args.pretrained", args.autoencoder)]
     pairs += [(key, given[key]) for key, _, _ in OPTIONS.values()]
+    if args.features is not None:
+        chosen: dict[str, Any] = {"layers": [-1], "image_size": IMAGE_SIZE}
+        if args.features_weights is not None:
+            chosen["weights"] = None if args.features_weights == "random" else args.features_weights
+        features = json.dumps({"class_path": args.features, "init_args": chosen})
+        pairs.append(("regularizer.init_args.features", features))
     return [word for key, value in pairs if value is not None for word in (f"--{key}", value)] + list(others)
 
 
@@ -79,10 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, others = build_parser().parse_known_args(argv)
         if args.images is None and not args.sample:
             raise UserError("--images is missing; give the training images, such as photos:train")
-        from ldm_ae.training.end_to_end import write_pipeline  # takes seconds
-        from ldm_ae.training.run import train
+        if args.features_weights is not None and args.features is None:
+            raise UserError("--features-weights has no effect without --features; give both")
+        from ldm_ae.training.end_to_end import train_end_to_end, write_pipeline  # takes seconds
 
-        run = Path(args.out) if args.sample else train(train_arguments(args, others))
+        run = Path(args.out) if args.sample else train_end_to_end(train_arguments(args, others))
         if os.environ.get("RANK", "0") == "0":
             pipeline, samples = write_pipeline(run)
             print(f"samples: {samples}")

@@ -88,6 +88,11 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         {'"PRIOR"': '"SAVED_PRIOR"'}
     ),
     ("docs/MODELS.md", "import diffusers"): Run(),
+    (
+        "docs/OBJECTIVES.md",
+        "ldm-ae train --config kl_f8 --data.train IMAGES --discriminator projected "
+        "--discriminator_aids '[eight-bit, diffaug, lecam]'",
+    ): Options(_HOURS),
     ("docs/PYTHON.md", "import ldm_ae"): Run({'"runs/mine"': '"MODEL"', "size=256": "size=64"}),
     ("docs/PYTHON.md", "from ldm_ae.models import Tiled"): Run({"size=2048": "size=64", "tile=512": "tile=32"}),
     ("docs/PYTHON.md", "from PIL import Image"): Run(
@@ -127,6 +132,12 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ),
     ("docs/OBJECTIVES.md", "pip install 'ldm_ae[schedulefree]'"): Skip(
         "it installs from PyPI; tests/training/test_optimizers.py trains with a stand-in for the package"
+    ),
+    ("docs/OBJECTIVES.md", "python scripts/train_end_to_end.py --images photos:train --out runs/end_to_end"): Options(
+        "it takes minutes; tests/training/test_end_to_end.py runs the script"
+    ),
+    ("docs/OBJECTIVES.md", "from diffusers import DiTPipeline"): Skip(
+        "it opens what the training writes, as tests/training/test_end_to_end.py does"
     ),
     (
         "docs/QUALITY.md",

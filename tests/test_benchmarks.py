@@ -135,6 +135,20 @@ def test_perceptual_variants_give_the_same_results(toy: Any) -> None:
     assert 0.95 < cosine < 1
 
 
+def test_every_other_perceptual_loss_is_measured_against_lpips() -> None:
+    import perceptual
+
+    base, *others = perceptual.variants_of_losses(1, 176, CPU)
+    assert {other.against for other in others} == {base.name}
+    assert len(others) == len(perceptual.LOSSES)
+    assert len(perceptual.variants_of_losses(1, 64, CPU)) == len(others)  # MS-SSIM needs larger images
+    for variant in others:
+        if variant.name.startswith(("1 - ", "EfficientNet")):
+            distance, gradient = variant.build()()
+            assert distance > 0
+            assert gradient.abs().max() > 0
+
+
 def test_encode_and_decode_variants_give_the_same_results(toy: Any) -> None:
     import encode
 

@@ -32,8 +32,9 @@ PLUGINS = {kind: text for kind, text in EXAMPLES.items() if kind != "recipe"}
 
 # What a test below uses. An example of another kind needs a use of its own here.
 USED = {
-    "discriminator", "quantizer", "regularizer", "reconstruction loss", "perceptual loss", "adversarial loss", "prior",
-    "feature network", "source", "format", "network class", "layout", "metric", "command", "recipe",
+    "discriminator", "aid of a discriminator", "quantizer", "regularizer", "reconstruction loss", "perceptual loss",
+    "adversarial loss", "prior", "feature network", "source", "format", "network class", "layout", "metric", "command",
+    "recipe",
 }  # fmt: skip
 
 
@@ -95,6 +96,7 @@ def test_every_example_is_tested() -> None:
 def test_recipe_trains_with_plugin_classes(trained: Path) -> None:
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["discriminator"]["class_path"] == "example_discriminator.PixelDiscriminator"
+    assert config["discriminator_aids"] == [{"class_path": "example_aid_of_a_discriminator.RandomMirror"}]
     assert config["model"]["init_args"]["quantizer"]["class_path"] == "example_quantizer.TernaryFSQ"
     assert config["objective"]["reconstruction"] == {
         "class_path": "example_reconstruction_loss.Huber", "init_args": {"delta": 0.05},

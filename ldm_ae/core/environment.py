@@ -13,7 +13,7 @@ from ldm_ae.core.precision import machine_name
 from ldm_ae.version import __version__
 
 PACKAGES = (
-    "torch", "torchvision", "diffusers", "accelerate", "safetensors", "lpips", "numpy", "pillow",
+    "torch", "torchvision", "diffusers", "accelerate", "safetensors", "transformers", "lpips", "numpy", "pillow",
 )  # fmt: skip
 
 
@@ -39,7 +39,8 @@ def git_commit(folder: str | Path = ".") -> str | None:
 
 
 ENVIRONMENT = "environment.json"
-"""File in a run directory that holds `describe_environment`, and `numerics` as `Numerics.describe` returns it."""
+"""File in a run directory that holds `describe_environment`, `numerics` as `Numerics.describe` returns it, and the
+`perceptual` loss with the hashes of its feature networks' weights."""
 
 
 def describe_environment(device: torch.device) -> dict[str, object]:

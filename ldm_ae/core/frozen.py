@@ -29,12 +29,17 @@ class FrozenNetwork(nn.Module):
         Submodules are cast. The instrument's own parameters and buffers stay in float32.
         """
         self.dtype = dtype
-        for network in self.children():
+        self._cast(self, dtype)
+        return self
+
+    def _cast(self, module: nn.Module, dtype: torch.dtype) -> None:
+        for network in module.children():
             if isinstance(network, FrozenNetwork):
                 network.set_precision(dtype)
+            elif isinstance(network, nn.ModuleList | nn.ModuleDict):
+                self._cast(network, dtype)
             else:
                 network.to(dtype=dtype, memory_format=LAYOUTS[INFERENCE_LAYOUT])  # type: ignore[call-overload]
-        return self
 
     def train(self, mode: bool = True) -> FrozenNetwork:  # noqa: ARG002 - the signature is torch's
         """Stay in eval mode."""

@@ -16,15 +16,20 @@ from ldm_ae.discriminators.aids import (
     LeCam,
     with_aids,
 )
+from ldm_ae.discriminators.dino import DINODiscriminator
 from ldm_ae.discriminators.interface import Discriminator, DiscriminatorOutput, DiscriminatorPass
+from ldm_ae.discriminators.multi_scale import MultiScaleDiscriminator
 from ldm_ae.discriminators.patchgan import PatchDiscriminator
+from ldm_ae.discriminators.projected import ProjectedDiscriminator
 from ldm_ae.discriminators.spectral_patchgan import SpectralPatchDiscriminator
+from ldm_ae.discriminators.stylegan2 import StyleGAN2Discriminator
 
 __all__ = [
     "DISCRIMINATORS",
     "DISCRIMINATOR_AIDS",
     "R1",
     "AidedDiscriminator",
+    "DINODiscriminator",
     "DiffAug",
     "Discriminator",
     "DiscriminatorAid",
@@ -32,8 +37,11 @@ __all__ = [
     "DiscriminatorPass",
     "EightBit",
     "LeCam",
+    "MultiScaleDiscriminator",
     "PatchDiscriminator",
+    "ProjectedDiscriminator",
     "SpectralPatchDiscriminator",
+    "StyleGAN2Discriminator",
     "with_aids",
 ]
 

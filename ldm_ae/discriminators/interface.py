@@ -6,6 +6,7 @@ import abc
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.frozen import PartlyFrozen
@@ -24,6 +25,12 @@ class Discriminator(PartlyFrozen, abc.ABC):
 
     pixels: PixelSpec = RGB
     """Supported images; a run compares them with the model's."""
+
+    @classmethod
+    def example(cls) -> Self:
+        """Return a small instance for tests, which takes images of 64x64 and needs no files; the default one by
+        default."""
+        return cls()
 
     @property
     def identity(self) -> str:

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators.interface import Discriminator
 
-Norm = Literal["batch", "group", "none"]
+Norm = Literal["batch", "group", "instance", "none"]
 GROUPS = 32
 
 
@@ -27,7 +27,8 @@ class PatchDiscriminator(Discriminator):
         n_layers: Number of convolutions with stride 2.
         ndf: Number of output channels of the first convolution.
         norm: Normalization after every convolution except the first and last. `batch` is LDM's; it mixes the images of
-            a batch, so that results depend on the number of processes and the accumulation. `group` does not.
+            a batch, so that results depend on the number of processes and the accumulation. `group` and `instance`,
+            which has no parameters, do not.
         with_spectral_norm: Whether every convolution has spectral normalization (Miyato et al., arXiv 1802.05957).
     """
 
@@ -43,8 +44,9 @@ class PatchDiscriminator(Discriminator):
         layers: list[nn.Module] = [wrap(first), nn.LeakyReLU(0.2)]
         for i in range(1, n_layers + 1):
             stride = 2 if i < n_layers else 1
-            # A convolution before batch normalization does not need a bias; LDM has none there.
-            convolution = nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=norm != "batch")
+            # A convolution before normalization of each channel does not need a bias; LDM has none there.
+            bias = norm not in ("batch", "instance")
+            convolution = nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=bias)
             layers += [wrap(convolution), *_normalization(norm, widths[i]), nn.LeakyReLU(0.2)]
         layers.append(wrap(nn.Conv2d(widths[-1], 1, 4, stride=1, padding=1)))
         self.layers = nn.Sequential(*layers)
@@ -60,6 +62,8 @@ def _normalization(norm: Norm, channels: int) -> list[nn.Module]:
         return [nn.BatchNorm2d(channels)]
     if norm == "group":
         return [nn.GroupNorm(math.gcd(GROUPS, channels // 2), channels)]
+    if norm == "instance":
+        return [nn.InstanceNorm2d(channels)]
     return []
 
 

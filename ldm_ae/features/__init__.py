@@ -20,12 +20,23 @@ from ldm_ae.core.registry import Registry, export
 from ldm_ae.features.convnext import ConvNeXt
 from ldm_ae.features.dino import DINO
 from ldm_ae.features.dinov2 import DINOv2
+from ldm_ae.features.dinov3 import DINOv3
 from ldm_ae.features.efficientnet_lite0 import EfficientNetLite0
 from ldm_ae.features.interface import FeatureNetwork
 from ldm_ae.features.resnet50 import ResNet50
 from ldm_ae.features.vgg16 import VGG16
 
-__all__ = ["DINO", "FEATURE_NETWORKS", "VGG16", "ConvNeXt", "DINOv2", "EfficientNetLite0", "FeatureNetwork", "ResNet50"]
+__all__ = [
+    "DINO",
+    "FEATURE_NETWORKS",
+    "VGG16",
+    "ConvNeXt",
+    "DINOv2",
+    "DINOv3",
+    "EfficientNetLite0",
+    "FeatureNetwork",
+    "ResNet50",
+]
 
 FEATURE_NETWORKS: Registry[FeatureNetwork] = Registry(__name__, FeatureNetwork, "feature network")  # type: ignore[type-abstract]
 """Every feature network by its name."""

@@ -69,18 +69,28 @@ class TransformersNetwork(FeatureNetwork):
             raise UserError(
                 f"{type(self).__name__} needs the package transformers, which is missing; pip install transformers"
             )
+        import transformers
+
+        classes = next(iter(self.model_types.values()))
+        if not hasattr(transformers, classes.model):
+            raise UserError(
+                f"{type(self).__name__} needs {classes.model} of transformers, which {transformers.__version__} does "
+                "not have; pip install --upgrade transformers"
+            )
         if weights is not None and architecture:
             raise UserError(
                 f"{type(self).__name__}: architecture has an effect on random weights alone; remove it, or set weights "
                 "to null"
             )
+        identity: str | None = None
+        statistics: dict[str, Any] = {}
         with _quiet_transformers():
             if weights is None:
-                network, identity, statistics = self._random(dict(architecture or {})), None, {}
+                network = self._random(dict(architecture or {}))
             else:
                 folder = _folder(weights, type(self).__name__)
                 network, identity = self._open(folder, weights)
-                statistics = require_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+                statistics = _preprocessing(folder)
         super().__init__(
             image_size,
             mean=statistics.get("image_mean", IMAGENET_MEAN),
@@ -107,6 +117,11 @@ class TransformersNetwork(FeatureNetwork):
     def embed(self, images: Tensor) -> Tensor:
         """Return the hidden state before the first block."""
 
+    def block_arguments(self, images: Tensor) -> dict[str, Any]:
+        """Return what every block gets beside the hidden state."""
+        del images
+        return {}
+
     @abc.abstractmethod
     def channels_of(self, config: Any) -> tuple[int, ...]:
         """Return the channels of the chosen maps."""
@@ -126,9 +141,9 @@ class TransformersNetwork(FeatureNetwork):
         return hidden
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        hidden, found = self.embed(images), []
+        hidden, arguments, found = self.embed(images), self.block_arguments(images), []
         for number, block in enumerate(self.blocks):
-            hidden = block(hidden)
+            hidden = block(hidden, **arguments)
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # before transformers 5 some return a tuple
             if number in self.layers:
                 found.append(self.to_map(hidden, images))
@@ -238,6 +253,12 @@ class VisionTransformer(TransformersNetwork):
             },
         )  # fmt: skip
 
+    @property
+    def last_normalization(self) -> nn.Module:
+        """The normalization after the last block."""
+        norm: nn.Module = self.network.layernorm
+        return norm
+
     def patch_size(self, config: Any) -> int:
         size: int = config.patch_size
         return size
@@ -250,7 +271,7 @@ class VisionTransformer(TransformersNetwork):
 
     def to_map(self, hidden: Tensor, images: Tensor) -> Tensor:
         if self.normalized:
-            hidden = self.network.layernorm(hidden)
+            hidden = self.last_normalization(hidden)
         height, width = (side // self.multiple for side in images.shape[-2:])
         # The class token, and registers if there are any, come before the patches.
         return hidden[:, -height * width :].unflatten(1, (height, width)).permute(0, 3, 1, 2)
@@ -284,6 +305,20 @@ def _folder(source: str, kind: str) -> Path:
             f"{name} on the Hugging Face hub is not a network of transformers: expected {CONFIG} and {WEIGHTS[0]}"
         )
     return download_files(name, [CONFIG, PREPROCESSOR, wanted])
+
+
+def _preprocessing(folder: Path) -> dict[str, Any]:
+    """Return the mean and the standard deviation by which a network's images are normalized, where they are stated."""
+    found = require_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+    values = {key: found.get(key) for key in ("image_mean", "image_std")} if isinstance(found, dict) else {}
+    for key, value in values.items():
+        if value is not None and not _is_colour(value):
+            raise UserError(f"{folder / PREPROCESSOR}: expected three numbers as {key}, got {printable(value)}")
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(part, int | float) for part in value)
 
 
 def _shown(source: str) -> str:

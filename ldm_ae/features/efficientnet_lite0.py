@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.features._efficientnet_lite import STAGES, EfficientNetLite
@@ -48,6 +48,9 @@ class EfficientNetLite0(FeatureNetwork):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RANDOM_SEED)
             self.network = EfficientNetLite()
+            for layer in self.network.modules():
+                if isinstance(layer, nn.Conv2d):  # torch's initialization would make all features vanish
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         if weights is None:
             self.identity = self.warn_about_random_weights()
         else:

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.buckets import Size
 from ldm_ae.models import Autoencoder
-from ldm_ae.regularizers.interface import Size
 
 
 def require_any_size(model: Autoencoder, regularizer: str) -> None:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.buckets import Size
 from ldm_ae.models import Autoencoder, LatentSpec, Posterior
-from ldm_ae.regularizers.interface import Further, Regularized, Regularizer, Size
+from ldm_ae.regularizers.interface import Further, Regularized, Regularizer
 
 
 class Chain(Regularizer):

@@ -16,15 +16,16 @@ The published code passes the latents through the SiT twice, with and without th
 want two sets of parameters. Here there is one forward pass, from a cut at z. The alignment's gradient at the cut costs
 one more backward pass of the blocks up to the aligned one, and it continues into the autoencoder with that of the
 reconstruction. The published code normalizes by statistics of the batch where it trains the SiT; here running ones
-always do, so that no sample depends on the others of its batch.
+always do, so that no sample depends on the others of its batch. Because these only follow the latents, the alignment
+also makes latents larger, step by step; the kl term holds their scale. Its published weight, 1e-6 of a sum over an
+image's latents, is 4e-3 of their mean for 4x32x32 latents.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,7 @@ class EndToEnd(NormalizedLatents):
         eps: Added to their variance.
     """
 
-    short_names = ("end-to-end", "repa-e")
+    short_names: ClassVar[tuple[str, ...]] = ("end-to-end", "repa-e")
     frozen = ("features",)
 
     def __init__(
@@ -114,7 +115,9 @@ class EndToEnd(NormalizedLatents):
             nn.Linear(self.width, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU(),
             nn.Linear(wide, self.features.channels[-1]),
         )  # fmt: skip
-        self.average = averaged_copy(self.sit)
+        self.average = nn.Module()  # of buffers: state that no optimizer updates. Their names must not have dots
+        for name, parameter in self.sit.named_parameters():
+            self.average.register_buffer(name.replace(".", "/"), parameter.detach().clone())
 
     def normalized(self, latents: Tensor) -> Tensor:
         """Return latents (B, C, h, w) as the SiT sees them, (B, C p^2, h/p, w/p) float32."""
@@ -179,9 +182,8 @@ class EndToEnd(NormalizedLatents):
         logs = super().learn(posteriors)
         number = int(self.updates) - 1
         decay = min(self.ema_decay, (1 + number) / (10 + number))  # the warm-up of `training.ema_decay`
-        current = dict(self.sit.named_parameters())
-        averaged = [self.average.get_buffer(name) for name in current]
-        torch._foreach_lerp_(averaged, [parameter.detach() for parameter in current.values()], 1.0 - decay)
+        averaged, current = [*self.average.buffers()], [parameter.detach() for parameter in self.sit.parameters()]
+        torch._foreach_lerp_(averaged, current, 1.0 - decay)
         return logs
 
     def scale(self, model: Autoencoder) -> LatentSpec | None:
@@ -193,13 +195,3 @@ class EndToEnd(NormalizedLatents):
             model.latent_spec, scaling_factor=1.0, shift_factor=0.0, latents_mean=tuple(mean.tolist()),
             latents_std=tuple(std.tolist()),
         )  # fmt: skip
-
-
-def averaged_copy(network: nn.Module) -> nn.Module:
-    """Return a copy whose parameters are buffers: state of a run that no optimizer updates."""
-    found = copy.deepcopy(network).eval()
-    for module in found.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            delattr(module, name)
-            module.register_buffer(name, parameter.detach())
-    return found

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.buckets import Size
 from ldm_ae.models import Autoencoder, Posterior
 from ldm_ae.regularizers._resizing import fraction_of, require_any_size, resized
-from ldm_ae.regularizers.interface import Regularized, Regularizer, Size
+from ldm_ae.regularizers.interface import Regularized, Regularizer
 
 _STEPS = 32
 """Scales are multiples of 1/32, which the latents of 256-pixel images at a downsample factor of 8 have exactly."""

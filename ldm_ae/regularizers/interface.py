@@ -10,10 +10,8 @@ from torch import Tensor
 
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.frozen import PartlyFrozen
+from ldm_ae.images.buckets import Size
 from ldm_ae.models import Autoencoder, LatentSpec, Posterior
-
-Size = tuple[int, int]
-"""Height and width of images in pixels."""
 
 
 class Further(NamedTuple):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class NormalizedLatents(Regularizer):
         eps: Added to the variance, as FLUX.2 and REPA-E do.
     """
 
-    short_names = ("normalized-latents",)
+    short_names: ClassVar[tuple[str, ...]] = ("normalized-latents",)
     running_mean: Tensor
     running_var: Tensor
     updates: Tensor

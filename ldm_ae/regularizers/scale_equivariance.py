@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.buckets import Size
 from ldm_ae.models import Autoencoder, Posterior
 from ldm_ae.regularizers._resizing import fraction_of, require_any_size, resized
-from ldm_ae.regularizers.interface import Further, Regularized, Regularizer, Size
+from ldm_ae.regularizers.interface import Further, Regularized, Regularizer
 
 
 class ScaleEquivariance(Regularizer):

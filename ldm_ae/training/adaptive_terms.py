@@ -18,17 +18,16 @@ loss over an image and averages a term; here both have one reduction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.training.gradients import OutputGradients, gradient_ratio, output_gradients
+from ldm_ae.training.step_parts import MicroBatch, StepParts, forward
 from ldm_ae.training.training_pass import TrainingOutput
-
-ADAPTIVE_EPS = 1e-4
-ADAPTIVE_MAX = 1e4
 
 
 class DecoderGradients(NamedTuple):
@@ -96,18 +95,52 @@ def encoder_gradients(
     return torch.stack([gradient.float() / scale for gradient in found])
 
 
-def gradient_ratio(reference: Tensor, norm: Tensor) -> Tensor:
-    """Return ‖reference‖ / (‖gradient‖ + 1e-4), at most 1e4, of two norms, scalars."""
-    return (reference / (norm + ADAPTIVE_EPS)).clamp(0.0, ADAPTIVE_MAX)
+def backward_to_encoder(
+    parts: StepParts, output: TrainingOutput, at_output: OutputGradients, gan_weight: float | Tensor
+) -> tuple[DecoderGradients, Tensor]:
+    """Run the decoder's backward pass; return its gradients, and (1 + terms, ...) at the encoder's last weight."""
+    layer, scale = parts.plain_autoencoder.encoder_last_layer, parts.loss_scale
+    assert layer is not None, "check_capabilities"
+    decoder = through_decoder(output, at_output.weighted(gan_weight), parts.plain_pass.parameters(), scale)
+    latents = output.posterior.mode()
+    terms = [parts.objective.reduced(output.terms[name], latents) for name in parts.adaptive_terms]
+    return decoder, encoder_gradients(output, decoder, terms, layer, scale)
 
 
-def term_factors(names: Iterable[str], gradients: Tensor) -> dict[str, Tensor]:
-    """Return the factor of each term's weight, scalars by name, from the gradients (1 + number of terms, ...) of the
-    whole batch."""
-    sent, *own = gradients.flatten(1).norm(dim=1)
-    return {name: gradient_ratio(sent, norm) for name, norm in zip(names, own, strict=True)}
+def adaptive_factors(parts: StepParts, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the factor of each adaptive term's weight, scalars over every micro-batch of every process."""
+    mean = parts.accelerator.reduce(torch.stack(list(gradients)).mean(dim=0), reduction="mean")
+    sent, *own = mean.flatten(1).norm(dim=1)
+    return {name: gradient_ratio(sent, norm) for name, norm in zip(parts.adaptive_terms, own, strict=True)}
 
 
-def adaptive_terms(declared: Iterable[str], weights: Mapping[str, float]) -> list[str]:
-    """Return the names of the terms with an adaptive weight, sorted: those that are declared and have a weight."""
-    return sorted(name for name in declared if weights.get(name, 0.0) > 0)
+class Decoded(NamedTuple):
+    """What is left of a micro-batch whose decoder has been passed forward and backward."""
+
+    reconstructions: list[Tensor]
+    """All of them, (B, 3, H, W) each, without a graph."""
+    at_output: OutputGradients
+    gradients: DecoderGradients
+
+
+def decode_ahead(
+    parts: StepParts, batches: Sequence[MicroBatch], known: list[OutputGradients] | None, gan_weight: float | Tensor,
+    with_gan: bool,
+) -> tuple[list[Decoded], dict[str, Tensor]]:  # fmt: skip
+    """Pass all decoders forward and backward, and return the factors of the adaptive terms' weights.
+
+    The encoders' graphs are not kept, so that each encoder is passed forward once more. The last micro-batch, whose
+    backward pass synchronizes processes, has the sums of all parameters' gradients.
+    """
+    decoded: list[Decoded] = []
+    at_encoder = []
+    for i, batch in enumerate(batches):
+        with parts.accelerator.autocast():
+            output = forward(parts.plain_pass, batch, cut=True)
+        at_output = known[i] if known else output_gradients(parts, batch, output, with_gan)
+        gradients, at_layer = backward_to_encoder(parts, output, at_output, gan_weight)
+        decoded.append(Decoded([found.detach() for found in output.all_reconstructions], at_output, gradients))
+        at_encoder.append(at_layer)
+        if i > 0:
+            decoded[-1].gradients.take_over(decoded[-2].gradients)
+    return decoded, adaptive_factors(parts, at_encoder)

@@ -7,6 +7,7 @@ scaling_factor of 1. The model of the run has mean and std as `latents_mean` and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,34 @@ from ldm_ae.core.seeding import derive_seed
 from ldm_ae.diffusion import HEAD_WIDTH, NO_CLASS, build_sit
 from ldm_ae.io.files import writing_folder
 from ldm_ae.io.tensor_files import read_tensors
-from ldm_ae.models import Autoencoder, load_autoencoder
+from ldm_ae.models import Autoencoder, KLAutoencoder, load_autoencoder
 from ldm_ae.models.loading.checkpoints import CHECKPOINTS
 from ldm_ae.training.checkpoints.checkpoint import newest_checkpoint
+from ldm_ae.training.configuration.parsing import config_parser, parse_config
 from ldm_ae.training.diffusion.networks import build_pipeline
 from ldm_ae.training.diffusion.trainer import PIPELINE, image_grid
+from ldm_ae.training.run import train_parsed
 
 GENERATED_IMAGES, SAMPLING_STEPS = 8, 50
-_AVERAGE, _EMBEDDING = "average.", "pos_embed.proj.weight"
+_EMBEDDING = "pos_embed.proj.weight"
+
+
+def train_end_to_end(arguments: Sequence[str]) -> Path:
+    """Train as arguments of `ldm-ae train` specify, and return the run directory; `train` of `run.py` for a model of
+    which a pipeline can be made.
+
+    Raises:
+        UserError: An error that the user can fix.
+        RunError: The run cannot continue.
+        Stopped: A signal ended the run; it is saved.
+    """
+    parser = config_parser("Train an autoencoder and a diffusion transformer together.")
+    config = parse_config(arguments, parser)
+    if (name := config.model.class_path.rpartition(".")[2]) != KLAutoencoder.__name__:
+        raise UserError(
+            f"model: expected KLAutoencoder, which DiTPipeline decodes, got {name}; choose another --config"
+        )
+    return train_parsed(config, parser)
 
 
 def write_pipeline(run: Path) -> tuple[Path, Path]:
@@ -65,10 +86,12 @@ def load_sit(checkpoint: Path, model: Autoencoder) -> Any:
     """
     path = checkpoint / "regularizer.safetensors"
     tensors = read_tensors(path) if path.is_file() else {}
-    prefix = next((n.removesuffix(_EMBEDDING) for n in tensors if n.endswith(f"{_AVERAGE}{_EMBEDDING}")), None)
+    averaged = {name.replace("/", "."): tensor for name, tensor in tensors.items()}
+    end = f"average.{_EMBEDDING}"  # behind the names of a chain of regularizers, if there is one
+    prefix = next((name.removesuffix(_EMBEDDING) for name in averaged if name.endswith(end)), None)
     if prefix is None:
         raise UserError(f"{checkpoint} has no SiT; its run was trained without the regularizer EndToEnd")
-    weights = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    weights = {name.removeprefix(prefix): tensor for name, tensor in averaged.items() if name.startswith(prefix)}
     width, channels, _, _ = weights[_EMBEDDING].shape
     depth = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("transformer_blocks."))
     assert width % HEAD_WIDTH == 0, "EndToEnd refuses others"
@@ -84,9 +107,11 @@ def fold_scale(model: Autoencoder) -> Any:
     Raises:
         UserError: The model is of another class, or has no `latents_mean` and `latents_std`.
     """
-    net, spec = model.net, model.latent_spec
-    if not isinstance(net, AutoencoderKL):
-        raise UserError(f"a pipeline needs an AutoencoderKL, got {type(net).__name__}; choose KLAutoencoder as model")
+    spec = model.latent_spec
+    if not isinstance(model.net, AutoencoderKL):
+        kind = type(model.net).__name__
+        raise UserError(f"a pipeline needs an AutoencoderKL, got {kind}; choose KLAutoencoder as model")
+    net: Any = model.net
     if spec.latents_mean is None or spec.latents_std is None:
         raise UserError("the model has no latents_mean and latents_std; train it with the regularizer EndToEnd")
     convolutions = {"use_quant_conv": True, "use_post_quant_conv": True}  # SD3's and FLUX's classes have none
@@ -98,7 +123,7 @@ def fold_scale(model: Autoencoder) -> Any:
     folded.load_state_dict(folded.state_dict() | net.state_dict())
     mean, std = (torch.tensor(vector) for vector in (spec.latents_mean, spec.latents_std))
     channels = spec.channels
-    # The posterior (mean, log-variance) becomes ((mean - m) / s, log-variance - 2 log s), and the decoder takes z s + m.
+    # The posterior's mean becomes (mean - m) / s, its log-variance log-variance - 2 log s; the decoder takes z s + m.
     folded.quant_conv.weight[:channels] /= std.view(-1, 1, 1, 1)
     folded.quant_conv.bias[:channels].sub_(mean).div_(std)
     folded.quant_conv.bias[channels:] -= 2 * std.log()

@@ -17,22 +17,12 @@ from ldm_ae.discriminators import Discriminator, DiscriminatorPass
 from ldm_ae.losses import Objective, ObjectiveConfig
 from ldm_ae.models import Autoencoder, Posterior
 from ldm_ae.regularizers import Regularizer
+from ldm_ae.training.adaptive_terms import adaptive_factors, backward_to_encoder
 from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.gradients import adaptive_weight, last_layer_gradients, output_gradients
 from ldm_ae.training.requirements import check_capabilities
-from ldm_ae.training.steps import (
-    Logs,
-    MicroBatch,
-    Reconstructed,
-    StepParts,
-    adaptive_factors,
-    adaptive_weight,
-    backward_to_encoder,
-    discriminator_loss,
-    forward,
-    last_layer_gradients,
-    output_gradients,
-    surrogate_loss,
-)
+from ldm_ae.training.step_parts import Logs, MicroBatch, Reconstructed, StepParts, forward
+from ldm_ae.training.steps import discriminator_loss, surrogate_loss
 from ldm_ae.training.training_pass import TrainingPass
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -15,12 +16,11 @@ from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.trainable import set_trainable
 from ldm_ae.regularizers import Regularizer
-from ldm_ae.training.adaptive_terms import adaptive_terms
 from ldm_ae.training.averages.averages import Averages
 from ldm_ae.training.checkpoints.snapshot import AVERAGED
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.requirements import check_capabilities
-from ldm_ae.training.steps import StepParts
+from ldm_ae.training.step_parts import StepParts, weighted_terms
 from ldm_ae.training.training_pass import TrainingPass
 
 
@@ -72,12 +72,16 @@ class Networks:
             if isinstance(network, FrozenNetwork):
                 network.set_precision(numerics.dtype)
         if self.discriminator is not None:
-            place(self.discriminator, device, plain if self.discriminator.needs_double_backward else numerics.placement)
+            twice = self.discriminator.needs_double_backward
+            place(self.discriminator, device, plain if twice else numerics.placement)
+            # The second derivative of R1 is computed in float32, through frozen networks too.
+            for network in (module for module in self.discriminator.modules() if isinstance(module, FrozenNetwork)):
+                network.set_precision(torch.float32 if twice else numerics.dtype)
         if self.averages.model is not None:
             place(self.averages.model, device, plain)
         self.averages.begin()
         if config.compile:
-            measured = adaptive_terms(regularizer.adaptive_terms, objective.config.regularization_weights)
+            measured = weighted_terms(regularizer.adaptive_terms, objective.config.regularization_weights)
             apart = autoencoder.encoder_last_layer if measured else None
             autoencoder.compile_parts(for_training=True, apart=apart)
             if self.discriminator is not None:
@@ -108,7 +112,11 @@ class Networks:
         if self.discriminator is None:
             return {}
         learning = {id(parameter) for parameter in self.discriminator.learning_parameters()}
-        return {name: p for name, p in self.discriminator.named_parameters() if id(p) in learning}
+        found: dict[str, nn.Parameter] = {}
+        for part, module in self.discriminator.saved_parts().items():
+            prefix = "" if part == "discriminator" else f"{part}."  # names do not change when aids are added
+            found |= {f"{prefix}{name}": p for name, p in module.named_parameters() if id(p) in learning}
+        return found
 
     def changed_early(self) -> Iterator[Tensor]:
         """Yield the tensors that a step changes before its optimizers do: codebooks, running statistics, averages."""
@@ -130,7 +138,10 @@ class Networks:
 
 
 def _synchronized(discriminator: Discriminator | None, accelerator: Accelerator) -> Discriminator | None:
-    """Return it with batch normalization over all processes; on CPUs torch has none, and each process uses its own."""
-    if discriminator is None or accelerator.num_processes == 1 or accelerator.device.type == "cpu":
+    """Return it with batch normalization over all processes. On CPUs torch has none, and that of other devices has no
+    second derivative: then each process uses its own."""
+    if discriminator is None or discriminator.needs_double_backward:
+        return discriminator
+    if accelerator.num_processes == 1 or accelerator.device.type == "cpu":
         return discriminator
     return nn.SyncBatchNorm.convert_sync_batchnorm(discriminator)

@@ -7,8 +7,8 @@ from ldm_ae.discriminators import Discriminator
 from ldm_ae.losses import ObjectiveConfig
 from ldm_ae.models import Autoencoder
 from ldm_ae.regularizers import Regularizer
-from ldm_ae.training.adaptive_terms import adaptive_terms
 from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.step_parts import weighted_terms
 
 
 def check_capabilities(
@@ -34,7 +34,7 @@ def check_capabilities(
         if not model.last_layer.requires_grad:
             raise UserError("adaptive_gan_weight is measured at the decoder's last layer, which `trainable` excludes")
     declared = frozenset() if regularizer is None else regularizer.adaptive_terms
-    for term in adaptive_terms(declared, objective.regularization_weights):
+    for term in weighted_terms(declared, objective.regularization_weights):
         measured = f"the weight of '{term}' is measured at the encoder's last layer"
         fix = "remove it from objective.regularization_weights"
         if model.encoder_last_layer is None:

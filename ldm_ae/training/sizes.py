@@ -78,11 +78,11 @@ def check_sizes(
         try:
             _try_all(discriminator, _judge, shapes(*sizes, *smaller(True)))
         except _RefusedSizeError as error:
+            refused = f"the discriminator ({discriminator.identity}) does not accept {error.images}{origin(error)}"
+            if (own := _own_words(error)) is not None:
+                raise UserError(f"{refused}: {own}") from error
             why = _smallest(discriminator, _judge, model, error)
-            raise UserError(
-                f"the discriminator ({discriminator.identity}) does not accept {error.images}{origin(error)}: {why}. "
-                f"{_remedy(setting(error))}, or give it fewer layers"
-            ) from error
+            raise UserError(f"{refused}: {why}. {_remedy(setting(error))}, or give it fewer layers") from error
     if objective.perceptual is not None:
         try:
             _try_all(objective.perceptual, try_size, shapes(*sizes, *smaller(False), *[square] if validation else []))
@@ -117,6 +117,13 @@ def _try_all(module: Module, call: Callable[[Module, Sequence[Tensor]], Any], sh
             except RefusedError as error:
                 raise _RefusedSizeError(shape, str(error)) from error
         raise
+
+
+def _own_words(error: BaseException) -> str | None:
+    """Return the text with which the network itself refused the images; None for an error of PyTorch."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) if isinstance(error, UserError) else None
 
 
 def _remedy(setting: str) -> str:

@@ -8,100 +8,33 @@ Source: Esser et al., Taming Transformers, arXiv 2012.09841, equation 7 for the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ldm_ae.core.draws import AUGMENTATION, REGULARIZER, Draws
-from ldm_ae.discriminators import DiscriminatorPass
+from ldm_ae.core.draws import AUGMENTATION
 from ldm_ae.losses import Objective
 from ldm_ae.training.adaptive_terms import (
-    ADAPTIVE_EPS,
-    ADAPTIVE_MAX,
+    Decoded,
     DecoderGradients,
-    adaptive_terms,
-    encoder_gradients,
-    gradient_ratio,
-    term_factors,
-    through_decoder,
+    adaptive_factors,
+    backward_to_encoder,
+    decode_ahead,
 )
-from ldm_ae.training.further_losses import FurtherLoss, further_losses, log_variance_loss, loss_gradient
-from ldm_ae.training.training_pass import TrainingOutput, TrainingPass
-
-__all__ = ["ADAPTIVE_EPS", "ADAPTIVE_MAX"]  # beside what is defined here
-
-Logs = dict[str, Tensor]
-
-
-class MicroBatch(NamedTuple):
-    """The inputs of one forward pass."""
-
-    pixel_values: Tensor
-    """(B, 3, H, W) in [-1, 1]."""
-    noise: Tensor
-    """(B, C, h, w) standard normal, for the posterior's draw."""
-    seeds: tuple[int, ...]
-    """Seeds of all further random numbers of each sample in this step."""
-    step_seed: int = 0
-    """Seed of the random numbers that all samples of the step share, over its micro-batches and processes."""
-
-    def draws(self, stream: str) -> Draws:
-        """Return a stream's random numbers from its start: two passes over the same images draw the same numbers."""
-        return Draws(self.seeds, stream, self.step_seed)
-
-
-class Reconstructed(NamedTuple):
-    """The outputs of the generator's step for a micro-batch, without a graph."""
-
-    target: Tensor
-    """(B, 3, H, W) in [-1, 1]: the real images of the discriminator's step."""
-    reconstructions: Tensor
-    """(B, 3, H, W), not clamped."""
-
-
-@dataclass
-class StepParts:
-    """The modules that both steps use. `training_pass` and `discriminator` are as Accelerate prepared them."""
-
-    accelerator: Accelerator
-    training_pass: nn.Module
-    """A `TrainingPass`."""
-    objective: Objective
-    discriminator: nn.Module | None = None
-    """A `DiscriminatorPass`."""
-
-    def __post_init__(self) -> None:
-        self.plain_pass: TrainingPass = _unwrap(self.training_pass)
-        self.plain_autoencoder = self.plain_pass.autoencoder
-        pair: DiscriminatorPass | None = None if self.discriminator is None else _unwrap(self.discriminator)
-        # The generator's step bypasses DistributedDataParallel: it needs no gradient of the discriminator.
-        self.plain_discriminator = None if pair is None else pair.discriminator
-
-    @property
-    def adaptive_terms(self) -> list[str]:
-        """The regularizer's terms whose weights are measured at the encoder's last layer; the graph is then cut."""
-        return adaptive_terms(self.plain_pass.regularizer.adaptive_terms, self.objective.config.regularization_weights)
-
-
-class OutputGradients(NamedTuple):
-    """Gradients of a micro-batch's two losses at its reconstructions, (B, 3, H, W) each, and the losses themselves."""
-
-    nll: Tensor
-    gan: Tensor | None
-    error: Tensor
-    """Scalar: the reconstruction error before the log-variance."""
-    logs: Logs
-    further: list[FurtherLoss]
-
-    def weighted(self, gan_weight: float | Tensor) -> list[Tensor]:
-        """Return the gradient of all losses at each of the pass's `all_reconstructions`."""
-        both = self.nll if self.gan is None else self.nll + gan_weight * self.gan
-        return [both, *(more.gradient for more in self.further)]
+from ldm_ae.training.further_losses import log_variance_loss
+from ldm_ae.training.gradients import (
+    OutputGradients,
+    adaptive_weight,
+    last_layer_gradients,
+    measure_ahead,
+    output_gradients,
+)
+from ldm_ae.training.step_parts import Logs, MicroBatch, Reconstructed, StepParts, forward
+from ldm_ae.training.training_pass import TrainingOutput
 
 
 def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -> tuple[list[Reconstructed], Logs]:
@@ -125,11 +58,11 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
     known: list[OutputGradients] | None = None
     if adaptive and len(batches) > 1:
         # The weight belongs to the whole batch and is needed before the first backward pass.
-        known, gan_weight = _measure_ahead(parts, batches, gan_weight)
+        known, gan_weight = measure_ahead(parts, batches, gan_weight)
     decoded: list[Decoded] | None = None
     factors: dict[str, Tensor] = {}
     if parts.adaptive_terms and len(batches) > 1:  # likewise, before the first backward pass of an encoder
-        decoded, factors = _decode_ahead(parts, batches, known, gan_weight, with_gan)
+        decoded, factors = decode_ahead(parts, batches, known, gan_weight, with_gan)
         known = [each.at_output for each in decoded]
     results, all_logs, posteriors = [], [], []
     for i, batch in enumerate(batches):
@@ -232,141 +165,6 @@ def discriminator_loss(parts: StepParts, batch: MicroBatch, result: Reconstructe
     return loss, {name: value.detach() for name, value in logs.items()} | {"discriminator_accuracy": correct}
 
 
-def output_gradients(parts: StepParts, batch: MicroBatch, output: TrainingOutput, with_gan: bool) -> OutputGradients:
-    """Return ∂nll/∂x̂ and, if requested, ∂gan/∂x̂, each through its own network only."""
-    objective, scale = parts.objective, _loss_scale(parts.accelerator)
-    leaf = output.reconstructions.detach().requires_grad_()
-    terms = objective.reconstruction(leaf, output.target)
-    nll_gradient = loss_gradient(terms.nll, leaf, scale)
-    logs = {"rec_loss": terms.rec_loss, "nll_loss": terms.nll}
-    if terms.perceptual_loss is not None:
-        logs["perceptual_loss"] = terms.perceptual_loss
-        logs |= {f"{name}_loss": term for name, term in terms.perceptual_terms.items()}
-    gan_gradient = None
-    if with_gan:
-        assert parts.plain_discriminator is not None
-        fake = parts.plain_discriminator.augment(leaf, batch.draws(AUGMENTATION))
-        with parts.accelerator.autocast():
-            logits_fake = parts.plain_discriminator(fake)
-        logs["generator_loss"] = objective.config.adversarial.generator(logits_fake.float())
-        gan_gradient = loss_gradient(logs["generator_loss"], leaf, scale)
-    further = further_losses(objective, output, scale)
-    logs = {name: value.detach() for name, value in logs.items()}
-    logs |= {f"{more.name}_loss": more.per_element for more in further}
-    return OutputGradients(nll_gradient, gan_gradient, terms.error.detach(), logs, further)
-
-
-def last_layer_gradients(parts: StepParts, reconstructions: Tensor, at_output: OutputGradients) -> Tensor:
-    """Return both losses' gradients at the decoder's last weight, stacked (2, ...); differentiate only that layer."""
-    last_layer = parts.plain_autoencoder.last_layer
-    assert at_output.gan is not None
-    assert last_layer is not None, "check_capabilities"
-    scale = _loss_scale(parts.accelerator)
-    both = [
-        torch.autograd.grad(reconstructions, last_layer, gradient * scale, retain_graph=True)[0].float() / scale
-        for gradient in (at_output.nll, at_output.gan)
-    ]  # fmt: skip
-    return torch.stack(both)
-
-
-def adaptive_weight(parts: StepParts, gradients: Sequence[Tensor]) -> Tensor:
-    """Return λ = ‖∇nll‖ / (‖∇gan‖ + 1e-4), at most 1e4, a scalar over every micro-batch of every process."""
-    mean = parts.accelerator.reduce(torch.stack(list(gradients)).mean(dim=0), reduction="mean")
-    nll_norm, gan_norm = mean.flatten(1).norm(dim=1)
-    return gradient_ratio(nll_norm, gan_norm)
-
-
-def backward_to_encoder(
-    parts: StepParts, output: TrainingOutput, at_output: OutputGradients, gan_weight: float | Tensor
-) -> tuple[DecoderGradients, Tensor]:
-    """Run the decoder's backward pass; return its gradients, and (1 + terms, ...) at the encoder's last weight."""
-    layer, scale = parts.plain_autoencoder.encoder_last_layer, _loss_scale(parts.accelerator)
-    assert layer is not None, "check_capabilities"
-    decoder = through_decoder(output, at_output.weighted(gan_weight), parts.plain_pass.parameters(), scale)
-    latents = output.posterior.mode()
-    terms = [parts.objective.reduced(output.terms[name], latents) for name in parts.adaptive_terms]
-    return decoder, encoder_gradients(output, decoder, terms, layer, scale)
-
-
-def adaptive_factors(parts: StepParts, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the factor of each adaptive term's weight, scalars over every micro-batch of every process."""
-    mean = parts.accelerator.reduce(torch.stack(list(gradients)).mean(dim=0), reduction="mean")
-    return term_factors(parts.adaptive_terms, mean)
-
-
-def _measure_ahead(
-    parts: StepParts, batches: Sequence[MicroBatch], gan_weight: float | Tensor
-) -> tuple[list[OutputGradients], Tensor]:
-    """Return every micro-batch's output gradients and the adversarial weight, from passes that keep no graphs."""
-    measured, last = [], []
-    with _only_last_layer(parts.plain_pass), parts.accelerator.autocast():
-        for batch in batches:
-            output = forward(parts.plain_pass, batch)
-            measured.append(output_gradients(parts, batch, output, with_gan=True))
-            last.append(last_layer_gradients(parts, output.reconstructions, measured[-1]))
-    return measured, gan_weight * adaptive_weight(parts, last)
-
-
-class Decoded(NamedTuple):
-    """What is left of a micro-batch whose decoder has been passed forward and backward."""
-
-    reconstructions: list[Tensor]
-    """All of them, (B, 3, H, W) each, without a graph."""
-    at_output: OutputGradients
-    gradients: DecoderGradients
-
-
-def _decode_ahead(
-    parts: StepParts, batches: Sequence[MicroBatch], known: list[OutputGradients] | None, gan_weight: float | Tensor,
-    with_gan: bool,
-) -> tuple[list[Decoded], dict[str, Tensor]]:  # fmt: skip
-    """Pass all decoders forward and backward, and return the factors of the adaptive terms' weights.
-
-    The encoders' graphs are not kept, so that each encoder is passed forward once more. The last micro-batch, whose
-    backward pass synchronizes processes, has the sums of all parameters' gradients.
-    """
-    decoded: list[Decoded] = []
-    at_encoder = []
-    for i, batch in enumerate(batches):
-        with parts.accelerator.autocast():
-            output = forward(parts.plain_pass, batch, cut=True)
-        at_output = known[i] if known else output_gradients(parts, batch, output, with_gan)
-        gradients, at_layer = backward_to_encoder(parts, output, at_output, gan_weight)
-        decoded.append(Decoded([found.detach() for found in output.all_reconstructions], at_output, gradients))
-        at_encoder.append(at_layer)
-        if i > 0:
-            decoded[-1].gradients.take_over(decoded[-2].gradients)
-    return decoded, adaptive_factors(parts, at_encoder)
-
-
-def forward(
-    training_pass: nn.Module, batch: MicroBatch, *, cut: bool = False, decoded: Sequence[Tensor] | None = None
-) -> TrainingOutput:
-    """Run the training pass on a micro-batch; see `TrainingPass.forward`."""
-    output: TrainingOutput = training_pass(
-        batch.pixel_values, batch.noise, batch.draws(REGULARIZER), cut=cut, decoded=decoded
-    )
-    return output
-
-
-@contextmanager
-def _only_last_layer(training_pass: TrainingPass) -> Iterator[None]:
-    """Keep a graph for the last layer alone in forward passes within the context."""
-    last = training_pass.autoencoder.last_layer
-    frozen = [p for p in training_pass.parameters() if p.requires_grad and p is not last]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-
-
-def _loss_scale(accelerator: Accelerator) -> float:
-    return accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0
-
-
 def _sync_on_last(accelerator: Accelerator, module: nn.Module, i: int, count: int) -> AbstractContextManager[None]:
     """Average gradients across processes in the last micro-batch's backward pass only."""
     return nullcontext() if i == count - 1 else accelerator.no_sync(module)
@@ -382,7 +180,3 @@ def _average_gradients(accelerator: Accelerator, objective: Objective) -> None:
 
 def _mean_logs(all_logs: Sequence[Logs]) -> Logs:
     return {name: torch.stack([logs[name] for logs in all_logs]).mean() for name in all_logs[0]}
-
-
-def _unwrap(module: nn.Module) -> Any:
-    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module

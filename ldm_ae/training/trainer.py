@@ -37,13 +37,14 @@ from ldm_ae.training.checkpoints.saver import Progress, Saver
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.monitoring.alarms import Alarms
 from ldm_ae.training.monitoring.guard import Guard
-from ldm_ae.training.monitoring.run_log import RunLog, Window, finished_step, peak_memory_bytes
+from ldm_ae.training.monitoring.run_log import RunLog, Window, finished_step, peak_memory_bytes, relative_values
 from ldm_ae.training.monitoring.samples import Samples
 from ldm_ae.training.monitoring.signals import Signals, agreed_signal
 from ldm_ae.training.networks import Networks
 from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.phases import Phase, remove_results
-from ldm_ae.training.steps import MicroBatch, discriminator_step, generator_step
+from ldm_ae.training.step_parts import MicroBatch
+from ldm_ae.training.steps import discriminator_step, generator_step
 from ldm_ae.training.validation import choose_metrics
 
 _GRAPHS_A_SIZE = 4
@@ -153,6 +154,8 @@ class Trainer:
         config, log = self.config, self.log
         if self.accelerator.is_main_process:
             environment = describe_environment(self.accelerator.device) | {"numerics": self.numerics.describe()}
+            if self.objective.perceptual is not None:
+                environment["perceptual"] = self.objective.perceptual.identity
             write_json(self.folder / ENVIRONMENT, environment)
             remove_results(self.folder, self.phase.number)
         log.rewind(self.run_step)
@@ -293,11 +296,9 @@ class Trainer:
 
     def _log(self) -> None:
         values = self.window.means(self.accelerator)
-        latents = self.window.mean_latents
-        if "kl_loss" in values:
-            values["kl_per_latent"] = values["kl_loss"] / (self.autoencoder.latent_spec.channels * latents)
-        if "codebook_perplexity" in values:
-            values["codebook_spread"] = values["codebook_perplexity"] / self._most_codes(latents)
+        values |= relative_values(
+            values, self.autoencoder.latent_spec, self.window.mean_latents, self.loader.global_batch
+        )
         values["learning_rate"] = self.optimizers[0].param_groups[0]["lr"]
         if len(self.optimizers) > 1:
             values["discriminator_learning_rate"] = self.optimizers[1].param_groups[0]["lr"]
@@ -308,18 +309,9 @@ class Trainer:
         values["peak_memory_bytes"] = peak_memory_bytes(self.accelerator.device)
         values["epoch"] = self.loader.epoch(self.position)
         self.log.metrics(self.run_step, values, kind="train")
-        shown = ("rec_loss", "perceptual_loss", "kl_loss", "commitment_loss", "codebook_usage", "generator_loss",
-                 "discriminator_loss", "adaptive_weight")  # fmt: skip
-        parts = [f"{name.removesuffix('_loss')} {values[name]:.4g}" for name in shown if name in values]
-        self.log.print_line(f"step {self.run_step}: {', '.join(parts)}, {values['images_per_second']:.1f} images/s")
+        self.log.print_summary(self.run_step, values)
         for name, words in self.alarms.check(values).items():
             self.log.warn(self.run_step, name, words)
-
-    def _most_codes(self, latents: float) -> float:
-        """Return how many codes one step can use at most: each code once, or one per latent vector of its images."""
-        size = self.autoencoder.latent_spec.codebook_size
-        assert size is not None
-        return min(size, self.loader.global_batch * latents)
 
     def _sample(self) -> None:
         """Save the fixed images' reconstructions, from the weights that are validated."""

@@ -28,7 +28,9 @@ from ldm_ae.core.draws import REGULARIZER, Draws
 from ldm_ae.core.errors import exit_status
 from ldm_ae.models import Posterior, pick_device
 from ldm_ae.regularizers import Regularized, Regularizer
-from ldm_ae.training.steps import ADAPTIVE_EPS, ADAPTIVE_MAX, MicroBatch, StepParts, generator_step
+from ldm_ae.training.gradients import ADAPTIVE_EPS, ADAPTIVE_MAX
+from ldm_ae.training.step_parts import MicroBatch, StepParts
+from ldm_ae.training.steps import generator_step
 
 
 def own_step(parts: StepParts, batches: list[MicroBatch]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from ldm_ae.core.environment import git_commit
 from ldm_ae.core.errors import exit_status
-from ldm_ae.core.precision import machine_name
+from ldm_ae.core.precision import SPEED_VARIABLE, bfloat16_speed, machine_name
 from ldm_ae.core.resources import recipe
 from ldm_ae.evaluation.metrics.features import EfficientNetLite0Features
 from ldm_ae.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
@@ -43,21 +44,19 @@ LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SAMPLES, SAMPLE_STEPS, SAMPLE_BATCH = 192, 25, 32
 
 _FEATURES = {"class_path": "ldm_ae.features.EfficientNetLite0"}
-REGULARIZERS: dict[str, tuple[Any, dict[str, float]]] = {
-    "none": (None, {"kl": 1e-6}),
-    "none, KL 1e-3": (None, {"kl": 1e-3}),
-    "EQVAE": ("EQVAE", {"kl": 1e-6}),
-    "ScaleEquivariance": ("ScaleEquivariance", {"kl": 1e-6}),
-    "GaussianNoise": ("GaussianNoise", {"kl": 1e-6}),
-    "ChannelPrefixMask": ("ChannelPrefixMask", {"kl": 1e-6}),
-    "FreeBits": ("FreeBits", {"free_bits_kl": 1e-3}),
-    "NormalizedLatents": ("NormalizedLatents", {"kl": 1e-6}),
-    "Alignment": (
-        {"class_path": "ldm_ae.regularizers.Alignment", "init_args": {"features": _FEATURES}},
-        {"kl": 1e-6, "alignment": 0.1},
-    ),
+# At 64 pixels, smaller images than 20 pixels have no perceptual distance.
+REGULARIZERS: dict[str, tuple[str | None, dict[str, Any], dict[str, float]]] = {
+    "none": (None, {}, {"kl": 1e-6}),
+    "none, KL 1e-3": (None, {}, {"kl": 1e-3}),
+    "EQVAE, scales from 10-32": ("EQVAE", {"smallest_scale": 10 / 32}, {"kl": 1e-6}),
+    "ScaleEquivariance, factor 2": ("ScaleEquivariance", {"factors": [2]}, {"kl": 1e-6}),
+    "GaussianNoise": ("GaussianNoise", {}, {"kl": 1e-6}),
+    "ChannelPrefixMask": ("ChannelPrefixMask", {}, {"kl": 1e-6}),
+    "FreeBits": ("FreeBits", {}, {"free_bits_kl": 1e-3}),
+    "NormalizedLatents": ("NormalizedLatents", {}, {"kl": 1e-6}),
+    "Alignment": ("Alignment", {"features": _FEATURES}, {"kl": 1e-6, "alignment": 0.1}),
 }
-"""Regularizer, and weights of its and the posterior's terms, by name. All are trained without a discriminator."""
+"""Class, arguments, and weights of its and the posterior's terms, by name. All are trained without a discriminator."""
 
 DISCRIMINATORS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "PatchDiscriminator": ("PatchDiscriminator", {"n_layers": 2, "ndf": 32, "norm": "group"}, []),
@@ -96,11 +95,10 @@ def write_recipe(name: str, path: Path) -> None:
     del content["data"]["resize"]  # whole photos, with which samples can be compared
     content["objective"]["perceptual"]["init_args"]["net"] = "vgg"  # AlexNet's is the score
     if name in REGULARIZERS:
-        chosen, weights = REGULARIZERS[name]
+        regularizer, init_args, weights = REGULARIZERS[name]
         del content["discriminator"], content["discriminator_optimizer"]
-        if chosen is not None:
-            whole = isinstance(chosen, dict)
-            content["regularizer"] = chosen if whole else {"class_path": f"ldm_ae.regularizers.{chosen}"}
+        if regularizer is not None:
+            content["regularizer"] = {"class_path": f"ldm_ae.regularizers.{regularizer}", "init_args": init_args}
         content["objective"]["regularization_weights"] = weights
     else:
         kind, init_args, aids = DISCRIMINATORS[name]
@@ -199,6 +197,8 @@ def main() -> None:
     protocol_arguments(parser)
     parser.set_defaults(size=64)
     options, overrides = parser.parse_known_args()
+    # One measurement for all runs, so that the precision is the same on a busy machine.
+    os.environ.setdefault(SPEED_VARIABLE, repr(bfloat16_speed(torch.device("cpu"))))
     protocol = Protocol(options.test, options.size, options.perceptual, options.limit, resize=None, metrics=METRICS)
     found = {name: measure(name, options, protocol, overrides) for name in options.only or variants()}
     reference = found.get(variants()[0])

@@ -28,6 +28,7 @@ from torch.optim import Adam, Optimizer
 
 from ldm_ae.core.allocator import keep_freed_memory
 from ldm_ae.core.errors import exit_status
+from ldm_ae.core.frozen import FrozenNetwork
 from ldm_ae.core.precision import (
     FAST,
     LAYOUTS,
@@ -37,11 +38,12 @@ from ldm_ae.core.precision import (
     place,
     training_placement,
 )
-from ldm_ae.discriminators import DiscriminatorPass, PatchDiscriminator
+from ldm_ae.discriminators import Discriminator, DiscriminatorPass, PatchDiscriminator
 from ldm_ae.losses import LPIPS, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder, pick_device
 from ldm_ae.regularizers import Regularizer
-from ldm_ae.training.steps import MicroBatch, StepParts, discriminator_step, generator_step
+from ldm_ae.training.step_parts import MicroBatch, StepParts
+from ldm_ae.training.steps import discriminator_step, generator_step
 from ldm_ae.training.training_pass import TrainingPass
 
 KL_F8 = (128, 256, 512, 512)
@@ -103,13 +105,23 @@ def make_batch(setting: Setting, seed: int) -> MicroBatch:
 
 
 def make_parts(
-    setting: Setting, *, adaptive: bool = True, regularizer: Regularizer | None = None, **weights: float
+    setting: Setting,
+    *,
+    adaptive: bool = True,
+    discriminator: Discriminator | None = None,
+    regularizer: Regularizer | None = None,
+    **weights: float,
 ) -> StepParts:
-    """Make the parts that our trainer makes from that recipe, or with the weights of a regularizer's terms."""
+    """Make the parts that our trainer makes from that recipe, or with another discriminator, or with the weights of a
+    regularizer's terms."""
     accelerator = Accelerator(mixed_precision=setting.precision, cpu=setting.device.type == "cpu")
-    autoencoder, discriminator = make_autoencoder(setting).train(), make_discriminator(setting)
-    for network in (autoencoder, discriminator):
-        place(network, setting.device, setting.placement)
+    autoencoder = make_autoencoder(setting).train()
+    discriminator = make_discriminator(setting) if discriminator is None else discriminator
+    twice = discriminator.needs_double_backward
+    place(autoencoder, setting.device, setting.placement)
+    place(discriminator, setting.device, Placement(setting.placement.layout) if twice else setting.placement)
+    for network in (module for module in discriminator.modules() if isinstance(module, FrozenNetwork)):
+        network.set_precision(torch.float32 if twice else setting.dtype)
     if setting.compiled:
         autoencoder.compile_parts(for_training=True)
         discriminator.compile()
@@ -136,12 +148,13 @@ def own_step(parts: StepParts, optimizers: list[Optimizer], batch: MicroBatch) -
     optimizers[1].zero_grad(set_to_none=True)
 
 
-def own(setting: Setting) -> tuple[StepParts, Callable[[], object]]:
+def own(setting: Setting, discriminator: Discriminator | None = None) -> tuple[StepParts, Callable[[], object]]:
     """Return our networks, and one step of them, with freed memory kept as in `ldm-ae train` on a CPU."""
     keep_freed_memory(setting.device)
-    parts = make_parts(setting)
-    networks = (parts.plain_autoencoder, parts.plain_discriminator)
-    optimizers = [Adam(network.parameters(), fused=True, **ADAM) for network in networks]
+    parts = make_parts(setting, discriminator=discriminator)
+    assert parts.plain_discriminator is not None
+    learned = [parts.plain_autoencoder.parameters(), parts.plain_discriminator.learning_parameters()]
+    optimizers = [Adam(parameters, fused=True, **ADAM) for parameters in learned]
     batch = make_batch(setting, 0)
     batch = batch._replace(pixel_values=batch.pixel_values.contiguous(memory_format=LAYOUTS[setting.placement.layout]))
     return parts, partial(own_step, parts, optimizers, batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ldm_ae.core.draws import Draws
@@ -36,3 +38,16 @@ def test_draws_differ_between_streams_seeds_and_calls() -> None:
     state = torch.get_rng_state()
     Draws(SEEDS, "a").normal(4)
     assert torch.equal(torch.get_rng_state(), state)  # the global generator is not used
+
+
+def test_draws_of_a_step_depend_on_its_seed_alone() -> None:
+    def first(seeds: Sequence[int], stream: str, step_seed: int, name: str = "size") -> float:
+        return Draws(seeds, stream, step_seed).of_step(name).random()
+
+    assert first((1, 2), "a", 7) == first((5,), "a", 7)
+    others = [first((1, 2), "a", 8), first((1, 2), "b", 7), first((1, 2), "a", 7, "turn")]
+    assert len({first((1, 2), "a", 7), *others}) == 4
+    draws = Draws(SEEDS, "a", 7)
+    assert draws.of_step("size").random() == draws.of_step("size").random() == first((1,), "a", 7)
+    before = Draws(SEEDS, "a", 7).uniform(3)
+    assert torch.equal(before, draws.uniform(3))  # those of the samples are not used up

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.features import DINO, ConvNeXt, DINOv2, ResNet50
-from ldm_ae.features._transformers import TransformersNetwork
+from ldm_ae.features import DINO, ConvNeXt, DINOv2, DINOv3, ResNet50
+from ldm_ae.features._transformers import Classes, TransformersNetwork
 
 transformers = pytest.importorskip("transformers")
 
@@ -26,6 +26,7 @@ CASES: dict[str, tuple[type[TransformersNetwork], str, str, dict[str, Any]]] = {
     "registers": (
         DINOv2, "Dinov2WithRegisters", "Dinov2WithRegistersModel", VIT | {"patch_size": 14, "image_size": 70},
     ),
+    "dinov3": (DINOv3, "DINOv3ViT", "DINOv3ViTModel", VIT | {"patch_size": 8, "image_size": 32}),
     "dino": (DINO, "ViT", "ViTModel", VIT | {"patch_size": 8, "image_size": 32}),
     "convnext": (
         ConvNeXt, "ConvNext", "ConvNextForImageClassification",
@@ -45,6 +46,8 @@ CASES: dict[str, tuple[type[TransformersNetwork], str, str, dict[str, Any]]] = {
 def saved(folder: Path, case: str, **statistics: Any) -> Any:
     """A random network of transformers, saved as on the hub."""
     _, config, model, values = CASES[case]
+    if not hasattr(transformers, model):
+        pytest.skip(f"this version of transformers does not have {model}")
     torch.manual_seed(0)
     network = getattr(transformers, model)(getattr(transformers, f"{config}Config")(**values)).eval()
     with torch.no_grad():  # a new network's biases are zero, which would hide a normalization that is off by a constant
@@ -90,7 +93,7 @@ def test_maps_equal_the_hidden_states_of_transformers(case: str, tmp_path: Path)
         torch.testing.assert_close(features, hidden, rtol=1e-4, atol=1e-5)  # float32 in another order
 
 
-@pytest.mark.parametrize("case", ["dinov2", "registers", "dino"])
+@pytest.mark.parametrize("case", ["dinov2", "registers", "dinov3", "dino"])
 def test_normalized_last_map_equals_the_last_hidden_state(case: str, tmp_path: Path) -> None:
     theirs, cls = saved(tmp_path, case), CASES[case][0]
     ours = cls(weights=str(tmp_path), layers=[-1])  # type: ignore[call-arg]
@@ -122,6 +125,13 @@ def test_normalization_is_that_of_the_folder(tmp_path: Path) -> None:
     torch.testing.assert_close(
         ResNet50(weights=str(tmp_path)).logits(pixel_values(levels)), right, rtol=1e-4, atol=1e-5
     )
+
+
+def test_invalid_normalization_is_refused(tmp_path: Path) -> None:
+    for wrong in (0.5, [0.5, 0.5], ["a", "b", "c"]):
+        saved(tmp_path, "resnet", image_mean=wrong)
+        with pytest.raises(UserError, match=r"preprocessor_config.json: expected three numbers as image_mean, got"):
+            ResNet50(weights=str(tmp_path))
 
 
 def test_sizes_that_no_patch_divides_are_resized_to_the_nearest_multiple(tmp_path: Path) -> None:
@@ -180,3 +190,14 @@ def test_wrong_folders_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="ResNet50 takes resnet"):
         ResNet50(weights=str(tmp_path))
+
+
+class Future(DINO):
+    """A network that the installed transformers does not have."""
+
+    model_types = {"future": Classes("FutureConfig", "FutureModel")}  # noqa: RUF012 - a constant
+
+
+def test_missing_class_of_transformers_is_named() -> None:
+    with pytest.raises(UserError, match=r"Future needs FutureModel of transformers, which .* does not have"):
+        Future(weights=None)

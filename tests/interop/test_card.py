@@ -17,7 +17,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.interop import export_diffusers
 from ldm_ae.interop.card import Card, Measured, Score, Trained, check_licence, render_card, write_card
 from ldm_ae.interop.card.markup import code, escaped
-from ldm_ae.interop.card.recipe import hub_dataset, hub_model, public_name, without_private_paths
+from ldm_ae.interop.card.recipe import hub_dataset, hub_model, public_name, recipe_rows, without_private_paths
 from ldm_ae.models import Autoencoder, KLAutoencoder, load_autoencoder
 from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.training.configuration.parsing import parse_config
@@ -172,6 +172,43 @@ def test_recipe_and_limits_come_from_the_run(card: Card) -> None:
 def scaling_of(card: Card, **scale: Any) -> str:
     card.model.set_scaling(**scale)
     return render_card(card).split("## Scaling\n\n")[1].split("\n\n##")[0]
+
+
+def test_recipe_names_every_loss_of_a_sum_and_its_weights() -> None:
+    features = {
+        "class_path": "ldm_ae.features.DINOv2",
+        "init_args": {"weights": "facebook/dinov2-small", "layers": None},
+    }
+    losses = [
+        {"class_path": "ldm_ae.losses.SSIMDistance"},
+        {"class_path": "ldm_ae.losses.DeepFeatures", "init_args": {"features": features, "tile": 256}},
+    ]
+    loss = {"class_path": "ldm_ae.losses.WeightedSum", "init_args": {"losses": losses, "weights": [0.1, 500.0]}}
+    config = CONFIG | {"objective": CONFIG["objective"] | {"perceptual": loss, "perceptual_weight": 1.0}}
+    identity = "0.1 x ssim_distance, 500 x dinov2_small_features of facebook/dinov2-small (sha256 0123)"
+    rows = dict(recipe_rows(trained(config=config, environment={"perceptual": identity})))
+    deep = "DeepFeatures(features=DINOv2(weights=facebook/dinov2-small), tile=256)"
+    assert f"1.0 × `WeightedSum(losses=[SSIMDistance, {deep}], weights=[0.1, 500.0])`" in rows["Objective"]
+    assert "sha256 0123" in rows["Perceptual networks"]
+
+
+def test_phases_of_a_run_are_rows_with_what_each_sets(card: Card) -> None:
+    phases = [
+        {"training.max_steps": 70},
+        {"training.max_steps": 30, "data.resolution": 64, "training.trainable": ["decoder.*"],
+         "discriminator": {"class_path": "ldm_ae.discriminators.PatchDiscriminator", "init_args": {"ndf": 8}}},
+    ]  # fmt: skip
+    text = render_card(replace(card, trained=trained(phases=phases)))
+    assert "| Steps | 60 of 100 |" in text
+    assert "| Phase 1 of 2 | 70 steps |" in text
+    assert (
+        '| Phase 2 of 2 | 30 steps; `data.resolution` `64`; `training.trainable` `["decoder.*"]`; `discriminator` '
+        "`PatchDiscriminator(ndf=8)` |"
+    ) in text
+    assert "It was trained on images of 32×32, then 64×64 pixels." in text
+    assert "These weights are from step 60 of 100 planned steps." in text
+    _, removed = without_private_paths({"phases": [{}, {"data": {"train": "/home/me/images"}}]})
+    assert removed == ["phases.2.data.train"]
 
 
 def test_scaling_is_stated_as_the_pipelines_apply_it(card: Card) -> None:

@@ -10,8 +10,9 @@ from ldm_ae.core.draws import REGULARIZER, Draws
 from ldm_ae.core.errors import UserError
 from ldm_ae.features import DINOv2, FeatureNetwork
 from ldm_ae.models import GaussianPosterior, KLAutoencoder
-from ldm_ae.regularizers import Regularizer
+from ldm_ae.regularizers import Regularized, Regularizer
 from ldm_ae.regularizers.alignment import Alignment
+from ldm_ae.regularizers.chain import Chain
 
 
 class Pooled(FeatureNetwork):
@@ -110,6 +111,26 @@ def test_features_are_resized_to_the_latents() -> None:
             GaussianPosterior(torch.cat([latents, latents], dim=1)), latents, pixel_values, Draws((0, 1), REGULARIZER)
         )
         assert found.terms["alignment"].tolist() == pytest.approx(by_loops(alignment, latents, resized), rel=1e-4)
+
+
+def test_latents_are_compared_with_their_own_target_in_a_chain() -> None:
+    """After a regularizer that turns latents and target: the features are those of the turned images."""
+
+    class HalfTurn(Regularizer):
+        takes_target = True
+
+        def forward(self, posterior: object, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:
+            return Regularized(latents.flip(2, 3), pixel_values.flip(2, 3))
+
+    alignment = prepared()
+    latents, pixel_values = batch()
+    posterior, draws = GaussianPosterior(torch.cat([latents, latents], dim=1)), Draws(range(3), REGULARIZER)
+    found = Chain(regularizers=(HalfTurn(), alignment))(posterior, latents, pixel_values, draws)
+    features = alignment.features(pixel_values.flip(2, 3))[-1]
+    assert found.terms["alignment"].tolist() == pytest.approx(
+        by_loops(alignment, latents.flip(2, 3), features), rel=1e-5
+    )
+    assert torch.equal(found.target, pixel_values.flip(2, 3))
 
 
 def test_loss_is_computed_in_float32_under_autocast() -> None:

@@ -18,7 +18,7 @@ from ldm_ae.losses import L1, FeatureDistance, Objective, ObjectiveConfig
 from ldm_ae.models import KLAutoencoder
 from ldm_ae.regularizers import Regularizer
 from ldm_ae.training.run import train
-from ldm_ae.training.steps import MicroBatch, StepParts
+from ldm_ae.training.step_parts import MicroBatch, StepParts
 from ldm_ae.training.training_pass import TrainingPass
 
 

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partialmethod
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm_ae.core.draws import AUGMENTATION, REGULARIZER
 from ldm_ae.core.errors import UserError
 from ldm_ae.losses import ObjectiveConfig
 from ldm_ae.models import RAEAutoencoder
-from ldm_ae.training.adaptive_terms import ADAPTIVE_MAX, gradient_ratio
 from ldm_ae.training.config import TrainingConfig
+from ldm_ae.training.gradients import ADAPTIVE_MAX, gradient_ratio
 from ldm_ae.training.losses import TrainingLosses
 from ldm_ae.training.requirements import check_capabilities
-from ldm_ae.training.steps import MicroBatch, StepParts, generator_step
-from tests.training.common import assert_close, gradients, make_batches, make_parts, small_model, whole
+from ldm_ae.training.step_parts import MicroBatch, StepParts
+from ldm_ae.training.steps import generator_step
+from tests.training.common import (
+    assert_close,
+    files,
+    gradients,
+    make_batches,
+    make_parts,
+    run,
+    small_model,
+    whole,
+)
 from tests.training.doubles import ADAPTIVE, Adaptive, Backboned, Turn
 
 TOLERANCE = 1e-5  # float32 sums of a few thousand terms in another order
@@ -43,9 +56,8 @@ def textbook(parts: StepParts, batch: MicroBatch) -> tuple[dict[str, Tensor], di
     """One graph; every norm by an `autograd.grad` through all of it; one sum; one backward pass."""
     model, objective, discriminator = parts.plain_autoencoder, parts.objective, parts.plain_discriminator
     posterior, latents = model.draw(batch.pixel_values, batch.noise)
-    latents, target, terms = parts.plain_pass.regularizer(
-        posterior, latents, batch.pixel_values, batch.draws(REGULARIZER)
-    )
+    found = parts.plain_pass.regularizer(posterior, latents, batch.pixel_values, batch.draws(REGULARIZER))
+    latents, target, terms = found.latents, found.target, found.terms
     x_hat = model.decode(latents)
     sent = nll = objective.reconstruction(x_hat, target).nll
     if discriminator is not None:
@@ -159,7 +171,7 @@ def test_terms_without_a_weight_are_not_measured(accelerator: Accelerator, monke
     found = []
     for regularizer in (Adaptive(), Turn()):
         with monkeypatch.context() as patch:
-            patch.setattr("ldm_ae.training.steps.through_decoder", fail)
+            patch.setattr("ldm_ae.training.adaptive_terms.through_decoder", fail)
             weights = {"kl": 1e-4, **({"alignment": 0.0} if isinstance(regularizer, Adaptive) else {})}
             parts = adaptive_parts(
                 accelerator, "adaptive GAN", regularizer=regularizer, regularization_weights=weights
@@ -260,3 +272,34 @@ def test_reconstruction_that_does_not_depend_on_the_encoder_is_refused(accelerat
     parts = adaptive_parts(accelerator, "no discriminator", regularizer=Replaced())
     with pytest.raises(UserError, match="the reconstruction gives the encoder no gradient"):
         generator_step(parts, make_batches(1, 2), step=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_resumed_run_with_alignment_equals_uninterrupted(tiny_config: Path, tmp_path: Path, accumulation: int) -> None:
+    pytest.importorskip("transformers")
+    architecture = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "mlp_ratio": 1,
+        "patch_size": 4,
+    }
+    features = {"class_path": "DINOv2", "init_args": {"weights": None, "architecture": architecture}}
+    options = (
+        "--regularizer", json.dumps({"class_path": "vf", "init_args": {"features": features}}),
+        "--objective.regularization_weights", "{kl: 1.0e-6, alignment: 0.1}",
+        "--training.accumulation", str(accumulation), "--optimizer.schedule", "constant",
+    )  # fmt: skip
+    expected = run(tiny_config, tmp_path / "whole", *options)
+    run(tiny_config, tmp_path / "parts", *options, "--training.max_steps", "3")
+    run(tiny_config, tmp_path / "parts", *options)
+    first, last = (expected / "checkpoints" / f"step-0000000{step}" for step in (3, 6))
+    assert files(tmp_path / "parts" / "checkpoints" / last.name) == files(last)
+    before, after = (load_file(folder / "regularizer.safetensors") for folder in (first, last))
+    assert set(after) == {"projection.weight"}
+    assert (before["projection.weight"] != after["projection.weight"]).any()  # it learns
+    lines = [json.loads(line) for line in (expected / "metrics.jsonl").read_text().splitlines()]
+    factors = [line["alignment_adaptive_weight"] for line in lines if line["kind"] == "train"]
+    assert len(factors) == 3
+    assert all(0 < factor < ADAPTIVE_MAX for factor in factors)

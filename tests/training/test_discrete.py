@@ -24,7 +24,8 @@ from ldm_ae.models import VQAutoencoder, load_autoencoder
 from ldm_ae.quantizers import EMAVQ, VQ, CodebookCare, GumbelVQ, Quantizer
 from ldm_ae.training import Trainer
 from ldm_ae.training.run import parse_config, train
-from ldm_ae.training.steps import MicroBatch, StepParts, generator_step
+from ldm_ae.training.step_parts import MicroBatch, StepParts
+from ldm_ae.training.steps import generator_step
 from ldm_ae.training.training_pass import TrainingPass
 from tests.training.common import assert_close, make_batches, small_perceptual, step_gradients, whole
 from tests.training.processes import run_processes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +12,26 @@ import torch
 import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.discriminators import DISCRIMINATOR_AIDS, R1, AidedDiscriminator, DiscriminatorAid, PatchDiscriminator
+from ldm_ae.core.precision import training_numerics
+from ldm_ae.discriminators import (
+    DISCRIMINATOR_AIDS,
+    R1,
+    AidedDiscriminator,
+    Discriminator,
+    DiscriminatorAid,
+    LeCam,
+    PatchDiscriminator,
+)
+from ldm_ae.losses import Objective, ObjectiveConfig
+from ldm_ae.regularizers import Identity
+from ldm_ae.training import TrainingConfig
 from ldm_ae.training.configuration.parsing import config_parser, parse_config
+from ldm_ae.training.networks import Networks, _synchronized
 from ldm_ae.training.steps import discriminator_step, generator_step
-from tests.training.common import assert_close, files, gradients, make_batches, make_parts, run, whole
+from tests.training.common import assert_close, files, gradients, make_batches, make_parts, run, small_model, whole
 
 TOLERANCE = 1e-5  # float32 sums of a few thousand terms in another order
 REQUIRED = ["--out", "x", "--data.train", "y", "--model", "kl", "--discriminator", "patchgan"]
@@ -148,3 +162,44 @@ def test_mistakes_in_aids_are_refused(text: str, message: str, tmp_path: Path) -
 def test_aids_without_a_discriminator_are_refused(tiny_config: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="discriminator_aids has no effect without a discriminator"):
         run(tiny_config, tmp_path / "run", "--discriminator", "null", "--discriminator_aids", "r1")
+
+
+@pytest.mark.usefixtures("one_parser")
+def test_arguments_inside_an_architecture_are_accepted(tmp_path: Path) -> None:
+    text = """
+discriminator:
+  class_path: dino
+  init_args:
+    features: {class_path: dino, init_args: {weights: null, architecture: {hidden_size: 16, num_attention_heads: 2}}}
+"""
+    (tmp_path / "recipe.yaml").write_text(text)
+    config = parse_config(["--config", str(tmp_path / "recipe.yaml"), *REQUIRED[:6]])
+    features = config.discriminator.init_args.features
+    assert features.class_path == "ldm_ae.features.DINO"
+    assert features.init_args.architecture == {"hidden_size": 16, "num_attention_heads": 2}
+    (tmp_path / "recipe.yaml").write_text(text.replace("architecture", "architectur"))
+    with pytest.raises(UserError, match=r"architectur.*did you mean 'architecture'"):
+        parse_config(["--config", str(tmp_path / "recipe.yaml"), *REQUIRED[:6]])
+
+
+def test_parameters_keep_their_names_when_aids_are_added(accelerator: Accelerator) -> None:
+    """Groups of parameters are chosen by name, and an optimizer's state in a checkpoint belongs to the names."""
+    found = []
+    for network in (aided([]).discriminator, aided([cls.example() for cls in CLASSES])):
+        assert isinstance(network, Discriminator)
+        networks = Networks(
+            small_model(), Identity(), Objective(ObjectiveConfig()), network, accelerator=accelerator,
+            numerics=training_numerics("fp32", torch.device("cpu")), config=TrainingConfig(),
+        )  # fmt: skip
+        found.append(list(networks.discriminator_parameters()))
+    assert found[0][0] == "layers.0.weight"
+    assert found[1][: len(found[0])] == found[0]
+
+
+def test_batch_normalization_is_not_synchronized_where_it_is_differentiated_twice() -> None:
+    """torch's synchronized version has no second derivative, which R1 needs."""
+    processes: Any = SimpleNamespace(num_processes=2, device=torch.device("cuda"))
+    for aids, expected in (([LeCam()], nn.SyncBatchNorm), ([R1()], nn.BatchNorm2d)):
+        network = _synchronized(AidedDiscriminator(PatchDiscriminator(n_layers=1, ndf=4), aids), processes)
+        assert network is not None
+        assert any(type(module) is expected for module in network.modules())

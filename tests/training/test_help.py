@@ -44,7 +44,7 @@ def test_classes_have_short_names_and_internal_ones_are_not_listed(text: str) ->
     described = entries(text)
     assert all(f" {name}," in described["model"] for name in ("kl", "flux2", "video"))
     assert " vq." in described["model"]
-    assert "One of lpips, stlpips." in described["objective.perceptual"]
+    assert "lpips, logits, msssim, ssim, stlpips, sum." in described["objective.perceptual"]
     assert "default: hinge" in described["objective.adversarial"]
     for internal in ("OverflowGuard", "FeatureDistance", "ldm_ae.", "<class", "typing", "None"):
         assert internal not in text

@@ -152,6 +152,22 @@ def test_print_config_prints_the_phases_with_the_options(
     assert [phase["training"]["max_steps"] for phase in each_phase(printed)] == [10, 4]
 
 
+def test_lists_of_classes_are_settings_of_a_phase(recipe: Path, parser: ArgumentParser, tmp_path: Path) -> None:
+    phases = [
+        {"regularizer": ["eq-vae", "noise"], "discriminator_aids": ["diffaug"]},
+        {"discriminator_aids": [{"class_path": "lecam", "init_args": {"weight": 0.5}}],
+         "optimizer": {"groups": [{"patterns": ["*.bias"], "options": {"weight_decay": 0.0}}]}},
+    ]  # fmt: skip
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(RECIPE) | {"phases": phases}))
+    first, second = phases_of(recipe, parser, "--phases.2.discriminator_aids+", "lecam")
+    assert [part.class_path for part in first.regularizer.init_args.regularizers] == [
+        "ldm_ae.regularizers.EQVAE", "ldm_ae.regularizers.GaussianNoise",
+    ]  # fmt: skip
+    assert [aid.class_path for aid in first.discriminator_aids] == ["ldm_ae.discriminators.DiffAug"]
+    assert [aid.init_args.weight for aid in second.discriminator_aids] == [0.5, 0.001]
+    assert second.optimizer.groups[0].options == {"weight_decay": 0.0}
+
+
 def test_differences_are_undone_by_the_recipe() -> None:
     recipe = {"seed": 0, "training": {"max_steps": 3, "compile": False}, "discriminator": {"class_path": "a"}}
     phase = {"seed": 0, "training": {"max_steps": 5, "compile": False}, "discriminator": None}

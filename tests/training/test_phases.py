@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.data import Batch
 from ldm_ae.models import load_autoencoder
 from ldm_ae.training import Stopped, Trainer, newest_checkpoint
+from ldm_ae.training.averages.posthoc import StoredAverages
 from ldm_ae.training.configuration.parsing import config_parser
 from ldm_ae.training.configuration.phases import each_phase
 from ldm_ae.training.run import list_phases, parse_config, train
@@ -148,7 +150,7 @@ def test_discriminator_and_its_optimizer_continue(recipe: Path, tmp_path: Path, 
               "--training.keep_checkpoints", "9")  # fmt: skip
     said = capsys.readouterr().err
     assert "phase 3 of 3: steps 8 to 9, from the model of" in said
-    assert "the objective and the discriminator and the discriminator's optimizer continue" in said
+    assert "the learned log-variance and the discriminator and the discriminator's optimizer continue" in said
     before, after = (out / "checkpoints" / f"step-0000000{step}" for step in (7, 9))
     weights = [load_file(path / "discriminator.safetensors") for path in (before, after)]
     assert tensors_differ(*weights) == set()
@@ -219,6 +221,35 @@ def test_signal_stops_the_run_in_a_phase_and_at_its_end(
         == (results(whole)["model/diffusion_pytorch_model.safetensors"])
     )
     assert files(out / "checkpoints/step-00000009") == files(whole / "checkpoints/step-00000009")
+
+
+def test_networks_of_a_phase_are_freed_before_the_next_one(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the checks before the first step, too."""
+    made: list[weakref.ref[Trainer]] = []
+    alive: list[int] = []
+
+    def make(self: Trainer, **parts: Any) -> None:
+        alive.append(sum(reference() is not None for reference in made))
+        made.append(weakref.ref(self))
+        plain_init(self, **parts)
+
+    plain_init = Trainer.__init__
+    monkeypatch.setattr(Trainer, "__init__", make)
+    run(recipe, tmp_path / "run", "--training.max_steps", "1", "--data.validation_images", "0")
+    assert alive == [0, 0, 0, 0, 0]  # the second and third phase, checked; then all three, trained
+
+
+def test_power_averages_are_those_of_the_last_phase(recipe: Path, tmp_path: Path) -> None:
+    out = run(recipe, tmp_path / "run", "--training.power_ema", "true", "--training.power_ema_every", "1",
+              "--training.ema_decay", "null")  # fmt: skip
+    assert sorted(path.name for path in (out / "averages").iterdir()) == ["step-00000001", "step-00000002"]
+    stored = StoredAverages(out)
+    averaged, exported = stored.weights(stored.lengths[0]), load_autoencoder(out).net.state_dict()
+    assert {name.split(".")[0] for name in averaged} == {"decoder"}  # the parameters of the last phase
+    for name, tensor in averaged.items():
+        torch.testing.assert_close(tensor, exported[name])
 
 
 def test_phase_is_added_to_a_finished_run(whole: Path, recipe: Path, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_resumed_run_equals_an_uninterrupted_one(image_folder: Path, tmp_path: P
     for name, value in expected.items():
         assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-4), name  # after six updates of the encoder
     with pytest.raises(UserError, match="another regularizer"):
-        run(config, tmp_path / "parts", steps, "7", "--regularizer", "[eq-vae, noise]")
+        run(config, tmp_path / "parts", steps, "7", "--regularizer", "[noise, free-bits]")
 
 
 @pytest.mark.slow
@@ -182,15 +182,15 @@ def test_trained_model_and_its_checkpoints_have_the_running_statistics_as_scale(
     image_folder: Path, tmp_path: Path
 ) -> None:
     config = recipe(tmp_path, image_folder, "normalized-latents")
-    out = run(config, tmp_path / "run", "--training.max_steps", "3")
-    state = load_file(out / "checkpoints/step-00000003/regularizer.safetensors")
+    out = run(config, tmp_path / "run", "--training.max_steps", "6")  # the second checkpoint of the run
+    state = load_file(out / "checkpoints/step-00000006/regularizer.safetensors")
     expected = state["running_mean"].tolist(), (state["running_var"].double() + 1e-4).sqrt().tolist()
-    for place in (out, out / "checkpoints/step-00000003", out / "checkpoints/step-00000003/ema"):
+    for place in (out, out / "checkpoints/step-00000006", out / "checkpoints/step-00000006/ema"):
         model = load_autoencoder(place)
         assert model.latent_spec.latents_mean == pytest.approx(expected[0])
         assert model.latent_spec.latents_std == pytest.approx(expected[1])
         assert scale_is_known(model)
-    assert int(state["updates"]) == 3
+    assert int(state["updates"]) == 6
 
 
 def test_step_that_is_undone_leaves_the_statistics(make_accelerator: Callable[[str], Accelerator]) -> None:

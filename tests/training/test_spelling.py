@@ -62,7 +62,8 @@ def test_unknown_option_gets_a_hint(option: str, words: str) -> None:
     ["--training.max_steps", "--objective.regularization_weights.kl", "--optimizer.options.weight_decay", "--optimizer",
      "--model.latent_channels", "--model.init_args.quantizer.init_args.levels", "--training.trackers+", "--model.help",
      "--print_config", "--phases.2.training.max_steps",
-     "--phases.1.discriminator.init_args.ndf", "--data.bad_share", "--objective.perceptual.init_args.net"],
+     "--phases.1.discriminator.init_args.ndf", "--data.bad_share", "--objective.perceptual.init_args.net",
+     "--model.arguments.any_name", "--regularizer.init_args.features.init_args.architecture.any_name"],
 )  # fmt: skip
 def test_known_options_pass(option: str) -> None:
     assert check_spelling([option, "-1"]) == []

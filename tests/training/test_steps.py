@@ -10,7 +10,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ldm_ae.losses import ReconstructionLoss
-from ldm_ae.training.steps import ADAPTIVE_MAX, Reconstructed, adaptive_weight, discriminator_step, generator_step
+from ldm_ae.training.gradients import ADAPTIVE_MAX, adaptive_weight
+from ldm_ae.training.step_parts import Reconstructed
+from ldm_ae.training.steps import discriminator_step, generator_step
 from tests.training.common import (
     assert_close,
     gradients,

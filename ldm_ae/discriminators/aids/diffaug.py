@@ -1,6 +1,6 @@
 """Differentiable augmentation of what the discriminator sees.
 
-Source: Zhao et al., Differentiable Augmentation for Data-Efficient GAN Training, arXiv 2006.10738, section 3.3, with
+Source: Zhao et al., Differentiable Augmentation for Data-Efficient GAN Training, arXiv 2006.10738, section 3, with
 the numbers of the authors' code. Their batch draws from the global generator; here every sample has its own numbers,
 which are equal for its image and its reconstruction.
 """

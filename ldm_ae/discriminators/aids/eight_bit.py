@@ -1,8 +1,8 @@
 """Rounding to 8 bits of what the discriminator sees, so that levels alone do not reveal reconstructions.
 
-Source: Zheng et al., Diffusion Transformers with Representation Autoencoders, arXiv 2510.11690, appendix; the authors'
-code rounds in the discriminator's step alone, so that the generator's loss is that of other images. Here both steps see
-the same images. The straight-through gradient is that of Bengio et al., arXiv 1308.3432.
+Source: the published code of Zheng et al., Diffusion Transformers with Representation Autoencoders, arXiv 2510.11690,
+which rounds in the discriminator's step alone, so that the generator's loss is that of other images. Here both steps
+see the same images. The straight-through gradient is that of Bengio et al., arXiv 1308.3432.
 """
 
 from __future__ import annotations

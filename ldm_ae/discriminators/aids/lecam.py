@@ -1,6 +1,6 @@
 """LeCam regularization: the logits stay near their averages, which matters where there is little data.
 
-Source: Tseng et al., Regularizing Generative Adversarial Networks under Limited Data, arXiv 2104.03310, equation 5,
+Source: Tseng et al., Regularizing Generative Adversarial Networks under Limited Data, arXiv 2104.03310, section 3,
 with the ReLU and the decay of the authors' code. Their code adds a step's means to the averages before its penalty and
 starts to average after 1,000 steps; here the penalty compares with the averages of earlier steps, and the first means
 are their initial values. Others (1d-tokenizer) square the mean over a batch, which would then depend on its size.

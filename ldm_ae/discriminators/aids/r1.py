@@ -1,7 +1,7 @@
 """R1: a penalty on the discriminator's gradient at real images, once in several steps.
 
 Source: Mescheder et al., Which Training Methods for GANs do actually Converge?, arXiv 1801.04406, equation 9; lazily as
-in Karras et al., StyleGAN2, arXiv 1912.04958, appendix B.
+in Karras et al., StyleGAN2, arXiv 1912.04958, section 3.1.
 """
 
 from __future__ import annotations

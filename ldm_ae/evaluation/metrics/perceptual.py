@@ -59,6 +59,11 @@ class Perceptual(ImageMetric):
         if isinstance(self.network, nn.Module):
             self.network.to(setting.device)
 
+    def protocol(self) -> dict[str, object]:
+        """Return the weights of the network, where its name does not determine them."""
+        identity = getattr(self.network, "identity", self.name)
+        return {} if identity == self.name else {f"{self.name}_network": identity}
+
     def per_image(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
         """Return (B,) distances."""
         distances: Tensor = self.network(reconstructions, pixel_values)

@@ -112,6 +112,7 @@ def _rows(trained: Trained) -> Iterator[tuple[str, str]]:
     yield "Started from", "a model that is not public" if pretrained == REMOVED else _value(pretrained)
     yield "Trained parameters", _value(at("training.trainable")) if at("training.trainable") != ["*"] else ""
     yield "Objective", _objective(at)
+    yield "Perceptual networks", escaped(environment.get("perceptual") or "")
     yield "Regularizer of latents", at.named("regularizer") if at.short("regularizer") != "Identity" else ""
     yield "Optimizer", _optimizer(at, "optimizer")
     if at("discriminator") is not None:
@@ -125,10 +126,11 @@ def _rows(trained: Trained) -> Iterator[tuple[str, str]]:
     elif None not in parts:
         yield "Images of a forward pass, and passes of a step", f"{escaped(parts[0])}, {escaped(parts[1])}"
     yield "Steps", _steps(trained.step, trained.planned)
-    for number, (phase, steps) in enumerate(zip(trained.phases, trained.values("training.max_steps"), strict=True), 1):
+    steps = trained.values("training.max_steps")
+    for i, phase in enumerate(trained.phases):
         others = {key: value for key, value in phase.items() if key != "training.max_steps"}
         text = "".join(f"; {code(key)} {_setting(value)}" for key, value in others.items())
-        yield f"Phase {number} of {len(trained.phases)}", f"{_value(steps)} steps{text}"
+        yield f"Phase {i + 1} of {len(steps)}", f"{_value(steps[i])} steps{text}"
     numerics = environment.get("numerics")
     precision = numerics.get("precision") if isinstance(numerics, Mapping) else at("training.precision")
     yield "Precision", _value(precision)
@@ -180,18 +182,26 @@ def _optimizer(at: _Values, key: str) -> str:
 
 def _setting(value: Any) -> str:
     """Return a setting of a phase: a class with its arguments, any other value as JSON."""
-    if isinstance(value, Mapping) and "class_path" in value:
-        return _Values({"setting": value}).named("setting")
-    return code(json.dumps(value, ensure_ascii=False))
+    return _class_with_arguments(value) or code(json.dumps(value, ensure_ascii=False))
 
 
 def _class_with_arguments(configured: Any) -> str:
     """Return `Class(argument=value)` as code; nothing for what is not a configured class."""
     if not isinstance(configured, Mapping) or not configured.get("class_path"):
         return ""
-    name, arguments = str(configured["class_path"]).rpartition(".")[2], configured.get("init_args")
-    given = ", ".join(f"{key}={value}" for key, value in arguments.items()) if isinstance(arguments, Mapping) else ""
-    return code(f"{name}({given})" if given else name)
+    return code(_call(configured))
+
+
+def _call(value: Any) -> str:
+    """Return `Class(argument=value)` of a configured class, also within lists and arguments; other values as text."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_call, value))}]"
+    if not isinstance(value, Mapping) or not value.get("class_path"):
+        return str(value)
+    name, arguments = str(value["class_path"]).rpartition(".")[2], value.get("init_args")
+    arguments = arguments if isinstance(arguments, Mapping) else {}
+    given = ", ".join(f"{key}={_call(inner)}" for key, inner in arguments.items() if inner is not None)
+    return f"{name}({given})" if given else name
 
 
 def _value(value: Any) -> str:

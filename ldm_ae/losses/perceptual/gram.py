@@ -29,9 +29,9 @@ class GramDistance(PerceptualLoss):
 
     @classmethod
     def example(cls) -> GramDistance:
-        from ldm_ae.features import EfficientNetLite0
+        from ldm_ae.features import ConvNeXt
 
-        return cls(features=EfficientNetLite0.example())
+        return cls(features=ConvNeXt.example())
 
     @property
     def identity(self) -> str:

@@ -41,6 +41,10 @@ class LPIPS(FeatureDistance):
         stages = [nn.Sequential(*layers[start:end]) for start, end in pairwise(CUTS[net])]
         super().__init__(f"lpips_{net}", stages, _channel_weights(net, len(stages)))
 
+    @classmethod
+    def example(cls) -> LPIPS:
+        return cls(net="alex", pretrained=False)
+
 
 def _channel_weights(net: Net, count: int) -> list[Tensor]:
     spec = importlib.util.find_spec("lpips")

@@ -87,6 +87,10 @@ class ShiftTolerantLPIPS(FeatureDistance):
         assert torch.equal(self.shift, weights["scaling_layer.shift"])
         assert torch.equal(self.scale, weights["scaling_layer.scale"])
 
+    @classmethod
+    def example(cls) -> ShiftTolerantLPIPS:
+        return cls(net="alex")
+
 
 def _weights_file(net: str) -> Path:
     # The file is found without importing the package, which would import many unneeded modules.

@@ -32,6 +32,9 @@ from ldm_ae.training.monitoring.run_log import RunLog
 from ldm_ae.training.optimizers import load_optimizer
 from ldm_ae.training.phases import Phase
 
+_CONTINUED = {"objective": "learned log-variance"}
+"""What a network of a checkpoint is called, where that is not its name."""
+
 
 class Progress(NamedTuple):
     """The progress of a run."""
@@ -224,7 +227,8 @@ class Saver:
             raise UserError(f"the state in {newest} does not fit this run: {reason(error)}") from error
         first_step = state.get(FIRST_STEP, 0)
         if state["step"] - first_step < self._max_steps:
-            log.print_line(f"resuming from {newest.name}")
+            phase = "" if self._phase.count == 1 else f" in {self._phase.name}"
+            log.print_line(f"resuming from {newest.name}{phase}")
         if before != now:
             log.print_line(f"{now} processes now, {before} before: the images' order, crops and noise are unchanged")
         return Progress(state["step"], state["position"], state["best"], state.get(SKIPPED, 0), first_step)
@@ -237,7 +241,7 @@ class Saver:
         for name, network in self._networks.items():
             if before.get(name) == self._identity.get(name) and layout_fits(last, name, network):
                 load_networks(last, {name: network})
-                continued.append(name)
+                continued.append(_CONTINUED.get(name, name))
         same = before.get("discriminator_optimizer") == self._identity.get("discriminator_optimizer")
         if "discriminator" in continued and same:
             try:

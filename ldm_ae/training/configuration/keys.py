@@ -80,15 +80,29 @@ def split_phase(key: str) -> tuple[int | None, str]:
 @cache
 def class_arguments() -> frozenset[str]:
     """Return the names of all arguments of our registered classes, and of the dataclasses among these arguments."""
-    found: set[str] = set()
+    return frozenset(name for name, _ in _class_arguments())
+
+
+@cache
+def _mappings() -> frozenset[str]:
+    """Return the names of the arguments whose value is a mapping of any keys."""
+    found = (name for name, annotation in _class_arguments() if annotation.startswith(("Mapping[", "dict[")))
+    return frozenset(found) - {*CLASS_KEYS}
+
+
+@cache
+def _class_arguments() -> tuple[tuple[str, str], ...]:
+    """Return name and annotation of each argument of our registered classes."""
+    found = []
     for folder in _COMPONENTS:
         for path in Path(_package(), folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_bytes())):
                 if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-                    found |= {argument.arg for argument in [*node.args.args, *node.args.kwonlyargs]}
+                    arguments = [*node.args.args, *node.args.kwonlyargs]
+                    found += [(item.arg, ast.unparse(item.annotation) if item.annotation else "") for item in arguments]
                 elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    found.add(node.target.id)
-    return frozenset(found)
+                    found.append((node.target.id, ast.unparse(node.annotation)))
+    return tuple(found)
 
 
 def is_known(key: str) -> bool:
@@ -101,10 +115,29 @@ def is_known(key: str) -> bool:
         owner = ".".join(parts[:length])
         if annotation := config_keys().get(owner):
             if parts[length - 1] in CLASS_KEYS:
-                names = set(parts[length:]) - _OF_A_CLASS
+                inside = parts[length:]
+                # The keys of an argument that is a mapping, such as `architecture`, are not arguments.
+                first = next((i for i, name in enumerate(inside) if name in _mappings()), len(inside))
+                names = set(inside[: first + 1]) - _OF_A_CLASS
                 return bool(registry.plugin_entry_points()) or names <= class_arguments()
             return annotation.startswith("dict[")
     return False
+
+
+@cache
+def _arguments() -> frozenset[tuple[str, str | None]]:
+    """Return name and annotation of each argument of our registered classes and of dataclasses beside them."""
+    found: set[tuple[str, str | None]] = set()
+    for folder in _COMPONENTS:
+        for path in Path(_package(), folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_bytes())):
+                if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                    for argument in [*node.args.args, *node.args.kwonlyargs]:
+                        annotation = argument.annotation
+                        found.add((argument.arg, None if annotation is None else ast.unparse(annotation)))
+                elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    found.add((node.target.id, ast.unparse(node.annotation)))
+    return frozenset(found)
 
 
 def _fields(module: str, name: str, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -67,8 +67,8 @@ class RunConfig:
     """Training loop: steps, precision, intervals."""
     phases: list[dict[str, Any]] = field(default_factory=list)
     """Phases that the run consists of, in order, each with the keys that it sets otherwise than the rest of the recipe,
-    such as {training: {max_steps: 1000}}; --phases.2.training.max_steps 100 sets a key of the second one. None is one
-    phase, the recipe."""
+    such as {training: {max_steps: 1000}}; --phases.2.training.max_steps 100 sets a key of the second one. An empty list
+    trains the recipe as it is."""
 
 
 def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> ArgumentParser:
@@ -189,7 +189,8 @@ def saved_text(config: Namespace, parser: ArgumentParser) -> str:
     """Return the configuration as `config.yaml` records it; without phases it does not mention them."""
     recipe = config.clone()
     phases = recipe.pop(PHASES)
-    return parser.dump(recipe) + (yaml.safe_dump({PHASES: phases}, sort_keys=False) if phases else "")
+    # Without its null a key whose default is another value would have that value in a rerun.
+    return parser.dump(recipe, skip_unset=False) + (yaml.safe_dump({PHASES: phases}, sort_keys=False) if phases else "")
 
 
 def _parse(

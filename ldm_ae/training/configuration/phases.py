@@ -11,7 +11,6 @@ functions on such trees need no parser.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -102,8 +101,16 @@ def differences(recipe: Mapping[str, Any], phase: Mapping[str, Any]) -> Tree:
 
 def full_tree(config: Namespace) -> Tree:
     """Return the values of a parsed configuration, null included, which `ArgumentParser.dump` leaves out."""
-    found: Tree = json.loads(json.dumps(config.as_dict(), default=str))  # lists in place of tuples, as in a file
-    return found
+    return {name: _as_in_file(value) for name, value in vars(config).items()}
+
+
+def _as_in_file(value: Any) -> Any:
+    if isinstance(value, Namespace | dict):
+        entries = vars(value) if isinstance(value, Namespace) else value
+        return {name: _as_in_file(inner) for name, inner in entries.items()}
+    if isinstance(value, list | tuple):
+        return [_as_in_file(inner) for inner in value]
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
 def each_phase(config: Mapping[str, Any]) -> list[Tree]:

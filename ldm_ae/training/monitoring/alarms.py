@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ldm_ae.training.steps import ADAPTIVE_MAX
+from ldm_ae.training.gradients import ADAPTIVE_MAX
 
 PATIENCE = 5
 """Number of consecutive log lines that must show a fault before it is named."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.io.files import writing
+from ldm_ae.models import LatentSpec
 from ldm_ae.training.monitoring.trackers import log_image
 from ldm_ae.training.phases import Phase
 
@@ -27,6 +28,11 @@ METRICS = "metrics.jsonl"
 HISTORY = "history.jsonl"
 """The changes of settings in a run directory: an object for each resume that changed some."""
 _FINISHED = "finished"
+_SHOWN = (
+    "rec_loss", "perceptual_loss", "kl_loss", "commitment_loss", "codebook_usage", "alignment_per_latent",
+    "diffusion_per_latent", "generator_loss", "discriminator_loss", "adaptive_weight",
+)  # fmt: skip
+"""The values that the terminal shows."""
 
 
 class Window:
@@ -62,6 +68,27 @@ class Window:
         self.mean_latents = self._latents / self._images
         self._sums, self._counts, self._images, self._seconds, self._latents = {}, {}, 0, 0.0, 0
         return result
+
+
+def relative_values(
+    values: Mapping[str, float], spec: LatentSpec, latents: float, global_batch: int
+) -> dict[str, float]:
+    """Return terms that are sums over an image's latents, such as the KL in nats, as means over their elements, and the
+    fraction of the codes in use; each where the values allow it.
+
+    Args:
+        values: Means over some steps.
+        spec: The latents.
+        latents: Mean number of latent vectors of an image.
+        global_batch: Images of a step.
+    """
+    sums = {name: values[f"{name}_loss"] for name in ("kl", "alignment", "diffusion") if f"{name}_loss" in values}
+    found = {f"{name}_per_latent": value / (spec.channels * latents) for name, value in sums.items()}
+    if "codebook_perplexity" in values:
+        assert spec.codebook_size is not None
+        # One step can use each code once, or one per latent vector of its images.
+        found["codebook_spread"] = values["codebook_perplexity"] / min(spec.codebook_size, global_batch * latents)
+    return found
 
 
 class RunLog:
@@ -137,6 +164,11 @@ class RunLog:
         if self.main:
             self.progress.print_line(text)
 
+    def print_summary(self, step: int, values: Mapping[str, float]) -> None:
+        """Print the most important values of a log line in one line."""
+        parts = [f"{_word(name)} {values[name]:.4g}" for name in _SHOWN if name in values]
+        self.print_line(f"step {step}: {', '.join(parts)}, {values['images_per_second']:.1f} images/s")
+
     def changes(self, step: int, changed: Mapping[str, tuple[str, str]]) -> None:
         """Write the settings that a resumed run has from `step` on to the terminal, metrics.jsonl and history.jsonl.
 
@@ -177,6 +209,11 @@ def finished_step(folder: Path) -> int | None:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     last = lines[-1] if lines else ""
     return int(_step_of(last)) if f'"kind": "{_FINISHED}"' in last and _step_of(last) < math.inf else None
+
+
+def _word(name: str) -> str:
+    """Return the name of a shown value without what it is a mean of."""
+    return name.removesuffix("_loss").removesuffix("_per_latent")
 
 
 def _value(text: str) -> Any:
