@@ -45,7 +45,7 @@ class Chain(Regularizer):
         return f"{super().identity} of {', '.join(each.identity for each in self._all())}"
 
     @property
-    def adaptive_terms(self) -> frozenset[str]:  # type: ignore[override] - of an instance, not of the class
+    def adaptive_terms(self) -> frozenset[str]:  # type: ignore[override]  # of an instance, not of the class
         """Those of all regularizers, numbered as the terms are."""
         found: list[str] = []
         for each in self._all():

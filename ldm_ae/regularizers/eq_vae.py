@@ -85,8 +85,8 @@ class EQVAE(Regularizer):
             return Regularized(latents, pixel_values)
         height, width = latents.shape[-2:]
         size = fraction_of((height, width), numerator, _STEPS)
-        both = resized(latents, size), resized(pixel_values, self._images_of(size))
-        return Regularized(*(torch.rot90(values, quarters, (-2, -1)) for values in both))
+        changed, target = resized(latents, size), resized(pixel_values, self._images_of(size))
+        return Regularized(torch.rot90(changed, quarters, (-2, -1)), torch.rot90(target, quarters, (-2, -1)))
 
     def _change(self, draws: Draws) -> tuple[int | None, int]:
         """Return the step's scale in units of 1/32, None for no change, and its quarter turns, 0 for smaller images."""

@@ -122,6 +122,29 @@ def test_resumed_run_with_every_aid_equals_uninterrupted(tiny_config: Path, tmp_
         run(tiny_config, expected, "--discriminator_aids", "[lecam]", "--training.max_steps", "8")
 
 
+@pytest.mark.slow
+def test_resumed_run_over_frozen_features_equals_uninterrupted(tiny_config: Path, tmp_path: Path) -> None:
+    """The estimates of spectral norms are in checkpoints; the frozen network is not."""
+    features = {"class_path": "efficientnet-lite0", "init_args": {"layers": [1, 2], "image_size": 64}}
+    arguments = {"features": features, "channels": 8, "norm": "group"}
+    more = (
+        "--optimizer.schedule", "constant",
+        "--discriminator", json.dumps({"class_path": "projected", "init_args": arguments}),
+    )  # fmt: skip
+    expected = run(tiny_config, tmp_path / "whole", *more, "--training.max_steps", "4")
+    run(tiny_config, tmp_path / "parts", *more, "--training.max_steps", "3")
+    run(tiny_config, tmp_path / "parts", *more, "--training.max_steps", "4")
+    last = expected / "checkpoints" / "step-00000004"
+    assert files(tmp_path / "parts" / "checkpoints" / last.name) == files(last)
+    saved = load_file(last / "discriminator.safetensors")
+    assert {name.partition(".")[0] for name in saved} == {"discriminators"}
+    arguments["seed"] = 1
+    with pytest.raises(
+        UserError, match=r"another discriminator \(ProjectedDiscriminator with .*mixing seed 0, now .*1"
+    ):
+        run(tiny_config, expected, "--discriminator", json.dumps({"class_path": "projected", "init_args": arguments}))
+
+
 # ------------------------------------------------------------------------------------------------------- configurations
 
 

@@ -143,6 +143,15 @@ def test_combined_average_equals_the_tracked_one(length: float, tolerance: float
     assert stored_snapshots(tmp_path).snapshots[-1].buffers()["running_mean"][0] == 639.0
 
 
+def test_averages_follow_parameters_whose_data_are_replaced() -> None:
+    walk = Walk()
+    power = PowerEMA(walk, (0.05,), None)
+    walk.net.weight.data = walk.net.weight.data.clone()  # as DistributedDataParallel may do
+    walk.move(0)
+    power.update(0)
+    assert torch.equal(power.copied().averages[0.05]["weight"], walk.net.weight)
+
+
 def test_lengths_out_of_reach_are_refused_with_the_range(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no snapshots of averages; only a run .* training\.power_ema true"):
         StoredAverages(tmp_path)

@@ -37,14 +37,15 @@ class PowerEMA:
 
     def __init__(self, model: Autoencoder, lengths: Sequence[float], evaluated: Autoencoder | None):
         learned = {id(tensor) for tensor in model.learned_parameters()}
+        # The parameters themselves: DistributedDataParallel, which wraps the model later, may replace their data.
         parameters = {
-            name: parameter.detach()
+            name: parameter
             for name, parameter in model.net.named_parameters()
             if parameter.requires_grad or id(parameter) in learned
         }
         self._model, self._evaluated = model, evaluated
-        self._names, self._current = list(parameters), list(parameters.values())
-        self._averages = {length: [tensor.clone() for tensor in self._current] for length in lengths}
+        self._names, self._parameters = list(parameters), list(parameters.values())
+        self._averages = {length: [tensor.clone() for tensor in self._current()] for length in lengths}
         if evaluated is not None:
             own = dict(evaluated.net.named_parameters())
             self._averages[lengths[0]] = [own[name].detach() for name in self._names]
@@ -56,16 +57,20 @@ class PowerEMA:
 
     def size(self) -> int:
         """Return the number of bytes of one snapshot of all averages."""
-        return len(self._averages) * sum(tensor.nbytes for tensor in self._current)
+        return len(self._averages) * sum(parameter.nbytes for parameter in self._parameters)
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Average in the weights after update number `step`, counted from 0: one fused operation for each length."""
+        current = self._current()
         for length, averaged in self._averages.items():
-            torch._foreach_lerp_(averaged, self._current, 1.0 - decay(length, step + 1))
+            torch._foreach_lerp_(averaged, current, 1.0 - decay(length, step + 1))
         if self._evaluated is not None:
             for mine, theirs in zip(self._evaluated.buffers(), self._model.buffers(), strict=True):
                 mine.copy_(theirs)
+
+    def _current(self) -> list[Tensor]:
+        return [parameter.detach() for parameter in self._parameters]
 
     def state(self) -> dict[str, Weights]:
         """Return what a checkpoint holds besides the evaluated model: averages by length and name, not copied."""
