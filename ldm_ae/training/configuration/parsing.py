@@ -7,7 +7,8 @@ Each part is a frozen dataclass that lives beside the component it configures; a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from pydoc import locate
 from typing import Any, get_args, get_type_hints
@@ -146,7 +147,9 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
             raise SystemExit(0)
     if any(option.split(".")[0] == PHASES for option, _ in options(arguments)) or any(map(_has_phases, files)):
         return _parse_phases(arguments, parser, files)
-    config = _parse(full_names(arguments), parser, files, arguments)
+    with _explaining(files, arguments):
+        given = full_names(arguments)
+    config = _parse(given, parser, files, arguments)
     for key, value in config.items():
         _require_value(key, value, config, parser)
     return config
@@ -158,8 +161,9 @@ def _has_phases(file: ConfigFile) -> bool:
 
 def _parse_phases(arguments: Sequence[str], parser: ArgumentParser, files: Sequence[ConfigFile]) -> Namespace:
     """Return the configuration of a recipe with phases; `phases` lists the differences of each from the recipe."""
-    given = given_phases(arguments)
-    head, tail = full_names(given.files), full_names(given.options)
+    with _explaining(files, arguments):
+        given = given_phases(arguments)
+        head, tail = full_names(given.files), full_names(given.options)
     prints = [argument for argument in (*head, *tail) if argument.partition("=")[0] == _PRINT]
     head, tail = ([argument for argument in part if argument not in prints] for part in (head, tail))
     config = _parse([*head, *tail], parser, files, arguments)
@@ -198,8 +202,15 @@ def _parse(
     phase: int | None = None,
 ) -> Namespace:  # fmt: skip
     """Return the configuration of arguments with full names; `arguments` are those that the user gave."""
-    try:
+    with _explaining(files, arguments, phase):
         return parser.parse_args([*given])
+
+
+@contextmanager
+def _explaining(files: Sequence[ConfigFile], arguments: Sequence[str], phase: int | None = None) -> Iterator[None]:
+    """Turn the errors of parsers within the block into a UserError that names the place in a file or an option."""
+    try:
+        yield
     except (ArgumentError, TypeError, ValueError, yaml.YAMLError) as error:
         raise reportable(error) or explain(error, files, arguments, phase) from error
     except RecursionError as error:
