@@ -15,6 +15,7 @@ from torch import nn
 from ldm_ae.cli import main
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import load_autoencoder
+from ldm_ae.training.averages import snapshots
 from ldm_ae.training.averages.posthoc import StoredAverages
 from ldm_ae.training.averages.power import PowerEMA
 from ldm_ae.training.averages.profiles import TOLERANCE, Profiles, combine, decay, exponent, length_of, reachable
@@ -333,3 +334,10 @@ def test_each_phase_has_snapshots_of_its_own(recipe: Path, tmp_path: Path, capsy
     Snapshots(out, in_background=False, phase=1).rewind(2)
     assert StoredAverages(out).phase == 1
     assert StoredAverages(out).step == 2
+
+
+def test_phases_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (2, 10, 1, 3):
+        (tmp_path / f"phase-{number}").mkdir()
+    (tmp_path / "phase-old").mkdir()
+    assert [*snapshots._phases(tmp_path)] == [1, 2, 3, 10]

@@ -119,7 +119,7 @@ def write_snapshot(folder: Path, step: int, averaged: Averaged) -> None:
 def _phases(folder: Path) -> dict[int, Path]:
     """Return the folders of the phases of a run in `RUN/averages` by number, in order."""
     found = {path.name.removeprefix(_PHASE): path for path in folder.glob(f"{_PHASE}*")}
-    return {int(number): found[number] for number in sorted(found, key=len) if number.isdecimal()}
+    return dict(sorted((int(number), path) for number, path in found.items() if number.isdecimal()))
 
 
 class Stored(NamedTuple):
