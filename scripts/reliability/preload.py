@@ -11,6 +11,8 @@ import importlib.util
 
 import diffusers
 
+from ldm_ae.training.configuration.full_names import REGISTRIES
+
 MODULES = (
     "pyarrow.dataset", "ldm_ae.cli", "ldm_ae.training.run", "ldm_ae.latents", "ldm_ae.latents.conversion.convert",
     "ldm_ae.latents.conversion.import_store", "ldm_ae.evaluation", "ldm_ae.interop",
@@ -24,5 +26,7 @@ for module in (*MODULES, *(name for name in WHERE_INSTALLED if importlib.util.fi
     importlib.import_module(module)
 for network in NETWORKS:
     getattr(diffusers, network)
+for registry in REGISTRIES.values():
+    registry.classes()
 gc.collect()
 gc.freeze()  # a collection in a fork would copy every page that holds an object

@@ -145,8 +145,8 @@ def doubles(monkeypatch: pytest.MonkeyPatch, **parts: Any) -> Iterator[None]:
     """Runs have these parts in place of the configured ones."""
     plain = run_module.build_config
 
-    def build(*arguments: Any) -> Any:
-        built = plain(*arguments)
+    def build(*arguments: Any, **more: Any) -> Any:
+        built = plain(*arguments, **more)
         weights = built.objective.regularization_weights | (
             {} if not isinstance(parts.get("regularizer"), Turn) else TERMS
         )

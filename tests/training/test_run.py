@@ -37,6 +37,11 @@ NARROW: dict[str, dict[str, Any]] = {
         "encoder_block_out_channels": [8] * 3, "decoder_block_out_channels": [8] * 3,
         "num_encoder_blocks": [1] * 3, "num_decoder_blocks": [1] * 3,
     },
+    # The encoder of the tiny model, which is the teacher.
+    "AsymmetricAutoencoder": {
+        "down_block_out_channels": [8, 16, 16], "up_block_out_channels": [8] * 3, "norm_num_groups": 4,
+        "layers_per_down_block": 1, "layers_per_up_block": 1,
+    },
     "Flux2Autoencoder": {"block_out_channels": [8] * 4, "norm_num_groups": 4, "latent_channels": 4},
     "RAEAutoencoder": {
         "encoder_hidden_size": 64, "encoder_num_hidden_layers": 1, "encoder_patch_size": 4, "encoder_input_size": 16,
