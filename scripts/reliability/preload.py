@@ -8,14 +8,17 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import pkgutil
 
 import diffusers
-
-from ldm_ae.training.configuration.full_names import REGISTRIES
 
 MODULES = (
     "pyarrow.dataset", "ldm_ae.cli", "ldm_ae.training.run", "ldm_ae.latents", "ldm_ae.latents.conversion.convert",
     "ldm_ae.latents.conversion.import_store", "ldm_ae.evaluation", "ldm_ae.interop",
+)  # fmt: skip
+PACKAGES = (
+    "ldm_ae.models.adapters", "ldm_ae.quantizers", "ldm_ae.regularizers", "ldm_ae.discriminators", "ldm_ae.features",
+    "ldm_ae.losses.perceptual", "ldm_ae.data.sources",
 )  # fmt: skip
 WHERE_INSTALLED = ("attrs", "docstring_parser", "pandas")
 """What jsonargparse and pyarrow import if it is there."""
@@ -26,7 +29,9 @@ for module in (*MODULES, *(name for name in WHERE_INSTALLED if importlib.util.fi
     importlib.import_module(module)
 for network in NETWORKS:
     getattr(diffusers, network)
-for registry in REGISTRIES.values():
-    registry.classes()
+# Files that registries find by name. Registries themselves stay unasked: they remember the plugins that there are.
+for package in PACKAGES:
+    for item in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{item.name}")
 gc.collect()
 gc.freeze()  # a collection in a fork would copy every page that holds an object
