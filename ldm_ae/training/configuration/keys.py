@@ -124,22 +124,6 @@ def is_known(key: str) -> bool:
     return False
 
 
-@cache
-def _arguments() -> frozenset[tuple[str, str | None]]:
-    """Return name and annotation of each argument of our registered classes and of dataclasses beside them."""
-    found: set[tuple[str, str | None]] = set()
-    for folder in _COMPONENTS:
-        for path in Path(_package(), folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_bytes())):
-                if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-                    for argument in [*node.args.args, *node.args.kwonlyargs]:
-                        annotation = argument.annotation
-                        found.add((argument.arg, None if annotation is None else ast.unparse(annotation)))
-                elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    found.add((node.target.id, ast.unparse(node.annotation)))
-    return frozenset(found)
-
-
 def _fields(module: str, name: str, prefix: str = "") -> Iterator[tuple[str, str]]:
     tree = _source(module)
     imported = {
