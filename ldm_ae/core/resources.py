@@ -1,7 +1,8 @@
-"""Recipes and trained models of the project, both in a checkout and in an installed package."""
+"""Recipes and trained models of the project, in a checkout and in an installed package, and other packages' folders."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,6 +77,14 @@ def shipped_models() -> dict[str, Path]:
         if models := {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}:
             return models
     return {}
+
+
+def installed_folder(package: str) -> Path | None:
+    """Return the folder of an installed package without importing it, which may take seconds; None without it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0])
 
 
 def _find(checkout: str, installed: str, name: str) -> Path:

@@ -259,6 +259,10 @@ class VisionTransformer(TransformersNetwork):
         norm: nn.Module = self.network.layernorm
         return norm
 
+    def embed(self, images: Tensor) -> Tensor:
+        hidden: Tensor = self.network.embeddings(images)
+        return hidden
+
     def patch_size(self, config: Any) -> int:
         size: int = config.patch_size
         return size

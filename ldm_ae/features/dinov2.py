@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ldm_ae.features._transformers import Classes, VisionTransformer
 
@@ -48,7 +48,3 @@ class DINOv2(VisionTransformer):
     def blocks(self) -> nn.ModuleList:
         layers: nn.ModuleList = self.network.encoder.layer
         return layers
-
-    def embed(self, images: Tensor) -> Tensor:
-        hidden: Tensor = self.network.embeddings(images)
-        return hidden

@@ -58,9 +58,5 @@ class DINOv3(VisionTransformer):
         self.network.rope_embeddings.inv_freq = frequencies  # positions are computed in float32
         return self
 
-    def embed(self, images: Tensor) -> Tensor:
-        hidden: Tensor = self.network.embeddings(images)
-        return hidden
-
     def block_arguments(self, images: Tensor) -> dict[str, Any]:
         return {"position_embeddings": self.network.rope_embeddings(images)}

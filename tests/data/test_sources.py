@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from PIL import Image
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import Annotated, RawImage, Source, decode_image, open_source
 from ldm_ae.data.sources import SOURCES
-from ldm_ae.data.sources import photos as photos_module
 from tests.data import source_files
 from tests.data.source_files import dataset, image, write_folder, write_tar, write_webdataset
 
@@ -109,7 +109,7 @@ def test_photo_paths_are_located_without_importing_their_packages() -> None:
 
 
 def test_missing_photo_packages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photos_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"scikit-image, which is missing; pip install 'ldm_ae\[offline\]'"):
         open_source("photos:train")
 

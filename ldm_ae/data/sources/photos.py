@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.core.resources import installed_folder
 from ldm_ae.data.sources.interface import RawImage, Source
 from ldm_ae.data.sources.tree import Tree
 
@@ -65,8 +65,7 @@ class PhotosSource(Source):
 
 
 def _find_folder(wheel: str, package: str, folder: str) -> Path:
-    """Return a folder in an installed package without importing it, which would take seconds and half of SciPy."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
+    """Return a folder in an installed package."""
+    if (found := installed_folder(package)) is None:
         raise UserError(f"the bundled photos need {wheel}, which is missing; pip install 'ldm_ae[offline]'")
-    return Path(spec.submodule_search_locations[0]) / folder
+    return found / folder

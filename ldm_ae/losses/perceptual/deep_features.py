@@ -17,10 +17,10 @@ from torch import Tensor
 from ldm_ae.core.errors import UserError
 from ldm_ae.features import FeatureNetwork
 from ldm_ae.losses.perceptual._feature_distance import layer_distance
-from ldm_ae.losses.perceptual.interface import PerceptualLoss
+from ldm_ae.losses.perceptual._of_features import FeatureLoss
 
 
-class DeepFeatures(PerceptualLoss):
+class DeepFeatures(FeatureLoss):
     """Mean squared difference of feature maps, averaged over the maps.
 
     Args:
@@ -32,31 +32,19 @@ class DeepFeatures(PerceptualLoss):
     """
 
     short_names = ("deep-features",)
+    kind = "features"
 
     def __init__(self, *, features: FeatureNetwork, unit_length: bool = True, tile: int | None = None):
         if tile is not None and tile < 1:
             raise UserError(f"DeepFeatures: expected a tile of at least 1 pixel, got {tile}")
-        super().__init__(f"{features.name}_features")
-        self.features, self.unit_length, self.tile = features, unit_length, tile
+        super().__init__(features)
+        self.unit_length, self.tile = unit_length, tile
 
-    @classmethod
-    def example(cls) -> DeepFeatures:
-        from ldm_ae.features import ConvNeXt
+    def compared(self, pixel_values: Tensor) -> list[Tensor]:
+        return self.features(self._tiles(pixel_values))
 
-        return cls(features=ConvNeXt.example())
-
-    @property
-    def identity(self) -> str:
-        return f"{self.name} of {self.features.identity}"
-
-    def forward(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
-        with torch.autocast(pixel_values.device.type, enabled=False):
-            with torch.no_grad():
-                real = self.features(self._tiles(pixel_values))
-            found = self.features(self._tiles(reconstructions))
-            distances = [self._distance(*pair) for pair in zip(found, real, strict=True)]
-            mean = torch.stack(distances).mean(dim=0)
-        return mean.view(-1, len(pixel_values)).mean(dim=0)
+    def distance(self, found: list[Tensor], real: list[Tensor]) -> Tensor:
+        return torch.stack([self._distance(*pair) for pair in zip(found, real, strict=True)]).mean(dim=0)
 
     def _distance(self, found: Tensor, real: Tensor) -> Tensor:
         """Return the distance of one map, (B,)."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ldm_ae.features import FeatureNetwork
-from ldm_ae.losses.perceptual.interface import PerceptualLoss
+from ldm_ae.losses.perceptual._of_features import FeatureLoss
 
 
-class GramDistance(PerceptualLoss):
+class GramDistance(FeatureLoss):
     """Squared distance of Gram matrices, summed over the maps, in float32.
 
     Args:
@@ -22,28 +22,16 @@ class GramDistance(PerceptualLoss):
     """
 
     short_names = ("gram",)
+    kind = "gram"
 
     def __init__(self, *, features: FeatureNetwork):
-        super().__init__(f"{features.name}_gram")
-        self.features = features
+        super().__init__(features)
 
-    @classmethod
-    def example(cls) -> GramDistance:
-        from ldm_ae.features import ConvNeXt
+    def compared(self, pixel_values: Tensor) -> list[Tensor]:
+        return [_gram(features) for features in self.features(pixel_values)]
 
-        return cls(features=ConvNeXt.example())
-
-    @property
-    def identity(self) -> str:
-        return f"{self.name} of {self.features.identity}"
-
-    def forward(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
-        with torch.autocast(pixel_values.device.type, enabled=False):
-            with torch.no_grad():
-                real = [_gram(features) for features in self.features(pixel_values)]
-            found = [_gram(features) for features in self.features(reconstructions)]
-            distances = [(f - r).square().sum(dim=(1, 2)) for f, r in zip(found, real, strict=True)]
-            return torch.stack(distances).sum(dim=0)
+    def distance(self, found: list[Tensor], real: list[Tensor]) -> Tensor:
+        return torch.stack([(f - r).square().sum(dim=(1, 2)) for f, r in zip(found, real, strict=True)]).sum(dim=0)
 
 
 def _gram(features: Tensor) -> Tensor:

@@ -9,15 +9,14 @@ the same networks, so that a published weight is a starting point here.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.features import FeatureNetwork
-from ldm_ae.losses.perceptual.interface import PerceptualLoss
+from ldm_ae.losses.perceptual._of_features import FeatureLoss
 
 
-class LogitDistance(PerceptualLoss):
+class LogitDistance(FeatureLoss):
     """Mean squared difference of logits.
 
     Args:
@@ -26,6 +25,8 @@ class LogitDistance(PerceptualLoss):
     """
 
     short_names = ("logits",)
+    kind = "logits"
+    example_network = "ResNet50"
 
     def __init__(self, *, features: FeatureNetwork):
         if not features.has_classifier:
@@ -33,21 +34,10 @@ class LogitDistance(PerceptualLoss):
                 f"LogitDistance needs a classifier, which {type(features).__name__} does not have here; use ResNet50, "
                 "ConvNeXt or EfficientNetLite0 with all of its stages"
             )
-        super().__init__(f"{features.name}_logits")
-        self.features = features
+        super().__init__(features)
 
-    @classmethod
-    def example(cls) -> LogitDistance:
-        from ldm_ae.features import ResNet50
+    def compared(self, pixel_values: Tensor) -> Tensor:
+        return self.features.logits(pixel_values)
 
-        return cls(features=ResNet50.example())
-
-    @property
-    def identity(self) -> str:
-        return f"{self.name} of {self.features.identity}"
-
-    def forward(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
-        with torch.autocast(pixel_values.device.type, enabled=False):
-            with torch.no_grad():
-                real = self.features.logits(pixel_values)
-            return (self.features.logits(reconstructions) - real).square().mean(dim=1)
+    def distance(self, found: Tensor, real: Tensor) -> Tensor:
+        return (found - real).square().mean(dim=1)

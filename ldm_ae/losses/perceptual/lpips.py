@@ -6,12 +6,11 @@ networks' ImageNet weights from torchvision's files.
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import pairwise
-from pathlib import Path
 
 from torch import Tensor, nn
 
+from ldm_ae.core.resources import installed_folder
 from ldm_ae.features._torchvision import CUTS, Net, random_convolutions, weights_file
 from ldm_ae.io.legacy import read_legacy_weights
 from ldm_ae.losses.perceptual._feature_distance import FeatureDistance
@@ -47,8 +46,7 @@ class LPIPS(FeatureDistance):
 
 
 def _channel_weights(net: Net, count: int) -> list[Tensor]:
-    spec = importlib.util.find_spec("lpips")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    weights = read_legacy_weights(Path(spec.submodule_search_locations[0]) / "weights" / "v0.1" / f"{net}.pth")
+    folder = installed_folder("lpips")
+    assert folder is not None, "lpips is a dependency"
+    weights = read_legacy_weights(folder / "weights" / "v0.1" / f"{net}.pth")
     return [weights[f"lin{i}.model.1.weight"].flatten() for i in range(count)]

@@ -7,7 +7,6 @@ stride.
 
 from __future__ import annotations
 
-import importlib.util
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.core.resources import installed_folder
 from ldm_ae.io.legacy import read_legacy_weights
 from ldm_ae.losses.perceptual._feature_distance import FeatureDistance
 
@@ -93,8 +93,6 @@ class ShiftTolerantLPIPS(FeatureDistance):
 
 
 def _weights_file(net: str) -> Path:
-    # The file is found without importing the package, which would import many unneeded modules.
-    spec = importlib.util.find_spec("stlpips_pytorch")
-    if spec is None or not spec.submodule_search_locations:
+    if (folder := installed_folder("stlpips_pytorch")) is None:
         raise UserError("ShiftTolerantLPIPS needs the weights of stlpips-pytorch: pip install 'ldm_ae[offline]'")
-    return Path(spec.submodule_search_locations[0]) / "weights" / "vST0.0" / f"{net}_shift_tolerant.pth"
+    return folder / "weights" / "vST0.0" / f"{net}_shift_tolerant.pth"
