@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ldm_ae.core.seeding import seeded_noise
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, Posterior
 
 ACTIVE_NATS = 0.01
@@ -50,11 +51,9 @@ class LatentSummary:
 
     def update(self, posterior: Posterior, latents_shape: torch.Size) -> None:
         """Add the posterior of a batch whose latents are `latents_shape`, (B, C, h, w)."""
-        noise = [
-            torch.randn(latents_shape[1:], generator=torch.Generator().manual_seed(self._seed + self._images + i))
-            for i in range(latents_shape[0])
-        ]
-        latents = posterior.sample(noise=torch.stack(noise)).detach().to("cpu", torch.float64)
+        first = self._seed + self._images
+        noise = seeded_noise(torch.arange(first, first + latents_shape[0]), tuple(latents_shape[1:]))
+        latents = posterior.sample(noise=noise).detach().to("cpu", torch.float64)
         self.statistics.update(latents)
         if self._images == 0:
             reach = HISTOGRAM_DEVIATIONS * self.statistics.channel_std.clamp(min=1e-12)

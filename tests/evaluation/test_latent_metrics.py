@@ -100,6 +100,14 @@ def test_spectrum_does_not_depend_on_scale_shift_and_batches() -> None:
     assert profile.protocol()["latent_spectrum"] == {"cycles_per_latent": frequency, "power": power}
 
 
+def test_constant_latents_have_no_spectrum() -> None:
+    scoring = Scoring([LatentSpectrum()], Setting(model=None, device=torch.device("cpu")))
+    images = torch.ones(2, 3, 8, 8)
+    scoring.update(images, images, PointPosterior(images))
+    assert scoring.compute() == {}
+    assert scoring.skipped == {"latent_spectrum": "Latent spectrum needs latents that are not constant"}
+
+
 def test_equivariance_of_the_identity_is_complete() -> None:
     found = scores(Equivariance(), IdentityAutoencoder(), pictures(4))
     assert found == {

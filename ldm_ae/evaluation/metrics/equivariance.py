@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.evaluation.metrics.interface import CannotScoreError, MeanMetric, ScoreInfo, Scores, Setting
+from ldm_ae.evaluation.metrics._of_model import ModelMetric
+from ldm_ae.evaluation.metrics.interface import CannotScoreError, ScoreInfo, Scores
 from ldm_ae.evaluation.metrics.psnr import psnr
-from ldm_ae.models import Autoencoder, Posterior
+from ldm_ae.models import Autoencoder
 
 
 def halve(images: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def _explained(words: str) -> tuple[str, str]:
     return error, f"PSNR of images at {words} against the decoded latents that were transformed alike."
 
 
-class Equivariance(MeanMetric):
+class Equivariance(ModelMetric):
     """Error of E(T x) against T E(x), relative to the variance of E(T x), and PSNR of D(T E(x)) against T x.
 
     E is the posterior's mode. Each transformation costs another encoding and decoding.
@@ -63,15 +64,6 @@ class Equivariance(MeanMetric):
             )),
         )
     }  # fmt: skip
-    compares_images = False
-
-    def __init__(self) -> None:
-        self._model: Autoencoder | None = None
-        self.reset()
-
-    def prepare(self, setting: Setting) -> None:
-        """Keep the model."""
-        self._model = setting.model
 
     def reset(self) -> None:
         """Discard all images."""
@@ -79,23 +71,14 @@ class Equivariance(MeanMetric):
         self._errors = dict.fromkeys(TRANSFORMS, 0.0)
         self._variances = dict.fromkeys(TRANSFORMS, 0.0)
 
-    def update(
-        self, reconstructions: Tensor, pixel_values: Tensor, posterior: Posterior | None = None
-    ) -> Mapping[str, Tensor]:
-        """Add a batch.
-
-        Raises:
-            CannotScoreError: There is no model, or it cannot take the transformed images.
-        """
-        model = self._model
-        if model is None or posterior is None:
-            raise CannotScoreError(f"{self.label} needs the latents of a model")
-        latents, found = posterior.mode().float(), {}
+    def per_image(self, model: Autoencoder, latents: Tensor, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Return (B,) PSNR, and add to the errors; CannotScoreError if the model cannot take the transformed images."""
+        latents, found = latents.float(), {}
         for name, (words, transform) in TRANSFORMS.items():
             images, expected = transform(pixel_values), transform(latents)
             try:
                 encoded = model.encode(images).mode().float()
-                decoded = model.decode(expected.to(latents))
+                decoded = model.decode(expected)
             except UserError as error:
                 raise CannotScoreError(f"{self.label} encodes images at {words}: {error}") from None
             if encoded.shape != expected.shape:
@@ -105,7 +88,7 @@ class Equivariance(MeanMetric):
             variance = (encoded - encoded.mean(dim=(2, 3), keepdim=True)).double().square().sum()
             self._variances[name] += float(variance)
             found[f"equivariance_psnr_{name}"] = psnr(decoded, images)
-        return self.keep(found)
+        return found
 
     def compute(self) -> Scores:
         """Return errors over all images, and means of the images' PSNR."""

@@ -12,9 +12,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ldm_ae.evaluation.metrics.interface import CannotScoreError, MeanMetric, ScoreInfo, Setting
+from ldm_ae.core.seeding import seeded_noise
+from ldm_ae.evaluation.metrics._of_model import ModelMetric
+from ldm_ae.evaluation.metrics.interface import ScoreInfo
 from ldm_ae.evaluation.metrics.psnr import psnr
-from ldm_ae.models import Autoencoder, Posterior
+from ldm_ae.models import Autoencoder
 
 LEVELS = (0.1, 0.3)
 """Standard deviations of the noise, in units of scaled latents, whose own is about 1."""
@@ -24,7 +26,7 @@ def _key(level: float) -> str:
     return f"psnr_noise_{level}"
 
 
-class NoiseTolerance(MeanMetric):
+class NoiseTolerance(ModelMetric):
     """PSNR of the images that latents with added noise give: of the posterior's mode, scaled, plus noise of each level.
 
     The noise of an image depends on its position in the data set alone. Each level costs another decoding.
@@ -40,43 +42,19 @@ class NoiseTolerance(MeanMetric):
         )
         for level in LEVELS
     }  # fmt: skip
-    compares_images = False
-
-    def __init__(self) -> None:
-        self._model: Autoencoder | None = None
-        self.reset()
-
-    def prepare(self, setting: Setting) -> None:
-        """Keep the model."""
-        self._model = setting.model
 
     def reset(self) -> None:
         """Discard all images."""
         super().reset()
         self._images = 0
 
-    def update(
-        self, reconstructions: Tensor, pixel_values: Tensor, posterior: Posterior | None = None
-    ) -> Mapping[str, Tensor]:
-        """Add a batch.
-
-        Raises:
-            CannotScoreError: There is no model.
-        """
-        model = self._model
-        if model is None or posterior is None:
-            raise CannotScoreError(f"{self.label} needs the latents of a model")
-        mode = posterior.mode()
-        scaled = model.scale(mode).float()
-        noise = torch.stack(
-            [
-                torch.randn(scaled.shape[1:], generator=torch.Generator().manual_seed(self._images + i))
-                for i in range(len(scaled))
-            ]
-        ).to(scaled)
+    def per_image(self, model: Autoencoder, latents: Tensor, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Return (B,) PSNR at each level."""
+        scaled = model.scale(latents).float()
+        seeds = torch.arange(self._images, self._images + len(scaled))
+        noise = seeded_noise(seeds, tuple(scaled.shape[1:])).to(scaled)
         self._images += len(scaled)
-        found = {}
-        for level in LEVELS:
-            latents = model.unscale(scaled + level * noise).to(mode)
-            found[_key(level)] = psnr(model.decode(latents), pixel_values)
-        return self.keep(found)
+        return {
+            _key(level): psnr(model.decode(model.unscale(scaled + level * noise).to(latents)), pixel_values)
+            for level in LEVELS
+        }

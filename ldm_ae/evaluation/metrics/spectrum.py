@@ -22,6 +22,8 @@ NYQUIST = 0.5
 """Highest frequency of a row or column, in cycles per latent."""
 HIGH = NYQUIST / 2
 SMALLEST_SIDE = 4
+_ROUNDING = 1e-24
+"""Share of the power in float64 below which it is rounding: the latents are constant."""
 
 
 class LatentSpectrum(Metric):
@@ -91,7 +93,9 @@ class LatentSpectrum(Metric):
         return (self._frequency[some] / self._count[some]).tolist(), (self._power[some] / self._count[some]).tolist()
 
     def compute(self) -> Scores:
-        """Return both numbers."""
+        """Return both numbers; CannotScoreError for constant latents, which have no spectrum."""
+        if not self._power.any():
+            raise CannotScoreError(f"{self.label} needs latents that are not constant")
         frequency, power = (torch.tensor(values, dtype=torch.float64).log() for values in self.profile())
         x = frequency - frequency.mean()
         slope = (x * (power - power.mean())).sum() / x.square().sum()
@@ -110,8 +114,10 @@ def normalized_power(latents: Tensor) -> Tensor:
     h and w is 1, or 0 for constant latents."""
     rows, columns = (_cosines(size).to(latents) for size in latents.shape[-2:])
     power = (rows @ latents @ columns.T).square()
+    whole = power.sum(dim=(-2, -1), keepdim=True)
     power[..., 0, 0] = 0.0
-    return power / power.sum(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(power.dtype).tiny)
+    total = power.sum(dim=(-2, -1), keepdim=True)
+    return torch.where(total > _ROUNDING * whole, power / total, 0.0)
 
 
 def frequencies(height: int, width: int) -> Tensor:
