@@ -31,6 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_ae.core.averaging import warmed_up
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
 from ldm_ae.diffusion import HEAD_WIDTH, NO_CLASS, build_sit, flow
@@ -180,8 +181,7 @@ class EndToEnd(NormalizedLatents):
     def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
         """Update the statistics, and average in the weights that the step's passes had."""
         logs = super().learn(posteriors)
-        number = int(self.updates) - 1
-        decay = min(self.ema_decay, (1 + number) / (10 + number))  # the warm-up of `training.ema_decay`
+        decay = warmed_up(self.ema_decay, int(self.updates) - 1)
         averaged, current = [*self.average.buffers()], [parameter.detach() for parameter in self.sit.parameters()]
         torch._foreach_lerp_(averaged, current, 1.0 - decay)
         return logs

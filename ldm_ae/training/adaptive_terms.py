@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.training.gradients import OutputGradients, gradient_ratio, output_gradients
+from ldm_ae.training.gradients import OutputGradients, gradient_ratio, mean_norms, output_gradients
 from ldm_ae.training.step_parts import MicroBatch, StepParts, forward
 from ldm_ae.training.training_pass import TrainingOutput
 
@@ -109,8 +109,7 @@ def backward_to_encoder(
 
 def adaptive_factors(parts: StepParts, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return the factor of each adaptive term's weight, scalars over every micro-batch of every process."""
-    mean = parts.accelerator.reduce(torch.stack(list(gradients)).mean(dim=0), reduction="mean")
-    sent, *own = mean.flatten(1).norm(dim=1)
+    sent, *own = mean_norms(parts, gradients)
     return {name: gradient_ratio(sent, norm) for name, norm in zip(parts.adaptive_terms, own, strict=True)}
 
 

@@ -12,6 +12,8 @@ from typing import Generic, TypeVar
 import torch
 from torch import nn
 
+from ldm_ae.core.averaging import copy_buffers, warmed_up
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -36,15 +38,14 @@ class EMA(Generic[Module]):
 
     def decay_at(self, step: int) -> float:
         """Return decay_n of update n = `step`, counted from 0."""
-        return min(self.decay, (1 + step) / (10 + step))
+        return warmed_up(self.decay, step)
 
     @torch.no_grad()
     def update(self, model: Module, step: int) -> None:
         """Average in the weights after update number `step`, counted from 0."""
         averaged, current = _tensors(self.model), _tensors(model)
         torch._foreach_lerp_(averaged, current, 1.0 - self.decay_at(step))
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        copy_buffers(self.model, model)
 
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:

@@ -76,9 +76,19 @@ def last_layer_gradients(parts: StepParts, reconstructions: Tensor, at_output: O
 
 def adaptive_weight(parts: StepParts, gradients: Sequence[Tensor]) -> Tensor:
     """Return λ = ‖∇nll‖ / (‖∇gan‖ + 1e-4), at most 1e4, a scalar over every micro-batch of every process."""
-    mean = parts.accelerator.reduce(torch.stack(list(gradients)).mean(dim=0), reduction="mean")
-    nll_norm, gan_norm = mean.flatten(1).norm(dim=1)
+    nll_norm, gan_norm = mean_norms(parts, gradients)
     return gradient_ratio(nll_norm, gan_norm)
+
+
+def mean_norms(parts: StepParts, gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norms (N,) of N gradients of a layer, after their means over every micro-batch of every process.
+
+    Args:
+        parts: The modules.
+        gradients: (N, ...) for each micro-batch of this process.
+    """
+    mean = parts.accelerator.reduce(torch.stack(list(gradients)).mean(dim=0), reduction="mean")
+    return mean.flatten(1).norm(dim=1)
 
 
 def gradient_ratio(reference: Tensor, norm: Tensor) -> Tensor:

@@ -12,14 +12,15 @@ import pkgutil
 
 import diffusers
 
+from ldm_ae.training.configuration.full_names import REGISTRIES
+
 MODULES = (
     "pyarrow.dataset", "ldm_ae.cli", "ldm_ae.training.run", "ldm_ae.latents", "ldm_ae.latents.conversion.convert",
     "ldm_ae.latents.conversion.import_store", "ldm_ae.evaluation", "ldm_ae.interop",
 )  # fmt: skip
-PACKAGES = (
-    "ldm_ae.models.adapters", "ldm_ae.quantizers", "ldm_ae.regularizers", "ldm_ae.discriminators", "ldm_ae.features",
-    "ldm_ae.losses.perceptual", "ldm_ae.data.sources",
-)  # fmt: skip
+_PACKAGES = {registry.package for registry in REGISTRIES.values() if registry.package.startswith("ldm_ae.")}
+PACKAGES = sorted({"ldm_ae.data.sources", *_PACKAGES})
+"""Packages whose files registries find by name. The registries stay unasked: they remember which plugins there are."""
 WHERE_INSTALLED = ("attrs", "docstring_parser", "pandas")
 """What jsonargparse and pyarrow import if it is there."""
 NETWORKS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
@@ -29,7 +30,6 @@ for module in (*MODULES, *(name for name in WHERE_INSTALLED if importlib.util.fi
     importlib.import_module(module)
 for network in NETWORKS:
     getattr(diffusers, network)
-# Files that registries find by name. Registries themselves stay unasked: they remember the plugins that there are.
 for package in PACKAGES:
     for item in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{item.name}")

@@ -8,7 +8,7 @@ which are equal for its image and its reconstruction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -44,9 +44,7 @@ class DiffAug(DiscriminatorAid):
         cutout: float = 0.5,
     ):
         super().__init__()
-        known = (_brightness, _saturation, _contrast)
-        self._colours = {function.__name__.removeprefix("_"): function for function in known}
-        names = (*self._colours, "translation", "cutout")
+        names = get_args(Transform)
         for name in policy:
             if name not in names:
                 raise UserError(f"DiffAug: policy: expected transforms among {', '.join(names)}, got '{name}'")
@@ -58,15 +56,15 @@ class DiffAug(DiscriminatorAid):
     def augment(self, pixel_values: Tensor, draws: Draws) -> Tensor:
         # Every number is drawn whatever the policy, so that its transforms do not depend on each other.
         numbers = draws.uniform(7)
-        amounts = numbers[:, :3, None, None].to(pixel_values).unsqueeze(-1)
+        amounts = numbers[:, :3].to(pixel_values).view(-1, 3, 1, 1, 1)
         for name in self.policy:
             if name == "translation":
                 pixel_values = _translate(pixel_values, numbers[:, 3:5], self.translation)
             elif name == "cutout":
                 pixel_values = _cut_out(pixel_values, numbers[:, 5:], self.cutout)
             else:
-                which = list(self._colours).index(name)
-                pixel_values = self._colours[name](pixel_values, amounts[:, which])
+                change, which = _COLOURS[name]
+                pixel_values = change(pixel_values, amounts[:, which])
         return pixel_values
 
 
@@ -80,6 +78,10 @@ def _saturation(images: Tensor, amount: Tensor) -> Tensor:
 
 def _contrast(images: Tensor, amount: Tensor) -> Tensor:
     return torch.lerp(images.mean(dim=(1, 2, 3), keepdim=True), images, amount + 0.5)
+
+
+_COLOURS = {"brightness": (_brightness, 0), "saturation": (_saturation, 1), "contrast": (_contrast, 2)}
+"""Each transform of colours, and which of a sample's numbers is its amount."""
 
 
 def _translate(images: Tensor, amounts: Tensor, fraction: float) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim import Optimizer
 
+from ldm_ae.core.averaging import copy_buffers
 from ldm_ae.models import Autoencoder
 from ldm_ae.training.averages.power import PowerEMA
 from ldm_ae.training.config import TrainingConfig
@@ -69,5 +70,4 @@ class Averages:
         optimizer.train()  # type: ignore[attr-defined]
         changed = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
         torch._foreach_copy_(changed, kept)
-        for mine, theirs in zip(self.model.buffers(), self._autoencoder.buffers(), strict=True):
-            mine.copy_(theirs)
+        copy_buffers(self.model, self._autoencoder)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm_ae.core.averaging import copy_buffers
 from ldm_ae.models import Autoencoder
 from ldm_ae.training.averages.profiles import decay
 
@@ -66,8 +67,7 @@ class PowerEMA:
         for length, averaged in self._averages.items():
             torch._foreach_lerp_(averaged, current, 1.0 - decay(length, step + 1))
         if self._evaluated is not None:
-            for mine, theirs in zip(self._evaluated.buffers(), self._model.buffers(), strict=True):
-                mine.copy_(theirs)
+            copy_buffers(self._evaluated, self._model)
 
     def _current(self) -> list[Tensor]:
         return [parameter.detach() for parameter in self._parameters]
