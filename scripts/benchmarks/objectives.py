@@ -64,8 +64,8 @@ DISCRIMINATORS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         "PatchDiscriminator", {"n_layers": 2, "ndf": 32, "norm": "group"}, ["DiffAug", "LeCam", "EightBit"],
     ),
     "SpectralPatchDiscriminator": ("SpectralPatchDiscriminator", {"n_layers": 3, "ndf": 32}, []),
-    "MultiScaleDiscriminator": ("MultiScaleDiscriminator", {}, []),
-    "StyleGAN2Discriminator": ("StyleGAN2Discriminator", {}, []),
+    "MultiScaleDiscriminator": ("MultiScaleDiscriminator", {"scales": 2, "n_layers": 2, "ndf": 32}, []),
+    "StyleGAN2Discriminator": ("StyleGAN2Discriminator", {"image_size": 64}, []),
     "ProjectedDiscriminator": ("ProjectedDiscriminator", {}, []),
 }  # fmt: skip
 """Class, arguments and aids, by name. DINO's needs weights from a hub."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ldm_ae.discriminators import Discriminator, DiscriminatorPass, PatchDiscriminator
 from ldm_ae.io.files import sha256
@@ -167,3 +169,22 @@ def run(config: Path, out: Path, *more: str) -> Path:
 def files(folder: Path) -> dict[str, str]:
     """Digests by name: pytest would spend minutes on the difference of the bytes themselves."""
     return {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def parameters() -> dict[str, nn.Parameter]:
+    """The parameters of the small model's network by name."""
+    return dict(small_model().net.named_parameters())
+
+
+def stepped(optimizer: Optimizer, named: dict[str, nn.Parameter], steps: int, seed: int = 0) -> None:
+    """Take steps with random gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for parameter in named.values():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+def as_dictionary(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
+    """The group of each parameter by its name."""
+    return {name: group for group in optimizer.param_groups for name in group["param_names"]}
