@@ -14,28 +14,40 @@ from PIL import Image
 from ldm_ae.evaluation.report.page import data_uri
 
 VIEWER_STYLE = Path(__file__).with_name("viewer.css").read_text(encoding="utf-8").replace("\n", "")
-_SCRIPT = Path(__file__).with_name("viewer.js").read_text(encoding="utf-8")
+VIEWER_SCRIPT = Path(__file__).with_name("viewer.js").read_text(encoding="utf-8")
 
-_DIGEST = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode("ascii")
 
-CONTENT_POLICY = (
-    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-    f"style-src 'unsafe-inline'; script-src 'sha256-{_DIGEST}'\">"
-)
-"""Element of the head of a page whose images are data URIs: browsers run no other script and load nothing."""
+def content_policy(*scripts: str) -> str:
+    """Return the element of the head of a page whose images are data URIs: browsers run these scripts, which stand in
+    the page, and no other, and load nothing."""
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii") for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        f"style-src 'unsafe-inline'; script-src {allowed}\">"
+    )
+
+
+CONTENT_POLICY = content_policy(VIEWER_SCRIPT)
+"""Element of the head of a page that has no script but the viewer's."""
 
 VIEWER = f"""<dialog id="viewer" aria-label="Enlarged image">
-<header><b data-part="title"></b><div data-part="choices" role="group" aria-label="Compare with"></div>
+<header><b data-part="title"></b>
+<label>Left <select data-part="against"></select></label>
+<div data-part="choices" role="group" aria-label="Compare with"></div>
 <button type="button" data-part="blink" aria-pressed="false">Blink</button>
+<button type="button" data-part="difference" aria-pressed="false">Difference</button>
+<div class="zoom" role="group" aria-label="Zoom"><button type="button" data-part="smaller" aria-label="Smaller">−</button>
+<output data-part="factor"></output><button type="button" data-part="larger" aria-label="Larger">+</button></div>
 <button type="button" data-part="previous" aria-label="Previous image">‹</button>
 <button type="button" data-part="next" aria-label="Next image">›</button>
 <button type="button" data-part="close" aria-label="Close">✕</button></header>
-<div class="stage" data-part="stage"><span data-part="left"></span><span data-part="right"></span><i class="line"></i>
+<div class="stage" data-part="stage"><div class="layers" data-part="layers"></div><span data-part="left"></span><span data-part="right"></span><i class="line"></i>
 <input type="range" data-part="slider" min="0" max="100" step="0.5" value="50"></div>
-<p>Drag, or press ← and →, to move the line. B blinks, N and P change the image, 1 to 9 what is compared,
-Esc closes.</p>
+<p>Drag, or press ← and →, to move the line. Scroll, pinch or press + and − to zoom, and drag to move. B blinks, D shows the
+difference ×4, N and P change the image, 1 to 9 what is compared, Esc closes.</p>
 </dialog>
-<script>{_SCRIPT}</script>"""
+<script>{VIEWER_SCRIPT}</script>"""
 """Elements that end the body of a page with groups of pictures."""
 
 
