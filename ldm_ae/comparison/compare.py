@@ -1,0 +1,267 @@
+"""Comparison of models: each is evaluated in turn on the same images, and its result is kept in a folder."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ldm_ae.comparison.codecs import measure_codecs
+from ldm_ae.comparison.common_size import CommonSize, Sizes, common_size
+from ldm_ae.comparison.comparison import Comparison
+from ldm_ae.comparison.curves import run_of, validation_curves
+from ldm_ae.comparison.diffusion import DiffusionPlan, with_diffusion
+from ldm_ae.comparison.images import SharedImages
+from ldm_ae.comparison.result import ModelResult
+from ldm_ae.comparison.stored import find_result, read_result, result_folder, write_result
+from ldm_ae.core.devices import pick_device
+from ldm_ae.core.errors import UserError
+from ldm_ae.core.precision import inference_numerics
+from ldm_ae.data import EvaluationLoader, Source
+from ldm_ae.evaluation import Metric, evaluate
+from ldm_ae.evaluation.metric_sets import COMPARE, named_metrics
+from ldm_ae.io.files import clear_leftovers, make_folder, read_json, write_json
+from ldm_ae.models import Autoencoder, model_hash
+from ldm_ae.version import __version__
+
+MODELS, PROTOCOL, DIFFUSION = "models", "protocol.json", "diffusion"
+"""Names in the folder of a comparison."""
+_IMAGES = ".images"
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of the work, the number of units done and their total."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """A model to compare."""
+
+    name: str
+    model: str
+    """The model as the user wrote it."""
+    open: Callable[[], Autoencoder]
+    """Return the model in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """What is measured, on which images, and how."""
+
+    size: int | Literal["native"] | None = None
+    """Side of the central square crop, or `native`; None for the smallest size that a model was trained at."""
+    limit: int | None = None
+    """Number of images; None for all."""
+    metrics: Sequence[str] = (COMPARE,)
+    """Names of metrics."""
+    perceptual: str | None = None
+    """Network of the perceptual distance."""
+    features: str | None = None
+    """Network of the Fréchet distance."""
+    inception_weights: str | None = None
+    """File of FID's Inception weights."""
+    transform: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the images' transform, such as `crop`."""
+    precision: str = "fp32"
+    device: str | torch.device = "auto"
+    batch_size: int = 8
+    workers: int = 0
+    max_bad_fraction: float = 0.01
+    pictures: int = 6
+    """Images to show."""
+    codecs: Sequence[str] = ()
+    """Image codecs to measure beside the models."""
+    diffusion: DiffusionPlan | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit is {self.limit}; it must be at least 1")
+        if self.pictures < 1:
+            raise UserError(f"pictures is {self.pictures}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entrant:
+    contestant: Contestant
+    sizes: Sizes
+    hash: str
+
+
+def compare(
+    contestants: Sequence[Contestant],
+    source: Source,
+    folder: str | Path,
+    config: CompareConfig,
+    *,
+    source_name: str,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Evaluate each model in turn on the same images. The memory does not grow with the number of models.
+
+    Each result is written to FOLDER/models/ as soon as it is there, so that after any interruption the same call resumes,
+    and another model can be added. A model that fails is listed with its reason; the others are compared.
+
+    Args:
+        contestants: The models; each is opened twice, first for its size and hash.
+        source: The images.
+        folder: Folder of the results.
+        config: What to measure.
+        source_name: Origin of the images, in words.
+        progress: Receives each stage of the work.
+
+    Raises:
+        UserError: No model can be compared, there are no images, or the folder holds a comparison under another
+            protocol.
+        RunError: The disk is full.
+    """
+    folder = make_folder(folder)
+    metrics = named_metrics(
+        config.metrics, perceptual=config.perceptual, features=config.features,
+        inception_weights=config.inception_weights,
+    )  # fmt: skip
+    failed: dict[str, str] = {}
+    entrants = _enter(contestants, failed, progress)
+    if not entrants:
+        raise UserError(_nothing(failed))
+    size = common_size([entrant.sizes for entrant in entrants], config.size, **config.transform)
+    total = min(config.limit or len(source), len(source))
+    loader = EvaluationLoader(
+        source, size.transform, batch_size=config.batch_size, workers=config.workers,
+        max_bad_fraction=config.max_bad_fraction, indices=range(total),
+    )  # fmt: skip
+    images = SharedImages(
+        loader, folder / _IMAGES, pictures=config.pictures, progress=_stage(progress, "decoding images", total)
+    )
+    del loader
+    try:
+        protocol = _protocol(images, size, metrics, config, source_name)
+        _claim(folder, protocol)
+        results = []
+        for entrant in entrants:
+            name = entrant.contestant.name
+            try:
+                result = _result(entrant, images, folder, metrics, protocol, config, source_name, progress)
+                results.append(_with_curves(result))
+            except (UserError, torch.OutOfMemoryError) as error:
+                failed[name] = _reason(error)
+            _free()
+        if not results:
+            raise UserError(_nothing(failed))
+        codecs = measure_codecs(config.codecs, images, results, metrics, protocol, folder, progress)
+    finally:
+        images.close()
+    if config.diffusion is not None:
+        of_name = {entrant.contestant.name: entrant.contestant for entrant in entrants}
+        run = config.diffusion.runner(source, size.transform, folder / DIFFUSION, config, source_name, total)
+        results = [
+            with_diffusion(result, of_name[result.name].open, run, failed, progress) for result in results
+        ]
+        _free()
+    return Comparison(
+        models=results, failed=failed, codecs=codecs, originals=images.first, protocol=protocol, folder=folder
+    )
+
+
+def _enter(contestants: Sequence[Contestant], failed: dict[str, str], progress: Progress | None) -> list[_Entrant]:
+    """Return the models that open, with what is needed before any is evaluated."""
+    entrants = []
+    for number, contestant in enumerate(contestants):
+        try:
+            model = contestant.open()
+            sizes = Sizes(spec=model.latent_spec, trained=model.sample_size)
+            entrants.append(_Entrant(contestant=contestant, sizes=sizes, hash=model_hash(model)))
+            del model
+        except UserError as error:
+            failed[contestant.name] = _reason(error)
+        _free()
+        if progress is not None:
+            progress("opening models", number + 1, len(contestants))
+    return entrants
+
+
+def _result(
+    entrant: _Entrant, images: SharedImages, folder: Path, metrics: list[Metric], protocol: dict[str, Any],
+    config: CompareConfig, source_name: str, progress: Progress | None,
+) -> ModelResult:  # fmt: skip
+    """Return the stored result of a model, or evaluate it."""
+    name, shown = entrant.contestant.name, entrant.contestant.model
+    key = {"model": entrant.hash, "protocol": protocol}
+    found = find_result(folder / MODELS, name, key)
+    if found is None:
+        evaluation = evaluate(
+            entrant.contestant.open(), images, source=source_name,
+            transform_description=protocol["images"]["transform"], model_name=shown, metrics=metrics,
+            precision=config.precision, device=config.device, pictures=config.pictures,
+            progress=_stage(progress, f"evaluating {name}", images.count),
+        )  # fmt: skip
+        found = result_folder(folder / MODELS, name, key)
+        write_result(found, evaluation, key)
+    return read_result(found, name=name, model=shown)
+
+
+def _with_curves(result: ModelResult) -> ModelResult:
+    run = run_of(result.model)
+    return result if run is None else replace(result, curves=validation_curves(run))
+
+
+def _protocol(
+    images: SharedImages, size: CommonSize, metrics: Sequence[Metric], config: CompareConfig, source_name: str
+) -> dict[str, Any]:
+    """Return what all results must have in common, as JSON values."""
+    device = config.device if isinstance(config.device, torch.device) else pick_device(config.device)
+    return {
+        "images": {
+            "source": source_name, "count": images.count, "sha256": images.sha256,
+            "transform": size.transform.describe(), "size": size.reason, "multiple": size.multiple,
+        },
+        "metrics": [metric.name for metric in metrics],
+        "precision": inference_numerics(config.precision, device).precision,
+        "device": device.type,
+        "pictures": config.pictures,
+        "ldm_ae": __version__,
+    }  # fmt: skip
+
+
+def _claim(folder: Path, protocol: dict[str, Any]) -> None:
+    """Write the protocol of a new comparison; a folder with another one's is refused."""
+    path = folder / PROTOCOL
+    clear_leftovers(folder)
+    try:
+        before = read_json(path)
+    except (OSError, ValueError):
+        write_json(path, protocol)
+        return
+    if not isinstance(before, dict) or not isinstance(before.get("images"), dict):
+        before = {"images": {}}
+    if before == protocol:
+        return
+    of_images = [f"images: {key}" for key, value in protocol["images"].items() if before["images"].get(key) != value]
+    other = [key for key, value in protocol.items() if key != "images" and before.get(key) != value]
+    raise UserError(
+        f"{folder} holds a comparison under another protocol ({', '.join([*of_images, *other])}); add --overwrite "
+        "(overwrite=True in Python) to replace it, or give another folder"
+    )
+
+
+def _stage(progress: Progress | None, text: str, total: int) -> Callable[[int], None] | None:
+    return None if progress is None else lambda done: progress(text, done, total)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the accelerator's memory is too small; give a smaller --batch-size or --size"
+    return str(error)
+
+
+def _nothing(failed: Mapping[str, str]) -> str:
+    return "no model can be compared\n" + "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+
+
+def _free() -> None:
+    """Return the memory of the last model."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

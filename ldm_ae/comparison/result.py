@@ -1,0 +1,107 @@
+"""The results of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ldm_ae.evaluation.metrics.interface import JSON, Group, ScoreInfo
+
+GROUPS: Mapping[Group, str] = {
+    "reconstruction": "Reconstruction",
+    "rate": "Rate",
+    "latents": "Latents",
+    "diffusion": "Will it diffuse?",
+    "cost": "Cost",
+}
+"""Titles of the groups of scores, in their order."""
+NOT_COMPARED = frozenset({"count", "latent_mean", "scaling_factor"})
+"""Scores that describe a model or the images, and compare nothing; metrics.json has them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shown:
+    """An image of the page."""
+
+    key: str
+    image: Tensor
+    """(3, H, W) uint8."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Scores of this image alone, by key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Validation scores of a training run."""
+
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelResult:
+    """All results of one model. `scores`, `details` and `protocol` are JSON values."""
+
+    name: str
+    """Short name that no other model of the comparison has."""
+    model: str
+    """The model as the user wrote it."""
+    scores: dict[str, float]
+    baseline: dict[str, float]
+    """Scores of a bicubic thumbnail of about as many numbers as the latents, by the same keys."""
+    infos: dict[str, ScoreInfo]
+    """Display and explanation of each score, by its key."""
+    details: dict[str, dict[str, JSON]]
+    """Results that are not single numbers, by the metric's name."""
+    protocol: dict[str, Any]
+    """The protocol of this model's scores."""
+    skipped: dict[str, str]
+    """Reasons why scores are missing, by the scores' names."""
+    pictures: list[Shown]
+    """Reconstructions of the first images."""
+    folder: str | None = None
+    """Folder of the model's own report, relative to that of the comparison."""
+    samples: Tensor | None = None
+    """Samples of the small diffusion network, (N, 3, H, W) uint8."""
+    flow_losses: dict[float, float] = field(default_factory=dict)
+    """Loss of the small diffusion network by noise level."""
+    curves: dict[str, Curve] = field(default_factory=dict)
+    """Validation scores during training, by key; only of a run directory."""
+
+    def info(self, key: str) -> ScoreInfo:
+        """Return the explanation of a score."""
+        return self.infos.get(key) or ScoreInfo(label=key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecResult:
+    """An image codec on the same images, at rates around those of the models."""
+
+    name: str
+    bits_per_pixel: list[float]
+    scores: list[dict[str, float]]
+    """Scores by key, for each rate."""
+
+
+def score_infos(models: Sequence[ModelResult]) -> dict[str, ScoreInfo]:
+    """Return the scores that any model has and that are compared, by group and in the order of their first model."""
+    found: dict[str, ScoreInfo] = {}
+    for model in models:
+        for key in model.scores:
+            if key not in NOT_COMPARED:
+                found.setdefault(key, model.info(key))
+    return {key: info for group in GROUPS for key, info in found.items() if info.group == group}
+
+
+def best_models(models: Sequence[ModelResult], key: str) -> list[str]:
+    """Return the names of the models with the best value of a score: several where they are equal, none where fewer than
+    two models have the score, where all are equal, or where neither direction is better."""
+    values = {model.name: model.scores[key] for model in models if key in model.scores}
+    info = next((model.info(key) for model in models if key in model.scores), None)
+    if info is None or not info.direction or len(set(values.values())) < 2:
+        return []
+    best = (max if info.direction == "higher" else min)(values.values())
+    return [name for name, value in values.items() if value == best]

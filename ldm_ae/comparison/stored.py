@@ -1,0 +1,108 @@
+"""The finished result of one model as a folder, which a later run of the same comparison reads.
+
+    result.json       the key of the result, and the scores of the images in pictures/; written with the rest at once
+    metrics.json      what `ldm-ae evaluate` writes
+    report.html       likewise
+    pictures/00.png   the reconstruction of the first image, and so on
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ldm_ae.comparison.result import ModelResult, Shown
+from ldm_ae.evaluation import Evaluation, ScoreInfo, write_report
+from ldm_ae.evaluation.scoring import BASELINE_PREFIX
+from ldm_ae.images.in_memory import levels_image
+from ldm_ae.io.files import read_json, write_json, writing_folder
+from ldm_ae.models.identity import hash_json
+
+RESULT = "result.json"
+VERSION = 1
+_MOST_OF_NAME = 60
+
+
+def result_folder(models: Path, name: str, key: dict[str, Any]) -> Path:
+    """Return the folder of a model's result: NAME-HASH, the hash being that of its key."""
+    plain = re.sub(r"[^\w.@+-]+", "-", name, flags=re.ASCII).strip("-.")[:_MOST_OF_NAME] or "model"
+    return models / f"{plain}-{hash_json(key)[:12]}"
+
+
+def find_result(models: Path, name: str, key: dict[str, Any]) -> Path | None:
+    """Return the folder of a finished result with this key, under any name; None if there is none."""
+    expected = result_folder(models, name, key)
+    others = sorted(models.glob(f"*-{hash_json(key)[:12]}")) if models.is_dir() else []
+    return next((folder for folder in [expected, *others] if _is_finished(folder, key)), None)
+
+
+def write_result(folder: Path, evaluation: Evaluation, key: dict[str, Any]) -> None:
+    """Write a model's result, all of it or nothing.
+
+    Raises:
+        UserError: The folder cannot be written to.
+        RunError: The disk is full.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with writing_folder(folder) as temporary:
+        write_report(evaluation, temporary)
+        (temporary / "pictures").mkdir()
+        for number, picture in enumerate(evaluation.first):
+            levels_image(picture.reconstruction).save(_picture(temporary, number))
+        rows = [{"key": picture.row.key, "scores": picture.row.scores} for picture in evaluation.first]
+        write_json(temporary / RESULT, {"version": VERSION, "key": key, "pictures": rows})
+
+
+def read_result(folder: Path, *, name: str, model: str) -> ModelResult:
+    """Return the result that `write_result` wrote, under the names of this comparison.
+
+    Raises:
+        OSError: A file is missing.
+    """
+    metrics = read_json(folder / "metrics.json")
+    rows = read_json(folder / RESULT)["pictures"]
+    scores: dict[str, float] = metrics["scores"]
+    known = {entry.name for entry in fields(ScoreInfo)}
+    infos = {
+        key: ScoreInfo(**{option: value for option, value in info.items() if option in known})
+        for key, info in metrics["score_infos"].items()
+    }
+    pictures = [
+        Shown(
+            key=row["key"], image=_levels(_picture(folder, number)),
+            scores={key: value for key, value in row["scores"].items() if not key.startswith(BASELINE_PREFIX)},
+        )
+        for number, row in enumerate(rows)
+    ]  # fmt: skip
+    return ModelResult(
+        name=name, model=model,
+        scores={key: value for key, value in scores.items() if not key.startswith(BASELINE_PREFIX)},
+        baseline={
+            key.removeprefix(BASELINE_PREFIX): value for key, value in scores.items() if key.startswith(BASELINE_PREFIX)
+        },
+        infos=infos, details=metrics["details"], protocol=metrics["protocol"], skipped=metrics["protocol"]["skipped"],
+        pictures=pictures, folder=f"{folder.parent.name}/{folder.name}",
+    )  # fmt: skip
+
+
+def _is_finished(folder: Path, key: dict[str, Any]) -> bool:
+    try:
+        found = read_json(folder / RESULT)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("version") == VERSION and found.get("key") == key
+
+
+def _picture(folder: Path, number: int) -> Path:
+    return folder / "pictures" / f"{number:02d}.png"
+
+
+def _levels(path: Path) -> torch.Tensor:
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
