@@ -1,6 +1,7 @@
 """Image codecs applied to the same images, as the reference for rate and distortion.
 
-The codecs are JPEG and WebP as Pillow writes them: whole files with headers, at the libraries' quality numbers.
+The codecs are JPEG, WebP and AVIF as Pillow writes them: whole files with headers, at the libraries' quality numbers,
+with chroma at half resolution. Pillow has AVIF since 11.3.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ldm_ae.core.errors import UserError
+from ldm_ae.images.in_memory import levels_image
 from ldm_ae.images.pixels import RGB
 from ldm_ae.images.uint8 import from_levels, to_uint8
 
-Codec = Literal["jpeg", "webp"]
-CODECS: tuple[Codec, ...] = ("jpeg", "webp")
+Codec = Literal["jpeg", "webp", "avif"]
+CODECS: tuple[Codec, ...] = ("jpeg", "webp", "avif")
+QUALITIES: dict[Codec, tuple[int, int]] = {"jpeg": (1, 95), "webp": (0, 100), "avif": (0, 100)}
+"""Lowest and highest quality; the libraries do not recommend JPEG's above 95, which only enlarge the file."""
+_OPTIONS: dict[Codec, dict[str, bool]] = {"jpeg": {"optimize": True}, "webp": {}, "avif": {}}
 
 
 class Coded(NamedTuple):
@@ -29,19 +35,49 @@ class Coded(NamedTuple):
     """Bits per image, (B,) float64: 8 times the bytes of its file."""
 
 
+def missing_codec(codec: Codec) -> str | None:
+    """Return why the installed Pillow cannot write a codec's files, in one line; None if it can."""
+    Image.init()
+    if codec.upper() in Image.SAVE:
+        return None
+    remedy = "install pillow 11.3 or newer" if codec == "avif" else "install a Pillow that was built with it"
+    return f"{codec} is skipped: Pillow {Image.__version__} cannot write it; {remedy}"
+
+
 def code_images(pixel_values: Tensor, codec: Codec, quality: int) -> Coded:
     """Encode each image as a file of its own, and decode it.
 
     Args:
         pixel_values: (B, 3, H, W) in [-1, 1], rounded to 8 bits here.
         codec: Name of the codec.
-        quality: 1 to 95 for JPEG (with optimized Huffman tables, chroma at half resolution), 0 to 100 for WebP (lossy).
+        quality: A number in the codec's range of `QUALITIES`; JPEG has optimized Huffman tables.
+
+    Raises:
+        UserError: The quality is outside the range, or Pillow cannot write the codec's files.
     """
-    reconstructions, bits = [], []
-    for levels in to_uint8(pixel_values).permute(0, 2, 3, 1).cpu().numpy():
+    files = _files(pixel_values, codec, quality)
+    decoded = [torch.from_numpy(np.array(Image.open(file).convert(RGB.mode))).permute(2, 0, 1) for file in files]
+    return Coded(from_levels(torch.stack(decoded)), _bits(files))
+
+
+def coded_bits(pixel_values: Tensor, codec: Codec, quality: int) -> Tensor:
+    """Return the bits of `code_images` without decoding, (B,) float64; arguments and errors are the same."""
+    return _bits(_files(pixel_values, codec, quality))
+
+
+def _files(pixel_values: Tensor, codec: Codec, quality: int) -> list[io.BytesIO]:
+    if (reason := missing_codec(codec)) is not None:
+        raise UserError(reason)
+    lowest, highest = QUALITIES[codec]
+    if not lowest <= quality <= highest:
+        raise UserError(f"the quality of {codec} is {quality}; it must be from {lowest} to {highest}")
+    files = []
+    for levels in to_uint8(pixel_values).cpu():
         file = io.BytesIO()
-        Image.fromarray(levels).save(file, codec, quality=quality, **({"optimize": True} if codec == "jpeg" else {}))
-        bits.append(8 * file.tell())
-        with Image.open(file) as decoded:
-            reconstructions.append(torch.from_numpy(np.array(decoded.convert(RGB.mode))).permute(2, 0, 1))
-    return Coded(from_levels(torch.stack(reconstructions)), torch.tensor(bits, dtype=torch.float64))
+        levels_image(levels).save(file, codec, quality=quality, **_OPTIONS[codec])
+        files.append(file)
+    return files
+
+
+def _bits(files: list[io.BytesIO]) -> Tensor:
+    return torch.tensor([8 * file.getbuffer().nbytes for file in files], dtype=torch.float64)

@@ -25,12 +25,13 @@ from ldm_ae.evaluation.metrics.psnr import PSNR
 from ldm_ae.evaluation.metrics.rate import Rate
 from ldm_ae.evaluation.metrics.spectrum import LatentSpectrum
 from ldm_ae.evaluation.metrics.ssim import SSIM
+from ldm_ae.evaluation.metrics.storage import Storage
 
 DEFAULT = "default"
 """Name of the default set among names of metrics."""
 COMPARE = "compare"
 """Name of the set that says which of several models to take: the default set, and what `COMPARED` names."""
-COMPARED = (MSSSIM, LatentSpectrum, Equivariance, NoiseTolerance)
+COMPARED = (MSSSIM, Storage, LatentSpectrum, Equivariance, NoiseTolerance)
 """Metrics of `compare` beside the default set. They need neither downloads nor labels."""
 SETS = (DEFAULT, COMPARE)
 PERCEPTUAL_NETWORK, FEATURE_NETWORK = "stlpips_vgg", "auto"

@@ -1,4 +1,4 @@
-"""Rate against distortion: a sweep of codebook sizes or KL weights, beside JPEG and WebP at their qualities.
+"""Rate against distortion: a sweep of codebook sizes or KL weights, beside JPEG, WebP and AVIF at their qualities.
 
     python scripts/benchmarks/rate_distortion.py --train PHOTOS --test OTHER_PHOTOS --out runs/rate \\
         --config configs/vq_quickstart.yaml --steps 600 \\
@@ -21,7 +21,7 @@ from short_runs import RATES, Protocol, protocol_arguments, score, score_codec, 
 
 from ldm_ae.core.environment import git_commit
 from ldm_ae.core.errors import UserError, exit_status
-from ldm_ae.evaluation.codecs import CODECS
+from ldm_ae.evaluation.codecs import CODECS, missing_codec
 from ldm_ae.io.files import make_folder, write_json, writing
 
 QUALITIES = (2, 5, 10, 20, 40, 60, 80, 90)
@@ -43,6 +43,9 @@ class Point(NamedTuple):
 def points(options: argparse.Namespace, overrides: list[str], protocol: Protocol) -> Iterator[Point]:
     """Yield the points of the codecs, the given models, and the models of the sweep, which are trained."""
     for codec in CODECS:
+        if (missing := missing_codec(codec)) is not None:
+            print(missing, file=sys.stderr)
+            continue
         for quality in options.qualities:
             yield Point(codec, str(quality), score_codec(codec, quality, protocol))
     for model in options.model:
@@ -98,7 +101,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="training steps of each run")
     parser.add_argument("--train", help="IMAGES to train on")
     parser.add_argument("--model", action="append", default=[], help="trained model to score as well (repeatable)")
-    parser.add_argument("--qualities", type=int, nargs="*", default=QUALITIES, help="of JPEG and WebP")
+    parser.add_argument("--qualities", type=int, nargs="*", default=QUALITIES, help="of JPEG, WebP and AVIF")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, results and plot")
     protocol_arguments(parser)
     options, overrides = parser.parse_known_args()

@@ -6,14 +6,13 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
-from statistics import fmean
 from typing import Literal, NamedTuple
 
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate
-from ldm_ae.evaluation.codecs import Codec, code_images
+from ldm_ae.evaluation.baselines import score_quality
+from ldm_ae.evaluation.codecs import Codec
 from ldm_ae.evaluation.metric_sets import DEFAULT, named_metrics, perceptual_network, validation_metrics
-from ldm_ae.images.uint8 import rounded
 from ldm_ae.models import load_autoencoder
 
 RATES = ("kl_bits_per_pixel", "bits_per_pixel", "entropy_bits_per_pixel")
@@ -74,15 +73,7 @@ def score(model: Path, protocol: Protocol) -> dict[str, float]:
 
 
 def score_codec(codec: Codec, quality: int, protocol: Protocol) -> dict[str, float]:
-    """Return `bits_per_pixel` and the scores of JPEG or WebP on the same images."""
+    """Return `bits_per_pixel` and the scores of a codec on the same images."""
     metrics = validation_metrics(perceptual_network(protocol.perceptual))
-    bits: list[float] = []
-    for metric in metrics:
-        metric.reset()
-    for batch in protocol.loader():
-        coded = code_images(batch.pixel_values, codec, quality)
-        for metric in metrics:
-            metric.update(rounded(coded.reconstructions), rounded(batch.pixel_values))
-        bits += (coded.bits / batch.pixel_values[0, 0].numel()).tolist()
-    scores = {name: score for metric in metrics for name, score in metric.compute().items()}
-    return scores | {"bits_per_pixel": fmean(bits)}
+    found = score_quality(codec, protocol.loader(), quality, metrics)
+    return found.scores | {"bits_per_pixel": found.bits_per_pixel}

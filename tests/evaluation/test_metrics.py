@@ -39,7 +39,7 @@ from tests.processes import CLI, run_script
 
 WEIGHTLESS = (
     "active_latent_channels", "codebook", "count", "equivariance", "latent_spectrum", "latents", "msssim",
-    "noise_tolerance", "psnr", "rate", "ssim",
+    "noise_tolerance", "psnr", "rate", "ssim", "storage",
 )  # fmt: skip
 
 PLUGIN = """

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ldm_ae.cli import main
 from ldm_ae.latents import verify_store
-from ldm_ae.latents.store.format import DTYPES, StoreRequest, index_dtype
+from ldm_ae.latents.store.format import DTYPES, StoreRequest
 from ldm_ae.latents.store.provenance import scaling_of
 from ldm_ae.latents.store.quantize_uint8 import pack
 from ldm_ae.latents.store.writer import StoreWriter
 from ldm_ae.models import Autoencoder, KLAutoencoder, LatentSpec, VQAutoencoder, hash_json, model_hash, weights_sha256
+from ldm_ae.models.stored_rows import index_dtype
 from ldm_ae.quantizers import VQ
 from tests.golden.compare import Golden
 from tests.golden.describe import describe_store, digests, tensor_values

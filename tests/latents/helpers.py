@@ -16,10 +16,11 @@ from ldm_ae.core.seeding import derive_seed, seeded_noise
 from ldm_ae.data import ImageTransform, open_source
 from ldm_ae.latents import EncodeSummary, encode_images
 from ldm_ae.latents.store.files import write_safetensors
-from ldm_ae.latents.store.format import DTYPES, StoreRequest, row_of_tensor
+from ldm_ae.latents.store.format import DTYPES, StoreRequest
 from ldm_ae.latents.store.provenance import scaling_of
 from ldm_ae.latents.store.writer import StoreWriter
 from ldm_ae.models import Autoencoder, GaussianPosterior, KLAutoencoder, LatentSpec, hash_json
+from ldm_ae.models.stored_rows import row_of_tensor
 
 
 def encode(model: Autoencoder, images: Path, store: Path, **changes: Any) -> EncodeSummary:

@@ -22,8 +22,8 @@ from ldm_ae.latents import LatentDataset, LatentStore, decode_store, inspect_sto
 from ldm_ae.latents.conversion.convert import convert_store
 from ldm_ae.latents.conversion.import_store import import_latents
 from ldm_ae.latents.store.files import write_safetensors
-from ldm_ae.latents.store.format import index_dtype
 from ldm_ae.models import KLAutoencoder, LatentSpec, VQAutoencoder, hash_json
+from ldm_ae.models.stored_rows import index_dtype
 from ldm_ae.quantizers import FSQ, LFQ, VQ, Quantizer, ResidualVQ
 from tests.latents.helpers import contents, encode
 from tests.latents.test_content import SMALL, tensors

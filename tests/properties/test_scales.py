@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ldm_ae.latents.fold import Constants, Fold
 from ldm_ae.latents.store.provenance import read_scaling, scaling_of
-from ldm_ae.latents.store.quantize_uint8 import ERROR, SCALE, dequantize_uint8, pack, quantize_uint8, unpack
+from ldm_ae.latents.store.quantize_uint8 import dequantize_uint8, pack, quantize_uint8, unpack
 from ldm_ae.models import ChannelStatistics, LatentSpec
 from ldm_ae.models.scaling import factor_beside_vectors
+from ldm_ae.models.stored_rows import ERROR, SCALE
 
 POSITIVE = st.floats(1e-3, 1e3)
 BIAS = st.floats(-100, 100)

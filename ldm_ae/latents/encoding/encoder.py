@@ -32,9 +32,9 @@ from ldm_ae.latents.encoding.units import EncodedBatch, Unit
 from ldm_ae.latents.store.additions import join
 from ldm_ae.latents.store.annotated import numbering_warnings
 from ldm_ae.latents.store.claiming import claiming
-from ldm_ae.latents.store.format import DTYPES, StoreRequest, index_dtype, recorded_precision
+from ldm_ae.latents.store.format import DTYPES, StoreRequest, recorded_precision
 from ldm_ae.latents.store.provenance import inference_copy, scaling_of
-from ldm_ae.latents.store.quantize_uint8 import SCALE, pack
+from ldm_ae.latents.store.quantize_uint8 import pack
 from ldm_ae.latents.store.reader import LatentStore
 from ldm_ae.latents.store.reopening import reopen, still_holds
 from ldm_ae.latents.store.source_hashes import HashingSource, SourceHashes
@@ -48,6 +48,7 @@ from ldm_ae.models import (
     model_hash,
     require_finite,
 )
+from ldm_ae.models.stored_rows import SCALE, index_dtype
 from ldm_ae.models.wrappers.tiling import blending_of
 
 _FINITE = "finite "

@@ -56,14 +56,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
-from ldm_ae.core import precision
 from ldm_ae.core.errors import UserError, reason
 from ldm_ae.data import ColourProfiles
 from ldm_ae.io.files import read_json
-from ldm_ae.latents.store.quantize_uint8 import ERROR, SCALE
-from ldm_ae.models import LatentSpec, hash_json
+from ldm_ae.models import hash_json
+from ldm_ae.models.stored_rows import ERROR, SCALE, STORED_DTYPES
 
 FORMAT = "ldm_ae latent store"
 FORMAT_VERSION = 1
@@ -73,12 +71,8 @@ ACCOUNT = b"ldm_ae.account"
 BUCKET_STATISTICS = "latents_stats.pt"
 BUCKET_NAME = re.compile(r"[1-9]\d{0,5}x[1-9]\d{0,5}")
 SHARD_NAME = re.compile(r"latents_rank\d{2,6}_shard\d{3,9}\.safetensors")
-DTYPES = {**precision.DTYPES, "uint8": torch.uint8}
+DTYPES = STORED_DTYPES
 """The dtype of stored latents and moments, by the name that commands take."""
-INDEX_DTYPES = (torch.uint8, torch.uint16, torch.int32, torch.int64)
-"""Dtypes of stored indices, narrowest first."""
-BOOKKEEPING: dict[str, tuple[int, ...]] = {"labels": (), "index": (), "original_size": (2,), "crop_ltrb": (4,)}
-"""Shape of one row of the int64 tensors, by name."""
 
 SCHEMA = pa.schema(
     [
@@ -259,30 +253,6 @@ def complete_columns(rows: pa.Table) -> pa.Table:
     if not pc.all(pc.equal(pc.list_value_length(rows["crop"]), 4), min_count=0).as_py():
         raise ValueError("a crop of the index does not have four numbers")
     return rows
-
-
-def index_dtype(codebook_size: int) -> torch.dtype:
-    """Return the narrowest of `INDEX_DTYPES` that holds every index of a codebook."""
-    return next(dtype for dtype in INDEX_DTYPES if codebook_size - 1 <= torch.iinfo(dtype).max)
-
-
-def row_of_tensor(name: str, bucket: str, spec: LatentSpec, dtype: torch.dtype) -> tuple[tuple[int, ...], torch.dtype]:
-    """Return shape and dtype of one image's row of a shard's tensor; `dtype` is that of the store's latents."""
-    if name in BOOKKEEPING:
-        return BOOKKEEPING[name], torch.int64
-    if name == ERROR:
-        return (spec.channels,), torch.float32
-    if name.endswith(SCALE):
-        (channels, *_), _ = row_of_tensor(name.removesuffix(SCALE), bucket, spec, dtype)
-        return (channels, 2), torch.float32
-    height, width = (int(side) for side in bucket.split("x"))
-    size = spec.latent_size(height, width)
-    if name.startswith("indices"):
-        if spec.codebook_size is None:
-            raise ValueError("the model has no codebook")
-        levels = () if spec.codebook_levels is None else (spec.codebook_levels,)
-        return (*levels, *size), index_dtype(spec.codebook_size)
-    return (spec.channels * (2 if name.startswith("moments") else 1), *size), dtype
 
 
 def recorded_precision(path: str | Path) -> str | None:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-SCALE, ERROR = "_scale", "squared_error"
-"""The suffix of the name of a tensor's scale, and the name of the latents' error."""
+from ldm_ae.models.stored_rows import ERROR, SCALE
+
 LEVELS = 255
 
 

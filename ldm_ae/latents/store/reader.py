@@ -37,11 +37,11 @@ from ldm_ae.latents.store.format import (
     complete_columns,
     read_description,
     read_request,
-    row_of_tensor,
 )
 from ldm_ae.latents.store.provenance import read_scaling
-from ldm_ae.latents.store.quantize_uint8 import SCALE, dequantize_uint8
+from ldm_ae.latents.store.quantize_uint8 import dequantize_uint8
 from ldm_ae.models import Autoencoder, ChannelStatistics, GaussianPosterior, LatentSpec, model_hash
+from ldm_ae.models.stored_rows import SCALE, row_of_tensor
 
 _OPEN_FILES = 8192
 """Maximum number of open shards. Each is a memory map and not a file descriptor; Linux allows a process 65,530 maps."""

@@ -19,7 +19,6 @@ from ldm_ae.images.crops import describe_crops
 from ldm_ae.io.tensor_files import DTYPE_NAMES
 from ldm_ae.latents.store.files import look_at
 from ldm_ae.latents.store.format import (
-    BOOKKEEPING,
     BUCKET_STATISTICS,
     CLASSES,
     DESCRIPTION,
@@ -27,11 +26,10 @@ from ldm_ae.latents.store.format import (
     INDEX,
     STATISTICS,
     read_description,
-    row_of_tensor,
 )
-from ldm_ae.latents.store.quantize_uint8 import ERROR, SCALE
 from ldm_ae.latents.store.reader import LatentStore
 from ldm_ae.models import LatentSpec
+from ldm_ae.models.stored_rows import BOOKKEEPING, row_of_tensor, stored_names
 
 
 def verify_store(path: str | Path, *, progress: Callable[[int, int], None] | None = None) -> list[str]:
@@ -179,11 +177,8 @@ def _expected_tensors(store: LatentStore, name: str, rows: int, *, moments: bool
     kinds = ["latents"] if store.request.content != "lean" else []
     kinds += ["moments"] if moments else []
     kinds += ["indices"] if store.request.indices else []
-    names = [f"{kind}{view}" for kind in kinds for view in (("", "_flip") if store.request.flips else ("",))]
-    if store.request.dtype == "uint8" and not store.request.indices_alone:
-        names += [*(f"{key}{SCALE}" for key in names if not key.startswith("indices")), ERROR]
-    names += BOOKKEEPING
     dtype = DTYPES[store.request.dtype]
+    names = stored_names(kinds, dtype, flips=store.request.flips)
     found = {key: row_of_tensor(key, name.partition("/")[0], store.spec, dtype) for key in names}
     return {key: ([rows, *shape], DTYPE_NAMES[dtype]) for key, (shape, dtype) in found.items()}
 

@@ -39,7 +39,7 @@ from ldm_ae.latents.store.format import (
     StoreRequest,
     read_description,
 )
-from ldm_ae.latents.store.quantize_uint8 import ERROR, unpack
+from ldm_ae.latents.store.quantize_uint8 import unpack
 from ldm_ae.latents.store.records import (
     WORK,
     Record,
@@ -53,6 +53,7 @@ from ldm_ae.latents.store.records import (
 )
 from ldm_ae.latents.store.statistics_files import bucket_statistics, describe_statistics
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, hash_json
+from ldm_ae.models.stored_rows import ERROR
 
 _SECONDS_UNTIL_SEEN = 90
 """NFS may show the names in a folder as they were up to a minute ago."""
