@@ -14,7 +14,7 @@ from ldm_ae.comparison.codecs import measure_codecs
 from ldm_ae.comparison.common_size import CommonSize, Sizes, common_size
 from ldm_ae.comparison.comparison import Comparison
 from ldm_ae.comparison.curves import run_of, validation_curves
-from ldm_ae.comparison.diffusion import DiffusionPlan, with_diffusion
+from ldm_ae.comparison.diffusion import DiffusionPlan, diffusion_runner
 from ldm_ae.comparison.images import SharedImages
 from ldm_ae.comparison.result import ModelResult
 from ldm_ae.comparison.stored import find_result, read_result, result_folder, write_result
@@ -128,6 +128,10 @@ def compare(
         raise UserError(_nothing(failed))
     size = common_size([entrant.sizes for entrant in entrants], config.size, **config.transform)
     total = min(config.limit or len(source), len(source))
+    diffusion = config.diffusion and diffusion_runner(
+        config.diffusion, source, total, size.transform, folder / DIFFUSION, source_name=source_name,
+        device=config.device,
+    )  # fmt: skip
     loader = EvaluationLoader(
         source, size.transform, batch_size=config.batch_size, workers=config.workers,
         max_bad_fraction=config.max_bad_fraction, indices=range(total),
@@ -144,6 +148,9 @@ def compare(
             name = entrant.contestant.name
             try:
                 result = _result(entrant, images, folder, metrics, protocol, config, source_name, progress)
+                if diffusion is not None:
+                    _free()
+                    result = diffusion.run(result, entrant.contestant.open(), progress)
                 results.append(_with_curves(result))
             except (UserError, torch.OutOfMemoryError) as error:
                 failed[name] = _reason(error)
@@ -153,13 +160,6 @@ def compare(
         codecs = measure_codecs(config.codecs, images, results, metrics, protocol, folder, progress)
     finally:
         images.close()
-    if config.diffusion is not None:
-        of_name = {entrant.contestant.name: entrant.contestant for entrant in entrants}
-        run = config.diffusion.runner(source, size.transform, folder / DIFFUSION, config, source_name, total)
-        results = [
-            with_diffusion(result, of_name[result.name].open, run, failed, progress) for result in results
-        ]
-        _free()
     return Comparison(
         models=results, failed=failed, codecs=codecs, originals=images.first, protocol=protocol, folder=folder
     )

@@ -76,16 +76,6 @@ class ModelResult:
         return self.infos.get(key) or ScoreInfo(label=key)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CodecResult:
-    """An image codec on the same images, at rates around those of the models."""
-
-    name: str
-    bits_per_pixel: list[float]
-    scores: list[dict[str, float]]
-    """Scores by key, for each rate."""
-
-
 def score_infos(models: Sequence[ModelResult]) -> dict[str, ScoreInfo]:
     """Return the scores that any model has and that are compared, by group and in the order of their first model."""
     found: dict[str, ScoreInfo] = {}

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,42 @@ def write_result(folder: Path, evaluation: Evaluation, key: dict[str, Any]) -> N
     folder.parent.mkdir(parents=True, exist_ok=True)
     with writing_folder(folder) as temporary:
         write_report(evaluation, temporary)
-        (temporary / "pictures").mkdir()
-        for number, picture in enumerate(evaluation.first):
-            levels_image(picture.reconstruction).save(_picture(temporary, number))
-        rows = [{"key": picture.row.key, "scores": picture.row.scores} for picture in evaluation.first]
-        write_json(temporary / RESULT, {"version": VERSION, "key": key, "pictures": rows})
+        shown = [Shown(key=p.row.key, image=p.reconstruction, scores=p.row.scores) for p in evaluation.first]
+        write_key(temporary, key, write_pictures(temporary, shown))
+
+
+def write_pictures(folder: Path, pictures: Sequence[Shown]) -> list[dict[str, Any]]:
+    """Write images into pictures/, and return their keys and scores for `write_key`."""
+    (folder / "pictures").mkdir()
+    for number, picture in enumerate(pictures):
+        levels_image(picture.image).save(_picture(folder, number))
+    return [{"key": picture.key, "scores": dict(picture.scores)} for picture in pictures]
+
+
+def write_key(folder: Path, key: Mapping[str, Any], pictures: list[dict[str, Any]]) -> None:
+    """Write result.json, by which `find_result` finds the folder."""
+    write_json(folder / RESULT, {"version": VERSION, "key": key, "pictures": pictures})
+
+
+def read_pictures(folder: Path) -> list[Shown]:
+    """Return the images of pictures/, with their keys and scores, without those of thumbnails."""
+    rows = read_json(folder / RESULT)["pictures"]
+    return [
+        Shown(
+            key=row["key"], image=_levels(_picture(folder, number)),
+            scores={key: value for key, value in row["scores"].items() if not key.startswith(BASELINE_PREFIX)},
+        )
+        for number, row in enumerate(rows)
+    ]  # fmt: skip
+
+
+def infos_of_json(content: Mapping[str, Mapping[str, Any]]) -> dict[str, ScoreInfo]:
+    """Return the explanations of scores by key from `score_infos` of a metrics.json."""
+    known = {entry.name for entry in fields(ScoreInfo)}
+    return {
+        key: ScoreInfo(**{option: value for option, value in info.items() if option in known})
+        for key, info in content.items()
+    }
 
 
 def read_result(folder: Path, *, name: str, model: str) -> ModelResult:
@@ -66,28 +98,15 @@ def read_result(folder: Path, *, name: str, model: str) -> ModelResult:
         OSError: A file is missing.
     """
     metrics = read_json(folder / "metrics.json")
-    rows = read_json(folder / RESULT)["pictures"]
     scores: dict[str, float] = metrics["scores"]
-    known = {entry.name for entry in fields(ScoreInfo)}
-    infos = {
-        key: ScoreInfo(**{option: value for option, value in info.items() if option in known})
-        for key, info in metrics["score_infos"].items()
-    }
-    pictures = [
-        Shown(
-            key=row["key"], image=_levels(_picture(folder, number)),
-            scores={key: value for key, value in row["scores"].items() if not key.startswith(BASELINE_PREFIX)},
-        )
-        for number, row in enumerate(rows)
-    ]  # fmt: skip
     return ModelResult(
         name=name, model=model,
         scores={key: value for key, value in scores.items() if not key.startswith(BASELINE_PREFIX)},
         baseline={
             key.removeprefix(BASELINE_PREFIX): value for key, value in scores.items() if key.startswith(BASELINE_PREFIX)
         },
-        infos=infos, details=metrics["details"], protocol=metrics["protocol"], skipped=metrics["protocol"]["skipped"],
-        pictures=pictures, folder=f"{folder.parent.name}/{folder.name}",
+        infos=infos_of_json(metrics["score_infos"]), details=metrics["details"], protocol=metrics["protocol"], skipped=metrics["protocol"]["skipped"],
+        pictures=read_pictures(folder), folder=f"{folder.parent.name}/{folder.name}",
     )  # fmt: skip
 
 

@@ -24,10 +24,10 @@ def summary_lines(evaluation: Evaluation) -> list[str]:
     codebook = [] if evaluation.codebook is None else [evaluation.codebook.line()]
     skipped = [f"{name} is skipped: {why}" for name, why in evaluation.skipped.items()]
     lines = [*(line.rstrip() for line in lines), *skipped, *codebook, evaluation.activations.line()]
-    return [_for_terminal(line) for line in lines]
+    return [for_terminal(line) for line in lines]
 
 
-def _for_terminal(line: str) -> str:
+def for_terminal(line: str) -> str:
     """Replace characters that stdout's encoding lacks: arrows by ^ and v, other characters by question marks."""
     encoding = sys.stdout.encoding or "utf-8"
     for arrow, plain in (("↑", "^"), ("↓", "v")):
