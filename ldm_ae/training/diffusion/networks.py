@@ -51,6 +51,8 @@ def training_loss(
 ) -> Tensor:
     """Return the mean squared error of the prediction at random times, a scalar.
 
+    The times are drawn before the noise, so that they are the same for latents of every shape.
+
     Args:
         model: UNet2DModel if `labels` is None, else DiTTransformer2DModel.
         latents: (B, C, h, w), scaled.
@@ -59,11 +61,12 @@ def training_loss(
         generator: Source of noise and times, on the device of the latents; None is torch's own.
     """
     random: dict[str, Any] = {"generator": generator, "device": latents.device}
+    count, is_flow = len(latents), objective == "flow"
+    time = torch.rand(count, **random) if is_flow else torch.randint(TIMESTEPS, (count,), **random)
     noise = torch.randn(latents.shape, dtype=latents.dtype, **random)
-    if objective == "flow":
-        noisy, time, target = flow(latents, noise, torch.rand(len(latents), **random))
+    if is_flow:
+        noisy, time, target = flow(latents, noise, time)
     else:
-        time = torch.randint(TIMESTEPS, (len(latents),), **random)
         noisy, target = NOISE_SCHEDULE.add_noise(latents, noise, time), noise
     return F.mse_loss(_predict(model, noisy, time, labels), target)
 
