@@ -37,8 +37,9 @@ class Evaluate(Command):
         add_overwrite(parser)
         parser.add_argument("--limit", type=int, help="use the first LIMIT images only")
         parser.add_argument("--metrics", nargs="+", metavar="NAME", default=["default"], help="metrics to compute, "
-                            "given after MODEL and IMAGES; `default msssim` adds MS-SSIM to the default set, and an "
-                            "unknown name lists all (default: default)")  # fmt: skip
+                            "given after MODEL and IMAGES; `default msssim` adds MS-SSIM to the default set, "
+                            "`compare` is the set for a comparison of models, and an unknown name lists all (default: "
+                            "default)")  # fmt: skip
         parser.add_argument("--perceptual", choices=PERCEPTUAL, help="network of the perceptual distance; lpips_* need "
                             "weights from torchvision (default: stlpips_vgg)")  # fmt: skip
         parser.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"),

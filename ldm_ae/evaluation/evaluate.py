@@ -20,7 +20,7 @@ from ldm_ae.evaluation.latent_summary import ChannelSummary, LatentSummary
 from ldm_ae.evaluation.metric_sets import default_metrics, validation_metrics
 from ldm_ae.evaluation.metrics.codebook import CodebookSummary, CodebookUsage
 from ldm_ae.evaluation.metrics.features import FeatureNetwork
-from ldm_ae.evaluation.metrics.interface import Metric, ScoreInfo, Setting
+from ldm_ae.evaluation.metrics.interface import JSON, Metric, ScoreInfo, Setting
 from ldm_ae.evaluation.metrics.perceptual import PerceptualDistance
 from ldm_ae.evaluation.metrics.rate import RATE_OF_CODES, describe_prior
 from ldm_ae.evaluation.scoring import Scoring
@@ -84,7 +84,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The complete results of `evaluate`. `scores` and `protocol` are JSON values."""
+    """The complete results of `evaluate`. `scores`, `details` and `protocol` are JSON values."""
 
     scores: dict[str, float]
     images: list[ImageScores]
@@ -103,6 +103,8 @@ class Evaluation:
     """Reasons why requested scores are missing, by the scores' names."""
     infos: dict[str, ScoreInfo] = field(default_factory=dict)
     """Display and explanation of each score, by its key; scores of the thumbnail share those of the model."""
+    details: dict[str, dict[str, JSON]] = field(default_factory=dict)
+    """Results that are not single numbers, such as a curve, by the metric's name."""
     ranking: str | None = None
     """Key of the score by which `worst` and `best` are chosen: the first score that every image has and that has a
     direction, by default PSNR."""
@@ -368,6 +370,7 @@ class _Collected:
             codebook=None if self.codes is None else self.codes.summary(),
             skipped=scoring.skipped,
             infos=scoring.infos,
+            details=scoring.details,
             ranking=scoring.ranking,
         )
 

@@ -8,6 +8,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metrics import METRICS
 from ldm_ae.evaluation.metrics.codebook import Codebook
 from ldm_ae.evaluation.metrics.count import ImageCount
+from ldm_ae.evaluation.metrics.equivariance import Equivariance
 from ldm_ae.evaluation.metrics.features import (
     EfficientNetLite0Features,
     FeatureNetwork,
@@ -17,13 +18,21 @@ from ldm_ae.evaluation.metrics.features import (
 from ldm_ae.evaluation.metrics.frechet import RFID, Frechet
 from ldm_ae.evaluation.metrics.interface import ImageMetric, Metric
 from ldm_ae.evaluation.metrics.latents import ActiveChannels, LatentStatistics
+from ldm_ae.evaluation.metrics.msssim import MSSSIM
+from ldm_ae.evaluation.metrics.noise_tolerance import NoiseTolerance
 from ldm_ae.evaluation.metrics.perceptual import Perceptual, PerceptualDistance
 from ldm_ae.evaluation.metrics.psnr import PSNR
 from ldm_ae.evaluation.metrics.rate import Rate
+from ldm_ae.evaluation.metrics.spectrum import LatentSpectrum
 from ldm_ae.evaluation.metrics.ssim import SSIM
 
 DEFAULT = "default"
 """Name of the default set among names of metrics."""
+COMPARE = "compare"
+"""Name of the set that says which of several models to take: the default set, and what `COMPARED` names."""
+COMPARED = (MSSSIM, LatentSpectrum, Equivariance, NoiseTolerance)
+"""Metrics of `compare` beside the default set. They need neither downloads nor labels."""
+SETS = (DEFAULT, COMPARE)
 PERCEPTUAL_NETWORK, FEATURE_NETWORK = "stlpips_vgg", "auto"
 """Names of the networks of the default set."""
 NO_INCEPTION = (
@@ -65,8 +74,8 @@ def named_metrics(
     """Return new metrics by their names, each once, in the order of the names.
 
     Args:
-        names: Registered names; `default` stands for the default set, `perceptual` and `frechet` for its metrics of
-            networks.
+        names: Registered names; `default` stands for the default set, `compare` for that of a comparison of models,
+            `perceptual` and `frechet` for their metrics of networks.
         perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
         features: The network of `frechet`: `auto`, `inception`, `efficientnet_lite0` or `none`.
         inception_weights: File of FID's Inception weights for `rfid`, and for `frechet` unless `features` is another
@@ -76,14 +85,15 @@ def named_metrics(
         UserError: an unknown name, a network or file that no metric of these uses, or weights that are neither
             available locally nor downloaded.
     """
+    sets = {*SETS} & {*names}
     for option, name, given in (("perceptual", Perceptual.name, perceptual), ("features", Frechet.name, features)):
-        if given is not None and DEFAULT not in names and name not in names:
+        if given is not None and not sets and name not in names:
             raise UserError(
                 f"--{option} {given} has no effect with --metrics {' '.join(names)}; remove it, or add {name}"
             )
     if inception_weights is not None:
         other = "" if features in (None, "auto", "inception") else f" --features {features}"
-        if RFID.name not in names and (other or not {DEFAULT, Frechet.name} & {*names}):
+        if RFID.name not in names and (other or not {*SETS, Frechet.name} & {*names}):
             raise UserError(
                 f"--inception-weights has no effect with --metrics {' '.join(names)}{other}; remove it, or add "
                 f"{RFID.name}"
@@ -92,8 +102,9 @@ def named_metrics(
     perceptual, features = perceptual or PERCEPTUAL_NETWORK, features or FEATURE_NETWORK
     found: dict[str, Metric] = {}
     for name in names:
-        if name == DEFAULT:
+        if name in SETS:
             more = default_metrics(perceptual_network(perceptual), feature_network(features, inception_weights))
+            more += [metric() for metric in COMPARED] if name == COMPARE else []
         elif name == Perceptual.name:
             more = [] if (distance := perceptual_network(perceptual)) is None else [Perceptual(distance)]
         elif name == Frechet.name:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ldm_ae.evaluation.metrics.interface import CannotScoreError, Metric, ScoreInfo, Scores, Setting
+from ldm_ae.evaluation.metrics.interface import JSON, CannotScoreError, Metric, ScoreInfo, Scores, Setting
 from ldm_ae.images.uint8 import rounded
 from ldm_ae.models import Posterior
 
@@ -28,6 +28,8 @@ class Scoring:
         """Reasons why metrics, or what they stand in for, have no score, by name."""
         self.infos: dict[str, ScoreInfo] = {}
         """Display and explanation of each score, by its key; the thumbnail's scores share those of the model's."""
+        self.details: dict[str, dict[str, JSON]] = {}
+        """Results of `compute` that are not single numbers, by the metric's name; without those that have none."""
         self.ranking: str | None = None
         """Key of the first score with a direction and a value for each image; it ranks the images."""
         self._strict = strict
@@ -104,6 +106,8 @@ class Scoring:
             if not found and not metric.optional:
                 self.skipped[metric.name] = f"{metric.info().label} has no value for this model"
             self.infos |= {key: metric.info(key) for key in found}
+            if details := dict(metric.details()):
+                self.details[metric.name] = details
             of_twin = {BASELINE_PREFIX + key: value for key, value in of_twin.items()}
             if self._keys.get(metric.name):
                 own |= found

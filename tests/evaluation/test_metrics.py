@@ -13,10 +13,18 @@ from torch import Tensor
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation import evaluate, named_metrics, write_report
 from ldm_ae.evaluation.evaluate import Evaluation
+from ldm_ae.evaluation.metric_sets import COMPARED
 from ldm_ae.evaluation.metrics import METRICS
 from ldm_ae.evaluation.metrics.codebook import Codebook
 from ldm_ae.evaluation.metrics.frechet import Frechet
-from ldm_ae.evaluation.metrics.interface import CannotScoreError, ImageMetric, Metric, Needs, Setting
+from ldm_ae.evaluation.metrics.interface import (
+    CannotScoreError,
+    ImageMetric,
+    Metric,
+    Needs,
+    ScoreInfo,
+    Setting,
+)
 from ldm_ae.evaluation.metrics.msssim import MSSSIM
 from ldm_ae.evaluation.metrics.psnr import PSNR
 from ldm_ae.evaluation.metrics.rate import Rate
@@ -75,6 +83,42 @@ def test_every_metric_has_a_label_and_an_explanation(name: str) -> None:
     if name in WEIGHTLESS:
         assert all(info.label and info.explanation.endswith(".") for info in infos)
         assert set(cls().scores) == set(cls.scores)
+
+
+def test_scores_have_the_group_of_their_metric_unless_they_state_another() -> None:
+    class Loops(Codebook):
+        scores = {"loops": ScoreInfo(label="Loops"), "price": ScoreInfo(label="Price", group="cost")}  # noqa: RUF012
+
+    assert {key: Loops().info(key).group for key in ("codebook", "loops", "price", "other")} == {
+        "codebook": "latents", "loops": "latents", "price": "cost", "other": "latents"
+    }  # fmt: skip
+    metrics = named_metrics(["compare"], perceptual="none", features="none")
+    groups = {key: metric.info(key).group for metric in metrics for key in [*metric.scores] or [metric.name]}
+    assert {key for key, group in groups.items() if group == "reconstruction"} == {"psnr", "ssim", "msssim", "count"}
+    assert {key for key, group in groups.items() if group == "rate"} == {
+        "kl_bits_per_pixel", "bits_per_pixel", "prior_bits_per_pixel", "entropy_bits_per_pixel"
+    }  # fmt: skip
+
+
+def test_details_of_metrics_are_in_metrics_json(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+    class Curve(Blueness):
+        name = "curve"
+
+        def details(self) -> dict[str, list[float]]:
+            return {"values": self._values["curve"]}
+
+    class Curveless(Curve):
+        name = "curveless"
+
+        def compute(self) -> dict[str, float]:
+            raise CannotScoreError("no curve")
+
+    result = run(tiny_model, [Curve(), PSNR(), Curveless()])
+    assert result.details == {"curve": {"values": [row.scores["curve"] for row in result.images]}}
+    write_report(result, tmp_path)
+    found = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert found["details"] == result.details
+    assert found["score_infos"]["psnr"]["group"] == "reconstruction"
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)
@@ -216,6 +260,10 @@ def test_metrics_are_selected_by_name() -> None:
     assert names == default
     names = [metric.name for metric in named_metrics(["default", "msssim", "psnr"], perceptual="none", features="none")]
     assert names == [*default, "msssim"]
+    names = [metric.name for metric in named_metrics(["compare"], perceptual="none", features="none")]
+    assert names == [*default, *(metric.name for metric in COMPARED)]
+    names = [metric.name for metric in named_metrics(["compare"], perceptual="stlpips_alex", features="none")]
+    assert names[2] == "stlpips_alex"
     assert [metric.name for metric in named_metrics(["ssim", "psnr"])] == ["ssim", "psnr"]
     assert [metric.name for metric in named_metrics(["perceptual"], perceptual="stlpips_alex")] == ["stlpips_alex"]
     assert [metric.name for metric in named_metrics(["stlpips_alex"])] == ["stlpips_alex"]
