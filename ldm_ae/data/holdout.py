@@ -1,14 +1,16 @@
-"""Selection of the images that are held out from training, for validation."""
+"""Selection of the images that are held out from training, for validation and the diffusion score."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.data.account import Account
 from ldm_ae.data.sources.interface import RawImage, Source, Wrapped
 
 
@@ -54,6 +56,10 @@ class Subset(Wrapped):
     def key(self, index: int) -> str:
         """See `Source.key`."""
         return self._source.key(self._at(index))
+
+    def account(self) -> Account:
+        """Return the other source's account, with the number of these images."""
+        return replace(self._source.account(), images=len(self))
 
     def bytes_of(self, index: int) -> int | None:
         """See `Source.bytes_of`."""

@@ -110,9 +110,9 @@ class PipelineTask:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def preview(self, network: nn.Module, device: torch.device) -> Image.Image:
+    def preview(self, network: nn.Module) -> Image.Image:
         """Return what the pipeline makes of the same noise and of the first classes."""
-        self._decoder.to(device)
+        self._decoder.to(next(network.parameters()).device)
         classes = [self._classes[i % len(self._classes)] for i in range(PREVIEW_IMAGES)] if self._classes else []
         images = self.pipeline(network)(
             **({"class_labels": classes} if self._config.model == "dit" else {"batch_size": PREVIEW_IMAGES}),
@@ -153,7 +153,7 @@ def train_diffusion(config: DiffusionConfig, *, store: str | Path, autoencoder: 
             task = PipelineTask(
                 config, opened, model, rank=accelerator.process_index, world_size=accelerator.num_processes
             )
-            trainer = DiffusionTrainer(folder, accelerator, config, task)
+            trainer = DiffusionTrainer(folder, accelerator, config, task, preview=task.preview)
             settings = {"store": str(store), "autoencoder": str(autoencoder)} | asdict(config)
             before = _saved_settings(folder)
             trainer.resume()

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import Precision
 from ldm_ae.data import ImageTransform, Source, Subset, split_holdout
+from ldm_ae.training.diffusion.config import DiffusionConfig
+from ldm_ae.training.diffusion.score_network import PIXELS_OF_A_TOKEN
+from ldm_ae.training.diffusion.trainer import MAX_GRAD_NORM
 
+VERSION = 1
+"""Number of the protocol, which counts changes of the code that change scores."""
 HELD_OUT_FRACTION, MOST_HELD_OUT = 0.25, 10_000
 """Images held out from a single source by default: this fraction, and at most so many."""
 
@@ -100,8 +107,8 @@ class DiffusionScoreConfig:
     """Levels in (0, 1) at which the loss is measured: 0 is the latents, 1 is noise alone."""
     seed: int = 0
     """Seed of weights, order, noise and samples."""
-    precision: Precision = "fp32"
-    """Autocast dtype of the diffusion network."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """Autocast dtype in training; losses and samples are computed in fp32."""
     model_precision: Precision = "fp32"
     """Precision of the autoencoder."""
     model_batch_size: int = 16
@@ -120,6 +127,59 @@ class DiffusionScoreConfig:
             raise UserError(f"samples of a diffusion score must be at least 2, got {self.samples}")
         if not self.noise_levels or not all(0 < level < 1 for level in self.noise_levels):
             raise UserError(f"noise_levels must be numbers between 0 and 1, got {self.noise_levels}")
+
+    @property
+    def ema_decay(self) -> float:
+        """Decay of the average of the weights, over about the last tenth of the steps."""
+        return max(1 - 10 / self.steps, 0.9)
+
+    def training(self) -> DiffusionConfig:
+        """Return the options of the diffusion run."""
+        return DiffusionConfig(
+            model="dit", objective="flow", width=self.width, depth=self.depth, steps=self.steps,
+            batch_size=self.batch_size, learning_rate=self.learning_rate, ema_decay=self.ema_decay,
+            precision=self.precision, seed=self.seed, log_every=max(self.steps // 20, 1), sample_every=0,
+            checkpoint_every=min(max(self.steps // 10, 1), 1000), keep_checkpoints=1, trackers=(),
+        )  # fmt: skip
+
+    @classmethod
+    def for_device(cls, device: torch.device, **changes: Any) -> DiffusionScoreConfig:
+        """Return the defaults for a kind of device, with changes by name: on accelerators a larger network, larger
+        batches and more samples, for images of 256 pixels."""
+        larger: dict[str, Any] = dict(
+            width=384, depth=12, batch_size=256, learning_rate=3e-4, samples=2048, precision="bf16",
+            model_batch_size=32,
+        )  # fmt: skip
+        return cls(**({} if device.type == "cpu" else larger) | changes)
+
+
+def describe(images: DiffusionImages, config: DiffusionScoreConfig) -> dict[str, Any]:
+    """Return the protocol as JSON values: everything that changes a score and is the same for all models.
+
+    Args:
+        images: The images.
+        config: The budget, with precisions other than auto.
+    """
+    return {
+        "version": VERSION,
+        "network": {
+            "class": "DiTTransformer2DModel", "width": config.width, "depth": config.depth, "classes": 0,
+            "pixels_of_a_token": PIXELS_OF_A_TOKEN,
+        },
+        "training": {
+            "objective": "flow", "steps": config.steps, "batch_size": config.batch_size, "optimizer": "AdamW",
+            "learning_rate": config.learning_rate, "ema_decay": config.ema_decay, "max_grad_norm": MAX_GRAD_NORM,
+            "precision": config.precision, "seed": config.seed,
+        },
+        "latents": {
+            "posterior": "samples, drawn anew in each epoch where there are moments",
+            "normalization": "each channel to mean 0 and standard deviation 1, over a sample of each training image",
+            "model_precision": config.model_precision,
+        },
+        "flow_loss": {"noise_levels": list(config.noise_levels), "latents": "samples of the held-out images"},
+        "samples": {"count": config.samples, "solver": "DPM-Solver++, second order", "steps": config.sampling_steps},
+        "images": images.identity(),
+    }  # fmt: skip
 
 
 def _fingerprint(source: Source) -> dict[str, Any]:

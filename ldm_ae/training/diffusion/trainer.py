@@ -63,9 +63,6 @@ class Task(Protocol):
     def identity(self) -> dict[str, Any]:
         """Return JSON values that a resumed run must share."""
 
-    def preview(self, network: nn.Module, device: torch.device) -> Image.Image:
-        """Return an image of samples from the averaged network, always from the same noise."""
-
     def export(self, network: nn.Module, folder: Path) -> None:
         """Write the result from the averaged network into a folder, which exists."""
 
@@ -78,15 +75,17 @@ class DiffusionTrainer:
         accelerator: Every process of it makes a trainer.
         config: The options.
         task: The latents, the network and the result.
+        preview: Returns an image of what the averaged network samples from the same noise each time, which is saved
+            every `config.sample_every` steps; None for no previews.
         report: Called with the number of steps done after each; the terminal then shows nothing of the run.
     """
 
     def __init__(
         self, folder: Path, accelerator: Accelerator, config: DiffusionConfig, task: Task,
-        *, report: Callable[[int], None] | None = None,
+        *, preview: Callable[[nn.Module], Image.Image] | None = None, report: Callable[[int], None] | None = None,
     ):  # fmt: skip
         self.folder, self.accelerator, self.config, self.task = folder, accelerator, config, task
-        self._report = report
+        self._preview, self._report = preview, report
         set_seed(config.seed)
         self.net = task.build_network()
         self.ema = EMA(self.net.to(accelerator.device), config.ema_decay)
@@ -107,7 +106,7 @@ class DiffusionTrainer:
 
         Raises:
             Stopped: A signal ended the run; it is saved.
-            RunError: A checkpoint could not be written: a value is not finite, or the disk is full.
+            RunError: A checkpoint could not be written: a value is not finite (DivergedError), or the disk is full.
         """
         config, log = self.config, self.log
         log.rewind(self.step)
@@ -125,8 +124,8 @@ class DiffusionTrainer:
                 last = self.step == config.steps
                 if last or self.step % config.log_every == 0:
                     self._log(window.means(self.accelerator))
-                if config.sample_every and (last or self.step % config.sample_every == 0):
-                    self._preview()
+                if self._preview and config.sample_every and (last or self.step % config.sample_every == 0):
+                    self._save_preview(self._preview)
                 stop = agreed_signal(self.accelerator, signals.received)
                 if last or stop or self.step % config.checkpoint_every == 0:
                     self._save()
@@ -158,11 +157,9 @@ class DiffusionTrainer:
         self.log.metrics(self.step, values | {"learning_rate": self.config.learning_rate}, kind="train")
         self.log.print_line(f"step {self.step}: loss {values['loss']:.4f}, {values['images_per_second']:.1f} latents/s")
 
-    def _preview(self) -> None:
-        """Save what the network makes of the same noise at every step."""
+    def _save_preview(self, preview: Callable[[nn.Module], Image.Image]) -> None:
         if self.accelerator.is_main_process:
-            image = self.task.preview(self.ema.model, self.accelerator.device)
-            self.log.image(self.step, f"step-{self.step:08d}.png", "samples", image)
+            self.log.image(self.step, f"step-{self.step:08d}.png", "samples", preview(self.ema.model))
         self.accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------------------------------------ saving and resuming
