@@ -1,6 +1,7 @@
-"""Training of a small diffusion model on a latent store: its options, networks, data and loop."""
+"""Training of a small diffusion model on latents: its options, networks, data and loop, and the diffusion score."""
 
 from ldm_ae.training.diffusion.config import DiffusionConfig
-from ldm_ae.training.diffusion.trainer import DiffusionTrainer, train_diffusion
+from ldm_ae.training.diffusion.pipeline_run import train_diffusion
+from ldm_ae.training.diffusion.trainer import DiffusionTrainer
 
 __all__ = ["DiffusionConfig", "DiffusionTrainer", "train_diffusion"]
