@@ -35,7 +35,11 @@ def rate_distortion(comparison: Comparison) -> list[Chart]:
         ]  # fmt: skip
         for name, number in codec_colours(comparison).items():
             points = sorted(
-                {(r.bits_per_pixel, r.scores[key]) for r in comparison.codecs.results if r.codec == name and key in r.scores}
+                {
+                    (r.bits_per_pixel, r.scores[key])
+                    for r in comparison.codecs.results
+                    if r.codec == name and key in r.scores
+                }
             )
             series.append(
                 Series(name=name, x=[x for x, _ in points], y=[y for _, y in points], colour=number, marks=True)
@@ -76,7 +80,9 @@ def _of_details(
 def flow_losses(models: Sequence[ModelResult]) -> Chart:
     """Return the small diffusion network's loss on held-out images over the noise level."""
     series = [
-        Series(name=model.name, x=list(model.flow_losses), y=list(model.flow_losses.values()), colour=number, marks=True)
+        Series(
+            name=model.name, x=list(model.flow_losses), y=list(model.flow_losses.values()), colour=number, marks=True
+        )
         for number, model in enumerate(models)
         if model.flow_losses
     ]

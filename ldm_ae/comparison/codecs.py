@@ -106,9 +106,7 @@ def _measure(
     key: dict[str, Any],
 ) -> None:  # fmt: skip
     device = key["protocol"]["device"]
-    measured = score_codec(
-        codec, images, rate, metrics, rates=rates, device=device, pictures=len(images.first)
-    )
+    measured = score_codec(codec, images, rate, metrics, rates=rates, device=device, pictures=len(images.first))
     folder.parent.mkdir(parents=True, exist_ok=True)
     shown = [Shown(key=first.key, image=image) for first, image in zip(images.first, measured.pictures, strict=True)]
     with writing_folder(folder) as temporary:
@@ -129,4 +127,3 @@ def _read(folder: Path, models: list[str]) -> CodecResult:
         bits_per_pixel=rate, scores=found["scores"], infos=infos_of_json(found["score_infos"]),
         pictures=read_pictures(folder), note=found["note"],
     )  # fmt: skip
-

@@ -57,12 +57,8 @@ class CompareConfig:
     """Number of images; None for all."""
     metrics: Sequence[str] = (COMPARE,)
     """Names of metrics."""
-    perceptual: str | None = None
-    """Network of the perceptual distance."""
-    features: str | None = None
-    """Network of the Fréchet distance."""
-    inception_weights: str | None = None
-    """File of FID's Inception weights."""
+    networks: Mapping[str, str | None] = field(default_factory=dict)
+    """Further arguments of `named_metrics`: the networks of the metrics."""
     transform: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the images' transform, such as `crop`."""
     precision: str = "fp32"
@@ -118,10 +114,7 @@ def compare(
         RunError: The disk is full.
     """
     folder = make_folder(folder)
-    metrics = named_metrics(
-        config.metrics, perceptual=config.perceptual, features=config.features,
-        inception_weights=config.inception_weights,
-    )  # fmt: skip
+    metrics = named_metrics(config.metrics, **config.networks)
     failed: dict[str, str] = {}
     entrants = _enter(contestants, failed, progress)
     if not entrants:
@@ -160,9 +153,7 @@ def compare(
         codecs = measure_codecs(config.codecs, images, results, metrics, protocol, folder, progress)
     finally:
         images.close()
-    return Comparison(
-        models=results, failed=failed, codecs=codecs, originals=images.first, protocol=protocol, folder=folder
-    )
+    return Comparison(models=results, failed=failed, codecs=codecs, originals=images.first, protocol=protocol)
 
 
 def _enter(contestants: Sequence[Contestant], failed: dict[str, str], progress: Progress | None) -> list[_Entrant]:

@@ -1,9 +1,9 @@
 """The finished result of one model as a folder, which a later run of the same comparison reads.
 
-    result.json       the key of the result, and the scores of the images in pictures/; written with the rest at once
-    metrics.json      what `ldm-ae evaluate` writes
-    report.html       likewise
-    pictures/00.png   the reconstruction of the first image, and so on
+result.json       the key of the result, and the scores of the images in pictures/; written with the rest at once
+metrics.json      what `ldm-ae evaluate` writes
+report.html       likewise
+pictures/00.png   the reconstruction of the first image, and so on
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ LATENT_REACH = 2.5
 
 # From dark to light with evenly rising lightness, so that the images can also be read in greyscale.
 _HEAT = ((0, 0, 4), (40, 17, 89), (114, 31, 129), (182, 54, 121), (241, 96, 93), (254, 175, 119), (252, 253, 191))
+_BALANCE = ((33, 76, 143), (128, 166, 211), (247, 247, 247), (222, 143, 120), (160, 36, 36))
 _SEA = ((68, 1, 84), (70, 50, 127), (54, 92, 141), (39, 127, 142), (31, 161, 135), (74, 193, 109), (253, 231, 37))
 
 
@@ -107,6 +108,11 @@ def code_picture(counts: Tensor) -> Image.Image:
         picture = picture.convert("RGB")
         picture.paste((128, 128, 128), (size - width * (height - 1), height - 1, width, height))
     return picture
+
+
+def matrix_picture(values: Tensor) -> Image.Image:
+    """Draw a pixel for each number of a matrix (rows, columns) in [-1, 1]: blue is -1, white 0 and red 1."""
+    return _coloured((values.detach().float().cpu() + 1.0) / 2.0, _BALANCE)
 
 
 def _coloured(values: Tensor, colours: tuple[tuple[int, int, int], ...]) -> Image.Image:

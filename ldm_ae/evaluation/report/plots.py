@@ -75,7 +75,9 @@ class Chart:
 
     def points(self, series: Series) -> list[tuple[float, float, str]]:
         """Return the points of a series that can be drawn, with their texts."""
-        labels = series.labels or [f"{series.name}: {_text(x)}, {_text(y)}" for x, y in zip(series.x, series.y, strict=True)]
+        labels = series.labels or [
+            f"{series.name}: {_text(x)}, {_text(y)}" for x, y in zip(series.x, series.y, strict=True)
+        ]
         found = []
         for x, y, label in zip(series.x, series.y, labels, strict=True):
             fits = math.isfinite(x) and math.isfinite(y) and (x > 0 or not self.x_log) and (y > 0 or not self.y_log)
@@ -103,7 +105,9 @@ def svg(chart: Chart) -> str:
         css = f"c{series.colour % COLOURS}"
         if series.line and len(places) > 1:
             path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y, _ in places)
-            parts.append(f'<path class="line {css}" d="{path}"{_dash(series.colour)}><title>{escape(series.name)}</title></path>')
+            parts.append(
+                f'<path class="line {css}" d="{path}"{_dash(series.colour)}><title>{escape(series.name)}</title></path>'
+            )
         if series.marks or len(places) == 1:
             parts += [
                 f'<path class="mark {css}" d="{mark(series.colour, x, y)}"><title>{escape(label)}</title></path>'
@@ -135,7 +139,9 @@ def mark(number: int, x: float, y: float, size: float = _MARK) -> str:
     without their colours."""
     kind = number % 4
     if kind == 0:
-        return f"M{x - size:.1f} {y:.1f}a{size:g} {size:g} 0 1 0 {2 * size:g} 0a{size:g} {size:g} 0 1 0 {-2 * size:g} 0z"
+        return (
+            f"M{x - size:.1f} {y:.1f}a{size:g} {size:g} 0 1 0 {2 * size:g} 0a{size:g} {size:g} 0 1 0 {-2 * size:g} 0z"
+        )
     if kind == 1:
         half = 0.88 * size
         return f"M{x - half:.1f} {y - half:.1f}h{2 * half:.2f}v{2 * half:.2f}h{-2 * half:.2f}z"

@@ -1,0 +1,123 @@
+"""The images of the page: reconstructions side by side, samples, matrices of correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ldm_ae.comparison.main_scores import main_scores
+from ldm_ae.comparison.result import ModelResult, Shown
+from ldm_ae.comparison.score_tables import swatch
+from ldm_ae.evaluation.report.pictures import matrix_picture
+from ldm_ae.evaluation.report.viewer import view, views
+from ldm_ae.images.in_memory import levels_image
+
+if TYPE_CHECKING:
+    from ldm_ae.comparison.comparison import Comparison
+
+SAMPLES = 16
+"""Samples of each model on the page."""
+_CAPTIONED = 2
+"""Scores under a reconstruction."""
+_GAP = 2
+
+
+def gallery(comparison: Comparison) -> str:
+    """Return the first images, each with every model's reconstruction of it, and the codecs'."""
+    keys = list(main_scores(comparison.models))
+    figures = []
+    for number, original in enumerate(comparison.originals):
+        shown: list[tuple[str, str, Shown]] = [
+            (model.name, swatch(place), model.pictures[number])
+            for place, model in enumerate(comparison.models)
+            if number < len(model.pictures)
+        ]
+        best = _best(comparison, [picture for _, _, picture in shown], keys)
+        cells = [view("original", levels_image(original.image))]
+        cells += [
+            view(name, levels_image(picture.image), caption=_caption(comparison, name, mark, picture, keys, best))
+            for name, mark, picture in shown
+        ]
+        cells += [
+            view(codec.name, levels_image(codec.pictures[number].image))
+            for codec in comparison.codecs.results
+            if number < len(codec.pictures)
+        ]
+        caption = f"<figcaption><b>{escape(original.key)}</b></figcaption>"
+        figures.append(f"<figure>{views(original.key, cells, css='tiles')}{caption}</figure>")
+    return "".join(figures)
+
+
+def _best(comparison: Comparison, pictures: Sequence[Shown], keys: Sequence[str]) -> dict[str, float]:
+    """Return the best value among the reconstructions of one image, by the key of the score."""
+    found = {}
+    for key in keys:
+        values = [picture.scores[key] for picture in pictures if key in picture.scores]
+        direction = comparison.infos[key].direction
+        if direction and len(set(values)) > 1:
+            found[key] = max(values) if direction == "higher" else min(values)
+    return found
+
+
+def _caption(
+    comparison: Comparison, name: str, mark: str, picture: Shown, keys: Sequence[str], best: dict[str, float]
+) -> str:
+    """Return the name of a reconstruction's model and the main scores of this image, the best in bold."""
+    parts = []
+    for key in [key for key in keys if key in picture.scores and comparison.infos[key].direction][:_CAPTIONED]:
+        info, value = comparison.infos[key], picture.scores[key]
+        text = escape(f"{info.label} {info.text(value)}")
+        parts.append(f"<b>{text}</b>" if best.get(key) == value else text)
+    return f"{mark}{escape(name)}<br>{' · '.join(parts)}" if parts else f"{mark}{escape(name)}"
+
+
+def sample_grids(models: Sequence[ModelResult]) -> str:
+    """Return a grid of samples for each model that has some."""
+    cells = [
+        view(model.name, levels_image(grid(model.samples[:SAMPLES])), caption=swatch(place) + escape(model.name))
+        for place, model in enumerate(models)
+        if model.samples is not None
+    ]
+    if not cells:
+        return ""
+    note = "<p>Place by place from the same noise, where latents have the same shape.</p>"
+    return f"<h3>Samples</h3>{note}<figure>{views('Samples', cells, css='samples')}</figure>"
+
+
+def grid(images: Tensor, gap: int = _GAP) -> Tensor:
+    """Return images (N, 3, H, W) uint8 as one image, as nearly square as possible, with white lines between."""
+    count, channels, height, width = images.shape
+    columns = max(round(count**0.5), 1)
+    rows = -(-count // columns)
+    canvas = torch.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
+    for number, image in enumerate(images):
+        top, left = number // columns * (height + gap), number % columns * (width + gap)
+        canvas[:, top : top + height, left : left + width] = image
+    return canvas
+
+
+def correlation_matrices(models: Sequence[ModelResult]) -> str:
+    """Return the matrix of correlation between latent channels for each model that has one."""
+    cells = []
+    for place, model in enumerate(models):
+        matrix = correlation(model)
+        if matrix is not None:
+            label = f"{model.name}, {len(matrix)} channels"
+            caption = f"{swatch(place)}{escape(label)}"
+            cells.append(view(label, matrix_picture(matrix), caption=caption, pixels=True))
+    if not cells:
+        return ""
+    note = "<p>A row and a column for each channel; white is no correlation, red +1 and blue −1.</p>"
+    title = "Correlation between channels"
+    return f"<h3>{title}</h3>{note}<figure>{views(title, cells, css='matrices')}</figure>"
+
+
+def correlation(model: ModelResult) -> Tensor | None:
+    """Return the correlations between latent channels, (C, C) float32; None without such a result."""
+    details: Any = model.details.get("channel_correlation", {})
+    matrix = details.get("correlations")
+    return None if matrix is None else torch.tensor(matrix, dtype=torch.float32)

@@ -1,0 +1,108 @@
+"""The sortable tables of the page, and the cards above them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from ldm_ae.comparison.codecs import CodecResult
+from ldm_ae.comparison.main_scores import main_scores
+from ldm_ae.comparison.result import ModelResult, best_models
+from ldm_ae.evaluation.metrics.interface import ScoreInfo
+from ldm_ae.evaluation.report.page import number
+from ldm_ae.evaluation.report.plots import COLOURS
+
+TABLE_SCRIPT = Path(__file__).with_name("table.js").read_text(encoding="utf-8")
+_ORDERS = {"higher": "descending", "lower": "ascending", "": "descending"}
+"""The order in which a first click sorts, by the better values."""
+
+
+def scores_table(
+    models: Sequence[ModelResult], infos: Mapping[str, ScoreInfo], images: int, codecs: Sequence[CodecResult] = ()
+) -> str:
+    """Return a sortable table with a row for each model, and an expandable explanation of its columns.
+
+    Args:
+        models: The models.
+        infos: The scores of the columns, by key.
+        images: Number of images, for the caution of scores that need more.
+        codecs: Image codecs, in rows below the models; they cannot be the best.
+    """
+    if not infos:
+        return ""
+    best = {key: best_models(models, key) for key in infos}
+    header = '<th scope="col" data-first="ascending"><button type="button">Model</button></th>'
+    header += "".join(_header(info, images) for info in infos.values())
+    rows = []
+    for place, model in enumerate(models):
+        cells = "".join(
+            _cell(model.scores.get(key), info, model.name in best[key], info.caution(images), model.skipped.get(key))
+            for key, info in infos.items()
+        )
+        rows.append(_row(model.name, place, cells))
+    for place, codec in enumerate(codecs):
+        cells = "".join(_cell(codec.scores.get(key), info, False, info.caution(images)) for key, info in infos.items())
+        rows.append(_row(codec.name, len(models) + place, cells))
+    explained = "".join(f"<div><dt>{escape(info.title)}</dt><dd>{escape(_sentences(info, images))}</dd></div>"
+                        for info in infos.values())  # fmt: skip
+    return (
+        f'<div class="scroll"><table class="sortable"><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody>'
+        f'</table></div><details class="explained"><summary>What these scores mean</summary><dl>{explained}</dl></details>'
+    )
+
+
+def winners(models: Sequence[ModelResult], images: int) -> str:
+    """Return a card for each main score that a model wins, without those over too few images."""
+    cards = []
+    for key, info in main_scores(models).items():
+        names = best_models(models, key)
+        if not names or info.caution(images):
+            continue
+        values = sorted(
+            (model.scores[key] for model in models if key in model.scores), reverse=info.direction == "higher"
+        )
+        place = next(number for number, model in enumerate(models) if model.name == names[0])
+        others = "" if len(values) < 2 else f"{escape(info.text(values[0]))}, the next {_plain(values, info)}"
+        cards.append(
+            f'<li><span>{escape(info.label)} {info.arrow}</span><strong><i class="swatch c{place % COLOURS}"></i>'
+            f"{escape(' and '.join(names))}</strong><small>{others}</small></li>"
+        )
+    return f'<ul class="winners">{"".join(cards)}</ul>' if cards else ""
+
+
+def swatch(number: int) -> str:
+    """Return a small square in the colour of a model."""
+    return f'<i class="swatch c{number % COLOURS}"></i>'
+
+
+def _plain(values: Sequence[float], info: ScoreInfo) -> str:
+    return f"{next(value for value in values if value != values[0]):.{info.decimals}f}"
+
+
+def _header(info: ScoreInfo, images: int) -> str:
+    unit = f"<small>{escape(info.unit)}</small>" if info.unit else ""
+    label = f"{escape(info.label)} {info.arrow}".rstrip()
+    return (
+        f'<th scope="col" data-first="{_ORDERS[info.direction]}"><button type="button" '
+        f'title="{escape(_sentences(info, images))}">{label}{unit}</button></th>'
+    )
+
+
+def _sentences(info: ScoreInfo, images: int) -> str:
+    caution = info.caution(images)
+    parts = (info.better, info.explanation, f"In italics, as it is {caution}." if caution else "")
+    return " ".join(part for part in parts if part) or info.title
+
+
+def _row(name: str, place: int, cells: str) -> str:
+    return f'<tr><th scope="row" data-value="{escape(name)}">{swatch(place)}{escape(name)}</th>{cells}</tr>'
+
+
+def _cell(value: float | None, info: ScoreInfo, best: bool, caution: str, missing: str | None = None) -> str:
+    if value is None:
+        title = f' title="{escape(missing)}"' if missing else ""
+        return f'<td class="none"{title}>–</td>'
+    css = " ".join(name for name, holds in (("best", best), ("unsure", bool(caution))) if holds)
+    text = f'<span class="unsure">{number(value)}</span>' if caution else number(value)
+    return f'<td{f" class={chr(34)}{css}{chr(34)}" if css else ""} data-value="{value!r}">{text}</td>'
