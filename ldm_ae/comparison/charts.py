@@ -18,7 +18,8 @@ _CURVES = 6
 
 
 def rate_distortion(comparison: Comparison) -> list[Chart]:
-    """Return a chart for each main score of reconstruction: a point for each model at its rate, a line for each codec."""
+    """Return a chart for each main score of reconstruction: a point for each model at its rate, a line for each
+    codec."""
     models = comparison.models
     rated = [(number, model, rate.bits_per_pixel) for number, model in enumerate(models)
              if (rate := matched_rate(model.scores)) is not None]  # fmt: skip

@@ -97,8 +97,8 @@ def compare(
 ) -> Comparison:
     """Evaluate each model in turn on the same images. The memory does not grow with the number of models.
 
-    Each result is written to FOLDER/models/ as soon as it is there, so that after any interruption the same call resumes,
-    and another model can be added. A model that fails is listed with its reason; the others are compared.
+    Each result is written to FOLDER/models/ as soon as it is there, so that after any interruption the same call
+    resumes, and another model can be added. A model that fails is listed with its reason; the others are compared.
 
     Args:
         contestants: The models; each is opened twice, first for its size and hash.

@@ -25,7 +25,8 @@ MAIN: tuple[tuple[str, ...], ...] = (
     ("decode_images_per_second*", "images_per_second_decode*"),
     ("parameters*",),
 )
-"""Patterns of the keys of the main scores: of each entry, the first pattern that a score matches, and its first match."""
+"""Patterns of the keys of the main scores: of each entry, the first pattern that a score matches, and its first
+match."""
 
 
 def main_scores(models: Sequence[ModelResult]) -> dict[str, ScoreInfo]:

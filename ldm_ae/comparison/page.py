@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 PAGE_STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8").replace("\n", "")
 _NOTE = (
-    "<p>The same images by every model. Click one to enlarge it: a slider, a blink or the difference compares any two, and "
-    "scrolling or two fingers zoom.</p>"
+    "<p>The same images by every model. Click one to enlarge it: a slider, a blink or the difference compares any two, "
+    "and scrolling or two fingers zoom.</p>"
 )
 _OF_GROUPS = {
-    "rate": "<p>A better model is further up for a higher-is-better score, and further left for a smaller rate. The rate "
-    "is that of codes at a fixed length, and of other latents in fp16.</p>",
+    "rate": "<p>A better model is further up for a higher-is-better score, and further left for a smaller rate. The "
+    "rate is that of codes at a fixed length, and of other latents in fp16.</p>",
     "latents": "",
-    "diffusion": "<p>The same small diffusion transformer learns the latents of each model, with the same seed, batches and "
-    "steps. The ranking is what counts: a larger budget lowers all losses.</p>",
+    "diffusion": "<p>The same small diffusion transformer learns the latents of each model, with the same seed, batches "
+    "and steps. The ranking is what counts: a larger budget lowers all losses.</p>",
 }
 
 

@@ -87,8 +87,8 @@ def score_infos(models: Sequence[ModelResult]) -> dict[str, ScoreInfo]:
 
 
 def best_models(models: Sequence[ModelResult], key: str) -> list[str]:
-    """Return the names of the models with the best value of a score: several where they are equal, none where fewer than
-    two models have the score, where all are equal, or where neither direction is better."""
+    """Return the names of the models with the best value of a score: several where they are equal, none where fewer
+    than two models have the score, where all are equal, or where neither direction is better."""
     values = {model.name: model.scores[key] for model in models if key in model.scores}
     info = next((model.info(key) for model in models if key in model.scores), None)
     if info is None or not info.direction or len(set(values.values())) < 2:

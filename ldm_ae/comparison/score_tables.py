@@ -37,18 +37,19 @@ def scores_table(
     rows = []
     for place, model in enumerate(models):
         cells = "".join(
-            _cell(model.scores.get(key), info, model.name in best[key], info.caution(images), model.skipped.get(key))
+            _cell(model.scores.get(key), model.name in best[key], info.caution(images), model.skipped.get(key))
             for key, info in infos.items()
         )
         rows.append(_row(model.name, place, cells))
     for place, codec in enumerate(codecs):
-        cells = "".join(_cell(codec.scores.get(key), info, False, info.caution(images)) for key, info in infos.items())
+        cells = "".join(_cell(codec.scores.get(key), False, info.caution(images)) for key, info in infos.items())
         rows.append(_row(codec.name, len(models) + place, cells))
     explained = "".join(f"<div><dt>{escape(info.title)}</dt><dd>{escape(_sentences(info, images))}</dd></div>"
                         for info in infos.values())  # fmt: skip
     return (
         f'<div class="scroll"><table class="sortable"><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody>'
-        f'</table></div><details class="explained"><summary>What these scores mean</summary><dl>{explained}</dl></details>'
+        '</table></div><details class="explained"><summary>What these scores mean</summary>'
+        f"<dl>{explained}</dl></details>"
     )
 
 
@@ -99,7 +100,7 @@ def _row(name: str, place: int, cells: str) -> str:
     return f'<tr><th scope="row" data-value="{escape(name)}">{swatch(place)}{escape(name)}</th>{cells}</tr>'
 
 
-def _cell(value: float | None, info: ScoreInfo, best: bool, caution: str, missing: str | None = None) -> str:
+def _cell(value: float | None, best: bool, caution: str, missing: str | None = None) -> str:
     if value is None:
         title = f' title="{escape(missing)}"' if missing else ""
         return f'<td class="none"{title}>–</td>'

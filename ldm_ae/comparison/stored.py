@@ -99,13 +99,15 @@ def read_result(folder: Path, *, name: str, model: str) -> ModelResult:
     """
     metrics = read_json(folder / "metrics.json")
     scores: dict[str, float] = metrics["scores"]
+    protocol = metrics["protocol"]
     return ModelResult(
         name=name, model=model,
         scores={key: value for key, value in scores.items() if not key.startswith(BASELINE_PREFIX)},
         baseline={
             key.removeprefix(BASELINE_PREFIX): value for key, value in scores.items() if key.startswith(BASELINE_PREFIX)
         },
-        infos=infos_of_json(metrics["score_infos"]), details=metrics["details"], protocol=metrics["protocol"], skipped=metrics["protocol"]["skipped"],
+        infos=infos_of_json(metrics["score_infos"]), details=metrics["details"], protocol=protocol,
+        skipped=protocol["skipped"],
         pictures=read_pictures(folder), folder=f"{folder.parent.name}/{folder.name}",
     )  # fmt: skip
 

@@ -114,8 +114,8 @@ def svg(chart: Chart) -> str:
                 for x, y, label in places
             ]
     return (
-        f'<figure class="chart"><figcaption><b>{escape(chart.title)}</b></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'role="img" aria-label="{escape(chart.title)}">{"".join(parts)}</svg></figure>'
+        f'<figure class="chart"><figcaption><b>{escape(chart.title)}</b></figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">{"".join(parts)}</svg></figure>'
     )
 
 

@@ -37,15 +37,17 @@ VIEWER = f"""<dialog id="viewer" aria-label="Enlarged image">
 <div data-part="choices" role="group" aria-label="Compare with"></div>
 <button type="button" data-part="blink" aria-pressed="false">Blink</button>
 <button type="button" data-part="difference" aria-pressed="false">Difference</button>
-<div class="zoom" role="group" aria-label="Zoom"><button type="button" data-part="smaller" aria-label="Smaller">−</button>
+<div class="zoom" role="group" aria-label="Zoom">
+<button type="button" data-part="smaller" aria-label="Smaller">−</button>
 <output data-part="factor"></output><button type="button" data-part="larger" aria-label="Larger">+</button></div>
 <button type="button" data-part="previous" aria-label="Previous image">‹</button>
 <button type="button" data-part="next" aria-label="Next image">›</button>
 <button type="button" data-part="close" aria-label="Close">✕</button></header>
-<div class="stage" data-part="stage"><div class="layers" data-part="layers"></div><span data-part="left"></span><span data-part="right"></span><i class="line"></i>
+<div class="stage" data-part="stage"><div class="layers" data-part="layers"></div>
+<span data-part="left"></span><span data-part="right"></span><i class="line"></i>
 <input type="range" data-part="slider" min="0" max="100" step="0.5" value="50"></div>
-<p>Drag, or press ← and →, to move the line. Scroll, pinch or press + and − to zoom, and drag to move. B blinks, D shows the
-difference ×4, N and P change the image, 1 to 9 what is compared, Esc closes.</p>
+<p>Drag, or press ← and →, to move the line. Scroll, pinch or press + and − to zoom, and drag to move. B blinks, D shows
+the difference ×4, N and P change the image, 1 to 9 what is compared, Esc closes.</p>
 </dialog>
 <script>{VIEWER_SCRIPT}</script>"""
 """Elements that end the body of a page with groups of pictures."""
