@@ -123,6 +123,10 @@ class DiffusionScoreConfig:
         for name in ("seed", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} of a diffusion score must be at least 0, got {getattr(self, name)}")
+        if self.width < 32 or self.width % 32:
+            raise UserError(f"width of a diffusion score must be a multiple of 32, got {self.width}")
+        if not self.learning_rate > 0:
+            raise UserError(f"learning_rate of a diffusion score must be above 0, got {self.learning_rate}")
         if self.samples < 2:
             raise UserError(f"samples of a diffusion score must be at least 2, got {self.samples}")
         if not self.noise_levels or not all(0 < level < 1 for level in self.noise_levels):
