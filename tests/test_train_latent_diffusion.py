@@ -269,7 +269,7 @@ def test_dit_is_trained_on_the_labels_of_the_store(
     assert run(trainer, store, tmp_path / "kept", model="dit", steps=3) == 0  # four images a step
     assert sorted(torch.cat(seen).tolist()) == [0] * 6 + [1] * 6
     seen.clear()
-    monkeypatch.setattr(loop, "LABEL_DROPOUT", 1.0)
+    monkeypatch.setattr(pipeline_run, "LABEL_DROPOUT", 1.0)
     assert run(trainer, store, tmp_path / "dropped", model="dit", steps=1) == 0
     assert torch.cat(seen).tolist() == [NO_CLASS] * 4
 
