@@ -68,13 +68,13 @@ class ScoreLatents:
         config: The budget.
 
     Raises:
-        CannotScoreError: All latents are equal.
+        CannotScoreError: No channel varies.
     """
 
     def __init__(self, folder: Path, spec: LatentSpec, config: DiffusionScoreConfig):
         train, self._held_out = LatentStore(folder / TRAIN), LatentStore(folder / HELD_OUT)
         statistics = packed_statistics(train, spec)
-        if statistics.is_constant:
+        if len(statistics.constant_channels) == spec.scaled_channels:
             raise CannotScoreError("the latents are the same everywhere, so there is nothing to learn")
         self.spec = normalizing(spec, statistics)
         """Specification whose `scale` normalizes each channel."""

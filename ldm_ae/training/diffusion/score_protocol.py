@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -107,8 +107,8 @@ class DiffusionScoreConfig:
     """Levels in (0, 1) at which the loss is measured: 0 is the latents, 1 is noise alone."""
     seed: int = 0
     """Seed of weights, order, noise and samples."""
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """Autocast dtype in training; losses and samples are computed in fp32."""
+    precision: Precision = "fp32"
+    """Autocast dtype in training, not fp16; losses and samples are computed in fp32."""
     model_precision: Precision = "fp32"
     """Precision of the autoencoder."""
     model_batch_size: int = 16
@@ -123,6 +123,12 @@ class DiffusionScoreConfig:
         for name in ("seed", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} of a diffusion score must be at least 0, got {getattr(self, name)}")
+        if self.width < 32 or self.width % 32:
+            raise UserError(f"width of a diffusion score must be a multiple of 32, got {self.width}")
+        if not self.learning_rate > 0:
+            raise UserError(f"learning_rate of a diffusion score must be above 0, got {self.learning_rate}")
+        if self.precision == "fp16":
+            raise UserError("precision of a diffusion score is fp16; it must be auto, bf16 or fp32")
         if self.samples < 2:
             raise UserError(f"samples of a diffusion score must be at least 2, got {self.samples}")
         if not self.noise_levels or not all(0 < level < 1 for level in self.noise_levels):
