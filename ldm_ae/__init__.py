@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ldm_ae.version import __version__
 
 if TYPE_CHECKING:
+    from ldm_ae import comparison as comparison
     from ldm_ae import data as data
     from ldm_ae import discriminators as discriminators
     from ldm_ae import evaluation as evaluation
@@ -31,18 +32,20 @@ if TYPE_CHECKING:
     from ldm_ae import quantizers as quantizers
     from ldm_ae import regularizers as regularizers
     from ldm_ae import training as training
+    from ldm_ae.api.comparing import compare
     from ldm_ae.api.loading import load, load_image, wrap
     from ldm_ae.api.scoring import Report, evaluate, metrics
 
-__all__ = ["Report", "__version__", "evaluate", "load", "load_image", "metrics", "wrap"]
+__all__ = ["Report", "__version__", "compare", "evaluate", "load", "load_image", "metrics", "wrap"]
 
 _MODULES = {
     "load": "loading", "load_image": "loading", "wrap": "loading",
+    "compare": "comparing",
     "Report": "scoring", "evaluate": "scoring", "metrics": "scoring",
 }  # fmt: skip
 """Modules of `ldm_ae.api` by the names that they define."""
 _PACKAGES = frozenset({
-    "data", "discriminators", "evaluation", "features", "interop", "latents", "losses", "models", "priors",
+    "comparison", "data", "discriminators", "evaluation", "features", "interop", "latents", "losses", "models", "priors",
     "quantizers", "regularizers", "training",
 })  # fmt: skip
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from ldm_ae.api.loading import load
+from ldm_ae.comparison.comparison import scores_frame
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import DTYPES
@@ -25,6 +26,9 @@ from ldm_ae.evaluation.scoring import BASELINE_PREFIX, Scoring
 from ldm_ae.images.in_memory import Images, Range, pixel_values_of
 from ldm_ae.io.files import new_folder, require_new_folder
 from ldm_ae.models import Autoencoder
+
+if TYPE_CHECKING:
+    import pandas
 
 DEFAULT_METRICS = ("psnr", "ssim", "perceptual")
 
@@ -90,6 +94,16 @@ class Report:
         """The model's scores by name, without those of the bicubic thumbnail."""
         scores = self.evaluation.scores
         return {name: value for name, value in scores.items() if not name.startswith(BASELINE_PREFIX)}
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the scores as a DataFrame of one row, like that of `ldm_ae.compare`.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        model = self.evaluation.protocol["model"]
+        assert isinstance(model, dict)
+        return scores_frame({str(model["name"]): self.metrics})
 
     def write(self, folder: str | Path) -> Path:
         """Write metrics.json and report.html into a folder, which is created if necessary; return the page's path."""

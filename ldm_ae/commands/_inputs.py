@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm_ae.commands._options import BUCKET_OPTIONS, NATIVE
+from ldm_ae.commands._options import BUCKET_OPTIONS, NATIVE, NETWORKS
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.resources import DEFAULT_MODEL
 
@@ -31,6 +31,11 @@ def print_path(what: str, path: str | Path) -> None:
 def option_of(name: str) -> str:
     """Return the option that argparse stores as `name`."""
     return f"--{name.replace('_', '-')}"
+
+
+def metric_networks(args: argparse.Namespace) -> dict[str, str | None]:
+    """Return the networks of the metrics, as `named_metrics` takes them."""
+    return {name: getattr(args, name) for name in NETWORKS}
 
 
 def choose_precision(args: argparse.Namespace) -> None:
@@ -76,12 +81,17 @@ def square_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageT
     model, source = _model_and_images(args)
     size = args.size if args.size is not None else model.sample_size
     model.latent_spec.latent_size(size, size)
+    return model, source, ImageTransform(size=size, **square_options(args))
+
+
+def square_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of an `ImageTransform` except for its size."""
     resize = args.resize
     if resize is not None and resize != "none":
         if not resize.isdigit():
             raise UserError(f"--resize is '{resize}'; give a number of pixels, or none")
         resize = int(resize)
-    return model, source, ImageTransform(size=size, resize=resize, crop=args.crop, **_decoding(args))
+    return {"resize": resize, "crop": args.crop, **decoding_options(args)}
 
 
 def whole_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, WholeTransform]:
@@ -105,7 +115,7 @@ def whole_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, WholeTr
     if shorter is not None:
         spec.latent_size(shorter, shorter)
     multiple = spec.image_multiple if shorter is None else spec.downsample_factor
-    return model, source, WholeTransform(shorter, multiple=multiple, **_decoding(args))
+    return model, source, WholeTransform(shorter, multiple=multiple, **decoding_options(args))
 
 
 def sized_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform | WholeTransform]:
@@ -138,13 +148,13 @@ def bucketed_inputs(
     model, source = _model_and_images(args)
     for size in sizes:
         model.latent_spec.latent_size(*size)
-    options = _decoding(args)
+    options = decoding_options(args)
     if len(set(sizes)) == 1:
         return model, source, ImageTransform(size=sizes[0], **options)
     return model, source, BucketTransform(sizes, **options)
 
 
-def _decoding(args: argparse.Namespace) -> dict[str, Any]:
+def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the transform options that control how files are decoded."""
     options = {"colour_profiles": args.colour_profiles, "max_pixels": args.max_pixels}
     return {name: value for name, value in options.items() if value is not None}

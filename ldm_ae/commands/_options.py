@@ -18,6 +18,11 @@ IMAGES = (
     "saved: selects the kind of an ambiguous folder"
 )
 
+PERCEPTUAL = ("stlpips_vgg", "stlpips_alex", "lpips_vgg", "lpips_alex", "lpips_squeeze", "none")
+"""Networks of --perceptual."""
+NETWORKS = ("perceptual", "features", "inception_weights", "dinov2")
+"""The networks of `add_metrics_options`, as argparse names them."""
+
 NATIVE = "native"
 """Value of --size that keeps each image's own size."""
 BUCKET_OPTIONS = ("sizes", "area", "multiple", "max_ratio")
@@ -102,6 +107,31 @@ def _size(text: str) -> int | str:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number of pixels or {NATIVE}, got '{text}'") from None
+
+
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """Add --limit."""
+    parser.add_argument("--limit", type=int, help="use the first LIMIT images only")
+
+
+def add_metrics_options(parser: argparse.ArgumentParser, *, default: str) -> None:
+    """Add the metrics, of which `default` is computed by default, and their networks."""
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", default=[default], help="metrics to compute, given "
+                        "after MODEL and IMAGES; `default msssim` adds MS-SSIM to the default set, `compare` is the "
+                        "set for a comparison of models, and an unknown name lists all (default: "
+                        f"{default})")  # fmt: skip
+    parser.add_argument("--perceptual", choices=PERCEPTUAL, help="network of the perceptual distance; lpips_* need "
+                        "weights from torchvision (default: stlpips_vgg)")  # fmt: skip
+    parser.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"),
+                        help="network of the Fréchet distance; auto is FID's Inception if its weights are on this "
+                        "machine, else EfficientNet-Lite0, under its own name; inception downloads them once, "
+                        "91 MiB")  # fmt: skip
+    parser.add_argument("--inception-weights", metavar="FILE", help="FID's Inception weights as pytorch-fid or "
+                        "torch-fidelity publish them, for a machine without a network (default: the file in "
+                        "PyTorch's cache of downloads)")  # fmt: skip
+    parser.add_argument("--dinov2", metavar="FOLDER", help="DINOv2 of the metric rfdd: a folder of config.json and "
+                        "model.safetensors, or a name on the hub (default: facebook/dinov2-large; `compare` takes "
+                        "it only from the hub's cache)")  # fmt: skip
 
 
 def add_tiling_options(parser: argparse.ArgumentParser) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import choose_precision, print_path, sized_inputs
+from ldm_ae.commands._inputs import choose_precision, metric_networks, print_path, sized_inputs
 from ldm_ae.commands._options import (
     add_compute_options,
     add_images,
     add_images_options,
+    add_limit,
+    add_metrics_options,
     add_model,
     add_overwrite,
     add_tiling_options,
@@ -17,8 +19,6 @@ from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.terminal import progress_bar
 from ldm_ae.io.files import new_folder, require_new_folder
-
-PERCEPTUAL = ("stlpips_vgg", "stlpips_alex", "lpips_vgg", "lpips_alex", "lpips_squeeze", "none")
 
 
 class Evaluate(Command):
@@ -35,23 +35,8 @@ class Evaluate(Command):
         parser.add_argument("--out", default="evaluation", help="folder for metrics.json and report.html "
                             "(default: %(default)s)")  # fmt: skip
         add_overwrite(parser)
-        parser.add_argument("--limit", type=int, help="use the first LIMIT images only")
-        parser.add_argument("--metrics", nargs="+", metavar="NAME", default=["default"], help="metrics to compute, "
-                            "given after MODEL and IMAGES; `default msssim` adds MS-SSIM to the default set, "
-                            "`compare` is the set for a comparison of models, and an unknown name lists all (default: "
-                            "default)")  # fmt: skip
-        parser.add_argument("--perceptual", choices=PERCEPTUAL, help="network of the perceptual distance; lpips_* need "
-                            "weights from torchvision (default: stlpips_vgg)")  # fmt: skip
-        parser.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"),
-                            help="network of the Fréchet distance; auto is FID's Inception if its weights are on this "
-                            "machine, else EfficientNet-Lite0, under its own name; inception downloads them once, "
-                            "91 MiB")  # fmt: skip
-        parser.add_argument("--inception-weights", metavar="FILE", help="FID's Inception weights as pytorch-fid or "
-                            "torch-fidelity publish them, for a machine without a network (default: the file in "
-                            "PyTorch's cache of downloads)")  # fmt: skip
-        parser.add_argument("--dinov2", metavar="FOLDER", help="DINOv2 of the metric rfdd: a folder of config.json and "
-                            "model.safetensors, or a name on the hub (default: facebook/dinov2-large; `compare` takes "
-                            "it only from the hub's cache)")  # fmt: skip
+        add_limit(parser)
+        add_metrics_options(parser, default="default")
         parser.add_argument("--prior", metavar="FOLDER", help="prior of scripts/train_code_prior.py, which adds the "
                             "rate of a discrete model's codes under it")  # fmt: skip
         add_images_options(parser, native=True)
@@ -69,10 +54,7 @@ class Evaluate(Command):
         require_new_folder(args.out, "the report", own_files=REPORT_FILES, overwrite=args.overwrite)
         with new_folder(args.out) as folder:
             choose_precision(args)
-            metrics = named_metrics(
-                args.metrics, perceptual=args.perceptual, features=args.features,
-                inception_weights=args.inception_weights, dinov2=args.dinov2,
-            )  # fmt: skip
+            metrics = named_metrics(args.metrics, **metric_networks(args))
             prior = None if args.prior is None else load_prior(args.prior)
             if prior is not None and not any(metric.name == "rate" for metric in metrics):
                 chosen = " ".join(args.metrics)

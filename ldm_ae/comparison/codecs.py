@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm_ae.comparison.folder import CODECS as CODECS_FOLDER
 from ldm_ae.comparison.images import SharedImages
 from ldm_ae.comparison.result import ModelResult, Shown
 from ldm_ae.comparison.stored import find_result, infos_of_json, read_pictures, result_folder, write_key, write_pictures
@@ -15,7 +16,6 @@ from ldm_ae.evaluation.baselines import CodecRates, matched_rate, score_codec
 from ldm_ae.evaluation.codecs import CODECS, Codec, missing_codec
 from ldm_ae.io.files import read_json, write_json, writing_folder
 
-FOLDER = "codecs"
 _TITLES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
 _SAME_RATE = 1e-6
 """Relative difference of rates that are one."""
@@ -90,10 +90,10 @@ def measure_codecs(
         known: CodecRates | None = None
         for number, (rate_of_models, method, of_models) in enumerate(rates):
             key = {"codec": codec, "bits_per_pixel": rate_of_models, "method": method, "protocol": dict(protocol)}
-            found = find_result(folder / FOLDER, codec, key)
+            found = find_result(folder / CODECS_FOLDER, codec, key)
             if found is None:
                 known = known or CodecRates(codec, images)
-                found = result_folder(folder / FOLDER, codec, key)
+                found = result_folder(folder / CODECS_FOLDER, codec, key)
                 _measure(codec, known, images, rate_of_models, metrics, found, key)
             results.append(_read(found, of_models))
             if progress is not None:

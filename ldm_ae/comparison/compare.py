@@ -15,6 +15,7 @@ from ldm_ae.comparison.common_size import CommonSize, Sizes, common_size
 from ldm_ae.comparison.comparison import Comparison
 from ldm_ae.comparison.curves import run_of, validation_curves
 from ldm_ae.comparison.diffusion import DiffusionPlan, diffusion_runner
+from ldm_ae.comparison.folder import DIFFUSION, IMAGES, MODELS, claim
 from ldm_ae.comparison.images import SharedImages
 from ldm_ae.comparison.result import ModelResult
 from ldm_ae.comparison.stored import find_result, read_result, result_folder, write_result
@@ -24,13 +25,8 @@ from ldm_ae.core.precision import inference_numerics
 from ldm_ae.data import EvaluationLoader, Source
 from ldm_ae.evaluation import Metric, evaluate
 from ldm_ae.evaluation.metric_sets import COMPARE, named_metrics
-from ldm_ae.io.files import clear_leftovers, make_folder, read_json, write_json
 from ldm_ae.models import Autoencoder, model_hash
 from ldm_ae.version import __version__
-
-MODELS, PROTOCOL, DIFFUSION = "models", "protocol.json", "diffusion"
-"""Names in the folder of a comparison."""
-_IMAGES = ".images"
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the work, the number of units done and their total."""
@@ -89,7 +85,7 @@ class _Entrant:
 def compare(
     contestants: Sequence[Contestant],
     source: Source,
-    folder: str | Path,
+    folder: Path,
     config: CompareConfig,
     *,
     source_name: str,
@@ -103,7 +99,7 @@ def compare(
     Args:
         contestants: The models; each is opened twice, first for its size and hash.
         source: The images.
-        folder: Folder of the results.
+        folder: Folder of the results, see `comparison_folder`.
         config: What to measure.
         source_name: Origin of the images, in words.
         progress: Receives each stage of the work.
@@ -113,7 +109,6 @@ def compare(
             protocol.
         RunError: The disk is full.
     """
-    folder = make_folder(folder)
     metrics = named_metrics(config.metrics, **config.networks)
     failed: dict[str, str] = {}
     entrants = _enter(contestants, failed, progress)
@@ -130,12 +125,12 @@ def compare(
         max_bad_fraction=config.max_bad_fraction, indices=range(total),
     )  # fmt: skip
     images = SharedImages(
-        loader, folder / _IMAGES, pictures=config.pictures, progress=_stage(progress, "decoding images", total)
+        loader, folder / IMAGES, pictures=config.pictures, progress=_stage(progress, "decoding images", total)
     )
     del loader
     try:
         protocol = _protocol(images, size, metrics, config, source_name)
-        _claim(folder, protocol)
+        claim(folder, protocol)
         results = []
         for entrant in entrants:
             name = entrant.contestant.name
@@ -214,27 +209,6 @@ def _protocol(
         "pictures": config.pictures,
         "ldm_ae": __version__,
     }  # fmt: skip
-
-
-def _claim(folder: Path, protocol: dict[str, Any]) -> None:
-    """Write the protocol of a new comparison; a folder with another one's is refused."""
-    path = folder / PROTOCOL
-    clear_leftovers(folder)
-    try:
-        before = read_json(path)
-    except (OSError, ValueError):
-        write_json(path, protocol)
-        return
-    if not isinstance(before, dict) or not isinstance(before.get("images"), dict):
-        before = {"images": {}}
-    if before == protocol:
-        return
-    of_images = [f"images: {key}" for key, value in protocol["images"].items() if before["images"].get(key) != value]
-    other = [key for key, value in protocol.items() if key != "images" and before.get(key) != value]
-    raise UserError(
-        f"{folder} holds a comparison under another protocol ({', '.join([*of_images, *other])}); add --overwrite "
-        "(overwrite=True in Python) to replace it, or give another folder"
-    )
 
 
 def _stage(progress: Progress | None, text: str, total: int) -> Callable[[int], None] | None:

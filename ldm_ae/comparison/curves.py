@@ -23,8 +23,11 @@ def run_of(model: str) -> Path | None:
 
 
 def validation_curves(run: Path) -> dict[str, Curve]:
-    """Return the validation scores of a run by key. Where a run was resumed from an earlier step, the later line of a
-    step counts. Lines that are not finished, as a killed process leaves them, and values that are not finite are skipped."""
+    """Return the validation scores of a run by key.
+
+    Where a run was resumed from an earlier step, the later line of a step counts. Unfinished lines, as a killed process
+    leaves them, and values that are not finite are skipped.
+    """
     found: dict[str, dict[int, float]] = {}
     for text in (run / METRICS).read_text(encoding="utf-8", errors="replace").splitlines():
         try:

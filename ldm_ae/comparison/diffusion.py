@@ -52,6 +52,7 @@ class DiffusionRunner:
             return replace(result, skipped=result.skipped | {NAME: str(error)})
         return replace(
             result, scores=result.scores | found.scores, infos=result.infos | found.infos, samples=found.samples,
+            samples_compared=found.compared_images,
             flow_losses=found.flow_losses, protocol=result.protocol | {NAME: found.protocol},
         )  # fmt: skip
 

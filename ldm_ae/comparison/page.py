@@ -29,8 +29,8 @@ _OF_GROUPS = {
     "rate": "<p>A better model is further up for a higher-is-better score, and further left for a smaller rate. The "
     "rate is that of codes at a fixed length, and of other latents in fp16.</p>",
     "latents": "",
-    "diffusion": "<p>The same small diffusion transformer learns the latents of each model, with the same seed, batches "
-    "and steps. The ranking is what counts: a larger budget lowers all losses.</p>",
+    "diffusion": "<p>The same small diffusion transformer learns the latents of each model, with the same seed, "
+    "batches and steps. The ranking is what counts: a larger budget lowers all losses.</p>",
 }
 
 
@@ -40,19 +40,19 @@ def render(comparison: Comparison) -> str:
     of_images = comparison.protocol["images"]
     title = f"{count(len(models), 'autoencoder')} compared"
     lead = f"{count(images, 'image')} of {escape(str(of_images['source']))}, {_size(of_images)}."
-    sections = [section for section in _sections(comparison, images) if section[2]]
+    sections = [section for section in _sections(comparison) if section[2]]
     links = "".join(f'<a href="#{place}">{name}</a>' for place, name, _ in sections)
     body = "".join(f'<section id="{place}"><h2>{name}</h2>{content}</section>' for place, name, content in sections)
     return (
         f'<!doctype html>\n<html lang="en"><head>{HEAD}{content_policy(VIEWER_SCRIPT, TABLE_SCRIPT)}'
         f"<title>{title}</title><style>{STYLE}{VIEWER_STYLE}{PLOT_STYLE}{PAGE_STYLE}</style></head>"
         f'<body><header><p class="kicker">Autoencoder comparison</p><h1>{title}</h1><p class="lead">{lead}</p>'
-        f"{_failed(comparison)}{winners(models, images)}<nav>{links}</nav></header><main>{body}</main>{VIEWER}"
+        f"{_failed(comparison)}{winners(models)}<nav>{links}</nav></header><main>{body}</main>{VIEWER}"
         f"<script>{TABLE_SCRIPT}</script></body></html>\n"
     )
 
 
-def _sections(comparison: Comparison, images: int) -> list[tuple[str, str, str]]:
+def _sections(comparison: Comparison) -> list[tuple[str, str, str]]:
     """Return the sections: their places, titles and content, which may be empty."""
     models, codecs = comparison.models, comparison.codecs.results
     infos = score_infos(models)
@@ -63,13 +63,13 @@ def _sections(comparison: Comparison, images: int) -> list[tuple[str, str, str]]
         "diffusion": _charts([flow_losses(models)], names) + sample_grids(models),
     }
     sections = [
-        ("overview", "Overview", scores_table(models, main_scores(models), images)),
+        ("overview", "Overview", scores_table(models, main_scores(models))),
         ("images", "Reconstructions", _NOTE + gallery(comparison)),
     ]
     for group, title in GROUPS.items():
         own = {key: info for key, info in infos.items() if info.group == group}
         beside = codecs if group == "reconstruction" else ()
-        content = scores_table(models, own, images, beside) + charts.get(group, "")
+        content = scores_table(models, own, beside) + charts.get(group, "")
         place = f"scores-{group}" if group == "reconstruction" else group
         name = "All scores of reconstruction" if group == "reconstruction" else title
         sections.append((place, name, _OF_GROUPS.get(group, "") + content if content else ""))

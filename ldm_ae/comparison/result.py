@@ -62,6 +62,10 @@ class ModelResult:
     """Reasons why scores are missing, by the scores' names."""
     pictures: list[Shown]
     """Reconstructions of the first images."""
+    images: int
+    """Number of images of the scores."""
+    samples_compared: int = 0
+    """Number of samples and held-out images of the diffusion score, the smaller of them; 0 without such a score."""
     folder: str | None = None
     """Folder of the model's own report, relative to that of the comparison."""
     samples: Tensor | None = None
@@ -74,6 +78,11 @@ class ModelResult:
     def info(self, key: str) -> ScoreInfo:
         """Return the explanation of a score."""
         return self.infos.get(key) or ScoreInfo(label=key)
+
+    def caution(self, key: str) -> str:
+        """Return why a score is not yet reliable, as it is over few images; empty where it is."""
+        info = self.info(key)
+        return info.caution(self.samples_compared if info.group == "diffusion" else self.images)
 
 
 def score_infos(models: Sequence[ModelResult]) -> dict[str, ScoreInfo]:

@@ -19,33 +19,33 @@ _ORDERS = {"higher": "descending", "lower": "ascending", "": "descending"}
 
 
 def scores_table(
-    models: Sequence[ModelResult], infos: Mapping[str, ScoreInfo], images: int, codecs: Sequence[CodecResult] = ()
+    models: Sequence[ModelResult], infos: Mapping[str, ScoreInfo], codecs: Sequence[CodecResult] = ()
 ) -> str:
     """Return a sortable table with a row for each model, and an expandable explanation of its columns.
 
     Args:
         models: The models.
         infos: The scores of the columns, by key.
-        images: Number of images, for the caution of scores that need more.
         codecs: Image codecs, in rows below the models; they cannot be the best.
     """
     if not infos:
         return ""
     best = {key: best_models(models, key) for key in infos}
+    cautions = {key: _caution(models, key) for key in infos}
     header = '<th scope="col" data-first="ascending"><button type="button">Model</button></th>'
-    header += "".join(_header(info, images) for info in infos.values())
+    header += "".join(_header(info, cautions[key]) for key, info in infos.items())
     rows = []
     for place, model in enumerate(models):
         cells = "".join(
-            _cell(model.scores.get(key), model.name in best[key], info.caution(images), model.skipped.get(key))
-            for key, info in infos.items()
+            _cell(model.scores.get(key), model.name in best[key], bool(cautions[key]), model.skipped.get(key))
+            for key in infos
         )
         rows.append(_row(model.name, place, cells))
     for place, codec in enumerate(codecs):
-        cells = "".join(_cell(codec.scores.get(key), False, info.caution(images)) for key, info in infos.items())
+        cells = "".join(_cell(codec.scores.get(key), False, bool(cautions[key])) for key in infos)
         rows.append(_row(codec.name, len(models) + place, cells))
-    explained = "".join(f"<div><dt>{escape(info.title)}</dt><dd>{escape(_sentences(info, images))}</dd></div>"
-                        for info in infos.values())  # fmt: skip
+    explained = "".join(f"<div><dt>{escape(info.title)}</dt><dd>{escape(_sentences(info, cautions[key]))}</dd></div>"
+                        for key, info in infos.items())  # fmt: skip
     return (
         f'<div class="scroll"><table class="sortable"><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody>'
         '</table></div><details class="explained"><summary>What these scores mean</summary>'
@@ -53,12 +53,12 @@ def scores_table(
     )
 
 
-def winners(models: Sequence[ModelResult], images: int) -> str:
+def winners(models: Sequence[ModelResult]) -> str:
     """Return a card for each main score that a model wins, without those over too few images."""
     cards = []
     for key, info in main_scores(models).items():
         names = best_models(models, key)
-        if not names or info.caution(images):
+        if not names or _caution(models, key):
             continue
         values = sorted(
             (model.scores[key] for model in models if key in model.scores), reverse=info.direction == "higher"
@@ -81,17 +81,21 @@ def _plain(values: Sequence[float], info: ScoreInfo) -> str:
     return f"{next(value for value in values if value != values[0]):.{info.decimals}f}"
 
 
-def _header(info: ScoreInfo, images: int) -> str:
+def _header(info: ScoreInfo, caution: str) -> str:
     unit = f"<small>{escape(info.unit)}</small>" if info.unit else ""
     label = f"{escape(info.label)} {info.arrow}".rstrip()
     return (
         f'<th scope="col" data-first="{_ORDERS[info.direction]}"><button type="button" '
-        f'title="{escape(_sentences(info, images))}">{label}{unit}</button></th>'
+        f'title="{escape(_sentences(info, caution))}">{label}{unit}</button></th>'
     )
 
 
-def _sentences(info: ScoreInfo, images: int) -> str:
-    caution = info.caution(images)
+def _caution(models: Sequence[ModelResult], key: str) -> str:
+    """Return why a score is not yet reliable: for any model, as the ranking is then not either."""
+    return next((found for model in models if key in model.scores and (found := model.caution(key))), "")
+
+
+def _sentences(info: ScoreInfo, caution: str) -> str:
     parts = (info.better, info.explanation, f"In italics, as it is {caution}." if caution else "")
     return " ".join(part for part in parts if part) or info.title
 
@@ -100,10 +104,10 @@ def _row(name: str, place: int, cells: str) -> str:
     return f'<tr><th scope="row" data-value="{escape(name)}">{swatch(place)}{escape(name)}</th>{cells}</tr>'
 
 
-def _cell(value: float | None, best: bool, caution: str, missing: str | None = None) -> str:
+def _cell(value: float | None, best: bool, unsure: bool, missing: str | None = None) -> str:
     if value is None:
         title = f' title="{escape(missing)}"' if missing else ""
         return f'<td class="none"{title}>–</td>'
-    css = " ".join(name for name, holds in (("best", best), ("unsure", bool(caution))) if holds)
-    text = f'<span class="unsure">{number(value)}</span>' if caution else number(value)
+    css = " ".join(name for name, holds in (("best", best), ("unsure", unsure)) if holds)
+    text = f'<span class="unsure">{number(value)}</span>' if unsure else number(value)
     return f'<td{f" class={chr(34)}{css}{chr(34)}" if css else ""} data-value="{value!r}">{text}</td>'

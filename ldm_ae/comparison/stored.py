@@ -107,7 +107,7 @@ def read_result(folder: Path, *, name: str, model: str) -> ModelResult:
             key.removeprefix(BASELINE_PREFIX): value for key, value in scores.items() if key.startswith(BASELINE_PREFIX)
         },
         infos=infos_of_json(metrics["score_infos"]), details=metrics["details"], protocol=protocol,
-        skipped=protocol["skipped"],
+        skipped=protocol["skipped"], images=protocol["images"]["count"],
         pictures=read_pictures(folder), folder=f"{folder.parent.name}/{folder.name}",
     )  # fmt: skip
 

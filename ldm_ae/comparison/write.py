@@ -6,20 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ldm_ae.comparison.codecs import FOLDER as CODECS
-from ldm_ae.comparison.compare import DIFFUSION, MODELS, PROTOCOL
 from ldm_ae.comparison.comparison import Comparison
 from ldm_ae.comparison.figures import FigureKind, write_figures
+from ldm_ae.comparison.folder import FIGURES, LATEX, MARKDOWN, METRICS, PAGE
 from ldm_ae.comparison.page import render
 from ldm_ae.comparison.tables import latex_table, markdown_table
 from ldm_ae.core.errors import UserError
 from ldm_ae.io.files import make_folder, write_json, writing
-
-FIGURES = "figures"
-WRITTEN = ("compare.html", "metrics.json", "table.md", "table.tex")
-"""The files that `write_comparison` writes, besides figures/."""
-OWN_FILES = (*WRITTEN, FIGURES, MODELS, CODECS, DIFFUSION, PROTOCOL)
-"""Everything in the folder of a comparison."""
 
 
 def write_comparison(comparison: Comparison, folder: str | Path, *, figures: FigureKind | None = None) -> Path:
@@ -37,18 +30,18 @@ def write_comparison(comparison: Comparison, folder: str | Path, *, figures: Fig
     if figures is not None:
         write_figures(comparison, folder / FIGURES, figures)
     texts = {
-        "table.md": markdown_table(comparison.models),
-        "table.tex": latex_table(comparison.models),
-        "compare.html": render(comparison),
+        MARKDOWN: markdown_table(comparison.models),
+        LATEX: latex_table(comparison.models),
+        PAGE: render(comparison),
     }
     try:
-        write_json(folder / "metrics.json", metrics(comparison))
+        write_json(folder / METRICS, metrics(comparison))
         for name, text in texts.items():
             with writing(folder / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the comparison to {folder}: {error.strerror}") from error
-    return folder / "compare.html"
+    return folder / PAGE
 
 
 def metrics(comparison: Comparison) -> dict[str, Any]:

@@ -115,7 +115,8 @@ def svg(chart: Chart) -> str:
             ]
     return (
         f'<figure class="chart"><figcaption><b>{escape(chart.title)}</b></figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">{"".join(parts)}</svg></figure>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">'
+        f"{''.join(parts)}</svg></figure>"
     )
 
 
