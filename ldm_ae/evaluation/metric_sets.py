@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metrics import METRICS
 from ldm_ae.evaluation.metrics.codebook import Codebook
+from ldm_ae.evaluation.metrics.cost import Cost
 from ldm_ae.evaluation.metrics.count import ImageCount
 from ldm_ae.evaluation.metrics.equivariance import Equivariance
 from ldm_ae.evaluation.metrics.features import (
@@ -31,7 +32,7 @@ DEFAULT = "default"
 """Name of the default set among names of metrics."""
 COMPARE = "compare"
 """Name of the set that says which of several models to take: the default set, and what `COMPARED` names."""
-COMPARED = (MSSSIM, Storage, LatentSpectrum, Equivariance, NoiseTolerance)
+COMPARED = (MSSSIM, Storage, LatentSpectrum, Equivariance, NoiseTolerance, Cost)
 """Metrics of `compare` beside the default set. They need neither downloads nor labels."""
 SETS = (DEFAULT, COMPARE)
 PERCEPTUAL_NETWORK, FEATURE_NETWORK = "stlpips_vgg", "auto"
