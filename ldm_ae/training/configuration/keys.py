@@ -119,7 +119,7 @@ def is_known(key: str) -> bool:
                 # The keys of an argument that is a mapping, such as `architecture`, are not arguments.
                 first = next((i for i, name in enumerate(inside) if name in _mappings()), len(inside))
                 names = set(inside[: first + 1]) - _OF_A_CLASS
-                return bool(registry.plugin_entry_points()) or names <= class_arguments()
+                return names <= class_arguments() or bool(registry.plugin_entry_points())
             return annotation.startswith("dict[")
     return False
 
