@@ -19,15 +19,15 @@ ROOT = ("ldm_ae.training.configuration.parsing", "RunConfig")
 """Module and name of the dataclass of all keys. A nested dataclass must be imported from the module that defines it."""
 
 CLASS_KEYS = (
-    "model", "quantizer", "regularizer", "discriminator", "discriminator_aids", "reconstruction", "perceptual",
-    "losses", "adversarial", "features",
+    "model", "quantizer", "regularizer", "discriminator", "discriminator_aids", "reconstruction", "errors",
+    "perceptual", "losses", "adversarial", "features",
 )  # fmt: skip
 """The last parts of the keys whose value is a registered class, with `class_path` and `init_args`."""
 
 CHAINS = {"regularizer": ("Chain", "regularizers")}
 """The class that stands for a list of classes under one of these keys, and its argument with the list."""
 
-LIST_KEYS = ("discriminator_aids", "losses")
+LIST_KEYS = ("discriminator_aids", "errors", "losses")
 """Those of `CLASS_KEYS` whose value is a list of classes. A name alone is a list of one."""
 
 OPTIMIZER_KEYS = ("optimizer", "discriminator_optimizer")
