@@ -122,7 +122,8 @@ def evaluate(
         size: Side of the central square crop in pixels, or `native` for each image's own size, cropped to multiples of
             the model's downsample factor; by default the size that the model was trained at.
         limit: Number of images; None for all.
-        metrics: Names of metrics, or one name; `default` is the default set of `ldm-ae evaluate`.
+        metrics: Names of metrics, or one name; `default` is the default set of `ldm-ae evaluate`, `compare` the
+            set for a comparison of models.
         perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
         out: A new folder for metrics.json and report.html; None writes nothing.
         overwrite: Replace an earlier report in `out`.

@@ -37,8 +37,9 @@ class Evaluate(Command):
         add_overwrite(parser)
         parser.add_argument("--limit", type=int, help="use the first LIMIT images only")
         parser.add_argument("--metrics", nargs="+", metavar="NAME", default=["default"], help="metrics to compute, "
-                            "given after MODEL and IMAGES; `default msssim` adds MS-SSIM to the default set, and an "
-                            "unknown name lists all (default: default)")  # fmt: skip
+                            "given after MODEL and IMAGES; `default msssim` adds MS-SSIM to the default set, "
+                            "`compare` is the set for a comparison of models, and an unknown name lists all (default: "
+                            "default)")  # fmt: skip
         parser.add_argument("--perceptual", choices=PERCEPTUAL, help="network of the perceptual distance; lpips_* need "
                             "weights from torchvision (default: stlpips_vgg)")  # fmt: skip
         parser.add_argument("--features", choices=("auto", "inception", "efficientnet_lite0", "none"),
@@ -48,6 +49,9 @@ class Evaluate(Command):
         parser.add_argument("--inception-weights", metavar="FILE", help="FID's Inception weights as pytorch-fid or "
                             "torch-fidelity publish them, for a machine without a network (default: the file in "
                             "PyTorch's cache of downloads)")  # fmt: skip
+        parser.add_argument("--dinov2", metavar="FOLDER", help="DINOv2 of the metric rfdd: a folder of config.json and "
+                            "model.safetensors, or a name on the hub (default: facebook/dinov2-large; `compare` takes "
+                            "it only from the hub's cache)")  # fmt: skip
         parser.add_argument("--prior", metavar="FOLDER", help="prior of scripts/train_code_prior.py, which adds the "
                             "rate of a discrete model's codes under it")  # fmt: skip
         add_images_options(parser, native=True)
@@ -67,7 +71,7 @@ class Evaluate(Command):
             choose_precision(args)
             metrics = named_metrics(
                 args.metrics, perceptual=args.perceptual, features=args.features,
-                inception_weights=args.inception_weights,
+                inception_weights=args.inception_weights, dinov2=args.dinov2,
             )  # fmt: skip
             prior = None if args.prior is None else load_prior(args.prior)
             if prior is not None and not any(metric.name == "rate" for metric in metrics):

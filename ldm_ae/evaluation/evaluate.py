@@ -20,7 +20,7 @@ from ldm_ae.evaluation.latent_summary import ChannelSummary, LatentSummary
 from ldm_ae.evaluation.metric_sets import default_metrics, validation_metrics
 from ldm_ae.evaluation.metrics.codebook import CodebookSummary, CodebookUsage
 from ldm_ae.evaluation.metrics.features import FeatureNetwork
-from ldm_ae.evaluation.metrics.interface import Metric, ScoreInfo, Setting
+from ldm_ae.evaluation.metrics.interface import JSON, Metric, ScoreInfo, Setting
 from ldm_ae.evaluation.metrics.perceptual import PerceptualDistance
 from ldm_ae.evaluation.metrics.rate import RATE_OF_CODES, describe_prior
 from ldm_ae.evaluation.scoring import Scoring
@@ -84,7 +84,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The complete results of `evaluate`. `scores` and `protocol` are JSON values."""
+    """The complete results of `evaluate`. `scores`, `details` and `protocol` are JSON values."""
 
     scores: dict[str, float]
     images: list[ImageScores]
@@ -103,6 +103,8 @@ class Evaluation:
     """Reasons why requested scores are missing, by the scores' names."""
     infos: dict[str, ScoreInfo] = field(default_factory=dict)
     """Display and explanation of each score, by its key; scores of the thumbnail share those of the model."""
+    details: dict[str, dict[str, JSON]] = field(default_factory=dict)
+    """Results that are not single numbers, such as a curve, by the metric's name."""
     ranking: str | None = None
     """Key of the score by which `worst` and `best` are chosen: the first score that every image has and that has a
     direction, by default PSNR."""
@@ -141,11 +143,11 @@ def validate(
             pixel_values = batch.pixel_values.to(device, non_blocking=True)
             with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                 posterior, _, reconstructions = _reconstruct(model, pixel_values)
-            scoring.update(reconstructions, pixel_values, posterior)
+            scoring.update(reconstructions, pixel_values, posterior, labels=getattr(batch, "labels", None))
             count += len(pixel_values)
-    if count == 0:
-        raise UserError("validation has no held-out images")
-    return scoring.compute()
+        if count == 0:
+            raise UserError("validation has no held-out images")
+        return scoring.compute()
 
 
 def evaluate(
@@ -172,7 +174,7 @@ def evaluate(
     Args:
         model: A model in float32; it is put in eval mode, on the device and in the precision, and stays there
             (`models.for_inference`).
-        loader: Batches; its `rejected` (key -> reason), if it has one, is added to the protocol.
+        loader: Batches, perhaps with `labels`; its `rejected` (key -> reason), if it has one, is added to the protocol.
         source: Origin of the images, in words.
         transform_description: The transform applied to the images, as JSON values.
         model_name: Origin of the model, in words.
@@ -212,7 +214,8 @@ def evaluate(
             posterior, latents, reconstructions = _reconstruct(model, pixel_values)
             require_finite(reconstructions, batch.keys, numerics.precision)
             thumbnails = collected.baseline(pixel_values, thumbnail_numbers(posterior, latents))
-            scores = scoring.update(reconstructions, pixel_values, posterior, thumbnails)
+            labels = getattr(batch, "labels", None)
+            scores = scoring.update(reconstructions, pixel_values, posterior, thumbnails, labels)
             collected.count(posterior, latents, pixel_values)
             collected.add(
                 batch.keys, scores, scoring.rank(scores), latents, (pixel_values, reconstructions, thumbnails)
@@ -368,6 +371,7 @@ class _Collected:
             codebook=None if self.codes is None else self.codes.summary(),
             skipped=scoring.skipped,
             infos=scoring.infos,
+            details=scoring.details,
             ranking=scoring.ranking,
         )
 

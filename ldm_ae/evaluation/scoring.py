@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ldm_ae.evaluation.metrics.interface import CannotScoreError, Metric, ScoreInfo, Scores, Setting
+from ldm_ae.evaluation.metrics.interface import JSON, CannotScoreError, Metric, ScoreInfo, Scores, Setting
 from ldm_ae.images.uint8 import rounded
 from ldm_ae.models import Posterior
 
@@ -28,12 +28,15 @@ class Scoring:
         """Reasons why metrics, or what they stand in for, have no score, by name."""
         self.infos: dict[str, ScoreInfo] = {}
         """Display and explanation of each score, by its key; the thumbnail's scores share those of the model's."""
+        self.details: dict[str, dict[str, JSON]] = {}
+        """Results of `compute` that are not single numbers, by the metric's name; without those that have none."""
         self.ranking: str | None = None
         """Key of the first score with a direction and a value for each image; it ranks the images."""
         self._strict = strict
         self._running: list[tuple[Metric, Metric | None]] = []
         self._keys: dict[str, list[str]] = {}  # keys of each image's values, by the metric's name
         self._shapes: set[tuple[int, ...]] = set()
+        self._thumbnails = False  # whether there were any
         for metric in metrics:
             self.skipped |= metric.absent
             try:
@@ -69,15 +72,19 @@ class Scoring:
         pixel_values: Tensor,
         posterior: Posterior | None = None,
         thumbnails: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> dict[str, list[float]]:
-        """Add a batch of images (B, 3, H, W) in about [-1, 1], and return the values of each image by key."""
+        """Add a batch of images (B, 3, H, W) in about [-1, 1], with labels (B,) int64 where there are some, and return
+        the values of each image by key."""
         self.require(pixel_values.shape)
         real, decoded = rounded(pixel_values), rounded(reconstructions)
         small = None if thumbnails is None else rounded(thumbnails)
+        self._thumbnails |= small is not None
         own: dict[str, Tensor] = {}
         baseline: dict[str, Tensor] = {}
         for metric, twin in list(self._running):
             try:
+                metric.take_labels(labels)
                 values = metric.update(decoded, real, posterior)
                 others = {} if twin is None or small is None else twin.update(small, real)
             except CannotScoreError as error:
@@ -97,13 +104,15 @@ class Scoring:
         for metric, twin in list(self._running):
             try:
                 found = _by_key(metric, metric.compute())
-                of_twin = {} if twin is None else _by_key(metric, twin.compute())
+                of_twin = {} if twin is None or not self._thumbnails else _by_key(metric, twin.compute())
             except CannotScoreError as error:
                 self._skip(metric, error)
                 continue
             if not found and not metric.optional:
                 self.skipped[metric.name] = f"{metric.info().label} has no value for this model"
             self.infos |= {key: metric.info(key) for key in found}
+            if details := dict(metric.details()):
+                self.details[metric.name] = details
             of_twin = {BASELINE_PREFIX + key: value for key, value in of_twin.items()}
             if self._keys.get(metric.name):
                 own |= found

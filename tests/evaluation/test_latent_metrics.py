@@ -97,7 +97,7 @@ def test_spectrum_does_not_depend_on_scale_shift_and_batches() -> None:
     frequency, power = profile.profile()
     assert frequency == sorted(frequency)
     assert power[0] > power[-1]
-    assert profile.protocol()["latent_spectrum"] == {"cycles_per_latent": frequency, "power": power}
+    assert profile.details() == {"cycles_per_latent": frequency, "power": power}
 
 
 def test_constant_latents_have_no_spectrum() -> None:

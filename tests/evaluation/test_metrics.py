@@ -13,14 +13,24 @@ from torch import Tensor
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation import evaluate, named_metrics, write_report
 from ldm_ae.evaluation.evaluate import Evaluation
+from ldm_ae.evaluation.metric_sets import COMPARED
 from ldm_ae.evaluation.metrics import METRICS
 from ldm_ae.evaluation.metrics.codebook import Codebook
 from ldm_ae.evaluation.metrics.frechet import Frechet
-from ldm_ae.evaluation.metrics.interface import CannotScoreError, ImageMetric, Metric, Needs, Setting
+from ldm_ae.evaluation.metrics.interface import (
+    CannotScoreError,
+    ImageMetric,
+    Metric,
+    Needs,
+    ScoreInfo,
+    Setting,
+)
+from ldm_ae.evaluation.metrics.interpolation import Interpolation
 from ldm_ae.evaluation.metrics.msssim import MSSSIM
 from ldm_ae.evaluation.metrics.psnr import PSNR
 from ldm_ae.evaluation.metrics.rate import Rate
 from ldm_ae.evaluation.metrics.ssim import SSIM
+from ldm_ae.evaluation.metrics.text import SIZES
 from ldm_ae.evaluation.report.summary import summary_lines
 from ldm_ae.evaluation.scoring import Scoring
 from ldm_ae.models import KLAutoencoder
@@ -30,8 +40,8 @@ from tests.plugins import write_plugin
 from tests.processes import CLI, run_script
 
 WEIGHTLESS = (
-    "active_latent_channels", "codebook", "count", "equivariance", "latent_spectrum", "latents", "msssim",
-    "noise_tolerance", "psnr", "rate", "ssim",
+    "active_latent_channels", "channel_correlation", "codebook", "count", "equivariance", "latent_spectrum", "latents",
+    "linear_probe", "msssim", "noise_tolerance", "psnr", "rate", "ssim", "text_error",
 )  # fmt: skip
 
 PLUGIN = """
@@ -77,6 +87,44 @@ def test_every_metric_has_a_label_and_an_explanation(name: str) -> None:
         assert set(cls().scores) == set(cls.scores)
 
 
+def test_scores_have_the_group_of_their_metric_unless_they_state_another() -> None:
+    class Loops(Codebook):
+        scores = {"loops": ScoreInfo(label="Loops"), "price": ScoreInfo(label="Price", group="cost")}  # noqa: RUF012
+
+    assert {key: Loops().info(key).group for key in ("codebook", "loops", "price", "other")} == {
+        "codebook": "latents", "loops": "latents", "price": "cost", "other": "latents"
+    }  # fmt: skip
+    metrics = named_metrics(["compare"], perceptual="none", features="none")
+    groups = {key: metric.info(key).group for metric in metrics for key in [*metric.scores] or [metric.name]}
+    assert {key for key, group in groups.items() if group == "reconstruction"} == {
+        "psnr", "ssim", "msssim", "count", "text_error", *(f"text_error_{size}" for size in SIZES)
+    }  # fmt: skip
+    assert {key for key, group in groups.items() if group == "rate"} == {
+        "kl_bits_per_pixel", "bits_per_pixel", "prior_bits_per_pixel", "entropy_bits_per_pixel"
+    }  # fmt: skip
+
+
+def test_details_of_metrics_are_in_metrics_json(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+    class Curve(Blueness):
+        name = "curve"
+
+        def details(self) -> dict[str, list[float]]:
+            return {"values": self._values["curve"]}
+
+    class Curveless(Curve):
+        name = "curveless"
+
+        def compute(self) -> dict[str, float]:
+            raise CannotScoreError("no curve")
+
+    result = run(tiny_model, [Curve(), PSNR(), Curveless()])
+    assert result.details == {"curve": {"values": [row.scores["curve"] for row in result.images]}}
+    write_report(result, tmp_path)
+    found = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    assert found["details"] == result.details
+    assert found["score_infos"]["psnr"]["group"] == "reconstruction"
+
+
 @pytest.mark.parametrize("name", WEIGHTLESS)
 def test_reset_clears_a_metrics_state(name: str) -> None:
     images = pictures(4, 176)
@@ -92,7 +140,7 @@ def test_reset_clears_a_metrics_state(name: str) -> None:
     fresh = Scoring([METRICS[name]()], setting)
     fresh.update(images[:2] + 0.1 * torch.arange(2).view(-1, 1, 1, 1), images[:2], model.encode(images[:2]))
     assert scores[1] == fresh.compute()
-    if name in ("psnr", "ssim", "msssim", "count", "latent_spectrum", "noise_tolerance"):
+    if name in ("psnr", "ssim", "msssim", "count", "latent_spectrum", "noise_tolerance", "channel_correlation"):
         assert scores[0] != scores[1]
 
 
@@ -210,12 +258,29 @@ def test_metric_may_return_several_numbers(tiny_model: KLAutoencoder) -> None:
     assert "Extremes: lowest, levels ↑" in Page(write_report_text(result)).text
 
 
+def test_frechet_distance_needs_no_thumbnails() -> None:
+    scoring = Scoring([Frechet(PixelFeatures())], Setting(model=None, device=torch.device("cpu")))
+    images = pictures(4)
+    scoring.update(images * 0.5, images)
+    assert scoring.skipped == {}
+    assert list(scoring.compute()) == ["frechet_colour"]
+
+
 def test_metrics_are_selected_by_name() -> None:
     names = [metric.name for metric in named_metrics(["default"], perceptual="none", features="none")]
     default = ["psnr", "ssim", "rate", "active_latent_channels", "codebook", "latents", "count"]
     assert names == default
     names = [metric.name for metric in named_metrics(["default", "msssim", "psnr"], perceptual="none", features="none")]
     assert names == [*default, "msssim"]
+    names = [metric.name for metric in named_metrics(["compare"], perceptual="none", features="none")]
+    assert names == [*default, *(metric.name for metric in COMPARED)]
+    names = [metric.name for metric in named_metrics(["compare"], perceptual="stlpips_alex", features="none")]
+    assert names[2] == "stlpips_alex"
+    assert names[-1] == COMPARED[-1].name  # no interpolation without a network of features
+    frechet, interpolation = named_metrics(["frechet", "interpolation"], features="efficientnet_lite0")
+    assert isinstance(interpolation, Interpolation)
+    assert interpolation.originals_of is frechet
+    assert interpolation.name == "interpolation_frechet_efficientnet_lite0"
     assert [metric.name for metric in named_metrics(["ssim", "psnr"])] == ["ssim", "psnr"]
     assert [metric.name for metric in named_metrics(["perceptual"], perceptual="stlpips_alex")] == ["stlpips_alex"]
     assert [metric.name for metric in named_metrics(["stlpips_alex"])] == ["stlpips_alex"]

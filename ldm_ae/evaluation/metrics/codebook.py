@@ -141,11 +141,13 @@ class Codebook(Metric):
     """Use of a discrete model's codes, from the counts that an evaluation gathers for its report."""
 
     name = "codebook"
+    group = "latents"
     label = "Codebook"
     scores: ClassVar[Mapping[str, ScoreInfo]] = {
         "entropy_bits_per_pixel": ScoreInfo(
             label="Entropy", unit="bits per pixel",
             explanation="Entropy of the codes' frequencies over all images: the rate of an ideal code without context.",
+            group="rate",
         ),
         "codebook_usage": ScoreInfo(
             label="Codes in use", explanation="Fraction of the codebook that occurs; few images cannot use many codes."

@@ -49,6 +49,7 @@ class Equivariance(ModelMetric):
     """
 
     name = "equivariance"
+    group = "latents"
     label = "Equivariance"
     explanation = "Whether latents change as their image does, when it is made smaller or turned."
     scores: ClassVar[Mapping[str, ScoreInfo]] = {

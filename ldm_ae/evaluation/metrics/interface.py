@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,8 +28,15 @@ if TYPE_CHECKING:
 Direction = Literal["higher", "lower", ""]
 """The better values; empty where neither direction is better."""
 
+Group = Literal["reconstruction", "rate", "latents", "diffusion", "cost"]
+"""The part of a comparison of models in which a score is shown."""
+DEFAULT_GROUP: Group = "reconstruction"
+
 Scores = Mapping[str, float]
 """Scores by their keys in metrics.json."""
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+"""A value that a JSON file can hold; numbers are finite."""
 
 
 class CannotScoreError(UserError):
@@ -49,6 +56,7 @@ class ScoreInfo:
     """Digits after the decimal point under an image."""
     reliable_images: int = 1
     """Smallest number of images over which the score can be trusted; over fewer it is shown with a caution."""
+    group: Group = DEFAULT_GROUP
 
     @property
     def title(self) -> str:
@@ -128,6 +136,8 @@ class Metric(ABC):
     decimals: int = 3
     reliable_images: int = 1
     """Smallest number of images over which the score can be trusted; reports show it with a caution over fewer."""
+    group: Group = DEFAULT_GROUP
+    """Group of the metric's scores, except for those of `scores` that state another than the default."""
     needs: Needs = Needs()
     pixels: PixelSpec | None = None
     """Supported images; None for any. The metric is skipped for a model of other images."""
@@ -156,6 +166,10 @@ class Metric(ABC):
     def reset(self) -> None:
         """Discard all images."""
 
+    def take_labels(self, labels: Tensor | None) -> None:  # noqa: B027 - a hook; most metrics need no labels
+        """Take the labels (B,) int64 of the batch of the next `update`, -1 where an image has none; None if there are
+        none at all."""
+
     @abstractmethod
     def update(
         self, reconstructions: Tensor, pixel_values: Tensor, posterior: Posterior | None = None
@@ -175,6 +189,11 @@ class Metric(ABC):
     def compute(self) -> float | Scores:
         """Return the score over all images, or several by key; an empty mapping where the model has no such score."""
 
+    def details(self) -> Mapping[str, JSON]:
+        """Return results over all images that are not single numbers, such as a curve, for metrics.json. It is called
+        after `compute`, unless that raised `CannotScoreError`."""
+        return {}
+
     def for_baseline(self) -> Metric:
         """Return an empty metric that scores another reconstruction of the same images, updated after this one."""
         twin = copy.copy(self)
@@ -189,11 +208,12 @@ class Metric(ABC):
         """Return the explanation of the metric's own score (the default), or of another key that it computes."""
         own = ScoreInfo(
             label=self.label or self.name, direction=self.direction, unit=self.unit, explanation=self.explanation,
-            decimals=self.decimals, reliable_images=self.reliable_images,
+            decimals=self.decimals, reliable_images=self.reliable_images, group=self.group,
         )  # fmt: skip
-        if key is None or key == self.name:
-            return self.scores.get(self.name, own)
-        return self.scores.get(key) or replace(own, label=f"{own.label}: {key}")
+        named = self.scores.get(self.name if key is None else key)
+        if named is not None:
+            return replace(named, group=self.group) if named.group == DEFAULT_GROUP else named
+        return own if key in (None, self.name) else replace(own, label=f"{own.label}: {key}")
 
 
 class MeanMetric(Metric):

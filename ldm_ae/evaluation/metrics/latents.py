@@ -15,6 +15,7 @@ from ldm_ae.models import Posterior
 class _OfLatents(Metric):
     """Base of metrics of the latents that the evaluation has gathered; they do not use the images."""
 
+    group = "latents"
     compares_images = False
 
     def __init__(self) -> None:

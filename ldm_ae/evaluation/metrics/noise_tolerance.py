@@ -33,6 +33,7 @@ class NoiseTolerance(ModelMetric):
     """
 
     name = "noise_tolerance"
+    group = "latents"
     label = "Tolerance of noise"
     explanation = "PSNR of reconstructions from latents with added noise."
     scores: ClassVar[Mapping[str, ScoreInfo]] = {

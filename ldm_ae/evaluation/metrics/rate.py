@@ -24,6 +24,7 @@ class Rate(MeanMetric):
     """Mean rate of a model's latents: of a Gaussian posterior, or of codes at a fixed length and under a prior."""
 
     name = "rate"
+    group = "rate"
     label = "Rate"
     unit = _BITS
     scores: ClassVar[Mapping[str, ScoreInfo]] = {

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ldm_ae.evaluation.metrics.interface import CannotScoreError, Metric, ScoreInfo, Scores
+from ldm_ae.evaluation.metrics.interface import JSON, CannotScoreError, Metric, ScoreInfo, Scores
 from ldm_ae.models import Posterior
 
 BINS = 16
@@ -34,6 +34,7 @@ class LatentSpectrum(Metric):
     """
 
     name = "latent_spectrum"
+    group = "latents"
     label = "Latent spectrum"
     explanation = "Power of latents over spatial frequencies."
     scores: ClassVar[Mapping[str, ScoreInfo]] = {
@@ -103,10 +104,10 @@ class LatentSpectrum(Metric):
             "latent_spectrum_slope": float(slope), "latent_high_frequencies": sum(self._high) / len(self._high)
         }  # fmt: skip
 
-    def protocol(self) -> dict[str, object]:
-        """Return the frequencies and the power of the spectrum, which the slope summarizes."""
+    def details(self) -> Mapping[str, JSON]:
+        """Return the radially averaged spectrum, which the slope summarizes: see `profile`."""
         frequency, power = self.profile()
-        return {"latent_spectrum": {"cycles_per_latent": frequency, "power": power}}
+        return {"cycles_per_latent": frequency, "power": power}
 
 
 def normalized_power(latents: Tensor) -> Tensor:
