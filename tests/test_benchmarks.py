@@ -125,6 +125,20 @@ def test_loop_and_fused_update_give_the_same_averages(toy: Any) -> None:
         variant.build()()
 
 
+def test_every_regularizer_takes_a_step(toy: Any) -> None:
+    import regularizers as benchmark
+
+    from ldm_ae.regularizers import REGULARIZERS
+
+    for name, (build, _) in benchmark.REGULARIZERS.items():
+        assert REGULARIZERS.by_short_name(name) is type(build())
+    other = {"Chain", "Distillation", "EndToEnd", "Identity"}  # of several, or for other trainings
+    assert len(benchmark.REGULARIZERS) == len({cls.__name__ for cls in REGULARIZERS.classes()} - other)
+    # A quarter of the side is large enough for the perceptual network.
+    for variant in benchmark.variants(toy._replace(size=80, batch=1)):
+        variant.build()()
+
+
 def test_perceptual_variants_give_the_same_results(toy: Any) -> None:
     import perceptual
 
