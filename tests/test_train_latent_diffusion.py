@@ -19,7 +19,7 @@ from ldm_ae.interop import export_diffusers
 from ldm_ae.latents import LatentDataset, LatentStore, encode_images, endless
 from ldm_ae.models import KLAutoencoder, VQAutoencoder, load_autoencoder
 from ldm_ae.quantizers import FSQ, VQ
-from ldm_ae.training.diffusion import networks
+from ldm_ae.training.diffusion import networks, pipeline_run
 from ldm_ae.training.diffusion import trainer as loop
 from ldm_ae.training.diffusion.data import open_latents
 from tests.scripts import load_script
@@ -157,16 +157,25 @@ def test_flow_loss_of_each_noise_level_is_that_of_the_prediction() -> None:
         """The best prediction for latents from N(0, 1)."""
 
         def forward(self, noisy: torch.Tensor, time: torch.Tensor, class_labels: torch.Tensor) -> Any:
-            assert class_labels is labels
             sigma = (time / TIMESTEPS).view(-1, 1, 1, 1)
             return type("Output", (), {"sample": noisy * (2 * sigma - 1) / (sigma**2 + (1 - sigma) ** 2)})
 
     labels = torch.zeros(256, dtype=torch.int64)
-    found = networks.flow_losses(Gaussian(), latents, labels, (0.1, 0.5, 0.8))
+
+    def losses(levels: tuple[float, ...], size: int = 256, **options: Any) -> dict[float, float]:
+        batches = zip(latents.split(size), labels.split(size), strict=True)
+        return networks.flow_losses(Gaussian(), batches, levels, **options)
+
+    found = losses((0.1, 0.5, 0.8))
     expected = {s: 2 - (2 * s - 1) ** 2 / (s**2 + (1 - s) ** 2) for s in (0.1, 0.5, 0.8)}
     assert found == pytest.approx(expected, abs=0.03)
-    assert networks.flow_losses(Gaussian(), latents, labels, (0.1, 0.5, 0.8)) == found
-    assert networks.flow_losses(Gaussian(), latents, labels, (0.5,), seed=1)[0.5] != found[0.5]
+    assert losses((0.1, 0.5, 0.8), size=100) == pytest.approx(found, rel=1e-6)
+    assert losses((0.5,), seed=1)[0.5] != found[0.5]
+    some = [losses((0.5,), channels=torch.tensor(mask))[0.5] for mask in ([True, True, False, False],
+                                                                         [False, False, True, True])]  # fmt: skip
+    assert sum(some) / 2 == pytest.approx(found[0.5], rel=1e-6)
+    assert some[0] != some[1]
+    assert networks.flow_losses(Gaussian(), [], (0.5,)) == {}
 
 
 def test_training_is_reproducible(trainer: ModuleType, store: Path, tmp_path: Path) -> None:
@@ -256,11 +265,11 @@ def test_dit_is_trained_on_the_labels_of_the_store(
         return real(model, latents, labels, *rest, **options)
 
     monkeypatch.setattr(loop, "training_loss", watched)
-    monkeypatch.setattr(loop, "LABEL_DROPOUT", 0.0)
+    monkeypatch.setattr(pipeline_run, "LABEL_DROPOUT", 0.0)
     assert run(trainer, store, tmp_path / "kept", model="dit", steps=3) == 0  # four images a step
     assert sorted(torch.cat(seen).tolist()) == [0] * 6 + [1] * 6
     seen.clear()
-    monkeypatch.setattr(loop, "LABEL_DROPOUT", 1.0)
+    monkeypatch.setattr(pipeline_run, "LABEL_DROPOUT", 1.0)
     assert run(trainer, store, tmp_path / "dropped", model="dit", steps=1) == 0
     assert torch.cat(seen).tolist() == [NO_CLASS] * 4
 

@@ -49,6 +49,9 @@ class Evaluate(Command):
         parser.add_argument("--inception-weights", metavar="FILE", help="FID's Inception weights as pytorch-fid or "
                             "torch-fidelity publish them, for a machine without a network (default: the file in "
                             "PyTorch's cache of downloads)")  # fmt: skip
+        parser.add_argument("--dinov2", metavar="FOLDER", help="DINOv2 of the metric rfdd: a folder of config.json and "
+                            "model.safetensors, or a name on the hub (default: facebook/dinov2-large; `compare` takes "
+                            "it only from the hub's cache)")  # fmt: skip
         parser.add_argument("--prior", metavar="FOLDER", help="prior of scripts/train_code_prior.py, which adds the "
                             "rate of a discrete model's codes under it")  # fmt: skip
         add_images_options(parser, native=True)
@@ -68,7 +71,7 @@ class Evaluate(Command):
             choose_precision(args)
             metrics = named_metrics(
                 args.metrics, perceptual=args.perceptual, features=args.features,
-                inception_weights=args.inception_weights,
+                inception_weights=args.inception_weights, dinov2=args.dinov2,
             )  # fmt: skip
             prior = None if args.prior is None else load_prior(args.prior)
             if prior is not None and not any(metric.name == "rate" for metric in metrics):

@@ -14,7 +14,7 @@ from ldm_ae.core.seeding import seeded_noise
 from ldm_ae.data.account import Account
 from ldm_ae.data.annotations import Annotated
 from ldm_ae.data.batches import Batch
-from ldm_ae.data.holdout import split_holdout, split_keys
+from ldm_ae.data.holdout import Subset, split_holdout, split_keys
 from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
 from ldm_ae.data.randomness import epoch_order
 from ldm_ae.data.ranges import RangeLoader
@@ -39,6 +39,7 @@ __all__ = [
     "RangeLoader",
     "RawImage",
     "Source",
+    "Subset",
     "TrainingLoader",
     "TransformedImage",
     "WholeTransform",

@@ -18,14 +18,27 @@ TIMESTEPS = 1000
 """The network's time at s = 1."""
 
 
-def build_sit(channels: int, size: int, width: int, depth: int) -> Any:
-    """Return a network for (B, channels, size, size) latents; `width` is a multiple of `HEAD_WIDTH`."""
+def build_sit(
+    channels: int, size: int, width: int, depth: int, *, patch_size: int | None = None, classes: int = NO_CLASS
+) -> Any:
+    """Return a network for (B, channels, size, size) latents.
+
+    Args:
+        channels: Channels of the latents.
+        size: Side of the latents.
+        width: Channels of a token; a multiple of `HEAD_WIDTH`.
+        depth: Transformer blocks.
+        patch_size: Side of the latents' part that is one token, a divisor of `size`; None for 2 where it is, else 1.
+        classes: Number of classes, whose last + 1 means none; 0 for a network without classes, whose only label is 0.
+    """
     from diffusers import DiTTransformer2DModel  # takes seconds
     from diffusers.models.embeddings import LabelEmbedding
 
+    if patch_size is None:
+        patch_size = 2 if size % 2 == 0 else 1
     model: Any = DiTTransformer2DModel(
-        sample_size=size, in_channels=channels, out_channels=channels, patch_size=2 if size % 2 == 0 else 1,
-        num_layers=depth, num_attention_heads=width // HEAD_WIDTH, attention_head_dim=HEAD_WIDTH,
+        sample_size=size, in_channels=channels, out_channels=channels, patch_size=patch_size, num_layers=depth,
+        num_attention_heads=width // HEAD_WIDTH, attention_head_dim=HEAD_WIDTH, num_embeds_ada_norm=classes,
     )  # fmt: skip
     for module in model.modules():
         if isinstance(module, LabelEmbedding):

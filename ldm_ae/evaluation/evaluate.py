@@ -143,11 +143,11 @@ def validate(
             pixel_values = batch.pixel_values.to(device, non_blocking=True)
             with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                 posterior, _, reconstructions = _reconstruct(model, pixel_values)
-            scoring.update(reconstructions, pixel_values, posterior)
+            scoring.update(reconstructions, pixel_values, posterior, labels=getattr(batch, "labels", None))
             count += len(pixel_values)
-    if count == 0:
-        raise UserError("validation has no held-out images")
-    return scoring.compute()
+        if count == 0:
+            raise UserError("validation has no held-out images")
+        return scoring.compute()
 
 
 def evaluate(
@@ -174,7 +174,7 @@ def evaluate(
     Args:
         model: A model in float32; it is put in eval mode, on the device and in the precision, and stays there
             (`models.for_inference`).
-        loader: Batches; its `rejected` (key -> reason), if it has one, is added to the protocol.
+        loader: Batches, perhaps with `labels`; its `rejected` (key -> reason), if it has one, is added to the protocol.
         source: Origin of the images, in words.
         transform_description: The transform applied to the images, as JSON values.
         model_name: Origin of the model, in words.
@@ -214,7 +214,8 @@ def evaluate(
             posterior, latents, reconstructions = _reconstruct(model, pixel_values)
             require_finite(reconstructions, batch.keys, numerics.precision)
             thumbnails = collected.baseline(pixel_values, thumbnail_numbers(posterior, latents))
-            scores = scoring.update(reconstructions, pixel_values, posterior, thumbnails)
+            labels = getattr(batch, "labels", None)
+            scores = scoring.update(reconstructions, pixel_values, posterior, thumbnails, labels)
             collected.count(posterior, latents, pixel_values)
             collected.add(
                 batch.keys, scores, scoring.rank(scores), latents, (pixel_values, reconstructions, thumbnails)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metrics import METRICS
+from ldm_ae.evaluation.metrics.channel_correlation import ChannelCorrelation
 from ldm_ae.evaluation.metrics.codebook import Codebook
 from ldm_ae.evaluation.metrics.cost import Cost
 from ldm_ae.evaluation.metrics.count import ImageCount
+from ldm_ae.evaluation.metrics.dinov2 import RFDD, WEIGHTS, DINOv2Features
 from ldm_ae.evaluation.metrics.equivariance import Equivariance
 from ldm_ae.evaluation.metrics.features import (
     EfficientNetLite0Features,
@@ -18,6 +22,7 @@ from ldm_ae.evaluation.metrics.features import (
 )
 from ldm_ae.evaluation.metrics.frechet import RFID, Frechet
 from ldm_ae.evaluation.metrics.interface import ImageMetric, Metric
+from ldm_ae.evaluation.metrics.interpolation import Interpolation
 from ldm_ae.evaluation.metrics.latents import ActiveChannels, LatentStatistics
 from ldm_ae.evaluation.metrics.msssim import MSSSIM
 from ldm_ae.evaluation.metrics.noise_tolerance import NoiseTolerance
@@ -27,14 +32,18 @@ from ldm_ae.evaluation.metrics.rate import Rate
 from ldm_ae.evaluation.metrics.spectrum import LatentSpectrum
 from ldm_ae.evaluation.metrics.ssim import SSIM
 from ldm_ae.evaluation.metrics.storage import Storage
+from ldm_ae.evaluation.metrics.text import TextError
 
 DEFAULT = "default"
 """Name of the default set among names of metrics."""
 COMPARE = "compare"
-"""Name of the set that says which of several models to take: the default set, and what `COMPARED` names."""
-COMPARED = (MSSSIM, Storage, LatentSpectrum, Equivariance, NoiseTolerance, Cost)
-"""Metrics of `compare` beside the default set. They need neither downloads nor labels."""
+"""Name of the set that says which of several models to take: the default set, what `COMPARED` names,
+rFDD where its weights are on this machine, and the interpolation's Fréchet distance."""
+COMPARED = (MSSSIM, TextError, Storage, LatentSpectrum, ChannelCorrelation, Equivariance, NoiseTolerance, Cost)
+"""Metrics of `compare` beside the default set that need no network."""
 SETS = (DEFAULT, COMPARE)
+OVER_FEATURES = (Frechet.name, Interpolation.name)
+"""Names of the metrics whose network `features` chooses."""
 PERCEPTUAL_NETWORK, FEATURE_NETWORK = "stlpips_vgg", "auto"
 """Names of the networks of the default set."""
 NO_INCEPTION = (
@@ -42,6 +51,11 @@ NO_INCEPTION = (
     "network, give their file by --inception-weights FILE"
 )
 """Reason why the default set has no rFID."""
+NO_DINOV2 = (
+    f"the weights of {WEIGHTS} are not on this machine. --metrics compare {RFDD.name} downloads them once (1.2 GiB); "
+    "without a network, give their folder by --dinov2 FOLDER"
+)
+"""Reason why the set `compare` has no rFDD."""
 
 
 def default_metrics(
@@ -71,7 +85,7 @@ def validation_metrics(perceptual: PerceptualDistance | None) -> list[ImageMetri
 
 def named_metrics(
     names: Sequence[str] = (DEFAULT,), *, perceptual: str | None = None, features: str | None = None,
-    inception_weights: str | None = None,
+    inception_weights: str | None = None, dinov2: str | None = None,
 ) -> list[Metric]:  # fmt: skip
     """Return new metrics by their names, each once, in the order of the names.
 
@@ -79,50 +93,91 @@ def named_metrics(
         names: Registered names; `default` stands for the default set, `compare` for that of a comparison of models,
             `perceptual` and `frechet` for their metrics of networks.
         perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
-        features: The network of `frechet`: `auto`, `inception`, `efficientnet_lite0` or `none`.
+        features: The network of `frechet` and `interpolation`: `auto`, `inception`, `efficientnet_lite0` or `none`.
         inception_weights: File of FID's Inception weights for `rfid`, and for `frechet` unless `features` is another
             network. Without it, `rfid` and `inception` take the file of PyTorch's cache, or download it.
+        dinov2: Folder, or name on the hub, of the DINOv2 of `rfdd`. Without it, `rfdd` takes ViT-L/14 of the hub's
+            cache, or downloads it, and `compare` has `rfdd` only where the cache has it.
 
     Raises:
         UserError: an unknown name, a network or file that no metric of these uses, or weights that are neither
             available locally nor downloaded.
     """
-    sets = {*SETS} & {*names}
-    for option, name, given in (("perceptual", Perceptual.name, perceptual), ("features", Frechet.name, features)):
-        if given is not None and not sets and name not in names:
+    for option, users, given in (
+        ("perceptual", (Perceptual.name, *SETS), perceptual), ("features", (*OVER_FEATURES, *SETS), features),
+        ("dinov2", (RFDD.name, COMPARE), dinov2),
+    ):  # fmt: skip
+        if given is not None and not {*users} & {*names}:
             raise UserError(
-                f"--{option} {given} has no effect with --metrics {' '.join(names)}; remove it, or add {name}"
+                f"--{option} {given} has no effect with --metrics {' '.join(names)}; remove it, or add {users[0]}"
             )
     if inception_weights is not None:
         other = "" if features in (None, "auto", "inception") else f" --features {features}"
-        if RFID.name not in names and (other or not {*SETS, Frechet.name} & {*names}):
+        if RFID.name not in names and (other or not {*SETS, *OVER_FEATURES} & {*names}):
             raise UserError(
                 f"--inception-weights has no effect with --metrics {' '.join(names)}{other}; remove it, or add "
                 f"{RFID.name}"
             )
         features = features if other else "inception"
-    perceptual, features = perceptual or PERCEPTUAL_NETWORK, features or FEATURE_NETWORK
+    networks = _Networks(perceptual or PERCEPTUAL_NETWORK, features or FEATURE_NETWORK, inception_weights, dinov2)
     found: dict[str, Metric] = {}
     for name in names:
-        if name in SETS:
-            more = default_metrics(perceptual_network(perceptual), feature_network(features, inception_weights))
-            more += [metric() for metric in COMPARED] if name == COMPARE else []
-        elif name == Perceptual.name:
-            more = [] if (distance := perceptual_network(perceptual)) is None else [Perceptual(distance)]
-        elif name == Frechet.name:
-            extractor = feature_network(features, inception_weights)
-            more = [] if extractor is None else [Frechet(extractor)]
-        elif name == RFID.name:
-            more = [RFID(inception_weights)]
-        else:
-            more = [METRICS[name]()]
-        for metric in more:
+        for metric in _of_name(name, networks, found):
             found.setdefault(metric.name, metric)
-    if features == "auto" and RFID.name not in found:
+    if networks.features == "auto" and RFID.name not in found:
         for metric in found.values():
             if isinstance(metric, Frechet):
                 metric.absent = {RFID.name: NO_INCEPTION}
+    if COMPARE in names and not any(isinstance(metric, RFDD) for metric in found.values()):
+        first = next(iter(found.values()))
+        first.absent = {**first.absent, RFDD.name: NO_DINOV2}
     return list(found.values())
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """The networks that options choose, each built once and only if a metric uses it."""
+
+    perceptual: str
+    features: str
+    inception_weights: str | None
+    dinov2: str | None
+
+    @cached_property
+    def of_perceptual(self) -> PerceptualDistance | None:
+        return perceptual_network(self.perceptual)
+
+    @cached_property
+    def of_features(self) -> FeatureNetwork | None:
+        return feature_network(self.features, self.inception_weights)
+
+
+def _of_name(name: str, networks: _Networks, found: Mapping[str, Metric]) -> Iterator[Metric]:
+    """Yield the metrics of a name; `found` has those that were yielded before."""
+    if name in SETS:
+        yield from default_metrics(networks.of_perceptual, networks.of_features)
+        if name == COMPARE:
+            yield from (metric() for metric in COMPARED)
+            if networks.dinov2 is not None or DINOv2Features.at_hand():
+                yield RFDD(networks.dinov2)
+            yield from _of_name(Interpolation.name, networks, found)
+    elif name == Perceptual.name:
+        if networks.of_perceptual is not None:
+            yield Perceptual(networks.of_perceptual)
+    elif name in OVER_FEATURES:
+        if networks.of_features is None:
+            return
+        if name == Frechet.name:
+            yield Frechet(networks.of_features)
+        else:
+            same = (m for m in found.values() if isinstance(m, Frechet) and m.features is networks.of_features)
+            yield Interpolation(networks.of_features, originals=next(same, None))
+    elif name == RFID.name:
+        yield RFID(networks.inception_weights)
+    elif name == RFDD.name:
+        yield RFDD(networks.dinov2)
+    else:
+        yield METRICS[name]()
 
 
 def perceptual_network(name: str) -> PerceptualDistance | None:

@@ -36,6 +36,7 @@ class Scoring:
         self._running: list[tuple[Metric, Metric | None]] = []
         self._keys: dict[str, list[str]] = {}  # keys of each image's values, by the metric's name
         self._shapes: set[tuple[int, ...]] = set()
+        self._thumbnails = False  # whether there were any
         for metric in metrics:
             self.skipped |= metric.absent
             try:
@@ -71,15 +72,19 @@ class Scoring:
         pixel_values: Tensor,
         posterior: Posterior | None = None,
         thumbnails: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> dict[str, list[float]]:
-        """Add a batch of images (B, 3, H, W) in about [-1, 1], and return the values of each image by key."""
+        """Add a batch of images (B, 3, H, W) in about [-1, 1], with labels (B,) int64 where there are some, and return
+        the values of each image by key."""
         self.require(pixel_values.shape)
         real, decoded = rounded(pixel_values), rounded(reconstructions)
         small = None if thumbnails is None else rounded(thumbnails)
+        self._thumbnails |= small is not None
         own: dict[str, Tensor] = {}
         baseline: dict[str, Tensor] = {}
         for metric, twin in list(self._running):
             try:
+                metric.take_labels(labels)
                 values = metric.update(decoded, real, posterior)
                 others = {} if twin is None or small is None else twin.update(small, real)
             except CannotScoreError as error:
@@ -99,7 +104,7 @@ class Scoring:
         for metric, twin in list(self._running):
             try:
                 found = _by_key(metric, metric.compute())
-                of_twin = {} if twin is None else _by_key(metric, twin.compute())
+                of_twin = {} if twin is None or not self._thumbnails else _by_key(metric, twin.compute())
             except CannotScoreError as error:
                 self._skip(metric, error)
                 continue

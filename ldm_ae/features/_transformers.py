@@ -141,13 +141,16 @@ class TransformersNetwork(FeatureNetwork):
         return hidden
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        hidden, arguments, found = self.embed(images), self.block_arguments(images), []
-        for number, block in enumerate(self.blocks):
+        states = enumerate(self.hidden_states(images))
+        return [self.to_map(hidden, images) for number, hidden in states if number in self.layers]
+
+    def hidden_states(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the output of each block for normalized images."""
+        hidden, arguments = self.embed(images), self.block_arguments(images)
+        for block in self.blocks:
             hidden = block(hidden, **arguments)
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # before transformers 5 some return a tuple
-            if number in self.layers:
-                found.append(self.to_map(hidden, images))
-        return found
+            yield hidden
 
     def _random(self, architecture: dict[str, Any]) -> nn.Module:
         """Build the network with random weights, without a change of the global generator."""
@@ -263,6 +266,17 @@ class VisionTransformer(TransformersNetwork):
         hidden: Tensor = self.network.embeddings(images)
         return hidden
 
+    def class_token(self, pixel_values: Tensor) -> Tensor:
+        """Return the class token after the last block and the last normalization, (B, C) float32.
+
+        Args:
+            pixel_values: (B, 3, H, W) in about [-1, 1], of any size.
+        """
+        assert self.has_all_blocks, "the class token is that of the last block, which `layers` excludes"
+        *_, hidden = self.hidden_states(self.prepare(pixel_values))
+        token: Tensor = self.last_normalization(hidden)[:, 0].float()
+        return token
+
     def patch_size(self, config: Any) -> int:
         size: int = config.patch_size
         return size
@@ -292,12 +306,12 @@ def _folder(source: str, kind: str) -> Path:
             f"the weights of {kind} are missing: {source} is not a folder here, nor a name on the Hugging Face hub, "
             "OWNER/NAME"
         )
-    from ldm_ae.io.hub import cached_files, describe_failure, download_files, file_names
+    from ldm_ae.io.hub import describe_failure, download_files, file_names
 
     names = file_names(name)
     if isinstance(names, Exception):
-        cached = cached_files(name, [CONFIG, PREPROCESSOR, *WEIGHTS])
-        if cached is None or not (cached / CONFIG).is_file():
+        cached = cached_folder(name)
+        if cached is None:
             raise UserError(
                 f"the weights of {kind} are missing: {name} on the Hugging Face hub: {describe_failure(names)}; or "
                 "give a folder with them as weights"
@@ -309,6 +323,16 @@ def _folder(source: str, kind: str) -> Path:
             f"{name} on the Hugging Face hub is not a network of transformers: expected {CONFIG} and {WEIGHTS[0]}"
         )
     return download_files(name, [CONFIG, PREPROCESSOR, wanted])
+
+
+def cached_folder(name: str) -> Path | None:
+    """Return the folder of a network in the hub's local cache, without a question to the hub; None if the cache does
+    not have it."""
+    from ldm_ae.io.hub import cached_files
+
+    folder = cached_files(name, [CONFIG, PREPROCESSOR, *WEIGHTS])
+    complete = folder is not None and (folder / CONFIG).is_file() and any((folder / file).is_file() for file in WEIGHTS)
+    return folder if complete else None
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ldm_ae.models.posteriors import DeterministicPosterior, DiscretePosterior, 
 from ldm_ae.models.spec import AutoencoderSpec, Codebook, LatentSpec
 from ldm_ae.models.statistics import ChannelStatistics
 from ldm_ae.models.wrappers.interface import Wrapper, unwrapped
-from ldm_ae.models.wrappers.overflow import OverflowGuard, finite_rows, fp32_fallbacks, require_finite
+from ldm_ae.models.wrappers.overflow import NotFiniteError, OverflowGuard, finite_rows, fp32_fallbacks, require_finite
 from ldm_ae.models.wrappers.tiling import Tiled
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "GaussianPosterior",
     "KLAutoencoder",
     "LatentSpec",
+    "NotFiniteError",
     "OverflowGuard",
     "Posterior",
     "Tiled",

@@ -24,7 +24,7 @@ from ldm_ae.models.loading.checkpoints import CHECKPOINTS
 from ldm_ae.training.checkpoints.checkpoint import newest_checkpoint
 from ldm_ae.training.configuration.parsing import config_parser, parse_config
 from ldm_ae.training.diffusion.networks import build_pipeline
-from ldm_ae.training.diffusion.trainer import PIPELINE, image_grid
+from ldm_ae.training.diffusion.pipeline_run import PIPELINE, image_grid
 from ldm_ae.training.run import train_parsed
 
 GENERATED_IMAGES, SAMPLING_STEPS = 8, 50

@@ -3,10 +3,9 @@
     python scripts/benchmarks/objectives.py --train PHOTOS --test OTHER_PHOTOS --out runs/objectives
 
 Autoencoders have the network of configs/quickstart.yaml and differ by one part of the objective. They are scored on
-TEST at the training's size, and as first stages: a small unconditional network learns the flow from noise to the
-training images' latents, equally long for each. It is scored by its loss on TEST's latents, at each noise level, and
-by the Fréchet distance of its samples to TEST over EfficientNet-Lite0. OUT keeps everything; what is there is not
-computed again. A loss is comparable between latents only as far as they are equally hard to know: samples decide.
+TEST at the training's size, and as first stages, by the diffusion score of `ldm-ae compare`: the same small network
+learns the latents of TRAIN, and is scored by its loss on TEST's latents and by the Fréchet distance of its samples to
+TEST over EfficientNet-Lite0. OUT keeps everything; what is there is not computed again.
 """
 
 from __future__ import annotations
@@ -14,34 +13,26 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from diffusers import DiffusionPipeline
 from short_runs import Protocol, protocol_arguments, train_and_score
-from torch import Tensor
 
 from ldm_ae.core.environment import git_commit
 from ldm_ae.core.errors import exit_status
 from ldm_ae.core.precision import SPEED_VARIABLE, bfloat16_speed, machine_name
 from ldm_ae.core.resources import recipe
+from ldm_ae.data import ImageTransform, Source, Subset, open_source
 from ldm_ae.evaluation.metrics.features import EfficientNetLite0Features
-from ldm_ae.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
-from ldm_ae.images.uint8 import rounded
 from ldm_ae.io.files import make_folder, write_json, writing
 from ldm_ae.models import load_autoencoder
-from ldm_ae.training.diffusion.networks import flow_losses
+from ldm_ae.training.diffusion import DiffusionScoreConfig, diffusion_score, split_images
 
 METRICS = ("psnr", "perceptual", "equivariance", "latent_spectrum", "noise_tolerance")
-LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
-SAMPLES, SAMPLE_STEPS, SAMPLE_BATCH = 192, 25, 32
 
 _FEATURES = {"class_path": "ldm_ae.features.EfficientNetLite0"}
 # At 64 pixels, smaller images than 20 pixels have no perceptual distance.
@@ -79,7 +70,7 @@ COLUMNS = {
     "latent_spectrum_slope": ".2f",
     "latent_high_frequencies": ".3f",
     "flow_loss": ".3f",
-    "sample_frechet": ".1f",
+    "sample_frechet_efficientnet_lite0": ".1f",
     "step_time": ".2f",
 }
 
@@ -127,47 +118,24 @@ def seconds_an_image(run: Path) -> float:
     return 1 / median(speeds[-max(len(speeds) // 3, 1) :])
 
 
-def diffusion_scores(folder: Path, options: argparse.Namespace, protocol: Protocol) -> dict[str, float]:
-    """Train the diffusion network on the latents of the run in `folder`; return its loss, and its samples' distance."""
-    run, store, out = folder / "run", folder / "store", folder / "diffusion"
-    cli = [sys.executable, "-m", "ldm_ae.cli"]
-    encode = [*cli, "encode", str(run), options.train, str(store), "--size", str(options.size), "--no-check"]
-    script = Path(__file__).resolve().parents[1] / "train_latent_diffusion.py"
-    train = [
-        sys.executable, str(script), "--store", str(store), "--autoencoder", str(run), "--out", str(out),
-        "--steps", str(options.diffusion_steps), "--width", "64", "--depth", "1", "--sample-every", "0",
-        "--checkpoint-every", str(options.diffusion_steps), "--ema-decay", "0.99", "--learning-rate", "5e-4",
-        "--trackers",
-    ]  # fmt: skip
-    for command in (encode, train):
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    pipeline: Any = DiffusionPipeline.from_pretrained(out / "pipeline")
-    pipeline.set_progress_bar_config(disable=True)
-    model = load_autoencoder(run)
-    images = [batch.pixel_values for batch in protocol.loader()]
-    with torch.inference_mode():
-        factor = pipeline.vqvae.config.scaling_factor
-        latents = torch.cat([model.encode(image).mode() for image in images]) * factor
-        losses = flow_losses(pipeline.unet, latents, None, LEVELS)
-    network = EfficientNetLite0Features()
-    real, fake = (FeatureStatistics(network.dim) for _ in range(2))
-    for batch in images:
-        real.update(network(rounded(batch)))
-    for batch in samples(pipeline):
-        fake.update(network(batch))
-    return {f"flow_loss_{level}": loss for level, loss in losses.items()} | {
-        "flow_loss": fmean(losses.values()), "sample_frechet": frechet_distance(real, fake),
-    }  # fmt: skip
+def diffusion_scores(folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Return the diffusion score of the run in `folder`, trained on TRAIN and compared with TEST."""
+    transform = ImageTransform(size=options.size)
+    images = split_images(
+        open_source(options.train), transform, name=f"{options.train} and {options.test}",
+        held_out=first_images(open_source(options.test), options.limit),
+    )  # fmt: skip
+    budget = DiffusionScoreConfig(steps=options.diffusion_steps, samples=options.samples)
+    found = diffusion_score(
+        load_autoencoder(folder / "run"), folder / "diffusion", images=images, config=budget,
+        features=[EfficientNetLite0Features()],
+    )  # fmt: skip
+    return found.scores
 
 
-def samples(pipeline: Any) -> Iterator[Tensor]:
-    """Yield batches of samples (B, 3, H, W) in [-1, 1], of 8-bit levels; the noise is the same for every pipeline."""
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(0, SAMPLES, SAMPLE_BATCH):
-        found = pipeline(
-            batch_size=SAMPLE_BATCH, num_inference_steps=SAMPLE_STEPS, generator=generator, output_type="numpy"
-        ).images
-        yield rounded(torch.from_numpy(np.ascontiguousarray(found)).permute(0, 3, 1, 2) * 2 - 1)
+def first_images(source: Source, limit: int | None) -> Source:
+    """Return the first images of a source, which are those of the other scores."""
+    return source if limit is None else Subset(source, range(min(limit, len(source))))
 
 
 def measure(name: str, options: argparse.Namespace, protocol: Protocol, overrides: list[str]) -> dict[str, float]:
@@ -179,7 +147,7 @@ def measure(name: str, options: argparse.Namespace, protocol: Protocol, override
         return found
     write_recipe(name, folder / "recipe.yaml")
     found = train_and_score(folder / "run", [*arguments_of(options, folder / "recipe.yaml"), *overrides], protocol)
-    found |= diffusion_scores(folder, options, protocol) | {"seconds_an_image": seconds_an_image(folder / "run")}
+    found |= diffusion_scores(folder, options) | {"seconds_an_image": seconds_an_image(folder / "run")}
     write_json(path, found)
     return found
 
@@ -191,6 +159,7 @@ def main() -> None:
     parser.add_argument(
         "--diffusion-steps", type=int, default=600, help="steps of each diffusion model (default: %(default)s)"
     )
+    parser.add_argument("--samples", type=int, default=256, help="samples of each (default: %(default)s)")
     parser.add_argument("--train", required=True, help="IMAGES to train on")
     parser.add_argument("--only", choices=variants(), action="append", help="measure only this variant (repeatable)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the results")

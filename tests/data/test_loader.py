@@ -19,6 +19,7 @@ from ldm_ae.data import (
     RangeLoader,
     RawImage,
     Source,
+    Subset,
     TrainingLoader,
     open_source,
     seeded_noise,
@@ -370,6 +371,17 @@ def test_holdout_split_is_disjoint_complete_and_determined_by_keys(image_folder:
     larger = open_source(image_folder)
     after = {larger.key(i) for i in split_holdout(larger, 4, seed=0)[1]}
     assert len(after & before) >= 3, "one new image can take the place of one"
+
+
+def test_subset_has_the_images_of_its_indices(image_folder: Path) -> None:
+    source = open_source(image_folder)
+    some = Subset(source, [7, 2])
+    assert len(some) == some.account().images == 2
+    assert [some.key(i) for i in range(2)] == [source.key(7), source.key(2)]
+    assert some[1] == source[2]
+    assert some.bytes_of(0) == source.bytes_of(7) == len(source[7].data)
+    with some.open_image(0) as file:
+        assert file.read() == source[7].data
 
 
 def test_holdout_of_all_images_is_refused(source: Source) -> None:

@@ -26,11 +26,13 @@ from ldm_ae.evaluation.metrics.interface import (
     ScoreInfo,
     Setting,
 )
+from ldm_ae.evaluation.metrics.interpolation import Interpolation
 from ldm_ae.evaluation.metrics.msssim import MSSSIM
 from ldm_ae.evaluation.metrics.psnr import PSNR
 from ldm_ae.evaluation.metrics.rate import Rate
 from ldm_ae.evaluation.metrics.ssim import SSIM
 from ldm_ae.evaluation.metrics.storage import Storage
+from ldm_ae.evaluation.metrics.text import SIZES
 from ldm_ae.evaluation.report.summary import summary_lines
 from ldm_ae.evaluation.scoring import Scoring
 from ldm_ae.models import KLAutoencoder
@@ -40,8 +42,8 @@ from tests.plugins import write_plugin
 from tests.processes import CLI, run_script
 
 WEIGHTLESS = (
-    "active_latent_channels", "codebook", "cost", "count", "equivariance", "latent_spectrum", "latents", "msssim",
-    "noise_tolerance", "psnr", "rate", "ssim", "storage",
+    "active_latent_channels", "channel_correlation", "codebook", "cost", "count", "equivariance", "latent_spectrum",
+    "latents", "linear_probe", "msssim", "noise_tolerance", "psnr", "rate", "ssim", "storage", "text_error",
 )  # fmt: skip
 
 PLUGIN = """
@@ -96,7 +98,9 @@ def test_scores_have_the_group_of_their_metric_unless_they_state_another() -> No
     }  # fmt: skip
     metrics = named_metrics(["compare"], perceptual="none", features="none")
     groups = {key: metric.info(key).group for metric in metrics for key in [*metric.scores] or [metric.name]}
-    assert {key for key, group in groups.items() if group == "reconstruction"} == {"psnr", "ssim", "msssim", "count"}
+    assert {key for key, group in groups.items() if group == "reconstruction"} == {
+        "psnr", "ssim", "msssim", "count", "text_error", *(f"text_error_{size}" for size in SIZES)
+    }  # fmt: skip
     assert {key for key, group in groups.items() if group == "rate"} == {
         "kl_bits_per_pixel", "bits_per_pixel", "prior_bits_per_pixel", "entropy_bits_per_pixel", *Storage.scores
     }  # fmt: skip
@@ -139,7 +143,7 @@ def test_reset_clears_a_metrics_state(name: str) -> None:
     fresh = Scoring([METRICS[name]()], setting)
     fresh.update(images[:2] + 0.1 * torch.arange(2).view(-1, 1, 1, 1), images[:2], model.encode(images[:2]))
     assert scores[1] == fresh.compute()
-    if name in ("psnr", "ssim", "msssim", "count", "latent_spectrum", "noise_tolerance"):
+    if name in ("psnr", "ssim", "msssim", "count", "latent_spectrum", "noise_tolerance", "channel_correlation"):
         assert scores[0] != scores[1]
 
 
@@ -257,6 +261,14 @@ def test_metric_may_return_several_numbers(tiny_model: KLAutoencoder) -> None:
     assert "Extremes: lowest, levels ↑" in Page(write_report_text(result)).text
 
 
+def test_frechet_distance_needs_no_thumbnails() -> None:
+    scoring = Scoring([Frechet(PixelFeatures())], Setting(model=None, device=torch.device("cpu")))
+    images = pictures(4)
+    scoring.update(images * 0.5, images)
+    assert scoring.skipped == {}
+    assert list(scoring.compute()) == ["frechet_colour"]
+
+
 def test_metrics_are_selected_by_name() -> None:
     names = [metric.name for metric in named_metrics(["default"], perceptual="none", features="none")]
     default = ["psnr", "ssim", "rate", "active_latent_channels", "codebook", "latents", "count"]
@@ -267,6 +279,11 @@ def test_metrics_are_selected_by_name() -> None:
     assert names == [*default, *(metric.name for metric in COMPARED)]
     names = [metric.name for metric in named_metrics(["compare"], perceptual="stlpips_alex", features="none")]
     assert names[2] == "stlpips_alex"
+    assert names[-1] == COMPARED[-1].name  # no interpolation without a network of features
+    frechet, interpolation = named_metrics(["frechet", "interpolation"], features="efficientnet_lite0")
+    assert isinstance(interpolation, Interpolation)
+    assert interpolation.originals_of is frechet
+    assert interpolation.name == "interpolation_frechet_efficientnet_lite0"
     assert [metric.name for metric in named_metrics(["ssim", "psnr"])] == ["ssim", "psnr"]
     assert [metric.name for metric in named_metrics(["perceptual"], perceptual="stlpips_alex")] == ["stlpips_alex"]
     assert [metric.name for metric in named_metrics(["stlpips_alex"])] == ["stlpips_alex"]

@@ -26,11 +26,11 @@ from ldm_ae.data import ImageTransform, open_source
 from ldm_ae.interop import export_diffusers
 from ldm_ae.io.tensor_files import read_tensors
 from ldm_ae.latents import LatentStore, encode_images
-from ldm_ae.models import KLAutoencoder, VQAutoencoder
+from ldm_ae.models import ChannelStatistics, KLAutoencoder, VQAutoencoder, load_autoencoder
 from ldm_ae.quantizers import VQ
 from ldm_ae.training.diffusion import DiffusionConfig, train_diffusion
 from ldm_ae.training.diffusion import trainer as loop
-from ldm_ae.training.diffusion.data import Batches, open_latents
+from ldm_ae.training.diffusion.data import Batches, check_store, open_latents
 from tests.scripts import SCRIPTS, load_script
 
 pytestmark = pytest.mark.slow
@@ -229,6 +229,14 @@ def test_batches_cover_each_epoch_once_and_draw_anew(inputs: Path) -> None:
             assert key not in first or not torch.equal(first[key], latents)
     with pytest.raises(UserError, match="has 12 latents for 13 processes"):
         Batches(data, 2, seed=0, rank=0, world_size=13)
+
+
+def test_store_whose_channels_are_constant_is_refused(inputs: Path) -> None:
+    store = LatentStore(inputs / "store")
+    store.statistics = ChannelStatistics(4)
+    store.statistics.update(torch.arange(4.0).view(1, 4, 1, 1).expand(2, 4, 8, 8))
+    with pytest.raises(UserError, match="are constant; encode with a trained autoencoder"):
+        check_store(store, load_autoencoder(inputs / "autoencoder"), "dit")
 
 
 def test_inspect_describes_a_diffusion_run(uninterrupted: Path) -> None:

@@ -81,6 +81,11 @@ class Frechet(Metric):
         self._reconstructions.update(self.features(reconstructions))
         return {}
 
+    @property
+    def originals(self) -> FeatureStatistics:
+        """Statistics of the originals' features so far."""
+        return self._originals
+
     def compute(self) -> float:
         """Return the distance, at least 0."""
         return frechet_distance(self._originals, self._reconstructions)

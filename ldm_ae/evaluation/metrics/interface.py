@@ -166,6 +166,10 @@ class Metric(ABC):
     def reset(self) -> None:
         """Discard all images."""
 
+    def take_labels(self, labels: Tensor | None) -> None:  # noqa: B027 - a hook; most metrics need no labels
+        """Take the labels (B,) int64 of the batch of the next `update`, -1 where an image has none; None if there are
+        none at all."""
+
     @abstractmethod
     def update(
         self, reconstructions: Tensor, pixel_values: Tensor, posterior: Posterior | None = None

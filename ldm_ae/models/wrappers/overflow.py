@@ -44,8 +44,12 @@ def tensors_in(output: object) -> Iterator[Tensor]:
             yield from tensors_in(part)
 
 
+class NotFiniteError(UserError):
+    """A model's output for a finite input has a value that is not finite."""
+
+
 def require_finite(values: Tensor, keys: Sequence[str], precision: str, *, what: str = "the reconstruction") -> None:
-    """Raise UserError that names the affected images unless all values (B, ...) are finite.
+    """Raise NotFiniteError that names the affected images unless all values (B, ...) are finite.
 
     Args:
         values: Output of a model that `for_inference` prepared.
@@ -63,7 +67,7 @@ def require_finite(values: Tensor, keys: Sequence[str], precision: str, *, what:
         "bf16": ("in bf16", "try --precision fp32"),
         "fp16": (f"in fp16 and in {WIDE_PRECISION}", damaged),
     }[precision]
-    raise UserError(f"{what} of {names} is not finite {where}; {remedy}")
+    raise NotFiniteError(f"{what} of {names} is not finite {where}; {remedy}")
 
 
 class _Watch:

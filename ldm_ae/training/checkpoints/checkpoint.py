@@ -72,7 +72,8 @@ class Checkpoints:
             best_step: The step whose checkpoint scored best.
 
         Raises:
-            RunError: A value is not finite, or the disk is full. Nothing has changed in that case.
+            DivergedError: A value is not finite. Nothing has changed in that case.
+            RunError: The disk is full. Nothing has changed in that case.
         """
         folder = self.folder / checkpoint_name(snapshot.step)
         if folder.name not in self._valid:
@@ -117,7 +118,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
             files[f"{name}.safetensors"] = pool.submit(_write_tensors, temporary, name, weights, _METADATA)
         write_json(temporary / f"{STATE}.json", tree)
         if found := not_finite.result():
-            raise RunError(
+            raise DivergedError(
                 f"step {snapshot.step} is not saved, because it holds values that are not finite ({found}); "
                 "earlier checkpoints are unchanged"
             )
@@ -187,6 +188,10 @@ def _first_difference(network: nn.Module, saved: Mapping[str, Tensor]) -> str:
         if own[name].shape != saved[name].shape:
             return f"expected {name} of shape {list(own[name].shape)}, got {list(saved[name].shape)}"
     return "its values cannot be loaded into the configured network"
+
+
+class DivergedError(RunError):
+    """A value of a run is not finite, so that it is not saved."""
 
 
 class MismatchError(UserError):

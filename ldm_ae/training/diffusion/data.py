@@ -27,7 +27,7 @@ def check_store(store: LatentStore, autoencoder: Autoencoder, kind: str) -> None
         )
     if store.request.indices_alone:
         raise UserError(f"{store.path} holds indices, no latents; encode without --store lean")
-    if store.statistics.is_constant:
+    if len(store.statistics.constant_channels) == store.spec.channels:
         raise UserError(f"the latents of {store.path} are constant; encode with a trained autoencoder")
     buckets = store.good()["bucket"].unique().to_pylist()
     if len(buckets) > 1 or len(set(buckets[0].split("x"))) > 1:

@@ -11,7 +11,7 @@ call, so it is saved with a DPMSolverMultistepScheduler over the same sigmas, wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import diffusers
@@ -28,6 +28,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.core.seeding import derive_seed, seeded_noise
 from ldm_ae.diffusion import TIMESTEPS, build_sit, flow
 
 NOISE_SCHEDULE: Any = DDPMScheduler(num_train_timesteps=TIMESTEPS)
@@ -51,6 +52,8 @@ def training_loss(
 ) -> Tensor:
     """Return the mean squared error of the prediction at random times, a scalar.
 
+    The times are drawn before the noise, so that they are the same for latents of every shape.
+
     Args:
         model: UNet2DModel if `labels` is None, else DiTTransformer2DModel.
         latents: (B, C, h, w), scaled.
@@ -59,40 +62,56 @@ def training_loss(
         generator: Source of noise and times, on the device of the latents; None is torch's own.
     """
     random: dict[str, Any] = {"generator": generator, "device": latents.device}
+    count, is_flow = len(latents), objective == "flow"
+    time = torch.rand(count, **random) if is_flow else torch.randint(TIMESTEPS, (count,), **random)
     noise = torch.randn(latents.shape, dtype=latents.dtype, **random)
-    if objective == "flow":
-        noisy, time, target = flow(latents, noise, torch.rand(len(latents), **random))
+    if is_flow:
+        noisy, time, target = flow(latents, noise, time)
     else:
-        time = torch.randint(TIMESTEPS, (len(latents),), **random)
         noisy, target = NOISE_SCHEDULE.add_noise(latents, noise, time), noise
-    return F.mse_loss(_predict(model, noisy, time, labels), target)
+    return F.mse_loss(predict(model, noisy, time, labels), target)
 
 
 @torch.no_grad()
 def flow_losses(
-    model: nn.Module, latents: Tensor, labels: Tensor | None, levels: Sequence[float], *, seed: int = 0
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    levels: Sequence[float],
+    *,
+    seed: int = 0,
+    channels: Tensor | None = None,
 ) -> dict[float, float]:
     """Return the mean squared error of a `flow` model's prediction at each noise level s in [0, 1].
 
-    The noise of a sample is the same at every level. Without a model that knows the latents the error is 1 + their mean
-    square.
+    The noise of a latent depends on its position alone, and is the same at every level. Without a model that knows the
+    latents the error is 1 + their mean square.
 
     Args:
         model: As for `training_loss`.
-        latents: (B, C, h, w), scaled.
-        labels: (B,) int64, or None.
+        batches: Latents (B, C, h, w), scaled, and their labels (B,) int64, or None, on the model's device.
         levels: Noise levels.
         seed: Seed of the noise.
+        channels: (C,) bool, the channels over which the mean is taken; None for all.
+
+    Returns:
+        Means over all latents and channels, by level; an empty dict if there is no latent.
     """
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
-    found = {}
-    for level in levels:
-        noisy, time, target = flow(latents, noise, torch.full((len(latents),), level, device=latents.device))
-        found[level] = float(F.mse_loss(_predict(model, noisy, time, labels), target))
-    return found
+    sums: dict[float, float] = dict.fromkeys(levels, 0.0)
+    count = 0
+    for latents, labels in batches:
+        seeds = [derive_seed("flow loss", seed, count + i) for i in range(len(latents))]
+        noise = seeded_noise(torch.tensor(seeds), tuple(latents.shape[1:])).to(latents)
+        count += len(latents)
+        for level in levels:
+            noisy, time, target = flow(latents, noise, torch.full((len(latents),), level, device=latents.device))
+            error = (predict(model, noisy, time, labels) - target).square().mean(dim=(2, 3))
+            error = error if channels is None else error[:, channels.to(error.device)]
+            sums[level] += float(error.double().mean(dim=1).sum())
+    return {level: total / count for level, total in sums.items() if count}
 
 
-def _predict(model: nn.Module, noisy: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+def predict(model: nn.Module, noisy: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
+    """Return a network's prediction (B, C, h, w) float32 for noisy latents at the network's times (B,)."""
     found = model(noisy, time).sample if labels is None else model(noisy, time, class_labels=labels).sample
     prediction: Tensor = found.float()
     return prediction
@@ -110,14 +129,20 @@ def as_diffusers(net: Any) -> Any:
     return copy
 
 
-def build_pipeline(kind: str, objective: str, model: nn.Module, autoencoder: nn.Module) -> Any:
-    """Return the DiffusionPipeline that samples from the trained model."""
+def build_scheduler(objective: str) -> Any:
+    """Return the scheduler with which a network of this objective is sampled."""
     scheduler: Any
     if objective == "flow":
         scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     else:  # The latents are not confined to [-1, 1], and sampling starts at the last training step.
         scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
     assert scheduler.config.num_train_timesteps == TIMESTEPS
+    return scheduler
+
+
+def build_pipeline(kind: str, objective: str, model: nn.Module, autoencoder: nn.Module) -> Any:
+    """Return the DiffusionPipeline that samples from the trained model."""
+    scheduler = build_scheduler(objective)
     if kind == "unet":
         return LDMPipeline(vqvae=autoencoder, unet=model, scheduler=scheduler)
     return DiTPipeline(transformer=model, vae=autoencoder, scheduler=scheduler)

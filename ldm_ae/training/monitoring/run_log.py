@@ -100,10 +100,18 @@ class RunLog:
         max_steps: Steps of the run, or of the phase, for the remaining time.
         global_batch: Images of a step over all processes, for the images per second.
         phase: The phase whose steps these are, which every line of metrics.jsonl names if there are several.
+        shown: Whether the terminal shows the progress and the lines.
     """
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, max_steps: int, global_batch: int, phase: Phase | None = None
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        max_steps: int,
+        global_batch: int,
+        phase: Phase | None = None,
+        *,
+        shown: bool = True,
     ):
         self.folder = folder
         several = phase is not None and phase.count > 1
@@ -115,7 +123,7 @@ class RunLog:
             max_steps,
             unit="steps",
             images_per_unit=global_batch,
-            shown=self.main,
+            shown=self.main and shown,
         )
         self.started = time.monotonic()
         self._advances: list[tuple[int, float]] = []  # steps and times of the first call of `advance` and of the last
