@@ -5,6 +5,7 @@ Imports of torch stand inside the fixtures: pytest-xdist's main process, which r
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,14 @@ def _fresh() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collections() -> None:
+    """Spare the garbage collector what imports and earlier modules have left: it would look at a million objects again
+    in every full collection, and Accelerate asks for one whenever it frees a run's networks."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

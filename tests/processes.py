@@ -8,6 +8,10 @@ import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 CLI = Path(__file__).parents[1] / "ldm_ae" / "cli.py"
 """A script that is `ldm-ae`."""
@@ -30,6 +34,17 @@ def run_script(script: Path, arguments: Sequence[str], log: Path, *, packages: P
     process.join()
     assert process.exitcode is not None
     return process.exitcode
+
+
+def fork_commands(monkeypatch: pytest.MonkeyPatch, module: Any, log: Path) -> None:
+    """Let the commands that a module starts with `subprocess.run([python, -m, ldm_ae.cli, ...])` be forks."""
+
+    def run(command: Sequence[str], **_: object) -> None:
+        assert list(command[:3]) == [sys.executable, "-m", "ldm_ae.cli"]
+        status = run_script(CLI, command[3:], log)
+        assert status == 0, log.read_text()
+
+    monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run))
 
 
 def _script(script: str, arguments: Sequence[str], log: str, environment: dict[str, str], paths: Sequence[str]) -> None:

@@ -365,6 +365,7 @@ def test_evaluate_refuses(model: KLAutoencoder, image_folder: Path, tmp_path: Pa
         ldm_ae.evaluate(model, image_folder, **options, overwrite=True)
 
 
+@pytest.mark.slow
 def test_evaluate_accepts_native_sizes_and_tiles(model: KLAutoencoder, image_folder: Path) -> None:
     whole = ldm_ae.evaluate(model, image_folder, size="native", metrics="psnr", batch_size=2)
     tiled = ldm_ae.evaluate(Tiled(model, tile=16), image_folder, size="native", metrics="psnr", batch_size=2)

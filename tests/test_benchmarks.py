@@ -19,6 +19,7 @@ from torch import nn
 from ldm_ae.core.precision import SPEED_VARIABLE
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.adapters import AUTOENCODERS
+from tests.processes import fork_commands
 
 pytestmark = pytest.mark.slow  # commands and trainings, half a second and longer together with their set-up
 
@@ -121,6 +122,20 @@ def test_loop_and_fused_update_give_the_same_averages(toy: Any) -> None:
         for mine, theirs in zip(weights.values(), loop.averages[length], strict=True):
             assert torch.allclose(mine, theirs, rtol=FLOAT32)
     for variant in averages.variants(toy):
+        variant.build()()
+
+
+def test_every_regularizer_takes_a_step(toy: Any) -> None:
+    import regularizers as benchmark
+
+    from ldm_ae.regularizers import REGULARIZERS
+
+    for name, (build, _) in benchmark.REGULARIZERS.items():
+        assert REGULARIZERS.by_short_name(name) is type(build())
+    other = {"Chain", "Distillation", "EndToEnd", "Identity"}  # of several, or for other trainings
+    assert len(benchmark.REGULARIZERS) == len({cls.__name__ for cls in REGULARIZERS.classes()} - other)
+    # A quarter of the side is large enough for the perceptual network.
+    for variant in benchmark.variants(toy._replace(size=80, batch=1)):
         variant.build()()
 
 
@@ -299,7 +314,9 @@ SHORT = [
 def test_rate_distortion_benchmark_sweeps_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import rate_distortion
+    import short_runs
 
+    fork_commands(monkeypatch, short_runs, tmp_path / "log")
     options = [
         "--config", str(RECIPES / "vq_quickstart.yaml"), *SHORT, "--qualities", "20", "80", "--out", str(tmp_path),
         "--model.init_args.norm_num_groups", "4", "--sweep", "model.init_args.quantizer.init_args.codebook_size=16",
@@ -319,8 +336,10 @@ def test_fixed_budget_benchmark_scores_its_trained_model(
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import fixed_budget
+    import short_runs
     from short_runs import Protocol, score
 
+    fork_commands(monkeypatch, short_runs, tmp_path / "log")
     options = ["--config", str(RECIPES / "quickstart.yaml"), *SHORT, "--out", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", ["fixed_budget.py", *options])
     fixed_budget.main()
@@ -342,9 +361,10 @@ def test_quantizer_comparison_includes_every_quantizer(tmp_path: Path, monkeypat
     every = {name for name, value in vars(quantizers).items() if isinstance(value, type)
              and issubclass(value, quantizers.Quantizer) and not inspect.isabstract(value)}  # fmt: skip
     assert compared == every
+    parser = config_parser()
     for i, name in enumerate(comparison.QUANTIZERS):
         comparison.write_recipe(name, tmp_path / f"{i}.yaml")
-        run = build_config(parse_config(["--config", str(tmp_path / f"{i}.yaml")], config_parser()))
+        run = build_config(parse_config(["--config", str(tmp_path / f"{i}.yaml")], parser), parser)
         x = torch.rand(1, 3, 16, 16) * 2 - 1
         terms = run.model(x).posterior.regularization()
         assert terms.keys() >= run.objective.regularization_weights.keys()

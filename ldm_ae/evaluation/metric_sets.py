@@ -10,6 +10,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metrics import METRICS
 from ldm_ae.evaluation.metrics.channel_correlation import ChannelCorrelation
 from ldm_ae.evaluation.metrics.codebook import Codebook
+from ldm_ae.evaluation.metrics.cost import Cost
 from ldm_ae.evaluation.metrics.count import ImageCount
 from ldm_ae.evaluation.metrics.dinov2 import RFDD, WEIGHTS, DINOv2Features
 from ldm_ae.evaluation.metrics.equivariance import Equivariance
@@ -38,7 +39,7 @@ DEFAULT = "default"
 COMPARE = "compare"
 """Name of the set that says which of several models to take: the default set, what `COMPARED` names,
 rFDD where its weights are on this machine, and the interpolation's Fréchet distance."""
-COMPARED = (MSSSIM, TextError, Storage, LatentSpectrum, ChannelCorrelation, Equivariance, NoiseTolerance)
+COMPARED = (MSSSIM, TextError, Storage, LatentSpectrum, ChannelCorrelation, Equivariance, NoiseTolerance, Cost)
 """Metrics of `compare` beside the default set that need no network."""
 SETS = (DEFAULT, COMPARE)
 OVER_FEATURES = (Frechet.name, Interpolation.name)

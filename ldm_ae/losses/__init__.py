@@ -34,7 +34,14 @@ from ldm_ae.losses.perceptual import (
     SSIMDistance,
     WeightedSum,
 )
-from ldm_ae.losses.reconstruction import L1, L2, RECONSTRUCTION_LOSSES, Charbonnier, ReconstructionLoss
+from ldm_ae.losses.reconstruction import (
+    L1,
+    L2,
+    RECONSTRUCTION_LOSSES,
+    Charbonnier,
+    ReconstructionLoss,
+    WeightedReconstruction,
+)
 
 __all__ = [
     "ADVERSARIAL_LOSSES",
@@ -60,6 +67,7 @@ __all__ = [
     "SSIMDistance",
     "ShiftTolerantLPIPS",
     "VanillaLoss",
+    "WeightedReconstruction",
     "WeightedSum",
 ]
 

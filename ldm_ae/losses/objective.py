@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
-from jsonargparse import lazy_instance  # an instance that jsonargparse can write down by class path
 from torch import Tensor, nn
 
+from ldm_ae.core.defaults import default_of
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.frozen import PartlyFrozen
 from ldm_ae.losses.adversarial import AdversarialLoss, HingeLoss
@@ -33,7 +33,7 @@ class ObjectiveConfig:
 
     reduction: Literal["ldm", "mean"] = "mean"
     """Reduction of every term, which the weights refer to: sums over an image (ldm) or means over elements (mean)."""
-    reconstruction: ReconstructionLoss = field(default_factory=lambda: lazy_instance(L1))
+    reconstruction: ReconstructionLoss = field(default_factory=default_of(L1))
     """Loss of each pixel value."""
     perceptual: PerceptualLoss | None = None
     """Perceptual distance added to the reconstruction loss; null adds none."""
@@ -44,7 +44,7 @@ class ObjectiveConfig:
     without a weight are not optimized."""
     learned_log_variance: bool = False
     """Divide the reconstruction loss by exp(s) and add s, where s is one learned number for all pixels."""
-    adversarial: AdversarialLoss = field(default_factory=lambda: lazy_instance(HingeLoss))
+    adversarial: AdversarialLoss = field(default_factory=default_of(HingeLoss))
     """Adversarial losses of generator and discriminator, for runs with a discriminator."""
     gan_weight: float = 0.5
     """Weight of the generator's adversarial loss, which the adaptive weight multiplies if it is enabled."""

@@ -64,8 +64,10 @@ def check_sizes(
     def origin(error: _RefusedSizeError) -> str:
         return "" if error.size in {*sizes, square} else f", which {type(regularizer).__name__} makes"
 
+    made = smaller(False)
     try:
-        _try_all(TrainingPass(model), _forward, shapes(*smaller(False)))
+        if not {*made} <= {*sizes, square}:
+            _try_all(TrainingPass(model), _forward, shapes(*made))
         terms = _try_all(TrainingPass(model, regularizer), _forward, shapes(*sizes, square))
     except _RefusedSizeError as error:
         raise UserError(
@@ -85,7 +87,7 @@ def check_sizes(
             raise UserError(f"{refused}: {why}. {_remedy(setting(error))}, or give it fewer layers") from error
     if objective.perceptual is not None:
         try:
-            _try_all(objective.perceptual, try_size, shapes(*sizes, *smaller(False), *[square] if validation else []))
+            _try_all(objective.perceptual, try_size, shapes(*sizes, *made, *[square] if validation else []))
         except _RefusedSizeError as error:
             why = _smallest(objective.perceptual, try_size, model, error)
             raise UserError(

@@ -13,8 +13,9 @@ neither: the discriminator's step runs the autoencoder once more. It is measured
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 import measuring
@@ -122,6 +123,11 @@ def make_parts(
     place(discriminator, setting.device, Placement(setting.placement.layout) if twice else setting.placement)
     for network in (module for module in discriminator.modules() if isinstance(module, FrozenNetwork)):
         network.set_precision(torch.float32 if twice else setting.dtype)
+    if regularizer is not None:
+        regularizer.prepare(autoencoder)
+        place(regularizer, setting.device, setting.placement)
+        for network in (module for module in regularizer.modules() if isinstance(module, FrozenNetwork)):
+            network.set_precision(setting.dtype)
     if setting.compiled:
         autoencoder.compile_parts(for_training=True)
         discriminator.compile()
@@ -138,8 +144,9 @@ def make_parts(
     return StepParts(accelerator, prepared, Objective(config), pair)
 
 
-def own_step(parts: StepParts, optimizers: list[Optimizer], batch: MicroBatch) -> None:
+def own_step(parts: StepParts, optimizers: list[Optimizer], batch: MicroBatch, steps: Iterator[int]) -> None:
     """Run the step as the trainer does."""
+    batch = batch._replace(step_seed=next(steps))
     results, _ = generator_step(parts, [batch], step=0)
     optimizers[0].step()
     optimizers[0].zero_grad(set_to_none=True)
@@ -148,16 +155,22 @@ def own_step(parts: StepParts, optimizers: list[Optimizer], batch: MicroBatch) -
     optimizers[1].zero_grad(set_to_none=True)
 
 
-def own(setting: Setting, discriminator: Discriminator | None = None) -> tuple[StepParts, Callable[[], object]]:
-    """Return our networks, and one step of them, with freed memory kept as in `ldm-ae train` on a CPU."""
+def own(
+    setting: Setting,
+    discriminator: Discriminator | None = None,
+    regularizer: Regularizer | None = None,
+    **weights: float,
+) -> tuple[StepParts, Callable[[], object]]:
+    """Return our networks, and one step of them, with freed memory kept as in `ldm-ae train` on a CPU. The step's own
+    random numbers are others in each call."""
     keep_freed_memory(setting.device)
-    parts = make_parts(setting, discriminator=discriminator)
+    parts = make_parts(setting, discriminator=discriminator, regularizer=regularizer, **weights)
     assert parts.plain_discriminator is not None
     learned = [parts.plain_autoencoder.parameters(), parts.plain_discriminator.learning_parameters()]
     optimizers = [Adam(parameters, fused=True, **ADAM) for parameters in learned]
     batch = make_batch(setting, 0)
     batch = batch._replace(pixel_values=batch.pixel_values.contiguous(memory_format=LAYOUTS[setting.placement.layout]))
-    return parts, partial(own_step, parts, optimizers, batch)
+    return parts, partial(own_step, parts, optimizers, batch, count())
 
 
 class Textbook:

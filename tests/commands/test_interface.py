@@ -154,6 +154,7 @@ def test_options_stand_between_positional_arguments() -> None:
     assert (args.model, args.images, args.store, args.size, args.seed) == ("kl-f8c4-small", "images", "store", 32, 3)
 
 
+@pytest.mark.slow
 def test_plugin_adds_a_command(tmp_path: Path) -> None:
     site = write_plugin(tmp_path, "counting", PLUGIN)
     listed = ldm_ae("--help", site=site)

@@ -51,6 +51,7 @@ def test_auto_precision_selects_bf16_only_where_it_is_faster(
     assert f"bfloat16 has {float(measured):.2g} times the speed of float32" in inference_numerics("auto", CPU).line()
 
 
+@pytest.mark.slow
 def test_speed_measurement_is_short_cached_and_preserves_the_random_state(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -72,6 +73,7 @@ def test_speed_measurement_is_short_cached_and_preserves_the_random_state(
     precision._measured_placement.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_speed_is_measured_in_every_context(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user may open a model, whose precision is chosen then, in inference mode."""

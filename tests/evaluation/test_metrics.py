@@ -16,6 +16,7 @@ from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.evaluation.metric_sets import COMPARED
 from ldm_ae.evaluation.metrics import METRICS
 from ldm_ae.evaluation.metrics.codebook import Codebook
+from ldm_ae.evaluation.metrics.cost import Cost
 from ldm_ae.evaluation.metrics.frechet import Frechet
 from ldm_ae.evaluation.metrics.interface import (
     CannotScoreError,
@@ -30,6 +31,7 @@ from ldm_ae.evaluation.metrics.msssim import MSSSIM
 from ldm_ae.evaluation.metrics.psnr import PSNR
 from ldm_ae.evaluation.metrics.rate import Rate
 from ldm_ae.evaluation.metrics.ssim import SSIM
+from ldm_ae.evaluation.metrics.storage import Storage
 from ldm_ae.evaluation.metrics.text import SIZES
 from ldm_ae.evaluation.report.summary import summary_lines
 from ldm_ae.evaluation.scoring import Scoring
@@ -40,9 +42,8 @@ from tests.plugins import write_plugin
 from tests.processes import CLI, run_script
 
 WEIGHTLESS = (
-    "active_latent_channels", "channel_correlation", "codebook", "count", "equivariance", "latent_spectrum", "latents",
-    "linear_probe", "msssim", "noise_tolerance", "psnr", "rate", "ssim", "storage",
-    "text_error",
+    "active_latent_channels", "channel_correlation", "codebook", "cost", "count", "equivariance", "latent_spectrum",
+    "latents", "linear_probe", "msssim", "noise_tolerance", "psnr", "rate", "ssim", "storage", "text_error",
 )  # fmt: skip
 
 PLUGIN = """
@@ -101,8 +102,9 @@ def test_scores_have_the_group_of_their_metric_unless_they_state_another() -> No
         "psnr", "ssim", "msssim", "count", "text_error", *(f"text_error_{size}" for size in SIZES)
     }  # fmt: skip
     assert {key for key, group in groups.items() if group == "rate"} == {
-        "kl_bits_per_pixel", "bits_per_pixel", "prior_bits_per_pixel", "entropy_bits_per_pixel"
+        "kl_bits_per_pixel", "bits_per_pixel", "prior_bits_per_pixel", "entropy_bits_per_pixel", *Storage.scores
     }  # fmt: skip
+    assert {key for key, group in groups.items() if group == "cost"} == {*Cost.scores}
 
 
 def test_details_of_metrics_are_in_metrics_json(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_details_of_metrics_are_in_metrics_json(tiny_model: KLAutoencoder, tmp_p
     assert found["score_infos"]["psnr"]["group"] == "reconstruction"
 
 
-@pytest.mark.parametrize("name", WEIGHTLESS)
+@pytest.mark.parametrize("name", [name for name in WEIGHTLESS if name != "cost"])  # no time is the same twice
 def test_reset_clears_a_metrics_state(name: str) -> None:
     images = pictures(4, 176)
     model = IdentityAutoencoder()

@@ -198,6 +198,7 @@ def test_lightningdit_format_draws_latents_from_a_lean_store(tmp_path: Path) -> 
         assert abs(float(noise.std()) - 1) < 5 / (2 * 256) ** 0.5
 
 
+@pytest.mark.slow
 def test_edm2_files_are_grouped_in_folders_of_a_thousand(tmp_path: Path) -> None:
     content = synthetic_store(tmp_path / "store", buckets={"4x4": 1003}, flips=False, shard=500)
     out, _ = convert(content.path, "edm2-zip", tmp_path / "out")

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.losses import L1, L2, Charbonnier, HingeLoss, NonSaturatingLoss, Objective, ObjectiveConfig, VanillaLoss
+from ldm_ae.losses import (
+    L1,
+    L2,
+    Charbonnier,
+    HingeLoss,
+    NonSaturatingLoss,
+    Objective,
+    ObjectiveConfig,
+    VanillaLoss,
+    WeightedReconstruction,
+)
 from ldm_ae.models import GaussianPosterior
 
 
@@ -13,6 +23,27 @@ def test_reconstruction_losses_equal_hand_computed_values() -> None:
     assert torch.allclose(L1()(x, y), torch.tensor([0.3, 0.4]))
     assert torch.allclose(L2()(x, y), torch.tensor([0.09, 0.16]))
     assert torch.allclose(Charbonnier(eps=0.4)(x, y), torch.tensor([0.5, 0.32**0.5]))
+
+
+def test_sum_of_reconstruction_losses_weighs_each() -> None:
+    x, y = torch.tensor([0.0, 0.5]), torch.tensor([0.3, 0.1])
+    found = WeightedReconstruction(errors=[L1(), L2()], weights=[2.0, 0.5])(x, y)
+    assert torch.allclose(found, torch.tensor([0.645, 0.88]))
+    assert torch.allclose(WeightedReconstruction(errors=[L1(), L2()])(x, y), torch.tensor([0.39, 0.56]))
+
+
+@pytest.mark.parametrize(
+    ("losses", "weights", "words"),
+    [
+        ([], None, "one weight for each loss, got 0 losses and 0 weights"),
+        ([L1()], [1.0, 2.0], "one weight for each loss, got 1 losses and 2 weights"),
+        ([L1()], [-1.0], r"weights of at least 0, got \[-1.0\]"),
+        ([L1()], [float("nan")], r"weights of at least 0, got \[nan\]"),
+    ],
+)
+def test_sum_of_reconstruction_losses_refuses(losses: list[L1], weights: list[float] | None, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        WeightedReconstruction(errors=losses, weights=weights)
 
 
 def test_charbonnier_has_a_gradient_of_zero_at_zero() -> None:

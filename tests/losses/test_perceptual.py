@@ -187,6 +187,7 @@ def test_perceptual_loss_stays_in_eval_mode() -> None:
     assert not any(module.training for module in loss.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bfloat16_is_near_float32(autocast: bool) -> None:
     loss = LPIPS(net="vgg", pretrained=False)

@@ -85,6 +85,7 @@ def test_real_images_get_no_gradient_and_no_graph(loss: PerceptualLoss, monkeypa
     assert with_graph in ([], [False, True])
 
 
+@pytest.mark.slow
 @every
 def test_precision_of_the_network_is_its_own(loss: PerceptualLoss) -> None:
     """Autocast makes no difference, and bfloat16 little."""

@@ -42,6 +42,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 def test_other_network_is_trained(config: Path, tmp_path: Path) -> None:
     now = ("--objective.discriminator_warmup_steps", "0", "--objective.discriminator_start", "0")
     out = run(config, tmp_path / "run", *now)

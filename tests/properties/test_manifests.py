@@ -48,6 +48,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(KIND, st.data())
 def test_manifest_detects_any_changed_byte(

@@ -126,6 +126,7 @@ def test_terms_and_gradients_equal_two_textbook_passes() -> None:
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
 
 
+@pytest.mark.slow
 def test_training_on_a_fixed_batch_decreases_each_loss() -> None:
     model, regularizer = joint(momentum=0.3)
     weights = WEIGHTS | {"kl": 1e-2}  # so that latents and statistics, from which the SiT learns, do not run away

@@ -82,6 +82,7 @@ def test_aid_changes_the_step(accelerator: Accelerator, cls: type[DiscriminatorA
     assert found[1][1] is (cls.penalty is not DiscriminatorAid.penalty)
 
 
+@pytest.mark.slow
 def test_compiled_discriminator_is_differentiated_twice(accelerator: Accelerator) -> None:
     """Compiled graphs have no second derivative; R1 calls the network inside."""
     found = []
@@ -148,6 +149,7 @@ def test_resumed_run_over_frozen_features_equals_uninterrupted(tiny_config: Path
 # ------------------------------------------------------------------------------------------------------- configurations
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_parser")
 def test_aids_are_configured_by_names_in_a_list(tmp_path: Path) -> None:
     def configured(*arguments: str) -> list[str]:

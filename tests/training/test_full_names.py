@@ -65,6 +65,7 @@ def test_short_names_inside_values_become_class_paths() -> None:
     assert config.regularizer.init_args.features.class_path == "ldm_ae.features.ResNet50"
 
 
+@pytest.mark.slow
 def test_list_of_regularizers_becomes_a_chain(tmp_path: Path) -> None:
     items = "[eq-vae, {class_path: noise, init_args: {gamma: 2.0}}]"
     (tmp_path / "recipe.yaml").write_text(f"model: kl\nregularizer: {items}\n")

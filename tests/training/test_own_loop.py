@@ -83,6 +83,7 @@ def _lightning(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_lightning")
 def test_loop_in_lightning_trains_as_the_plain_loop_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # Lightning writes lightning_logs

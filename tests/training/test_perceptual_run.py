@@ -39,6 +39,7 @@ objective:
 """Charbonnier + 0.1 (1 - SSIM) + 500 DINO, without a discriminator, over a small random DINO."""
 
 
+@pytest.mark.slow
 def test_objective_of_vitok_v2_trains_and_names_what_it_used(tiny_config: Path, tmp_path: Path) -> None:
     recipe = yaml.safe_load(tiny_config.read_text())
     recipe["objective"] = yaml.safe_load(VITOK)["objective"]

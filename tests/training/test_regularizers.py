@@ -110,6 +110,7 @@ def test_accumulation_equals_one_large_batch(accelerator: Accelerator, probabili
         assert torch.allclose(values[name], value, rtol=1e-4, atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_networks_are_tried_on_the_sizes_that_a_regularizer_makes(tiny_model: KLAutoencoder) -> None:
     def check(regularizer: Regularizer, resolution: int, **parts: Any) -> None:
         regularizer.prepare(tiny_model)

@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.losses import L1, Charbonnier
 from ldm_ae.models import load_autoencoder
 from ldm_ae.models.adapters import AUTOENCODERS
 from ldm_ae.models.adapters._video_examples import EXAMPLES
+from ldm_ae.training.configuration.parsing import config_parser
 from ldm_ae.training.run import build_config, parse_config, train
 from tests.models.examples import skip_if_missing
 
@@ -329,6 +331,14 @@ def test_class_is_given_by_name_or_class_path(path: str) -> None:
                            "--data.train", "y"])  # fmt: skip
     assert config.model.class_path == "ldm_ae.models.KLAutoencoder"
     assert config.objective.reconstruction.class_path == "ldm_ae.losses.Charbonnier"
+
+
+def test_sum_of_reconstruction_losses_is_configured_by_short_names() -> None:
+    given = "{class_path: sum, init_args: {errors: [l1, charbonnier], weights: [1.0, 0.5]}}"
+    config = parse_config(["--model", "kl", "--objective.reconstruction", given, "--out", "x", "--data.train", "y"])
+    chosen = config_parser().instantiate(config).objective.reconstruction
+    assert [type(loss) for loss in chosen.errors] == [L1, Charbonnier]
+    assert chosen.weights == [1.0, 0.5]
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ from ldm_ae.losses.reconstruction.charbonnier import Charbonnier
 from ldm_ae.losses.reconstruction.interface import ReconstructionLoss
 from ldm_ae.losses.reconstruction.l1 import L1
 from ldm_ae.losses.reconstruction.l2 import L2
+from ldm_ae.losses.reconstruction.weighted_sum import WeightedReconstruction
 
-__all__ = ["L1", "L2", "RECONSTRUCTION_LOSSES", "Charbonnier", "ReconstructionLoss"]
+__all__ = ["L1", "L2", "RECONSTRUCTION_LOSSES", "Charbonnier", "ReconstructionLoss", "WeightedReconstruction"]
 
 RECONSTRUCTION_LOSSES: Registry[ReconstructionLoss] = Registry(__name__, ReconstructionLoss, "reconstruction loss")  # type: ignore[type-abstract]
 """Every reconstruction loss by its name."""

@@ -19,15 +19,15 @@ ROOT = ("ldm_ae.training.configuration.parsing", "RunConfig")
 """Module and name of the dataclass of all keys. A nested dataclass must be imported from the module that defines it."""
 
 CLASS_KEYS = (
-    "model", "quantizer", "regularizer", "discriminator", "discriminator_aids", "reconstruction", "perceptual",
-    "losses", "adversarial", "features",
+    "model", "quantizer", "regularizer", "discriminator", "discriminator_aids", "reconstruction", "errors",
+    "perceptual", "losses", "adversarial", "features",
 )  # fmt: skip
 """The last parts of the keys whose value is a registered class, with `class_path` and `init_args`."""
 
 CHAINS = {"regularizer": ("Chain", "regularizers")}
 """The class that stands for a list of classes under one of these keys, and its argument with the list."""
 
-LIST_KEYS = ("discriminator_aids", "losses")
+LIST_KEYS = ("discriminator_aids", "errors", "losses")
 """Those of `CLASS_KEYS` whose value is a list of classes. A name alone is a list of one."""
 
 OPTIMIZER_KEYS = ("optimizer", "discriminator_optimizer")
@@ -119,7 +119,7 @@ def is_known(key: str) -> bool:
                 # The keys of an argument that is a mapping, such as `architecture`, are not arguments.
                 first = next((i for i, name in enumerate(inside) if name in _mappings()), len(inside))
                 names = set(inside[: first + 1]) - _OF_A_CLASS
-                return bool(registry.plugin_entry_points()) or names <= class_arguments()
+                return names <= class_arguments() or bool(registry.plugin_entry_points())
             return annotation.startswith("dict[")
     return False
 

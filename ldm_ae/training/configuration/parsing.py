@@ -14,8 +14,9 @@ from pydoc import locate
 from typing import Any, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, lazy_instance, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
+from ldm_ae.core.defaults import default_of
 from ldm_ae.core.errors import UserError, reportable
 from ldm_ae.core.registry import class_paths, full_name
 from ldm_ae.core.resources import with_config_paths
@@ -54,7 +55,7 @@ class RunConfig:
     """Seed of the initial weights, the order of the images, their crops and the posterior's draws."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """Losses of the generator."""
-    regularizer: Regularizer = field(default_factory=lambda: lazy_instance(Identity))
+    regularizer: Regularizer = field(default_factory=default_of(Identity))
     """Module that changes latents or targets between encoder and decoder; the default changes nothing."""
     discriminator: Discriminator | None = None
     """Discriminator; null trains without an adversarial loss."""

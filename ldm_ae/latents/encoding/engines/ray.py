@@ -116,7 +116,7 @@ class RayEngine:
             try:
                 for row in results.iter_rows():
                     if row["error"]:
-                        raise {"UserError": UserError, "RunError": RunError}[row["error"]](row["message"])
+                        raise (UserError if row["error"] == "UserError" else RunError)(row["message"])
             except ray.exceptions.RayError as error:
                 raise RunError(
                     f"Ray cannot continue: {reason(error)}. Run the same command again: finished files are kept"
@@ -174,7 +174,8 @@ class _Actor:
             self._encode = self._encode or self._load()
             self._encode(unit)
         except (UserError, RunError) as raised:
-            error, message = type(raised).__name__, str(raised)
+            error = "UserError" if isinstance(raised, UserError) else "RunError"  # or a subclass of it
+            message = str(raised)
         except Exception as failed:  # noqa: BLE001 - printed here, reported in the end; the process then ends
             traceback.print_exc()
             sys.stderr.flush()
