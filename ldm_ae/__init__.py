@@ -45,8 +45,8 @@ _MODULES = {
 }  # fmt: skip
 """Modules of `ldm_ae.api` by the names that they define."""
 _PACKAGES = frozenset({
-    "comparison", "data", "discriminators", "evaluation", "features", "interop", "latents", "losses", "models", "priors",
-    "quantizers", "regularizers", "training",
+    "comparison", "data", "discriminators", "evaluation", "features", "interop", "latents", "losses", "models",
+    "priors", "quantizers", "regularizers", "training",
 })  # fmt: skip
 
 if not TYPE_CHECKING:  # a type checker needs only the imports above

@@ -29,7 +29,6 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.data import open_source
 from ldm_ae.models import Autoencoder, load_autoencoder
 from ldm_ae.models.loading.places import local_place
-from ldm_ae.training.diffusion.score_protocol import DiffusionScoreConfig
 
 Model = Autoencoder | str | Path
 
@@ -102,7 +101,7 @@ def compare(
         networks={"perceptual": perceptual, "features": features}, transform={} if crop is None else {"crop": crop},
         precision=precision, device=device, batch_size=batch_size, workers=workers, pictures=pictures,
         codecs=[baseline] if isinstance(baseline, str) else baseline,
-        diffusion=None if diffusion is None else _plan(diffusion, precision, batch_size, workers),
+        diffusion=None if diffusion is None else DiffusionPlan(steps=diffusion),
     )  # fmt: skip
     with _folder(out, overwrite) as folder:
         found = compare_models(contestants, source, folder, config, source_name=str(images), progress=progress)
@@ -113,21 +112,13 @@ def compare(
 
 @contextmanager
 def _folder(out: str | Path | None, overwrite: bool) -> Iterator[Path]:
-    """Yield the folder of the results; without one, a temporary folder, from which everything is read before it goes."""
+    """Yield the folder of the results; without one, a temporary folder, from which everything is read in time."""
     if out is not None:
         with comparison_folder(out, overwrite=overwrite) as folder:
             yield folder
     else:
         with tempfile.TemporaryDirectory(prefix="ldm_ae-") as place:
             yield Path(place)
-
-
-def _plan(steps: int, precision: str, batch_size: int, workers: int) -> DiffusionPlan:
-    return DiffusionPlan(
-        config=DiffusionScoreConfig(
-            steps=steps, model_precision=precision, model_batch_size=batch_size, workers=workers
-        )
-    )
 
 
 def _contestants(models: Sequence[Model] | Mapping[str, Model]) -> list[Contestant]:

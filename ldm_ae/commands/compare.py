@@ -153,13 +153,9 @@ def _diffusion(args: argparse.Namespace) -> DiffusionPlan | None:
         return None
     from ldm_ae.comparison import DiffusionPlan
     from ldm_ae.data import open_source
-    from ldm_ae.training.diffusion.score_protocol import DiffusionScoreConfig
 
-    config = DiffusionScoreConfig(
-        steps=args.diffusion, model_precision=args.precision, model_batch_size=args.batch_size, workers=args.workers
-    )
     train = None if args.diffusion_images is None else open_source(args.diffusion_images)
-    return DiffusionPlan(config=config, train=train, train_name=args.diffusion_images or "")
+    return DiffusionPlan(steps=args.diffusion, train=train, train_name=args.diffusion_images or "")
 
 
 class _Stages:

@@ -70,7 +70,10 @@ def measure_codecs(
         progress: Receives each stage of the work.
     """
     wanted: list[Codec] = [codec for codec in CODECS if codec in names]
-    skipped = {codec: reason for codec in wanted if (reason := missing_codec(codec)) is not None}
+    skipped: dict[str, str] = {}
+    for codec in wanted:
+        if (reason := missing_codec(codec)) is not None:
+            skipped[codec] = reason
     rates: list[tuple[float, str, list[str]]] = []
     for model in models:
         rate = matched_rate(model.scores)

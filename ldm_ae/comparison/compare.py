@@ -116,9 +116,10 @@ def compare(
         raise UserError(_nothing(failed))
     size = common_size([entrant.sizes for entrant in entrants], config.size, **config.transform)
     total = min(config.limit or len(source), len(source))
-    diffusion = config.diffusion and diffusion_runner(
+    diffusion = None if config.diffusion is None else diffusion_runner(
         config.diffusion, source, total, size.transform, folder / DIFFUSION, source_name=source_name,
-        device=config.device,
+        device=config.device, model_precision=config.precision, model_batch_size=config.batch_size,
+        workers=config.workers,
     )  # fmt: skip
     loader = EvaluationLoader(
         source, size.transform, batch_size=config.batch_size, workers=config.workers,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ldm_ae.comparison.result import ModelResult
+from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import ImageTransform, Source, Subset, WholeTransform
 from ldm_ae.evaluation import CannotScoreError
@@ -23,11 +25,16 @@ NAME = "diffusion"
 class DiffusionPlan:
     """The diffusion score that a comparison adds."""
 
-    config: DiffusionScoreConfig
+    steps: int
+    """Training steps of the small diffusion networks."""
     train: Source | None = None
-    """Images to train the small diffusion networks on, scored on those of the comparison; None splits the latter."""
+    """Images to train them on, scored on those of the comparison; None splits the latter."""
     train_name: str = ""
     """Their origin in words."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"diffusion is {self.steps} steps; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,7 @@ def diffusion_runner(
     *,
     source_name: str,
     device: str | torch.device,
+    **models: Any,
 ) -> DiffusionRunner:
     """Return the computation for the images of a comparison.
 
@@ -76,7 +84,8 @@ def diffusion_runner(
         transform: Their transform.
         folder: Folder of the results.
         source_name: Origin of the images, in words.
-        device: Device to run on.
+        device: Device to run on; it decides on the size of the networks.
+        models: How models encode and decode: fields of `DiffusionScoreConfig`.
 
     Raises:
         UserError: Images of several sizes, or too few.
@@ -89,4 +98,6 @@ def diffusion_runner(
         if plan.train is None
         else split_images(plan.train, transform, name=f"{plan.train_name}; held out: {source_name}", held_out=own)
     )
-    return DiffusionRunner(images=images, config=plan.config, folder=folder, device=device)
+    place = pick_device(device) if isinstance(device, str) else device
+    config = DiffusionScoreConfig.for_device(place, steps=plan.steps, **models)
+    return DiffusionRunner(images=images, config=config, folder=folder, device=place)
