@@ -22,6 +22,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.images.uint8 import from_levels
 from ldm_ae.models import KLAutoencoder, OverflowGuard, Tiled, VQAutoencoder
 from ldm_ae.quantizers import FSQ, VQ
+from tests.images.test_transforms import center_crop_arr
 from tests.models.patch_linear import PatchLinear
 from tests.pictures import smooth_picture
 
@@ -376,3 +377,19 @@ def test_evaluate_accepts_native_sizes_and_tiles(model: KLAutoencoder, image_fol
     assert tiled.metrics["psnr"] == pytest.approx(whole.metrics["psnr"], abs=1e-3)
     with pytest.raises(UserError, match="size must be a number of pixels or 'native', got 'big'"):
         ldm_ae.evaluate(model, image_folder, size="big")  # type: ignore[arg-type]
+
+
+def test_evaluate_takes_the_crop_of_adm(model: KLAutoencoder, tmp_path: Path) -> None:
+    for folder in ("photos", "cropped"):
+        (tmp_path / folder).mkdir()
+    for seed in range(2):
+        picture = photo(seed, 90, 70)
+        picture.save(tmp_path / "photos" / f"{seed}.png")
+        Image.fromarray(center_crop_arr(picture, 16)).save(tmp_path / "cropped" / f"{seed}.png")
+    found = ldm_ae.evaluate(model, tmp_path / "photos", size=16, crop="adm", metrics="psnr")
+    assert found.metrics == ldm_ae.evaluate(model, tmp_path / "cropped", size=16, metrics="psnr").metrics
+    assert found.metrics != ldm_ae.evaluate(model, tmp_path / "photos", size=16, metrics="psnr").metrics
+    with pytest.raises(UserError, match="size='native' and crop='adm' exclude each other"):
+        ldm_ae.evaluate(model, tmp_path / "photos", size="native", crop="adm")
+    with pytest.raises(UserError, match='crop is \'random\'; it must be "center" or "adm"'):
+        ldm_ae.evaluate(model, tmp_path / "photos", size=16, crop="random")  # type: ignore[arg-type]

@@ -118,6 +118,7 @@ def evaluate(
     images: str | Path,
     *,
     size: int | Literal["native"] | None = None,
+    crop: Literal["center", "adm"] = "center",
     limit: int | None = None,
     metrics: str | Sequence[str] = ("default",),
     perceptual: str | None = None,
@@ -135,6 +136,7 @@ def evaluate(
         images: Any image source of the commands: a folder, WebDataset tars, Parquet files, `hf:owner/name`.
         size: Side of the central square crop in pixels, or `native` for each image's own size, cropped to multiples of
             the model's downsample factor; by default the size that the model was trained at.
+        crop: `adm` resizes as ADM's `center_crop_arr` does, which published scores on ImageNet use.
         limit: Number of images; None for all.
         metrics: Names of metrics, or one name; `default` is the default set of `ldm-ae evaluate`, `compare` the
             set for a comparison of models.
@@ -146,8 +148,8 @@ def evaluate(
         progress: Called after every batch with the number of images done.
 
     Raises:
-        UserError: no images, a size that does not fit the model, an unknown metric, a folder with other files, or a
-            reconstruction that is not finite.
+        UserError: no images, a size that does not fit the model, a crop that is unknown or does not go with the size,
+            an unknown metric, a folder with other files, or a reconstruction that is not finite.
     """
     if not isinstance(images, str | Path):
         raise UserError(
@@ -159,7 +161,7 @@ def evaluate(
     source = open_source(str(images))
     name = type(model.net).__name__ if isinstance(model, Autoencoder) else str(model)
     loaded = copy.deepcopy(model) if isinstance(model, Autoencoder) else load(model)
-    transform = _transform(loaded, size)
+    transform = _transform(loaded, size, crop)
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1")
     if batch_size < 1 or workers < 0:
@@ -180,14 +182,20 @@ def evaluate(
         return Report(evaluation=evaluation, page=write_report(evaluation, folder))
 
 
-def _transform(model: Autoencoder, size: int | str | None) -> ImageTransform | WholeTransform:
+def _transform(
+    model: Autoencoder, size: int | str | None, crop: Literal["center", "adm"]
+) -> ImageTransform | WholeTransform:
+    if crop not in ("center", "adm"):
+        raise UserError(f'crop is {crop!r}; it must be "center" or "adm"')
     if size == "native":
+        if crop != "center":
+            raise UserError(f"size='native' and crop={crop!r} exclude each other; remove one of them")
         return WholeTransform(None, multiple=model.latent_spec.image_multiple)
     side = model.sample_size if size is None else size
     if not isinstance(side, int):
         raise UserError(f"size must be a number of pixels or 'native', got {size!r}")
     model.latent_spec.latent_size(side, side)
-    return ImageTransform(size=side)
+    return ImageTransform(size=side, crop=crop)
 
 
 @lru_cache(maxsize=4)

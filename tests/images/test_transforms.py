@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,3 +238,18 @@ def test_training_run_passes_its_options_to_both_transforms() -> None:
     config = DataConfig(train="x", resolution=16)
     assert (config.training_transform().crop, config.validation_transform().crop) == ("random", "center")
     assert config.training_transform().describe()["colour_profiles"] == "convert"
+
+
+def test_training_and_validation_images_are_the_crops_of_adm(tmp_path: Path) -> None:
+    noise, expected = np.random.default_rng(3), set()
+    for name in "abcd":
+        picture = Image.fromarray(noise.integers(0, 256, (60, 75, 3), dtype=np.uint8))
+        picture.save(tmp_path / f"{name}.png")
+        expected.add(center_crop_arr(picture, 16).tobytes())
+    config = DataConfig(train=str(tmp_path), resolution=16, crop="adm", flip=False, workers=0, validation_images=2)
+    training, validation = config.loaders(batch_size=2, accumulation=1, seed=0, rank=0, world_size=1)
+    assert validation is not None
+    (step,) = next(iter(training.steps()))
+    seen = [*step.pixel_values, *next(iter(validation)).pixel_values]
+    assert len(expected) == len(seen) == 4
+    assert {levels(image).tobytes() for image in seen} == expected
