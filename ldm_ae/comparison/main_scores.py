@@ -12,18 +12,18 @@ MAIN: tuple[tuple[str, ...], ...] = (
     ("psnr",),
     ("ssim",),
     ("lpips_*", "stlpips_*"),
-    ("rfid", "frechet_*"),
-    ("rfdd", "rfdd_*"),
+    ("rfid", "frechet_efficientnet_*"),
+    ("frechet_dinov2_*",),
     ("text_*",),
     ("numbers_per_pixel",),
     ("bits_per_pixel", "kl_bits_per_pixel"),
     ("equivariance_error_scale",),
     ("latent_spectrum_slope",),
-    ("ifid", "ifid_*"),
+    ("ifid", "interpolation_frechet_*"),
     ("flow_loss",),
     ("sample_fid", "sample_frechet_*"),
-    ("decode_images_per_second*", "images_per_second_decode*"),
-    ("parameters*",),
+    ("decode_images_per_second",),
+    ("decoder_parameters",),
 )
 """Patterns of the keys of the main scores: of each entry, the first pattern that a score matches, and its first
 match."""
