@@ -23,7 +23,7 @@ _ARROWS = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "": ""}
 
 
 def terminal_lines(models: Sequence[ModelResult], failed: Mapping[str, str], *, width: int | None = None) -> list[str]:
-    """Return the main scores, a line each and a column for each model, the best marked; then models that failed.
+    """Return the main scores, a line each and a column for each model, the best marked; then warnings and failures.
 
     Args:
         models: The models.
@@ -56,6 +56,7 @@ def terminal_lines(models: Sequence[ModelResult], failed: Mapping[str, str], *, 
             lines.append((f"{label:{first}}" + "".join(cells)).rstrip())
     if any(best.values()):
         lines.append(f"{_BEST} best of the models")
+    lines += [f"{model.name}: warning: {warning.text}" for model in models for warning in model.warnings]
     lines += [f"{name} failed: {reason}" for name, reason in failed.items()]
     return [for_terminal(line) for line in lines]
 
