@@ -12,6 +12,7 @@ import torch
 from ldm_ae.evaluation import evaluate, named_metrics, write_report
 from ldm_ae.evaluation.activation_ranges import ActivationRanges
 from ldm_ae.evaluation.evaluate import Evaluation
+from ldm_ae.evaluation.metrics.psnr import PSNR
 from ldm_ae.evaluation.report.summary import summary_lines
 from ldm_ae.evaluation.warnings import model_warnings, scale_warning, scaled_std, warned
 from ldm_ae.models import ChannelStatistics, KLAutoencoder, LatentSpec, OverflowGuard
@@ -124,3 +125,23 @@ def test_warnings_are_in_all_forms_of_an_evaluation(overflowed: Evaluation, tmp_
     assert "The scaled latents have a standard deviation" in page
     without = summary_lines(replace(overflowed, warnings=[]))
     assert not any("warning" in line for line in without)
+
+
+class NotFinite(PSNR):
+    """A score that is not finite."""
+
+    name = "nan"
+
+    def compute(self) -> float:
+        return float("nan")
+
+
+def test_score_that_is_not_finite_is_skipped_with_its_reason(tiny_model: KLAutoencoder, tmp_path: Path) -> None:
+    found = evaluate(
+        tiny_model, loader(3), source="pictures", transform_description={}, model_name="tiny",
+        metrics=[PSNR(), NotFinite()], device="cpu", pictures=1,
+    )  # fmt: skip
+    assert "nan" not in found.scores
+    assert found.skipped == {"nan": "nan is not finite for this model and these images (PSNR)"}
+    write_report(found, tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text())["protocol"]["skipped"] == found.skipped
