@@ -24,6 +24,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import inference_numerics
 from ldm_ae.data import EvaluationLoader, Source
 from ldm_ae.evaluation import Metric, evaluate
+from ldm_ae.evaluation.codecs import CODECS
 from ldm_ae.evaluation.metric_sets import COMPARE, named_metrics
 from ldm_ae.models import Autoencoder, model_hash
 from ldm_ae.models.scaling import SCALE
@@ -75,6 +76,12 @@ class CompareConfig:
             raise UserError(f"limit is {self.limit}; it must be at least 1")
         if self.pictures < 1:
             raise UserError(f"pictures is {self.pictures}; it must be at least 1")
+        if self.batch_size < 1 or self.workers < 0:
+            raise UserError(
+                f"the batch size must be at least 1 and workers at least 0; got {self.batch_size} and {self.workers}"
+            )
+        if unknown := [name for name in self.codecs if name not in CODECS]:
+            raise UserError(f"{unknown[0]} is not a codec; give {', '.join(CODECS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +233,11 @@ def _protocol(
 
 
 def _stage(progress: Progress | None, text: str, total: int) -> Callable[[int], None] | None:
-    return None if progress is None else lambda done: progress(text, done, total)
+    """Return the progress of a stage, which is shown from here on."""
+    if progress is None:
+        return None
+    progress(text, 0, total)
+    return lambda done: progress(text, done, total)
 
 
 def _reason(error: BaseException) -> str:

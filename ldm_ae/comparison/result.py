@@ -112,3 +112,8 @@ def best_models(models: Sequence[ModelResult], key: str) -> list[str]:
         return []
     best = (max if info.direction == "higher" else min)(values.values())
     return [name for name, value in values.items() if value == best]
+
+
+def caution_of(models: Sequence[ModelResult], key: str) -> str:
+    """Return why a score of any model is not yet reliable, as then the ranking is not either; empty where all are."""
+    return next((found for model in models if key in model.scores and (found := model.caution(key))), "")

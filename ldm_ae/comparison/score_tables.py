@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from ldm_ae.comparison.codecs import CodecResult
+from ldm_ae.comparison.codecs import CodecResult, codec_colours
 from ldm_ae.comparison.main_scores import main_scores
-from ldm_ae.comparison.result import ModelResult, best_models
+from ldm_ae.comparison.result import ModelResult, best_models, caution_of
 from ldm_ae.evaluation.metrics.interface import ScoreInfo
 from ldm_ae.evaluation.report.page import number
-from ldm_ae.evaluation.report.plots import COLOURS
+from ldm_ae.evaluation.report.plots import swatch
 
 TABLE_SCRIPT = Path(__file__).with_name("table.js").read_text(encoding="utf-8")
 _ORDERS = {"higher": "descending", "lower": "ascending", "": "descending"}
@@ -31,7 +31,7 @@ def scores_table(
     if not infos:
         return ""
     best = {key: best_models(models, key) for key in infos}
-    cautions = {key: _caution(models, key) for key in infos}
+    cautions = {key: caution_of(models, key) for key in infos}
     header = '<th scope="col" data-first="ascending"><button type="button">Model</button></th>'
     header += "".join(_header(info, cautions[key]) for key, info in infos.items())
     rows = []
@@ -47,9 +47,10 @@ def scores_table(
             for key in infos
         )
         rows.append(_row(model.name, place, cells))
-    for place, codec in enumerate(codecs):
+    colours = codec_colours(codecs, len(models))
+    for codec in codecs:
         cells = "".join(_cell(codec.scores.get(key), False, bool(cautions[key])) for key in infos)
-        rows.append(_row(codec.name, len(models) + place, cells))
+        rows.append(_row(codec.name, colours[codec.title], cells))
     explained = "".join(f"<div><dt>{escape(info.title)}</dt><dd>{escape(_sentences(info, cautions[key]))}</dd></div>"
                         for key, info in infos.items())  # fmt: skip
     return (
@@ -64,7 +65,7 @@ def winners(models: Sequence[ModelResult]) -> str:
     cards = []
     for key, info in main_scores(models).items():
         names = best_models(models, key)
-        if not names or _caution(models, key):
+        if not names or caution_of(models, key):
             continue
         values = sorted(
             (model.scores[key] for model in models if key in model.scores and not model.warned(key)),
@@ -73,15 +74,10 @@ def winners(models: Sequence[ModelResult]) -> str:
         place = next(number for number, model in enumerate(models) if model.name == names[0])
         others = "" if len(values) < 2 else f"{escape(info.text(values[0]))}, the next {_plain(values, info)}"
         cards.append(
-            f'<li><span>{escape(info.label)} {info.arrow}</span><strong><i class="swatch c{place % COLOURS}"></i>'
+            f"<li><span>{escape(info.label)} {info.arrow}</span><strong>{swatch(place)}"
             f"{escape(' and '.join(names))}</strong><small>{others}</small></li>"
         )
     return f'<ul class="winners">{"".join(cards)}</ul>' if cards else ""
-
-
-def swatch(number: int) -> str:
-    """Return a small square in the colour of a model."""
-    return f'<i class="swatch c{number % COLOURS}"></i>'
 
 
 def _plain(values: Sequence[float], info: ScoreInfo) -> str:
@@ -95,11 +91,6 @@ def _header(info: ScoreInfo, caution: str) -> str:
         f'<th scope="col" data-first="{_ORDERS[info.direction]}"><button type="button" '
         f'title="{escape(_sentences(info, caution))}">{label}{unit}</button></th>'
     )
-
-
-def _caution(models: Sequence[ModelResult], key: str) -> str:
-    """Return why a score is not yet reliable: for any model, as the ranking is then not either."""
-    return next((found for model in models if key in model.scores and (found := model.caution(key))), "")
 
 
 def _sentences(info: ScoreInfo, caution: str) -> str:
