@@ -111,7 +111,8 @@ def test_validation_ranks_models_of_known_order(
 
     words = [
         "validation.py", "--images", images, "--continuous", models[0], "--discrete", models[1], "--plain", models[2],
-        "--size", "32", "--diffusion", "0", "--fp16-images", "2", "--metrics", "psnr", "noise_tolerance",
+        "--size", "32", "--diffusion", "0", "--fp16-images", "2", "--made-images", "3",
+        "--metrics", "psnr", "noise_tolerance",
         "--out", str(tmp_path),
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)
@@ -120,13 +121,13 @@ def test_validation_ranks_models_of_known_order(
     orders = {(row[0], row[1]): row[4] for row in found["orders"]}
     for name in (validation.LARGE, validation.SMALL, validation.OVERFLOWS):
         assert orders[f"{validation.CONTINUOUS} = {name}", "`psnr`"] == "right"
-    assert orders[f"{validation.CONTINUOUS} = {validation.LARGE}", "`flow_loss`"] == "missing"
-    warnings = {(precision, name): text for precision, name, text in found["warnings"]}
+    assert orders[f"{validation.CONTINUOUS} before {validation.DISCRETE}", "`flow_loss`"] == "missing"
+    warnings = {(part, name): text for part, name, text in found["warnings"]}
     for name in (validation.LARGE, validation.SMALL):
-        assert "where diffusion models expect 1" in warnings["fp32", name]
-    assert "not safe in fp16" in warnings["fp32", validation.OVERFLOWS]
+        assert "where diffusion models expect 1" in warnings["made", name]
+    assert "not safe in fp16" in warnings["made", validation.OVERFLOWS]
     assert "fp16 overflowed" in warnings["fp16", validation.OVERFLOWS]
-    for precision in ("fp32", "fp16"):
-        assert warnings[precision, validation.NOT_FINITE].startswith("failed: ")
-        assert (precision, validation.CONTINUOUS) not in warnings
+    for part in ("made", "fp16"):
+        assert warnings[part, validation.NOT_FINITE].startswith("failed: ")
+        assert (part, validation.CONTINUOUS) not in warnings
     assert "| expected order | score |" in capsys.readouterr().out

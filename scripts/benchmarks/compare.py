@@ -5,7 +5,7 @@
 Both sides open the models from their folders, read and crop the images, and write their pages, for two models and for
 four. The evaluations are those of `ldm-ae evaluate`, one after the other in one process, so that the start of Python is
 not counted. The models are those that ship with the package, and copies of them with other weights in the decoder.
-`--cpu-time` suits a busy machine. The two calls of the warm-up read two images only.
+`--cpu-time` suits a busy machine. The two calls of the warm-up use one model and two images.
 """
 
 from __future__ import annotations
@@ -54,16 +54,18 @@ class Work(NamedTuple):
 
 
 class Call:
-    """A function of the number of images, called with few of them in the warm-up."""
+    """A function of the numbers of models and images, called with few of them in the warm-up."""
 
-    def __init__(self, work: Callable[[int], object], limit: int):
-        self._work, self._limit = work, limit
+    def __init__(self, way: Callable[[int, int], object], models: int, images: int):
+        self._way, self._models, self._images = way, models, images
         self._calls = 0
 
     def __call__(self) -> object:
         """Return the result."""
         self._calls += 1
-        return self._work(min(WARM_UP_IMAGES, self._limit) if self._calls <= WARM_UP_CALLS else self._limit)
+        if self._calls <= WARM_UP_CALLS:
+            return self._way(1, min(WARM_UP_IMAGES, self._images))
+        return self._way(self._models, self._images)
 
 
 def evaluations(work: Work, count: int, images: int) -> list[Evaluation]:
@@ -104,7 +106,7 @@ def variants(work: Work) -> list[Variant]:
     def build(way: Callable[[Work, int, int], object], count: int, name: str) -> Call:
         keep_freed_memory(pick_device(work.device))
         own = work._replace(out=make_folder(work.out / name))
-        return Call(lambda images: way(own, count, images), work.limit)
+        return Call(partial(way, own), count, work.limit)
 
     found = []
     for count in COUNTS:
