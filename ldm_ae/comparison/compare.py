@@ -27,6 +27,8 @@ from ldm_ae.evaluation import Metric, evaluate
 from ldm_ae.evaluation.codecs import CODECS
 from ldm_ae.evaluation.metric_sets import COMPARE, named_metrics
 from ldm_ae.models import Autoencoder, model_hash
+from ldm_ae.models.scaling import SCALE
+from ldm_ae.models.wrappers.tiling import tiling_of
 from ldm_ae.version import __version__
 
 Progress = Callable[[str, int, int], None]
@@ -86,7 +88,8 @@ class CompareConfig:
 class _Entrant:
     contestant: Contestant
     sizes: Sizes
-    hash: str
+    identity: dict[str, Any]
+    """What the scores depend on, as JSON values; models that differ by their scale alone have one hash."""
 
 
 def compare(
@@ -166,7 +169,7 @@ def _enter(contestants: Sequence[Contestant], failed: dict[str, str], progress: 
         try:
             model = contestant.open()
             sizes = Sizes(spec=model.latent_spec, trained=model.sample_size)
-            entrants.append(_Entrant(contestant=contestant, sizes=sizes, hash=model_hash(model)))
+            entrants.append(_Entrant(contestant=contestant, sizes=sizes, identity=_identity(model)))
             del model
         except UserError as error:
             failed[contestant.name] = _reason(error)
@@ -176,13 +179,23 @@ def _enter(contestants: Sequence[Contestant], failed: dict[str, str], progress: 
     return entrants
 
 
+def _identity(model: Autoencoder) -> dict[str, Any]:
+    tiling = tiling_of(model)
+    scale = {name: getattr(model.latent_spec, name) for name in SCALE}
+    return {
+        "hash": model_hash(model),
+        "scale": {name: list(value) if isinstance(value, tuple) else value for name, value in scale.items()},
+        "tiling": None if tiling is None else tiling.describe(),
+    }
+
+
 def _result(
     entrant: _Entrant, images: SharedImages, folder: Path, metrics: list[Metric], protocol: dict[str, Any],
     config: CompareConfig, source_name: str, progress: Progress | None,
 ) -> ModelResult:  # fmt: skip
     """Return the stored result of a model, or evaluate it."""
     name, shown = entrant.contestant.name, entrant.contestant.model
-    key = {"model": entrant.hash, "protocol": protocol}
+    key = {"model": entrant.identity, "protocol": protocol}
     found = find_result(folder / MODELS, name, key)
     if found is None:
         evaluation = evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def render(comparison: Comparison) -> str:
         f'<!doctype html>\n<html lang="en"><head>{HEAD}{content_policy(VIEWER_SCRIPT, TABLE_SCRIPT)}'
         f"<title>{title}</title><style>{STYLE}{VIEWER_STYLE}{PLOT_STYLE}{DETAILS_STYLE}{PAGE_STYLE}</style></head>"
         f'<body><header><p class="kicker">Autoencoder comparison</p><h1>{title}</h1><p class="lead">{lead}</p>'
-        f"{_failed(comparison)}{winners(models)}<nav>{links}</nav></header><main>{body}</main>{VIEWER}"
+        f"{_failed(comparison)}{_warnings(models)}{winners(models)}<nav>{links}</nav></header><main>{body}</main>{VIEWER}"
         f"<script>{TABLE_SCRIPT}</script></body></html>\n"
     )
 
@@ -91,6 +92,15 @@ def _sections(comparison: Comparison) -> list[tuple[str, str, str]]:
         ("models", "Models", _models(comparison)),
         ("protocol", "Protocol", _protocol(comparison)),
     ]
+
+
+def _warnings(models: Sequence[ModelResult]) -> str:
+    """Return the warnings on the models, above the scores."""
+    pairs = [(model.name, warning.text) for model in models for warning in model.warnings]
+    if not pairs:
+        return ""
+    rows = "".join(f"<p><b>{escape(name)}</b> {escape(text)}</p>" for name, text in pairs)
+    return f'<div class="failed"><p><b>{count(len(pairs), "warning")}</b></p>{rows}</div>'
 
 
 def _charts(charts: list[Chart], names: list[tuple[str, int]]) -> str:

@@ -37,7 +37,13 @@ def scores_table(
     rows = []
     for place, model in enumerate(models):
         cells = "".join(
-            _cell(model.scores.get(key), model.name in best[key], bool(cautions[key]), model.skipped.get(key))
+            _cell(
+                model.scores.get(key),
+                model.name in best[key],
+                bool(cautions[key]),
+                model.skipped.get(key),
+                model.warned(key),
+            )
             for key in infos
         )
         rows.append(_row(model.name, place, cells))
@@ -62,7 +68,8 @@ def winners(models: Sequence[ModelResult]) -> str:
         if not names or caution_of(models, key):
             continue
         values = sorted(
-            (model.scores[key] for model in models if key in model.scores), reverse=info.direction == "higher"
+            (model.scores[key] for model in models if key in model.scores and not model.warned(key)),
+            reverse=info.direction == "higher",
         )
         place = next(number for number, model in enumerate(models) if model.name == names[0])
         others = "" if len(values) < 2 else f"{escape(info.text(values[0]))}, the next {_plain(values, info)}"
@@ -95,10 +102,13 @@ def _row(name: str, place: int, cells: str) -> str:
     return f'<tr><th scope="row" data-value="{escape(name)}">{swatch(place)}{escape(name)}</th>{cells}</tr>'
 
 
-def _cell(value: float | None, best: bool, unsure: bool, missing: str | None = None) -> str:
+def _cell(value: float | None, best: bool, unsure: bool, missing: str | None = None, warned: str = "") -> str:
+    """Return a score's cell: `missing` is why there is no score, `warned` why it is not comparable."""
     if value is None:
         title = f' title="{escape(missing)}"' if missing else ""
         return f'<td class="none"{title}>–</td>'
+    unsure = unsure or bool(warned)
     css = " ".join(name for name, holds in (("best", best), ("unsure", unsure)) if holds)
     text = f'<span class="unsure">{number(value)}</span>' if unsure else number(value)
-    return f'<td{f" class={chr(34)}{css}{chr(34)}" if css else ""} data-value="{value!r}">{text}</td>'
+    title = f' title="{escape(f"Not ranked, as it is {warned}.")}"' if warned else ""
+    return f'<td{f" class={chr(34)}{css}{chr(34)}" if css else ""}{title} data-value="{value!r}">{text}</td>'

@@ -23,7 +23,7 @@ _ARROWS = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "": ""}
 
 
 def terminal_lines(models: Sequence[ModelResult], failed: Mapping[str, str], *, width: int | None = None) -> list[str]:
-    """Return the main scores, a line each and a column for each model, the best marked; then models that failed.
+    """Return the main scores, a line each and a column for each model, the best marked; then warnings and failures.
 
     Args:
         models: The models.
@@ -61,6 +61,7 @@ def terminal_lines(models: Sequence[ModelResult], failed: Mapping[str, str], *, 
         if caution := caution_of(models, key):
             cautions.setdefault(caution, []).append(key)
     lines += [f"not a result yet: {', '.join(keys)} ({caution})" for caution, keys in cautions.items()]
+    lines += [f"{model.name}: warning: {warning.text}" for model in models for warning in model.warnings]
     lines += [f"{name} failed: {reason}" for name, reason in failed.items()]
     return [for_terminal(line) for line in lines]
 

@@ -25,12 +25,14 @@ from ldm_ae.evaluation.metrics.perceptual import PerceptualDistance
 from ldm_ae.evaluation.metrics.rate import RATE_OF_CODES, describe_prior
 from ldm_ae.evaluation.scoring import Scoring
 from ldm_ae.evaluation.thumbnail import BASELINE, BASELINE_OF_CODES, bicubic_thumbnail, thumbnail_numbers
+from ldm_ae.evaluation.warnings import ModelWarning, model_warnings
 from ldm_ae.images.uint8 import to_uint8
 from ldm_ae.models import (
     Autoencoder,
     Posterior,
     for_inference,
     fp32_fallbacks,
+    model_hash,
     require_finite,
     unwrapped,
     weights_sha256,
@@ -108,6 +110,8 @@ class Evaluation:
     ranking: str | None = None
     """Key of the score by which `worst` and `best` are chosen: the first score that every image has and that has a
     direction, by default PSNR."""
+    warnings: list[ModelWarning] = field(default_factory=list)
+    """Faults of the model that the scores do not show."""
 
 
 def validate(
@@ -200,14 +204,17 @@ def evaluate(
         raise UserError(f"no images to evaluate in {source}")
     model = for_inference(model, device=device)
     inside = unwrapped(model)
-    kind, sha256 = type(inside).__name__, weights_sha256(inside)  # before the precision changes the weights
-    collected = _Collected(model, seed=seed, pictures=pictures)
-    setting = Setting(model=model, device=device, prior=prior, latents=collected.latents, codes=collected.codes)
-    scoring = Scoring(default_metrics(perceptual, features) if metrics is None else metrics, setting)
-    scoring.require(first[0].pixel_values.shape)
+    # Before the precision changes the weights:
+    kind, sha256, owner = type(inside).__name__, weights_sha256(inside), None if prior is None else model_hash(model)
     activations = activation_ranges(blended(model), first)
     tiling = tiling_of(model)
     model = for_inference(model, device=device, precision=numerics.precision)
+    collected = _Collected(model, seed=seed, pictures=pictures)
+    setting = Setting(
+        model=model, device=device, model_hash=owner, prior=prior, latents=collected.latents, codes=collected.codes
+    )
+    scoring = Scoring(default_metrics(perceptual, features) if metrics is None else metrics, setting)
+    scoring.require(first[0].pixel_values.shape)
     with torch.no_grad():
         for batch in batches:
             pixel_values = batch.pixel_values.to(device, non_blocking=True)
@@ -243,7 +250,7 @@ def evaluate(
         "latent_statistics": f"of one posterior sample per image, seed {seed}",
         "codebook": collected.describe_codes(describe_prior(prior)),
         "baseline": {"method": collected.baseline_method(), "thumbnail_size": _sizes(collected.thumbnail_sizes)},
-        **_protocol(scoring.running),
+        **scoring.protocol(),
         "skipped": scoring.skipped,
         "git_commit": git_commit(),
         "versions": package_versions(),
@@ -360,6 +367,7 @@ class _Collected:
             for name in row.scores.keys() - kept:
                 del row.scores[name]
         return Evaluation(
+            warnings=model_warnings(self.model, self.latents.statistics, activations),
             scores=scores,
             images=self.images,
             channels=self.latents.channels(),
@@ -380,15 +388,6 @@ def _reconstruct(model: Autoencoder, pixel_values: Tensor) -> tuple[Posterior, T
     posterior = model.encode(pixel_values)
     latents = posterior.mode()
     return posterior, latents, model.decode(latents)
-
-
-def _protocol(metrics: Sequence[Metric]) -> dict[str, object]:
-    """Return the metrics' protocol entries; if two of a kind are computed, the second one's entry includes its name."""
-    found: dict[str, object] = {"frechet_features": None}
-    for metric in metrics:
-        for name, value in metric.protocol().items():
-            found[name if found.get(name) is None else f"{name}_{metric.name}"] = value
-    return found
 
 
 def _sizes(sizes: set[tuple[int, int]]) -> str:

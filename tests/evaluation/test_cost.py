@@ -103,6 +103,7 @@ def test_parameters_are_those_of_the_networks_parts(tiny_model: KLAutoencoder) -
     assert found["latents_per_image"] == 4 * 8 * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_cost_is_measured_in_the_precision_of_the_evaluation(precision: str, tiny_model: KLAutoencoder) -> None:
     seen = []
@@ -120,6 +121,7 @@ def test_cost_is_measured_in_the_precision_of_the_evaluation(precision: str, tin
     assert result.scores["psnr"] == half.scores["psnr"]
 
 
+@pytest.mark.slow
 def test_peak_memory_counts_feature_maps(tiny_model: KLAutoencoder) -> None:
     # At full resolution two images of 8 channels exist at the same time, for 4 images of 32x32 pixels. What a CPU needs
     # besides in half the precision depends on its kind.

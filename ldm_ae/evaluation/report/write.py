@@ -63,13 +63,14 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> Path:
 
 
 def metrics(evaluation: Evaluation) -> dict[str, object]:
-    """Return the content of `metrics.json`: scores, their explanations, details and protocol, activations, codes, and
-    the tables of channels and images."""
+    """Return the content of `metrics.json`: scores, their explanations, details and protocol, warnings, activations,
+    codes, and the tables of channels and images."""
     return {
         "scores": evaluation.scores,
         "score_infos": {name: asdict(info) for name, info in evaluation.infos.items()},
         "details": evaluation.details,
         "protocol": evaluation.protocol,
+        "warnings": [asdict(warning) for warning in evaluation.warnings],
         "activations": evaluation.activations.describe(),
         "codebook": None if evaluation.codebook is None else evaluation.codebook.describe(),
         "latent_channels": [asdict(channel) for channel in evaluation.channels],
