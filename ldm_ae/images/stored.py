@@ -12,7 +12,7 @@ from ldm_ae.images.uint8 import DATA_RANGE, rounded, to_levels
 
 def has_8_bits(pixels: PixelSpec) -> bool:
     """Return whether the stored values are the levels 0 to 255."""
-    return pixels.bits == 8 and set(pixels.low) == {0.0} and set(pixels.high) == {DATA_RANGE}  # noqa: PLR2004
+    return pixels.bits == 8 and set(pixels.low) == {0.0} and set(pixels.high) == {DATA_RANGE}
 
 
 def as_stored(images: Tensor, pixels: PixelSpec) -> Tensor:

@@ -74,7 +74,7 @@ class Alignment(Regularizer):
         self._seen = SeenFeatures(self.features, model.pixel_spec, self.view, "Alignment")
         self.projection = nn.Conv2d(model.latent_spec.channels, self.features.channels[-1], 1, bias=False)
 
-    def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:
+    def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:  # noqa: ARG002
         assert self.projection is not None, "prepare comes before the first pass"
         features = self._seen(self.features, pixel_values, draws)
         with torch.no_grad():

@@ -127,7 +127,7 @@ class EndToEnd(NormalizedLatents):
         mean, variance = (values.view(1, -1, 1, 1) for values in (self.running_mean, self.running_var))
         return (self._spec.pack(latents.float()) - mean) / (variance + self.eps).sqrt()
 
-    def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:
+    def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:  # noqa: ARG002
         if latents.shape[-2] != latents.shape[-1]:
             raise UserError(
                 "EndToEnd: expected square images, as diffusers' DiTTransformer2DModel does, got "

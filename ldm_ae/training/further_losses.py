@@ -27,9 +27,7 @@ class FurtherLoss(NamedTuple):
     """Scalar to log: the reconstruction and the weighted perceptual loss, a mean over elements."""
 
 
-def further_losses(
-    objective: Objective, output: TrainingOutput, scale: float, draws: Draws
-) -> list[FurtherLoss]:
+def further_losses(objective: Objective, output: TrainingOutput, scale: float, draws: Draws) -> list[FurtherLoss]:
     """Return the losses of all further reconstructions, each through its own networks only."""
     found = []
     for more in output.further:

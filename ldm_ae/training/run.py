@@ -277,7 +277,7 @@ def make_trainer(
     )  # fmt: skip
     samples = Samples(
         loader, validation, run.data.validation_transform(), batch_size=run.training.batch_size,
-        autocast_dtype=None if numerics.precision == "fp32" else numerics.dtype,
+        autocast_dtype=None if numerics.precision == "fp32" else numerics.dtype, view=run.objective.view,
     )  # fmt: skip
     run.regularizer.verify(samples.pixel_values[:2])
     spec = run.model.latent_spec

@@ -26,7 +26,7 @@ class EightBit(DiscriminatorAid):
     short_names = ("eight-bit",)
 
     def prepare(self, pixels: PixelSpec) -> None:
-        if pixels.bits != 8:  # noqa: PLR2004
+        if pixels.bits != 8:
             raise UserError(f"EightBit rounds to 8 bits, but the model's images are {pixels}; remove it")
 
     def augment(self, pixel_values: Tensor, draws: Draws) -> Tensor:

@@ -79,9 +79,9 @@ def measured(measure: Measure, reconstructions: Tensor, pixel_values: Tensor, pi
 class PixelMetric(ImageMetric):
     """Base of metrics of pixel values, for which higher is better; `per_image` is for plain images.
 
-    Of rgba images the score is the mean over black, white and checker; `NAME_min` is the worst of the three, `NAME_black`
-    and its like are those over each, and `NAME_alpha` is that of alpha alone. Of images with named channels, details
-    have the score of each channel.
+    Of rgba images the score is the mean over black, white and checker; `NAME_min` is the worst of the three,
+    `NAME_black` and its like are those over each, and `NAME_alpha` is that of alpha alone. Of images with named
+    channels, details have the score of each channel.
     """
 
     images: PixelSpec = RGB

@@ -50,8 +50,8 @@ def view_for(
     found = default_view(pixels) if view is None else view.of(pixels)
     if found is None:
         raise UserError(
-            f"{user} requires images that are {needed}, but the model uses {pixels}. Set {setting} to bands or triples, "
-            "which show three channels as RGB"
+            f"{user} requires images that are {needed}, but the model uses {pixels}. Set {setting} to bands or "
+            "triples, which show three channels as RGB"
         )
     return found
 
@@ -91,6 +91,6 @@ def parse_view(text: str) -> View:
     if plain == "triples" and (not values or (len(values) == 1 and values[0].isdecimal())):
         return Triples(triples=int(values[0])) if values else Triples()
     raise UserError(
-        f"the view is '{text}'; expected repeated, composite, composite:black,white, bands:RED,GREEN,BLUE with the names "
-        "of three channels, triples or triples:NUMBER"
+        f"the view is '{text}'; expected repeated, composite, composite:black,white, bands:RED,GREEN,BLUE with the "
+        "names of three channels, triples or triples:NUMBER"
     )

@@ -13,7 +13,8 @@ from ldm_ae.losses.perceptual.interface import PerceptualLoss
 class SSIMDistance(PerceptualLoss):
     """1 - SSIM, in [0, 2], in float32.
 
-    The formula is that of the metric, a mean over channels, of which there may be any number. Reconstructions are neither clamped nor rounded: each pixel has a gradient.
+    The formula is that of the metric, a mean over the channels, of any number. Reconstructions are neither clamped nor
+    rounded: each pixel has a gradient.
     """
 
     pixels = None

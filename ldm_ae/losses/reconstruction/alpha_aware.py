@@ -1,9 +1,9 @@
 """The error of images with alpha, in which colour counts as much as it is visible.
 
-Source: the alpha-blended pixel reconstruction of Wang et al., AlphaVAE: Unified End-to-End RGBA Image Reconstruction and
-Generation with Alpha-Aware Representation Learning, arXiv 2507.09308, section 3: the expected error of images over a
-background. They take the expectation over the colours of a data set; here it is over black and white, whose difference
-is the alpha itself, so that both together determine everything that is visible:
+Source: the alpha-blended pixel reconstruction of Wang et al., AlphaVAE: Unified End-to-End RGBA Image Reconstruction
+and Generation with Alpha-Aware Representation Learning, arXiv 2507.09308, section 3: the expected error of images over
+a background. They take the expectation over the colours of a data set; here it is over black and white, whose
+difference is the alpha itself, so that both together determine everything that is visible:
 
     d(x, x̂) = (e(x over black, x̂ over black) + e(x over white, x̂ over white)) / 2    for each colour
     d(x, x̂) = w e(α, α̂)                                                              for alpha

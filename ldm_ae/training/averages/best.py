@@ -15,7 +15,8 @@ from ldm_ae.core.errors import UserError, reason
 from ldm_ae.data import EvaluationLoader
 from ldm_ae.data.config import DataConfig
 from ldm_ae.evaluation import validate
-from ldm_ae.losses import Objective, ObjectiveConfig
+from ldm_ae.images.views import View
+from ldm_ae.losses import ObjectiveConfig
 from ldm_ae.training.averages.posthoc import StoredAverages
 from ldm_ae.training.changes import CONFIG, saved_config
 from ldm_ae.training.config import TrainingConfig
@@ -38,6 +39,8 @@ class HeldOut(NamedTuple):
 
     loader: EvaluationLoader
     validation: Validation
+    view: View | None = None
+    """`objective.view`."""
 
 
 class Scored(NamedTuple):
