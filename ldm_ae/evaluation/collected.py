@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -15,12 +16,14 @@ from ldm_ae.evaluation.metrics.rate import RATE_OF_CODES
 from ldm_ae.evaluation.result import Evaluation, ImageScores, Picture
 from ldm_ae.evaluation.scoring import Scoring
 from ldm_ae.evaluation.thumbnail import BASELINE, BASELINE_OF_CODES, bicubic_thumbnail
-from ldm_ae.images.missing import without_missing
+from ldm_ae.images.missing import fill, without_missing
 from ldm_ae.images.uint8 import to_uint8
 from ldm_ae.images.views import View, shown_view
 from ldm_ae.models import Autoencoder, Posterior
 
 _NAMED_SIZES = 8
+_NO_DATA = -1.0
+"""Value of missing data in pictures: black."""
 
 
 @dataclass
@@ -95,7 +98,7 @@ class Collected:
         ]
         if not wanted and len(self.first) >= self.pictures:
             return
-        original, reconstruction, thumbnail = (self._levels(image[i : i + 1]) for image in images)
+        original, reconstruction, thumbnail = self._levels([image[i : i + 1] for image in images])
         picture = Picture(
             row=row,
             original=original,
@@ -110,11 +113,13 @@ class Collected:
             if len(heap) > self.pictures:
                 heapq.heappop(heap)
 
-    def _levels(self, image: Tensor) -> Tensor:
-        """Return (3, H, W) uint8 on the CPU of an image (1, C, H, W)."""
+    def _levels(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Return (3, H, W) uint8 on the CPU of an image and its reconstructions, (1, C, H, W) each."""
+        if self.model.pixel_spec.missing is not None:
+            images = [fill(image, images[0], _NO_DATA)[0] for image in images]
         if self.shown is not None:
-            image = self.shown.single(self._known(image))
-        return to_uint8(image[0]).cpu()
+            images = [self.shown.single(image) for image in images]
+        return [to_uint8(image[0]).cpu() for image in images]
 
     def _known(self, images: Tensor) -> Tensor:
         return images if self.model.pixel_spec.missing is None else without_missing(images)

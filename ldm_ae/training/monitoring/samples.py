@@ -62,11 +62,9 @@ class Samples:
         if model.pixel_spec.missing is not None:
             reconstructions, pixel_values = fill(reconstructions, pixel_values, -1.0)
         view = shown_view(model.pixel_spec, self._view)
-        return (
-            (pixel_values, reconstructions)
-            if view is None
-            else (view.single(pixel_values), view.single(reconstructions))
-        )
+        if view is None:
+            return pixel_values, reconstructions
+        return view.single(pixel_values), view.single(reconstructions)
 
     def file_name(self, step: int) -> str:
         """Return the name of the file of a step; it names training images."""
