@@ -27,6 +27,7 @@ from ldm_ae.comparison import (
 from ldm_ae.comparison import compare as compare_models
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import open_source
+from ldm_ae.images.views import parse_view
 from ldm_ae.models import Autoencoder, load_autoencoder
 from ldm_ae.models.loading.places import local_place
 
@@ -42,6 +43,7 @@ def compare(
     metrics: str | Sequence[str] = ("compare",),
     perceptual: str | None = None,
     features: str | None = None,
+    view: str | None = None,
     crop: Literal["center", "adm"] | None = None,
     baseline: str | Sequence[str] = (),
     diffusion: int | None = None,
@@ -67,6 +69,7 @@ def compare(
         metrics: Names of metrics, or one name; `compare` is everything that needs no download and no labels.
         perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
         features: The network of the Fréchet distance: `auto`, `inception`, `efficientnet_lite0` or `none`.
+        view: How networks that know RGB only see other images, such as `bands:nir,red,green`.
         crop: `adm` for the crop of published scores on ImageNet; `center` by default.
         baseline: Image codecs to measure at the models' rates: `jpeg`, `webp`, `avif`.
         diffusion: Steps of a small diffusion network, the same for each model, whose loss and samples are scored.
@@ -102,6 +105,7 @@ def compare(
         precision=precision, device=device, batch_size=batch_size, workers=workers, pictures=pictures,
         codecs=[baseline] if isinstance(baseline, str) else baseline,
         diffusion=None if diffusion is None else DiffusionPlan(steps=diffusion),
+        view=None if view is None else parse_view(view),
     )  # fmt: skip
     with _folder(out, overwrite) as folder:
         found = compare_models(contestants, source, folder, config, source_name=str(images), progress=progress)

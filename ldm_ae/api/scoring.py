@@ -24,6 +24,7 @@ from ldm_ae.evaluation.report.summary import summary_lines
 from ldm_ae.evaluation.report.write import REPORT_FILES
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX, Scoring
 from ldm_ae.images.in_memory import Images, Range, pixel_values_of
+from ldm_ae.images.views import parse_view
 from ldm_ae.io.files import new_folder, require_new_folder
 from ldm_ae.models import Autoencoder
 
@@ -122,6 +123,7 @@ def evaluate(
     limit: int | None = None,
     metrics: str | Sequence[str] = ("default",),
     perceptual: str | None = None,
+    view: str | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     batch_size: int = 8,
@@ -141,6 +143,8 @@ def evaluate(
         metrics: Names of metrics, or one name; `default` is the default set of `ldm-ae evaluate`, `compare` the
             set for a comparison of models.
         perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
+        view: How networks that know RGB only see a model's other images, such as `bands:nir,red,green`; see
+            `ldm-ae evaluate --help`.
         out: A new folder for metrics.json and report.html; None writes nothing.
         overwrite: Replace an earlier report in `out`.
         batch_size: Images at a time.
@@ -175,6 +179,7 @@ def evaluate(
     evaluation = evaluate_batches(
         loaded, loader, source=str(images), transform_description=transform.describe(), model_name=name,
         metrics=chosen, precision=precision, device=loaded.device, progress=progress,
+        view=None if view is None else parse_view(view),
     )  # fmt: skip
     if out is None:
         return Report(evaluation=evaluation)

@@ -14,6 +14,7 @@ from ldm_ae.core.resources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from ldm_ae.data import BucketTransform, ImageTransform, Source, WholeTransform
+    from ldm_ae.images.views import View
     from ldm_ae.models import Autoencoder
 
 
@@ -31,6 +32,13 @@ def print_path(what: str, path: str | Path) -> None:
 def option_of(name: str) -> str:
     """Return the option that argparse stores as `name`."""
     return f"--{name.replace('_', '-')}"
+
+
+def chosen_view(args: argparse.Namespace) -> View | None:
+    """Return the view of --view; None if it is not given."""
+    from ldm_ae.images.views import parse_view
+
+    return None if args.view is None else parse_view(args.view)
 
 
 def metric_networks(args: argparse.Namespace) -> dict[str, str | None]:

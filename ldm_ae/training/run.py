@@ -43,6 +43,7 @@ from ldm_ae.training.only_run import only_run
 from ldm_ae.training.phases import FOLDER, Phase, continue_from
 from ldm_ae.training.record import Record
 from ldm_ae.training.recorded import recorded_numerics
+from ldm_ae.training.requirements import fit_images
 from ldm_ae.training.sizes import check_sizes
 from ldm_ae.training.trainer import Trainer
 from ldm_ae.training.validation import check_best, choose_metrics
@@ -110,6 +111,7 @@ def check(run: RunConfig) -> None:
     for size in [square, *sizes]:
         run.model.latent_spec.latent_size(*size)
     run.model.set_sample_size(run.data.resolution)
+    fit_images(run.model, run.objective, run.discriminator, run.regularizer)
     validation = choose_metrics(run.training.best_metric, run.objective.perceptual)
     if run.data.validation_images == 0 and run.training.best_metric != "psnr":
         raise UserError("training.best_metric has no effect without validation: data.validation_images is 0")
@@ -275,7 +277,7 @@ def make_trainer(
     )  # fmt: skip
     samples = Samples(
         loader, validation, run.data.validation_transform(), batch_size=run.training.batch_size,
-        autocast_dtype=None if numerics.precision == "fp32" else numerics.dtype,
+        autocast_dtype=None if numerics.precision == "fp32" else numerics.dtype, view=run.objective.view,
     )  # fmt: skip
     run.regularizer.verify(samples.pixel_values[:2])
     spec = run.model.latent_spec
@@ -302,7 +304,7 @@ def make_trainer(
         identity["bucket_assignment"] = loader.buckets.identity()
     return Trainer(
         folder=folder, accelerator=accelerator, numerics=numerics, autoencoder=run.model,
-        objective=Objective(run.objective), regularizer=run.regularizer,
+        objective=Objective(run.objective, run.model.pixel_spec), regularizer=run.regularizer,
         discriminator=run.discriminator, training=run.training, optimizer=run.optimizer,
         discriminator_optimizer=run.discriminator_optimizer, loader=loader, validation=validation, samples=samples,
         identity=identity, phase=phase, checkpoints=checkpoints,

@@ -326,8 +326,8 @@ class Trainer:
         improved = torch.zeros((), device=self.accelerator.device)
         if self.accelerator.is_main_process:
             dtype = None if self.numerics.precision == "fp32" else self.numerics.dtype
-            metrics = self.scoring.metrics
-            scores = validate(self._result(), self.validation, metrics=metrics, autocast_dtype=dtype)
+            metrics, view = self.scoring.metrics, self.objective.config.view
+            scores = validate(self._result(), self.validation, metrics=metrics, view=view, autocast_dtype=dtype)
             self.log.metrics(self.run_step, scores, kind="validation")
             words = ", ".join(f"{k} {v:.4g}" for k, v in scores.items())
             self.log.print_line(f"step {self.run_step}: validation {words}")

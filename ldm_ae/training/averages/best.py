@@ -15,7 +15,8 @@ from ldm_ae.core.errors import UserError, reason
 from ldm_ae.data import EvaluationLoader
 from ldm_ae.data.config import DataConfig
 from ldm_ae.evaluation import validate
-from ldm_ae.losses import Objective, ObjectiveConfig
+from ldm_ae.images.views import View
+from ldm_ae.losses import ObjectiveConfig
 from ldm_ae.training.averages.posthoc import StoredAverages
 from ldm_ae.training.changes import CONFIG, saved_config
 from ldm_ae.training.config import TrainingConfig
@@ -38,6 +39,8 @@ class HeldOut(NamedTuple):
 
     loader: EvaluationLoader
     validation: Validation
+    view: View | None = None
+    """`objective.view`."""
 
 
 class Scored(NamedTuple):
@@ -71,8 +74,10 @@ def held_out(run: str | Path, phase: int, device: torch.device) -> HeldOut:
     _, loader = data.loaders(batch_size=batch_size, accumulation=1, seed=0, rank=0, world_size=1)
     if loader is None:
         raise UserError(f"{run} has no held-out images (data.validation_images is 0); give a length in place of best")
-    objective = Objective(parts.objective).to(device)
-    return HeldOut(loader, choose_metrics(parts.training.best_metric, objective.perceptual))
+    perceptual = parts.objective.perceptual
+    if perceptual is not None:
+        perceptual.to(device)
+    return HeldOut(loader, choose_metrics(parts.training.best_metric, perceptual), parts.objective.view)
 
 
 def score_lengths(
@@ -90,7 +95,7 @@ def score_lengths(
     """
     found: list[Scored] = []
     for length in lengths:
-        scores = validate(stored.model(length).to(device), held.loader, metrics=held.validation.metrics)
+        scores = validate(stored.model(length).to(device), held.loader, metrics=held.validation.metrics, view=held.view)
         found.append(Scored(length, scores, held.validation.rank(scores)))
         if progress is not None:
             progress(len(found))
