@@ -125,4 +125,4 @@ def test_thumbnail_start_carries_every_channel(pixels: str) -> None:
     model = KLAutoencoder(pixels=pixels, initialization="thumbnail", **widths).eval()
     smooth = torch.nn.functional.interpolate(images(model.pixel_spec.channels), 64, mode="bicubic")[..., 8:-8, 8:-8]
     error = (reconstruct(model, smooth) - smooth).square().mean()
-    assert error < 0.03 * smooth.var()
+    assert error < 0.1 * smooth.var()
