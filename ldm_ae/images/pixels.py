@@ -82,7 +82,8 @@ class PixelSpec:
     high: tuple[float, ...] = ()
     """Stored value of each channel that becomes 1; () becomes 2^bits - 1, or 1 for floating point."""
     bits: int = 8
-    """Bits of an integer sample in files, 8 or 16, signed if a `low` is below 0; 0 for floating point of 32 bits."""
+    """Bits of an integer sample in files, 8 or 16, signed if a `low` or `missing` is below 0; 0 for floating point of 32
+    bits."""
     missing: float | None = None
     """Stored value that marks missing data, which may be NaN. Losses and scores leave such samples out."""
     clip: bool = False
@@ -151,7 +152,7 @@ class PixelSpec:
         """NumPy's type of the samples in files: uint8, uint16, int8, int16 or float32."""
         if self.bits == 0:
             return np.dtype(np.float32)
-        return np.dtype(f"{'int' if min(self.low) < 0 else 'uint'}{self.bits}")
+        return np.dtype(f"{'int' if min(*self.low, self.missing or 0) < 0 else 'uint'}{self.bits}")
 
     def normalize(self, stored: Tensor) -> Tensor:
         """Convert stored samples (..., channels, H, W) of any type to float32 pixel values in `range`, [-1, 1].

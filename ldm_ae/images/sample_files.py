@@ -113,7 +113,8 @@ class SampleDecoding:
         try:
             with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
                 bits = getattr(image, "tag_v2", {}).get(decoding.BITS_PER_SAMPLE, (1,))
-                if image.mode in (*_OF_16_BITS, "I", "F") or (image.mode in _OF_8_BITS and set(bits) <= {1, 8}):
+                known = image.mode in (*_OF_16_BITS, "I", "F") or (image.mode in _OF_8_BITS and set(bits) <= {1, 8})
+                if known and len(image.getbands()) == self.pixels.channels:
                     return None
         except Exception:  # noqa: BLE001 - tifffile reads it next, with the reason if it is bad
             pass

@@ -9,7 +9,7 @@ equal is encoded and decoded as the RGB image of this grey.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,6 @@ from ldm_ae.images.pixels import PixelSpec, of_channels
 PIXELS = "_pixels"
 """Configuration key of images other than RGB of 8 bits, `PixelSpec.to_json`; diffusers ignores it."""
 ALPHA = "alpha"
-Pixels: TypeAlias = str | dict[str, Any] | None
-"""The pixels of a recipe: the name of a meaning, or the fields of a `PixelSpec`; None for the network's own."""
 
 
 def pixels_of(net: Any) -> PixelSpec:
@@ -60,12 +58,12 @@ def recorded_pixels(net: Any) -> PixelSpec:
 
 
 @torch.no_grad()
-def change_channels(net: Any, wanted: Pixels) -> None:
+def change_channels(net: Any, wanted: dict[str, Any] | str | None) -> None:
     """Give a network with `encoder.conv_in` and `decoder.conv_out` other images, by the rules above.
 
     Args:
         net: The network, changed in place.
-        wanted: The images of a recipe. Without a record in the network, they say what its channels mean where their
+        wanted: The name of a meaning, or the fields of a `PixelSpec`; None keeps the network's own. Without a record in the network, they say what its channels mean where their
             number is the same.
 
     Raises:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.missing import MISSING
 from ldm_ae.images.pixels import GREY, RGB, RGBA, PixelSpec
 from ldm_ae.images.uint8 import from_levels, to_uint8
 
@@ -61,14 +62,14 @@ def test_channels_have_their_own_limits() -> None:
     assert torch.allclose(BANDS.denormalize(BANDS.normalize(stored)), stored)
 
 
-def test_missing_samples_are_masked_and_become_the_lowest_value() -> None:
+def test_missing_samples_are_masked_and_become_the_value_of_missing_data() -> None:
     stored = torch.tensor([0.5, math.nan, 1.0]).view(3, 1, 1)
     assert BANDS.mask(stored).flatten().tolist() == [True, False, True]
-    assert BANDS.normalize(stored).flatten().tolist() == [1.0, -1.0, 1.0]
+    assert BANDS.normalize(stored).flatten().tolist() == [1.0, MISSING, 1.0]
     nodata = PixelSpec(channels=1, meaning="grey", bits=16, missing=65535)
     samples = torch.from_numpy(np.array([[[65535, 7]]], dtype=np.uint16))
     assert nodata.mask(samples).flatten().tolist() == [False, True]
-    assert nodata.normalize(samples).flatten()[0] == -1.0
+    assert nodata.normalize(samples).flatten()[0] == MISSING
     assert GREY.mask(torch.zeros(1, 2, 2)).all()
 
 

@@ -79,8 +79,8 @@ def convert_store(
     positions = positions[target.arrange(store.good().take(pa.array(positions)))]
     mapping = _fold(store, target, fold)
     samples = Samples(store, positions, want=target.tensors, fold=mapping, progress=progress)
-    warnings = [*_check(samples, target, folded=fold is not None), *target.check(samples)]
     encoded = SourceImages(store, images) if images is not None else None
+    warnings = [*_check(samples, target, folded=fold is not None), *target.check(samples)]
     with converting(out, suffix=target.suffix) as place:
         target.write(samples, place, encoded)
         metadata = {

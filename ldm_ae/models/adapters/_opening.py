@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.models.channels import Pixels, change_channels
+from ldm_ae.models.channels import change_channels
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.networks import read_network
 
 
-def open_pretrained(model: Autoencoder, network: type[Any], pretrained: str, *, pixels: Pixels = None) -> None:
+def open_pretrained(
+    model: Autoencoder, network: type[Any], pretrained: str, *, pixels: dict[str, Any] | str | None = None
+) -> None:
     """Set `model.net` to the network of class `network` in a folder, and check its configuration by `model.spec`.
 
     Args:

@@ -5,14 +5,14 @@ Source: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Mo
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models.adapters._gaussian import GaussianAutoencoder
 from ldm_ae.models.adapters._opening import open_pretrained
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.initialization import start_as_thumbnail
-from ldm_ae.models.channels import Pixels, record_pixels
+from ldm_ae.models.channels import record_pixels
 
 
 class KLAutoencoder(GaussianAutoencoder):
@@ -49,7 +49,7 @@ class KLAutoencoder(GaussianAutoencoder):
         self,
         *,
         pretrained: str | None = None,
-        pixels: Pixels = None,
+        pixels: dict[str, Any] | str | None = None,
         block_out_channels: tuple[int, ...] = (128, 256, 512, 512),
         layers_per_block: int = 2,
         latent_channels: int = 4,

@@ -16,7 +16,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
-from ldm_ae.models.channels import Pixels, change_channels, record_pixels, recorded_pixels
+from ldm_ae.models.channels import change_channels, record_pixels, recorded_pixels
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.networks import class_name_of, read_network
 from ldm_ae.models.loading.places import local_place
@@ -65,7 +65,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         *,
         pretrained: str | None = None,
         quantizer: Quantizer | None = None,
-        pixels: Pixels = None,
+        pixels: dict[str, Any] | str | None = None,
         block_out_channels: tuple[int, ...] = (128, 256, 256, 512),
         layers_per_block: int = 2,
         latent_channels: int | None = None,
