@@ -80,10 +80,10 @@ class PixelSpec:
     low: tuple[float, ...] = ()
     """Stored value of each channel, in the file's units, that becomes -1; () becomes 0."""
     high: tuple[float, ...] = ()
-    """Stored value of each channel that becomes 1; () becomes 2^bits - 1, or 1 for floating point."""
+    """Stored value of each channel that becomes 1; () becomes the largest of the files, or 1 for floating point."""
     bits: int = 8
-    """Bits of an integer sample in files, 8 or 16, signed if a `low` or `missing` is below 0; 0 for floating point of 32
-    bits."""
+    """Bits of an integer sample in files, 8 or 16, signed if a `low` or `missing` is below 0; 0 for floating point of
+    32 bits."""
     missing: float | None = None
     """Stored value that marks missing data, which may be NaN. Losses and scores leave such samples out."""
     clip: bool = False
@@ -99,7 +99,8 @@ class PixelSpec:
             raise UserError(f"pixels: bits must be 8, 16 or 0 (floating point), got {self.bits!r}")
         if self.missing is not None:
             object.__setattr__(self, "missing", float(self.missing))
-        white = float(2**self.bits - 1) if self.bits else 1.0
+        signed = min(*(float(value) for value in self.low), self.missing or 0.0, 0.0) < 0
+        white = float(2 ** (self.bits - signed) - 1) if self.bits else 1.0
         for field, default in (("names", self._default_names()), ("low", (0.0,)), ("high", (white,))):
             values = tuple(getattr(self, field)) or default
             if field != "names":

@@ -63,8 +63,8 @@ def change_channels(net: Any, wanted: dict[str, Any] | str | None) -> None:
 
     Args:
         net: The network, changed in place.
-        wanted: The name of a meaning, or the fields of a `PixelSpec`; None keeps the network's own. Without a record in the network, they say what its channels mean where their
-            number is the same.
+        wanted: The name of a meaning, or the fields of a `PixelSpec`; None keeps the network's own. Without a record in
+            the network, they say what its channels mean where their number is the same.
 
     Raises:
         UserError: `wanted` is not valid, or the class of the network has other first and last layers.
