@@ -120,6 +120,11 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ): Options(_MINUTES),
     (
         "docs/QUALITY.md",
+        "python scripts/benchmarks/objectives.py --steps 300 --train BSDS500/train+val --test BSDS500/test"
+        " --out runs/objectives",
+    ): Options(_HOURS),
+    (
+        "docs/QUALITY.md",
         "python scripts/benchmarks/rate_distortion.py --train PHOTOS --test OTHER_PHOTOS --out runs/rate",
     ): Options(_HOURS),
     (

@@ -275,6 +275,7 @@ def test_wrap_takes_classes_of_plugins_and_their_subclasses() -> None:
 # ------------------------------------------------------------------------------------------------ metrics and evaluate
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_command(
     tiny_model_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,6 +85,7 @@ def test_memory_and_bytes_on_disk_are_measured(tmp_path: Path) -> None:
     assert sizes["full", "fp32", "yes"] - sizes["full", "fp32", "no"] == pytest.approx(768, abs=64)
 
 
+@pytest.mark.slow
 def test_both_readers_return_the_same_latents(tmp_path: Path) -> None:
     import read_latents
 

@@ -19,6 +19,7 @@ def encode(model: Path, images: Path, store: Path, *options: str) -> int:
     return main(["encode", str(model), str(images), str(store), "--workers", "0", "--device", "cpu", *options])
 
 
+@pytest.mark.slow
 def test_encode_accepts_sizes_or_an_area(
     tiny_model_folder: Path, image_folder: Path, tmp_path: Path, capsys: Captured
 ) -> None:

@@ -118,6 +118,7 @@ def test_export_measures_a_known_scale_only_on_request(
     assert config == measured
 
 
+@pytest.mark.slow
 def test_export_opens_in_diffusers_with_equal_outputs(
     run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_export_opens_in_diffusers_with_equal_outputs(
     assert abs(picture(rebuilt / name) - expected).max() <= 1
 
 
+@pytest.mark.slow
 def test_evaluate_writes_metrics_and_report(
     run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def test_colours_are_converted_and_recorded_in_the_store(
     )  # a level here and there
 
 
+@pytest.mark.slow
 def test_ignored_profiles_are_recorded_and_kept_on_resume(
     tiny_model_folder: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +125,7 @@ def test_stores_of_older_versions_are_opened(tiny_model_folder: Path, photos: Pa
     assert (tmp_path / "out" / "0_0096x0064_sd.npz").is_file()
 
 
+@pytest.mark.slow
 def test_adm_crop_is_supported_by_every_command_that_reads_images(
     tiny_model_folder: Path, photos: Path, tmp_path: Path
 ) -> None:

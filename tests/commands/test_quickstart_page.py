@@ -55,6 +55,7 @@ def write(folder: Path, contestants: list[Contestant], **options: str) -> str:
     return (folder / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_page_shows_photos_models_scores_and_valid_links(contestants: list[Contestant], tmp_path: Path) -> None:
     text = write(tmp_path, contestants, lesson="It gives <b>more</b>.")
     page = Page(text)

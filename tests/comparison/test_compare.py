@@ -22,6 +22,7 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_evaluate(made: Made) -> None:
     images = made.arguments[3]
     for name, model in zip(NAMES, made.arguments, strict=False):
@@ -108,6 +109,7 @@ def test_other_protocol_is_refused_and_replaced_on_request(
     assert results(folder)["protocol"]["images"]["count"] == 3
 
 
+@pytest.mark.slow
 def test_python_gives_the_same_as_the_command_in_a_data_frame(made: Made) -> None:
     pytest.importorskip("pandas")
     images = made.arguments[3]

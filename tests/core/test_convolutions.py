@@ -128,6 +128,7 @@ def test_copies_and_half_precision_match_torch() -> None:
     assert layer.to(torch.bfloat16)(inputs.bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_kernels_of_frozen_layers_are_kept_until_the_weight_changes() -> None:
     layer = Conv2d.of(nn.Conv2d(256, 256, 3, padding=1).requires_grad_(False))
     inputs = torch.randn(1, 256, 32, 32, requires_grad=True)
@@ -167,6 +168,7 @@ def test_unsupported_convolutions_are_not_replaced() -> None:
     assert all(found is kind for found, kind in zip(network, kinds, strict=True))
 
 
+@pytest.mark.slow
 def test_perceptual_loss_equals_that_of_torch_convolutions() -> None:
     torch.manual_seed(0)
     loss = LPIPS(net="vgg", pretrained=False)

@@ -126,6 +126,7 @@ def test_order_of_sizes_matches_recorded_values(source: Source) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     counts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
@@ -199,6 +200,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
+@pytest.mark.slow
 def test_damaged_pixels_are_replaced_by_an_image_of_the_same_size(source: Source, tmp_path: Path) -> None:
     truncate(tmp_path / "004.png")
     found = list(steps(source, steps=16, max_bad_fraction=0.1))

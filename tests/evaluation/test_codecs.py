@@ -80,6 +80,7 @@ def rate(codec: Codec, quality: int, images: list[Tensor]) -> float:
     return float(bits.mean())
 
 
+@pytest.mark.slow
 def test_nearest_quality_is_that_of_an_exhaustive_search() -> None:
     """Of more images than the sample, whose rates differ from the first ones' because of their noise."""
     noisy = pixel_values(3) + 0.5 * torch.randn(3, 3, 48, 64, generator=torch.Generator().manual_seed(1))

@@ -103,6 +103,7 @@ def test_parameters_are_those_of_the_networks_parts(tiny_model: KLAutoencoder) -
     assert found["latents_per_image"] == 4 * 8 * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_cost_is_measured_in_the_precision_of_the_evaluation(precision: str, tiny_model: KLAutoencoder) -> None:
     seen = []
@@ -120,12 +121,15 @@ def test_cost_is_measured_in_the_precision_of_the_evaluation(precision: str, tin
     assert result.scores["psnr"] == half.scores["psnr"]
 
 
-def test_peak_memory_of_a_network_is_less_in_half_the_precision(tiny_model: KLAutoencoder) -> None:
-    full, half = (run(tiny_model, Cost(), precision=precision).scores for precision in ("fp32", "bf16"))
-    for part in ("encode", "decode"):
-        assert 0 < half[f"{part}_peak_mib"] < full[f"{part}_peak_mib"]
-    # At full resolution two images of 8 channels exist at the same time, for 4 images of 32x32 pixels.
-    assert full["decode_peak_mib"] >= 2 * 4 * 8 * 32 * 32 * 4 / 2**20
+@pytest.mark.slow
+def test_peak_memory_counts_feature_maps(tiny_model: KLAutoencoder) -> None:
+    # At full resolution two images of 8 channels exist at the same time, for 4 images of 32x32 pixels. What a CPU needs
+    # besides in half the precision depends on its kind.
+    maps = 2 * 4 * 8 * 32 * 32 / 2**20
+    for precision, size in (("fp32", 4), ("bf16", 2)):
+        found = run(tiny_model, Cost(), precision=precision).scores
+        assert maps * size <= found["decode_peak_mib"] < 20 * maps * size
+        assert found["encode_peak_mib"] >= maps * size
 
 
 def test_unknown_memory_is_left_out_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

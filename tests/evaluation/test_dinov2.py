@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_rfdd_equals_a_direct_computation(folder: Path) -> None:
     linalg = pytest.importorskip("scipy.linalg")
     originals = pictures(12, 40)

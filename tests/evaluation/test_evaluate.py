@@ -331,6 +331,7 @@ def test_single_image_skips_only_the_frechet_distance(tiny_model: KLAutoencoder)
     assert f"frechet_colour is skipped: {result.skipped['frechet_colour']}" in summary_lines(result)
 
 
+@pytest.mark.slow
 def test_images_too_small_for_a_network_skip_only_its_score(tiny_model: KLAutoencoder) -> None:
     small = LPIPS(net="alex", pretrained=False)
     result = run(tiny_model, loader(2, size=16), perceptual=small, features=PixelFeatures())

@@ -65,6 +65,7 @@ def test_older_run_opens(name: str, artefact: Unpack, capsys: pytest.CaptureFixt
         assert model.decode(model.encode(image).mode()).shape == image.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name == "vq_gan" else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 )

@@ -77,6 +77,7 @@ def test_checkpoint_bytes_match(kind: str, golden: Golden, tmp_path: Path) -> No
     assert str(load_state(folder)) == str(exact_state())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name == "kl_gan" else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 )

@@ -16,6 +16,7 @@ from tests.golden.inputs import CONFIGS, STEPS, metrics
 TOLERANCE = {"relative": 1e-4, "absolute": 2e-5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_losses_of_a_seeded_run_match(name: str, golden: Golden, golden_run: Callable[[str], Path]) -> None:
     run = golden_run(name)

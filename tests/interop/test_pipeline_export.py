@@ -72,6 +72,7 @@ def decoded(pipe: Any, scaled: Tensor) -> Tensor:
         return pipe.vae.decode(scaled / pipe.vae.config.scaling_factor).sample
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_decoder_is_exchanged_and_the_scale_kept(vae: KLAutoencoder, pipeline: Path, tmp_path: Path) -> None:
     before, model = digests(pipeline), with_other_decoder(vae)
@@ -112,6 +113,7 @@ def test_pipeline_in_half_precision_has_the_same_encoder(
     assert pipe.vae.dtype == torch.float16
 
 
+@pytest.mark.slow
 def test_other_encoder_is_refused_unless_asked_for(vae: KLAutoencoder, pipeline: Path, tmp_path: Path) -> None:
     model = KLAutoencoder(**SMALL).eval()
     with pytest.raises(UserError, match=r"the encoder of the model differs from .*vae.*add --other-latents"):
@@ -178,6 +180,7 @@ def test_damaged_pipelines_are_refused_in_one_line(vae: KLAutoencoder, pipeline:
         export_into_pipeline(vae, pipeline, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_upcast_of_the_pipeline_is_kept(vae: KLAutoencoder, pipeline: Path, tmp_path: Path) -> None:
     model = with_other_decoder(vae)
     for asked in (True, False):
@@ -188,6 +191,7 @@ def test_upcast_of_the_pipeline_is_kept(vae: KLAutoencoder, pipeline: Path, tmp_
         assert load_autoencoder(tmp_path / str(asked)).net.config["force_upcast"] is asked
 
 
+@pytest.mark.slow
 def test_command_writes_the_pipeline(
     vae: KLAutoencoder, pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,6 +118,7 @@ def test_similar_unsupported_networks_are_refused_by_name(tmp_path: Path) -> Non
             import_ldm(save(content, tmp_path / "model.safetensors"), tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_file_with_two_autoencoders_is_refused(tmp_path: Path) -> None:
     net, other = source("kl"), source("kl")
     both = below("vae.")(net.state_dict()) | below("refiner.")(other.state_dict())

@@ -43,6 +43,7 @@ def shards(store: Path) -> dict[str, bytes]:
     return {name: data for name, data in contents(store).items() if name.endswith(".safetensors")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["spelling", "moved", "batch"])
 def test_options_without_effect_on_results_may_differ(
     change: str,
@@ -80,6 +81,7 @@ def test_non_utf8_source_name_is_escaped(tiny_model: KLAutoencoder, image_folder
     assert LatentStore(tmp_path / "store").index["source"][0].as_py() == "caf\\xe9"
 
 
+@pytest.mark.slow
 def test_only_new_images_are_encoded(
     tiny_model: KLAutoencoder,
     image_folder: Path,

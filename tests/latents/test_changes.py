@@ -28,6 +28,7 @@ def inodes(store: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in store.glob("32x32/*.safetensors")}
 
 
+@pytest.mark.slow
 def test_only_the_file_of_a_changed_image_is_encoded_again(
     tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path, encoded: list[str],  # noqa: F811
     caplog: pytest.LogCaptureFixture,
@@ -49,6 +50,7 @@ def test_only_the_file_of_a_changed_image_is_encoded_again(
     assert seen == [(5, 12), (10, 12), (12, 12), (12, 12)]
 
 
+@pytest.mark.slow
 def test_check_false_reads_no_images(tiny_model: KLAutoencoder, image_folder: Path, store: Path) -> None:
     before = contents(store)
     for path in paths(image_folder):
@@ -58,6 +60,7 @@ def test_check_false_reads_no_images(tiny_model: KLAutoencoder, image_folder: Pa
     assert not encode(tiny_model, image_folder, store).already_complete
 
 
+@pytest.mark.slow
 def test_broken_and_repaired_images_update_the_store(
     tiny_model: KLAutoencoder,
     image_folder: Path,
@@ -100,6 +103,7 @@ def test_damaged_shard_of_a_complete_store_is_encoded_again(
     assert contents(store) == before
 
 
+@pytest.mark.slow
 def test_image_changed_between_runs_is_encoded_again(
     tiny_model: KLAutoencoder,
     image_folder: Path,
@@ -115,6 +119,7 @@ def test_image_changed_between_runs_is_encoded_again(
     assert contents(tmp_path / "store") == contents(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_kill_while_reopening_leaves_the_store_complete(
     tiny_model: KLAutoencoder, image_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +139,7 @@ def test_kill_while_reopening_leaves_the_store_complete(
     assert contents(store) == before
 
 
+@pytest.mark.slow
 def test_overflow_counts_of_unchanged_shards_are_kept(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -145,6 +151,7 @@ def test_overflow_counts_of_unchanged_shards_are_kept(
     assert encode(tiny_model, image_folder, tmp_path / "store", precision="fp16").fp32_fallbacks == 10
 
 
+@pytest.mark.slow
 def test_change_is_detected_across_processes(
     tiny_model: KLAutoencoder,
     image_folder: Path,

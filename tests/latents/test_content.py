@@ -74,6 +74,7 @@ def test_lean_store_roundtrips_through_conversion(
     assert all(torch.equal(back[drawn[i]["key"]], drawn[i]["latents"]) for i in range(12))
 
 
+@pytest.mark.slow
 def test_changed_image_in_a_lean_store_is_encoded_again(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def test_latents_are_the_mean_plus_scaled_unit_noise(store: Path) -> None:
     assert float(correlations.abs().max()) < 5 / math.sqrt(256)
 
 
+@pytest.mark.slow
 def test_noise_depends_only_on_seed_and_key(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:
     encode(tiny_model, image_folder, tmp_path / "one")
     (image_folder / "cats/000_first.png").write_bytes((image_folder / "cats/001.png").read_bytes())
@@ -101,6 +102,7 @@ def test_noise_depends_only_on_seed_and_key(tiny_model: KLAutoencoder, image_fol
         assert (other[key] - latents).abs().mean() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"dtype": "bf16", "precision": "bf16"}, {"workers": 1}])
 def test_encoding_is_byte_reproducible(
     changes: dict[str, object], tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
@@ -240,6 +242,7 @@ def test_complete_store_is_not_encoded_again(tiny_model: KLAutoencoder, image_fo
     assert contents(store) == before
 
 
+@pytest.mark.slow
 def test_unfinished_store_is_completed(
     tiny_model: KLAutoencoder, image_folder: Path, store: Path, tmp_path: Path
 ) -> None:
@@ -301,6 +304,7 @@ def test_values_beyond_the_fp16_range_are_refused(
     assert encode(tiny_model, image_folder, tmp_path / "wide").images == 12
 
 
+@pytest.mark.slow
 def test_batches_that_overflow_in_fp16_are_encoded_in_float32_and_counted(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

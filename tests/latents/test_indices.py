@@ -68,6 +68,7 @@ def test_full_store_has_indices_and_latents(kind: str, image_folder: Path, tmp_p
     assert verify_store(tmp_path / "store") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["uint16", "levels"])
 def test_lean_store_has_only_indices(kind: str, image_folder: Path, tmp_path: Path) -> None:
     model = discrete(kind)
@@ -248,6 +249,7 @@ def test_indices_of_another_model_are_not_decoded(image_folder: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_latents_of_a_discrete_model_roundtrip_through_conversion(image_folder: Path, tmp_path: Path) -> None:
     encode(discrete(), image_folder, tmp_path / "store")
     convert_store(tmp_path / "store", tmp_path / "converted", "lightningdit")

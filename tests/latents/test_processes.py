@@ -114,6 +114,7 @@ def test_latents_do_not_depend_on_the_number_of_processes(
     assert not (tmp_path / "many" / LOCK).exists()
 
 
+@pytest.mark.slow
 def test_resuming_with_other_processes_keeps_shard_names(
     tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
 ) -> None:

@@ -145,6 +145,7 @@ def actor(before: int, model: KLAutoencoder, images: Path, store: Path, monkeypa
     return ray_engine._Actor(jobs, FakeTally(before), "cpu")
 
 
+@pytest.mark.slow
 def test_lean_store_of_indices_has_float32_statistics(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,6 +119,7 @@ def test_similarity_losses_are_one_minus_the_metrics() -> None:
         MSSSIMDistance()(x[:, :, :128], y[:, :, :128])
 
 
+@pytest.mark.slow
 def test_similarity_losses_have_finite_gradients_at_extreme_images() -> None:
     _, y = pictures((176, 176))
     flat = torch.zeros_like(y)
@@ -166,6 +167,7 @@ def test_weighted_sum_adds_and_names_its_terms() -> None:
             WeightedSum(**wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_step_logs_each_term_of_a_sum_under_its_name() -> None:
     total = WeightedSum(losses=[SSIMDistance(), DeepFeatures(features=Convolutions())], weights=[0.5, 2.0])
     parts = make_parts(Accelerator(cpu=True), perceptual=total, discriminator=False)

@@ -57,6 +57,7 @@ def test_other_network_is_trained(config: Path, tmp_path: Path) -> None:
     PatchLinear.from_pretrained(out / "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [

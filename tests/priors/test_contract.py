@@ -156,6 +156,7 @@ def test_prior_roundtrips_through_a_folder(name: str, tmp_path: Path) -> None:
     assert found.prior.train()(indices).not_equal(prior(indices)).any()  # the dropout has come along
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name == "GatedPixelCNN" else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
 )

@@ -60,6 +60,7 @@ def test_trial_holds(name: str, tmp_path: Path) -> None:
     assert found["trials"] == found["passed"] > 0
 
 
+@pytest.mark.slow
 def test_every_trial_is_listed_and_has_a_short_form() -> None:
     scripts = {path.name for path in SCRIPTS.glob("*.py") if "= Trial(" in path.read_text()}
     run_by_all = (SCRIPTS / "all.py").read_text()

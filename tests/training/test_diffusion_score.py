@@ -107,6 +107,7 @@ def files(folder: Path) -> dict[str, bytes]:
 # ----------------------------------------------------------------------------------------------------------- the scores
 
 
+@pytest.mark.slow
 def test_score_has_its_numbers_explanations_and_samples(scene: Scene) -> None:
     score = scene.score
     levels = {f"flow_loss_{level}": loss for level, loss in score.flow_losses.items()}
@@ -237,6 +238,7 @@ def test_samples_do_not_depend_on_the_batch_size(scene: Scene, tmp_path: Path) -
 # ------------------------------------------------------------------------------------------------- resuming and caching
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["crash in training", "signal", "crash in sampling"])
 def test_resumed_score_equals_an_uninterrupted_one(
     how: str, scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -293,6 +295,7 @@ def test_another_distance_is_added_to_a_finished_score(scene: Scene, monkeypatch
     assert found.folder == scene.score.folder
 
 
+@pytest.mark.slow
 def test_each_model_and_each_protocol_has_its_own_folder(scene: Scene) -> None:
     found = compute(scene, config=replace(BUDGET, seed=1))
     assert found.folder.parent == scene.score.folder.parent

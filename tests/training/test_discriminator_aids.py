@@ -183,6 +183,7 @@ def test_mistakes_in_aids_are_refused(text: str, message: str, tmp_path: Path) -
         parse_config(["--config", str(tmp_path / "recipe.yaml"), *REQUIRED])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_parser")
 def test_aids_without_a_discriminator_are_refused(tiny_config: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="discriminator_aids has no effect without a discriminator"):

@@ -163,6 +163,7 @@ def test_models_without_a_vector_scale_and_runs_without_a_sit_are_refused(tmp_pa
         fold_scale(KLAutoencoder.example("AutoencoderKL"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "recorded"), [([], "facebook/dinov2-small"), (["--features-weights", "random"], None)]
 )
@@ -191,6 +192,7 @@ def test_features_option_replaces_the_recipes_network(
     assert features.init_args.weights == recorded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -33,6 +33,7 @@ def full(config: Any) -> dict[str, str]:
     return {key: config[f"{key}.class_path"] for key in SHORT}
 
 
+@pytest.mark.slow
 def test_short_names_become_class_paths(tmp_path: Path) -> None:
     expected = {key: path for key, (_, path) in SHORT.items()}
     options = [word for key, (short, _) in SHORT.items() for word in (f"--{key}", short)]

@@ -56,6 +56,7 @@ def state(trainer: Trainer) -> Iterator[Tensor]:
             yield from moments.values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "term"),
     [
@@ -188,6 +189,7 @@ def test_skipped_step_restores_buffers() -> None:
     assert all(torch.equal(value, expected[name]) for name, value in norm.named_buffers())
 
 
+@pytest.mark.slow
 def test_failed_checkpoint_write_stops_the_run(
     tiny_config: Path,
     tmp_path: Path,

@@ -70,6 +70,7 @@ def test_objective_of_vitok_v2_trains_and_names_what_it_used(tiny_config: Path, 
     run(out / "config.yaml", out, "--training.max_steps", "3")  # what a run records opens again
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_parser")
 def test_losses_and_features_are_named_on_the_command_line() -> None:
     required = ["--model", "kl", "--out", "x", "--data.train", "y"]

@@ -118,6 +118,7 @@ class Walk(nn.Module):
             self.net.running_mean.fill_(float(step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "tolerance"), [(0.03, 0.05), (0.05, 1e-6), (0.07, 0.01), (0.15, 0.01), (0.2, 0.02)])
 def test_combined_average_equals_the_tracked_one(length: float, tolerance: float, tmp_path: Path) -> None:
     """On a trajectory of 640 steps with 32 snapshots. The tolerance is relative to the distance between the averages

@@ -92,6 +92,7 @@ def test_discriminator_sees_the_target_of_the_generator(accelerator: Accelerator
     assert {"adaptive_weight", "generator_loss", "rec_loss"} <= set(logs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probability", [0.0, 1.0], ids=["smaller images", "transformed latents"])
 def test_accumulation_equals_one_large_batch(accelerator: Accelerator, probability: float) -> None:
     found = []

@@ -355,6 +355,7 @@ def test_class_is_given_by_name_or_class_path(path: str) -> None:
     assert config.objective.reconstruction.class_path == "ldm_ae.losses.Charbonnier"
 
 
+@pytest.mark.slow
 def test_sum_of_reconstruction_losses_is_configured_by_short_names() -> None:
     given = "{class_path: sum, init_args: {errors: [l1, charbonnier], weights: [1.0, 0.5]}}"
     config = parse_config(["--model", "kl", "--objective.reconstruction", given, "--out", "x", "--data.train", "y"])
