@@ -195,12 +195,12 @@ def _transform(
     if size == "native":
         if crop != "center":
             raise UserError(f"size='native' and crop={crop!r} exclude each other; remove one of them")
-        return WholeTransform(None, multiple=model.latent_spec.image_multiple)
+        return WholeTransform(None, multiple=model.latent_spec.image_multiple, pixels=model.pixel_spec)
     side = model.sample_size if size is None else size
     if not isinstance(side, int):
         raise UserError(f"size must be a number of pixels or 'native', got {size!r}")
     model.latent_spec.latent_size(side, side)
-    return ImageTransform(size=side, crop=crop)
+    return ImageTransform(size=side, crop=crop, pixels=model.pixel_spec)
 
 
 @lru_cache(maxsize=4)

@@ -165,7 +165,7 @@ def _enter(contestants: Sequence[Contestant], failed: dict[str, str], progress: 
     for number, contestant in enumerate(contestants):
         try:
             model = contestant.open()
-            sizes = Sizes(spec=model.latent_spec, trained=model.sample_size)
+            sizes = Sizes(spec=model.latent_spec, trained=model.sample_size, pixels=model.pixel_spec)
             entrants.append(
                 _Entrant(contestant=contestant, sizes=sizes, hash=model_hash(model), pixels=model.pixel_spec)
             )

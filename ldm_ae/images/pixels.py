@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.missing import MISSING
 
 
 class Meaning(NamedTuple):
@@ -155,20 +156,25 @@ class PixelSpec:
     def normalize(self, stored: Tensor) -> Tensor:
         """Convert stored samples (..., channels, H, W) of any type to float32 pixel values in `range`, [-1, 1].
 
-        Missing samples become the lowest value. `clip` clamps; other values outside of `low` and `high` are converted
-        to values outside of the range.
+        Missing samples become `ldm_ae.images.missing.MISSING`.
+        """
+        values = self.scale(stored)
+        return values if self.missing is None else values.masked_fill_(~self.mask(stored), MISSING)
+
+    def scale(self, stored: Tensor) -> Tensor:
+        """Return `normalize` of samples of which none is missing.
+
+        `clip` clamps; other values outside of `low` and `high` are converted to values outside of the range.
         """
         low, high = self._limits(stored.device)
         wide = stored.to(low.dtype)
-        if self.missing is not None:
-            wide = torch.where(self.mask(stored), wide, low)
         if torch.any(low):
             wide = wide - low
         values = (wide / ((high - low) / 2)).sub_(1.0).float()
         return values.clamp_(-1.0, 1.0) if self.clip else values
 
     def denormalize(self, pixel_values: Tensor) -> Tensor:
-        """Convert pixel values (..., channels, H, W) to stored samples, the inverse of `normalize`.
+        """Convert pixel values (..., channels, H, W) to stored samples: the inverse of `normalize` of present data.
 
         Returns:
             A tensor of `dtype`, clamped to `low` and `high`; integers are rounded to the nearest.
@@ -221,6 +227,8 @@ class PixelSpec:
         if not isinstance(value, Mapping):
             raise UserError(f"pixels must be rgb, grey, rgba or a mapping with channels, got {value!r}")
         fields = dict(value)
+        if "quantiles" in fields:
+            raise UserError("pixels: quantiles are measured by ldm-ae train; give low and high here")
         known = ("meaning", "channels", "range", "names", "low", "high", "bits", "missing", "clip")
         if unknown := [str(key) for key in fields if key not in known]:
             raise UserError(f"pixels has no option {', '.join(unknown)}; it has {', '.join(known)}")

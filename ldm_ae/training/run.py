@@ -36,6 +36,7 @@ from ldm_ae.training.checkpoints.state import phase_and_step
 from ldm_ae.training.configuration.keys import PHASES
 from ldm_ae.training.configuration.parsing import RunConfig, config_parser, parse_config, saved_text
 from ldm_ae.training.configuration.phases import each_phase
+from ldm_ae.training.measured_pixels import with_measured_pixels
 from ldm_ae.training.monitoring.banner import Banner, closing_lines
 from ldm_ae.training.monitoring.samples import Samples
 from ldm_ae.training.monitoring.trackers import check_trackers, make_trackers, start_trackers
@@ -152,6 +153,7 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
 
 def train_parsed(config: Namespace, parser: ArgumentParser) -> Path:
     """Train as the configuration that `parse_config` returned specifies; see `train`."""
+    config = with_measured_pixels(config, parser)
     folder, phases = Path(config.out), list_phases(config, parser)
     check_place(
         folder, [place for phase in phases for place in (phase.config.data.train, phase.config.data.validation)]
@@ -273,10 +275,10 @@ def make_trainer(
     """Return the trainer of a built configuration."""
     loader, validation = run.data.loaders(
         batch_size=run.training.batch_size, accumulation=run.training.accumulation, seed=phase.seed,
-        rank=accelerator.process_index, world_size=accelerator.num_processes,
+        rank=accelerator.process_index, world_size=accelerator.num_processes, pixels=run.model.pixel_spec,
     )  # fmt: skip
     samples = Samples(
-        loader, validation, run.data.validation_transform(), batch_size=run.training.batch_size,
+        loader, validation, run.data.validation_transform(run.model.pixel_spec), batch_size=run.training.batch_size,
         autocast_dtype=None if numerics.precision == "fp32" else numerics.dtype, view=run.objective.view,
     )  # fmt: skip
     run.regularizer.verify(samples.pixel_values[:2])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import Source
-from ldm_ae.images.pixels import RGB
+from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.latents.conversion.output import converting, write_account
 from ldm_ae.latents.conversion.source_images import SourceImages
 from ldm_ae.latents.fold import Constants, Fold
@@ -87,7 +87,7 @@ def convert_store(
             "format": format,
             "images": len(samples),
             "buckets": samples.rows["bucket"].unique().to_pylist(),
-            "pixels": RGB.words,
+            "pixels": PixelSpec.from_json(store.request.transform.get("pixels", "rgb")).words,
             "fold": fold,
             "values": mapping.to_json() if target.reads_latents else None,
             "warnings": warnings,
