@@ -162,6 +162,11 @@ class Objective(PartlyFrozen):
         nll = self.nll(error, counted)
         return ReconstructionTerms(nll, error, rec_loss, perceptual_loss, perceptual_terms, per_element_total)
 
+    def describe(self) -> dict[str, str]:
+        """Return the identity of the perceptual network, and its view of images that are not RGB, as JSON values."""
+        found = {} if self.perceptual is None else {"perceptual": self.perceptual.identity}
+        return found if self.view is None else found | {"view": self.view.words}
+
     def comparable(self, reconstructions: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return both images as networks may compare them: with equal values where data is missing in the target."""
         return (reconstructions, target) if self.pixels.missing is None else fill(reconstructions, target)

@@ -154,9 +154,7 @@ class Trainer:
         config, log = self.config, self.log
         if self.accelerator.is_main_process:
             environment = describe_environment(self.accelerator.device) | {"numerics": self.numerics.describe()}
-            if self.objective.perceptual is not None:
-                environment["perceptual"] = self.objective.perceptual.identity
-            write_json(self.folder / ENVIRONMENT, environment)
+            write_json(self.folder / ENVIRONMENT, environment | self.objective.describe())
             remove_results(self.folder, self.phase.number)
         log.rewind(self.run_step)
         self.saver.rewind(self.step)

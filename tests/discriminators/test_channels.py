@@ -39,9 +39,9 @@ def test_every_discriminator_judges_all_channels(cls: type[Discriminator], pixel
     network = cls.example()
     network.prepare(pixels, Triples() if pixels == FIVE else None)
     assert network.pixels == pixels
-    pixel_values = images(pixels, size=64)[1].requires_grad_()
-    logits = network(network.augment(pixel_values, draws()))
-    assert len(logits) == 2
+    pixel_values = images(pixels, count=6, size=64)[1].requires_grad_()  # their triples have all five channels
+    logits = network(network.augment(pixel_values, draws(6)))
+    assert len(logits) == 6
     (gradient,) = torch.autograd.grad(logits.sum(), pixel_values)
     assert (gradient.abs().amax(dim=(0, 2, 3)) > 0).all()
     assert not [name for name, parameter in network.named_parameters() if parameter.dtype != torch.float32]
@@ -76,7 +76,7 @@ def test_first_convolution_is_initialized_as_the_others() -> None:
     first = network.layers[0]
     assert isinstance(first, nn.Conv2d)
     assert first.weight.shape == (64, 12, 4, 4)
-    assert float(first.weight.std()) == pytest.approx(0.02, rel=0.05)  # 12,288 numbers
+    assert first.weight.std().item() == pytest.approx(0.02, rel=0.05)  # 12,288 numbers
     assert not first.bias.any()  # type: ignore[union-attr]
 
 

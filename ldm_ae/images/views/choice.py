@@ -66,6 +66,8 @@ def shown_view(pixels: PixelSpec, view: View | None = None) -> View | None:
     if pixels.meaning == "rgba":
         return Composite(backgrounds=["checker"]).of(pixels)
     found = view.of(pixels) if view is not None else default_view(pixels)
+    if isinstance(found, Triples):
+        return Bands(bands=[pixels.names[channel] for channel in found.fixed()[0].tolist()]).of(pixels)
     if found is not None:
         return found
     names = pixels.names if pixels.channels >= len(COLOURS) else pixels.names[:1] * len(COLOURS)
