@@ -60,7 +60,7 @@ class Scoring:
         for metric in metrics:
             self.skipped |= metric.absent
             try:
-                view = _view(metric, setting)
+                view = metric_view(metric, setting.pixels, setting.view)
                 metric.prepare(setting)
             except CannotScoreError as error:
                 self._skip(metric, error)
@@ -177,16 +177,26 @@ class Scoring:
 _Pair = tuple[Tensor, Tensor]
 
 
-def _view(metric: Metric, setting: Setting) -> View | None:
-    """Return the view of the images that a metric scores; CannotScoreError if it does not support them."""
-    needed, pixels = metric.pixels, setting.pixels
+def metric_view(metric: Metric, pixels: PixelSpec, view: View | None, *, setting: str = VIEW_OPTION) -> View | None:
+    """Return the view by which a metric scores images; None where it scores them as they are.
+
+    Args:
+        metric: The metric.
+        pixels: Specification of the images.
+        view: The chosen view; None takes the default of the images.
+        setting: Name of the setting that chooses it, for the message.
+
+    Raises:
+        CannotScoreError: The metric does not support these images, and there is no view of them.
+    """
+    needed = metric.pixels
     if needed is None or needed == pixels or (needed == RGB and pixels.meaning == "rgb"):
         return None
     label = metric.info().label
     if needed != RGB or not metric.compares_images:
         raise CannotScoreError(f"{label} requires images that are {needed}, but the model uses {pixels}")
     try:
-        return view_for(needed, pixels, setting.view, label, setting=VIEW_OPTION)
+        return view_for(needed, pixels, view, label, setting=setting)
     except UserError as error:
         raise CannotScoreError(str(error)) from None
 

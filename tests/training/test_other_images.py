@@ -16,6 +16,7 @@ from PIL import Image
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators import DiscriminatorPass, PatchDiscriminator
+from ldm_ae.evaluation.metrics.perceptual import Perceptual
 from ldm_ae.features import EfficientNetLite0
 from ldm_ae.images.missing import known
 from ldm_ae.images.pixels import GREY, RGBA, PixelSpec
@@ -27,6 +28,7 @@ from ldm_ae.training.run import train
 from ldm_ae.training.step_parts import MicroBatch, StepParts
 from ldm_ae.training.steps import discriminator_step, generator_step
 from ldm_ae.training.training_pass import TrainingPass
+from ldm_ae.training.validation import Validation, check_best, choose_metrics
 from tests.channels import FIVE, GAPS, PLAIN_FIVE, PatchModel, images
 from tests.training.common import TINY, gradients, small_perceptual
 
@@ -111,6 +113,16 @@ def test_refusals_name_the_setting() -> None:
         losses(PLAIN_FIVE, perceptual=small_perceptual())
     with pytest.raises(UserError, match="AlphaAware needs rgba images, but the model uses grey"):
         losses(GREY, reconstruction=AlphaAware())
+
+
+def test_best_metric_without_a_view_is_refused_before_training() -> None:
+    chosen = choose_metrics("psnr", None)
+    best = Perceptual(small_perceptual())
+    validation = Validation([*chosen.metrics, best], best, added=True)
+    with pytest.raises(UserError, match=r"training\.best_metric is 'small': small requires .* Set objective\.view"):
+        check_best(validation, resolution=32, images=4, pixels=PLAIN_FIVE)
+    check_best(validation, resolution=32, images=4, pixels=PLAIN_FIVE, view=Triples())
+    check_best(validation, resolution=32, images=4, pixels=FIVE)
 
 
 def write_images(folder: Path, channels: int) -> Path:
