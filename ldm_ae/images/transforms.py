@@ -200,8 +200,10 @@ class ImageTransform:
 
 
 def _pixel_values(image: Image.Image | Samples) -> Tensor:
-    """Return (C, H, W) float32."""
+    """Return (C, H, W) float32; BadImage if all samples are missing."""
     if isinstance(image, Samples):
+        if image.present is not None and not image.present.any():
+            raise BadImage("all of its samples are missing")
         return image.pixel_values()
     return from_levels(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
 

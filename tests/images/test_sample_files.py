@@ -147,6 +147,11 @@ def test_missing_data_travels_through_resizing_and_flips() -> None:
     assert torch.allclose(found[[0, 1, 3, 4]], torch.zeros(()), atol=1e-5)
 
 
+def test_crop_without_data_is_a_bad_image() -> None:
+    with pytest.raises(BadImage, match="all of its samples are missing"):
+        read(npy(np.full((24, 20, 5), math.nan, np.float32)), FLOATS)
+
+
 def test_orientation_is_undone() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
