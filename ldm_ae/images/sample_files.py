@@ -124,7 +124,7 @@ class SampleDecoding:
 
         try:
             with tifffile.TiffFile(io.BytesIO(data)) as file:
-                first = file.pages[0]
+                first = file.pages.first
                 self._require_size(first.imagewidth, first.imagelength)
                 if first.ndim == 2 and len(file.pages) == self.pixels.channels > 1:  # each band is a page
                     return np.stack([page.asarray() for page in file.pages])
@@ -187,11 +187,12 @@ def _sixteen_bits(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
     Pillow keeps the upper byte of each sample, in `image`. Told that the bytes are in the other order, it returns the
     lower ones.
     """
-    again = Image.open(io.BytesIO(data), formats=("PNG",))
-    (kind, extents, offset, mode), *others = [tuple(tile) for tile in again.tile]
+    again: Any = Image.open(io.BytesIO(data), formats=("PNG",))
+    tile, *others = again.tile
+    mode = tile.args
     if others or not isinstance(mode, str) or not mode.endswith(";16B"):
         raise BadImage(f"PNG of 16 bits in {mode} is not supported")
-    again.tile = [type(again.tile[0])(kind, extents, offset, f"{mode[:-1]}L")]
+    again.tile = [tile._replace(args=f"{mode[:-1]}L")]
     try:
         again.load()
     except Exception as error:
