@@ -110,6 +110,8 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "ldm-ae train --config kl_f8 --data.train IMAGES --discriminator projected "
         "--discriminator_aids '[eight-bit, diffaug, lecam]'",
     ): Options(_HOURS),
+    ("docs/PIXELS.md", "# Recipes"): Options(_MINUTES),
+    ("docs/PIXELS.md", "# Sixteen bits in Python"): Run(),
     ("docs/PYTHON.md", "import ldm_ae"): Run({'"runs/mine"': '"MODEL"', "size=256": "size=64"}),
     ("docs/PYTHON.md", "from ldm_ae.models import Tiled"): Run({"size=2048": "size=64", "tile=512": "tile=32"}),
     ("docs/PYTHON.md", "from PIL import Image"): Run(

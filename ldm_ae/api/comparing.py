@@ -28,6 +28,7 @@ from ldm_ae.comparison import (
 from ldm_ae.comparison import compare as compare_models
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import open_source
+from ldm_ae.images.views import parse_view
 from ldm_ae.models import Autoencoder, load_autoencoder
 from ldm_ae.models.loading.places import local_place
 
@@ -47,6 +48,7 @@ def compare(
     metrics: str | Sequence[str] = ("compare",),
     perceptual: str | None = None,
     features: str | None = None,
+    view: str | None = None,
     inception_weights: str | None = None,
     dinov2: str | None = None,
     baseline: str | Sequence[str] = (),
@@ -79,6 +81,7 @@ def compare(
         metrics: Names of metrics, or one name; `compare` is everything that needs no download and no labels.
         perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
         features: The network of the Fréchet distance: `auto`, `inception`, `efficientnet_lite0` or `none`.
+        view: How networks that know RGB only see other images, such as `bands:nir,red,green`.
         inception_weights: File of FID's Inception weights, for a machine without a network.
         dinov2: DINOv2 of the metric `rfdd`: a folder, or a name on the hub.
         baseline: Image codecs to measure at the models' rates: `jpeg`, `webp`, `avif`.
@@ -117,6 +120,7 @@ def compare(
     source = open_source(str(images))
     config = CompareConfig(
         size=size, limit=limit, metrics=[metrics] if isinstance(metrics, str) else metrics,
+        view=None if view is None else parse_view(view),
         networks={
             "perceptual": perceptual, "features": features, "inception_weights": inception_weights, "dinov2": dinov2
         },

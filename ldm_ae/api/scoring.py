@@ -26,6 +26,7 @@ from ldm_ae.evaluation.report.summary import summary_lines
 from ldm_ae.evaluation.report.write import REPORT_FILES
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX, Scoring
 from ldm_ae.images.in_memory import Images, Range, pixel_values_of
+from ldm_ae.images.views import parse_view
 from ldm_ae.io.files import new_folder, require_new_folder
 from ldm_ae.models import Autoencoder
 from ldm_ae.priors import SavedPrior, load_prior
@@ -128,6 +129,7 @@ def evaluate(
     limit: int | None = None,
     metrics: str | Sequence[str] = ("default",),
     perceptual: str | None = None,
+    view: str | None = None,
     features: str | None = None,
     inception_weights: str | None = None,
     dinov2: str | None = None,
@@ -158,6 +160,8 @@ def evaluate(
         metrics: Names of metrics, or one name; `default` is the default set of `ldm-ae evaluate`, `compare` the
             set for a comparison of models.
         perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
+        view: How networks that know RGB only see a model's other images, such as `bands:nir,red,green`; see
+            `ldm-ae evaluate --help`.
         features: The network of the Fréchet distance: `auto`, `inception`, `efficientnet_lite0` or `none`.
         inception_weights: File of FID's Inception weights, for a machine without a network.
         dinov2: DINOv2 of the metric `rfdd`: a folder, or a name on the hub.
@@ -210,6 +214,7 @@ def evaluate(
         precision = next((name for name, dtype in DTYPES.items() if dtype == loaded.dtype), "fp32")
     evaluation = evaluate_batches(
         loaded, loader, source=str(images), transform_description=transform.describe(), model_name=name,
+        view=None if view is None else parse_view(view),
         metrics=chosen, prior=saved, precision=precision, device=loaded.device if device is None else device,
         progress=progress,
     )  # fmt: skip
@@ -221,10 +226,10 @@ def evaluate(
 
 def _transform(model: Autoencoder, size: Size, options: dict[str, Any]) -> ImageTransform | WholeTransform:
     if size == "native":
-        return WholeTransform(None, multiple=model.latent_spec.image_multiple, **options)
+        return WholeTransform(None, multiple=model.latent_spec.image_multiple, pixels=model.pixel_spec, **options)
     side = model.sample_size if size is None else size
     model.latent_spec.latent_size(side, side)
-    return ImageTransform(size=side, **options)
+    return ImageTransform(size=side, pixels=model.pixel_spec, **options)
 
 
 @lru_cache(maxsize=4)

@@ -14,6 +14,7 @@ from ldm_ae.core.resources import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from ldm_ae.data import BucketTransform, ImageTransform, Source, WholeTransform
+    from ldm_ae.images.views import View
     from ldm_ae.models import Autoencoder
 
 
@@ -31,6 +32,13 @@ def print_path(what: str, path: str | Path) -> None:
 def option_of(name: str) -> str:
     """Return the option that argparse stores as `name`."""
     return f"--{name.replace('_', '-')}"
+
+
+def chosen_view(args: argparse.Namespace) -> View | None:
+    """Return the view of --view; None if it is not given."""
+    from ldm_ae.images.views import parse_view
+
+    return None if args.view is None else parse_view(args.view)
 
 
 def metric_networks(args: argparse.Namespace) -> dict[str, str | None]:
@@ -81,7 +89,7 @@ def square_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageT
     model, source = _model_and_images(args)
     size = args.size if args.size is not None else model.sample_size
     model.latent_spec.latent_size(size, size)
-    return model, source, ImageTransform(size=size, **square_options(args))
+    return model, source, ImageTransform(size=size, pixels=model.pixel_spec, **square_options(args))
 
 
 def square_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -115,7 +123,7 @@ def whole_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, WholeTr
     if shorter is not None:
         spec.latent_size(shorter, shorter)
     multiple = spec.image_multiple if shorter is None else spec.downsample_factor
-    return model, source, WholeTransform(shorter, multiple=multiple, **decoding_options(args))
+    return model, source, WholeTransform(shorter, multiple=multiple, pixels=model.pixel_spec, **decoding_options(args))
 
 
 def sized_inputs(args: argparse.Namespace) -> tuple[Autoencoder, Source, ImageTransform | WholeTransform]:
@@ -148,7 +156,7 @@ def bucketed_inputs(
     model, source = _model_and_images(args)
     for size in sizes:
         model.latent_spec.latent_size(*size)
-    options = decoding_options(args)
+    options = decoding_options(args) | {"pixels": model.pixel_spec}
     if len(set(sizes)) == 1:
         return model, source, ImageTransform(size=sizes[0], **options)
     return model, source, BucketTransform(sizes, **options)

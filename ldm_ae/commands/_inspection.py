@@ -10,6 +10,7 @@ from typing import Any
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS
 from ldm_ae.evaluation.metrics.codebook import CodebookUsage
+from ldm_ae.images.pixels import RGB
 from ldm_ae.interop.pipeline import INDEX
 from ldm_ae.io.files import require_json
 from ldm_ae.io.hub_names import PREFIX
@@ -153,6 +154,7 @@ def _described(model: Autoencoder) -> dict[str, Any]:
         **({"shift_factor": spec.shift_factor} if spec.shift_factor else {}),
         **({} if spec.latents_std is None else {"latents_mean": spec.latents_mean, "latents_std": spec.latents_std}),
         **({} if spec.patch_size == 1 else {"patch_size": spec.patch_size}),
+        **({} if model.pixel_spec == RGB else {"images": str(model.pixel_spec)}),
         **({} if spec.image_size is None else {"image_size": spec.image_size}),
         "scale": describe_state(model),
         "sample_size": model.sample_size,

@@ -132,6 +132,10 @@ def add_metrics_options(parser: argparse.ArgumentParser, *, default: str) -> Non
     parser.add_argument("--dinov2", metavar="FOLDER", help="DINOv2 of the metric rfdd: a folder of config.json and "
                         "model.safetensors, or a name on the hub (default: facebook/dinov2-large; `compare` takes "
                         "it only from the hub's cache)")  # fmt: skip
+    parser.add_argument("--view", metavar="VIEW", help="how networks that know RGB only see a model's other images: "
+                        "repeated, composite, composite:black,white, bands:RED,GREEN,BLUE with names of channels, "
+                        "triples or triples:NUMBER (default: grey is repeated, alpha is composited over black, white "
+                        "and a checker, channels named red, green and blue are shown)")  # fmt: skip
 
 
 def add_tiling_options(parser: argparse.ArgumentParser) -> None:

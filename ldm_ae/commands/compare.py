@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm_ae.commands._inputs import (
     choose_precision,
+    chosen_view,
     decoding_options,
     metric_networks,
     option_of,
@@ -108,7 +109,7 @@ def _run(args: argparse.Namespace) -> int:
             size=args.size, limit=args.limit, metrics=args.metrics, networks=metric_networks(args),
             transform=_transform_options(args), precision=args.precision, device=args.device,
             batch_size=args.batch_size, workers=args.workers, max_bad_fraction=args.max_bad_fraction,
-            pictures=args.pictures, codecs=args.baseline, diffusion=_diffusion(args),
+            pictures=args.pictures, codecs=args.baseline, diffusion=_diffusion(args), view=chosen_view(args),
         )  # fmt: skip
         with _Stages() as progress:
             found = compare(contestants, source, folder, config, source_name=args.images, progress=progress)

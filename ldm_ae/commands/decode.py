@@ -12,10 +12,10 @@ from ldm_ae.io.files import require_new_folder
 
 
 class Decode(Command):
-    """Decoding of a latent store into PNG files."""
+    """Decoding of a latent store into image files."""
 
     name = "decode"
-    summary = "Decode a latent store to PNG files."
+    summary = "Decode a latent store to image files."
     order = 60
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -27,11 +27,13 @@ class Decode(Command):
                             "latents, or the mean of the stored moments")  # fmt: skip
         parser.add_argument("--other-model", action="store_true", help="decode with a model that did not write the "
                             "store")  # fmt: skip
+        parser.add_argument("--files", choices=("png", "tif", "npy"), help="kind of files; default: PNG where it can "
+                            "hold the model's images, else NumPy arrays")  # fmt: skip
         add_compute_options(parser)
         add_tiling_options(parser)
 
     def run(self, args: argparse.Namespace) -> None:
-        """Write a PNG file for each image of the store."""
+        """Write a file for each image of the store."""
         require_new_folder(args.out, "the images")
         from ldm_ae.core.allocator import keep_freed_memory
         from ldm_ae.core.devices import pick_device
@@ -47,6 +49,6 @@ class Decode(Command):
         with progress_bar("decoding", None) as progress:
             count = decode_store(
                 model, args.store, args.out, latents=args.latents, batch_size=args.batch_size, device=args.device,
-                precision=args.precision, allow_other_model=args.other_model, progress=progress,
+                precision=args.precision, allow_other_model=args.other_model, files=args.files, progress=progress,
             )  # fmt: skip
         print_path(f"{count} images", args.out)

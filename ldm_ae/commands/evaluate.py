@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import choose_precision, metric_networks, print_path, sized_inputs
+from ldm_ae.commands._inputs import choose_precision, chosen_view, metric_networks, print_path, sized_inputs
 from ldm_ae.commands._options import (
     add_compute_options,
     add_images,
@@ -55,6 +55,7 @@ class Evaluate(Command):
         with new_folder(args.out) as folder:
             choose_precision(args)
             metrics = named_metrics(args.metrics, **metric_networks(args))
+            view = chosen_view(args)
             prior = None if args.prior is None else load_prior(args.prior)
             if prior is not None and not any(metric.name == "rate" for metric in metrics):
                 chosen = " ".join(args.metrics)
@@ -70,8 +71,8 @@ class Evaluate(Command):
             with progress_bar("evaluating", count) as progress:
                 evaluation = evaluate(
                     model, loader, source=args.images, transform_description=transform.describe(),
-                    model_name=str(args.model), metrics=metrics, prior=prior, precision=args.precision,
-                    device=args.device, progress=lambda done: progress(done, count),
+                    model_name=str(args.model), metrics=metrics, prior=prior, view=view,
+                    precision=args.precision, device=args.device, progress=lambda done: progress(done, count),
                 )  # fmt: skip
             write_report(evaluation, folder)
             print("\n".join([*summary_lines(evaluation), *source.account().lines()]))

@@ -82,13 +82,17 @@ class Export(Command):
 def _averaged(args: argparse.Namespace) -> Iterator[None]:
     """Let MODEL be a temporary folder with the average that `--ema` requests."""
     from ldm_ae.core.devices import pick_device
+    from ldm_ae.models import load_autoencoder
     from ldm_ae.training.averages.best import best_of, held_out, score_lengths, table
     from ldm_ae.training.averages.posthoc import StoredAverages
 
     stored = StoredAverages(args.model)
     if args.ema == _BEST:
         device = pick_device(args.device)
-        held, lengths = held_out(args.model, stored.phase, device), stored.lengths_to_compare()
+        held, lengths = (
+            held_out(args.model, stored.phase, device, load_autoencoder(args.model).pixel_spec),
+            stored.lengths_to_compare(),
+        )
         with progress_bar("scoring lengths", len(lengths)) as progress:
             scored = score_lengths(stored, lengths, held, device, lambda done: progress(done, len(lengths)))
         length = best_of(scored).length

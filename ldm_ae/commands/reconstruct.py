@@ -20,10 +20,10 @@ from ldm_ae.io.files import require_new_folder
 
 
 class Reconstruct(Command):
-    """Reconstruction of images as PNG files."""
+    """Reconstruction of images as files."""
 
     name = "reconstruct"
-    summary = "Encode and decode images, and write PNG files."
+    summary = "Encode and decode images, and write image files."
     order = 40
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -36,11 +36,13 @@ class Reconstruct(Command):
         parser.add_argument("--whole", action="store_true", help="keep each image whole: resize its shorter side to "
                             "the size, or with --resize none keep its size; its sides are rounded to multiples of the "
                             "model's downsample factor")  # fmt: skip
+        parser.add_argument("--files", choices=("png", "tif", "npy"), help="kind of files; default: PNG where it can "
+                            "hold the model's images, else NumPy arrays")  # fmt: skip
         add_compute_options(parser)
         add_tiling_options(parser)
 
     def run(self, args: argparse.Namespace) -> None:
-        """Write a PNG file for each image."""
+        """Write a file for each image."""
         require_new_folder(args.out, "the images")
         from ldm_ae.data import WholeTransform
         from ldm_ae.latents import reconstruct_images
@@ -50,7 +52,8 @@ class Reconstruct(Command):
         with progress_bar("reconstructing", len(source)) as progress:
             written = reconstruct_images(
                 model, source, args.out, transform=transform, batch_size=args.batch_size, workers=args.workers,
-                device=args.device, precision=args.precision, max_bad_fraction=args.max_bad_fraction, progress=progress,
+                device=args.device, precision=args.precision, max_bad_fraction=args.max_bad_fraction, files=args.files,
+                progress=progress,
             )  # fmt: skip
         print("\n".join(source.account().lines()))
         if not isinstance(transform, WholeTransform):

@@ -13,7 +13,8 @@ from ldm_ae.comparison.result import ModelResult, Shown
 from ldm_ae.comparison.stored import find_result, infos_of_json, read_pictures, result_folder, write_key, write_pictures
 from ldm_ae.evaluation import Metric, ScoreInfo
 from ldm_ae.evaluation.baselines import CodecRates, matched_rate, score_codec
-from ldm_ae.evaluation.codecs import CODECS, Codec, missing_codec
+from ldm_ae.evaluation.codecs import CODECS, Codec, cannot_code, missing_codec
+from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.io.files import read_json, write_json, writing_folder
 
 _TITLES: Mapping[str, str] = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
@@ -67,6 +68,7 @@ def measure_codecs(
     protocol: Mapping[str, Any],
     folder: Path,
     progress: Callable[[str, int, int], None] | None,
+    pixels: PixelSpec = RGB,
 ) -> Codecs:
     """Score codecs at the rates of the models, or read the results that FOLDER/codecs/ holds.
 
@@ -78,11 +80,12 @@ def measure_codecs(
         protocol: The protocol of the comparison, which is part of the results' keys.
         folder: Folder of the comparison.
         progress: Receives each stage of the work.
+        pixels: Specification of the images. Codecs are skipped for images that they cannot hold.
     """
     wanted: list[Codec] = [codec for codec in CODECS if codec in names]
     skipped: dict[str, str] = {}
     for codec in wanted:
-        if (reason := missing_codec(codec)) is not None:
+        if (reason := cannot_code(codec, pixels) or missing_codec(codec)) is not None:
             skipped[codec] = reason
     rates: list[tuple[float, str, list[str]]] = []
     for model in models:

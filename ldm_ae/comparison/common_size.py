@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import ImageTransform, WholeTransform
+from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.models import LatentSpec
 
 
@@ -19,6 +20,8 @@ class Sizes:
     spec: LatentSpec
     trained: int
     """Side in pixels that the model was trained at."""
+    pixels: PixelSpec = RGB
+    """The model's images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +49,12 @@ def common_size(
         options: Further arguments of the transform.
 
     Raises:
-        UserError: The size is smaller than what the models need.
+        UserError: The size is smaller than what the models need, or their images differ.
     """
+    pixels = models[0].pixels
+    for model in models[1:]:
+        model.pixels.require_match(pixels, "the first model")
+    options["pixels"] = pixels
     multiple = math.lcm(*(model.spec.image_multiple for model in models))
     needed = " and ".join(str(number) for number in sorted({model.spec.image_multiple for model in models}))
     divisible = f"divisible by {multiple}" + (

@@ -26,6 +26,8 @@ from ldm_ae.data import EvaluationLoader, Source
 from ldm_ae.evaluation import Metric, evaluate
 from ldm_ae.evaluation.codecs import CODECS
 from ldm_ae.evaluation.metric_sets import COMPARE, named_metrics
+from ldm_ae.images.pixels import RGB, PixelSpec
+from ldm_ae.images.views import View, shown_view
 from ldm_ae.models import Autoencoder, model_hash
 from ldm_ae.models.scaling import SCALE
 from ldm_ae.models.wrappers.tiling import tiling_of
@@ -70,6 +72,8 @@ class CompareConfig:
     codecs: Sequence[str] = ()
     """Image codecs to measure beside the models."""
     diffusion: DiffusionPlan | None = None
+    view: View | None = None
+    """How networks that know RGB only see other images; None for the default of the images."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -88,6 +92,7 @@ class CompareConfig:
 class _Entrant:
     contestant: Contestant
     sizes: Sizes
+    pixels: PixelSpec
     identity: dict[str, Any]
     """What the scores depend on, as JSON values; models that differ by their scale alone have one hash."""
 
@@ -124,6 +129,7 @@ def compare(
     entrants = _enter(contestants, failed, progress)
     if not entrants:
         raise UserError(_nothing(failed))
+    pixels = entrants[0].pixels
     size = common_size([entrant.sizes for entrant in entrants], config.size, **config.transform)
     total = min(config.limit or len(source), len(source))
     diffusion = None if config.diffusion is None else diffusion_runner(
@@ -136,11 +142,12 @@ def compare(
         max_bad_fraction=config.max_bad_fraction, indices=range(total),
     )  # fmt: skip
     images = SharedImages(
-        loader, folder / IMAGES, pictures=config.pictures, progress=_stage(progress, "decoding images", total)
-    )
+        loader, folder / IMAGES, pictures=config.pictures, shown=shown_view(pixels, config.view),
+        progress=_stage(progress, "decoding images", total),
+    )  # fmt: skip
     del loader
     try:
-        protocol = _protocol(images, size, metrics, config, source_name)
+        protocol = _protocol(images, size, metrics, config, source_name, pixels)
         claim(folder, protocol)
         results = []
         for entrant in entrants:
@@ -156,7 +163,7 @@ def compare(
             _free()
         if not results:
             raise UserError(_nothing(failed))
-        codecs = measure_codecs(config.codecs, images, results, metrics, protocol, folder, progress)
+        codecs = measure_codecs(config.codecs, images, results, metrics, protocol, folder, progress, pixels)
     finally:
         images.close()
     return Comparison(models=results, failed=failed, codecs=codecs, originals=images.first, protocol=protocol)
@@ -168,8 +175,11 @@ def _enter(contestants: Sequence[Contestant], failed: dict[str, str], progress: 
     for number, contestant in enumerate(contestants):
         try:
             model = contestant.open()
-            sizes = Sizes(spec=model.latent_spec, trained=model.sample_size)
-            entrants.append(_Entrant(contestant=contestant, sizes=sizes, identity=_identity(model)))
+            sizes = Sizes(spec=model.latent_spec, trained=model.sample_size, pixels=model.pixel_spec)
+            entrants.append(
+                _Entrant(contestant=contestant, sizes=sizes, pixels=model.pixel_spec, identity=_identity(model))
+            )
+            _require_same_images(entrants)
             del model
         except UserError as error:
             failed[contestant.name] = _reason(error)
@@ -177,6 +187,17 @@ def _enter(contestants: Sequence[Contestant], failed: dict[str, str], progress: 
         if progress is not None:
             progress("opening models", number + 1, len(contestants))
     return entrants
+
+
+def _require_same_images(entrants: list[_Entrant]) -> None:
+    """Raise UserError, and remove the last model, if its images are not those of the first."""
+    first, last = entrants[0], entrants[-1]
+    if first.pixels != last.pixels:
+        entrants.pop()
+        raise UserError(
+            f"it is for images that are {last.pixels}, and {first.contestant.name} for {first.pixels}; compare models "
+            "of the same images"
+        )
 
 
 def _identity(model: Autoencoder) -> dict[str, Any]:
@@ -201,7 +222,7 @@ def _result(
         evaluation = evaluate(
             entrant.contestant.open(), images, source=source_name,
             transform_description=protocol["images"]["transform"], model_name=shown, metrics=metrics,
-            precision=config.precision, device=config.device, pictures=config.pictures,
+            precision=config.precision, device=config.device, pictures=config.pictures, view=config.view,
             progress=_stage(progress, f"evaluating {name}", images.count),
         )  # fmt: skip
         found = result_folder(folder / MODELS, name, key)
@@ -215,8 +236,9 @@ def _with_curves(result: ModelResult) -> ModelResult:
 
 
 def _protocol(
-    images: SharedImages, size: CommonSize, metrics: Sequence[Metric], config: CompareConfig, source_name: str
-) -> dict[str, Any]:
+    images: SharedImages, size: CommonSize, metrics: Sequence[Metric], config: CompareConfig, source_name: str,
+    pixels: PixelSpec,
+) -> dict[str, Any]:  # fmt: skip
     """Return what all results must have in common, as JSON values."""
     device = config.device if isinstance(config.device, torch.device) else pick_device(config.device)
     return {
@@ -229,7 +251,15 @@ def _protocol(
         "device": device.type,
         "pictures": config.pictures,
         "ldm_ae": __version__,
+        **_images_protocol(pixels, config.view),
     }  # fmt: skip
+
+
+def _images_protocol(pixels: PixelSpec, view: View | None) -> dict[str, str]:
+    """Return the protocol's entries on images that are not RGB; none for RGB."""
+    if pixels == RGB:
+        return {}
+    return {"pixels": pixels.words, "view": "default" if view is None else view.words}
 
 
 def _stage(progress: Progress | None, text: str, total: int) -> Callable[[int], None] | None:

@@ -18,6 +18,7 @@ from ldm_ae.comparison.result import Shown
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import Batch, EvaluationLoader
 from ldm_ae.images.uint8 import from_levels, to_uint8
+from ldm_ae.images.views import View
 
 RESERVE = 2**30
 """Bytes of the disk that stay free; images that do not fit beside them are decoded again for each model."""
@@ -40,6 +41,7 @@ class SharedImages:
         loader: The images.
         file: Path of the file, which `close` removes.
         pictures: Number of images to keep for the page.
+        shown: The view by which the page shows images that are not RGB; None for RGB.
         progress: Called with the number of images done.
 
     Raises:
@@ -47,8 +49,9 @@ class SharedImages:
     """
 
     def __init__(
-        self, loader: EvaluationLoader, file: Path, *, pictures: int, progress: Callable[[int], None] | None = None
-    ):
+        self, loader: EvaluationLoader, file: Path, *, pictures: int, shown: View | None = None,
+        progress: Callable[[int], None] | None = None,
+    ):  # fmt: skip
         self.first: list[Shown] = []
         """The first images."""
         self.count = 0
@@ -68,8 +71,9 @@ class SharedImages:
                     output.write(data)
                     empty = replace(batch, pixel_values=torch.empty(0), rejected={})
                     self._entries.append(_Entry(empty, tuple(levels.shape)))
-                missing = max(pictures - len(self.first), 0)
-                rows = zip(batch.keys[:missing], levels[:missing], strict=True)
+                wanted = max(pictures - len(self.first), 0)
+                drawn = levels[:wanted] if shown is None else to_uint8(shown.single(batch.pixel_values[:wanted]))
+                rows = zip(batch.keys[:wanted], drawn, strict=True)
                 self.first += [Shown(key=key, image=image.clone()) for key, image in rows]
                 self.count += len(batch.keys)
                 if progress is not None:

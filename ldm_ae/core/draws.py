@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm_ae.core.seeding import derive_seed
 
 # Purposes of draws: unrelated streams of the same seeds.
-REGULARIZER, AUGMENTATION = "regularizer", "augmentation"
+REGULARIZER, AUGMENTATION, VIEW, FURTHER_VIEW = "regularizer", "augmentation", "view", "further view"
 
 
 class Draws:

@@ -19,6 +19,7 @@ from ldm_ae.data.sources.interface import RawImage, Source
 from ldm_ae.data.texts import LABEL_LIMIT
 from ldm_ae.images.buckets import BucketTransform, WholeTransform
 from ldm_ae.images.decoding import BadImage, Decoded
+from ldm_ae.images.samples import Samples
 from ldm_ae.images.transforms import ImageTransform, TransformedImage
 
 _log = logging.getLogger("ldm_ae")
@@ -68,7 +69,7 @@ class Batch:
     """Images of one size, with their metadata. B is the number of images."""
 
     pixel_values: Tensor
-    """(B, 3, H, W) float32 RGB in [-1, 1]."""
+    """(B, C, H, W) float32 in [-1, 1]."""
     indices: Tensor
     """(B,) int64 indices into the source."""
     keys: list[str]
@@ -137,7 +138,8 @@ class DecodedCache:
 
     def add(self, index: int, raw: RawImage, decoded: Decoded) -> None:
         """Keep an image if it fits."""
-        size = len(decoded.image.getbands()) * decoded.image.width * decoded.image.height
+        image = decoded.image
+        size = image.nbytes if isinstance(image, Samples) else len(image.getbands()) * image.width * image.height
         if size <= self._room:
             self._room -= size
             self.images[index] = raw._replace(data=b""), decoded

@@ -14,6 +14,7 @@ from ldm_ae.data.loader import EvaluationLoader, TrainingLoader
 from ldm_ae.data.sources import Source, open_source
 from ldm_ae.images.buckets import BucketTransform, Size, parse_size, sizes_of_area
 from ldm_ae.images.decoding import MAX_PIXELS, ColourProfiles
+from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.images.transforms import ImageTransform
 
 _log = logging.getLogger("ldm_ae")
@@ -90,28 +91,30 @@ class DataConfig:
             return [(self.resolution, self.resolution)]
         return BucketTransform(sizes).sizes
 
-    def training_transform(self) -> ImageTransform | BucketTransform:
+    def training_transform(self, pixels: PixelSpec = RGB) -> ImageTransform | BucketTransform:
         """Return the transform of the training images: to one size, or to the nearest of several."""
         if self.sizes is None and self.area is None:
-            return self._transform(crop=self.crop, flip=self.flip)
+            return self._transform(pixels, crop=self.crop, flip=self.flip)
         return BucketTransform(
             self.training_sizes(), crop="random" if self.crop == "random" else "center", flip=self.flip,
-            colour_profiles=self.colour_profiles, max_pixels=self.max_pixels,
+            colour_profiles=self.colour_profiles, max_pixels=self.max_pixels, pixels=pixels,
         )  # fmt: skip
 
-    def validation_transform(self) -> ImageTransform:
-        return self._transform(crop="adm" if self.crop == "adm" else "center", flip=False)
+    def validation_transform(self, pixels: PixelSpec = RGB) -> ImageTransform:
+        return self._transform(pixels, crop="adm" if self.crop == "adm" else "center", flip=False)
 
-    def _transform(self, *, crop: Literal["random", "center", "adm"], flip: bool) -> ImageTransform:
+    def _transform(self, pixels: PixelSpec, *, crop: Literal["random", "center", "adm"], flip: bool) -> ImageTransform:
         return ImageTransform(
             size=self.resolution, resize=self.resize, crop=crop, flip=flip, colour_profiles=self.colour_profiles,
-            max_pixels=self.max_pixels,
+            max_pixels=self.max_pixels, pixels=pixels,
         )  # fmt: skip
 
     def loaders(
-        self, *, batch_size: int, accumulation: int, seed: int, rank: int, world_size: int
+        self, *, batch_size: int, accumulation: int, seed: int, rank: int, world_size: int, pixels: PixelSpec = RGB
     ) -> tuple[TrainingLoader, EvaluationLoader | None]:
         """Build the training loader of this process, and the validation loader, which is complete on every process.
+
+        `pixels` are the model's images.
 
         Raises:
             UserError: The images do not exist, or are too few to hold some out.
@@ -130,7 +133,7 @@ class DataConfig:
                 raise UserError(f"{self.train} has {len(source)} image; one must be held out: set validation_images: 0")
             indices, chosen = split_holdout(source, min(self.validation_images, len(source) // 2), seed=0)
             validation = source, chosen
-        transform = self.training_transform()
+        transform = self.training_transform(pixels)
         total = len(source) if indices is None else len(indices)
         shown = rank == 0 and isinstance(transform, BucketTransform)
         with ProgressDisplay("reading the sizes of images", -(-total // world_size), shown=shown) as progress:
@@ -144,7 +147,7 @@ class DataConfig:
         if validation is None:
             return training, None
         return training, EvaluationLoader(
-            validation[0], self.validation_transform(), batch_size=batch_size, workers=self.workers,
+            validation[0], self.validation_transform(pixels), batch_size=batch_size, workers=self.workers,
             max_bad_fraction=self.max_bad_fraction, indices=validation[1],
         )  # fmt: skip
 

@@ -18,6 +18,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators.interface import Discriminator
 from ldm_ae.features import DINO, FeatureNetwork
+from ldm_ae.images.pixels import PixelSpec
+from ldm_ae.images.views import View
 
 _EPS = 1e-6
 
@@ -49,6 +51,9 @@ class DINODiscriminator(Discriminator):
     @classmethod
     def example(cls) -> DINODiscriminator:
         return cls(features=DINO.example())
+
+    def prepare(self, pixels: PixelSpec, view: View | None = None) -> None:
+        self.see_rgb(pixels, view)
 
     @property
     def identity(self) -> str:

@@ -11,6 +11,7 @@ from typing_extensions import Self
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.frozen import PartlyFrozen
 from ldm_ae.images.pixels import RGB, PixelSpec
+from ldm_ae.images.views import View, view_for
 
 
 class Discriminator(PartlyFrozen, abc.ABC):
@@ -24,13 +25,40 @@ class Discriminator(PartlyFrozen, abc.ABC):
     """Whether `penalty` differentiates through a gradient. Fast convolutions without this ability are then not used."""
 
     pixels: PixelSpec = RGB
-    """Supported images; a run compares them with the model's."""
+    """Supported images; a run compares them with the model's, after `prepare`."""
+    view: View | None = None
+    """The view by which a network of RGB images sees others, which `augment` applies; see `see_rgb`."""
 
     @classmethod
     def example(cls) -> Self:
         """Return a small instance for tests, which takes images of 64x64 and needs no files; the default one by
         default."""
         return cls()
+
+    def prepare(self, pixels: PixelSpec, view: View | None = None) -> None:
+        """Fit the network to a model's images, before its weights are used or loaded; do nothing by default, so that
+        other images than `pixels` are refused.
+
+        Convolutions of pixels replace their first layer, and networks over frozen features of RGB images call
+        `see_rgb`. Nothing may change for images that fit already.
+
+        Args:
+            pixels: The model's images.
+            view: `objective.view`; None takes the default of the images.
+
+        Raises:
+            UserError: The network cannot fit these images.
+        """
+        del pixels, view
+
+    def see_rgb(self, pixels: PixelSpec, view: View | None) -> None:
+        """Let a network that takes RGB images see others by a view, one RGB image each.
+
+        Raises:
+            UserError: There is no view of these images.
+        """
+        self.view = view_for(RGB, pixels, view, f"the discriminator ({self.identity})")
+        self.pixels = pixels
 
     @property
     def identity(self) -> str:
@@ -43,20 +71,19 @@ class Discriminator(PartlyFrozen, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return logits, (B, ...) with any further shape, of images (B, 3, H, W) in about [-1, 1]."""
+        """Return logits, (B, ...) with any further shape, of augmented images (B, C, H, W) in about [-1, 1]."""
 
     def augment(self, pixel_values: Tensor, draws: Draws) -> Tensor:
-        """Return the discriminator's input for images; the images themselves by default.
+        """Return the discriminator's input for images: their view if it has one, or the images themselves by default.
 
         Called for real images, for reconstructions, and for the generator's reconstructions, each time with the same
         random numbers, so that all three are transformed equally. The generator's gradient passes through it.
 
         Args:
-            pixel_values: (B, 3, H, W).
+            pixel_values: (B, C, H, W).
             draws: Random numbers of each sample.
         """
-        del draws
-        return pixel_values
+        return pixel_values if self.view is None else self.view.single(pixel_values, draws)
 
     def penalty(self, real: Tensor, fake: Tensor, logits: tuple[Tensor, Tensor], step: int) -> Tensor | None:
         """Return a weighted term of the discriminator's loss, a scalar mean over samples; None for none at this step.
@@ -64,7 +91,7 @@ class Discriminator(PartlyFrozen, abc.ABC):
         It is part of DistributedDataParallel's forward pass, under autocast.
 
         Args:
-            real: (B, 3, H, W), augmented.
+            real: (B, C, H, W), augmented.
             fake: Reconstructions, augmented, detached.
             logits: Logits of `real` and `fake`.
             step: Number of the generator's updates so far.
@@ -101,6 +128,6 @@ class DiscriminatorPass(nn.Module):
         self.discriminator = discriminator
 
     def forward(self, real: Tensor, fake: Tensor, step: int) -> DiscriminatorOutput:
-        """Return logits and penalty of augmented images, (B, 3, H, W) each."""
+        """Return logits and penalty of augmented images, (B, C, H, W) each."""
         logits = self.discriminator(real), self.discriminator(fake)
         return DiscriminatorOutput(*logits, self.discriminator.penalty(real, fake, logits, step))

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators.interface import Discriminator
 from ldm_ae.discriminators.patchgan import Norm, PatchDiscriminator
+from ldm_ae.images.pixels import PixelSpec
+from ldm_ae.images.views import View
 
 
 class MultiScaleDiscriminator(Discriminator):
@@ -48,6 +50,12 @@ class MultiScaleDiscriminator(Discriminator):
     @classmethod
     def example(cls) -> MultiScaleDiscriminator:
         return cls(n_layers=2, ndf=8)
+
+    def prepare(self, pixels: PixelSpec, view: View | None = None) -> None:
+        for network in self.networks:
+            assert isinstance(network, PatchDiscriminator)
+            network.prepare(pixels, view)
+        self.pixels = pixels
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Return logits (B, scales, h, w); those of coarse scales are repeated."""

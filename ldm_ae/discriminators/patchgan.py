@@ -15,13 +15,16 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators.interface import Discriminator
+from ldm_ae.images.pixels import PixelSpec
+from ldm_ae.images.views import View
 
 Norm = Literal["batch", "group", "instance", "none"]
 GROUPS = 32
 
 
 class PatchDiscriminator(Discriminator):
-    """Strided 4x4 convolutions with LeakyReLU(0.2); widths are ndf, 2 ndf, 4 ndf, at most 8 ndf.
+    """Strided 4x4 convolutions with LeakyReLU(0.2); widths are ndf, 2 ndf, 4 ndf, at most 8 ndf. It takes the channels
+    of the model's images.
 
     Args:
         n_layers: Number of convolutions with stride 2.
@@ -50,8 +53,17 @@ class PatchDiscriminator(Discriminator):
             layers += [wrap(convolution), *_normalization(norm, widths[i]), nn.LeakyReLU(0.2)]
         layers.append(wrap(nn.Conv2d(widths[-1], 1, 4, stride=1, padding=1)))
         self.layers = nn.Sequential(*layers)
+        self.with_spectral_norm = with_spectral_norm
         if not with_spectral_norm:
             self.apply(_initialize)
+
+    def prepare(self, pixels: PixelSpec, view: View | None = None) -> None:  # noqa: ARG002 - it sees all channels
+        if pixels.channels != self.pixels.channels:
+            old = self.layers[0]
+            assert isinstance(old, nn.Conv2d)
+            first = nn.Conv2d(pixels.channels, old.out_channels, 4, stride=2, padding=1)
+            self.layers[0] = spectral_norm(first) if self.with_spectral_norm else first.apply(_initialize)
+        self.pixels = pixels
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.layers(pixel_values)

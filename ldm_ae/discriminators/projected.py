@@ -18,6 +18,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators.interface import Discriminator
 from ldm_ae.features import EfficientNetLite0, FeatureNetwork
+from ldm_ae.images.pixels import PixelSpec
+from ldm_ae.images.views import View
 
 _WIDTHS = (64, 128, 256, 512)
 """Channels of the discriminators' maps, from fine to coarse. All end at the last."""
@@ -69,6 +71,9 @@ class ProjectedDiscriminator(Discriminator):
     @classmethod
     def example(cls) -> ProjectedDiscriminator:
         return cls(features=EfficientNetLite0(weights=None, layers=(1, 2), image_size=64), channels=8, norm="group")
+
+    def prepare(self, pixels: PixelSpec, view: View | None = None) -> None:
+        self.see_rgb(pixels, view)
 
     @property
     def identity(self) -> str:

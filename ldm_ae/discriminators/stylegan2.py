@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators.interface import Discriminator
+from ldm_ae.images.pixels import PixelSpec
+from ldm_ae.images.views import View
 
 _SLOPE, _GAIN = 0.2, math.sqrt(2)
 _LAST = range(4, 8)
@@ -24,7 +26,7 @@ _LAST = range(4, 8)
 class StyleGAN2Discriminator(Discriminator):
     """Residual blocks that halve the image down to a map of 4 to 7 pixels, minibatch deviation, two linear layers.
 
-    It takes square images of one size. Train it with R1.
+    It takes square images of one size, with the channels of the model's images. Train it with R1.
 
     Args:
         image_size: Side of the images in pixels: 4, 5, 6 or 7 times a power of two, such as 256, 192 or 224.
@@ -62,6 +64,11 @@ class StyleGAN2Discriminator(Discriminator):
     @classmethod
     def example(cls) -> StyleGAN2Discriminator:
         return cls(image_size=64, width=4, max_width=16, deviation_group=1)
+
+    def prepare(self, pixels: PixelSpec, view: View | None = None) -> None:  # noqa: ARG002 - it sees all channels
+        if pixels.channels != self.pixels.channels:
+            self.first = Convolution(pixels.channels, len(self.first.weight), 1)
+        self.pixels = pixels
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         height, width = pixel_values.shape[-2:]

@@ -1,7 +1,7 @@
 """The quality of an autoencoder: scores with their protocol, and a report with images."""
 
 from ldm_ae.evaluation.activation_ranges import ActivationRanges, activation_ranges, first_batches
-from ldm_ae.evaluation.evaluate import Evaluation, ImageScores, Picture, evaluate, validate
+from ldm_ae.evaluation.evaluate import evaluate, validate
 from ldm_ae.evaluation.metric_sets import named_metrics
 from ldm_ae.evaluation.metrics import METRICS
 from ldm_ae.evaluation.metrics.features import (
@@ -18,6 +18,7 @@ from ldm_ae.evaluation.metrics.psnr import psnr
 from ldm_ae.evaluation.metrics.ssim import ssim
 from ldm_ae.evaluation.report.pictures import comparison_grid, error_map, latent_channel_pictures
 from ldm_ae.evaluation.report.write import write_report
+from ldm_ae.evaluation.result import Evaluation, ImageScores, Picture
 from ldm_ae.images.in_memory import to_uint8_image
 
 __all__ = [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import UserError
-from ldm_ae.evaluation.codecs import QUALITIES, Codec, code_images, coded_bits
+from ldm_ae.evaluation.codecs import QUALITIES, Codec, as_rgb, code_images, coded_bits
 from ldm_ae.evaluation.evaluate import ImageBatch
 from ldm_ae.evaluation.metrics.interface import Metric, ScoreInfo, Setting
 from ldm_ae.evaluation.metrics.storage import NUMBERS
@@ -192,7 +192,7 @@ def score_quality(
             coded = code_images(batch.pixel_values, codec, quality)
             reached.add(coded.bits / batch.pixel_values[0, 0].numel())
             kept += to_uint8(coded.reconstructions[: pictures - len(kept)]).unbind()
-            scoring.update(coded.reconstructions.to(device), batch.pixel_values.to(device))
+            scoring.update(coded.reconstructions.to(device), as_rgb(batch.pixel_values).to(device))
     if reached.count == 0:
         raise UserError(f"no images to encode as {codec}")
     scores = scoring.compute()

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.in_memory import levels_image
-from ldm_ae.images.pixels import RGB
+from ldm_ae.images.pixels import RGB, PixelSpec
+from ldm_ae.images.stored import is_plain
 from ldm_ae.images.uint8 import from_levels, to_uint8
 
 Codec = Literal["jpeg", "webp", "avif"]
@@ -44,16 +45,38 @@ def missing_codec(codec: Codec) -> str | None:
     return f"{codec} is skipped: Pillow {Image.__version__} cannot write it; {remedy}"
 
 
+def cannot_code(codec: Codec, pixels: PixelSpec) -> str | None:
+    """Return why a codec is not measured on images of a specification, in one line; None if it is.
+
+    Grey images are coded as RGB of three equal channels.
+    """
+    if is_plain(pixels):
+        return None
+    return f"{codec} is skipped: it codes RGB and grey images of 8 bits, but the images are {pixels}"
+
+
+def as_rgb(pixel_values: Tensor) -> Tensor:
+    """Return images (B, 3, H, W), or grey ones (B, 1, H, W), as RGB images.
+
+    Raises:
+        UserError: They have another number of channels.
+    """
+    if (channels := pixel_values.shape[1]) not in (1, RGB.channels):
+        raise UserError(f"codecs code RGB and grey images, got images of {channels} channels")
+    return pixel_values.expand(-1, RGB.channels, -1, -1)
+
+
 def code_images(pixel_values: Tensor, codec: Codec, quality: int) -> Coded:
     """Encode each image as a file of its own, and decode it.
 
     Args:
-        pixel_values: (B, 3, H, W) in [-1, 1], rounded to 8 bits here.
+        pixel_values: (B, 3, H, W), or grey (B, 1, H, W), in [-1, 1], rounded to 8 bits here.
         codec: Name of the codec.
         quality: A number in the codec's range of `QUALITIES`; JPEG has optimized Huffman tables.
 
     Raises:
-        UserError: The quality is outside the range, or Pillow cannot write the codec's files.
+        UserError: The quality is outside the range, Pillow cannot write the codec's files, or images have other
+            channels.
     """
     files = _files(pixel_values, codec, quality)
     decoded = [torch.from_numpy(np.array(Image.open(file).convert(RGB.mode))).permute(2, 0, 1) for file in files]
@@ -72,7 +95,7 @@ def _files(pixel_values: Tensor, codec: Codec, quality: int) -> list[io.BytesIO]
     if not lowest <= quality <= highest:
         raise UserError(f"the quality of {codec} is {quality}; it must be from {lowest} to {highest}")
     files = []
-    for levels in to_uint8(pixel_values).cpu():
+    for levels in to_uint8(as_rgb(pixel_values)).cpu():
         file = io.BytesIO()
         levels_image(levels).save(file, codec, quality=quality, **_OPTIONS[codec])
         files.append(file)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -15,18 +12,19 @@ from ldm_ae.core.devices import pick_device
 from ldm_ae.core.environment import git_commit, package_versions
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import inference_numerics
-from ldm_ae.evaluation.activation_ranges import ActivationRanges, activation_ranges, first_batches
-from ldm_ae.evaluation.latent_summary import ChannelSummary, LatentSummary
+from ldm_ae.evaluation.activation_ranges import activation_ranges, first_batches
+from ldm_ae.evaluation.collected import Collected, sizes_in_words
 from ldm_ae.evaluation.metric_sets import default_metrics, validation_metrics
-from ldm_ae.evaluation.metrics.codebook import CodebookSummary, CodebookUsage
 from ldm_ae.evaluation.metrics.features import FeatureNetwork
-from ldm_ae.evaluation.metrics.interface import JSON, Metric, ScoreInfo, Setting
+from ldm_ae.evaluation.metrics.interface import Metric, Setting
 from ldm_ae.evaluation.metrics.perceptual import PerceptualDistance
-from ldm_ae.evaluation.metrics.rate import RATE_OF_CODES, describe_prior
+from ldm_ae.evaluation.metrics.rate import describe_prior
+from ldm_ae.evaluation.result import Evaluation
 from ldm_ae.evaluation.scoring import Scoring
-from ldm_ae.evaluation.thumbnail import BASELINE, BASELINE_OF_CODES, bicubic_thumbnail, thumbnail_numbers
-from ldm_ae.evaluation.warnings import ModelWarning, model_warnings
-from ldm_ae.images.uint8 import to_uint8
+from ldm_ae.evaluation.thumbnail import thumbnail_numbers
+from ldm_ae.images.pixels import RGB, PixelSpec
+from ldm_ae.images.stored import has_8_bits
+from ldm_ae.images.views import View
 from ldm_ae.models import (
     Autoencoder,
     Posterior,
@@ -47,8 +45,6 @@ RECONSTRUCTION = (
     "anything is measured"
 )
 
-_NAMED_SIZES = 8
-
 
 class ImageBatch(Protocol):
     """The part of a loader's batch that is needed here."""
@@ -62,64 +58,13 @@ class ImageBatch(Protocol):
         """Names of the B images."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageScores:
-    """One row of the per-image table."""
-
-    key: str
-    scores: dict[str, float]
-    """Each metric's score of the image, by key, and of its thumbnail, under `bicubic_KEY`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """An image to show, with its reconstruction and thumbnail. Levels are (3, H, W) uint8."""
-
-    row: ImageScores
-    original: Tensor
-    reconstruction: Tensor
-    thumbnail: Tensor
-    """The bicubic baseline."""
-    latents: Tensor
-    """Mode of the posterior, (C, h, w) float32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The complete results of `evaluate`. `scores`, `details` and `protocol` are JSON values."""
-
-    scores: dict[str, float]
-    images: list[ImageScores]
-    channels: list[ChannelSummary]
-    protocol: dict[str, object]
-    first: list[Picture]
-    worst: list[Picture]
-    """Images with the worst `ranking` scores, the worst first."""
-    best: list[Picture]
-    """Images with the best `ranking` scores, the best first."""
-    activations: ActivationRanges
-    """Activations in float32, over the first images."""
-    codebook: CodebookSummary | None
-    """Use of the codes of a discrete model; None where codes cannot be counted."""
-    skipped: dict[str, str] = field(default_factory=dict)
-    """Reasons why requested scores are missing, by the scores' names."""
-    infos: dict[str, ScoreInfo] = field(default_factory=dict)
-    """Display and explanation of each score, by its key; scores of the thumbnail share those of the model."""
-    details: dict[str, dict[str, JSON]] = field(default_factory=dict)
-    """Results that are not single numbers, such as a curve, by the metric's name."""
-    ranking: str | None = None
-    """Key of the score by which `worst` and `best` are chosen: the first score that every image has and that has a
-    direction, by default PSNR."""
-    warnings: list[ModelWarning] = field(default_factory=list)
-    """Faults of the model that the scores do not show."""
-
-
 def validate(
     model: Autoencoder,
     loader: Iterable[ImageBatch],
     perceptual: PerceptualDistance | None = None,
     *,
     metrics: Sequence[Metric] | None = None,
+    view: View | None = None,
     autocast_dtype: torch.dtype | None = None,
 ) -> dict[str, float]:
     """Return mean scores of a model in training on held-out images, by the same metrics as `evaluate`.
@@ -129,6 +74,7 @@ def validate(
         loader: Batches of held-out images.
         perceptual: A distance on the model's device, added to PSNR and SSIM.
         metrics: Metrics to compute in place of PSNR, SSIM and the perceptual distance.
+        view: As in `evaluate`.
         autocast_dtype: Run the model under autocast to this dtype; None runs it in its own.
 
     Returns:
@@ -140,7 +86,7 @@ def validate(
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     chosen = validation_metrics(perceptual) if metrics is None else metrics
-    scoring = Scoring(chosen, Setting(model=model, device=device), strict=True)
+    scoring = Scoring(chosen, Setting(model=model, device=device, view=view), strict=True)
     count = 0
     with in_eval_mode(model), torch.no_grad():
         for batch in loader:
@@ -165,6 +111,7 @@ def evaluate(
     perceptual: PerceptualDistance | None = None,
     features: FeatureNetwork | None = None,
     prior: SavedPrior | None = None,
+    view: View | None = None,
     precision: str = "fp32",
     device: str | torch.device = "auto",
     seed: int = 0,
@@ -186,6 +133,7 @@ def evaluate(
         perceptual: Feature network of the default set's perceptual distance; moved to the device if it is a module.
         features: Feature network of the default set's Fréchet distance; moved likewise.
         prior: Prior over this model's codes, for their rate; it runs in float32 in every precision.
+        view: How networks that know RGB only see other images; None takes the default of the model's images.
         precision: `auto`, `fp32`, `bf16` or `fp16`, for the model only. A batch that overflows in fp16 is computed
             again in fp32; the protocol counts these batches.
         device: Device to run on; `auto` picks an accelerator if there is one.
@@ -209,10 +157,11 @@ def evaluate(
     activations = activation_ranges(blended(model), first)
     tiling = tiling_of(model)
     model = for_inference(model, device=device, precision=numerics.precision)
-    collected = _Collected(model, seed=seed, pictures=pictures)
+    collected = Collected(model, seed=seed, pictures=pictures, view=view)
     setting = Setting(
-        model=model, device=device, model_hash=owner, prior=prior, latents=collected.latents, codes=collected.codes
-    )
+        model=model, device=device, model_hash=owner, prior=prior, latents=collected.latents, codes=collected.codes,
+        view=view,
+    )  # fmt: skip
     scoring = Scoring(default_metrics(perceptual, features) if metrics is None else metrics, setting)
     scoring.require(first[0].pixel_values.shape)
     with torch.no_grad():
@@ -241,7 +190,8 @@ def evaluate(
             "downsample_factor": model.latent_spec.downsample_factor,
             "latent_channels": model.latent_spec.channels,
         },
-        "reconstruction": RECONSTRUCTION,
+        "reconstruction": _reconstruction(model.pixel_spec),
+        **_views(model.pixel_spec, scoring, collected),
         **({} if tiling is None else {"tiling": tiling.describe()}),
         "precision": numerics.precision,
         "memory_layout": numerics.layout,
@@ -249,7 +199,10 @@ def evaluate(
         "device": numerics.machine,
         "latent_statistics": f"of one posterior sample per image, seed {seed}",
         "codebook": collected.describe_codes(describe_prior(prior)),
-        "baseline": {"method": collected.baseline_method(), "thumbnail_size": _sizes(collected.thumbnail_sizes)},
+        "baseline": {
+            "method": collected.baseline_method(),
+            "thumbnail_size": sizes_in_words(collected.thumbnail_sizes),
+        },
         **scoring.protocol(),
         "skipped": scoring.skipped,
         "git_commit": git_commit(),
@@ -258,142 +211,26 @@ def evaluate(
     return collected.evaluation(protocol, activations, scoring)
 
 
-@dataclass
-class _Collected:
-    """Accumulators over the batches of images."""
+def _reconstruction(pixels: PixelSpec) -> str:
+    """Return what is measured, in words."""
+    if has_8_bits(pixels):
+        return RECONSTRUCTION
+    stored = "not rounded" if pixels.bits == 0 else f"rounded to the stored values of {pixels.bits} bits"
+    return RECONSTRUCTION.replace("rounded to 8 bits", stored)
 
-    model: Autoencoder
-    seed: int
-    pictures: int
-    images: list[ImageScores] = field(default_factory=list)
-    sizes: set[tuple[int, int]] = field(default_factory=set)
-    thumbnail_sizes: set[tuple[int, int]] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.latents = LatentSummary(self.model.latent_spec.channels, self.seed)
-        size = self.model.latent_spec.codebook_size
-        self.codes = None if size is None else CodebookUsage(size)
-        self.first: list[Picture] = []
-        # Heaps whose smallest entry is removed next; the position breaks ties in favour of the earlier image.
-        self.worst: list[tuple[float, int, Picture]] = []
-        self.best: list[tuple[float, int, Picture]] = []
-
-    def baseline(self, pixel_values: Tensor, numbers: int) -> Tensor:
-        thumbnails, size = bicubic_thumbnail(pixel_values, numbers)
-        height, width = pixel_values.shape[-2:]
-        self.sizes.add((height, width))
-        self.thumbnail_sizes.add(size)
-        return thumbnails
-
-    def count(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor) -> None:
-        """Add a batch to the statistics of latents and codes."""
-        self.latents.update(posterior, latents.shape)
-        if self.codes is not None and posterior.indices is not None:
-            self.codes.update(posterior.indices, pixel_values[0, 0].numel())
-
-    def add(
-        self,
-        keys: list[str],
-        scores: dict[str, list[float]],
-        ranks: list[float] | None,
-        latents: Tensor,
-        images: tuple[Tensor, Tensor, Tensor],
-    ) -> None:
-        """Add a batch to the table of images, and keep the images that rank high or low.
-
-        Args:
-            keys: B names.
-            scores: B values by key.
-            ranks: B values, higher is better; None keeps only the first images.
-            latents: (B, C, h, w), the posterior's mode.
-            images: Originals, reconstructions and thumbnails, (B, 3, H, W) each.
-        """
-        for i, key in enumerate(keys):
-            row = ImageScores(key=key, scores={name: values[i] for name, values in scores.items()})
-            self.images.append(row)
-            self._offer(row, i, None if ranks is None else ranks[i], latents, images)
-
-    def _offer(
-        self, row: ImageScores, i: int, rank: float | None, latents: Tensor, images: tuple[Tensor, Tensor, Tensor]
-    ) -> None:
-        if self.pictures == 0:
-            return
-        position = len(self.images)
-        candidates = [] if rank is None else [(self.worst, -rank), (self.best, rank)]
-        wanted = [
-            (heap, rank) for heap, rank in candidates if len(heap) < self.pictures or (rank, -position) > heap[0][:2]
-        ]
-        if not wanted and len(self.first) >= self.pictures:
-            return
-        original, reconstruction, thumbnail = (to_uint8(image[i]).cpu() for image in images)
-        picture = Picture(
-            row=row,
-            original=original,
-            reconstruction=reconstruction,
-            thumbnail=thumbnail,
-            latents=latents[i].float().cpu().clone(),
-        )
-        if len(self.first) < self.pictures:
-            self.first.append(picture)
-        for heap, rank in wanted:
-            heapq.heappush(heap, (rank, -position, picture))
-            if len(heap) > self.pictures:
-                heapq.heappop(heap)
-
-    def describe_images(self, source: str) -> dict[str, object]:
-        keys = "\n".join(row.key for row in self.images)
-        return {
-            "source": source,
-            "count": len(self.images),
-            "keys_sha256": hashlib.sha256(keys.encode()).hexdigest(),
-            "size": _sizes(self.sizes),
-        }
-
-    def baseline_method(self) -> str:
-        return BASELINE if self.codes is None else BASELINE_OF_CODES
-
-    def describe_codes(self, prior: dict[str, object] | None) -> dict[str, object] | None:
-        if self.codes is None:
-            return None
-        found = self.codes.summary()
-        counted = "none: the codebook is too large" if found is None else found.counted
-        return {"size": self.model.latent_spec.codebook_size, "counted": counted, "rate": RATE_OF_CODES, "prior": prior}
-
-    def evaluation(self, protocol: dict[str, object], activations: ActivationRanges, scoring: Scoring) -> Evaluation:
-        """Return the results; add metrics that cannot score these images to `skipped`, which is in the protocol."""
-        scores = scoring.compute()
-        kept = scoring.keys_of_images()
-        for row in self.images:  # a metric may have been skipped after some batches
-            for name in row.scores.keys() - kept:
-                del row.scores[name]
-        return Evaluation(
-            warnings=model_warnings(self.model, self.latents.statistics, activations),
-            scores=scores,
-            images=self.images,
-            channels=self.latents.channels(),
-            protocol=protocol,
-            first=self.first,
-            worst=[picture for _, _, picture in sorted(self.worst, key=lambda entry: entry[:2], reverse=True)],
-            best=[picture for _, _, picture in sorted(self.best, key=lambda entry: entry[:2], reverse=True)],
-            activations=activations,
-            codebook=None if self.codes is None else self.codes.summary(),
-            skipped=scoring.skipped,
-            infos=scoring.infos,
-            details=scoring.details,
-            ranking=scoring.ranking,
-        )
+def _views(pixels: PixelSpec, scoring: Scoring, collected: Collected) -> dict[str, object]:
+    """Return the protocol's entries on images that are not RGB; none for RGB."""
+    if pixels == RGB:
+        return {}
+    shown = {"networks": scoring.view, "pictures": collected.shown}
+    return {
+        "pixels": pixels.words,
+        "view": {name: "RGB" if view is None else view.words for name, view in shown.items()},
+    }
 
 
 def _reconstruct(model: Autoencoder, pixel_values: Tensor) -> tuple[Posterior, Tensor, Tensor]:
     posterior = model.encode(pixel_values)
     latents = posterior.mode()
     return posterior, latents, model.decode(latents)
-
-
-def _sizes(sizes: set[tuple[int, int]]) -> str:
-    """Return the sizes as width x height; of many, their number and those of the smallest and the largest area."""
-    if len(sizes) > _NAMED_SIZES:
-        by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
-        smallest, largest = (f"{width}x{height}" for height, width in (by_area[0], by_area[-1]))
-        return f"{len(sizes)} sizes from {smallest} to {largest}"
-    return ", ".join(f"{width}x{height}" for height, width in sorted(sizes))

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metrics.interface import JSON, CannotScoreError, Metric, ScoreInfo, Scores, Setting
-from ldm_ae.images.uint8 import rounded
+from ldm_ae.images.missing import fill
+from ldm_ae.images.pixels import RGB, PixelSpec
+from ldm_ae.images.stored import stored_pair
+from ldm_ae.images.views import View, view_for
 from ldm_ae.models import Posterior
 
 BASELINE_PREFIX = "bicubic_"
 """Prefix of the keys of the thumbnail's scores."""
+
+
+VIEW_OPTION = "--view"
+"""The option that chooses the view, for messages."""
+
+
+class _Running(NamedTuple):
+    """A metric that is not skipped."""
+
+    metric: Metric
+    twin: Metric | None
+    """The metric of the thumbnail."""
+    view: View | None
+    """The view of the images that it scores; None where it scores them as they are."""
 
 
 class Scoring:
@@ -34,36 +53,40 @@ class Scoring:
         self.ranking: str | None = None
         """Key of the first score with a direction and a value for each image; it ranks the images."""
         self._strict = strict
-        self._running: list[tuple[Metric, Metric | None]] = []
+        self._running: list[_Running] = []
+        self._pixels = setting.pixels
         self._keys: dict[str, list[str]] = {}  # keys of each image's values, by the metric's name
         self._shapes: set[tuple[int, ...]] = set()
         self._thumbnails = False  # whether there were any
         for metric in metrics:
             self.skipped |= metric.absent
             try:
-                if metric.pixels not in (None, setting.pixels):
-                    other = f"images that are {metric.pixels}, but the model uses {setting.pixels}"
-                    raise CannotScoreError(f"{metric.info().label} requires {other}")
+                view = metric_view(metric, setting.pixels, setting.view)
                 metric.prepare(setting)
             except CannotScoreError as error:
                 self._skip(metric, error)
                 continue
             metric.reset()
-            self._running.append((metric, metric.for_baseline() if metric.compares_images else None))
+            self._running.append(_Running(metric, metric.for_baseline() if metric.compares_images else None, view))
 
     @property
     def running(self) -> list[Metric]:
         """The metrics that are not skipped."""
-        return [metric for metric, _ in self._running]
+        return [running.metric for running in self._running]
+
+    @property
+    def view(self) -> View | None:
+        """The view that metrics of RGB images score; None where none does."""
+        return next((running.view for running in self._running if running.view is not None), None)
 
     def require(self, shape: tuple[int, ...]) -> None:
-        """Skip the metrics that do not support images (B, 3, H, W) of this shape; each shape is tried once."""
+        """Skip the metrics that do not support images (B, C, H, W) of this shape; each shape is tried once."""
         if self._strict or tuple(shape[1:]) in self._shapes:
             return
         self._shapes.add(tuple(shape[1:]))
-        for metric in self.running:
+        for metric, _, view in list(self._running):
             try:
-                metric.require(tuple(shape))
+                metric.require(tuple(shape) if view is None else (shape[0], RGB.channels, *shape[2:]))
             except CannotScoreError as error:
                 self._skip(metric, error)
 
@@ -75,19 +98,20 @@ class Scoring:
         thumbnails: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> dict[str, list[float]]:
-        """Add a batch of images (B, 3, H, W) in about [-1, 1], with labels (B,) int64 where there are some, and return
+        """Add a batch of images (B, C, H, W) in about [-1, 1], with labels (B,) int64 where there are some, and return
         the values of each image by key."""
         self.require(pixel_values.shape)
-        real, decoded = rounded(pixel_values), rounded(reconstructions)
-        small = None if thumbnails is None else rounded(thumbnails)
+        pair = stored_pair(reconstructions, pixel_values, self._pixels)
+        small = None if thumbnails is None else stored_pair(thumbnails, pixel_values, self._pixels)
         self._thumbnails |= small is not None
+        seen: dict[int, _Pair] = {}  # the views of both pairs, which metrics share
         own: dict[str, Tensor] = {}
         baseline: dict[str, Tensor] = {}
-        for metric, twin in list(self._running):
+        for metric, twin, view in list(self._running):
             try:
                 metric.take_labels(labels)
-                values = metric.update(decoded, real, posterior)
-                others = {} if twin is None or small is None else twin.update(small, real)
+                values = _update(metric, pair, view, seen, self._pixels, posterior)
+                others = {} if twin is None or small is None else _update(twin, small, view, seen, self._pixels)
             except CannotScoreError as error:
                 self._skip(metric, error)
                 continue
@@ -103,7 +127,7 @@ class Scoring:
         own: dict[str, float] = {}
         baseline: dict[str, float] = {}
         others: dict[str, float] = {}
-        for metric, twin in list(self._running):
+        for metric, twin, _ in list(self._running):
             try:
                 found = _by_key(metric, metric.compute())
                 of_twin = {} if twin is None or not self._thumbnails else _by_key(metric, twin.compute())
@@ -157,9 +181,50 @@ class Scoring:
         if self._strict:
             raise error
         self.skipped[metric.name] = str(error)
-        self._running = [pair for pair in self._running if pair[0] is not metric]
+        self._running = [running for running in self._running if running.metric is not metric]
         if self.ranking in self._keys.pop(metric.name, []):
             self.ranking = None
+
+
+_Pair = tuple[Tensor, Tensor]
+
+
+def metric_view(metric: Metric, pixels: PixelSpec, view: View | None, *, setting: str = VIEW_OPTION) -> View | None:
+    """Return the view by which a metric scores images; None where it scores them as they are.
+
+    Args:
+        metric: The metric.
+        pixels: Specification of the images.
+        view: The chosen view; None takes the default of the images.
+        setting: Name of the setting that chooses it, for the message.
+
+    Raises:
+        CannotScoreError: The metric does not support these images, and there is no view of them.
+    """
+    needed = metric.pixels
+    if needed is None or needed == pixels or (needed == RGB and pixels.meaning == "rgb"):
+        return None
+    label = metric.info().label
+    if needed != RGB or not metric.compares_images:
+        raise CannotScoreError(f"{label} requires images that are {needed}, but the model uses {pixels}")
+    try:
+        return view_for(needed, pixels, view, label, setting=setting)
+    except UserError as error:
+        raise CannotScoreError(str(error)) from None
+
+
+def _update(
+    metric: Metric, pair: _Pair, view: View | None, seen: dict[int, _Pair], pixels: PixelSpec,
+    posterior: Posterior | None = None,
+) -> Mapping[str, Tensor]:  # fmt: skip
+    """Add reconstructions and images to a metric, and return the value of each image by key."""
+    if view is None:
+        return metric.update(*pair, posterior)
+    if id(pair) not in seen:
+        reconstructions, pixel_values = pair if pixels.missing is None else fill(*pair)
+        seen[id(pair)] = (view(reconstructions)[0], view(pixel_values)[0])
+    values = metric.update(*seen[id(pair)], posterior)
+    return {key: value.view(len(pair[0]), -1).mean(dim=1) for key, value in values.items()}
 
 
 def _by_key(metric: Metric, found: float | Scores) -> dict[str, float]:

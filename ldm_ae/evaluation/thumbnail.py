@@ -17,15 +17,15 @@ def bicubic_thumbnail(pixel_values: Tensor, numbers: int) -> tuple[Tensor, tuple
     """Shrink images to about `numbers` numbers each, and enlarge them again.
 
     Args:
-        pixel_values: (B, 3, H, W).
-        numbers: Size of the thumbnail: its 3 h w is the nearest to this number at the image's aspect ratio.
+        pixel_values: (B, C, H, W).
+        numbers: Size of the thumbnail: its C h w is the nearest to this number at the image's aspect ratio.
 
     Returns:
-        The enlarged thumbnail (B, 3, H, W) and the thumbnail's (h, w), never larger than the image. Both resizes are
+        The enlarged thumbnail (B, C, H, W) and the thumbnail's (h, w), never larger than the image. Both resizes are
         bicubic, the downsampling with antialiasing; the thumbnail is not rounded, as latents are not.
     """
-    height, width = pixel_values.shape[-2:]
-    side = min((numbers / (3 * height * width)) ** 0.5, 1.0)
+    channels, height, width = pixel_values.shape[1:]
+    side = min((numbers / (channels * height * width)) ** 0.5, 1.0)
     small = max(round(height * side), 1), max(round(width * side), 1)
     thumbnail = F.interpolate(pixel_values, size=small, mode="bicubic", antialias=True)
     return F.interpolate(thumbnail, size=(height, width), mode="bicubic"), small

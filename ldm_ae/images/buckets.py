@@ -12,6 +12,8 @@ from PIL import Image
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.decoding import MAX_PIXELS, Colour, ColourProfiles
+from ldm_ae.images.pixels import RGB, PixelSpec
+from ldm_ae.images.samples import Samples
 from ldm_ae.images.transforms import ImageTransform, TransformedImage
 
 Size = tuple[int, int]
@@ -19,7 +21,7 @@ Size = tuple[int, int]
 
 
 class BucketTransform:
-    """Resizing of an RGB image to cover the size of nearest aspect ratio among several, then a crop.
+    """Resizing of an image to cover the size of nearest aspect ratio among several, then a crop.
 
     Nearest is the smallest ratio between the two aspect ratios, so that a portrait is treated like the same image
     turned to landscape. Among equally near sizes, one that needs no enlarging is preferred: the largest that the image
@@ -32,12 +34,11 @@ class BucketTransform:
         background: RGB, 0..255, shown through transparent pixels when the loader decodes.
         colour_profiles: "convert" or "ignore" colour profiles when the loader decodes, see `Decoding`.
         max_pixels: Maximum pixels of a file; larger ones are bad images.
+        pixels: The images, see `ImageTransform`.
 
     Raises:
         UserError: There is no size, or one is not positive.
     """
-
-    pixels = ImageTransform.pixels
 
     def __init__(
         self,
@@ -48,14 +49,16 @@ class BucketTransform:
         background: Colour = (255, 255, 255),
         colour_profiles: ColourProfiles = "convert",
         max_pixels: int = MAX_PIXELS,
+        pixels: PixelSpec = RGB,
     ):
+        self.pixels = pixels
         self.sizes: list[Size] = sorted(set(sizes), key=lambda size: (size[0] * size[1], size))
         if not self.sizes:
             raise UserError("there must be at least one size to crop images to")
         self.transforms = {
             size: ImageTransform(
                 size=size, crop=crop, flip=flip, background=background, colour_profiles=colour_profiles,
-                max_pixels=max_pixels,
+                max_pixels=max_pixels, pixels=pixels,
             )
             for size in self.sizes
         }  # fmt: skip
@@ -85,13 +88,13 @@ class BucketTransform:
 
         return min(self.sizes, key=rank)
 
-    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> TransformedImage:
-        """Transform one image of mode RGB to (3, H, W) of one of `sizes`; BadImage as in `ImageTransform`."""
+    def __call__(self, image: Image.Image | Samples, generator: torch.Generator | None = None) -> TransformedImage:
+        """Transform one image to (C, H, W) of one of `sizes`; BadImage as in `ImageTransform`."""
         return self.transforms[self.choose(image.height, image.width)](image, generator)
 
 
 class WholeTransform:
-    """Resizing of a whole RGB image: its shorter side to a length, its sides rounded to multiples.
+    """Resizing of a whole image: its shorter side to a length, its sides rounded to multiples.
 
     Rounding cuts off less than a multiple, or half of one if the image is resized; an image that is smaller than a
     multiple without resizing is a bad image.
@@ -101,10 +104,10 @@ class WholeTransform:
         multiple: Divisor of the sides of the results.
         colour_profiles: "convert" or "ignore" colour profiles when the loader decodes, see `Decoding`.
         max_pixels: Maximum pixels of a file; larger ones are bad images.
+        pixels: The images, see `ImageTransform`.
     """
 
     is_random = False
-    pixels = ImageTransform.pixels
     sizes: tuple[Size, ...] = ()
     """Empty, because the number of sizes is unlimited."""
 
@@ -115,11 +118,13 @@ class WholeTransform:
         multiple: int,
         colour_profiles: ColourProfiles = "convert",
         max_pixels: int = MAX_PIXELS,
+        pixels: PixelSpec = RGB,
     ):
         assert shorter is None or (shorter > 0 and shorter % multiple == 0), (shorter, multiple)
+        self.pixels = pixels
         self._shorter = shorter
         self._multiple = multiple
-        self._options: dict[str, Any] = {"colour_profiles": colour_profiles, "max_pixels": max_pixels}
+        self._options: dict[str, Any] = {"colour_profiles": colour_profiles, "max_pixels": max_pixels, "pixels": pixels}
         self.decode = ImageTransform(size=multiple, **self._options).decode
         """Decoder of a file's bytes to the image that this transform accepts."""
 
@@ -130,8 +135,8 @@ class WholeTransform:
         size = "native" if self._shorter is None else f"shorter side {self._shorter}"
         return described | {"size": size, "multiple": self._multiple}
 
-    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> TransformedImage:
-        """Transform one image of mode RGB to (3, H, W) of its own size; BadImage as in `ImageTransform`."""
+    def __call__(self, image: Image.Image | Samples, generator: torch.Generator | None = None) -> TransformedImage:
+        """Transform one image to (C, H, W) of its own size; BadImage as in `ImageTransform`."""
         if self._shorter is None:
             height, width = (max(side // self._multiple, 1) * self._multiple for side in (image.height, image.width))
             return ImageTransform(size=(height, width), resize="none", **self._options)(image, generator)

@@ -14,7 +14,7 @@ import struct
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -41,8 +41,8 @@ class BadImage(Exception):  # noqa: N818 - a fact about the data that is recorde
 class Decoded(NamedTuple):
     """The decoded content of a file."""
 
-    image: Image.Image
-    """Image of mode RGB, 8 bits, upright."""
+    image: Any
+    """Image of mode RGB, 8 bits, upright; of other images, their `Samples`."""
     orientation: int
     """EXIF orientation, 1 to 8, that was undone; from 5 on the file has width and height swapped."""
     colour_profile: str | None
@@ -81,7 +81,7 @@ class Decoding:
         with warnings.catch_warnings():
             # Pillow's warnings (odd EXIF, sizes near its limit, trailing bytes) are either handled here or harmless.
             warnings.simplefilter("ignore")
-            file, orientation = _read(data, self.max_pixels)
+            file, orientation = read_image(data, self.max_pixels)
             with file:
                 return self._decoded(file, orientation)
 
@@ -96,12 +96,12 @@ class Decoding:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            size = _size_in_header(file, self.max_pixels)
+            size = size_in_header(file, self.max_pixels)
             if size is None:
                 file.seek(0)
                 if not (data := file.read()):
                     raise BadImage("empty file")
-                image, orientation = _read(data, self.max_pixels)
+                image, orientation = read_image(data, self.max_pixels)
                 with image:
                     size = _upright(image.size, 1 if image.format == "TIFF" else orientation)
         return size[1], size[0]
@@ -126,13 +126,13 @@ class Decoding:
             return self._decoded(image, _orientation(image))
 
     def _decoded(self, file: Image.Image, orientation: int) -> Decoded:
-        samples, profile = _eight_bits(file), None
+        samples, profile = eight_bits(file), None
         if self.colour_profiles == "convert":
             samples, profile = to_srgb(samples, file)
         elif samples.mode == "LAB":
             raise BadImage("colour mode LAB cannot be read as sRGB; set colour_profiles to convert")
         flat = _flatten(samples, self.background)
-        method = None if file.format == "TIFF" else _TRANSPOSE.get(orientation)  # Pillow itself turns TIFF
+        method = None if file.format == "TIFF" else TRANSPOSE.get(orientation)  # Pillow itself turns TIFF
         return Decoded(flat if method is None else flat.transpose(method), orientation, profile)
 
 
@@ -147,7 +147,7 @@ def decode_image(
     return Decoding(background=background, max_pixels=max_pixels, colour_profiles=colour_profiles)(data).image
 
 
-def _read(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
+def read_image(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
     """Return the first frame as Pillow reads it, with its pixels loaded, and its EXIF orientation."""
     if max_pixels > MAX_PIXELS and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
@@ -187,7 +187,7 @@ def _load(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
     return image, orientation
 
 
-def _size_in_header(file: BinaryIO, max_pixels: int) -> tuple[int, int] | None:
+def size_in_header(file: BinaryIO, max_pixels: int) -> tuple[int, int] | None:
     """Return (width, height) of the upright image; None if the header is refused or does not suffice."""
     try:
         if png.has_metadata_after_pixels(file):
@@ -222,7 +222,7 @@ def _open(data: bytes) -> Image.Image:
         raise BadImage(f"not an image of a known format ({', '.join(FORMATS)}){looks}") from None
 
 
-_TRANSPOSE = {
+TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -233,7 +233,7 @@ _TRANSPOSE = {
 }
 _FIRST_ON_ITS_SIDE = 5
 """The first orientation with width and height swapped."""
-_ORIENTATION, _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 256, 257, 258, 262
+_ORIENTATION, _WIDTH, _HEIGHT, BITS_PER_SAMPLE, PHOTOMETRIC = 0x0112, 256, 257, 258, 262
 _BAND_ROWS = 256  # rows turned into NumPy arrays at a time, which bounds the memory of wide samples
 # Conversion of each of Pillow's modes before colours are converted. The first of two is for files with transparency.
 _PLAIN = {
@@ -249,10 +249,10 @@ def _orientation(image: Image.Image, read: Callable[[Image.Image], Image.Exif] |
         orientation = (image.getexif() if read is None else read(image)).get(_ORIENTATION, 1)
     except (SyntaxError, ValueError, struct.error, OSError):
         return 1  # unreadable metadata does not describe the pixels; browsers show such photos unrotated
-    return orientation if orientation in _TRANSPOSE else 1
+    return orientation if orientation in TRANSPOSE else 1
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def eight_bits(image: Image.Image) -> Image.Image:
     """Convert any mode to L, LA, RGB, RGBA, CMYK or LAB."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N"):
         return _scaled_grey(image, _full_scale(image))
@@ -283,7 +283,7 @@ def _flatten(image: Image.Image, background: Colour) -> Image.Image:
 def _full_scale(image: Image.Image) -> int:
     """Return the largest value of a 16-bit container: TIFF also stores 12 bits in it."""
     tags = getattr(image, "tag_v2", {})
-    bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     return (1 << int(bits)) - 1
 
 
@@ -293,7 +293,7 @@ def _scaled_grey(image: Image.Image, full_scale: float) -> Image.Image:
     Pillow reads these samples raw, so that this function handles WhiteIsZero (TIFF photometric 0) and the one
     transparent grey value that a PNG may declare.
     """
-    white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    white_is_zero = getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == 0
     transparent = image.info.get("transparency")
     width, height = image.size
     result = Image.new("LA" if isinstance(transparent, int) else "L", image.size)

@@ -18,6 +18,8 @@ from torch import Tensor
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.decoding import MAX_PIXELS, BadImage, Colour, ColourProfiles, Decoding
 from ldm_ae.images.pixels import RGB, PixelSpec
+from ldm_ae.images.sample_files import SampleDecoding
+from ldm_ae.images.samples import Samples
 from ldm_ae.images.uint8 import from_levels
 
 # Pillow widens the bicubic kernel with the scale factor, which is antialiasing; torch's and OpenCV's default resizing
@@ -30,7 +32,7 @@ class TransformedImage(NamedTuple):
     """The result of a transform for one image."""
 
     pixel_values: Tensor
-    """(3, H, W) float32 RGB, exactly uint8 / 127.5 - 1."""
+    """(C, H, W) float32; RGB of 8 bits is exactly uint8 / 127.5 - 1."""
     original_size: tuple[int, int]
     """(height, width) before resizing, after the EXIF rotation."""
     crop_ltrb: tuple[int, int, int, int]
@@ -40,7 +42,7 @@ class TransformedImage(NamedTuple):
 
 
 class ImageTransform:
-    """Resizing, cropping and flipping of any RGB image to one size.
+    """Resizing, cropping and flipping of any image to one size.
 
     Args:
         size: Size of the result in pixels, one number for a square or (height, width).
@@ -51,14 +53,12 @@ class ImageTransform:
         background: RGB, 0..255, shown through transparent pixels when the loader decodes.
         colour_profiles: "convert" or "ignore" colour profiles when the loader decodes, see `Decoding`.
         max_pixels: Maximum pixels of a file; larger ones are bad images.
+        pixels: The images. RGB of 8 bits takes any colours; others must be those of the files.
 
     Raises:
         UserError: A size is not positive, `resize` is too small for the crop, or an "adm" crop is not a square or has a
             `resize`.
     """
-
-    pixels: PixelSpec = RGB
-    """Format of the images that it accepts and returns."""
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class ImageTransform:
         background: Colour = (255, 255, 255),
         colour_profiles: ColourProfiles = "convert",
         max_pixels: int = MAX_PIXELS,
+        pixels: PixelSpec = RGB,
     ) -> None:
         height, width = (size, size) if isinstance(size, int) else size
         if height <= 0 or width <= 0:
@@ -95,10 +96,14 @@ class ImageTransform:
         self.resize = resize
         self.crop = crop
         self.flip = flip
-        self.decode = Decoding(
-            background=(background[0], background[1], background[2]), colour_profiles=colour_profiles,
-            max_pixels=max_pixels,
-        )  # fmt: skip
+        self.pixels = pixels
+        """The images that it accepts and returns."""
+        options: dict[str, Any] = {
+            "background": tuple(background), "colour_profiles": colour_profiles, "max_pixels": max_pixels
+        }  # fmt: skip
+        self.decode: Decoding | SampleDecoding = (
+            Decoding(**options) if pixels == RGB else SampleDecoding(pixels=pixels, **options)
+        )
         """Decoder of a file's bytes to the image that this transform accepts."""
 
     @property
@@ -115,7 +120,7 @@ class ImageTransform:
         """Return everything that changes the pixels, as JSON values. `version` counts changes of the code itself.
 
         `described_options` reads it. Newer options have a key only if their value differs from the meaning of an absent
-        key: `colour_profiles` "ignore" and `max_pixels` of `MAX_PIXELS`.
+        key: `colour_profiles` "ignore", `max_pixels` of `MAX_PIXELS` and `pixels` RGB.
         """
         described: dict[str, object] = {
             "version": 1,
@@ -130,19 +135,21 @@ class ImageTransform:
             described["colour_profiles"] = "convert"
         if self.decode.max_pixels != MAX_PIXELS:
             described["max_pixels"] = self.decode.max_pixels
+        if self.pixels != RGB:
+            described["pixels"] = self.pixels.to_json()
         return described
 
-    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> TransformedImage:
-        """Transform one RGB image to (3, height, width).
+    def __call__(self, image: Image.Image | Samples, generator: torch.Generator | None = None) -> TransformedImage:
+        """Transform one image to (C, height, width).
 
         Args:
-            image: Image of mode RGB.
+            image: What `decode` returns: an image of mode RGB, or `Samples` of other images.
             generator: CPU generator; required if the transform is random, and its only source of randomness.
 
         Raises:
             BadImage: The image is too small without resizing, or so thin that resizing would make it huge.
         """
-        assert image.mode == self.pixels.mode, image.mode
+        assert (image.pixels if isinstance(image, Samples) else RGB) == self.pixels, image
         assert generator is not None or not self.is_random, "a random transform needs a generator"
         original_width, original_height = image.size
         if self.crop == "adm":
@@ -164,10 +171,9 @@ class ImageTransform:
         image = image.crop((left, top, left + self.width, top + self.height))
         if flipped:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
         scale_x, scale_y = original_width / width, original_height / height
         return TransformedImage(
-            pixel_values=from_levels(pixels),
+            pixel_values=_pixel_values(image),
             original_size=(original_height, original_width),
             crop_ltrb=(
                 round(left * scale_x),
@@ -193,7 +199,16 @@ class ImageTransform:
         return round(width * self.resize / shorter), round(height * self.resize / shorter)
 
 
-def _halved(image: Image.Image, size: int) -> Image.Image:
+def _pixel_values(image: Image.Image | Samples) -> Tensor:
+    """Return (C, H, W) float32; BadImage if all samples are missing."""
+    if isinstance(image, Samples):
+        if image.present is not None and not image.present.any():
+            raise BadImage("all of its samples are missing")
+        return image.pixel_values()
+    return from_levels(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
+
+
+def _halved(image: Image.Image | Samples, size: int) -> Image.Image | Samples:
     """Apply ADM's first step: halve the image, rounded down, while its shorter side stays at least `size`."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -213,4 +228,5 @@ def described_options(described: Mapping[str, Any]) -> dict[str, Any]:
         "background": tuple(described["background"]),
         "colour_profiles": described.get("colour_profiles", "ignore"),
         "max_pixels": described.get("max_pixels", MAX_PIXELS),
+        "pixels": PixelSpec.from_json(described.get("pixels", "rgb")),
     }

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.pixels import RGB
 from ldm_ae.interop.folder import exporting
 from ldm_ae.models import Autoencoder, LatentSpec
 from ldm_ae.models.loading.ldm_keys import CODES, idle_attention, is_projection, rename_keys
@@ -113,6 +114,9 @@ def ldm_config(model: Autoencoder) -> dict[str, Any]:
     if model.compvis_class is None:
         kind = type(net).__name__ if model.codebook is None else model.codebook.method
         raise UserError(f"format ldm holds KL autoencoders and VQ models with a table of codes, not a {kind}")
+    if model.pixel_spec != RGB:
+        raise UserError(f"format ldm: CompVis's code reads RGB of 8 bits, this model's images are {model.pixel_spec}; "
+                        "export as diffusers")  # fmt: skip
     config = net.config
     if config.get("norm_type", "group") != "group":
         raise UserError(

@@ -134,6 +134,7 @@ def _require_same_form(before: Autoencoder, model: Autoencoder, source: Path) ->
         raise UserError(f"diffusers has no class {class_name}, so that {source} cannot hold it as its autoencoder")
     old, new = before.latent_spec, model.latent_spec
     for words, was, now in (
+        ("the images", before.pixel_spec, model.pixel_spec),
         ("latent channels", old.channels, new.channels),
         ("the downsample factor", old.downsample_factor, new.downsample_factor),
         ("latents packed in squares of side", old.patch_size, new.patch_size),

@@ -1,17 +1,17 @@
-"""Decoding of latents, and reconstruction of images, to PNG files named by key."""
+"""Decoding of latents, and reconstruction of images, to files named by key: PNG, or TIFF or arrays for other images."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ldm_ae.core.devices import pick_device
@@ -19,7 +19,10 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import inference_numerics
 from ldm_ae.data import BucketTransform, ImageTransform, RangeLoader, Source, WholeTransform
 from ldm_ae.images.crops import Crops, measure_crops
+from ldm_ae.images.missing import known
+from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.images.uint8 import to_uint8
+from ldm_ae.images.writing import FileKind, encode_image, kind_of_files
 from ldm_ae.io.files import new_folder, require_new_folder
 from ldm_ae.latents.encoding.jobs import Progress
 from ldm_ae.latents.store.batches import BucketBatchSampler
@@ -31,10 +34,10 @@ _UNSAFE = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
 _WRITERS = 4  # PNG compression releases the interpreter's lock
 
 
-def output_names(keys: Iterable[str]) -> dict[str, str]:
-    """Return a distinct relative path ending in .png for each key; for any key it lies inside the output folder.
+def output_names(keys: Iterable[str], suffix: str = "png") -> dict[str, str]:
+    """Return a distinct relative path ending in `suffix` for each key; for any key it lies inside the output folder.
 
-    The suffix .png replaces the key's own extension. Parts that lead elsewhere (.., a leading /, a drive) are dropped,
+    The suffix replaces the key's own extension. Parts that lead elsewhere (.., a leading /, a drive) are dropped,
     and characters that a file system rejects are replaced. If two names are equal (a.jpg and a.gif, or by case alone),
     or one key's file would be another's folder, the later name gets a number.
     """
@@ -45,12 +48,12 @@ def output_names(keys: Iterable[str]) -> dict[str, str]:
         parts = [_safe(part) for part in re.split(r"[/\\]", key) if part.strip(". ")] or ["image"]
         stem = re.sub(r"\.[A-Za-z0-9]{1,5}$", "", "/".join(parts)) or "image"
         folders = ["/".join(parts[: i + 1]).lower() for i in range(len(parts) - 1)]
-        name, number = f"{stem}.png", 2
+        name, number = f"{stem}.{suffix}", 2
         if any(folder in files for folder in folders):
-            name = f"image-{hashlib.sha256(key.encode()).hexdigest()[:16]}.png"
+            name = f"image-{hashlib.sha256(key.encode()).hexdigest()[:16]}.{suffix}"
             folders = []
         while name.lower() in taken:
-            name, number = f"{stem}-{number}.png", number + 1
+            name, number = f"{stem}-{number}.{suffix}", number + 1
         names[key] = name
         files.add(name.lower())
         taken |= {name.lower(), *folders}
@@ -73,9 +76,10 @@ def decode_store(
     device: str | torch.device = "auto",
     precision: str = "fp32",
     allow_other_model: bool = False,
+    files: FileKind | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Decode every image of a store to a PNG file named by its key.
+    """Decode every image of a store to a file named by its key.
 
     Args:
         model: The model, in float32; a copy of it runs.
@@ -87,6 +91,7 @@ def decode_store(
         device: The device that decodes; `auto` picks an accelerator if there is one.
         precision: auto, fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
         allow_other_model: Decode with a model whose hash is not the store's, such as a fine-tuned decoder.
+        files: png, tif or npy; None for PNG where it can hold the model's images, else npy.
         progress: Called after every batch.
 
     Returns:
@@ -96,6 +101,8 @@ def decode_store(
         UserError: The store is not valid or belongs to another model, an image does not decode to finite values, or
             `out` is not empty or cannot be written.
     """
+    pixels = model.pixel_spec
+    kind = kind_of_files(pixels, files)
     opened = LatentStore(store)
     if not allow_other_model:
         opened.check_model(model)
@@ -121,7 +128,8 @@ def decode_store(
                 values = runner.codebook.latents(values)
             yield names, _decode(runner, values, names, precision)
 
-    return _write_images(batches(), output_names(keys), out, total=len(keys), progress=progress)
+    writer = partial(_write, pixels=pixels, kind=kind)
+    return _write_images(batches(), output_names(keys, kind), out, writer, total=len(keys), progress=progress)
 
 
 class Reconstructions(NamedTuple):
@@ -143,9 +151,12 @@ def reconstruct_images(
     device: str | torch.device = "auto",
     precision: str = "fp32",
     max_bad_fraction: float = 0.01,
+    files: FileKind | None = None,
     progress: Progress | None = None,
 ) -> Reconstructions:
-    """Encode and decode every image, by the posterior's mode, to a PNG file named by its key.
+    """Encode and decode every image, by the posterior's mode, to a file named by its key.
+
+    Missing samples of an image are missing in its file.
 
     Args:
         model: The model, in float32; a copy of it runs.
@@ -158,13 +169,16 @@ def reconstruct_images(
         device: The device; `auto` picks an accelerator if there is one.
         precision: auto, fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
         max_bad_fraction: Fraction of unusable images above which this ends with an error, after all valid images.
+        files: png, tif or npy; None for PNG where it can hold the model's images, else npy.
         progress: Called after every batch.
 
     Raises:
         UserError: The size does not fit the model, too many images are bad, a reconstruction is not finite, or `out`
             is not empty or cannot be written.
     """
-    model.pixel_spec.require_match(transform.pixels, "the transform")
+    pixels = model.pixel_spec
+    pixels.require_match(transform.pixels, "the transform")
+    kind = kind_of_files(pixels, files)
     for size in transform.sizes:
         model.latent_spec.latent_size(*size)
     loader = RangeLoader(
@@ -187,8 +201,9 @@ def reconstruct_images(
             sizes.append(np.broadcast_to(batch.pixel_values.shape[-2:], (len(batch), 2)))
             yield batch.keys, _decode(runner, batch.pixel_values, batch.keys, precision, encode=True)
 
-    names = output_names(source.key(index) for index in range(len(source)))
-    images = _write_images(batches(), names, out, total=len(source), progress=progress)
+    names = output_names((source.key(index) for index in range(len(source))), kind)
+    writer = partial(_write, pixels=pixels, kind=kind)
+    images = _write_images(batches(), names, out, writer, total=len(source), progress=progress)
     return Reconstructions(images, measure_crops(*map(np.concatenate, (crops, originals, sizes))))
 
 
@@ -198,20 +213,24 @@ def _codes(size: int | None, levels: int | None) -> str:
 
 @torch.inference_mode()
 def _decode(model: Autoencoder, values: Tensor, keys: list[str], precision: str, *, encode: bool = False) -> Tensor:
-    """Decode latents, or images to be encoded first, to uint8 (B, H, W, 3) on the CPU; UserError if not finite."""
-    values = values.to(model.device)
-    if encode:
-        values = model.encode(values).mode()
-    images = model.decode(values)
+    """Decode latents, or images to be encoded first, to samples (B, C, H, W) on the CPU; UserError if not finite."""
+    values, pixels = values.to(model.device), model.pixel_spec
+    latents = model.encode(values).mode() if encode else values
+    images = model.decode(latents)
     require_finite(images, keys, precision)  # NaN would be written as black.
-    return to_uint8(images).permute(0, 2, 3, 1).cpu()
+    if pixels == RGB:
+        return to_uint8(images).cpu()
+    stored = pixels.denormalize(images).cpu()
+    if encode and pixels.missing is not None:
+        stored = torch.where(known(values).cpu(), stored.to(torch.float64), pixels.missing).to(stored.dtype)
+    return stored
 
 
 def _write_images(
-    batches: Iterator[tuple[list[str], Tensor]], names: dict[str, str], out: str | Path, *, total: int,
-    progress: Progress | None,
+    batches: Iterator[tuple[list[str], Tensor]], names: dict[str, str], out: str | Path,
+    writer: Callable[[Path, Tensor], None], *, total: int, progress: Progress | None,
 ) -> int:  # fmt: skip
-    """Write PNG files while the next batch is computed, and return their number."""
+    """Write files while the next batch is computed, and return their number."""
     folder = Path(out)
     require_new_folder(folder, "the images")
     done = 0
@@ -220,9 +239,7 @@ def _write_images(
         for keys, images in batches:
             for future in pending:
                 future.result()
-            pending = [
-                pool.submit(_write_png, folder / names[key], image) for key, image in zip(keys, images, strict=True)
-            ]
+            pending = [pool.submit(writer, folder / names[key], image) for key, image in zip(keys, images, strict=True)]
             done += len(keys)
             if progress is not None:
                 progress(done, total)
@@ -231,6 +248,6 @@ def _write_images(
     return done
 
 
-def _write_png(path: Path, image: Tensor) -> None:
+def _write(path: Path, image: Tensor, *, pixels: PixelSpec, kind: FileKind) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image.numpy()).save(path, format="PNG")
+    path.write_bytes(encode_image(image.numpy(), pixels, kind))

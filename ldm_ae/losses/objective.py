@@ -20,8 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.defaults import default_of
+from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.frozen import PartlyFrozen
+from ldm_ae.images.missing import fill, mean_over_known
+from ldm_ae.images.pixels import RGB, PixelSpec
+from ldm_ae.images.views import View, view_for
 from ldm_ae.losses.adversarial import AdversarialLoss, HingeLoss
 from ldm_ae.losses.perceptual.interface import PerceptualLoss
 from ldm_ae.losses.reconstruction import L1, ReconstructionLoss
@@ -39,6 +43,9 @@ class ObjectiveConfig:
     """Perceptual distance added to the reconstruction loss; null adds none."""
     perceptual_weight: float = 1.0
     """Weight of the perceptual distance relative to the reconstruction loss of one element."""
+    view: View | None = None
+    """How networks that know RGB only see other images: repeated, composite, bands or triples. null takes the default
+    of the images: grey is repeated, alpha is composited, bands named red, green and blue are shown."""
     regularization_weights: dict[str, float] = field(default_factory=lambda: {"kl": 1e-6})
     """Weight of each term of the posterior by name (kl, in nats; a quantizer's docstring lists its own terms). Terms
     without a weight are not optimized."""
@@ -64,6 +71,16 @@ class ObjectiveConfig:
         for name in ("discriminator_start", "discriminator_warmup_steps", "gan_ramp_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
+
+    def perceptual_view(self, pixels: PixelSpec) -> View | None:
+        """Return the perceptual network's view of a model's images; None where it sees them as they are, or is absent.
+
+        Raises:
+            UserError: There is no view of these images for it.
+        """
+        if self.perceptual is None:
+            return None
+        return view_for(self.perceptual.pixels, pixels, self.view, f"objective.perceptual ({self.perceptual.name})")
 
     def gan_weight_at(self, step: int) -> float:
         """Return the weight of the adversarial loss after `step` updates; at 0 the generator does not use it."""
@@ -92,39 +109,67 @@ class ReconstructionTerms(NamedTuple):
 
 
 class Objective(PartlyFrozen):
-    """The configured losses with the one parameter that they may learn, `log_variance`."""
+    """The configured losses with the one parameter that they may learn, `log_variance`.
+
+    Args:
+        config: The losses.
+        pixels: The model's images.
+
+    Raises:
+        UserError: A loss is for other images, and there is no view of these for it.
+    """
 
     frozen = ("perceptual",)
 
-    def __init__(self, config: ObjectiveConfig):
+    def __init__(self, config: ObjectiveConfig, pixels: PixelSpec = RGB):
         super().__init__()
-        self.config = config
+        self.config, self.pixels = config, pixels
         self.perceptual = config.perceptual
+        self.view = config.perceptual_view(pixels)
+        """The perceptual network's view of the images; None where it sees them as they are."""
         self.log_variance = nn.Parameter(torch.zeros(())) if config.learned_log_variance else None
 
     def reconstruction(
-        self, reconstructions: Tensor, pixel_values: Tensor, *, elements_of: Tensor | None = None
+        self,
+        reconstructions: Tensor,
+        pixel_values: Tensor,
+        *,
+        elements_of: Tensor | None = None,
+        draws: Draws | None = None,
     ) -> ReconstructionTerms:
-        """Return the error of reconstructions (B, 3, H, W), every term in float32.
+        """Return the error of reconstructions (B, C, H, W), every term in float32.
 
         Args:
-            reconstructions: (B, 3, H, W); they receive a gradient.
-            pixel_values: (B, 3, H, W), their target.
+            reconstructions: (B, C, H, W); they receive a gradient, except where data is missing.
+            pixel_values: (B, C, H, W), their target.
             elements_of: Images whose number of elements the `ldm` reduction counts, by default `pixel_values`.
+            draws: Random numbers of each sample, for views that draw; None gives the fixed views of scores.
         """
-        counted = pixel_values if elements_of is None else elements_of
+        counted, target = pixel_values if elements_of is None else elements_of, pixel_values
+        reconstructions, pixel_values = self.comparable(reconstructions, target)
         per_element = self.config.reconstruction(reconstructions.float(), pixel_values.float())
-        rec_loss = per_element.mean()
+        rec_loss = per_element.mean() if self.pixels.missing is None else mean_over_known(per_element, target)
         perceptual_loss, perceptual_terms = None, {}
         per_element_total = rec_loss
         if self.perceptual is not None:
+            if self.view is not None:
+                reconstructions, pixel_values = self.view(reconstructions, pixel_values, draws=draws)
             distances, terms = self.perceptual.measure(reconstructions, pixel_values)
             perceptual_loss, perceptual_terms = distances.mean(), {name: term.mean() for name, term in terms.items()}
             per_element_total = rec_loss + self.config.perceptual_weight * perceptual_loss
-        # Every image has the same number of elements, 3HW, so the sum over one image is the mean times 3HW.
+        # Every image has the same number of elements, CHW, so the sum over one image is the mean times CHW.
         error = per_element_total * self._elements(counted)
         nll = self.nll(error, counted)
         return ReconstructionTerms(nll, error, rec_loss, perceptual_loss, perceptual_terms, per_element_total)
+
+    def describe(self) -> dict[str, str]:
+        """Return the identity of the perceptual network, and its view of images that are not RGB, as JSON values."""
+        found = {} if self.perceptual is None else {"perceptual": self.perceptual.identity}
+        return found if self.view is None else found | {"view": self.view.words}
+
+    def comparable(self, reconstructions: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both images as networks may compare them: with equal values where data is missing in the target."""
+        return (reconstructions, target) if self.pixels.missing is None else fill(reconstructions, target)
 
     def nll(self, error: Tensor, pixel_values: Tensor) -> Tensor:
         """Return error / exp(s) + s per element, with s the learned log-variance; the error itself without one."""

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.buckets import Size
+from ldm_ae.images.missing import keep_missing
+from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models import Autoencoder
 
 
@@ -23,6 +25,13 @@ def fraction_of(size: Size, numerator: int, denominator: int) -> Size:
     """Return a fraction of the sides of latents, rounded down, at least 1."""
     height, width = (max(1, side * numerator // denominator) for side in size)
     return height, width
+
+
+def resized_images(images: Tensor, size: Size, pixels: PixelSpec) -> Tensor:
+    """Return images (B, C, H, W) as `resized` does; missing data does not become part of known data."""
+    if pixels.missing is None:
+        return resized(images, size)
+    return keep_missing(lambda values: resized(values, size), images)
 
 
 def resized(values: Tensor, size: Size) -> Tensor:

@@ -19,6 +19,8 @@ resized to the latents'.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,8 +28,8 @@ from torch import Tensor, nn
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
 from ldm_ae.features import FeatureNetwork
-from ldm_ae.images.pixels import RGB
 from ldm_ae.models import Autoencoder, Posterior
+from ldm_ae.regularizers._features import SeenFeatures
 from ldm_ae.regularizers.interface import Regularized, Regularizer
 
 
@@ -56,6 +58,7 @@ class Alignment(Regularizer):
         self.features = features
         self.cosine_margin, self.distance_margin = cosine_margin, distance_margin
         self.projection: nn.Conv2d | None = None
+        self._seen: Any = None
 
     @classmethod
     def example(cls) -> Alignment:
@@ -68,13 +71,13 @@ class Alignment(Regularizer):
         return f"{super().identity} with {self.features.identity}"
 
     def prepare(self, model: Autoencoder) -> None:
-        model.pixel_spec.require_match(RGB, f"Alignment with {type(self.features).__name__}")
+        self._seen = SeenFeatures(self.features, model.pixel_spec, self.view, "Alignment")
         self.projection = nn.Conv2d(model.latent_spec.channels, self.features.channels[-1], 1, bias=False)
 
     def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:  # noqa: ARG002
         assert self.projection is not None, "prepare comes before the first pass"
+        features = self._seen(self.features, pixel_values, draws)
         with torch.no_grad():
-            features = self.features(pixel_values)[-1].float()
             if features.shape[-2:] != latents.shape[-2:]:
                 features = F.interpolate(features, size=latents.shape[-2:], mode="bilinear", antialias=True)
         with torch.autocast(latents.device.type, enabled=False):  # half precision has errors near the margins

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.buckets import Size
+from ldm_ae.images.views import View
 from ldm_ae.models import Autoencoder, LatentSpec, Posterior
 from ldm_ae.regularizers.interface import Further, Regularized, Regularizer
 
@@ -54,6 +55,11 @@ class Chain(Regularizer):
 
     def learning_buffers(self) -> Iterator[Tensor]:
         return (buffer for each in self._all() for buffer in each.learning_buffers())
+
+    def see(self, view: View | None) -> None:
+        super().see(view)
+        for each in self._all():
+            each.see(view)
 
     def prepare(self, model: Autoencoder) -> None:
         for each in self._all():

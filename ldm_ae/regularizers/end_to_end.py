@@ -36,8 +36,8 @@ from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
 from ldm_ae.diffusion import HEAD_WIDTH, NO_CLASS, build_sit, flow
 from ldm_ae.features import FeatureNetwork
-from ldm_ae.images.pixels import RGB
 from ldm_ae.models import Autoencoder, LatentSpec, Posterior
+from ldm_ae.regularizers._features import SeenFeatures
 from ldm_ae.regularizers.interface import Regularized
 from ldm_ae.regularizers.normalized_latents import NormalizedLatents
 
@@ -89,6 +89,7 @@ class EndToEnd(NormalizedLatents):
         self.features = features
         self.width, self.depth, self.projector_width, self.ema_decay = width, depth, projector_width, ema_decay
         self.sit: Any = None
+        self._seen: Any = None
 
     @classmethod
     def example(cls) -> EndToEnd:
@@ -107,7 +108,7 @@ class EndToEnd(NormalizedLatents):
                 f"EndToEnd: {type(model.net).__name__} cannot store latents_mean and latents_std; choose KLAutoencoder"
             )
         super().prepare(model)
-        model.pixel_spec.require_match(RGB, f"EndToEnd with {type(self.features).__name__}")
+        self._seen = SeenFeatures(self.features, model.pixel_spec, self.view, "EndToEnd")
         spec = model.latent_spec
         side = model.sample_size // spec.image_multiple
         self.sit = build_sit(spec.scaled_channels, side, self.width, self.depth)
@@ -133,8 +134,7 @@ class EndToEnd(NormalizedLatents):
                 f"{pixel_values.shape[-2]}x{pixel_values.shape[-1]}; remove data.sizes and data.area"
             )
         normalized = self.normalized(latents)
-        with torch.no_grad():
-            features = self.features(pixel_values)[-1].float()
+        features = self._seen(self.features, pixel_values, draws)
         noise, sigma = draws.normal(*normalized.shape[1:]), draws.uniform()
         with torch.enable_grad():  # the losses have gradients of their own even where the caller needs none
             cut = normalized.detach().requires_grad_()

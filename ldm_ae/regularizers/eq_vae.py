@@ -24,8 +24,9 @@ from torch import Tensor
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.buckets import Size
+from ldm_ae.images.pixels import RGB
 from ldm_ae.models import Autoencoder, Posterior
-from ldm_ae.regularizers._resizing import fraction_of, require_any_size, resized
+from ldm_ae.regularizers._resizing import fraction_of, require_any_size, resized, resized_images
 from ldm_ae.regularizers.interface import Regularized, Regularizer
 
 _STEPS = 32
@@ -60,10 +61,11 @@ class EQVAE(Regularizer):
         self.probability, self.small_image_probability = probability, small_image_probability
         self.numerators = range(math.ceil(smallest_scale * _STEPS), _STEPS)
         self._factor: int | None = None
+        self._pixels = RGB
 
     def prepare(self, model: Autoencoder) -> None:
         require_any_size(model, "EQVAE")
-        self._factor = model.latent_spec.downsample_factor
+        self._factor, self._pixels = model.latent_spec.downsample_factor, model.pixel_spec
 
     def image_sizes(self, size: Size, *, judged: bool) -> Sequence[Size]:
         del judged
@@ -77,7 +79,7 @@ class EQVAE(Regularizer):
         if numerator is None or quarters:
             return pixel_values
         height, width = pixel_values.shape[-2:]
-        return resized(pixel_values, self._images_of(self._scaled((height, width), numerator)))
+        return resized_images(pixel_values, self._images_of(self._scaled((height, width), numerator)), self._pixels)
 
     def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:  # noqa: ARG002
         numerator, quarters = self._change(draws)
@@ -85,7 +87,7 @@ class EQVAE(Regularizer):
             return Regularized(latents, pixel_values)
         height, width = latents.shape[-2:]
         size = fraction_of((height, width), numerator, _STEPS)
-        changed, target = resized(latents, size), resized(pixel_values, self._images_of(size))
+        changed, target = resized(latents, size), resized_images(pixel_values, self._images_of(size), self._pixels)
         return Regularized(torch.rot90(changed, quarters, (-2, -1)), torch.rot90(target, quarters, (-2, -1)))
 
     def _change(self, draws: Draws) -> tuple[int | None, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.frozen import PartlyFrozen
 from ldm_ae.images.buckets import Size
+from ldm_ae.images.views import View
 from ldm_ae.models import Autoencoder, LatentSpec, Posterior
 
 
@@ -58,6 +59,9 @@ class Regularizer(PartlyFrozen, abc.ABC):
     """Names of the terms whose weight is relative to the reconstruction: a training step multiplies it by the ratio of
     both gradients' norms at the model's `encoder_last_layer` (`ldm_ae.training.adaptive_terms`)."""
 
+    view: View | None = None
+    """`objective.view`, by which networks of RGB images see others; None for the default of the model's images."""
+
     @classmethod
     def example(cls) -> Regularizer:
         """Return an instance with random weights for tests; by default, one with the default arguments."""
@@ -67,6 +71,10 @@ class Regularizer(PartlyFrozen, abc.ABC):
     def identity(self) -> str:
         """What a resumed run must have in common with the run; the class's name by default."""
         return type(self).__name__
+
+    def see(self, view: View | None) -> None:
+        """Keep `objective.view`; it is called before `prepare`."""
+        self.view = view
 
     def prepare(self, model: Autoencoder) -> None:
         """Check, and adapt to each other, the regularizer and the model, whose trainable parameters are known; the

@@ -18,8 +18,9 @@ from torch import Tensor
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.buckets import Size
+from ldm_ae.images.pixels import RGB
 from ldm_ae.models import Autoencoder, Posterior
-from ldm_ae.regularizers._resizing import fraction_of, require_any_size, resized
+from ldm_ae.regularizers._resizing import fraction_of, require_any_size, resized, resized_images
 from ldm_ae.regularizers.interface import Further, Regularized, Regularizer
 
 
@@ -44,10 +45,11 @@ class ScaleEquivariance(Regularizer):
             raise UserError(f"ScaleEquivariance: expected factors of at least 2, got {list(factors)}")
         self.alpha, self.factors = alpha, tuple(factors)
         self._factor: int | None = None
+        self._pixels = RGB
 
     def prepare(self, model: Autoencoder) -> None:
         require_any_size(model, "ScaleEquivariance")
-        self._factor = model.latent_spec.downsample_factor
+        self._factor, self._pixels = model.latent_spec.downsample_factor, model.pixel_spec
 
     def image_sizes(self, size: Size, *, judged: bool) -> Sequence[Size]:
         assert self._factor is not None, "prepare comes first"
@@ -62,6 +64,6 @@ class ScaleEquivariance(Regularizer):
         height, width = latents.shape[-2:]
         small = fraction_of((height, width), 1, factor)
         ratio = pixel_values.shape[-2] // height
-        target = resized(pixel_values, (small[0] * ratio, small[1] * ratio))
+        target = resized_images(pixel_values, (small[0] * ratio, small[1] * ratio), self._pixels)
         further = Further("scale_equivariance", resized(latents, small), target, self.alpha)
         return Regularized(latents, pixel_values, further=(further,))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm_ae.core.draws import Draws
 from ldm_ae.losses import Objective
 from ldm_ae.training.training_pass import TrainingOutput
 
@@ -26,12 +27,12 @@ class FurtherLoss(NamedTuple):
     """Scalar to log: the reconstruction and the weighted perceptual loss, a mean over elements."""
 
 
-def further_losses(objective: Objective, output: TrainingOutput, scale: float) -> list[FurtherLoss]:
+def further_losses(objective: Objective, output: TrainingOutput, scale: float, draws: Draws) -> list[FurtherLoss]:
     """Return the losses of all further reconstructions, each through its own networks only."""
     found = []
     for more in output.further:
         leaf = more.reconstructions.detach().requires_grad_()
-        terms = objective.reconstruction(leaf, more.target, elements_of=output.target)
+        terms = objective.reconstruction(leaf, more.target, elements_of=output.target, draws=draws)
         gradient, nll = more.weight * loss_gradient(terms.nll, leaf, scale), more.weight * terms.nll.detach()
         found.append(FurtherLoss(more.name, gradient, nll, terms.error.detach(), terms.per_element.detach()))
     return found

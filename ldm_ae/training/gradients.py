@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm_ae.core.draws import AUGMENTATION
+from ldm_ae.core.draws import AUGMENTATION, FURTHER_VIEW, VIEW
 from ldm_ae.training.further_losses import FurtherLoss, further_losses, loss_gradient
 from ldm_ae.training.step_parts import Logs, MicroBatch, StepParts, forward
 from ldm_ae.training.training_pass import TrainingOutput, TrainingPass
@@ -41,7 +41,7 @@ def output_gradients(parts: StepParts, batch: MicroBatch, output: TrainingOutput
     """Return ∂nll/∂x̂ and, if requested, ∂gan/∂x̂, each through its own network only."""
     objective, scale = parts.objective, parts.loss_scale
     leaf = output.reconstructions.detach().requires_grad_()
-    terms = objective.reconstruction(leaf, output.target)
+    terms = objective.reconstruction(leaf, output.target, draws=batch.draws(VIEW))
     nll_gradient = loss_gradient(terms.nll, leaf, scale)
     logs = {"rec_loss": terms.rec_loss, "nll_loss": terms.nll}
     if terms.perceptual_loss is not None:
@@ -50,12 +50,13 @@ def output_gradients(parts: StepParts, batch: MicroBatch, output: TrainingOutput
     gan_gradient = None
     if with_gan:
         assert parts.plain_discriminator is not None
-        fake = parts.plain_discriminator.augment(leaf, batch.draws(AUGMENTATION))
+        judged, _ = objective.comparable(leaf, output.target)
+        fake = parts.plain_discriminator.augment(judged, batch.draws(AUGMENTATION))
         with parts.accelerator.autocast():
             logits_fake = parts.plain_discriminator(fake)
         logs["generator_loss"] = objective.config.adversarial.generator(logits_fake.float())
         gan_gradient = loss_gradient(logs["generator_loss"], leaf, scale)
-    further = further_losses(objective, output, scale)
+    further = further_losses(objective, output, scale, batch.draws(FURTHER_VIEW))
     logs = {name: value.detach() for name, value in logs.items()}
     logs |= {f"{more.name}_loss": more.per_element for more in further}
     return OutputGradients(nll_gradient, gan_gradient, terms.error.detach(), logs, further)

@@ -20,7 +20,7 @@ from ldm_ae.regularizers import Regularizer
 from ldm_ae.training.adaptive_terms import adaptive_factors, backward_to_encoder
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.gradients import adaptive_weight, last_layer_gradients, output_gradients
-from ldm_ae.training.requirements import check_capabilities
+from ldm_ae.training.requirements import check_capabilities, fit_images
 from ldm_ae.training.step_parts import Logs, MicroBatch, Reconstructed, StepParts, forward
 from ldm_ae.training.steps import discriminator_loss, surrogate_loss
 from ldm_ae.training.training_pass import TrainingPass
@@ -81,11 +81,12 @@ class TrainingLosses(nn.Module):
     ):
         super().__init__()
         config = ObjectiveConfig() if objective is None else objective
+        fit_images(autoencoder, config, discriminator, regularizer)
         check_capabilities(autoencoder, config, discriminator, TrainingConfig(), regularizer)
         if regularizer is not None:
             regularizer.prepare(autoencoder)
         self.training_pass = TrainingPass(autoencoder, regularizer)
-        self.objective = Objective(config)
+        self.objective = Objective(config, autoencoder.pixel_spec)
         self.discriminator = discriminator
         self._images_are_checked = False
 

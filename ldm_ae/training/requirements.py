@@ -47,6 +47,20 @@ def check_capabilities(
         raise UserError(f"training.compile: {network} declares no parts to compile; set it to false")
     if discriminator is not None:
         model.pixel_spec.require_match(discriminator.pixels, f"the discriminator ({discriminator.identity})")
-    if objective.perceptual is not None:
-        name = objective.perceptual.name
-        model.pixel_spec.require_match(objective.perceptual.pixels, f"objective.perceptual ({name})")
+    objective.reconstruction.check(model.pixel_spec)
+    objective.perceptual_view(model.pixel_spec)
+
+
+def fit_images(
+    model: Autoencoder, objective: ObjectiveConfig, discriminator: Discriminator | None, regularizer: Regularizer | None
+) -> None:
+    """Make the discriminator and the regularizer fit the model's images, by channels or by the objective's view; those
+    of RGB images do not change. Call it before `Regularizer.prepare` and before the weights are used or loaded.
+
+    Raises:
+        UserError: A network requires RGB images, and there is no view of the model's images.
+    """
+    if discriminator is not None:
+        discriminator.prepare(model.pixel_spec, objective.view)
+    if regularizer is not None:
+        regularizer.see(objective.view)

@@ -36,6 +36,7 @@ from ldm_ae.training.checkpoints.state import phase_and_step
 from ldm_ae.training.configuration.keys import PHASES
 from ldm_ae.training.configuration.parsing import RunConfig, config_parser, parse_config, saved_text
 from ldm_ae.training.configuration.phases import each_phase
+from ldm_ae.training.measured_pixels import with_measured_pixels
 from ldm_ae.training.monitoring.banner import Banner, closing_lines
 from ldm_ae.training.monitoring.samples import Samples
 from ldm_ae.training.monitoring.trackers import check_trackers, make_trackers, start_trackers
@@ -43,6 +44,7 @@ from ldm_ae.training.only_run import only_run
 from ldm_ae.training.phases import FOLDER, Phase, continue_from
 from ldm_ae.training.record import Record
 from ldm_ae.training.recorded import recorded_numerics
+from ldm_ae.training.requirements import fit_images
 from ldm_ae.training.sizes import check_sizes
 from ldm_ae.training.trainer import Trainer
 from ldm_ae.training.validation import check_best, choose_metrics
@@ -110,11 +112,15 @@ def check(run: RunConfig) -> None:
     for size in [square, *sizes]:
         run.model.latent_spec.latent_size(*size)
     run.model.set_sample_size(run.data.resolution)
+    fit_images(run.model, run.objective, run.discriminator, run.regularizer)
     validation = choose_metrics(run.training.best_metric, run.objective.perceptual)
     if run.data.validation_images == 0 and run.training.best_metric != "psnr":
         raise UserError("training.best_metric has no effect without validation: data.validation_images is 0")
     if run.data.validation_images > 0:
-        check_best(validation, resolution=run.data.resolution, images=run.data.validation_images)
+        check_best(
+            validation, resolution=run.data.resolution, images=run.data.validation_images,
+            pixels=run.model.pixel_spec, view=run.objective.view,
+        )  # fmt: skip
     set_trainable(run.model, run.training.trainable)  # as the trainer will
     if run.optimizer.averages_weights():
         for name, chosen in (("ema_decay", run.training.ema_decay is not None), ("power_ema", run.training.power_ema)):
@@ -150,6 +156,7 @@ def train(arguments: Sequence[str], parser: ArgumentParser | None = None) -> Pat
 
 def train_parsed(config: Namespace, parser: ArgumentParser) -> Path:
     """Train as the configuration that `parse_config` returned specifies; see `train`."""
+    config = with_measured_pixels(config, parser)
     folder, phases = Path(config.out), list_phases(config, parser)
     check_place(
         folder, [place for phase in phases for place in (phase.config.data.train, phase.config.data.validation)]
@@ -271,11 +278,11 @@ def make_trainer(
     """Return the trainer of a built configuration."""
     loader, validation = run.data.loaders(
         batch_size=run.training.batch_size, accumulation=run.training.accumulation, seed=phase.seed,
-        rank=accelerator.process_index, world_size=accelerator.num_processes,
+        rank=accelerator.process_index, world_size=accelerator.num_processes, pixels=run.model.pixel_spec,
     )  # fmt: skip
     samples = Samples(
-        loader, validation, run.data.validation_transform(), batch_size=run.training.batch_size,
-        autocast_dtype=None if numerics.precision == "fp32" else numerics.dtype,
+        loader, validation, run.data.validation_transform(run.model.pixel_spec), batch_size=run.training.batch_size,
+        autocast_dtype=None if numerics.precision == "fp32" else numerics.dtype, view=run.objective.view,
     )  # fmt: skip
     run.regularizer.verify(samples.pixel_values[:2])
     spec = run.model.latent_spec
@@ -302,7 +309,7 @@ def make_trainer(
         identity["bucket_assignment"] = loader.buckets.identity()
     return Trainer(
         folder=folder, accelerator=accelerator, numerics=numerics, autoencoder=run.model,
-        objective=Objective(run.objective), regularizer=run.regularizer,
+        objective=Objective(run.objective, run.model.pixel_spec), regularizer=run.regularizer,
         discriminator=run.discriminator, training=run.training, optimizer=run.optimizer,
         discriminator_optimizer=run.discriminator_optimizer, loader=loader, validation=validation, samples=samples,
         identity=identity, phase=phase, checkpoints=checkpoints,

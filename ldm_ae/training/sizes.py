@@ -16,6 +16,7 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators import Discriminator
 from ldm_ae.evaluation.metric_sets import validation_metrics
 from ldm_ae.images.buckets import Size
+from ldm_ae.images.pixels import RGB
 from ldm_ae.losses import ObjectiveConfig
 from ldm_ae.losses.perceptual.interface import try_size
 from ldm_ae.models import Autoencoder
@@ -87,7 +88,9 @@ def check_sizes(
             raise UserError(f"{refused}: {why}. {_remedy(setting(error))}, or give it fewer layers") from error
     if objective.perceptual is not None:
         try:
-            _try_all(objective.perceptual, try_size, shapes(*sizes, *made, *[square] if validation else []))
+            seen = channels if objective.perceptual_view(model.pixel_spec) is None else RGB.channels
+            given = shapes(*sizes, *made, *[square] if validation else [])
+            _try_all(objective.perceptual, try_size, [(count, seen, *size) for count, _, *size in given])
         except _RefusedSizeError as error:
             why = _smallest(objective.perceptual, try_size, model, error)
             raise UserError(

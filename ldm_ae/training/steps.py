@@ -152,7 +152,8 @@ def discriminator_loss(parts: StepParts, batch: MicroBatch, result: Reconstructe
     """Return the discriminator's loss on a micro-batch, a scalar, and scalars to log."""
     assert parts.discriminator is not None
     assert parts.plain_discriminator is not None
-    real, fake = (parts.plain_discriminator.augment(images.detach(), batch.draws(AUGMENTATION)) for images in result)
+    fake, real = parts.objective.comparable(result.reconstructions.detach(), result.target.detach())
+    real, fake = (parts.plain_discriminator.augment(images, batch.draws(AUGMENTATION)) for images in (real, fake))
     with parts.accelerator.autocast():
         logits_real, logits_fake, penalty = parts.discriminator(real, fake, step)
     logits_real, logits_fake = logits_real.float(), logits_fake.float()

@@ -154,9 +154,7 @@ class Trainer:
         config, log = self.config, self.log
         if self.accelerator.is_main_process:
             environment = describe_environment(self.accelerator.device) | {"numerics": self.numerics.describe()}
-            if self.objective.perceptual is not None:
-                environment["perceptual"] = self.objective.perceptual.identity
-            write_json(self.folder / ENVIRONMENT, environment)
+            write_json(self.folder / ENVIRONMENT, environment | self.objective.describe())
             remove_results(self.folder, self.phase.number)
         log.rewind(self.run_step)
         self.saver.rewind(self.step)
@@ -326,8 +324,8 @@ class Trainer:
         improved = torch.zeros((), device=self.accelerator.device)
         if self.accelerator.is_main_process:
             dtype = None if self.numerics.precision == "fp32" else self.numerics.dtype
-            metrics = self.scoring.metrics
-            scores = validate(self._result(), self.validation, metrics=metrics, autocast_dtype=dtype)
+            metrics, view = self.scoring.metrics, self.objective.config.view
+            scores = validate(self._result(), self.validation, metrics=metrics, view=view, autocast_dtype=dtype)
             self.log.metrics(self.run_step, scores, kind="validation")
             words = ", ".join(f"{k} {v:.4g}" for k, v in scores.items())
             self.log.print_line(f"step {self.run_step}: validation {words}")

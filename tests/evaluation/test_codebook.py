@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from ldm_ae.evaluation import evaluate, write_report
-from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.evaluation.metrics.codebook import CodebookSummary, CodebookUsage
 from ldm_ae.evaluation.report.codebook_page import codebook_section
 from ldm_ae.evaluation.report.pictures import code_picture
 from ldm_ae.evaluation.report.summary import summary_lines
+from ldm_ae.evaluation.result import Evaluation
 from ldm_ae.models import VQAutoencoder
 from ldm_ae.quantizers import FSQ, LFQ, VQ, Quantizer, ResidualVQ
 from tests.evaluation.stubs import MeanDistance, loader, pictures

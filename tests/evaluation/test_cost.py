@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ldm_ae.evaluation import evaluate
-from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.evaluation.metrics import cost
 from ldm_ae.evaluation.metrics.cost import CALLS, MOST_CALLS, Cost
 from ldm_ae.evaluation.metrics.interface import Metric, Setting
 from ldm_ae.evaluation.metrics.psnr import PSNR
+from ldm_ae.evaluation.result import Evaluation
 from ldm_ae.evaluation.scoring import Scoring
 from ldm_ae.models import KLAutoencoder, Posterior
 from tests.evaluation.stubs import IdentityAutoencoder, loader, pictures

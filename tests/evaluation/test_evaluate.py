@@ -12,10 +12,10 @@ import ldm_ae
 from ldm_ae.core.environment import git_commit, package_versions
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation import FeatureStatistics, evaluate, frechet_distance, psnr, ssim, validate
-from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.evaluation.latent_summary import ACTIVE_NATS, LatentSummary
 from ldm_ae.evaluation.metrics.psnr import PSNR_CEILING
 from ldm_ae.evaluation.report.summary import summary_lines
+from ldm_ae.evaluation.result import Evaluation
 from ldm_ae.images.uint8 import from_levels, rounded
 from ldm_ae.losses import LPIPS
 from ldm_ae.models import ChannelStatistics, GaussianPosterior, KLAutoencoder, weights_sha256

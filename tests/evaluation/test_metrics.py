@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation import evaluate, named_metrics, write_report
-from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.evaluation.metric_sets import COMPARED
 from ldm_ae.evaluation.metrics import METRICS
 from ldm_ae.evaluation.metrics.codebook import Codebook
@@ -34,6 +33,7 @@ from ldm_ae.evaluation.metrics.ssim import SSIM
 from ldm_ae.evaluation.metrics.storage import Storage
 from ldm_ae.evaluation.metrics.text import SIZES
 from ldm_ae.evaluation.report.summary import summary_lines
+from ldm_ae.evaluation.result import Evaluation
 from ldm_ae.evaluation.scoring import Scoring
 from ldm_ae.models import KLAutoencoder
 from tests.evaluation.stubs import IdentityAutoencoder, Loader, PixelFeatures, loader, pictures

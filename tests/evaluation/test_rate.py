@@ -11,8 +11,8 @@ import torch
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation import evaluate, write_report
-from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.evaluation.report.summary import summary_lines
+from ldm_ae.evaluation.result import Evaluation
 from ldm_ae.models import Autoencoder, KLAutoencoder, model_hash
 from ldm_ae.priors import CausalTransformer, CodePrior, GatedPixelCNN, SavedPrior
 from ldm_ae.quantizers import VQ, ResidualVQ

@@ -13,10 +13,10 @@ from PIL import Image
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation import evaluate, to_uint8_image, write_report
-from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.evaluation.report import page
 from ldm_ae.evaluation.report import write as report
 from ldm_ae.evaluation.report.summary import summary_lines
+from ldm_ae.evaluation.result import Evaluation
 from ldm_ae.models import KLAutoencoder
 from tests.evaluation.stubs import IdentityAutoencoder, MeanDistance, PixelFeatures, loader, pictures
 from tests.pages import Page

@@ -11,9 +11,9 @@ import torch
 
 from ldm_ae.evaluation import evaluate, named_metrics, write_report
 from ldm_ae.evaluation.activation_ranges import ActivationRanges
-from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.evaluation.metrics.psnr import PSNR
 from ldm_ae.evaluation.report.summary import summary_lines
+from ldm_ae.evaluation.result import Evaluation
 from ldm_ae.evaluation.warnings import model_warnings, scale_warning, scaled_std, warned
 from ldm_ae.models import ChannelStatistics, KLAutoencoder, LatentSpec, OverflowGuard
 from tests.evaluation.stubs import IdentityAutoencoder, loader

@@ -85,7 +85,7 @@ def test_thumbnail_initialization_is_saved_with_the_weights(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"norm_num_groups": 8}, "that hold three colours together, got 16 channels in 8 groups"),
+        ({"norm_num_groups": 8}, "that hold 3 colours together, got 16 channels in 8 groups"),
         ({"latent_channels": 2}, "at least 3 latent channels, got silu and 2"),
         ({"act_fn": "relu"}, "needs act_fn silu"),
     ],

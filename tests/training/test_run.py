@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.pixels import PixelSpec
+from ldm_ae.images.writing import encode_image, kind_of_files
 from ldm_ae.losses import L1, Charbonnier
 from ldm_ae.models import load_autoencoder
 from ldm_ae.models.adapters import AUTOENCODERS
@@ -68,6 +71,24 @@ RANDOM_FEATURES = {
 """Arguments of a vision transformer with random weights."""
 
 
+def fitting_images(recipe: Path, images: Path, out: Path) -> Path:
+    """The images, or for a recipe of others than RGB in 8 bits a new folder of such."""
+    described = yaml.safe_load(recipe.read_text())["model"].get("init_args", {}).get("pixels")
+    if described is None:
+        return images
+    limited = described
+    if isinstance(described, dict):
+        limited = {key: value for key, value in described.items() if key != "quantiles"}
+    pixels = PixelSpec.from_json(limited)
+    kind, folder = kind_of_files(pixels), out.parent / "other"
+    folder.mkdir()
+    draw = torch.Generator().manual_seed(0)
+    for number in range(4):
+        stored = pixels.denormalize(torch.rand(pixels.channels, 80, 72, generator=draw) * 2 - 1).numpy()
+        (folder / f"{number}.{kind}").write_bytes(encode_image(stored, pixels, kind))
+    return folder
+
+
 def scaled_down(recipe: Path, images: Path, model: Path, out: Path) -> Path:
     """The recipe with narrow networks, small images, two of everything and its adversarial phase at once."""
     config = yaml.safe_load(recipe.read_text())
@@ -125,7 +146,8 @@ def test_every_recipe_builds_and_trains_one_step(
     out = tmp_path / "run"
     if recipe.stem == "rae_decoder":
         skip_if_missing("AutoencoderRAE")
-    train(["--config", str(scaled_down(recipe, image_folder, tiny_model_folder, out))])
+    images = fitting_images(recipe, image_folder, out)
+    train(["--config", str(scaled_down(recipe, images, tiny_model_folder, out))])
     spec = load_autoencoder(out).latent_spec
     if recipe.stem in PUBLISHED:
         assert (spec.downsample_factor, spec.channels, spec.codebook_size) == PUBLISHED[recipe.stem]

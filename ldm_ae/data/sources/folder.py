@@ -12,6 +12,7 @@ import numpy as np
 
 from ldm_ae.data.account import Account, Group
 from ldm_ae.data.sources.interface import (
+    ARRAY_EXTENSIONS,
     IMAGE_EXTENSIONS,
     RawImage,
     Source,
@@ -73,7 +74,7 @@ class FolderSource(Source):
     def open(cls, location: str, tree: Tree | None = None) -> FolderSource | None:
         """See `Source.open`."""
         path = Path(location)
-        if path.is_file() and extension(path.name) in IMAGE_EXTENSIONS:
+        if path.is_file() and extension(path.name) in (*IMAGE_EXTENSIONS, *ARRAY_EXTENSIONS):
             stems = (path.stem, path.name)
             names = (f"{stem}.{ending}" for stem in stems for text in TEXTS for ending in (text.upper(), text))
             return cls(path.parent, [path.name], [name for name in names if (path.parent / name).is_file()])
@@ -81,6 +82,8 @@ class FolderSource(Source):
             return None
         tree = tree or Tree(path)
         paths = tree.files(*IMAGE_EXTENSIONS)
+        if not paths and not tree.files("tar", "parquet"):
+            paths = tree.files(*ARRAY_EXTENSIONS)
         return cls(path, paths, tree.files(*TEXTS), tree) if paths else None
 
     def _read_tables(self, tables: list[str], paths: set[str]) -> None:

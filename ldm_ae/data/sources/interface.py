@@ -28,6 +28,10 @@ IMAGE_EXTENSIONS = (
 """Extensions in lower case, without the dot, that select files to inspect. The content determines the format."""
 
 
+ARRAY_EXTENSIONS = ("npy", "npz")
+"""Extensions of arrays, which are the images of a folder without images, tars and tables of Parquet."""
+
+
 class RawImage(NamedTuple):
     """One image as stored in the source, not decoded."""
 

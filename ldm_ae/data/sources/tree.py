@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.account import Account
-from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS, extension
+from ldm_ae.data.sources.interface import ARRAY_EXTENSIONS, IMAGE_EXTENSIONS, extension
 
 TEXTS = ("txt", "caption", "json")
 """Extensions of files that may be beside an image, in the order of priority of their captions."""
@@ -30,7 +30,7 @@ _IMAGE_LIKE = (
 )  # fmt: skip
 IMAGE_LIKE = frozenset(_IMAGE_LIKE) - frozenset(IMAGE_EXTENSIONS)
 """Extensions of images that are not opened; the account lists files with these names."""
-_KNOWN = IMAGE_LIKE | {*IMAGE_EXTENSIONS, *TEXTS, *TABLES, *ARCHIVES, "tar", "parquet"}
+_KNOWN = IMAGE_LIKE | {*IMAGE_EXTENSIONS, *ARRAY_EXTENSIONS, *TEXTS, *TABLES, *ARCHIVES, "tar", "parquet"}
 
 
 class Tree:

@@ -12,10 +12,13 @@ from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators.aids.interface import DiscriminatorAid
 from ldm_ae.discriminators.interface import Discriminator
+from ldm_ae.images.pixels import PixelSpec
+from ldm_ae.images.views import View
 
 
 class AidedDiscriminator(Discriminator):
-    """A discriminator whose hooks are those of its aids, in their order, followed by its own.
+    """A discriminator whose hooks are those of its aids, in their order, followed by its own. Aids augment what the
+    model's images are, before a view shows them as RGB.
 
     Args:
         discriminator: The network.
@@ -41,6 +44,12 @@ class AidedDiscriminator(Discriminator):
     @property
     def identity(self) -> str:
         return self.discriminator.identity
+
+    def prepare(self, pixels: PixelSpec, view: View | None = None) -> None:
+        self.discriminator.prepare(pixels, view)
+        self.pixels = self.discriminator.pixels
+        for aid in self._each():
+            aid.prepare(self.pixels)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         logits: Tensor = self.discriminator(pixel_values)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators.aids.interface import DiscriminatorAid
+from ldm_ae.images.pixels import PixelSpec
 
 Transform = Literal["brightness", "saturation", "contrast", "translation", "cutout"]
 
@@ -26,6 +27,8 @@ class DiffAug(DiscriminatorAid):
 
     Brightness adds U(-0.5, 0.5). Saturation multiplies the distance of each pixel from its grey value by U(0, 2), and
     contrast that of each value from the image's mean by U(0.5, 1.5). Translation fills the border with zeros, mid grey.
+    These three act on colours: of any number of channels, the grey value is the mean of the channels; alpha stays as it
+    is. Translation and cutout move and erase all channels.
 
     Args:
         policy: The transforms, in the order in which they are applied.
@@ -52,6 +55,10 @@ class DiffAug(DiscriminatorAid):
             if not 0 <= value <= 1:
                 raise UserError(f"DiffAug: {name}: expected a fraction from 0 to 1, got {value}")
         self.policy, self.translation, self.cutout = tuple(policy), translation, cutout
+        self._with_alpha = False
+
+    def prepare(self, pixels: PixelSpec) -> None:
+        self._with_alpha = pixels.meaning == "rgba"
 
     def augment(self, pixel_values: Tensor, draws: Draws) -> Tensor:
         # Every number is drawn whatever the policy, so that its transforms do not depend on each other.
@@ -64,7 +71,11 @@ class DiffAug(DiscriminatorAid):
                 pixel_values = _cut_out(pixel_values, numbers[:, 5:], self.cutout)
             else:
                 change, which = _COLOURS[name]
-                pixel_values = change(pixel_values, amounts[:, which])
+                if self._with_alpha:
+                    colours = change(pixel_values[:, :-1], amounts[:, which])
+                    pixel_values = torch.cat([colours, pixel_values[:, -1:]], dim=1)
+                else:
+                    pixel_values = change(pixel_values, amounts[:, which])
         return pixel_values
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ldm_ae.core.draws import Draws
+from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators.aids.interface import DiscriminatorAid
+from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.images.uint8 import rounded
 
 
@@ -22,6 +24,10 @@ class EightBit(DiscriminatorAid):
     """
 
     short_names = ("eight-bit",)
+
+    def prepare(self, pixels: PixelSpec) -> None:
+        if pixels.bits != 8:
+            raise UserError(f"EightBit rounds to 8 bits, but the model's images are {pixels}; remove it")
 
     def augment(self, pixel_values: Tensor, draws: Draws) -> Tensor:
         # The difference is exactly zero, and only it has a gradient.

@@ -10,6 +10,7 @@ from typing_extensions import Self
 from ldm_ae.core.draws import Draws
 from ldm_ae.core.frozen import PartlyFrozen
 from ldm_ae.discriminators.interface import Discriminator
+from ldm_ae.images.pixels import PixelSpec
 
 
 class DiscriminatorAid(PartlyFrozen, abc.ABC):
@@ -28,6 +29,14 @@ class DiscriminatorAid(PartlyFrozen, abc.ABC):
         """Return an instance for tests, whose effect is large enough to be measured; the default one by default."""
         return cls()
 
+    def prepare(self, pixels: PixelSpec) -> None:
+        """Fit the aid to a model's images, before the training; do nothing by default.
+
+        Raises:
+            UserError: It has no meaning for these images.
+        """
+        del pixels
+
     def augment(self, pixel_values: Tensor, draws: Draws) -> Tensor:
         """Return the discriminator's input for images; the images themselves by default.
 
@@ -35,7 +44,7 @@ class DiscriminatorAid(PartlyFrozen, abc.ABC):
         random numbers, so that all three are transformed equally. The generator's gradient passes through it.
 
         Args:
-            pixel_values: (B, 3, H, W) in about [-1, 1].
+            pixel_values: (B, C, H, W) in about [-1, 1].
             draws: Random numbers of each sample.
         """
         del draws
@@ -50,7 +59,7 @@ class DiscriminatorAid(PartlyFrozen, abc.ABC):
 
         Args:
             discriminator: The network, for further passes.
-            real: (B, 3, H, W), augmented.
+            real: (B, C, H, W), augmented.
             fake: Reconstructions, augmented, detached.
             logits: Logits of `real` and `fake`, (B, ...).
             step: Number of the generator's updates so far.

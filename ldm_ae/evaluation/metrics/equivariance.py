@@ -18,6 +18,8 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metrics._of_model import ModelMetric
 from ldm_ae.evaluation.metrics.interface import CannotScoreError, ScoreInfo, Scores
 from ldm_ae.evaluation.metrics.psnr import psnr
+from ldm_ae.images.missing import keep_missing
+from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models import Autoencoder
 
 
@@ -29,6 +31,11 @@ def halve(images: Tensor) -> Tensor:
 def turn(images: Tensor) -> Tensor:
     """Return images or latents (B, C, H, W) turned by 90 degrees, (B, C, W, H)."""
     return images.rot90(1, dims=(2, 3))
+
+
+def change(images: Tensor, transform: Callable[[Tensor], Tensor], pixels: PixelSpec) -> Tensor:
+    """Return transformed images, of which missing elements do not become part of others."""
+    return transform(images) if pixels.missing is None else keep_missing(transform, images)
 
 
 TRANSFORMS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
@@ -76,7 +83,7 @@ class Equivariance(ModelMetric):
         """Return (B,) PSNR, and add to the errors; CannotScoreError if the model cannot take the transformed images."""
         latents, found = latents.float(), {}
         for name, (words, transform) in TRANSFORMS.items():
-            images, expected = transform(pixel_values), transform(latents)
+            images, expected = change(pixel_values, transform, model.pixel_spec), transform(latents)
             try:
                 encoded = model.encode(images).mode().float()
                 decoded = model.decode(expected)
@@ -88,7 +95,7 @@ class Equivariance(ModelMetric):
             self._errors[name] += float((encoded - expected).double().square().sum())
             variance = (encoded - encoded.mean(dim=(2, 3), keepdim=True)).double().square().sum()
             self._variances[name] += float(variance)
-            found[f"equivariance_psnr_{name}"] = psnr(decoded, images)
+            found[f"equivariance_psnr_{name}"] = psnr(decoded, images, model.pixel_spec)
         return found
 
     def compute(self) -> Scores:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.latent_summary import LatentSummary
 from ldm_ae.images.pixels import RGB, PixelSpec
+from ldm_ae.images.views import View
 from ldm_ae.models import Autoencoder, Posterior
 from ldm_ae.priors import SavedPrior
 
@@ -114,6 +115,9 @@ class Setting:
     codes: CodebookUsage | None = None
     """Counts of a discrete model's codes in an evaluation; None in a validation."""
 
+    view: View | None = None
+    """How networks that know RGB only see other images; None for the default of the images."""
+
     @property
     def pixels(self) -> PixelSpec:
         """The images that are scored."""
@@ -142,7 +146,8 @@ class Metric(ABC):
     """Group of the metric's scores, except for those of `scores` that state another than the default."""
     needs: Needs = Needs()
     pixels: PixelSpec | None = None
-    """Supported images; None for any. The metric is skipped for a model of other images."""
+    """Supported images; None for any. A metric of RGB images that `compares_images` scores the view of others, and the
+    mean over its RGB images for each image; any other metric is skipped for a model of other images."""
     scores: ClassVar[Mapping[str, ScoreInfo]] = {}
     """Explanation of each number by its key, for a metric that computes several."""
     optional: bool = False
@@ -153,7 +158,7 @@ class Metric(ABC):
     """Whether the bicubic thumbnail is also scored, under `bicubic_KEY`."""
 
     def require(self, shape: tuple[int, ...]) -> None:
-        """Raise `CannotScoreError` if the metric cannot take images (B, 3, H, W) of this shape."""
+        """Raise `CannotScoreError` if the metric cannot take images (B, C, H, W) of this shape."""
         height, width = shape[-2:]
         if min(height, width) < self.needs.side:
             side = self.needs.side
@@ -179,8 +184,9 @@ class Metric(ABC):
         """Add a batch.
 
         Args:
-            reconstructions: (B, 3, H, W) float32 in [-1, 1], clamped and rounded to the levels of 8-bit images.
-            pixel_values: (B, 3, H, W) float32 in [-1, 1], rounded likewise.
+            reconstructions: (B, C, H, W) float32 in [-1, 1], clamped and rounded to the values of the images' files,
+                such as the levels of 8-bit images. Where data is missing, both are `ldm_ae.images.missing.MISSING`.
+            pixel_values: (B, C, H, W) float32 in [-1, 1], rounded likewise.
             posterior: Posterior of the batch; None for the thumbnail, which has none.
 
         Returns:

@@ -15,12 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metrics._of_model import ModelMetric
 from ldm_ae.evaluation.metrics.features import FeatureNetwork
 from ldm_ae.evaluation.metrics.frechet import RELIABLE_IMAGES, FeatureStatistics, Frechet, frechet_distance
 from ldm_ae.evaluation.metrics.interface import JSON, CannotScoreError, Needs, Scores, Setting
-from ldm_ae.images.pixels import RGB
-from ldm_ae.images.uint8 import rounded
+from ldm_ae.images.missing import without_missing
+from ldm_ae.images.pixels import RGB, PixelSpec
+from ldm_ae.images.stored import as_stored
+from ldm_ae.images.views import View, view_for
 from ldm_ae.models import Autoencoder
 
 IMAGES = 2048
@@ -46,7 +49,6 @@ class Interpolation(ModelMetric):
     direction = "lower"
     needs = Needs(images=2)
     reliable_images = RELIABLE_IMAGES
-    pixels = RGB
 
     def __init__(self, features: FeatureNetwork | None = None, *, originals: Frechet | None = None):
         self._frechet = Frechet(features) if originals is None else originals
@@ -56,6 +58,8 @@ class Interpolation(ModelMetric):
         self.name = "ifid" if network == "rfid" else f"interpolation_{self._frechet.name}"
         self.label = "iFID" if network == "rfid" else f"Interpolation, Fréchet distance, {network}"
         self.explanation = "Fréchet distance between originals and decoded midpoints of neighbouring latents."
+        self._pixels: PixelSpec = RGB
+        self._view: View | None = None
         super().__init__()
 
     def require(self, shape: tuple[int, ...]) -> None:
@@ -63,8 +67,13 @@ class Interpolation(ModelMetric):
         self._frechet.require(shape)
 
     def prepare(self, setting: Setting) -> None:
-        """Keep the model, and move the network to the device."""
+        """Keep the model, and move the network to the device; CannotScoreError without a view of the images."""
         super().prepare(setting)
+        self._pixels = setting.pixels
+        try:
+            self._view = view_for(RGB, setting.pixels, setting.view, self.label, setting="--view")
+        except UserError as error:
+            raise CannotScoreError(str(error)) from None
         self._frechet.prepare(setting)
 
     def reset(self) -> None:
@@ -84,7 +93,7 @@ class Interpolation(ModelMetric):
             CannotScoreError: The scaled latents exceed the range of float16.
         """
         if self.originals_of is None:
-            self._originals.update(self._frechet.features(pixel_values))
+            self._originals.update(self._frechet.features(self._seen(pixel_values)))
         scaled = model.scale(latents)[: IMAGES - self._kept].to("cpu", torch.float16)
         if not scaled.isfinite().all():
             raise CannotScoreError(f"{self.label} needs scaled latents within float16's range of ±65,504")
@@ -93,6 +102,12 @@ class Interpolation(ModelMetric):
         self._kept += len(scaled)
         self._batch, self._like = max(self._batch, len(latents)), latents[:0]
         return {}
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """Return the RGB images that the network sees."""
+        if self._view is None:
+            return images
+        return self._view(images if self._pixels.missing is None else without_missing(images))[0]
 
     def compute(self) -> Scores:
         """Decode the interpolations, and return their distance, at least 0, by the score's name.
@@ -106,7 +121,8 @@ class Interpolation(ModelMetric):
         with torch.no_grad():
             for scaled in self._midpoints():
                 latents = self._model.unscale(scaled.to(self._like.device)).to(self._like)
-                interpolations.update(self._frechet.features(rounded(self._model.decode(latents))))
+                decoded = as_stored(self._model.decode(latents), self._pixels)
+                interpolations.update(self._frechet.features(self._seen(decoded)))
         originals = self._originals if self.originals_of is None else self.originals_of.originals
         return {self.name: frechet_distance(originals, interpolations)}
 

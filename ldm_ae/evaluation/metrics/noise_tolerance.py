@@ -56,6 +56,8 @@ class NoiseTolerance(ModelMetric):
         noise = seeded_noise(seeds, tuple(scaled.shape[1:])).to(scaled)
         self._images += len(scaled)
         return {
-            _key(level): psnr(model.decode(model.unscale(scaled + level * noise).to(latents)), pixel_values)
+            _key(level): psnr(
+                model.decode(model.unscale(scaled + level * noise).to(latents)), pixel_values, model.pixel_spec
+            )
             for level in LEVELS
         }

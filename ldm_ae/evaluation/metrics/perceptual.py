@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from ldm_ae.evaluation.metrics.interface import ImageMetric, Setting
 from ldm_ae.evaluation.network_sizes import require_size
+from ldm_ae.images.missing import fill
 from ldm_ae.images.pixels import RGB
+from ldm_ae.images.views import View, view_for
 from ldm_ae.losses import LPIPS, ShiftTolerantLPIPS
 from ldm_ae.losses.perceptual.interface import PerceptualLoss, try_size
 
@@ -48,6 +50,8 @@ class Perceptual(ImageMetric):
         self.name = self.network.name
         self.label = LABELS.get(self.name, self.name)
         self.pixels = getattr(self.network, "pixels", RGB)
+        self._view: View | None = None
+        self._fills = False
 
     def require(self, shape: tuple[int, ...]) -> None:
         """Run the network on this shape."""
@@ -55,7 +59,9 @@ class Perceptual(ImageMetric):
             require_size(self.network, try_size, shape)
 
     def prepare(self, setting: Setting) -> None:
-        """Move the network to the device."""
+        """Move the network to the device, and take the view of alpha for a distance of any channels."""
+        self._view = view_for(None, setting.pixels, setting.view, self.name) if self.pixels is None else None
+        self._fills = self.pixels is None and setting.pixels.missing is not None
         if isinstance(self.network, nn.Module):
             self.network.to(setting.device)
 
@@ -66,6 +72,14 @@ class Perceptual(ImageMetric):
 
     def per_image(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
         """Return (B,) distances."""
+        if self._fills:
+            reconstructions, pixel_values = fill(reconstructions, pixel_values)
+        if self._view is None:
+            return self._distances(reconstructions, pixel_values)
+        count = len(pixel_values)
+        return self._distances(*self._view(reconstructions, pixel_values)).view(count, -1).mean(dim=1)
+
+    def _distances(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
         distances: Tensor = self.network(reconstructions, pixel_values)
         return distances.float()
 

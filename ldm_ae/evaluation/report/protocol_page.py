@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from html import escape
 
-from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.evaluation.report.page import count, table
+from ldm_ae.evaluation.result import Evaluation
 
 _PACKAGES = ("torch", "diffusers")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from ldm_ae.evaluation.evaluate import Evaluation
 from ldm_ae.evaluation.metrics.interface import ScoreInfo
 from ldm_ae.evaluation.report.page import number, table
+from ldm_ae.evaluation.result import Evaluation
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ldm_ae.evaluation.evaluate import Evaluation
+from ldm_ae.evaluation.result import Evaluation
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX
 from ldm_ae.evaluation.warnings import warned
 

@@ -10,7 +10,6 @@ import torch
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.activation_ranges import FP16_LIMIT
-from ldm_ae.evaluation.evaluate import Evaluation, Picture
 from ldm_ae.evaluation.latent_summary import HISTOGRAM_DEVIATIONS
 from ldm_ae.evaluation.report.codebook_page import codebook_section
 from ldm_ae.evaluation.report.details_page import (
@@ -27,6 +26,7 @@ from ldm_ae.evaluation.report.plots import PLOT_STYLE, svg
 from ldm_ae.evaluation.report.protocol_page import facts, protocol_table
 from ldm_ae.evaluation.report.scores_page import headline, scores_table
 from ldm_ae.evaluation.report.viewer import CONTENT_POLICY, VIEWER, VIEWER_STYLE, view, views
+from ldm_ae.evaluation.result import Evaluation, Picture
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX
 from ldm_ae.images.in_memory import levels_image
 from ldm_ae.images.uint8 import from_levels

@@ -113,6 +113,7 @@ def _rows(trained: Trained) -> Iterator[tuple[str, str]]:
     yield "Trained parameters", _value(at("training.trainable")) if at("training.trainable") != ["*"] else ""
     yield "Objective", _objective(at)
     yield "Perceptual networks", escaped(environment.get("perceptual") or "")
+    yield "Their view of the images", escaped(environment.get("view") or "")
     yield "Regularizer of latents", at.named("regularizer") if at.short("regularizer") != "Identity" else ""
     yield "Optimizer", _optimizer(at, "optimizer")
     if at("discriminator") is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ldm_ae.images.pixels import RGB
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.scaling import is_unscaled, measures_scale, scale_is_known
 
@@ -30,13 +31,14 @@ def diffusers_code(model: Autoencoder, repository: str) -> str | None:
         return f'from diffusers import {name}\n\nvae = {name}.from_pretrained("{repository}")\n'
     spec, size = model.latent_spec, _example_size(model)
     height, width = spec.latent_size(size, size)
+    channels = model.pixel_spec.channels
     return (
         f'import torch\nfrom diffusers import {name}\n\nvae = {name}.from_pretrained("{repository}").eval()\n'
-        f"pixel_values = torch.rand(1, 3, {size}, {size}) * 2 - 1  # RGB in [-1, 1]\n"
+        f"pixel_values = torch.rand(1, {channels}, {size}, {size}) * 2 - 1  # {model.pixel_spec.words}\n"
         "with torch.no_grad():\n"
         f"    latents = vae.encode(pixel_values).{_LATENTS[name]}  # (1, {spec.channels}, {height}, {width}), "
         f"{'unscaled' if model.codebook is None else 'which decode quantizes'}\n"
-        f"    reconstructions = vae.decode(latents).sample  # (1, 3, {size}, {size}) in [-1, 1]\n"
+        f"    reconstructions = vae.decode(latents).sample  # (1, {channels}, {size}, {size}) in [-1, 1]\n"
     )
 
 
@@ -44,6 +46,13 @@ def ldm_ae_code(model: Autoencoder, repository: str) -> str:
     """Return code that does the same with this package, from an image file."""
     spec, size = model.latent_spec, _example_size(model)
     shape = f"(1, {spec.channels}, {', '.join(str(side) for side in spec.latent_size(size, size))})"
+    if model.pixel_spec != RGB:
+        return (
+            f'import ldm_ae\n\nmodel = ldm_ae.load("hf:{repository}")\n'
+            f"latents = model.encode_images(samples, size={size})  # {shape}, unscaled; samples as stored, (C, H, W)\n"
+            "scaled_latents = model.scale(latents)  # what a diffusion model sees\n"
+            "(samples,) = model.decode_to_arrays(model.unscale(scaled_latents))\n"
+        )
     return (
         f'import ldm_ae\n\nmodel = ldm_ae.load("hf:{repository}")\n'
         f'latents = model.encode_images("photo.jpg", size={size})  # {shape}, unscaled\n'

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import Source
-from ldm_ae.images.pixels import RGB
+from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.latents.conversion.output import converting, write_account
 from ldm_ae.latents.conversion.source_images import SourceImages
 from ldm_ae.latents.fold import Constants, Fold
@@ -79,15 +79,15 @@ def convert_store(
     positions = positions[target.arrange(store.good().take(pa.array(positions)))]
     mapping = _fold(store, target, fold)
     samples = Samples(store, positions, want=target.tensors, fold=mapping, progress=progress)
-    warnings = [*_check(samples, target, folded=fold is not None), *target.check(samples)]
     encoded = SourceImages(store, images) if images is not None else None
+    warnings = [*_check(samples, target, folded=fold is not None), *target.check(samples)]
     with converting(out, suffix=target.suffix) as place:
         target.write(samples, place, encoded)
         metadata = {
             "format": format,
             "images": len(samples),
             "buckets": samples.rows["bucket"].unique().to_pylist(),
-            "pixels": RGB.words,
+            "pixels": PixelSpec.from_json(store.request.transform.get("pixels", "rgb")).words,
             "fold": fold,
             "values": mapping.to_json() if target.reads_latents else None,
             "warnings": warnings,

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import BadImage, ImageTransform, Source, described_options
+from ldm_ae.images.pixels import RGB
 from ldm_ae.images.uint8 import to_uint8
 from ldm_ae.latents.formats.interface import EncodedImages, Sample
 from ldm_ae.latents.store.reader import LatentStore
@@ -34,6 +35,12 @@ class SourceImages(EncodedImages):
         if not {"resize", "crop", "flip", "background"} <= described.keys():
             raise UserError(f"{store.path} does not record how its images were cropped, so the images cannot be added")
         self._options = described_options(described)
+        pixels = self._options["pixels"]
+        if pixels != RGB:
+            raise UserError(
+                f"{store.path} has latents of images that are {pixels}, and the trainer reads images of RGB in 8 bits "
+                "beside the latents; choose a format of latents alone"
+            )
 
     def png(self, sample: Sample) -> bytes:
         """See `EncodedImages.png`."""

@@ -18,8 +18,9 @@ class PerceptualLoss(FrozenNetwork, abc.ABC):
         name: What a score by this distance is called.
     """
 
-    pixels: PixelSpec = RGB
-    """Supported images; a run and an evaluation compare them with the model's."""
+    pixels: PixelSpec | None = RGB
+    """Supported images; None for any number of channels. For a model of other images, a run and an evaluation show RGB
+    images of them (`ldm_ae.images.views`)."""
 
     def __init__(self, name: str):
         super().__init__()

@@ -20,9 +20,11 @@ FLOOR = 1e-3
 class MSSSIMDistance(PerceptualLoss):
     """1 - MS-SSIM, in [0, 1], in float32, of images of at least 176x176 pixels.
 
-    The formula is that of the metric. Reconstructions are neither clamped nor rounded: each pixel has a gradient.
+    The formula is that of the metric, a mean over the channels, of any number. Reconstructions are neither clamped nor
+    rounded: each pixel has a gradient.
     """
 
+    pixels = None
     short_names = ("ms-ssim", "msssim")
 
     def __init__(self) -> None:

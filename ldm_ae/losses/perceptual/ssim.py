@@ -13,9 +13,11 @@ from ldm_ae.losses.perceptual.interface import PerceptualLoss
 class SSIMDistance(PerceptualLoss):
     """1 - SSIM, in [0, 2], in float32.
 
-    The formula is that of the metric. Reconstructions are neither clamped nor rounded: each pixel has a gradient.
+    The formula is that of the metric, a mean over the channels, of any number. Reconstructions are neither clamped nor
+    rounded: each pixel has a gradient.
     """
 
+    pixels = None
     short_names = ("ssim",)
 
     def __init__(self) -> None:

@@ -40,7 +40,8 @@ class WeightedSum(PerceptualLoss):
         super().__init__("+".join(f"{weight:g}x{name}" for weight, name in zip(weights, names, strict=True)))
         self.losses, self.weights = nn.ModuleList(losses), weights
         # A sum accepts what each of its losses accepts; the strictest of them is stated.
-        self.pixels = next((loss.pixels for loss in losses if loss.pixels != RGB), RGB)
+        stated = [loss.pixels for loss in losses if loss.pixels is not None]
+        self.pixels = next((pixels for pixels in stated if pixels != RGB), RGB) if stated else None
 
     @classmethod
     def example(cls) -> WeightedSum:

@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ldm_ae.core.registry import Registry, export
+from ldm_ae.losses.reconstruction.alpha_aware import AlphaAware
 from ldm_ae.losses.reconstruction.charbonnier import Charbonnier
 from ldm_ae.losses.reconstruction.interface import ReconstructionLoss
 from ldm_ae.losses.reconstruction.l1 import L1
 from ldm_ae.losses.reconstruction.l2 import L2
 from ldm_ae.losses.reconstruction.weighted_sum import WeightedReconstruction
 
-__all__ = ["L1", "L2", "RECONSTRUCTION_LOSSES", "Charbonnier", "ReconstructionLoss", "WeightedReconstruction"]
+__all__ = [
+    "L1",
+    "L2",
+    "RECONSTRUCTION_LOSSES",
+    "AlphaAware",
+    "Charbonnier",
+    "ReconstructionLoss",
+    "WeightedReconstruction",
+]
 
 RECONSTRUCTION_LOSSES: Registry[ReconstructionLoss] = Registry(__name__, ReconstructionLoss, "reconstruction loss")  # type: ignore[type-abstract]
 """Every reconstruction loss by its name."""

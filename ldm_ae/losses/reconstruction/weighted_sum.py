@@ -10,6 +10,7 @@ import math
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.losses.reconstruction.interface import ReconstructionLoss
 
 
@@ -33,6 +34,10 @@ class WeightedReconstruction(ReconstructionLoss):
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
             raise UserError(f"{type(self).__name__}: expected weights of at least 0, got {weights}")
         self.errors, self.weights = errors, weights
+
+    def check(self, pixels: PixelSpec) -> None:
+        for loss in self.errors:
+            loss.check(pixels)
 
     def __call__(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
         terms = zip(self.weights, self.errors, strict=True)

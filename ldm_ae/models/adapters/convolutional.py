@@ -11,7 +11,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.images.pixels import PixelSpec, of_channels
+from ldm_ae.images.pixels import PixelSpec
+from ldm_ae.models.channels import pixels_of
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.scaling import factor_beside_vectors
 from ldm_ae.models.spec import AutoencoderSpec, LatentSpec
@@ -30,13 +31,7 @@ class ConvolutionalAutoencoder(Autoencoder):
 
     def pixels(self) -> PixelSpec:
         """The images of both ends, which must be equal; UserError if the project does not support such images."""
-        config = self.net.config
-        ends = (config.in_channels, config.get("out_channels", config.in_channels))
-        taken, given = (of_channels(channels) for channels in ends)
-        if given != taken:
-            raise UserError(f"{type(self.net).__name__}: in_channels {taken.channels} differ from out_channels "
-                            f"{given.channels}; they must be equal")  # fmt: skip
-        return taken.require_supported(type(self.net).__name__)
+        return pixels_of(self.net)
 
     def latents(self) -> LatentSpec:
         """The latents and their scale."""

@@ -21,12 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.images.pixels import RGB
 
 if TYPE_CHECKING:
     from diffusers.models.resnet import ResnetBlock2D
 
-COLOURS = RGB.channels
 GAIN = 4.0
 """Latents per pixel value. Pixel values of photos have a standard deviation of about 1/4, so latents have about 1."""
 CONSTANT = 3.0
@@ -40,7 +38,7 @@ def start_as_thumbnail(net: Any) -> None:
     """Change the weights of a `diffusers.AutoencoderKL` in place, so that it encodes to a thumbnail and enlarges it.
 
     Args:
-        net: A network for RGB with at least three latent channels and SiLU.
+        net: A network with at least as many latent channels as its images have, and SiLU.
 
     Raises:
         UserError: The network is of another kind, or its groups have fewer than four channels.
@@ -49,9 +47,10 @@ def start_as_thumbnail(net: Any) -> None:
     from diffusers.models.resnet import ResnetBlock2D
 
     config = net.config
-    if config.act_fn not in ("silu", "swish") or config.latent_channels < COLOURS:
+    colours = config.in_channels
+    if config.act_fn not in ("silu", "swish") or config.latent_channels < colours:
         raise UserError(
-            f"initialization: thumbnail needs act_fn silu and at least {COLOURS} latent channels, got {config.act_fn} "
+            f"initialization: thumbnail needs act_fn silu and at least {colours} latent channels, got {config.act_fn} "
             f"and {config.latent_channels}; use initialization: default"
         )
     for module in net.modules():
@@ -68,9 +67,9 @@ def start_as_thumbnail(net: Any) -> None:
         up += _path(block.resnets[0], block.upsamplers)
     interpolation = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
     average = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]) / 4
-    _carry(down, encoder.conv_norm_out, encoder.conv_out, scale=GAIN, kernel=average)
-    _carry(up, decoder.conv_norm_out, decoder.conv_out, scale=1.0, kernel=interpolation)
-    decoder.conv_in.weight[:COLOURS] /= GAIN
+    _carry(down, encoder.conv_norm_out, encoder.conv_out, colours, scale=GAIN, kernel=average)
+    _carry(up, decoder.conv_norm_out, decoder.conv_out, colours, scale=1.0, kernel=interpolation)
+    decoder.conv_in.weight[:colours] /= GAIN
     for projection in (net.quant_conv, net.post_quant_conv):
         if projection is not None:
             nn.init.dirac_(projection.weight)
@@ -83,47 +82,49 @@ def _path(resnet: ResnetBlock2D, samplers: Any) -> list[nn.Conv2d]:
     return found + ([] if samplers is None else [samplers[0].conv])
 
 
-def _carry(path: list[nn.Conv2d], norm: nn.GroupNorm, last: nn.Conv2d, *, scale: float, kernel: Tensor) -> None:
-    """Carry the first three channels along a path and through its last normalization, and output them times `scale`.
+def _carry(
+    path: list[nn.Conv2d], norm: nn.GroupNorm, last: nn.Conv2d, colours: int, *, scale: float, kernel: Tensor
+) -> None:
+    """Carry the first channels along a path and through its last normalization, and output them times `scale`.
 
     Args:
         path: Convolutions; the output of the last one is the input of `norm`.
         norm: The normalization before the activation.
         last: The convolution after the activation.
-        scale: Factor of the first three output channels.
+        colours: Number of channels that are carried.
+        scale: Factor of these output channels.
         kernel: (3, 3), for the convolutions that change the resolution: those after the first that are not 1x1.
     """
     for i, convolution in enumerate(path):
         size = convolution.kernel_size[0]
         taps = kernel if i and size == 3 else _centre(size)
-        colours = range(COLOURS)
-        signs: list[tuple[int, int, float]] = [(colour, colour, 1.0) for colour in colours]
+        signs: list[tuple[int, int, float]] = [(colour, colour, 1.0) for colour in range(colours)]
         if convolution is path[-1]:
-            signs = _expand(convolution, norm)
+            signs = _expand(convolution, norm, colours)
         assert convolution.bias is not None
         for row, colour, sign in signs:
             convolution.weight[row] = 0.0
             convolution.weight[row, colour] = sign * taps
             convolution.bias[row] = 0.0
     members = norm.num_channels // norm.num_groups
-    pairs = _pairs(members)
+    pairs = _pairs(members, colours)
     deviation = math.sqrt((2 * pairs * _POWER + 2 * (members // 2 - pairs) * CONSTANT**2) / members)
     assert last.bias is not None
-    last.weight[:COLOURS] = 0.0
-    last.bias[:COLOURS] = 0.0
-    for colour in range(COLOURS):
+    last.weight[:colours] = 0.0
+    last.bias[:colours] = 0.0
+    for colour in range(colours):
         places = [(row, sign) for row, found, sign in signs if found == colour]
         for row, sign in places:
             last.weight[colour, row] = sign * _centre(last.kernel_size[0]) * deviation * scale * 2 / len(places)
 
 
-def _expand(convolution: nn.Conv2d, norm: nn.GroupNorm) -> list[tuple[int, int, float]]:
+def _expand(convolution: nn.Conv2d, norm: nn.GroupNorm, colours: int) -> list[tuple[int, int, float]]:
     """Return (output channel, colour, sign) of each colour and its negative in each group; constants fill the group."""
     members = norm.num_channels // norm.num_groups
-    pairs = _pairs(members)
-    if pairs < 1 or pairs * norm.num_groups < COLOURS:
+    pairs = _pairs(members, colours)
+    if pairs < 1 or pairs * norm.num_groups < colours:
         raise UserError(
-            f"initialization: thumbnail needs groups of at least 4 channels that hold three colours together, got "
+            f"initialization: thumbnail needs groups of at least 4 channels that hold {colours} colours together, got "
             f"{norm.num_channels} channels in {norm.num_groups} groups; use other widths or initialization: default"
         )
     assert convolution.bias is not None
@@ -131,7 +132,7 @@ def _expand(convolution: nn.Conv2d, norm: nn.GroupNorm) -> list[tuple[int, int, 
     for group in range(norm.num_groups):
         first = group * members
         for pair in range(pairs):
-            colour = (group * pairs + pair) % COLOURS
+            colour = (group * pairs + pair) % colours
             signs += [(first + 2 * pair, colour, 1.0), (first + 2 * pair + 1, colour, -1.0)]
         for pair in range(members // 2 - pairs):
             rows = slice(first + 2 * (pairs + pair), first + 2 * (pairs + pair) + 2)
@@ -142,9 +143,9 @@ def _expand(convolution: nn.Conv2d, norm: nn.GroupNorm) -> list[tuple[int, int, 
     return signs
 
 
-def _pairs(members: int) -> int:
+def _pairs(members: int, colours: int) -> int:
     """Return the number of colours, each with its negative, that fit into a group beside at least two constants."""
-    return min(COLOURS, (members - 2) // 2)
+    return min(colours, (members - 2) // 2)
 
 
 def _centre(size: int) -> Tensor:

@@ -5,12 +5,14 @@ Source: Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Mo
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models.adapters._gaussian import GaussianAutoencoder
 from ldm_ae.models.adapters._opening import open_pretrained
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.initialization import start_as_thumbnail
+from ldm_ae.models.channels import record_pixels
 
 
 class KLAutoencoder(GaussianAutoencoder):
@@ -20,6 +22,9 @@ class KLAutoencoder(GaussianAutoencoder):
         pretrained: A diffusers model folder, a run or a checkpoint of one (`runs/mine@best`), the name of a shipped
             model (`kl-f8c4-small`), or a name on the Hugging Face hub, to start from. The widths and blocks below are
             then read from it and ignored here.
+        pixels: The images: `rgb`, `grey`, `rgba`, or a mapping with `channels`, `names`, `bits`, `low` and `high`
+            (docs/PIXELS.md); null for those of `pretrained`, or RGB of 8 bits. With `pretrained` its first and last
+            convolution are adapted.
         block_out_channels: Number of channels of each resolution level; there are `len - 1` downsamplings by 2.
         layers_per_block: Number of ResNet blocks per level.
         latent_channels: Number of latent channels C.
@@ -44,6 +49,7 @@ class KLAutoencoder(GaussianAutoencoder):
         self,
         *,
         pretrained: str | None = None,
+        pixels: dict[str, Any] | str | None = None,
         block_out_channels: tuple[int, ...] = (128, 256, 512, 512),
         layers_per_block: int = 2,
         latent_channels: int = 4,
@@ -59,10 +65,13 @@ class KLAutoencoder(GaussianAutoencoder):
 
         super().__init__()
         if pretrained is not None:
-            open_pretrained(self, AutoencoderKL, pretrained)
+            open_pretrained(self, AutoencoderKL, pretrained, pixels=pixels)
             return
         blocks = block_types(block_out_channels, attention_levels=attention_levels, norm_num_groups=norm_num_groups)
+        images = PixelSpec.from_json(pixels or "rgb")
         self.net = AutoencoderKL(
+            in_channels=images.channels,
+            out_channels=images.channels,
             down_block_types=blocks.down,
             up_block_types=blocks.up,
             block_out_channels=tuple(block_out_channels),
@@ -76,6 +85,7 @@ class KLAutoencoder(GaussianAutoencoder):
             use_post_quant_conv=use_quant_conv,
             scaling_factor=1.0,  # no scale is measured yet; diffusers' default is Stable Diffusion's
         )
+        record_pixels(self.net, images)
         if initialization == "thumbnail":
             start_as_thumbnail(self.net)
         self.set_initial_log_variance(initial_log_variance)

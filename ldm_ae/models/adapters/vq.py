@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
+from ldm_ae.models.channels import change_channels, record_pixels, recorded_pixels
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.networks import class_name_of, read_network
 from ldm_ae.models.loading.places import local_place
@@ -38,6 +40,9 @@ class VQAutoencoder(ConvolutionalAutoencoder):
             the Hugging Face hub. The widths and blocks below are then read from it and ignored here. From the folder
             (or shipped name) of an AutoencoderKL come its encoder's mean and its decoder; the quantizer between them is
             new, and its codebook_dim must equal the latent channels.
+        pixels: The images: `rgb`, `grey`, `rgba`, or a mapping with `channels`, `names`, `bits`, `low` and `high`
+            (docs/PIXELS.md); null for those of `pretrained`, or RGB of 8 bits. With `pretrained` its first and last
+            convolution are adapted.
         quantizer: Any of `ldm_ae.quantizers`. With `pretrained` the default is the folder's own; another one of its
             kind and size starts from the folder's codes, to train a VQModel with EMAVQ, restarts or another beta.
         block_out_channels: Number of channels of each resolution level; there are `len - 1` downsamplings by 2.
@@ -60,6 +65,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         *,
         pretrained: str | None = None,
         quantizer: Quantizer | None = None,
+        pixels: dict[str, Any] | str | None = None,
         block_out_channels: tuple[int, ...] = (128, 256, 256, 512),
         layers_per_block: int = 2,
         latent_channels: int | None = None,
@@ -71,11 +77,15 @@ class VQAutoencoder(ConvolutionalAutoencoder):
         super().__init__()
         if pretrained is not None:
             self.net = _read(pretrained, quantizer)
+            change_channels(self.net, pixels)
             return
         if quantizer is None:
             raise UserError("VQAutoencoder needs a quantizer, such as ldm_ae.quantizers.VQ, or a pretrained folder")
         blocks = block_types(block_out_channels, attention_levels=attention_levels, norm_num_groups=norm_num_groups)
+        images = PixelSpec.from_json(pixels or "rgb")
         arguments = {
+            "in_channels": images.channels,
+            "out_channels": images.channels,
             "down_block_types": blocks.down,
             "up_block_types": blocks.up,
             "block_out_channels": tuple(block_out_channels),
@@ -88,6 +98,7 @@ class VQAutoencoder(ConvolutionalAutoencoder):
             "scaling_factor": 1.0,  # no scale is measured yet
         }
         self.net = _build(arguments, quantizer)
+        record_pixels(self.net, images)
 
     @classmethod
     def network_class(cls, class_name: str) -> Any:
@@ -255,6 +266,7 @@ def _from_kl(pretrained: str, place: Path, quantizer: Quantizer | None) -> nn.Mo
         "latent_channels norm_num_groups sample_size mid_block_add_attention"
     )
     net: Any = _build({name: kl.config[name] for name in names.split()} | {"scaling_factor": 1.0}, quantizer)
+    record_pixels(net, recorded_pixels(kl))
     weights = kl.state_dict()
     weight, bias = weights.pop("encoder.conv_out.weight"), weights.pop("encoder.conv_out.bias")
     identity = {"weight": torch.eye(channels)[:, :, None, None], "bias": torch.zeros(channels)}

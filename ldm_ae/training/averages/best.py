@@ -15,7 +15,9 @@ from ldm_ae.core.errors import UserError, reason
 from ldm_ae.data import EvaluationLoader
 from ldm_ae.data.config import DataConfig
 from ldm_ae.evaluation import validate
-from ldm_ae.losses import Objective, ObjectiveConfig
+from ldm_ae.images.pixels import RGB, PixelSpec
+from ldm_ae.images.views import View
+from ldm_ae.losses import ObjectiveConfig
 from ldm_ae.training.averages.posthoc import StoredAverages
 from ldm_ae.training.changes import CONFIG, saved_config
 from ldm_ae.training.config import TrainingConfig
@@ -38,6 +40,8 @@ class HeldOut(NamedTuple):
 
     loader: EvaluationLoader
     validation: Validation
+    view: View | None = None
+    """`objective.view`."""
 
 
 class Scored(NamedTuple):
@@ -49,8 +53,10 @@ class Scored(NamedTuple):
     """Score by `training.best_metric`, with the sign that makes higher better."""
 
 
-def held_out(run: str | Path, phase: int, device: torch.device) -> HeldOut:
+def held_out(run: str | Path, phase: int, device: torch.device, pixels: PixelSpec = RGB) -> HeldOut:
     """Return the held-out images of a run's phase, as its validations read them, and its metrics on `device`.
+
+    `pixels` are the model's images.
 
     Raises:
         UserError: The run's configuration is missing or damaged, or it has no held-out images.
@@ -68,11 +74,13 @@ def held_out(run: str | Path, phase: int, device: torch.device) -> HeldOut:
     # The sizes of training images, which would be read from every file, do not matter here.
     data = dataclasses.replace(parts.data, sizes=None, area=None, multiple=None, max_ratio=None)
     batch_size = parts.training.batch_size
-    _, loader = data.loaders(batch_size=batch_size, accumulation=1, seed=0, rank=0, world_size=1)
+    _, loader = data.loaders(batch_size=batch_size, accumulation=1, seed=0, rank=0, world_size=1, pixels=pixels)
     if loader is None:
         raise UserError(f"{run} has no held-out images (data.validation_images is 0); give a length in place of best")
-    objective = Objective(parts.objective).to(device)
-    return HeldOut(loader, choose_metrics(parts.training.best_metric, objective.perceptual))
+    perceptual = parts.objective.perceptual
+    if perceptual is not None:
+        perceptual.to(device)
+    return HeldOut(loader, choose_metrics(parts.training.best_metric, perceptual), parts.objective.view)
 
 
 def score_lengths(
@@ -90,7 +98,7 @@ def score_lengths(
     """
     found: list[Scored] = []
     for length in lengths:
-        scores = validate(stored.model(length).to(device), held.loader, metrics=held.validation.metrics)
+        scores = validate(stored.model(length).to(device), held.loader, metrics=held.validation.metrics, view=held.view)
         found.append(Scored(length, scores, held.validation.rank(scores)))
         if progress is not None:
             progress(len(found))

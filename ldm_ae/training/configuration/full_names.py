@@ -21,6 +21,7 @@ from ldm_ae.core.errors import UserError, printable
 from ldm_ae.core.registry import Registry
 from ldm_ae.discriminators import DISCRIMINATOR_AIDS, DISCRIMINATORS
 from ldm_ae.features import FEATURE_NETWORKS
+from ldm_ae.images.views import VIEWS
 from ldm_ae.losses import ADVERSARIAL_LOSSES, PERCEPTUAL_LOSSES, RECONSTRUCTION_LOSSES
 from ldm_ae.models import AUTOENCODERS
 from ldm_ae.quantizers import QUANTIZERS
@@ -34,6 +35,7 @@ REGISTRIES: dict[str, Registry[Any]] = dict(
         (
             AUTOENCODERS, QUANTIZERS, REGULARIZERS, DISCRIMINATORS, DISCRIMINATOR_AIDS, RECONSTRUCTION_LOSSES,
             RECONSTRUCTION_LOSSES, PERCEPTUAL_LOSSES, PERCEPTUAL_LOSSES, ADVERSARIAL_LOSSES, FEATURE_NETWORKS,
+            VIEWS,
         ),
         strict=True,
     )

@@ -20,7 +20,7 @@ ROOT = ("ldm_ae.training.configuration.parsing", "RunConfig")
 
 CLASS_KEYS = (
     "model", "quantizer", "regularizer", "discriminator", "discriminator_aids", "reconstruction", "errors",
-    "perceptual", "losses", "adversarial", "features",
+    "perceptual", "losses", "adversarial", "features", "view",
 )  # fmt: skip
 """The last parts of the keys whose value is a registered class, with `class_path` and `init_args`."""
 
@@ -48,7 +48,9 @@ PHASES = "phases"
 PARSERS_OWN = ("config", "print_config", "help", "h")
 """Options that are not keys."""
 
-_COMPONENTS = ("models/adapters", "quantizers", "regularizers", "discriminators", "losses", "features")
+_COMPONENTS = ("models/adapters", "quantizers", "regularizers", "discriminators", "losses", "features", "images/views")
+_MAPPINGS = ("Mapping[", "dict[", "Pixels")
+"""Beginnings of annotations of mappings."""
 _OF_A_PHASE = re.compile(r"phases\.(\d+)\.(.+)", re.DOTALL)
 _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs", "help", *CLASS_KEYS}
 
@@ -86,7 +88,7 @@ def class_arguments() -> frozenset[str]:
 @cache
 def _mappings() -> frozenset[str]:
     """Return the names of the arguments whose value is a mapping of any keys."""
-    found = (name for name, annotation in _class_arguments() if annotation.startswith(("Mapping[", "dict[")))
+    found = (name for name, annotation in _class_arguments() if annotation.startswith(_MAPPINGS))
     return frozenset(found) - {*CLASS_KEYS}
 
 

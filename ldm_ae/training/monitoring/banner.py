@@ -85,8 +85,8 @@ class Banner:
             self._line("sizes", _sizes_line(trainer.loader.buckets))
         networks: list[nn.Module | None] = [trainer.autoencoder, trainer.discriminator]
         self._line("networks", "; ".join(_parameters(network) for network in networks if network is not None))
-        if (perceptual := trainer.objective.perceptual) is not None:
-            self._line("perceptual", perceptual.identity)
+        for name, text in trainer.objective.describe().items():
+            self._line(name, text)
         for optimizer, network in zip(trainer.optimizers, ("autoencoder", "discriminator"), strict=False):
             if len(optimizer.param_groups) > 1:
                 for number, line in enumerate(describe_groups(optimizer)):

@@ -9,7 +9,9 @@ from torch import Tensor
 from ldm_ae.data import EvaluationLoader, TrainingLoader
 from ldm_ae.evaluation import comparison_grid
 from ldm_ae.evaluation.report.pictures import ERROR_GAIN
+from ldm_ae.images.missing import fill
 from ldm_ae.images.transforms import ImageTransform
+from ldm_ae.images.views import View, shown_view
 from ldm_ae.models import Autoencoder
 from ldm_ae.models.inference import in_eval_mode
 
@@ -32,6 +34,7 @@ class Samples:
         transform: The transform of the validation.
         batch_size: Number of images of one forward pass.
         autocast_dtype: The dtype of the validation's forward passes; None is the model's own.
+        view: `objective.view`, by which images that are not RGB are drawn; None is the default of the images.
 
     Raises:
         UserError: None of the images can be decoded.
@@ -45,13 +48,23 @@ class Samples:
         *,
         batch_size: int,
         autocast_dtype: torch.dtype | None,
+        view: View | None = None,
     ):
         self.kind = "training" if validation is None else "validation"
         self.pixel_values: Tensor = (
             training.first(SAMPLE_IMAGES, transform) if validation is None else validation.first(SAMPLE_IMAGES)
         )
-        """(B, 3, H, W) in [-1, 1]."""
-        self._batch_size, self._autocast_dtype = batch_size, autocast_dtype
+        """(B, C, H, W) in [-1, 1]."""
+        self._batch_size, self._autocast_dtype, self._view = batch_size, autocast_dtype, view
+
+    def _shown(self, model: Autoencoder, pixel_values: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the RGB images that are drawn."""
+        if model.pixel_spec.missing is not None:
+            reconstructions, pixel_values = fill(reconstructions, pixel_values, -1.0)
+        view = shown_view(model.pixel_spec, self._view)
+        if view is None:
+            return pixel_values, reconstructions
+        return view.single(pixel_values), view.single(reconstructions)
 
     def file_name(self, step: int) -> str:
         """Return the name of the file of a step; it names training images."""
@@ -73,7 +86,8 @@ class Samples:
             for images in self.pixel_values.split(self._batch_size):
                 with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                     found.append(model.decode(model.encode(images.to(device)).mode()).float().cpu())
-        grid = comparison_grid(self.pixel_values, torch.cat(found).nan_to_num(), background=_BACKGROUND, errors=True)
+        pair = self._shown(model, self.pixel_values, torch.cat(found).nan_to_num())
+        grid = comparison_grid(*pair, background=_BACKGROUND, errors=True)
         text = f"step {step}, {weights}: {self.kind} images, reconstructions, errors x{ERROR_GAIN:.0f}"
         # All steps have one width.
         left, _, right, _ = ImageDraw.Draw(grid).textbbox((2, 2), text.replace(str(step), "0" * 8, 1))
