@@ -81,6 +81,30 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press the left button at a point of the window, move the mouse to another and release the button there."""
+        for kind, (x, y) in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+
+    def scroll(self, x: float, y: float, *, down: float) -> None:
+        """Turn the mouse's wheel at a point of the window, by so many pixels."""
+        self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=down)
+
+    def pinch(self, x: float, y: float, *, start: float, end: float) -> None:
+        """Put two fingers down beside a point of the window, move them apart or together, and lift them.
+
+        Args:
+            x: The point.
+            y: The point.
+            start: Distance of each finger from the point at first, in pixels.
+            end: That distance at the end.
+        """
+        for kind, distances in (("touchStart", (start,)), ("touchMove", ((start + end) / 2, end))):
+            for distance in distances:
+                points = [{"x": x - distance, "y": y, "id": 0}, {"x": x + distance, "y": y, "id": 1}]
+                self.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
     def press(self, key: str, *, code: int = 0, text: str = "") -> None:
         """Press and release a key, given by its name, its Windows code and the text that it types."""
         for kind in ("keyDown", "keyUp"):

@@ -20,6 +20,7 @@ from tests.warning_policy import pytest_configure
 
 if TYPE_CHECKING:
     from ldm_ae.models import KLAutoencoder
+    from tests.browser import Browser
 
 __all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_configure"]  # pytest finds hooks here
 
@@ -96,3 +97,15 @@ def patch_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("patch_linear", "tests.models.patch_linear", registry.PLUGINS)
     monkeypatch.setattr(registry, "plugin_entry_points", lambda: [point])
     monkeypatch.setattr(AUTOENCODERS, "_others", None)
+
+
+@pytest.fixture(scope="session")
+def window() -> Iterator[Browser]:
+    """A tab of a headless browser; the test is skipped where there is none."""
+    from tests.browser import PROGRAMS, browser, find_browser
+
+    program = find_browser()
+    if program is None:
+        pytest.skip(f"no Chromium here: CHROME is not set, and none of {', '.join(PROGRAMS)} is on the path")
+    with browser(program) as opened:
+        yield opened

@@ -56,6 +56,23 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ): Skip("it runs this test; .ci/run runs it in a fresh clone"),
     ("README.md", "import ldm_ae"): Run({"size=256": "size=64"}),
     ("README.md", 'pipeline.vae = AutoencoderKL.from_pretrained("vae")'): Run({'"vae"': '"MODEL"'}),
+    ("docs/COMPARE.md", "ldm-ae compare kl-f8c4-small vq-f8-small IMAGES --out comparison"): Run(
+        {"kl-f8c4-small vq-f8-small": "MODEL CODES", "--out comparison": "--out comparison --size 32 --metrics psnr"},
+        makes=("comparison/compare.html", "comparison/metrics.json", "comparison/table.md", "comparison/table.tex"),
+    ),
+    ("docs/COMPARE.md", "ldm-ae compare kl-f8c4-small vq-f8-small IMAGES --out all --size 128"): Options(
+        "it takes minutes; tests/comparison runs each of these options"
+    ),
+    ("docs/COMPARE.md", "ldm-ae compare runs/one runs/two IMAGES"): Options(
+        "it needs runs; tests/comparison/test_curves.py makes them"
+    ),
+    ("docs/COMPARE.md", "import ldm_ae"): Run(
+        {
+            'ldm_ae.compare(["kl-f8c4-small", "vq-f8-small"]': 'ldm_ae.compare(["MODEL", "CODES"]',
+            "size=256": 'size=32, metrics="psnr"',
+        },
+        makes=("compared/compare.html",),
+    ),
     ("docs/COMPATIBILITY.md", "python scripts/compatibility.py"): Options(
         "it installs every dependency and runs all tests twice"
     ),

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 from ldm_ae.commands._quickstart_page import Contestant, save_images, write_page
 from ldm_ae.evaluation import Evaluation, comparison_grid, evaluate, write_report
+from ldm_ae.evaluation.metrics.interface import JSON
 from tests.evaluation.stubs import IdentityAutoencoder, MeanDistance, PixelFeatures, loader, pictures
 
 SIZE = 64
 VOID = {"meta", "img", "br", "rect", "input"}
+
+
+DETAILS: dict[str, dict[str, JSON]] = {
+    "latent_spectrum": {"cycles_per_latent": [0.1, 0.5], "power": [4.0, 0.25]},
+    "channel_correlation": {"correlations": [[1.0, -0.5], [-0.5, 1.0]]},
+    "text_error": {
+        "8": {"written": ["ab c", "d"], "read": ["a< c", "d"]},
+        "16": {"written": ["Sphinx OF black QUARTZ judge MY vow 0123456789 "] * 3,
+               "read": ["Sphinx OF black QUARTZ judge MY vow 0123456789 "] * 3},
+    },
+    "linear_probe": {"classes": 2, "accuracies_of_folds": [0.5, 0.75]},
+}  # fmt: skip
+"""Results that are not single numbers."""
 
 
 class Page(HTMLParser):
@@ -72,7 +87,10 @@ def write_pages(folder: Path) -> dict[str, Path]:
         commands=[("Train:", command)], lesson="Longer training gives more.",
     )  # fmt: skip
     many = _evaluation(0.1, [f"{'a_very_long_name_' * 8}{i}.png" for i in range(6)])
-    return {"report": write_report(many, folder / "report"), "quickstart": quickstart / "index.html"}
+    return {
+        "report": write_report(replace(many, details=DETAILS), folder / "report"),
+        "quickstart": quickstart / "index.html",
+    }
 
 
 def _evaluation(offset: float, keys: list[str]) -> Evaluation:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.latents import LatentStore
 from tests.golden.inputs import write_images
 from tests.plugins import write_plugin
@@ -34,7 +36,7 @@ PLUGINS = {kind: text for kind, text in EXAMPLES.items() if kind != "recipe"}
 USED = {
     "discriminator", "aid of a discriminator", "quantizer", "regularizer", "reconstruction loss", "perceptual loss",
     "adversarial loss", "prior", "feature network", "source", "format", "network class", "layout", "metric", "command",
-    "recipe",
+    "recipe", "view",
 }  # fmt: skip
 
 
@@ -92,6 +94,14 @@ def test_every_example_is_tested() -> None:
     assert len(folders) == len(EXAMPLES), "the table has a row for each example"
 
 
+def test_plugin_view_gives_rgb_images() -> None:
+    found: dict[str, Any] = {}
+    exec(EXAMPLES["view"], found)
+    pixels = PixelSpec(channels=2, meaning="channels")
+    shown = found["ChannelMean"]().of(pixels).single(torch.tensor([0.5, -0.1]).view(1, 2, 1, 1))
+    torch.testing.assert_close(shown.flatten(), torch.full((3,), 0.2))
+
+
 @pytest.mark.slow
 def test_recipe_trains_with_plugin_classes(trained: Path) -> None:
     config = yaml.safe_load((trained / "config.yaml").read_text())
@@ -101,6 +111,7 @@ def test_recipe_trains_with_plugin_classes(trained: Path) -> None:
     assert config["objective"]["reconstruction"] == {
         "class_path": "example_reconstruction_loss.Huber", "init_args": {"delta": 0.05},
     }  # fmt: skip
+    assert config["objective"]["view"]["class_path"] == "example_view.ChannelMean"
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "latent_norm_loss" in line]
     assert steps

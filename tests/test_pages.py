@@ -5,44 +5,16 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.browser import PROGRAMS, Browser, browser, find_browser
+from tests.browser import Browser
+from tests.page_checks import BACKGROUND, BROKEN, STATE, WIDER, assert_page_fits
 from tests.pages import Page, write_pages
 
 PAGES = ("report", "quickstart")
-NO_BROWSER = f"no Chromium here: CHROME is not set, and none of {', '.join(PROGRAMS)} is on the path"
-
-BACKGROUND = """(() => {
-  const colours = [document.body, document.documentElement].map(e => getComputedStyle(e).backgroundColor);
-  const painted = colours.find(c => c !== 'rgba(0, 0, 0, 0)') ?? 'rgb(255, 255, 255)';
-  return Math.max(...painted.match(/[0-9]+/g).slice(0, 3).map(Number));
-})()"""
-"""The largest of red, green and blue behind the page."""
-
-WIDER = """[...document.body.querySelectorAll('*')]
-  .filter(e => !e.closest('.scroll, dialog') && e.getClientRects().length)
-  .filter(e => e.getBoundingClientRect().right > innerWidth + 0.5 || e.getBoundingClientRect().left < -0.5)
-  .map(e => e.outerHTML.slice(0, 100))"""
-"""Elements that stand out of the window, but for tables that scroll on their own."""
-
-BROKEN = "[...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.src.slice(0, 100))"
-
-STATE = """(() => {
-  const dialog = document.getElementById('viewer'), stage = dialog.querySelector('.stage');
-  const layers = [...stage.querySelectorAll('img')].map(i => i.src);
-  return {
-    open: dialog.open, title: dialog.querySelector('b').textContent, layers,
-    cut: stage.style.getPropertyValue('--cut'), blinking: stage.classList.contains('blinking'),
-    compared: dialog.querySelector('[data-part=choices] [aria-pressed=true]')?.textContent,
-    focus: document.activeElement.getAttribute('data-part') ?? document.activeElement.dataset.label,
-    overflow: dialog.scrollWidth - dialog.clientWidth,
-  };
-})()"""
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +62,6 @@ def test_page_loads_nothing_from_elsewhere(pages: dict[str, Path], name: str) ->
     assert page.all("script") == [{}]  # the viewer, inline
 
 
-@pytest.fixture(scope="module")
-def window() -> Iterator[Browser]:
-    program = find_browser()
-    if program is None:
-        pytest.skip(NO_BROWSER)
-    with browser(program) as opened:
-        yield opened
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 400])
@@ -106,13 +69,7 @@ def window() -> Iterator[Browser]:
 def test_page_fits_the_window_with_all_its_images(
     window: Browser, pages: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:
-    window.open(pages[name], width=width, dark=dark)
-    assert window.problems() == []
-    assert window.run(BROKEN) == []
-    assert window.run("innerWidth") == width
-    assert window.run("document.documentElement.scrollWidth") == width
-    assert window.run(WIDER) == []
-    assert window.run(BACKGROUND) < 64 if dark else window.run(BACKGROUND) > 192
+    assert_page_fits(window, pages[name], width=width, dark=dark)
 
 
 @pytest.mark.slow

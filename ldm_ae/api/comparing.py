@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from ldm_ae.api._transforms import ColourProfiles, Crop, Size, transform_options
 from ldm_ae.comparison import (
     CompareConfig,
     Comparison,
@@ -38,15 +39,21 @@ def compare(
     models: Sequence[Model] | Mapping[str, Model],
     images: str | Path,
     *,
-    size: int | Literal["native"] | None = None,
+    size: Size = None,
+    resize: int | Literal["none"] | None = None,
+    crop: Crop = "center",
+    colour_profiles: ColourProfiles = "convert",
+    max_pixels: int | None = None,
     limit: int | None = None,
     metrics: str | Sequence[str] = ("compare",),
     perceptual: str | None = None,
     features: str | None = None,
     view: str | None = None,
-    crop: Literal["center", "adm"] | None = None,
+    inception_weights: str | None = None,
+    dinov2: str | None = None,
     baseline: str | Sequence[str] = (),
     diffusion: int | None = None,
+    diffusion_images: str | Path | None = None,
     precision: str = "fp32",
     device: str | torch.device = "auto",
     out: str | Path | None = None,
@@ -55,6 +62,7 @@ def compare(
     pictures: int = 6,
     batch_size: int = 8,
     workers: int = 0,
+    max_bad_fraction: float = 0.01,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
     """Compare models on the same images, as `ldm-ae compare` does.
@@ -65,14 +73,21 @@ def compare(
         images: Any image source of the commands: a folder, WebDataset tars, Parquet files, `hf:owner/name`.
         size: Side of the central square crop in pixels, rounded down to a size that fits all models, or `native` for
             each image's own size, cropped likewise; by default the smallest size that a model was trained at.
+        resize: Length to which the shorter side is scaled before the crop, or `none`; by default the size.
+        crop: `adm` for the crop of published scores on ImageNet.
+        colour_profiles: `convert` to sRGB by the images' profiles, or `ignore` these, as published data sets did.
+        max_pixels: Skip larger images; by default those of more than 89 million pixels.
         limit: Number of images; None for all.
         metrics: Names of metrics, or one name; `compare` is everything that needs no download and no labels.
         perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
         features: The network of the Fréchet distance: `auto`, `inception`, `efficientnet_lite0` or `none`.
         view: How networks that know RGB only see other images, such as `bands:nir,red,green`.
-        crop: `adm` for the crop of published scores on ImageNet; `center` by default.
+        inception_weights: File of FID's Inception weights, for a machine without a network.
+        dinov2: DINOv2 of the metric `rfdd`: a folder, or a name on the hub.
         baseline: Image codecs to measure at the models' rates: `jpeg`, `webp`, `avif`.
         diffusion: Steps of a small diffusion network, the same for each model, whose loss and samples are scored.
+        diffusion_images: Images to train that network on, scored on `images`; by default three quarters of `images`,
+            scored on the rest.
         precision: `auto`, `fp32`, `bf16` or `fp16`, for all models.
         device: Device to run on; `auto` picks an accelerator if there is one.
         out: Folder for the page and all files, in which the same call resumes; None writes nothing.
@@ -81,6 +96,7 @@ def compare(
         pictures: Number of images to keep for the page.
         batch_size: Images at a time.
         workers: Processes that decode images; 0 decodes in this process.
+        max_bad_fraction: Fraction of unreadable images above which the comparison fails.
         progress: Called with the name of each stage, the number of units done, and their total.
 
     Returns:
@@ -95,23 +111,35 @@ def compare(
         if out is None:
             raise UserError("figures has no effect without out; remove it, or give a folder")
         require_matplotlib()
-    if size == "native" and crop is not None:
-        raise UserError("size='native' and crop exclude each other; remove one of them")
+    if diffusion_images is not None and diffusion is None:
+        raise UserError("diffusion_images has no effect without diffusion; remove it, or give diffusion=STEPS")
+    options = transform_options(
+        size=size, resize=resize, crop=crop, colour_profiles=colour_profiles, max_pixels=max_pixels
+    )
     contestants = _contestants(models)
     source = open_source(str(images))
     config = CompareConfig(
         size=size, limit=limit, metrics=[metrics] if isinstance(metrics, str) else metrics,
-        networks={"perceptual": perceptual, "features": features}, transform={} if crop is None else {"crop": crop},
-        precision=precision, device=device, batch_size=batch_size, workers=workers, pictures=pictures,
-        codecs=[baseline] if isinstance(baseline, str) else baseline,
-        diffusion=None if diffusion is None else DiffusionPlan(steps=diffusion),
         view=None if view is None else parse_view(view),
+        networks={
+            "perceptual": perceptual, "features": features, "inception_weights": inception_weights, "dinov2": dinov2
+        },
+        transform=options, precision=precision, device=device, batch_size=batch_size, workers=workers,
+        max_bad_fraction=max_bad_fraction, pictures=pictures,
+        codecs=[baseline] if isinstance(baseline, str) else baseline, diffusion=_plan(diffusion, diffusion_images),
     )  # fmt: skip
     with _folder(out, overwrite) as folder:
         found = compare_models(contestants, source, folder, config, source_name=str(images), progress=progress)
         if out is None:
             return replace(found, models=[replace(model, folder=None) for model in found.models])
         return replace(found, page=write_comparison(found, folder, figures=figures))
+
+
+def _plan(steps: int | None, images: str | Path | None) -> DiffusionPlan | None:
+    if steps is None:
+        return None
+    train = None if images is None else open_source(str(images))
+    return DiffusionPlan(steps=steps, train=train, train_name="" if images is None else str(images))
 
 
 @contextmanager

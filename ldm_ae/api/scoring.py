@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ldm_ae.api._transforms import ColourProfiles, Crop, Size, transform_options
 from ldm_ae.api.loading import load
 from ldm_ae.comparison.comparison import scores_frame
 from ldm_ae.core.devices import pick_device
@@ -20,6 +21,7 @@ from ldm_ae.data import EvaluationLoader, ImageTransform, WholeTransform, open_s
 from ldm_ae.evaluation import Evaluation, Metric, named_metrics, write_report
 from ldm_ae.evaluation import evaluate as evaluate_batches
 from ldm_ae.evaluation.metrics.interface import Setting
+from ldm_ae.evaluation.metrics.rate import Rate
 from ldm_ae.evaluation.report.summary import summary_lines
 from ldm_ae.evaluation.report.write import REPORT_FILES
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX, Scoring
@@ -27,6 +29,7 @@ from ldm_ae.images.in_memory import Images, Range, pixel_values_of
 from ldm_ae.images.views import parse_view
 from ldm_ae.io.files import new_folder, require_new_folder
 from ldm_ae.models import Autoencoder
+from ldm_ae.priors import SavedPrior, load_prior
 
 if TYPE_CHECKING:
     import pandas
@@ -118,68 +121,102 @@ def evaluate(
     model: Autoencoder | str | Path,
     images: str | Path,
     *,
-    size: int | Literal["native"] | None = None,
-    crop: Literal["center", "adm"] = "center",
+    size: Size = None,
+    resize: int | Literal["none"] | None = None,
+    crop: Crop = "center",
+    colour_profiles: ColourProfiles = "convert",
+    max_pixels: int | None = None,
     limit: int | None = None,
     metrics: str | Sequence[str] = ("default",),
     perceptual: str | None = None,
     view: str | None = None,
+    features: str | None = None,
+    inception_weights: str | None = None,
+    dinov2: str | None = None,
+    prior: str | Path | SavedPrior | None = None,
+    precision: str | None = None,
+    device: str | torch.device | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     batch_size: int = 8,
     workers: int = 0,
+    max_bad_fraction: float = 0.01,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Score a model on images, as `ldm-ae evaluate` does.
 
     Args:
         model: What `load` or `wrap` returns, evaluated on its device and in its dtype; it does not change. Or what
-            `load` takes, evaluated in fp32.
+            `load` takes, evaluated in fp32 on an accelerator if there is one. `load` also takes the configuration of a
+            single file, and `ldm_ae.models.Tiled` bounds the memory of large images.
         images: Any image source of the commands: a folder, WebDataset tars, Parquet files, `hf:owner/name`.
         size: Side of the central square crop in pixels, or `native` for each image's own size, cropped to multiples of
             the model's downsample factor; by default the size that the model was trained at.
+        resize: Length to which the shorter side is scaled before the crop, or `none`; by default the size.
         crop: `adm` resizes as ADM's `center_crop_arr` does, which published scores on ImageNet use.
+        colour_profiles: `convert` to sRGB by the images' profiles, or `ignore` these, as published data sets did.
+        max_pixels: Skip larger images; by default those of more than 89 million pixels.
         limit: Number of images; None for all.
         metrics: Names of metrics, or one name; `default` is the default set of `ldm-ae evaluate`, `compare` the
             set for a comparison of models.
         perceptual: The network of `perceptual`, such as `lpips_alex`, or `none`.
         view: How networks that know RGB only see a model's other images, such as `bands:nir,red,green`; see
             `ldm-ae evaluate --help`.
+        features: The network of the Fréchet distance: `auto`, `inception`, `efficientnet_lite0` or `none`.
+        inception_weights: File of FID's Inception weights, for a machine without a network.
+        dinov2: DINOv2 of the metric `rfdd`: a folder, or a name on the hub.
+        prior: Prior over the model's codes, which adds their rate under it: what `ldm_ae.priors.load_prior` returns,
+            or its folder.
+        precision: `auto`, `fp32`, `bf16` or `fp16`; by default that of the model.
+        device: Device to run on; `auto` picks an accelerator if there is one. By default that of the model.
         out: A new folder for metrics.json and report.html; None writes nothing.
         overwrite: Replace an earlier report in `out`.
         batch_size: Images at a time.
         workers: Processes that decode images; 0 decodes in this process.
+        max_bad_fraction: Fraction of unreadable images above which the evaluation fails.
         progress: Called after every batch with the number of images done.
 
     Raises:
         UserError: no images, a size that does not fit the model, a crop that is unknown or does not go with the size,
-            an unknown metric, a folder with other files, or a reconstruction that is not finite.
+            an unknown metric, a network or a prior that no metric uses, a folder with other files, or a reconstruction
+            that is not finite.
     """
     if not isinstance(images, str | Path):
         raise UserError(
             f"images must be a folder or another source, got {type(images).__name__}; ldm_ae.metrics takes images in "
             "memory"
         )
+    options = transform_options(
+        size=size, resize=resize, crop=crop, colour_profiles=colour_profiles, max_pixels=max_pixels
+    )
     if out is not None:
         require_new_folder(out, "the report", own_files=REPORT_FILES, overwrite=overwrite)
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    chosen = named_metrics(
+        names, perceptual=perceptual, features=features, inception_weights=inception_weights, dinov2=dinov2
+    )
+    if prior is not None and not any(metric.name == Rate.name for metric in chosen):
+        raise UserError(f"prior has no effect with metrics {' '.join(names)}; remove it, or add {Rate.name}")
+    saved = load_prior(prior) if isinstance(prior, str | Path) else prior
     source = open_source(str(images))
     name = type(model.net).__name__ if isinstance(model, Autoencoder) else str(model)
-    loaded = copy.deepcopy(model) if isinstance(model, Autoencoder) else load(model)
-    transform = _transform(loaded, size, crop)
+    loaded = copy.deepcopy(model) if isinstance(model, Autoencoder) else load(model, device=device or "auto")
+    transform = _transform(loaded, size, options)
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1")
     if batch_size < 1 or workers < 0:
         raise UserError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
     loader = EvaluationLoader(
-        source, transform, batch_size=batch_size, workers=workers,
+        source, transform, batch_size=batch_size, workers=workers, max_bad_fraction=max_bad_fraction,
         indices=range(min(limit or len(source), len(source))),
     )  # fmt: skip
-    precision = next((name for name, dtype in DTYPES.items() if dtype == loaded.dtype), "fp32")
-    chosen = named_metrics([metrics] if isinstance(metrics, str) else metrics, perceptual=perceptual)
+    if precision is None:
+        precision = next((name for name, dtype in DTYPES.items() if dtype == loaded.dtype), "fp32")
     evaluation = evaluate_batches(
         loaded, loader, source=str(images), transform_description=transform.describe(), model_name=name,
-        metrics=chosen, precision=precision, device=loaded.device, progress=progress,
         view=None if view is None else parse_view(view),
+        metrics=chosen, prior=saved, precision=precision, device=loaded.device if device is None else device,
+        progress=progress,
     )  # fmt: skip
     if out is None:
         return Report(evaluation=evaluation)
@@ -187,20 +224,12 @@ def evaluate(
         return Report(evaluation=evaluation, page=write_report(evaluation, folder))
 
 
-def _transform(
-    model: Autoencoder, size: int | str | None, crop: Literal["center", "adm"]
-) -> ImageTransform | WholeTransform:
-    if crop not in ("center", "adm"):
-        raise UserError(f'crop is {crop!r}; it must be "center" or "adm"')
+def _transform(model: Autoencoder, size: Size, options: dict[str, Any]) -> ImageTransform | WholeTransform:
     if size == "native":
-        if crop != "center":
-            raise UserError(f"size='native' and crop={crop!r} exclude each other; remove one of them")
-        return WholeTransform(None, multiple=model.latent_spec.image_multiple, pixels=model.pixel_spec)
+        return WholeTransform(None, multiple=model.latent_spec.image_multiple, pixels=model.pixel_spec, **options)
     side = model.sample_size if size is None else size
-    if not isinstance(side, int):
-        raise UserError(f"size must be a number of pixels or 'native', got {size!r}")
     model.latent_spec.latent_size(side, side)
-    return ImageTransform(size=side, crop=crop, pixels=model.pixel_spec)
+    return ImageTransform(size=side, pixels=model.pixel_spec, **options)
 
 
 @lru_cache(maxsize=4)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ldm_ae.comparison.codecs import codec_colours
 from ldm_ae.comparison.main_scores import main_scores
 from ldm_ae.comparison.result import ModelResult
 from ldm_ae.evaluation.baselines import matched_rate
@@ -18,8 +19,8 @@ _CURVES = 6
 
 
 def rate_distortion(comparison: Comparison) -> list[Chart]:
-    """Return a chart for each main score of reconstruction: a point for each model at its rate, a line for each
-    codec."""
+    """Return a chart for each main score that compares reconstructions with the images, which are those that the
+    thumbnail has too: a point for each model at its rate, a line for each codec."""
     models = comparison.models
     rated = [(number, model, rate.bits_per_pixel) for number, model in enumerate(models)
              if (rate := matched_rate(model.scores)) is not None]  # fmt: skip
@@ -27,19 +28,19 @@ def rate_distortion(comparison: Comparison) -> list[Chart]:
         return []
     charts = []
     for key, info in main_scores(models).items():
-        if info.group != "reconstruction":
+        if info.group != "reconstruction" or not any(key in model.baseline for model in models):
             continue
         series = [
             Series(name=model.name, x=[rate], y=[model.scores[key]], colour=number, line=False, marks=True,
                    labels=[f"{model.name}: {info.text(model.scores[key])} at {rate:.3g} bits per pixel"])
             for number, model, rate in rated if key in model.scores
         ]  # fmt: skip
-        for name, number in codec_colours(comparison).items():
+        for name, number in codec_colours(comparison.codecs.results, len(models)).items():
             points = sorted(
                 {
                     (r.bits_per_pixel, r.scores[key])
                     for r in comparison.codecs.results
-                    if r.codec == name and key in r.scores
+                    if r.title == name and key in r.scores
                 }
             )
             series.append(
@@ -50,32 +51,6 @@ def rate_distortion(comparison: Comparison) -> list[Chart]:
                   y_label=info.title, series=series, x_log=True)
         )  # fmt: skip
     return [chart for chart in charts if not chart.empty]
-
-
-def codec_colours(comparison: Comparison) -> dict[str, int]:
-    """Return the numbers of the codecs' colours, which follow those of the models."""
-    names = dict.fromkeys(result.codec for result in comparison.codecs.results)
-    return {name: len(comparison.models) + number for number, name in enumerate(names)}
-
-
-def spectra(models: Sequence[ModelResult]) -> Chart:
-    """Return the radially averaged power of the latents over frequency."""
-    return _of_details(
-        models, "latent_spectrum", "cycles_per_latent", "power", name="spectra", title="Spectrum of the latents",
-        x_label="cycles per latent", y_label="power, white noise is 1", log=True,
-    )  # fmt: skip
-
-
-def _of_details(
-    models: Sequence[ModelResult], metric: str, x: str, y: str, *, name: str, title: str, x_label: str, y_label: str,
-    log: bool,
-) -> Chart:  # fmt: skip
-    series = []
-    for number, model in enumerate(models):
-        details: Any = model.details.get(metric, {})
-        if x in details and y in details:
-            series.append(Series(name=model.name, x=details[x], y=details[y], colour=number))
-    return Chart(name=name, title=title, x_label=x_label, y_label=y_label, series=series, x_log=log, y_log=log)
 
 
 def flow_losses(models: Sequence[ModelResult]) -> Chart:

@@ -17,7 +17,7 @@ from ldm_ae.evaluation.codecs import CODECS, Codec, cannot_code, missing_codec
 from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.io.files import read_json, write_json, writing_folder
 
-_TITLES = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
+_TITLES: Mapping[str, str] = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
 _SAME_RATE = 1e-6
 """Relative difference of rates that are one."""
 
@@ -40,6 +40,11 @@ class CodecResult:
     note: str
     """A line where no quality reaches the models' rate."""
 
+    @property
+    def title(self) -> str:
+        """Name of the codec, such as `JPEG`."""
+        return _TITLES[self.codec]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Codecs:
@@ -48,6 +53,11 @@ class Codecs:
     results: list[CodecResult]
     skipped: dict[str, str]
     """Reasons why codecs or models are missing, by name."""
+
+
+def codec_colours(results: Sequence[CodecResult], models: int) -> dict[str, int]:
+    """Return the numbers of the codecs' colours by title, which follow those of so many models."""
+    return {title: models + number for number, title in enumerate(dict.fromkeys(result.title for result in results))}
 
 
 def measure_codecs(
@@ -129,7 +139,7 @@ def _read(folder: Path, models: list[str]) -> CodecResult:
     found = read_json(folder / "metrics.json")
     codec, rate = str(found["codec"]), float(found["bits_per_pixel"])
     return CodecResult(
-        name=f"{_TITLES.get(codec, codec)} at {rate:.3g} bpp", codec=codec, quality=found["quality"], models=models,
+        name=f"{_TITLES[codec]} at {rate:.3g} bpp", codec=codec, quality=found["quality"], models=models,
         bits_per_pixel=rate, scores=found["scores"], infos=infos_of_json(found["score_infos"]),
         pictures=read_pictures(folder), note=found["note"],
     )  # fmt: skip

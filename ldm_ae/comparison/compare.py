@@ -24,10 +24,13 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import inference_numerics
 from ldm_ae.data import EvaluationLoader, Source
 from ldm_ae.evaluation import Metric, evaluate
+from ldm_ae.evaluation.codecs import CODECS
 from ldm_ae.evaluation.metric_sets import COMPARE, named_metrics
 from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.images.views import View, shown_view
 from ldm_ae.models import Autoencoder, model_hash
+from ldm_ae.models.scaling import SCALE
+from ldm_ae.models.wrappers.tiling import tiling_of
 from ldm_ae.version import __version__
 
 Progress = Callable[[str, int, int], None]
@@ -77,14 +80,21 @@ class CompareConfig:
             raise UserError(f"limit is {self.limit}; it must be at least 1")
         if self.pictures < 1:
             raise UserError(f"pictures is {self.pictures}; it must be at least 1")
+        if self.batch_size < 1 or self.workers < 0:
+            raise UserError(
+                f"the batch size must be at least 1 and workers at least 0; got {self.batch_size} and {self.workers}"
+            )
+        if unknown := [name for name in self.codecs if name not in CODECS]:
+            raise UserError(f"{unknown[0]} is not a codec; give {', '.join(CODECS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Entrant:
     contestant: Contestant
     sizes: Sizes
-    hash: str
     pixels: PixelSpec
+    identity: dict[str, Any]
+    """What the scores depend on, as JSON values; models that differ by their scale alone have one hash."""
 
 
 def compare(
@@ -167,7 +177,7 @@ def _enter(contestants: Sequence[Contestant], failed: dict[str, str], progress: 
             model = contestant.open()
             sizes = Sizes(spec=model.latent_spec, trained=model.sample_size, pixels=model.pixel_spec)
             entrants.append(
-                _Entrant(contestant=contestant, sizes=sizes, hash=model_hash(model), pixels=model.pixel_spec)
+                _Entrant(contestant=contestant, sizes=sizes, pixels=model.pixel_spec, identity=_identity(model))
             )
             _require_same_images(entrants)
             del model
@@ -190,13 +200,23 @@ def _require_same_images(entrants: list[_Entrant]) -> None:
         )
 
 
+def _identity(model: Autoencoder) -> dict[str, Any]:
+    tiling = tiling_of(model)
+    scale = {name: getattr(model.latent_spec, name) for name in SCALE}
+    return {
+        "hash": model_hash(model),
+        "scale": {name: list(value) if isinstance(value, tuple) else value for name, value in scale.items()},
+        "tiling": None if tiling is None else tiling.describe(),
+    }
+
+
 def _result(
     entrant: _Entrant, images: SharedImages, folder: Path, metrics: list[Metric], protocol: dict[str, Any],
     config: CompareConfig, source_name: str, progress: Progress | None,
 ) -> ModelResult:  # fmt: skip
     """Return the stored result of a model, or evaluate it."""
     name, shown = entrant.contestant.name, entrant.contestant.model
-    key = {"model": entrant.hash, "protocol": protocol}
+    key = {"model": entrant.identity, "protocol": protocol}
     found = find_result(folder / MODELS, name, key)
     if found is None:
         evaluation = evaluate(
@@ -243,7 +263,11 @@ def _images_protocol(pixels: PixelSpec, view: View | None) -> dict[str, str]:
 
 
 def _stage(progress: Progress | None, text: str, total: int) -> Callable[[int], None] | None:
-    return None if progress is None else lambda done: progress(text, done, total)
+    """Return the progress of a stage, which is shown from here on."""
+    if progress is None:
+        return None
+    progress(text, 0, total)
+    return lambda done: progress(text, done, total)
 
 
 def _reason(error: BaseException) -> str:

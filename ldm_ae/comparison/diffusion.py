@@ -14,6 +14,7 @@ from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import ImageTransform, Source, Subset, WholeTransform
 from ldm_ae.evaluation import CannotScoreError
+from ldm_ae.evaluation.warnings import overflow_warning
 from ldm_ae.models import Autoencoder
 from ldm_ae.training.diffusion.score import diffusion_score
 from ldm_ae.training.diffusion.score_protocol import DiffusionImages, DiffusionScoreConfig, split_images
@@ -57,9 +58,10 @@ class DiffusionRunner:
             )
         except CannotScoreError as error:
             return replace(result, skipped=result.skipped | {NAME: str(error)})
+        redone = overflow_warning(found.protocol["model"]["fp32_fallbacks"], "the diffusion score")
         return replace(
             result, scores=result.scores | found.scores, infos=result.infos | found.infos, samples=found.samples,
-            samples_compared=found.compared_images,
+            samples_compared=found.compared_images, warnings=[*result.warnings, *redone],
             flow_losses=found.flow_losses, protocol=result.protocol | {NAME: found.protocol},
         )  # fmt: skip
 

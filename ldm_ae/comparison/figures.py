@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ldm_ae.comparison.charts import flow_losses, rate_distortion, spectra, training_curves
-from ldm_ae.comparison.pictures import correlation, grid
+from ldm_ae.comparison.charts import flow_losses, rate_distortion, training_curves
+from ldm_ae.comparison.pictures import grid
 from ldm_ae.core.errors import UserError
+from ldm_ae.evaluation.report.details_page import correlation, spectra
 from ldm_ae.evaluation.report.plots import COLOURS, LIGHT, Chart
 from ldm_ae.io.files import writing
 
@@ -49,7 +50,8 @@ def write_figures(comparison: Comparison, folder: Path, kind: FigureKind) -> lis
 
     folder.mkdir(exist_ok=True)
     models = comparison.models
-    charts = [*rate_distortion(comparison), spectra(models), flow_losses(models), *training_curves(models)]
+    spectrum = spectra([(model.name, model.details) for model in models])
+    charts = [*rate_distortion(comparison), spectrum, flow_losses(models), *training_curves(models)]
     drawn: list[tuple[str, Any]] = [
         (chart.name, _draw(chart, Figure(figsize=_INCHES, layout="constrained"))) for chart in charts if not chart.empty
     ]
@@ -57,7 +59,7 @@ def write_figures(comparison: Comparison, folder: Path, kind: FigureKind) -> lis
     grids = [(model.name, grid(model.samples)) for model in models if model.samples is not None]
     if grids:
         drawn.append(("samples", _side_by_side(grids, Figure)))
-    matrices = [(model.name, matrix) for model in models if (matrix := correlation(model)) is not None]
+    matrices = [(model.name, matrix) for model in models if (matrix := correlation(model.details)) is not None]
     if matrices:
         drawn.append(("correlation", _matrices(matrices, Figure)))
     paths = []

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm_ae.comparison.charts import codec_colours, flow_losses, rate_distortion, spectra, training_curves
+from ldm_ae.comparison.charts import flow_losses, rate_distortion, training_curves
+from ldm_ae.comparison.codecs import codec_colours
 from ldm_ae.comparison.main_scores import main_scores
-from ldm_ae.comparison.pictures import correlation_matrices, gallery, sample_grids
+from ldm_ae.comparison.pictures import gallery, sample_grids
 from ldm_ae.comparison.result import GROUPS, score_infos
-from ldm_ae.comparison.score_tables import TABLE_SCRIPT, scores_table, swatch, winners
+from ldm_ae.comparison.score_tables import TABLE_SCRIPT, scores_table, winners
+from ldm_ae.evaluation.report.details_page import (
+    DETAILS_STYLE,
+    correlation_matrices,
+    other_details,
+    spectra,
+    text_tables,
+)
 from ldm_ae.evaluation.report.page import HEAD, STYLE, count, table
-from ldm_ae.evaluation.report.plots import PLOT_STYLE, Chart, legend, svg
+from ldm_ae.evaluation.report.plots import PLOT_STYLE, Chart, legend, svg, swatch
 from ldm_ae.evaluation.report.viewer import VIEWER, VIEWER_SCRIPT, VIEWER_STYLE, content_policy
 
 if TYPE_CHECKING:
@@ -45,9 +54,9 @@ def render(comparison: Comparison) -> str:
     body = "".join(f'<section id="{place}"><h2>{name}</h2>{content}</section>' for place, name, content in sections)
     return (
         f'<!doctype html>\n<html lang="en"><head>{HEAD}{content_policy(VIEWER_SCRIPT, TABLE_SCRIPT)}'
-        f"<title>{title}</title><style>{STYLE}{VIEWER_STYLE}{PLOT_STYLE}{PAGE_STYLE}</style></head>"
+        f"<title>{title}</title><style>{STYLE}{VIEWER_STYLE}{PLOT_STYLE}{DETAILS_STYLE}{PAGE_STYLE}</style></head>"
         f'<body><header><p class="kicker">Autoencoder comparison</p><h1>{title}</h1><p class="lead">{lead}</p>'
-        f"{_failed(comparison)}{winners(models)}<nav>{links}</nav></header><main>{body}</main>{VIEWER}"
+        f"{_failed(comparison)}{_warnings(models)}{winners(models)}<nav>{links}</nav></header><main>{body}</main>{VIEWER}"
         f"<script>{TABLE_SCRIPT}</script></body></html>\n"
     )
 
@@ -57,9 +66,11 @@ def _sections(comparison: Comparison) -> list[tuple[str, str, str]]:
     models, codecs = comparison.models, comparison.codecs.results
     infos = score_infos(models)
     names = [(model.name, number) for number, model in enumerate(models)]
+    details = [(model.name, model.details) for model in models]
     charts: dict[str, str] = {
-        "rate": _charts(rate_distortion(comparison), [*names, *codec_colours(comparison).items()]),
-        "latents": _charts([spectra(models)], names) + correlation_matrices(models),
+        "reconstruction": text_tables(details),
+        "rate": _charts(rate_distortion(comparison), [*names, *codec_colours(codecs, len(models)).items()]),
+        "latents": _charts([spectra(details)], names) + correlation_matrices(details) + other_details(details),
         "diffusion": _charts([flow_losses(models)], names) + sample_grids(models),
     }
     sections = [
@@ -81,6 +92,15 @@ def _sections(comparison: Comparison) -> list[tuple[str, str, str]]:
         ("models", "Models", _models(comparison)),
         ("protocol", "Protocol", _protocol(comparison)),
     ]
+
+
+def _warnings(models: Sequence[ModelResult]) -> str:
+    """Return the warnings on the models, above the scores."""
+    pairs = [(model.name, warning.text) for model in models for warning in model.warnings]
+    if not pairs:
+        return ""
+    rows = "".join(f"<p><b>{escape(name)}</b> {escape(text)}</p>" for name, text in pairs)
+    return f'<div class="failed"><p><b>{count(len(pairs), "warning")}</b></p>{rows}</div>'
 
 
 def _charts(charts: list[Chart], names: list[tuple[str, int]]) -> str:

@@ -1,18 +1,18 @@
-"""The images of the page: reconstructions side by side, samples, matrices of correlation."""
+"""The images of the page: reconstructions side by side, and samples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ldm_ae.comparison.codecs import codec_colours
 from ldm_ae.comparison.main_scores import main_scores
 from ldm_ae.comparison.result import ModelResult, Shown
-from ldm_ae.comparison.score_tables import swatch
-from ldm_ae.evaluation.report.pictures import matrix_picture
+from ldm_ae.evaluation.report.plots import swatch
 from ldm_ae.evaluation.report.viewer import view, views
 from ldm_ae.images.in_memory import levels_image
 
@@ -29,6 +29,7 @@ _GAP = 2
 def gallery(comparison: Comparison) -> str:
     """Return the first images, each with every model's reconstruction of it, and the codecs'."""
     keys = list(main_scores(comparison.models))
+    colours = codec_colours(comparison.codecs.results, len(comparison.models))
     figures = []
     for number, original in enumerate(comparison.originals):
         shown: list[tuple[str, str, Shown]] = [
@@ -43,10 +44,13 @@ def gallery(comparison: Comparison) -> str:
             for name, mark, picture in shown
         ]
         cells += [
-            view(codec.name, levels_image(codec.pictures[number].image))
+            view(
+                codec.name, levels_image(codec.pictures[number].image),
+                caption=swatch(colours[codec.title]) + escape(codec.name),
+            )
             for codec in comparison.codecs.results
             if number < len(codec.pictures)
-        ]
+        ]  # fmt: skip
         caption = f"<figcaption><b>{escape(original.key)}</b></figcaption>"
         figures.append(f"<figure>{views(original.key, cells, css='tiles')}{caption}</figure>")
     return "".join(figures)
@@ -98,26 +102,3 @@ def grid(images: Tensor, gap: int = _GAP) -> Tensor:
         top, left = number // columns * (height + gap), number % columns * (width + gap)
         canvas[:, top : top + height, left : left + width] = image
     return canvas
-
-
-def correlation_matrices(models: Sequence[ModelResult]) -> str:
-    """Return the matrix of correlation between latent channels for each model that has one."""
-    cells = []
-    for place, model in enumerate(models):
-        matrix = correlation(model)
-        if matrix is not None:
-            label = f"{model.name}, {len(matrix)} channels"
-            caption = f"{swatch(place)}{escape(label)}"
-            cells.append(view(label, matrix_picture(matrix), caption=caption, pixels=True))
-    if not cells:
-        return ""
-    note = "<p>A row and a column for each channel; white is no correlation, red +1 and blue −1.</p>"
-    title = "Correlation between channels"
-    return f"<h3>{title}</h3>{note}<figure>{views(title, cells, css='matrices')}</figure>"
-
-
-def correlation(model: ModelResult) -> Tensor | None:
-    """Return the correlations between latent channels, (C, C) float32; None without such a result."""
-    details: Any = model.details.get("channel_correlation", {})
-    matrix = details.get("correlations")
-    return None if matrix is None else torch.tensor(matrix, dtype=torch.float32)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ldm_ae.evaluation.metrics.interface import JSON, Group, ScoreInfo
+from ldm_ae.evaluation.warnings import ModelWarning, warned
 
 GROUPS: Mapping[Group, str] = {
     "reconstruction": "Reconstruction",
@@ -64,6 +65,8 @@ class ModelResult:
     """Reconstructions of the first images."""
     images: int
     """Number of images of the scores."""
+    warnings: list[ModelWarning] = field(default_factory=list)
+    """Faults of the model that its scores do not show."""
     samples_compared: int = 0
     """Number of samples and held-out images of the diffusion score, the smaller of them; 0 without such a score."""
     folder: str | None = None
@@ -84,6 +87,10 @@ class ModelResult:
         info = self.info(key)
         return info.caution(self.samples_compared if info.group == "diffusion" else self.images)
 
+    def warned(self, key: str) -> str:
+        """Return why a fault of the model makes a score incomparable with that of others; empty where none does."""
+        return warned(key, self.warnings)
+
 
 def score_infos(models: Sequence[ModelResult]) -> dict[str, ScoreInfo]:
     """Return the scores that any model has and that are compared, by group and in the order of their first model."""
@@ -97,10 +104,16 @@ def score_infos(models: Sequence[ModelResult]) -> dict[str, ScoreInfo]:
 
 def best_models(models: Sequence[ModelResult], key: str) -> list[str]:
     """Return the names of the models with the best value of a score: several where they are equal, none where fewer
-    than two models have the score, where all are equal, or where neither direction is better."""
-    values = {model.name: model.scores[key] for model in models if key in model.scores}
+    than two models have the score, where all are equal, or where neither direction is better. A model with a warning on
+    the score is not ranked by it."""
+    values = {model.name: model.scores[key] for model in models if key in model.scores and not model.warned(key)}
     info = next((model.info(key) for model in models if key in model.scores), None)
     if info is None or not info.direction or len(set(values.values())) < 2:
         return []
     best = (max if info.direction == "higher" else min)(values.values())
     return [name for name, value in values.items() if value == best]
+
+
+def caution_of(models: Sequence[ModelResult], key: str) -> str:
+    """Return why a score of any model is not yet reliable, as then the ranking is not either; empty where all are."""
+    return next((found for model in models if key in model.scores and (found := model.caution(key))), "")

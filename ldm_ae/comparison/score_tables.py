@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from ldm_ae.comparison.codecs import CodecResult
+from ldm_ae.comparison.codecs import CodecResult, codec_colours
 from ldm_ae.comparison.main_scores import main_scores
-from ldm_ae.comparison.result import ModelResult, best_models
+from ldm_ae.comparison.result import ModelResult, best_models, caution_of
 from ldm_ae.evaluation.metrics.interface import ScoreInfo
 from ldm_ae.evaluation.report.page import number
-from ldm_ae.evaluation.report.plots import COLOURS
+from ldm_ae.evaluation.report.plots import swatch
 
 TABLE_SCRIPT = Path(__file__).with_name("table.js").read_text(encoding="utf-8")
 _ORDERS = {"higher": "descending", "lower": "ascending", "": "descending"}
@@ -31,19 +31,26 @@ def scores_table(
     if not infos:
         return ""
     best = {key: best_models(models, key) for key in infos}
-    cautions = {key: _caution(models, key) for key in infos}
+    cautions = {key: caution_of(models, key) for key in infos}
     header = '<th scope="col" data-first="ascending"><button type="button">Model</button></th>'
     header += "".join(_header(info, cautions[key]) for key, info in infos.items())
     rows = []
     for place, model in enumerate(models):
         cells = "".join(
-            _cell(model.scores.get(key), model.name in best[key], bool(cautions[key]), model.skipped.get(key))
+            _cell(
+                model.scores.get(key),
+                model.name in best[key],
+                bool(cautions[key]),
+                model.skipped.get(key),
+                model.warned(key),
+            )
             for key in infos
         )
         rows.append(_row(model.name, place, cells))
-    for place, codec in enumerate(codecs):
+    colours = codec_colours(codecs, len(models))
+    for codec in codecs:
         cells = "".join(_cell(codec.scores.get(key), False, bool(cautions[key])) for key in infos)
-        rows.append(_row(codec.name, len(models) + place, cells))
+        rows.append(_row(codec.name, colours[codec.title], cells))
     explained = "".join(f"<div><dt>{escape(info.title)}</dt><dd>{escape(_sentences(info, cautions[key]))}</dd></div>"
                         for key, info in infos.items())  # fmt: skip
     return (
@@ -58,23 +65,19 @@ def winners(models: Sequence[ModelResult]) -> str:
     cards = []
     for key, info in main_scores(models).items():
         names = best_models(models, key)
-        if not names or _caution(models, key):
+        if not names or caution_of(models, key):
             continue
         values = sorted(
-            (model.scores[key] for model in models if key in model.scores), reverse=info.direction == "higher"
+            (model.scores[key] for model in models if key in model.scores and not model.warned(key)),
+            reverse=info.direction == "higher",
         )
         place = next(number for number, model in enumerate(models) if model.name == names[0])
         others = "" if len(values) < 2 else f"{escape(info.text(values[0]))}, the next {_plain(values, info)}"
         cards.append(
-            f'<li><span>{escape(info.label)} {info.arrow}</span><strong><i class="swatch c{place % COLOURS}"></i>'
+            f"<li><span>{escape(info.label)} {info.arrow}</span><strong>{swatch(place)}"
             f"{escape(' and '.join(names))}</strong><small>{others}</small></li>"
         )
     return f'<ul class="winners">{"".join(cards)}</ul>' if cards else ""
-
-
-def swatch(number: int) -> str:
-    """Return a small square in the colour of a model."""
-    return f'<i class="swatch c{number % COLOURS}"></i>'
 
 
 def _plain(values: Sequence[float], info: ScoreInfo) -> str:
@@ -90,11 +93,6 @@ def _header(info: ScoreInfo, caution: str) -> str:
     )
 
 
-def _caution(models: Sequence[ModelResult], key: str) -> str:
-    """Return why a score is not yet reliable: for any model, as the ranking is then not either."""
-    return next((found for model in models if key in model.scores and (found := model.caution(key))), "")
-
-
 def _sentences(info: ScoreInfo, caution: str) -> str:
     parts = (info.better, info.explanation, f"In italics, as it is {caution}." if caution else "")
     return " ".join(part for part in parts if part) or info.title
@@ -104,10 +102,13 @@ def _row(name: str, place: int, cells: str) -> str:
     return f'<tr><th scope="row" data-value="{escape(name)}">{swatch(place)}{escape(name)}</th>{cells}</tr>'
 
 
-def _cell(value: float | None, best: bool, unsure: bool, missing: str | None = None) -> str:
+def _cell(value: float | None, best: bool, unsure: bool, missing: str | None = None, warned: str = "") -> str:
+    """Return a score's cell: `missing` is why there is no score, `warned` why it is not comparable."""
     if value is None:
         title = f' title="{escape(missing)}"' if missing else ""
         return f'<td class="none"{title}>–</td>'
+    unsure = unsure or bool(warned)
     css = " ".join(name for name, holds in (("best", best), ("unsure", unsure)) if holds)
     text = f'<span class="unsure">{number(value)}</span>' if unsure else number(value)
-    return f'<td{f" class={chr(34)}{css}{chr(34)}" if css else ""} data-value="{value!r}">{text}</td>'
+    title = f' title="{escape(f"Not ranked, as it is {warned}.")}"' if warned else ""
+    return f'<td{f" class={chr(34)}{css}{chr(34)}" if css else ""}{title} data-value="{value!r}">{text}</td>'

@@ -21,12 +21,13 @@ from PIL import Image
 from ldm_ae.comparison.result import ModelResult, Shown
 from ldm_ae.evaluation import Evaluation, ScoreInfo, write_report
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX
+from ldm_ae.evaluation.warnings import ModelWarning
 from ldm_ae.images.in_memory import levels_image
 from ldm_ae.io.files import read_json, write_json, writing_folder
 from ldm_ae.models.identity import hash_json
 
 RESULT = "result.json"
-VERSION = 1
+VERSION = 2
 _MOST_OF_NAME = 60
 
 
@@ -91,6 +92,13 @@ def infos_of_json(content: Mapping[str, Mapping[str, Any]]) -> dict[str, ScoreIn
     }
 
 
+def warnings_of_json(content: Sequence[Mapping[str, Any]]) -> list[ModelWarning]:
+    """Return the `warnings` of a metrics.json."""
+    return [
+        ModelWarning(text=entry["text"], scores=tuple(entry["scores"]), caution=entry["caution"]) for entry in content
+    ]
+
+
 def read_result(folder: Path, *, name: str, model: str) -> ModelResult:
     """Return the result that `write_result` wrote, under the names of this comparison.
 
@@ -107,7 +115,7 @@ def read_result(folder: Path, *, name: str, model: str) -> ModelResult:
             key.removeprefix(BASELINE_PREFIX): value for key, value in scores.items() if key.startswith(BASELINE_PREFIX)
         },
         infos=infos_of_json(metrics["score_infos"]), details=metrics["details"], protocol=protocol,
-        skipped=protocol["skipped"], images=protocol["images"]["count"],
+        skipped=protocol["skipped"], warnings=warnings_of_json(metrics["warnings"]), images=protocol["images"]["count"],
         pictures=read_pictures(folder), folder=f"{folder.parent.name}/{folder.name}",
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 
 from ldm_ae.comparison.main_scores import main_scores
-from ldm_ae.comparison.result import ModelResult, best_models
+from ldm_ae.comparison.result import ModelResult, best_models, caution_of
 from ldm_ae.evaluation.metrics.interface import ScoreInfo
 from ldm_ae.evaluation.report.page import number
 from ldm_ae.evaluation.report.summary import for_terminal
@@ -23,7 +23,7 @@ _ARROWS = {"higher": r" $\uparrow$", "lower": r" $\downarrow$", "": ""}
 
 
 def terminal_lines(models: Sequence[ModelResult], failed: Mapping[str, str], *, width: int | None = None) -> list[str]:
-    """Return the main scores, a line each and a column for each model, the best marked; then models that failed.
+    """Return the main scores, a line each and a column for each model, the best marked; then warnings and failures.
 
     Args:
         models: The models.
@@ -56,6 +56,12 @@ def terminal_lines(models: Sequence[ModelResult], failed: Mapping[str, str], *, 
             lines.append((f"{label:{first}}" + "".join(cells)).rstrip())
     if any(best.values()):
         lines.append(f"{_BEST} best of the models")
+    cautions: dict[str, list[str]] = {}
+    for key in infos:
+        if caution := caution_of(models, key):
+            cautions.setdefault(caution, []).append(key)
+    lines += [f"not a result yet: {', '.join(keys)} ({caution})" for caution, keys in cautions.items()]
+    lines += [f"{model.name}: warning: {warning.text}" for model in models for warning in model.warnings]
     lines += [f"{name} failed: {reason}" for name, reason in failed.items()]
     return [for_terminal(line) for line in lines]
 

@@ -55,6 +55,7 @@ def metrics(comparison: Comparison) -> dict[str, Any]:
             "flow_losses": {f"{level:g}": loss for level, loss in model.flow_losses.items()},
             "curves": {key: asdict(curve) for key, curve in model.curves.items()},
             "skipped": model.skipped,
+            "warnings": [asdict(warning) for warning in model.warnings],
             "protocol": model.protocol,
             "folder": model.folder,
         }

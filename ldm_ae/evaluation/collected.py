@@ -16,6 +16,7 @@ from ldm_ae.evaluation.metrics.rate import RATE_OF_CODES
 from ldm_ae.evaluation.result import Evaluation, ImageScores, Picture
 from ldm_ae.evaluation.scoring import Scoring
 from ldm_ae.evaluation.thumbnail import BASELINE, BASELINE_OF_CODES, bicubic_thumbnail
+from ldm_ae.evaluation.warnings import model_warnings
 from ldm_ae.images.missing import fill, without_missing
 from ldm_ae.images.uint8 import to_uint8
 from ldm_ae.images.views import View, shown_view
@@ -154,6 +155,7 @@ class Collected:
             for name in row.scores.keys() - kept:
                 del row.scores[name]
         return Evaluation(
+            warnings=model_warnings(self.model, self.latents.statistics, activations),
             scores=scores,
             images=self.images,
             channels=self.latents.channels(),

@@ -30,6 +30,7 @@ from ldm_ae.models import (
     Posterior,
     for_inference,
     fp32_fallbacks,
+    model_hash,
     require_finite,
     unwrapped,
     weights_sha256,
@@ -151,17 +152,18 @@ def evaluate(
         raise UserError(f"no images to evaluate in {source}")
     model = for_inference(model, device=device)
     inside = unwrapped(model)
-    kind, sha256 = type(inside).__name__, weights_sha256(inside)  # before the precision changes the weights
+    # Before the precision changes the weights:
+    kind, sha256, owner = type(inside).__name__, weights_sha256(inside), None if prior is None else model_hash(model)
+    activations = activation_ranges(blended(model), first)
+    tiling = tiling_of(model)
+    model = for_inference(model, device=device, precision=numerics.precision)
     collected = Collected(model, seed=seed, pictures=pictures, view=view)
     setting = Setting(
-        model=model, device=device, prior=prior, latents=collected.latents, codes=collected.codes,
+        model=model, device=device, model_hash=owner, prior=prior, latents=collected.latents, codes=collected.codes,
         view=view,
     )  # fmt: skip
     scoring = Scoring(default_metrics(perceptual, features) if metrics is None else metrics, setting)
     scoring.require(first[0].pixel_values.shape)
-    activations = activation_ranges(blended(model), first)
-    tiling = tiling_of(model)
-    model = for_inference(model, device=device, precision=numerics.precision)
     with torch.no_grad():
         for batch in batches:
             pixel_values = batch.pixel_values.to(device, non_blocking=True)
@@ -201,7 +203,7 @@ def evaluate(
             "method": collected.baseline_method(),
             "thumbnail_size": sizes_in_words(collected.thumbnail_sizes),
         },
-        **_protocol(scoring.running),
+        **scoring.protocol(),
         "skipped": scoring.skipped,
         "git_commit": git_commit(),
         "versions": package_versions(),
@@ -232,12 +234,3 @@ def _reconstruct(model: Autoencoder, pixel_values: Tensor) -> tuple[Posterior, T
     posterior = model.encode(pixel_values)
     latents = posterior.mode()
     return posterior, latents, model.decode(latents)
-
-
-def _protocol(metrics: Sequence[Metric]) -> dict[str, object]:
-    """Return the metrics' protocol entries; if two of a kind are computed, the second one's entry includes its name."""
-    found: dict[str, object] = {"frechet_features": None}
-    for metric in metrics:
-        for name, value in metric.protocol().items():
-            found[name if found.get(name) is None else f"{name}_{metric.name}"] = value
-    return found

@@ -10,6 +10,7 @@ from ldm_ae.evaluation.activation_ranges import ActivationRanges
 from ldm_ae.evaluation.latent_summary import ChannelSummary
 from ldm_ae.evaluation.metrics.codebook import CodebookSummary
 from ldm_ae.evaluation.metrics.interface import JSON, ScoreInfo
+from ldm_ae.evaluation.warnings import ModelWarning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +62,5 @@ class Evaluation:
     ranking: str | None = None
     """Key of the score by which `worst` and `best` are chosen: the first score that every image has and that has a
     direction, by default PSNR."""
+    warnings: list[ModelWarning] = field(default_factory=list)
+    """Faults of the model that the scores do not show."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ class Scoring:
         for metric in metrics:
             self.skipped |= metric.absent
             try:
-                view = _view(metric, setting)
+                view = metric_view(metric, setting.pixels, setting.view)
                 metric.prepare(setting)
             except CannotScoreError as error:
                 self._skip(metric, error)
@@ -121,7 +122,8 @@ class Scoring:
 
     def compute(self) -> dict[str, float]:
         """Return all scores: first those with values for each image, in the order of the metrics, then the others. A
-        metric without a score for this model counts as skipped, unless it is optional."""
+        metric without a score for this model, or whose score is not finite, counts as skipped, the former unless it is
+        optional. A strict runner returns scores that are not finite."""
         own: dict[str, float] = {}
         baseline: dict[str, float] = {}
         others: dict[str, float] = {}
@@ -129,6 +131,8 @@ class Scoring:
             try:
                 found = _by_key(metric, metric.compute())
                 of_twin = {} if twin is None or not self._thumbnails else _by_key(metric, twin.compute())
+                if not self._strict:
+                    _require_finite(metric, found)
             except CannotScoreError as error:
                 self._skip(metric, error)
                 continue
@@ -144,6 +148,14 @@ class Scoring:
             else:
                 others |= found | of_twin
         return own | baseline | others
+
+    def protocol(self) -> dict[str, object]:
+        """Return the running metrics' protocol entries; of two of a kind, the second one's has its metric's name."""
+        found: dict[str, object] = {"frechet_features": None}
+        for metric in self.running:
+            for name, value in metric.protocol().items():
+                found[name if found.get(name) is None else f"{name}_{metric.name}"] = value
+        return found
 
     def keys_of_images(self) -> set[str]:
         """Keys of the per-image values whose metric is not skipped, including the thumbnail's."""
@@ -177,16 +189,26 @@ class Scoring:
 _Pair = tuple[Tensor, Tensor]
 
 
-def _view(metric: Metric, setting: Setting) -> View | None:
-    """Return the view of the images that a metric scores; CannotScoreError if it does not support them."""
-    needed, pixels = metric.pixels, setting.pixels
+def metric_view(metric: Metric, pixels: PixelSpec, view: View | None, *, setting: str = VIEW_OPTION) -> View | None:
+    """Return the view by which a metric scores images; None where it scores them as they are.
+
+    Args:
+        metric: The metric.
+        pixels: Specification of the images.
+        view: The chosen view; None takes the default of the images.
+        setting: Name of the setting that chooses it, for the message.
+
+    Raises:
+        CannotScoreError: The metric does not support these images, and there is no view of them.
+    """
+    needed = metric.pixels
     if needed is None or needed == pixels or (needed == RGB and pixels.meaning == "rgb"):
         return None
     label = metric.info().label
     if needed != RGB or not metric.compares_images:
         raise CannotScoreError(f"{label} requires images that are {needed}, but the model uses {pixels}")
     try:
-        return view_for(needed, pixels, setting.view, label, setting=VIEW_OPTION)
+        return view_for(needed, pixels, view, label, setting=setting)
     except UserError as error:
         raise CannotScoreError(str(error)) from None
 
@@ -207,3 +229,11 @@ def _update(
 
 def _by_key(metric: Metric, found: float | Scores) -> dict[str, float]:
     return dict(found) if isinstance(found, Mapping) else {metric.name: found}
+
+
+def _require_finite(metric: Metric, scores: Scores) -> None:
+    bad = [key for key, value in scores.items() if not math.isfinite(value)]
+    if bad:
+        raise CannotScoreError(
+            f"{', '.join(bad)} is not finite for this model and these images ({metric.info().label})"
+        )

@@ -160,8 +160,9 @@ class Autoencoder(InMemoryImages, nn.Module, abc.ABC):
 
     @property
     def scale_keys(self) -> tuple[str, ...]:
-        """The fields of a scale that `net` can store, of `NO_SCALE`; by default, those that its configuration has."""
-        return tuple(key for key in NO_SCALE if key in self.net.config)
+        """The fields of a scale that `net` can store, of `NO_SCALE`; by default, those that its configuration has, and
+        none where it has no configuration."""
+        return tuple(key for key in NO_SCALE if key in getattr(self.net, "config", {}))
 
     @property
     def last_layer(self) -> nn.Parameter | None:

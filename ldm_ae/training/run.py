@@ -118,7 +118,10 @@ def check(run: RunConfig) -> None:
     if run.data.validation_images == 0 and run.training.best_metric != "psnr":
         raise UserError("training.best_metric has no effect without validation: data.validation_images is 0")
     if run.data.validation_images > 0:
-        check_best(validation, resolution=run.data.resolution, images=run.data.validation_images)
+        check_best(
+            validation, resolution=run.data.resolution, images=run.data.validation_images,
+            pixels=run.model.pixel_spec, view=run.objective.view,
+        )  # fmt: skip
     set_trainable(run.model, run.training.trainable)  # as the trainer will
     if run.optimizer.averages_weights():
         for name, chosen in (("ema_decay", run.training.ema_decay is not None), ("power_ema", run.training.power_ema)):

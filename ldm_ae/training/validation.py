@@ -9,6 +9,10 @@ from ldm_ae.evaluation.metric_sets import validation_metrics
 from ldm_ae.evaluation.metrics import METRICS
 from ldm_ae.evaluation.metrics.interface import CannotScoreError, Metric
 from ldm_ae.evaluation.metrics.perceptual import Perceptual, PerceptualDistance
+from ldm_ae.evaluation.scoring import metric_view
+from ldm_ae.images.pixels import RGB, PixelSpec
+from ldm_ae.images.views import View
+from ldm_ae.images.views.choice import SETTING as VIEW_SETTING
 
 SETTING = "training.best_metric"
 
@@ -63,12 +67,18 @@ def choose_metrics(best_metric: str, perceptual: PerceptualDistance | None) -> V
     return Validation([*metrics, best], best, added=True)
 
 
-def check_best(validation: Validation, *, resolution: int, images: int) -> None:
+def check_best(
+    validation: Validation, *, resolution: int, images: int, pixels: PixelSpec = RGB, view: View | None = None
+) -> None:
     """Raise `UserError` if the held-out images do not allow the metric that `training.best_metric` adds. `check_sizes`
-    tries the other metrics."""
+    tries the other metrics. `view` is `objective.view`."""
     best = validation.best
     if not validation.added:
         return
+    try:
+        metric_view(best, pixels, view, setting=VIEW_SETTING)
+    except CannotScoreError as error:
+        raise UserError(f"{SETTING} is '{best.name}': {error}") from error
     try:
         best.require((1, 3, resolution, resolution))
     except CannotScoreError as error:

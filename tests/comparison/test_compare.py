@@ -132,6 +132,7 @@ def test_python_gives_the_same_as_the_command_in_a_data_frame(made: Made) -> Non
     [
         (["--diffusion", "0"], "diffusion is 0 steps; it must be at least 1"),
         (["--diffusion-images", "x"], "--diffusion-images has no effect without --diffusion"),
+        (["--batch-size", "0"], "the batch size must be at least 1 and workers at least 0; got 0 and 0"),
         (["--pictures", "0"], "pictures is 0; it must be at least 1"),
     ],
 )

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchmetrics.functional.image as reference
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
@@ -116,6 +115,7 @@ def test_colours_have_no_scores_of_channels(pixels: PixelSpec) -> None:
 
 
 def test_ssim_of_channels_equals_torchmetrics_over_whole_windows() -> None:
+    reference = pytest.importorskip("torchmetrics.functional.image")
     pair = stored_pair(*images(FIVE, size=48), FIVE)
     doubles = [(each.double() + 1) / 2 for each in pair]
     _, maps = reference.structural_similarity_index_measure(

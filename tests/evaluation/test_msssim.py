@@ -13,7 +13,7 @@ from ldm_ae.evaluation.metrics.interface import CannotScoreError
 from ldm_ae.evaluation.metrics.msssim import MSSSIM, msssim
 from ldm_ae.evaluation.metrics.ssim import ssim
 from ldm_ae.images.similarity import SCALE_WEIGHTS
-from ldm_ae.images.uint8 import from_levels
+from ldm_ae.images.uint8 import from_levels, to_levels
 from tests.evaluation.stubs import pictures
 
 
@@ -61,6 +61,32 @@ def test_msssim_equals_an_independent_implementation(height: int, width: int) ->
         assert msssim(originals, reconstructions).tolist() == pytest.approx(scores.tolist(), abs=1e-7)  # symmetric
         found.append(float(scores.mean()))
     assert 1.0 > found[0] > found[1] > found[2] > 0.0
+
+
+def by_torchmetrics(decoded: Tensor, originals: Tensor) -> list[float]:
+    """MS-SSIM from torchmetrics' SSIM at each scale, without its windows over mirrored borders at the coarsest."""
+    reference = pytest.importorskip("torchmetrics.functional.image").structural_similarity_index_measure
+    products = torch.ones(len(originals), dtype=torch.float64)
+    for scale, weight in enumerate(SCALE_WEIGHTS):
+        if scale < 4:
+            options = {"return_contrast_sensitivity": True, "reduction": "none"}
+            _, value = reference(decoded, originals, data_range=255.0, **options)
+        else:
+            _, windows = reference(decoded, originals, data_range=255.0, return_full_image=True)
+            value = windows[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))
+        products *= value.relu() ** weight
+        decoded, originals = (torch.nn.functional.avg_pool2d(images, 2) for images in (decoded, originals))
+    return products.tolist()
+
+
+def test_msssim_of_grey_images_equals_torchmetrics() -> None:
+    """It averages the channels at each scale and ours at the end, as the paper's is of one channel: grey is both."""
+    originals = pictures(2, 200)[:, :1, :176, :190].expand(-1, 3, -1, -1)
+    noise = torch.randn(2, 1, 176, 190, generator=torch.Generator().manual_seed(2))
+    for strength in (0.02, 0.3):
+        decoded = originals + strength * noise
+        expected = by_torchmetrics(to_levels(decoded).double(), to_levels(originals).double())
+        assert msssim(decoded, originals).tolist() == pytest.approx(expected, abs=1e-6)  # float32 output
 
 
 def test_msssim_of_identical_images_is_one() -> None:

@@ -108,13 +108,24 @@ def test_losses_over_several_views_are_their_mean() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_training_compares_each_sample_over_one_background() -> None:
+    pair, network = images(RGBA, count=6), small_perceptual()
+    objective = Objective(ObjectiveConfig(perceptual=network), RGBA)
+    found = objective.reconstruction(*pair, draws=Draws(range(6), "view")).perceptual_loss
+    chosen = Draws(range(6), "view").integers(0, 3).tolist()
+    names = [("black", "white", "checker")[number] for number in chosen]
+    assert len({*names}) > 1
+    rows = [network(*(opaque(each[i : i + 1], name) for each in pair)) for i, name in enumerate(names)]
+    torch.testing.assert_close(found, torch.cat(rows).mean())
+
+
 def test_rgb_is_not_changed_by_a_view() -> None:
     pair, network = images(RGB), small_perceptual()
-    plain = Objective(ObjectiveConfig(perceptual=network)).reconstruction(*pair)
     given = Objective(ObjectiveConfig(perceptual=network, view=Triples()), RGB)
-    assert given.view is None or isinstance(given.view, Triples)
-    assert Objective(ObjectiveConfig(perceptual=network), RGB).view is None
-    assert torch.equal(plain.nll, Objective(ObjectiveConfig(perceptual=network), RGB).reconstruction(*pair).nll)
+    assert given.view is None
+    terms = given.reconstruction(*pair, draws=Draws([1, 2], "view"))
+    expected = L1()(*pair).mean() + network(*pair).mean()
+    assert torch.equal(terms.nll, expected)
 
 
 def test_perceptual_network_without_a_view_is_refused_in_one_line() -> None:

@@ -14,10 +14,12 @@ import yaml
 from accelerate import Accelerator
 from PIL import Image
 
+from ldm_ae.core.draws import Draws
 from ldm_ae.core.errors import UserError
 from ldm_ae.discriminators import DiscriminatorPass, PatchDiscriminator
+from ldm_ae.evaluation.metrics.perceptual import Perceptual
 from ldm_ae.features import EfficientNetLite0
-from ldm_ae.images.missing import known
+from ldm_ae.images.missing import MISSING, known
 from ldm_ae.images.pixels import GREY, RGBA, PixelSpec
 from ldm_ae.images.views import Triples, View
 from ldm_ae.losses import AlphaAware, Objective, ObjectiveConfig
@@ -27,6 +29,7 @@ from ldm_ae.training.run import train
 from ldm_ae.training.step_parts import MicroBatch, StepParts
 from ldm_ae.training.steps import discriminator_step, generator_step
 from ldm_ae.training.training_pass import TrainingPass
+from ldm_ae.training.validation import Validation, check_best, choose_metrics
 from tests.channels import FIVE, GAPS, PLAIN_FIVE, PatchModel, images
 from tests.training.common import TINY, gradients, small_perceptual
 
@@ -81,17 +84,33 @@ def test_drawn_views_do_not_depend_on_the_micro_batches(make_accelerator: Callab
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-6)  # float32 sums in another order
 
 
-@pytest.mark.parametrize("regularizer", [None, EQVAE(probability=1.0), ScaleEquivariance()], ids=str)
-def test_missing_data_has_no_effect_on_a_step(regularizer: Regularizer | None) -> None:
-    pixel_values = images(GAPS)[1]
+@pytest.mark.parametrize("regularizer", [EQVAE(probability=1.0), ScaleEquivariance()], ids=["turned", "smaller"])
+def test_missing_data_does_not_become_part_of_smaller_images(regularizer: Regularizer) -> None:
+    pixel_values = torch.full((2, 2, 48, 48), 0.5)
+    pixel_values[:, :, :17, 5:] = MISSING  # its border is inside of averaged pixels
     module = losses(GAPS, regularizer)
-    output = module.generator_loss(pixel_values, 0)
-    # Smaller and turned targets have missing data too, and no value between it and the data.
-    target = output.target
-    assert not known(target).all()
-    assert target[known(target)].min() >= -1
-    real, fake = module.objective.comparable(output.reconstructions, target)[::-1]
-    assert torch.equal(real[~known(target)], fake[~known(target)])
+    output = module.training_pass(pixel_values, None, Draws([1, 2], "regularizer", step_seed=3))
+    targets = [output.target, *(more.target for more in output.further)]
+    smaller = [target for target in targets if target.shape[-1] < 48]
+    assert smaller
+    for target in smaller:
+        assert not known(target).all()
+        torch.testing.assert_close(target[known(target)], torch.full_like(target[known(target)], 0.5))
+
+
+def test_discriminator_sees_no_difference_where_data_is_missing() -> None:
+    pixel_values = images(GAPS)[1]
+    missing = ~known(pixel_values)
+    module = losses(GAPS)
+    seen: list[torch.Tensor] = []
+    assert module.discriminator is not None
+    module.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    generator = module.generator_loss(pixel_values, 0)
+    assert module.discriminator_loss(generator, 0) is not None
+    assert len(seen) == 3  # the generator's reconstructions; real images and reconstructions
+    for given in seen:
+        assert not given[missing].any()
+        assert given[~missing].any()
 
 
 @pytest.mark.parametrize("chained", [False, True])
@@ -111,6 +130,16 @@ def test_refusals_name_the_setting() -> None:
         losses(PLAIN_FIVE, perceptual=small_perceptual())
     with pytest.raises(UserError, match="AlphaAware needs rgba images, but the model uses grey"):
         losses(GREY, reconstruction=AlphaAware())
+
+
+def test_best_metric_without_a_view_is_refused_before_training() -> None:
+    chosen = choose_metrics("psnr", None)
+    best = Perceptual(small_perceptual())
+    validation = Validation([*chosen.metrics, best], best, added=True)
+    with pytest.raises(UserError, match=r"training\.best_metric is 'small': small requires .* Set objective\.view"):
+        check_best(validation, resolution=32, images=4, pixels=PLAIN_FIVE)
+    check_best(validation, resolution=32, images=4, pixels=PLAIN_FIVE, view=Triples())
+    check_best(validation, resolution=32, images=4, pixels=FIVE)
 
 
 def write_images(folder: Path, channels: int) -> Path:

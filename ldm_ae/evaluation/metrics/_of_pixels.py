@@ -22,7 +22,8 @@ from ldm_ae.images.views import BACKGROUNDS, opaque
 from ldm_ae.models import Posterior
 
 WORST, ALPHA = "min", "alpha"
-_WORDS = {WORST: "worst background", ALPHA: "alpha", **{name: f"over {name}" for name in BACKGROUNDS}}
+_WORDS: dict[str, str] = {WORST: "worst background", ALPHA: "alpha"}
+_WORDS.update((name, f"over {name}") for name in BACKGROUNDS)
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,23 @@ def measured(measure: Measure, reconstructions: Tensor, pixel_values: Tensor, pi
         missing = ~where
         pair = (reconstructions.masked_fill(missing, 0.0), without_missing(pixel_values))
     if pixels.meaning != "rgba":
-        raw = measure.raw(*(score_levels(images, pixels) for images in pair), where)
+        raw = _raw(measure, pair, pixels, where)
         return PixelScores(measure.final(raw.mean(dim=1)), channels=measure.final(raw))
     whole = None if where is None else where.all(dim=1, keepdim=True)
-    parts = {}
+    parts: dict[str, Tensor] = {}
     for name in BACKGROUNDS:
-        raw = measure.raw(*(score_levels(opaque(images, name), pixels) for images in pair), whole)
+        raw = _raw(measure, (opaque(pair[0], name), opaque(pair[1], name)), pixels, whole)
         parts[name] = measure.final(raw.mean(dim=1))
     of_backgrounds = torch.stack([*parts.values()])
     alpha = None if where is None else where[:, 3:]
-    raw = measure.raw(*(score_levels(images[:, 3:], pixels) for images in pair), alpha)
+    raw = _raw(measure, (pair[0][:, 3:], pair[1][:, 3:]), pixels, alpha)
     parts = {WORST: of_backgrounds.amin(dim=0), **parts, ALPHA: measure.final(raw.mean(dim=1))}
     return PixelScores(of_backgrounds.mean(dim=0), parts)
+
+
+def _raw(measure: Measure, pair: tuple[Tensor, Tensor], pixels: PixelSpec, where: Tensor | None) -> Tensor:
+    levels, reference = (score_levels(images, pixels) for images in pair)
+    return measure.raw(levels, reference, where)
 
 
 class PixelMetric(ImageMetric):

@@ -70,7 +70,7 @@ class Cost(Metric):
         self.reset()
 
     def prepare(self, setting: Setting) -> None:
-        """Keep the model, whose precision the evaluation changes before the first batch."""
+        """Keep the model."""
         self._model = setting.model
 
     def reset(self) -> None:

@@ -103,9 +103,11 @@ class Setting:
     """Context of the metrics of one evaluation or validation."""
 
     model: Autoencoder | None
-    """The model on its device. In an evaluation it is in float32, and its precision changes after `Metric.prepare`.
-    None where RGB images are compared without a model."""
+    """The model on its device and in the precision of the evaluation; in fp16 it computes a batch that overflows again
+    in float32. None where RGB images are compared without a model."""
     device: torch.device
+    model_hash: str | None = None
+    """The model's `model_hash`, where there is a prior."""
     prior: SavedPrior | None = None
     """Prior over the model's codes, where a command was given one."""
     latents: LatentSummary | None = None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metrics.interface import MeanMetric, ScoreInfo, Setting
-from ldm_ae.models import Posterior, model_hash, weights_sha256
+from ldm_ae.models import Posterior, weights_sha256
 from ldm_ae.priors import CodePrior, SavedPrior
 
 RATE_OF_CODES = (
@@ -55,8 +55,9 @@ class Rate(MeanMetric):
         """
         prior = setting.prior
         if prior is not None:
-            assert setting.model is not None, "a prior is over the codes of a model"
-            if prior.model_hash != (found := model_hash(setting.model)):
+            found = setting.model_hash
+            assert found is not None, "a prior is over the codes of a model"
+            if prior.model_hash != found:
                 raise UserError(
                     f"the prior was trained on the codes of another model (hash {prior.model_hash[:12]}, this one's is "
                     f"{found[:12]})"

@@ -135,6 +135,11 @@ def legend(names: Sequence[tuple[str, int]]) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
+def swatch(number: int) -> str:
+    """Return a small square in the colour of a series."""
+    return f'<i class="swatch c{number % COLOURS}"></i>'
+
+
 def mark(number: int, x: float, y: float, size: float = _MARK) -> str:
     """Return the path of a mark around a point: a circle, a square, a diamond or a triangle, so that series differ
     without their colours."""

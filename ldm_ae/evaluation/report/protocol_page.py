@@ -32,6 +32,7 @@ def facts(evaluation: Evaluation) -> str:
         ("Computation", f"Precision {protocol['precision']}, {protocol['memory_layout']}, on {protocol['device']}"),
         ("Model", f"{model['class']}, sha256 {str(model['sha256'])[:12]}"),
         ("Software", ", ".join(software)),
+        *(("Warning", _sentence(warning.text)) for warning in evaluation.warnings),
         *((f"Skipped: {name}", reason) for name, reason in evaluation.skipped.items()),
     ]
     rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in lines if text)

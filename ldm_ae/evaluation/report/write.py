@@ -12,8 +12,17 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.activation_ranges import FP16_LIMIT
 from ldm_ae.evaluation.latent_summary import HISTOGRAM_DEVIATIONS
 from ldm_ae.evaluation.report.codebook_page import codebook_section
+from ldm_ae.evaluation.report.details_page import (
+    DETAILS_STYLE,
+    Models,
+    correlation_matrices,
+    other_details,
+    spectra,
+    text_tables,
+)
 from ldm_ae.evaluation.report.page import HEAD, STYLE, bars, count, number, table
 from ldm_ae.evaluation.report.pictures import ERROR_GAIN, LATENT_REACH, error_map, latent_channel_pictures
+from ldm_ae.evaluation.report.plots import PLOT_STYLE, svg
 from ldm_ae.evaluation.report.protocol_page import facts, protocol_table
 from ldm_ae.evaluation.report.scores_page import headline, scores_table
 from ldm_ae.evaluation.report.viewer import CONTENT_POLICY, VIEWER, VIEWER_STYLE, view, views
@@ -54,13 +63,14 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> Path:
 
 
 def metrics(evaluation: Evaluation) -> dict[str, object]:
-    """Return the content of `metrics.json`: scores, their explanations, details and protocol, activations, codes, and
-    the tables of channels and images."""
+    """Return the content of `metrics.json`: scores, their explanations, details and protocol, warnings, activations,
+    codes, and the tables of channels and images."""
     return {
         "scores": evaluation.scores,
         "score_infos": {name: asdict(info) for name, info in evaluation.infos.items()},
         "details": evaluation.details,
         "protocol": evaluation.protocol,
+        "warnings": [asdict(warning) for warning in evaluation.warnings],
         "activations": evaluation.activations.describe(),
         "codebook": None if evaluation.codebook is None else evaluation.codebook.describe(),
         "latent_channels": [asdict(channel) for channel in evaluation.channels],
@@ -80,6 +90,7 @@ def render(evaluation: Evaluation) -> str:
     ranking = "" if evaluation.ranking is None else escape(evaluation.infos[evaluation.ranking].label)
     more = len(evaluation.images) > len(evaluation.first)  # else the first images are all of them
     everything = "The first images" if more else "The images"
+    details = [(str(model["name"]), evaluation.details)]
     sections = [
         ("measured", "How it was measured", facts(evaluation)),
         ("images", everything, _NOTE + _gallery(evaluation, evaluation.first) if evaluation.first else ""),
@@ -87,6 +98,7 @@ def render(evaluation: Evaluation) -> str:
         ("best", f"The best, by {ranking}", _gallery(evaluation, evaluation.best) if more else ""),
         ("scores", "Scores", scores_table(evaluation)),
         ("distribution", f"{ranking} of each image", _distribution(evaluation)),
+        ("details", "Results beyond single numbers", _details(details)),
         ("codes", "Codes in use", codebook_section(evaluation.codebook)),
         ("latents", "Latent channels", _latents(evaluation)),
         ("activations", "Range of activations", _activations(evaluation)),
@@ -98,7 +110,7 @@ def render(evaluation: Evaluation) -> str:
     body = "".join(f'<section id="{place}"><h2>{title}</h2>{content}</section>' for place, title, content in sections)
     return (
         f'<!doctype html>\n<html lang="en"><head>{HEAD}{CONTENT_POLICY}'
-        f"<title>Evaluation of {name}</title><style>{STYLE}{VIEWER_STYLE}</style></head>"
+        f"<title>Evaluation of {name}</title><style>{STYLE}{VIEWER_STYLE}{PLOT_STYLE}{DETAILS_STYLE}</style></head>"
         f'<body><header><p class="kicker">Autoencoder evaluation</p><h1>{name}</h1><p class="lead">{lead}</p>'
         f"{headline(evaluation)}<nav>{links}</nav></header><main>{body}</main>{VIEWER}</body></html>\n"
     )
@@ -153,6 +165,13 @@ def _distribution(evaluation: Evaluation) -> str:
         f"<p>Mean {escape(info.text(evaluation.scores[name]))}; {escape(note)}.</p>"
         f'<div class="wide">{bars(counts.tolist(), ends, f"Distribution of {info.label}")}</div>'
     )
+
+
+def _details(models: Models) -> str:
+    """Return the results that are not single numbers."""
+    chart = svg(spectra(models))
+    parts = (f'<div class="charts">{chart}</div>' if chart else "", correlation_matrices(models), text_tables(models))
+    return "".join(parts) + other_details(models)
 
 
 def _latents(evaluation: Evaluation) -> str:

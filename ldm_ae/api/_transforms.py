@@ -1,0 +1,41 @@
+"""How the images of an evaluation or a comparison become pixels: the arguments that both functions share."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ldm_ae.core.errors import UserError
+
+Size = int | Literal["native"] | None
+"""Side of the central square crop in pixels, each image's own size, or the default."""
+Crop = Literal["center", "adm"]
+ColourProfiles = Literal["convert", "ignore"]
+
+
+def transform_options(
+    *,
+    size: Size,
+    resize: int | Literal["none"] | None,
+    crop: Crop,
+    colour_profiles: ColourProfiles,
+    max_pixels: int | None,
+) -> dict[str, Any]:
+    """Return the arguments of an `ImageTransform` except for its size, or of a `WholeTransform` for `size="native"`.
+
+    Raises:
+        UserError: A crop that is unknown, a size that is no number, or a crop or resizing that does not go with
+            `size="native"`.
+    """
+    if crop not in ("center", "adm"):
+        raise UserError(f'crop is {crop!r}; it must be "center" or "adm"')
+    options: dict[str, Any] = {"colour_profiles": colour_profiles}
+    if max_pixels is not None:
+        options["max_pixels"] = max_pixels
+    if size == "native":
+        for name, value in (("crop", crop if crop != "center" else None), ("resize", resize)):
+            if value is not None:
+                raise UserError(f"size='native' and {name}={value!r} exclude each other; remove one of them")
+        return options
+    if size is not None and not isinstance(size, int):
+        raise UserError(f"size must be a number of pixels or 'native', got {size!r}")
+    return {"resize": resize, "crop": crop, **options}
