@@ -151,6 +151,10 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "python scripts/benchmarks/rate_distortion.py --test BSDS500/test --limit 50 --qualities 2 5 10 20 40"
         " --out runs/rate",
     ): Options(_MINUTES),
+    (
+        "docs/VALIDATION.md",
+        "python scripts/benchmarks/validation.py --images BSDS500/test --train BSDS500/train+val --out runs/validation",
+    ): Options("it needs trained runs; tests/test_comparison_benchmarks.py runs it in short"),
     ("docs/OBJECTIVES.md", "ldm-ae export runs/mine OUT --ema 0.08"): Options(
         "it needs a run with snapshots; tests/training/test_power_ema.py makes one"
     ),

@@ -111,7 +111,7 @@ def test_validation_ranks_models_of_known_order(
 
     words = [
         "validation.py", "--images", images, "--continuous", models[0], "--discrete", models[1], "--plain", models[2],
-        "--size", "32", "--diffusion", "0", "--fp16-images", "2", "--made-images", "3",
+        "--size", "32", "--diffusion", "0", "--made-images", "3",
         "--metrics", "psnr", "noise_tolerance",
         "--out", str(tmp_path),
     ]  # fmt: skip
@@ -121,7 +121,7 @@ def test_validation_ranks_models_of_known_order(
     orders = {(row[0], row[1]): row[4] for row in found["orders"]}
     for name in (validation.LARGE, validation.SMALL, validation.OVERFLOWS):
         assert orders[f"{validation.CONTINUOUS} = {name}", "`psnr`"] == "right"
-    assert orders[f"{validation.CONTINUOUS} before {validation.DISCRETE}", "`flow_loss`"] == "missing"
+    assert orders[f"{validation.CONTINUOUS} before {validation.DISCRETE}", "`stlpips_vgg`"] == "missing"
     warnings = {(part, name): text for part, name, text in found["warnings"]}
     for name in (validation.LARGE, validation.SMALL):
         assert "where diffusion models expect 1" in warnings["made", name]

@@ -6,6 +6,7 @@ import argparse
 import sys
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from ldm_ae.commands._inputs import (
     decoding_options,
     metric_networks,
     option_of,
+    print_notes,
     print_path,
     square_options,
 )
@@ -75,40 +77,49 @@ class Compare(Command):
 
     def run(self, args: argparse.Namespace) -> int:
         """Write the results and the page, and print the main scores. The status is 2 if a model failed."""
-        from ldm_ae.comparison import (
-            CompareConfig,
-            compare,
-            comparison_folder,
-            require_matplotlib,
-            write_comparison,
-        )
-        from ldm_ae.core.allocator import keep_freed_memory
-        from ldm_ae.core.devices import pick_device
-        from ldm_ae.data import open_source
+        try:
+            return _run(args)
+        except KeyboardInterrupt:
+            if Path(args.out).is_dir():
+                print_notes([f"finished results are kept in {args.out}; the same command resumes there"])
+            raise
 
-        _check(args)
-        if args.figures is not None:
-            require_matplotlib()
-        contestants = _contestants(args.models)
-        with comparison_folder(args.out, overwrite=args.overwrite) as folder:
-            choose_precision(args)
-            keep_freed_memory(pick_device(args.device))
-            source = open_source(args.images)
-            config = CompareConfig(
-                size=args.size, limit=args.limit, metrics=args.metrics, networks=metric_networks(args),
-                transform=_transform_options(args), precision=args.precision, device=args.device,
-                batch_size=args.batch_size, workers=args.workers, max_bad_fraction=args.max_bad_fraction,
-                pictures=args.pictures, codecs=args.baseline, diffusion=_diffusion(args), view=chosen_view(args),
-            )  # fmt: skip
-            with _Stages() as progress:
-                found = compare(contestants, source, folder, config, source_name=args.images, progress=progress)
-            page = write_comparison(found, folder, figures=args.figures)
-        print("\n".join([repr(found), *source.account().lines()]))
-        print_path("page and tables", page)
-        if found.failed:
-            names = ", ".join(found.failed)
-            print(f"ldm-ae: error: {len(found.failed)} of {len(contestants)} models failed: {names}", file=sys.stderr)
-        return 2 if found.failed else 0
+
+def _run(args: argparse.Namespace) -> int:
+    from ldm_ae.comparison import (
+        CompareConfig,
+        compare,
+        comparison_folder,
+        require_matplotlib,
+        write_comparison,
+    )
+    from ldm_ae.core.allocator import keep_freed_memory
+    from ldm_ae.core.devices import pick_device
+    from ldm_ae.data import open_source
+
+    _check(args)
+    if args.figures is not None:
+        require_matplotlib()
+    contestants = _contestants(args.models)
+    with comparison_folder(args.out, overwrite=args.overwrite) as folder:
+        choose_precision(args)
+        keep_freed_memory(pick_device(args.device))
+        source = open_source(args.images)
+        config = CompareConfig(
+            size=args.size, limit=args.limit, metrics=args.metrics, networks=metric_networks(args),
+            transform=_transform_options(args), precision=args.precision, device=args.device,
+            batch_size=args.batch_size, workers=args.workers, max_bad_fraction=args.max_bad_fraction,
+            pictures=args.pictures, codecs=args.baseline, diffusion=_diffusion(args), view=chosen_view(args),
+        )  # fmt: skip
+        with _Stages() as progress:
+            found = compare(contestants, source, folder, config, source_name=args.images, progress=progress)
+        page = write_comparison(found, folder, figures=args.figures)
+    print("\n".join([repr(found), *source.account().lines()]))
+    print_path("page and tables", page)
+    if found.failed:
+        names = ", ".join(found.failed)
+        print(f"ldm-ae: error: {len(found.failed)} of {len(contestants)} models failed: {names}", file=sys.stderr)
+    return 2 if found.failed else 0
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -62,12 +62,11 @@ class Expected(NamedTuple):
 
 _DISTANCES = ("stlpips_vgg", "frechet_efficientnet_lite0")
 _PIXELS = ("psnr", "ssim")
-_DIFFUSION = ("flow_loss", "sample_frechet_efficientnet_lite0")
 _EQUIVARIANCE = ("equivariance_error_scale", "equivariance_error_rotation")
-METRICS = ("psnr", "ssim", "perceptual", "frechet", "text_error", "equivariance", "latent_spectrum", "noise_tolerance")
+OF_RECONSTRUCTION = ("psnr", "ssim", "perceptual", "frechet", "text_error")
+OF_LATENTS = ("psnr", "ssim", "equivariance", "latent_spectrum", "noise_tolerance")
 EXPECTED = (
     Expected(CONTINUOUS, DISCRETE, _DISTANCES, "trained with a perceptual loss and a discriminator; the other with L1"),
-    Expected(CONTINUOUS, DISCRETE, _DIFFUSION, "the order in docs/QUALITY.md"),
     Expected(CONTINUOUS, DAMAGED, (*_PIXELS, *_DISTANCES, "text_error"),
              "the same model, with noise in the decoder's weights"),
     Expected(CONTINUOUS, DAMAGED, (*_EQUIVARIANCE, "latent_spectrum_slope"), "both have the same encoder", equal=True),
@@ -134,8 +133,8 @@ MADE: dict[str, Callable[[Autoencoder], None]] = {
 
 
 def made_models(options: argparse.Namespace) -> dict[str, str]:
-    """Return the continuous model and what `MADE` makes of it, by name, written into OUT unless they are there."""
-    found = {CONTINUOUS: options.continuous}
+    """Return the given models and what `MADE` makes of the continuous one, written into OUT unless it is there."""
+    found = {CONTINUOUS: options.continuous, DISCRETE: options.discrete}
     for name, change in MADE.items():
         folder = options.out / "made" / name.replace(" ", "-")
         if not (folder / "config.json").is_file():
@@ -147,20 +146,21 @@ def made_models(options: argparse.Namespace) -> dict[str, str]:
 
 
 def trained_models(options: argparse.Namespace) -> dict[str, str]:
-    """Return the other models by name."""
-    trained = {PLAIN: options.plain, EQ_VAE: options.eq_vae, EQUIVARIANT: options.equivariant}
-    found = {CONTINUOUS: options.continuous, DISCRETE: options.discrete}
-    found |= {name: run for name, run in trained.items() if run is not None}
+    """Return the networks that were trained alike, by name."""
+    runs = {PLAIN: options.plain, EQ_VAE: options.eq_vae, EQUIVARIANT: options.equivariant}
+    found = {name: run for name, run in runs.items() if run is not None}
     return found | {f"{PLAIN}, seed {number}": run for number, run in enumerate(options.seed, 1)}
 
 
-def compare(models: Mapping[str, str], options: argparse.Namespace, part: str, *arguments: str) -> dict[str, Any]:
+def compare(
+    models: Mapping[str, str], options: argparse.Namespace, part: str, metrics: Sequence[str], *arguments: str
+) -> dict[str, Any]:
     """Return metrics.json of `ldm-ae compare` in a part of OUT; status 2, of a model that failed, is expected."""
     folder = options.out / "comparisons" / part
     named = [f"{name}={model}" for name, model in models.items()]
     status = ldm_ae([
         "compare", *named, options.images, "--out", str(folder), "--size", str(options.size),
-        "--metrics", *options.metrics, *arguments,
+        "--metrics", *(options.metrics or metrics), *arguments,
     ])  # fmt: skip
     if status not in (0, 2) or not (folder / "metrics.json").is_file():
         raise UserError(f"ldm-ae compare ended with status {status}")
@@ -226,10 +226,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--equivariant", help="the same with ScaleEquivariance")
     parser.add_argument("--seed", action="append", default=[], help="the plain run with another seed (repeatable)")
     parser.add_argument("--size", type=int, default=64, help="side of the central crop (default: %(default)s)")
-    parser.add_argument("--metrics", nargs="+", default=METRICS, help="as for ldm-ae compare")
+    parser.add_argument("--metrics", nargs="+", help="as for ldm-ae compare (default: those of the expectations)")
     parser.add_argument("--diffusion", type=int, default=600, help="steps; 0 for no such score (default: %(default)s)")
-    parser.add_argument("--made-images", type=int, default=48, help="images for changed models (default: %(default)s)")
-    parser.add_argument("--fp16-images", type=int, default=8, help="images in fp16 (default: %(default)s)")
+    parser.add_argument("--made-images", type=int, default=16, help="images for changed models (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the models and the results")
     return parser.parse_args()
 
@@ -242,13 +241,16 @@ def main() -> None:
     if options.diffusion and options.train is not None:
         diffusion += ["--diffusion-images", options.train]
     half = {name: made[name] for name in (CONTINUOUS, OVERFLOWS, NOT_FINITE)}
+    few = ["--limit", str(options.made_images)]
+    everything = [*OF_RECONSTRUCTION, *OF_LATENTS]
     found = {
-        "fp16": compare(half, options, "fp16", "--precision", "fp16", "--limit", str(options.fp16_images)),
-        "made": compare(made, options, "made", "--limit", str(options.made_images)),
-        "trained": compare(trained, options, "trained", *diffusion),
+        "fp16": compare(half, options, "fp16", OF_LATENTS, "--precision", "fp16", *few),
+        "made": compare(made, options, "made", everything, *few),
     }
-    orders = [row for name in ("trained", "made") for row in rows(found[name])]
-    warnings = [row for name in ("trained", "made", "fp16") for row in warning_rows(found[name], name)]
+    if trained:
+        found["trained"] = compare(trained, options, "trained", OF_LATENTS, *diffusion)
+    orders = [row for name in found if name != "fp16" for row in rows(found[name])]
+    warnings = [row for name, part in found.items() for row in warning_rows(part, name)]
     write_json(options.out / "validation.json", {"orders": orders, "warnings": warnings})
     counts = ", ".join(f"{name} {part['protocol']['images']['count']} images" for name, part in found.items())
     print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,22 @@ def test_finished_results_are_read_and_a_further_model_is_added(
     assert {name: model["scores"] for name, model in results(folder)["models"].items()} == {
         name: model["scores"] for name, model in before.items()
     }
+
+
+def test_interruption_keeps_finished_results_and_says_so(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(made.folder, tmp_path / "out"))
+    shutil.rmtree(next((folder / "models").glob("two-*")))
+
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["ldm_ae.comparison.compare"], "evaluate", interrupt)
+    arguments = [*made.arguments[:2], made.arguments[3]]
+    assert run([*arguments, "--out", str(folder)]) == 130
+    assert f"note: finished results are kept in {folder}; the same command resumes there" in capsys.readouterr().err
+    assert len(list((folder / "models").glob("one_*"))) == 1
 
 
 def test_other_protocol_is_refused_and_replaced_on_request(
