@@ -24,6 +24,7 @@ from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import RunError, UserError, printable, reason, reportable
 from ldm_ae.core.precision import Numerics, agreed_numerics
 from ldm_ae.discriminators import with_aids
+from ldm_ae.images.pixels import RGB
 from ldm_ae.io.files import clear_leftovers, leaving_nothing, make_folder
 from ldm_ae.losses import Objective
 from ldm_ae.models import network_config
@@ -301,6 +302,8 @@ def make_trainer(
         "learned_log_variance": run.objective.learned_log_variance,
         "ema": run.training.ema_decay is not None,
     }
+    if run.model.pixel_spec != RGB:
+        identity["pixels"] = json.dumps(run.model.pixel_spec.to_json(), sort_keys=True)
     if not isinstance(run.regularizer, Identity):
         identity["regularizer"] = run.regularizer.identity
     if run.training.power_ema:

@@ -88,6 +88,14 @@ def test_reconstructions_are_denormalized_and_keep_missing_data(case: Case, tmp_
     assert difference.max() <= (1 if pixels.bits else 1e-5)
 
 
+def test_model_of_other_stored_values_does_not_decode_the_store(case: Case, tmp_path: Path) -> None:
+    case.model.save_pretrained(tmp_path / "model")
+    changed = {**case.model.pixel_spec.to_json(), "high": 200 if case.model.pixel_spec.bits else 2.5}
+    other = KLAutoencoder(pretrained=str(tmp_path / "model"), pixels=changed)
+    with pytest.raises(UserError, match=r"store requires images that are .*, but the model uses .* to (200|2\.5)"):
+        decode_store(other, case.store, tmp_path / "out", device="cpu")
+
+
 def test_formats_that_hold_rgb_images_refuse_in_one_line(case: Case, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"reads images of RGB in 8 bits beside the latents; choose") as error:
         convert_store(case.store, tmp_path / "repa", "repa", images=open_source(case.folder))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.models import load_autoencoder
 from ldm_ae.training.run import train
 
@@ -38,3 +39,7 @@ def test_training_measures_quantiles_once_and_records_them(tmp_path: Path) -> No
     saved = yaml.safe_load((out / "config.yaml").read_text())
     assert saved["model"]["init_args"]["pixels"] == pixels.to_json()
     assert "psnr" in (out / "metrics.jsonl").read_text()
+    options["pixels"] = {**pixels.to_json(), "high": 900}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UserError, match="pixels"):
+        train(["--config", str(tmp_path / "recipe.yaml"), "--training.max_steps", "2"])

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from ldm_ae.core.errors import UserError, reason
 from ldm_ae.core.seeding import derive_seed, seeded_noise
+from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.io.files import read_json
 from ldm_ae.latents.store.annotated import AnnotationCount, count_annotations, read_classes
 from ldm_ae.latents.store.files import look_at
@@ -141,12 +142,15 @@ class LatentStore:
             yield found
 
     def check_model(self, model: Autoencoder) -> None:
-        """Raise `UserError` unless this model made the latents."""
+        """Raise `UserError` unless this model made the latents, of images with the same stored values."""
         if model_hash(model) != self.request.model_hash:
             raise UserError(
                 f"{self.path} was made by another model (hash {self.request.model_hash[:12]}, this one's is "
                 f"{model_hash(model)[:12]}); give the model that made it"
             )
+        transform = self.request.transform
+        if "version" in transform:  # an imported store does not record its images
+            model.pixel_spec.require_match(PixelSpec.from_json(transform.get("pixels", "rgb")), str(self.path))
 
 
 def _area(bucket: str) -> int:
