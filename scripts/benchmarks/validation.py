@@ -7,7 +7,8 @@ The models are a continuous and a discrete one (by default those that ship with 
 trained alike with and without a regularizer, as by scripts/benchmarks/objectives.py, and models that are made here from
 the continuous one: with noise in the decoder's weights, with a scale that is wrong by a factor of 8, with activations
 that only float32 holds, and with some that it does not hold either. Every expectation is in `EXPECTED`;
-docs/VALIDATION.md says what was changed after the first run. A difference between trained networks counts only if it exceeds that between seeds.
+docs/VALIDATION.md says what was changed after the first run. A difference between trained networks counts only if it
+exceeds that between seeds.
 
 OUT keeps everything; an interrupted run resumes, and what is there is not computed again.
 """
