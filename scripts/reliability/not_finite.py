@@ -83,8 +83,8 @@ def _break(trainer: Trainer, batches: Sequence[Batch], place: str, value: float)
         return lambda: None
     if place == "loss":
         plain = Objective.reconstruction
-        Objective.reconstruction = lambda *a: plain(*a)._replace(  # type: ignore[method-assign, assignment]
-            rec_loss=torch.tensor(value), nll=plain(*a).nll * value
+        Objective.reconstruction = lambda *a, **k: plain(*a, **k)._replace(  # type: ignore[method-assign, assignment]
+            rec_loss=torch.tensor(value), nll=plain(*a, **k).nll * value
         )
         return partial(setattr, Objective, "reconstruction", plain)
     which = trainer.autoencoder if place == "generator gradient" else trainer.discriminator
