@@ -26,8 +26,13 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.slow
 def test_recipes_are_trained_and_scored(
-    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    benchmark: Any,
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(benchmark, "START", str(tiny_model_folder))
     fork_commands(monkeypatch, benchmark, tmp_path / "log")
     options = ["--steps", "2", "--images", "16", "--training.batch_size", "1", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["other_images.py", *options])
