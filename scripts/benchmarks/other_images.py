@@ -206,7 +206,7 @@ def write_picture(path: Path, models: list[Autoencoder], heldout: Path) -> None:
     shown = [row if view is None else view.single(row) for view in views for row in rows]
     grid = torch.cat([torch.cat(list(row), dim=2) for row in shown], dim=1)
     with writing(path) as temporary:
-        to_uint8_image(grid.clamp(-1, 1)).save(temporary, format="JPEG", quality=88, subsampling=0)
+        to_uint8_image(grid.clamp(-1, 1)).save(temporary, format="JPEG", quality=75, subsampling=0)
 
 
 def main() -> None:
