@@ -111,6 +111,9 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "--discriminator_aids '[eight-bit, diffaug, lecam]'",
     ): Options(_HOURS),
     ("docs/PIXELS.md", "# Recipes"): Options(_MINUTES),
+    ("docs/PIXELS.md", "python scripts/benchmarks/other_images.py --steps 200 --rgba EMOJI --out runs/other_images"): (
+        Options("it takes minutes; tests/test_other_images_benchmark.py runs it in short")
+    ),
     ("docs/PIXELS.md", "# Sixteen bits in Python"): Run(),
     ("docs/PYTHON.md", "import ldm_ae"): Run({'"runs/mine"': '"MODEL"', "size=256": "size=64"}),
     ("docs/PYTHON.md", "from ldm_ae.models import Tiled"): Run({"size=2048": "size=64", "tile=512": "tile=32"}),

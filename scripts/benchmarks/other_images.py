@@ -191,11 +191,13 @@ def scores_of(model: Autoencoder, heldout: Path) -> dict[str, float]:
 
 
 def write_picture(path: Path, models: list[Autoencoder], heldout: Path) -> None:
-    """Write the first held-out images and below them each model's reconstructions, as people see them; of bands in
+    """Write some held-out images and below them each model's reconstructions, as people see them; of bands in
     true colours, and in near infrared, red and green."""
     pixels = models[0].pixel_spec
     transform = ImageTransform(size=SIZE, pixels=pixels)
-    images = next(iter(EvaluationLoader(open_source(heldout), transform, batch_size=SHOWN))).pixel_values
+    source = open_source(heldout)
+    spread = range(0, len(source), max(len(source) // SHOWN, 1))[:SHOWN]
+    images = next(iter(EvaluationLoader(source, transform, batch_size=SHOWN, indices=spread))).pixel_values
     bands = ["near infrared", "red", "green"]
     false_colour = [Bands(bands=bands).of(pixels)] if {*bands} <= {*pixels.names} else []
     views: list[View | None] = [shown_view(pixels), *false_colour]
@@ -204,7 +206,7 @@ def write_picture(path: Path, models: list[Autoencoder], heldout: Path) -> None:
     shown = [row if view is None else view.single(row) for view in views for row in rows]
     grid = torch.cat([torch.cat(list(row), dim=2) for row in shown], dim=1)
     with writing(path) as temporary:
-        to_uint8_image(grid.clamp(-1, 1)).save(temporary, format="JPEG", quality=88, subsampling=0)
+        to_uint8_image(grid.clamp(-1, 1)).save(temporary, format="JPEG", quality=75, subsampling=0)
 
 
 def main() -> None:
