@@ -24,7 +24,7 @@ from ldm_ae.evaluation.metrics.interface import Setting
 from ldm_ae.evaluation.metrics.rate import Rate
 from ldm_ae.evaluation.report.summary import summary_lines
 from ldm_ae.evaluation.report.write import REPORT_FILES
-from ldm_ae.evaluation.scoring import BASELINE_PREFIX, Scoring
+from ldm_ae.evaluation.scoring import Scoring, own_scores
 from ldm_ae.images.in_memory import Images, Range, pixel_values_of
 from ldm_ae.images.views import parse_view
 from ldm_ae.io.files import new_folder, require_new_folder
@@ -96,8 +96,7 @@ class Report:
     @property
     def metrics(self) -> dict[str, float]:
         """The model's scores by name, without those of the bicubic thumbnail."""
-        scores = self.evaluation.scores
-        return {name: value for name, value in scores.items() if not name.startswith(BASELINE_PREFIX)}
+        return own_scores(self.evaluation.scores)
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return the scores as a DataFrame of one row, like that of `ldm_ae.compare`.

@@ -43,18 +43,15 @@ def common_size(
     """Return a transform to a size that fits all models.
 
     Args:
-        models: The models, at least one.
+        models: The models, at least one, all of the same images.
         size: Side of the central square crop in pixels, which is rounded down to a multiple that fits all; `native` for
             each image's own size, cropped likewise; None for the smallest size that a model was trained at.
         options: Further arguments of the transform.
 
     Raises:
-        UserError: The size is smaller than what the models need, or their images differ.
+        UserError: The size is smaller than what the models need.
     """
-    pixels = models[0].pixels
-    for model in models[1:]:
-        model.pixels.require_match(pixels, "the first model")
-    options["pixels"] = pixels
+    options["pixels"] = models[0].pixels
     multiple = math.lcm(*(model.spec.image_multiple for model in models))
     needed = " and ".join(str(number) for number in sorted({model.spec.image_multiple for model in models}))
     divisible = f"divisible by {multiple}" + (

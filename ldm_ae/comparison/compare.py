@@ -92,7 +92,6 @@ class CompareConfig:
 class _Entrant:
     contestant: Contestant
     sizes: Sizes
-    pixels: PixelSpec
     identity: dict[str, Any]
     """What the scores depend on, as JSON values; models that differ by their scale alone have one hash."""
 
@@ -129,7 +128,7 @@ def compare(
     entrants = _enter(contestants, failed, progress)
     if not entrants:
         raise UserError(_nothing(failed))
-    pixels = entrants[0].pixels
+    pixels = entrants[0].sizes.pixels
     size = common_size([entrant.sizes for entrant in entrants], config.size, **config.transform)
     total = min(config.limit or len(source), len(source))
     diffusion = None if config.diffusion is None else diffusion_runner(
@@ -176,9 +175,7 @@ def _enter(contestants: Sequence[Contestant], failed: dict[str, str], progress: 
         try:
             model = contestant.open()
             sizes = Sizes(spec=model.latent_spec, trained=model.sample_size, pixels=model.pixel_spec)
-            entrants.append(
-                _Entrant(contestant=contestant, sizes=sizes, pixels=model.pixel_spec, identity=_identity(model))
-            )
+            entrants.append(_Entrant(contestant=contestant, sizes=sizes, identity=_identity(model)))
             _require_same_images(entrants)
             del model
         except UserError as error:
@@ -192,11 +189,11 @@ def _enter(contestants: Sequence[Contestant], failed: dict[str, str], progress: 
 def _require_same_images(entrants: list[_Entrant]) -> None:
     """Raise UserError, and remove the last model, if its images are not those of the first."""
     first, last = entrants[0], entrants[-1]
-    if first.pixels != last.pixels:
+    if first.sizes.pixels != last.sizes.pixels:
         entrants.pop()
         raise UserError(
-            f"it is for images that are {last.pixels}, and {first.contestant.name} for {first.pixels}; compare models "
-            "of the same images"
+            f"it is for images that are {last.sizes.pixels}, and {first.contestant.name} for {first.sizes.pixels}; "
+            "compare models of the same images"
         )
 
 

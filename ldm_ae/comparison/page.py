@@ -21,7 +21,7 @@ from ldm_ae.evaluation.report.details_page import (
     spectra,
     text_tables,
 )
-from ldm_ae.evaluation.report.page import HEAD, STYLE, count, table
+from ldm_ae.evaluation.report.page import count, document, table
 from ldm_ae.evaluation.report.plots import PLOT_STYLE, Chart, legend, svg, swatch
 from ldm_ae.evaluation.report.viewer import VIEWER, VIEWER_SCRIPT, VIEWER_STYLE, content_policy
 
@@ -49,16 +49,12 @@ def render(comparison: Comparison) -> str:
     of_images = comparison.protocol["images"]
     title = f"{count(len(models), 'autoencoder')} compared"
     lead = f"{count(images, 'image')} of {escape(str(of_images['source']))}, {_size(of_images)}."
-    sections = [section for section in _sections(comparison) if section[2]]
-    links = "".join(f'<a href="#{place}">{name}</a>' for place, name, _ in sections)
-    body = "".join(f'<section id="{place}"><h2>{name}</h2>{content}</section>' for place, name, content in sections)
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{HEAD}{content_policy(VIEWER_SCRIPT, TABLE_SCRIPT)}'
-        f"<title>{title}</title><style>{STYLE}{VIEWER_STYLE}{PLOT_STYLE}{DETAILS_STYLE}{PAGE_STYLE}</style></head>"
-        f'<body><header><p class="kicker">Autoencoder comparison</p><h1>{title}</h1><p class="lead">{lead}</p>'
-        f"{_failed(comparison)}{_warnings(models)}{winners(models)}<nav>{links}</nav></header><main>{body}</main>{VIEWER}"
-        f"<script>{TABLE_SCRIPT}</script></body></html>\n"
-    )
+    return document(
+        title, kicker="Autoencoder comparison", heading=title, lead=lead,
+        top=_failed(comparison) + _warnings(models) + winners(models), sections=_sections(comparison),
+        policy=content_policy(VIEWER_SCRIPT, TABLE_SCRIPT),
+        style=VIEWER_STYLE + PLOT_STYLE + DETAILS_STYLE + PAGE_STYLE, end=f"{VIEWER}<script>{TABLE_SCRIPT}</script>",
+    )  # fmt: skip
 
 
 def _sections(comparison: Comparison) -> list[tuple[str, str, str]]:

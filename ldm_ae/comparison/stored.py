@@ -14,15 +14,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from ldm_ae.comparison.result import ModelResult, Shown
 from ldm_ae.evaluation import Evaluation, ScoreInfo, write_report
-from ldm_ae.evaluation.scoring import BASELINE_PREFIX
+from ldm_ae.evaluation.scoring import BASELINE_PREFIX, own_scores
 from ldm_ae.evaluation.warnings import ModelWarning
-from ldm_ae.images.in_memory import levels_image
+from ldm_ae.images.in_memory import image_levels, levels_image
 from ldm_ae.io.files import read_json, write_json, writing_folder
 from ldm_ae.models.identity import hash_json
 
@@ -75,12 +74,9 @@ def read_pictures(folder: Path) -> list[Shown]:
     """Return the images of pictures/, with their keys and scores, without those of thumbnails."""
     rows = read_json(folder / RESULT)["pictures"]
     return [
-        Shown(
-            key=row["key"], image=_levels(_picture(folder, number)),
-            scores={key: value for key, value in row["scores"].items() if not key.startswith(BASELINE_PREFIX)},
-        )
+        Shown(key=row["key"], image=_levels(_picture(folder, number)), scores=own_scores(row["scores"]))
         for number, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
 
 
 def infos_of_json(content: Mapping[str, Mapping[str, Any]]) -> dict[str, ScoreInfo]:
@@ -110,7 +106,7 @@ def read_result(folder: Path, *, name: str, model: str) -> ModelResult:
     protocol = metrics["protocol"]
     return ModelResult(
         name=name, model=model,
-        scores={key: value for key, value in scores.items() if not key.startswith(BASELINE_PREFIX)},
+        scores=own_scores(scores),
         baseline={
             key.removeprefix(BASELINE_PREFIX): value for key, value in scores.items() if key.startswith(BASELINE_PREFIX)
         },
@@ -134,4 +130,4 @@ def _picture(folder: Path, number: int) -> Path:
 
 def _levels(path: Path) -> torch.Tensor:
     with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+        return image_levels(image)

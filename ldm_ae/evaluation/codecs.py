@@ -9,13 +9,12 @@ from __future__ import annotations
 import io
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.images.in_memory import levels_image
+from ldm_ae.images.in_memory import image_levels, levels_image
 from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.images.stored import is_plain
 from ldm_ae.images.uint8 import from_levels, to_uint8
@@ -79,7 +78,7 @@ def code_images(pixel_values: Tensor, codec: Codec, quality: int) -> Coded:
             channels.
     """
     files = _files(pixel_values, codec, quality)
-    decoded = [torch.from_numpy(np.array(Image.open(file).convert(RGB.mode))).permute(2, 0, 1) for file in files]
+    decoded = [image_levels(Image.open(file)) for file in files]
     return Coded(from_levels(torch.stack(decoded)), _bits(files))
 
 

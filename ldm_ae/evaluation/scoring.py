@@ -13,11 +13,16 @@ from ldm_ae.evaluation.metrics.interface import JSON, CannotScoreError, Metric, 
 from ldm_ae.images.missing import fill
 from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.images.stored import stored_pair
-from ldm_ae.images.views import View, view_for
+from ldm_ae.images.views import View, sees, view_for
 from ldm_ae.models import Posterior
 
 BASELINE_PREFIX = "bicubic_"
 """Prefix of the keys of the thumbnail's scores."""
+
+
+def own_scores(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return scores by key without the thumbnail's."""
+    return {key: value for key, value in scores.items() if not key.startswith(BASELINE_PREFIX)}
 
 
 VIEW_OPTION = "--view"
@@ -202,7 +207,7 @@ def metric_view(metric: Metric, pixels: PixelSpec, view: View | None, *, setting
         CannotScoreError: The metric does not support these images, and there is no view of them.
     """
     needed = metric.pixels
-    if needed is None or needed == pixels or (needed == RGB and pixels.meaning == "rgb"):
+    if needed is None or sees(needed, pixels):
         return None
     label = metric.info().label
     if needed != RGB or not metric.compares_images:

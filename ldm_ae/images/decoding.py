@@ -169,13 +169,17 @@ def read_image(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
         raise BadImage(f"damaged: {error or type(error).__name__}") from error
 
 
-def _load(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
-    image = _open(data)
-    width, height = image.size
+def require_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise BadImage if an image has too many pixels."""
     if width * height > max_pixels:
         raise BadImage(
             f"{width}x{height} is {width * height:,} pixels, more than {max_pixels:,}; max_pixels sets the limit"
         )
+
+
+def _load(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
+    image = _open(data)
+    require_size(*image.size, max_pixels)
     orientation = _orientation(image) if image.format == "TIFF" else 1  # loading removes the tag
     image.load()
     if image.format != "TIFF":  # for PNG, reading the tag loads the pixels

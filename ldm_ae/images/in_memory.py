@@ -98,6 +98,11 @@ def levels_image(levels: Tensor) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
 
 
+def image_levels(image: Image.Image) -> Tensor:
+    """Convert a PIL image of 8 bits, as `levels_image` makes them, to (3, H, W) uint8."""
+    return torch.from_numpy(np.array(image.convert(RGB.mode))).permute(2, 0, 1).contiguous()
+
+
 class _Options(NamedTuple):
     transform: ImageTransform | None
     value_range: Range | None

@@ -125,7 +125,7 @@ class SampleDecoding:
         try:
             with tifffile.TiffFile(io.BytesIO(data)) as file:
                 first = file.pages.first
-                self._require_size(first.imagewidth, first.imagelength)
+                decoding.require_size(first.imagewidth, first.imagelength, self.max_pixels)
                 if first.ndim == 2 and len(file.pages) == self.pixels.channels > 1:  # each band is a page
                     return np.stack([page.asarray() for page in file.pages])
                 return np.asarray(first.asarray())
@@ -135,13 +135,6 @@ class SampleDecoding:
             if "imagecodecs" in str(error):
                 raise BadImage(f"{error}; install ldm_ae[tiff]") from None
             raise BadImage(f"damaged: {error or type(error).__name__}") from error
-
-    def _require_size(self, width: int, height: int) -> None:
-        if width * height > self.max_pixels:
-            raise BadImage(
-                f"{width}x{height} is {width * height:,} pixels, more than {self.max_pixels:,}; max_pixels sets the "
-                "limit"
-            )
 
     # -------------------------------------------------------------------------------------------------- checks
 
@@ -160,7 +153,7 @@ class SampleDecoding:
         elif planes.shape[0] != count:
             few = min(planes.shape[0], planes.shape[2])
             raise self._other(f"{few} channel{'s' * (few != 1)}")
-        self._require_size(planes.shape[2], planes.shape[1])
+        decoding.require_size(planes.shape[2], planes.shape[1], self.max_pixels)
         return planes
 
     def _checked(self, planes: NDArray[Any]) -> NDArray[Any]:

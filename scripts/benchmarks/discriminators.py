@@ -13,14 +13,12 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import measuring
 import torch
 from measuring import Variant
-from training_step import KL_F8, Setting, make_batch, make_discriminator, own
+from training_step import Setting, make_batch, make_discriminator, measure_parts, own
 
 from ldm_ae.core.draws import AUGMENTATION
 from ldm_ae.core.errors import exit_status
-from ldm_ae.core.precision import FAST, bfloat16_speed
 from ldm_ae.discriminators import (
     R1,
     AidedDiscriminator,
@@ -36,7 +34,6 @@ from ldm_ae.discriminators import (
     StyleGAN2Discriminator,
 )
 from ldm_ae.features import DINO
-from ldm_ae.models import pick_device
 
 BASE = "patchgan"
 VITS8 = {
@@ -100,15 +97,7 @@ def others(size: int) -> dict[str, Callable[[], Discriminator]]:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = measuring.arguments(__doc__, runs=5)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=2)
-    options = parser.parse_args()
-    device = pick_device(options.device)
-    precision = "bf16" if bfloat16_speed(device) >= FAST else "no"
-    setting = Setting(KL_F8, options.size, options.batch, device, precision=precision)
-    words = f"kl_f8 widths, {options.size}², batch {options.batch}, {'bf16' if precision == 'bf16' else 'fp32'}"
-    measuring.run(f"Discriminators: {words}", variants(setting, others(options.size)), options)
+    measure_parts(__doc__, "Discriminators", lambda setting: variants(setting, others(setting.size)), runs=5)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,11 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-import measuring
 from measuring import Variant
-from training_step import KL_F8, Setting, own
+from training_step import Setting, measure_parts, own
 
 from ldm_ae.core.errors import exit_status
-from ldm_ae.core.precision import FAST, bfloat16_speed
 from ldm_ae.features import EfficientNetLite0
-from ldm_ae.models import pick_device
 from ldm_ae.regularizers import (
     EQVAE,
     AdditiveNoise,
@@ -62,15 +59,7 @@ def variants(setting: Setting) -> list[Variant]:
 
 def main() -> None:
     """Run the benchmark from the command line."""
-    parser = measuring.arguments(__doc__, runs=20)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=2)
-    options = parser.parse_args()
-    device = pick_device(options.device)
-    precision = "bf16" if bfloat16_speed(device) >= FAST else "no"
-    setting = Setting(KL_F8, options.size, options.batch, device, precision=precision)
-    words = f"kl_f8 widths, {options.size}², batch {options.batch}, {'bf16' if precision == 'bf16' else 'fp32'}"
-    measuring.run(f"Regularizers: {words}", variants(setting), options)
+    measure_parts(__doc__, "Regularizers", variants, runs=20)
 
 
 if __name__ == "__main__":

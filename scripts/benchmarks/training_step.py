@@ -225,6 +225,19 @@ class Textbook:
         self.optimizers[which].step()
 
 
+def measure_parts(description: str | None, title: str, make: Callable[[Setting], list[Variant]], *, runs: int) -> None:
+    """Read the command line, and measure steps at kl_f8 widths in bf16 where that is fast, else in float32."""
+    parser = measuring.arguments(description, runs=runs)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=2)
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    fast = bfloat16_speed(device) >= FAST
+    setting = Setting(KL_F8, options.size, options.batch, device, precision="bf16" if fast else "no")
+    words = f"kl_f8 widths, {options.size}², batch {options.batch}, {'bf16' if fast else 'fp32'}"
+    measuring.run(f"{title}: {words}", make(setting), options)
+
+
 def variants(setting: Setting, *, compiled: bool = False) -> list[Variant]:
     """Return the textbook step, CompVis's order, ours in float32, also compiled if requested, in bfloat16 if fast."""
     base = "textbook fp32"

@@ -26,13 +26,17 @@ _WORDS: dict[str, str] = {WORST: "worst background", ALPHA: "alpha"}
 _WORDS.update((name, f"over {name}") for name in BACKGROUNDS)
 
 
+def _unchanged(values: Tensor) -> Tensor:
+    return values
+
+
 @dataclass(frozen=True)
 class Measure:
     """The formula of a metric."""
 
     raw: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     """Maps levels and reference levels, (B, C, H, W) float64 from 0 to 255, and where data is known, to (B, C)."""
-    final: Callable[[Tensor], Tensor]
+    final: Callable[[Tensor], Tensor] = _unchanged
     """Maps means of `raw` to scores."""
 
 

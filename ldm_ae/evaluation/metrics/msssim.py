@@ -54,9 +54,5 @@ def msssim(reconstructions: Tensor, pixel_values: Tensor, pixels: PixelSpec = RG
     return multiscale_similarity(to_levels(reconstructions).double(), to_levels(pixel_values).double()).float()
 
 
-def _unchanged(values: Tensor) -> Tensor:
-    return values
-
-
-MEASURE = Measure(channel_multiscale_similarity, _unchanged)
+MEASURE = Measure(channel_multiscale_similarity)
 """MS-SSIM of each channel."""

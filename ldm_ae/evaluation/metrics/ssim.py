@@ -54,9 +54,5 @@ def ssim(reconstructions: Tensor, pixel_values: Tensor, pixels: PixelSpec = RGB)
     return similarity(to_levels(reconstructions).double(), to_levels(pixel_values).double()).float()
 
 
-def _unchanged(values: Tensor) -> Tensor:
-    return values
-
-
-MEASURE = Measure(channel_similarity, _unchanged)
+MEASURE = Measure(channel_similarity)
 """SSIM of each channel."""

@@ -84,6 +84,34 @@ h2,h3{break-after:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:ex
 """.strip().replace("\n", "")
 
 
+def document(
+    title: str, *, kicker: str, heading: str, lead: str, top: str, sections: Sequence[tuple[str, str, str]],
+    policy: str, style: str, end: str,
+) -> str:  # fmt: skip
+    """Return a whole page: a header with links to its sections, and the sections.
+
+    Args:
+        title: Title of the window. All texts are HTML already.
+        kicker: Line above the heading.
+        heading: Heading.
+        lead: Paragraph below it.
+        top: What follows in the header, above the links.
+        sections: Place, title and content of each section; those without content are left out.
+        policy: Element of the head that says what browsers may run.
+        style: Style beside `STYLE`.
+        end: What follows the sections.
+    """
+    filled = [section for section in sections if section[2]]
+    links = "".join(f'<a href="#{place}">{name}</a>' for place, name, _ in filled)
+    body = "".join(f'<section id="{place}"><h2>{name}</h2>{content}</section>' for place, name, content in filled)
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{HEAD}{policy}<title>{title}</title>'
+        f"<style>{STYLE}{style}</style></head>"
+        f'<body><header><p class="kicker">{kicker}</p><h1>{heading}</h1><p class="lead">{lead}</p>{top}'
+        f"<nav>{links}</nav></header><main>{body}</main>{end}</body></html>\n"
+    )
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: tuple[int, ...], css: str) -> str:
     """Return a table whose cells are already HTML; the columns `numbers` are right-aligned."""
 

@@ -20,7 +20,7 @@ from ldm_ae.evaluation.report.details_page import (
     spectra,
     text_tables,
 )
-from ldm_ae.evaluation.report.page import HEAD, STYLE, bars, count, number, table
+from ldm_ae.evaluation.report.page import bars, count, document, number, table
 from ldm_ae.evaluation.report.pictures import ERROR_GAIN, LATENT_REACH, error_map, latent_channel_pictures
 from ldm_ae.evaluation.report.plots import PLOT_STYLE, svg
 from ldm_ae.evaluation.report.protocol_page import facts, protocol_table
@@ -105,15 +105,10 @@ def render(evaluation: Evaluation) -> str:
         ("protocol", "Protocol", protocol_table(evaluation)),
         ("table", "All images", _image_table(evaluation)),
     ]
-    sections = [section for section in sections if section[2]]
-    links = "".join(f'<a href="#{place}">{title}</a>' for place, title, _ in sections)
-    body = "".join(f'<section id="{place}"><h2>{title}</h2>{content}</section>' for place, title, content in sections)
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{HEAD}{CONTENT_POLICY}'
-        f"<title>Evaluation of {name}</title><style>{STYLE}{VIEWER_STYLE}{PLOT_STYLE}{DETAILS_STYLE}</style></head>"
-        f'<body><header><p class="kicker">Autoencoder evaluation</p><h1>{name}</h1><p class="lead">{lead}</p>'
-        f"{headline(evaluation)}<nav>{links}</nav></header><main>{body}</main>{VIEWER}</body></html>\n"
-    )
+    return document(
+        f"Evaluation of {name}", kicker="Autoencoder evaluation", heading=name, lead=lead, top=headline(evaluation),
+        sections=sections, policy=CONTENT_POLICY, style=VIEWER_STYLE + PLOT_STYLE + DETAILS_STYLE, end=VIEWER,
+    )  # fmt: skip
 
 
 def _gallery(evaluation: Evaluation, pictures: list[Picture]) -> str:

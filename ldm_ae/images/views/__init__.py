@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm_ae.core.registry import Registry, export
 from ldm_ae.images.views.bands import Bands
-from ldm_ae.images.views.choice import default_view, parse_view, shown_view, view_for
+from ldm_ae.images.views.choice import default_view, parse_view, sees, shown_view, view_for
 from ldm_ae.images.views.composite import BACKGROUNDS, Composite, opaque
 from ldm_ae.images.views.interface import View
 from ldm_ae.images.views.repeated import Repeated
@@ -24,6 +24,7 @@ __all__ = [
     "default_view",
     "opaque",
     "parse_view",
+    "sees",
     "shown_view",
     "view_for",
 ]

@@ -25,6 +25,11 @@ def default_view(pixels: PixelSpec) -> View | None:
     return Bands().of(pixels) if {*COLOURS} <= {*pixels.names} else None
 
 
+def sees(needed: PixelSpec, pixels: PixelSpec) -> bool:
+    """Return whether what requires `needed` images sees a model's images as they are; RGB of any depth is RGB."""
+    return needed == pixels or (needed == RGB and pixels.meaning == "rgb")
+
+
 def view_for(
     needed: PixelSpec | None, pixels: PixelSpec, view: View | None, user: str, *, setting: str = SETTING
 ) -> View | None:
@@ -43,7 +48,7 @@ def view_for(
     """
     if needed is None:
         return (view.of(pixels) if view is not None else default_view(pixels)) if pixels.meaning == "rgba" else None
-    if needed == pixels or (needed == RGB and pixels.meaning == "rgb"):
+    if sees(needed, pixels):
         return None
     if needed != RGB:
         pixels.require_match(needed, user)

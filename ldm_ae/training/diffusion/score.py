@@ -24,7 +24,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -39,6 +38,7 @@ from ldm_ae.data import EvaluationLoader
 from ldm_ae.evaluation.metrics.features import EfficientNetLite0Features, FeatureNetwork, InceptionFeatures
 from ldm_ae.evaluation.metrics.frechet import RELIABLE_IMAGES, FeatureStatistics, frechet_distance
 from ldm_ae.evaluation.metrics.interface import CannotScoreError, ScoreInfo
+from ldm_ae.images.in_memory import image_levels
 from ldm_ae.images.pixels import RGB
 from ldm_ae.images.uint8 import from_levels, to_uint8
 from ldm_ae.io.files import clear_leftovers, make_folder, read_json, write_json, writing
@@ -380,7 +380,6 @@ def _read_png(path: Path) -> Tensor:
     """Return (3, H, W) uint8; UserError if the file is damaged."""
     try:
         with Image.open(path) as image:
-            levels = np.asarray(image.convert("RGB")).copy()
+            return image_levels(image)
     except OSError as error:
         raise UserError(f"{path} is damaged ({reason(error)}); remove it to compute it again") from error
-    return torch.from_numpy(levels).permute(2, 0, 1).contiguous()
