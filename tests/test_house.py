@@ -29,6 +29,14 @@ def test_package_contains_py_typed() -> None:
     assert '"ldm_ae" = ["py.typed"]' in (ROOT / "pyproject.toml").read_text()
 
 
+def test_package_contains_every_folder_of_modules() -> None:
+    listed = re.search(r"^packages = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    assert listed is not None
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "ldm_ae").rglob("__init__.py")}
+    mapped = {"ldm_ae.checkpoints", "ldm_ae.recipes", "ldm_ae.scripts"}  # folders beside ldm_ae
+    assert set(re.findall(r'"([\w.]+)"', listed[1])) == folders | mapped
+
+
 def test_citation_has_this_version_and_license() -> None:
     citation = read("CITATION.cff")
     assert citation["cff-version"] == "1.2.0"

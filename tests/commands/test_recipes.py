@@ -111,7 +111,7 @@ def test_package_contains_the_recipes() -> None:
 
 
 @pytest.mark.slow
-def test_wheel_contains_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheel_contains_the_recipes_and_every_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The build writes beside the sources, so that it works on a copy."""
     build_meta: Callable[..., str] = pytest.importorskip("setuptools.build_meta").build_wheel
     source = tmp_path / "source"
@@ -123,8 +123,10 @@ def test_wheel_contains_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(source)
     wheel = build_meta(str(tmp_path))
     with zipfile.ZipFile(tmp_path / wheel) as archive:
-        packed = {name for name in archive.namelist() if name.startswith("ldm_ae/recipes/")}
+        names = set(archive.namelist())
+        packed = {name for name in names if name.startswith("ldm_ae/recipes/")}
         archive.extractall(tmp_path / "site")
     assert packed == {f"ldm_ae/recipes/{path.name}" for path in CONFIGS}
+    assert names >= {str(path.relative_to(source)) for path in (source / "ldm_ae").rglob("*") if path.is_file()}
     monkeypatch.setattr("ldm_ae.core.resources._PACKAGE", tmp_path / "site" / "ldm_ae")
     assert recipes() == {path.stem: tmp_path / "site" / "ldm_ae" / "recipes" / path.name for path in CONFIGS}
