@@ -25,12 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["pytest_addoption", "pytest_collection_modifyitems", "pytest_configure"]  # pytest finds hooks here
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Return the number of workers of `-n logical`: one more than cores, because many tests wait for commands."""
-    return len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) + 1
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     warning_policy.add_options(parser)
     shuffling.add_options(parser)

@@ -42,6 +42,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_class_folders(tmp_path_factory.mktemp("images")))
 
 
+@pytest.mark.slow
 def test_both_sides_of_the_benchmark_compute_the_same_scores(models: list[str], images: str, tmp_path: Path) -> None:
     import compare as benchmark
 
