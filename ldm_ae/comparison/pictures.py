@@ -43,14 +43,11 @@ def gallery(comparison: Comparison) -> str:
             view(name, levels_image(picture.image), caption=_caption(comparison, name, mark, picture, keys, best))
             for name, mark, picture in shown
         ]
-        cells += [
-            view(
-                codec.name, levels_image(codec.pictures[number].image),
-                caption=swatch(colours[codec.title]) + escape(codec.name),
-            )
-            for codec in comparison.codecs.results
-            if number < len(codec.pictures)
-        ]  # fmt: skip
+        for codec in comparison.codecs.results:
+            if number < len(codec.pictures):
+                picture, mark = codec.pictures[number], swatch(colours[codec.title])
+                caption = _caption(comparison, codec.name, mark, picture, keys, {})
+                cells.append(view(codec.name, levels_image(picture.image), caption=caption))
         caption = f"<figcaption><b>{escape(original.key)}</b></figcaption>"
         figures.append(f"<figure>{views(original.key, cells, css='tiles')}{caption}</figure>")
     return "".join(figures)
@@ -70,7 +67,7 @@ def _best(comparison: Comparison, pictures: Sequence[Shown], keys: Sequence[str]
 def _caption(
     comparison: Comparison, name: str, mark: str, picture: Shown, keys: Sequence[str], best: dict[str, float]
 ) -> str:
-    """Return the name of a reconstruction's model and the main scores of this image, the best in bold."""
+    """Return the name of a reconstruction's model or codec and the main scores of this image, the best in bold."""
     parts = []
     for key in [key for key in keys if key in picture.scores and comparison.infos[key].direction][:_CAPTIONED]:
         info, value = comparison.infos[key], picture.scores[key]
