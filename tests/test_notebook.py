@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.processes import run_script
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 RUN = """
-import ast, json, sys
+import ast, json, os, sys
 import torch
 torch.set_num_threads(1)
+os.chdir(sys.argv[1])
 space = {"__name__": "__main__"}
-for cell in json.load(sys.stdin):
+for cell in json.load(open("cells.json")):
     *body, last = ast.parse(cell).body  # Jupyter shows the value of the last expression
     exec(compile(ast.Module(body, []), "cell", "exec"), space)
     if isinstance(last, ast.Expr):
@@ -69,14 +69,13 @@ def test_notebook_is_valid_nbformat_without_outputs() -> None:
 
 
 @pytest.mark.slow
-def test_notebook_runs_from_photos_to_a_pipeline(tmp_path: Path) -> None:
-    cells = json.dumps([on_smaller_photos(cell) for cell in code_cells()])
-    done = subprocess.run(
-        [sys.executable, "-c", RUN], input=cells, cwd=tmp_path, capture_output=True, text=True,
-        check=False, env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_notebook_runs_from_photos_to_a_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cells.json").write_text(json.dumps([on_smaller_photos(cell) for cell in code_cells()]))
+    script, log = tmp_path / "run.py", tmp_path / "log"
+    script.write_text(RUN)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert run_script(script, [str(tmp_path)], log) == 0, log.read_text()
+    found = json.loads(log.read_text().splitlines()[-1])
     assert 20 < found["scores"]["psnr"] < 40
     assert 20 < found["report"]["psnr"] < 40
     assert found["page"]
@@ -84,4 +83,4 @@ def test_notebook_runs_from_photos_to_a_pipeline(tmp_path: Path) -> None:
     assert found["losses"][-1] < found["losses"][0]
     assert found["samples"] == [[128, 128]] * 2
     assert found["shared"] is True
-    assert "Warning" not in done.stderr, done.stderr
+    assert "Warning" not in log.read_text()

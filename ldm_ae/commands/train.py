@@ -41,7 +41,7 @@ class Train(Command):
         """Train with `args.arguments`, which jsonargparse parses."""
         from ldm_ae.training.configuration.parsing import config_parser, parse_config
 
-        parser = config_parser(self.summary, prog=f"{PROGRAM} {self.name}")
+        parser = config_parser(self.summary, described=asks_for_help(args.arguments), prog=f"{PROGRAM} {self.name}")
         config = parse_config(args.arguments, parser)  # ends the process where `--help` is among the arguments
         from ldm_ae.training.run import train_parsed  # imports what training needs, which takes seconds
 

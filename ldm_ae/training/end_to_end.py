@@ -23,6 +23,7 @@ from ldm_ae.models import Autoencoder, KLAutoencoder, load_autoencoder
 from ldm_ae.models.loading.checkpoints import CHECKPOINTS
 from ldm_ae.training.checkpoints.checkpoint import newest_checkpoint
 from ldm_ae.training.configuration.parsing import config_parser, parse_config
+from ldm_ae.training.configuration.spelling import asks_for_help
 from ldm_ae.training.diffusion.networks import build_pipeline
 from ldm_ae.training.diffusion.pipeline_run import PIPELINE, image_grid
 from ldm_ae.training.run import train_parsed
@@ -40,7 +41,8 @@ def train_end_to_end(arguments: Sequence[str]) -> Path:
         RunError: The run cannot continue.
         Stopped: A signal ended the run; it is saved.
     """
-    parser = config_parser("Train an autoencoder and a diffusion transformer together.")
+    summary = "Train an autoencoder and a diffusion transformer together."
+    parser = config_parser(summary, described=asks_for_help(arguments))
     config = parse_config(arguments, parser)
     if (name := config.model.class_path.rpartition(".")[2]) != KLAutoencoder.__name__:
         raise UserError(

@@ -25,13 +25,12 @@ from ldm_ae.io.manifests import MANIFEST
 from ldm_ae.training.checkpoints.checkpoint import load_state, newest_checkpoint
 from runs import POLL_SECONDS, Run, run
 
-STEPS = 12
 PRECISIONS = ("no", "bf16")
 
 
-def last_checkpoint(folder: Path) -> dict[str, str] | None:
+def last_checkpoint(folder: Path, steps: int) -> dict[str, str] | None:
     """Hashes of the files of a finished run's last checkpoint."""
-    manifest = folder / "checkpoints" / f"step-{STEPS:08d}" / MANIFEST
+    manifest = folder / "checkpoints" / f"step-{steps:08d}" / MANIFEST
     return json.loads(manifest.read_text())["files"] if manifest.is_file() else None
 
 
@@ -44,17 +43,18 @@ def main() -> int:
     parser.add_argument(
         "--processes", type=int, default=1, help="number of processes of one run (default: %(default)s)"
     )
+    parser.add_argument("--steps", type=int, default=12, help="length of each run, at least 4 (default: %(default)s)")
     parser.add_argument("--signal", choices=("SIGKILL", "SIGTERM", "SIGINT"), default="SIGKILL", help="(%(default)s)")
     options = parser.parse_args()
     words = f"{options.signal} while training, {options.processes} process{'es' if options.processes > 1 else ''}"
     trial = Trial(1, words, "bitwise equal after rerunning the same command")
     with tempfile.TemporaryDirectory() as folder:
-        kill_runs(trial, Path(folder), options.trials, options.inside_saves, options.processes, options.seed,
-                  signal.Signals[options.signal])  # fmt: skip
+        kill_runs(trial, Path(folder), options.trials, options.inside_saves, options.processes, options.steps,
+                  options.seed, signal.Signals[options.signal])  # fmt: skip
     return trial.finish(options.json)
 
 
-def kill_runs(trial: Trial, folder: Path, trials: int, inside_saves: int, processes: int, seed: int,
+def kill_runs(trial: Trial, folder: Path, trials: int, inside_saves: int, processes: int, steps: int, seed: int,
               number: signal.Signals = signal.SIGKILL) -> None:  # fmt: skip
     """Count `trials` signals, the last `inside_saves` of them inside a save."""
     images = make_images(folder / "images", 14)
@@ -62,13 +62,13 @@ def kill_runs(trial: Trial, folder: Path, trials: int, inside_saves: int, proces
     recipes, expected, seconds, saves = {}, {}, {}, 0
     for precision in PRECISIONS[: max(1, min(trials, len(PRECISIONS)))]:
         recipe = make_recipe(
-            folder / f"{precision}.yaml", images, precision=precision, max_steps=STEPS, accumulation=accumulation
+            folder / f"{precision}.yaml", images, precision=precision, max_steps=steps, accumulation=accumulation
         )
         recipes[precision] = ["train", "--config", str(recipe), "--out"]
         out, started = folder / f"expected-{precision}", time.monotonic()
         statuses = run([*recipes[precision], str(out)], folder / "log", processes=processes)
         assert statuses == [0] * processes, (folder / "log").read_text()[-3000:]
-        expected[precision], seconds[precision] = last_checkpoint(out), time.monotonic() - started
+        expected[precision], seconds[precision] = last_checkpoint(out, steps), time.monotonic() - started
     randomness = random.Random(seed)
     moments: Counter[str] = Counter()
     statuses_after: Counter[int] = Counter()
@@ -79,7 +79,7 @@ def kill_runs(trial: Trial, folder: Path, trials: int, inside_saves: int, proces
         out, log = folder / f"run-{which}", folder / f"log-{which}"
         command = [*recipes[precision], str(out)]
         started = Run(command, log, processes=processes)
-        inside = trial.trials >= trials - inside_saves and _reach_save(started, out / "checkpoints", randomness)
+        inside = trial.trials >= trials - inside_saves and _reach_save(started, out / "checkpoints", steps, randomness)
         if trial.trials < trials - inside_saves:
             end = time.monotonic() + randomness.uniform(0, seconds[precision])
             while started.running() and time.monotonic() < end:
@@ -96,7 +96,7 @@ def kill_runs(trial: Trial, folder: Path, trials: int, inside_saves: int, proces
             load_state(newest)
         moments["before the first checkpoint" if newest is None else f"after {newest.name}"] += 1
         statuses = run(command, log, processes=processes)
-        equal = last_checkpoint(out) == expected[precision]
+        equal = last_checkpoint(out, steps) == expected[precision]
         # A signal before the first step, when there is nothing to save, ends a process itself, and with it the others.
         by_itself = -number in ended or set(ended) <= {128 + number, 0}
         trial.count(
@@ -110,9 +110,9 @@ def kill_runs(trial: Trial, folder: Path, trials: int, inside_saves: int, proces
     }  # fmt: skip
 
 
-def _reach_save(started: Run, checkpoints: Path, randomness: random.Random) -> bool:
+def _reach_save(started: Run, checkpoints: Path, steps: int, randomness: random.Random) -> bool:
     """Wait for one of the saves, and a moment of it; whether it was still going on then."""
-    wanted = randomness.randrange(1, STEPS // 2)
+    wanted = randomness.randrange(1, steps // 2)
     seen: set[str] = set()
     while started.running():
         going_on = [path for path in checkpoints.glob(".step-*.tmp")]

@@ -116,7 +116,9 @@ def one_run(images: Path, out: Path, place: str, value: float, processes: int, a
     log = notes / "log"
     rank = processes - 1
     statuses = run(
-        ["train", "--config", str(recipe), "--out", str(out)], log, processes=processes,
+        # Decoding workers and validation have no part in this, and take time.
+        ["train", "--config", str(recipe), "--out", str(out), "--data.workers", "0", "--data.validation_images", "0"],
+        log, processes=processes,
         before=partial(inject, place, value, rank, always, notes),
     )  # fmt: skip
     found = [[json.loads(line) for line in (notes / f"rank{r}.jsonl").read_text().splitlines()]

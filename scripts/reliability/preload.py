@@ -1,4 +1,5 @@
-"""Imports what commands import when they need it, for processes that are then forked: a fork has it for nothing.
+"""Imports what commands import when they need it, and parses a recipe as each run does, for processes that are then
+forked: a fork has the modules and the parsers of the classes for nothing.
 
 A process that imports this must compute nothing with torch before it forks.
 """
@@ -13,6 +14,7 @@ import pkgutil
 import diffusers
 
 from ldm_ae.training.configuration.full_names import REGISTRIES
+from ldm_ae.training.configuration.parsing import parse_config
 
 MODULES = (
     "pyarrow.dataset", "ldm_ae.cli", "ldm_ae.training.run", "ldm_ae.latents", "ldm_ae.latents.conversion.convert",
@@ -20,7 +22,7 @@ MODULES = (
 )  # fmt: skip
 _PACKAGES = {registry.package for registry in REGISTRIES.values() if registry.package.startswith("ldm_ae.")}
 PACKAGES = sorted({"ldm_ae.data.sources", *_PACKAGES})
-"""Packages whose files registries find by name. The registries stay unasked: they remember which plugins there are."""
+"""Packages whose files registries find by name."""
 WHERE_INSTALLED = ("attrs", "docstring_parser", "pandas")
 """What jsonargparse and pyarrow import if it is there."""
 NETWORKS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
@@ -33,5 +35,8 @@ for network in NETWORKS:
 for package in PACKAGES:
     for item in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{item.name}")
+parse_config(["--config", "kl_f16", "--data.train", "images", "--out", "run"])
+for registry in REGISTRIES.values():
+    registry._others = None  # a fork may have plugins that this process has not
 gc.collect()
 gc.freeze()  # a collection in a fork would copy every page that holds an object

@@ -14,14 +14,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 
 import preload  # noqa: F401
 import torch
 
 import ldm_ae.cli
-from ldm_ae.training.configuration.parsing import parse_config
 
 torch.set_num_threads(1)
 POLL_SECONDS = 0.0005
@@ -48,8 +46,6 @@ class Run:
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes),
                 "LOCAL_WORLD_SIZE": str(processes), "GLOO_SOCKET_IFNAME": "lo",
             }  # fmt: skip
-        if arguments[0] == "train":
-            _parse_once()
         sys.stdout.flush()
         self.pids = [_fork(arguments, log, environment, rank, before) for rank in range(processes)]
 
@@ -89,12 +85,6 @@ def run(
 ) -> list[int]:
     """Start and wait; exit statuses by rank."""
     return Run(arguments, log, processes=processes, before=before).wait()
-
-
-@cache
-def _parse_once() -> None:
-    """Fill the caches of the parser of recipes, which every run would fill for itself."""
-    parse_config(["--config", "kl_f16", "--data.train", "images", "--out", "run"])
 
 
 def free_port() -> int:

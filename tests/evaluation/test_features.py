@@ -194,21 +194,32 @@ def test_inception_refuses_other_weights(no_download: Path, tmp_path: Path) -> N
         InceptionFeatures()
 
 
-@pytest.fixture
-def inception(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, torch.nn.Module]:
-    """A file of random weights in place of the real one, which cannot be had here, with its digest declared the right
-    one; and torch-fidelity's network with these weights."""
+@pytest.fixture(scope="module")
+def random_inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Module]:
+    """torch-fidelity's network with random weights, and their file."""
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     extractor = module.FeatureExtractorInceptionV3
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "load_state_dict_from_url", lambda *args, **kwargs: {})
         patch.setattr(extractor, "load_state_dict", lambda self, state: None)
         network = extractor("inception", ["2048"]).eval()  # as torch-fidelity 0.4 makes it
     for module in network.modules():  # whose initial weights would make all images' features equal
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    torch.save(network.state_dict(), tmp_path / "published.pth")
-    monkeypatch.setattr(features, "INCEPTION_SHA256", sha256(tmp_path / "published.pth"))
+    path = tmp_path_factory.mktemp("inception") / "published.pth"
+    torch.save(network.state_dict(), path)
+    return path, network
+
+
+@pytest.fixture
+def inception(
+    random_inception: tuple[Path, torch.nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, torch.nn.Module]:
+    """A file of random weights in place of the real one, which cannot be had here, with its digest declared the right
+    one; and torch-fidelity's network with these weights."""
+    path, network = random_inception
+    (tmp_path / "published.pth").hardlink_to(path)
+    monkeypatch.setattr(features, "INCEPTION_SHA256", sha256(path))
     return tmp_path / "published.pth", network
 
 

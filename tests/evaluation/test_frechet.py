@@ -55,13 +55,24 @@ def test_frechet_distance_supports_fewer_images_than_features() -> None:
 
 def test_frechet_statistics_do_not_depend_on_batches_or_merging() -> None:
     x = torch.randn(101, 5, dtype=torch.float64) * 3.0 + 50.0
-    whole, parts = statistics(x, 101), statistics(x[:40], 7)
+    whole, parts, few = statistics(x, 101), statistics(x[:40], 7), statistics(x[:4], 2)
     parts.merge(statistics(x[40:], 13))
     parts.merge(FeatureStatistics(5))
-    assert parts.count == 101
-    np.testing.assert_allclose(parts.mean.numpy(), x.mean(0).numpy(), rtol=1e-13)
-    for each in (whole, parts):
+    np.testing.assert_allclose(few.covariance.numpy(), np.cov(x[:4].numpy(), rowvar=False), rtol=1e-11, atol=1e-12)
+    few.merge(statistics(x[4:7], 3))  # now they are more than the features
+    few.merge(statistics(x[7:], 50))
+    few.update(x[:0])
+    for each in (whole, parts, few):
+        assert each.count == 101
+        np.testing.assert_allclose(each.mean.numpy(), x.mean(0).numpy(), rtol=1e-13)
         np.testing.assert_allclose(each.covariance.numpy(), np.cov(x.numpy(), rowvar=False), rtol=1e-11, atol=1e-12)
+
+
+def test_factor_times_itself_is_the_covariance() -> None:
+    for images in (4, 30):  # fewer and more than features
+        found = statistics(torch.randn(images, 6, dtype=torch.float64) + 3.0, 2)
+        assert found.factor().shape == (min(images, 6), 6)
+        torch.testing.assert_close(found.factor().T @ found.factor(), found.covariance)
 
 
 def test_frechet_distance_refuses_one_image() -> None:

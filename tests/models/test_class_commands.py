@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ldm_ae.latents import LatentDataset, LatentStore, verify_store
 from ldm_ae.models import Autoencoder, load_autoencoder
 from ldm_ae.models.adapters import AUTOENCODERS
 from tests.models.examples import images, skip_if_missing, some_scale
+from tests.pictures import write_class_folders
 from tests.training.common import TINY, run
 
 pytestmark = pytest.mark.slow
@@ -45,14 +47,31 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny model of each class with a scale that is not 1, where it stores one; made once for all commands."""
+    root = tmp_path_factory.mktemp("models")
+
+    def of_class(name: str) -> Path:
+        if not (root / name).exists():
+            torch.manual_seed(4)
+            model = AUTOENCODERS[name].example(name)
+            model.set_scaling(**some_scale(model))
+            model.save_pretrained(root / name)
+        return root / name
+
+    return of_class
+
+
 @pytest.fixture
-def folder(name: str, tmp_path: Path) -> Path:
-    """A tiny model of the class with a scale that is not 1, where it stores one."""
-    torch.manual_seed(4)
-    model = AUTOENCODERS[name].example(name)
-    model.set_scaling(**some_scale(model))
-    model.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+def folder(name: str, folders: Callable[[str], Path]) -> Path:
+    return folders(name)
+
+
+@pytest.fixture(scope="module")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The commands read it."""
+    return write_class_folders(tmp_path_factory.mktemp("photos") / "images")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("for_training", [False, True])
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_compiled_parts_have_equal_outputs_and_gradients(name: str, for_training: bool) -> None:
-    """The graphs are captured whole and differentiated; generating kernels of them would take minutes."""
+    """The graphs are captured whole, and differentiated for training; generating kernels of them would take minutes."""
     skip_if_missing(name)
     model = AUTOENCODERS[name].example(name).eval()
     compiled = copy.deepcopy(model)
@@ -29,7 +29,8 @@ def test_compiled_parts_have_equal_outputs_and_gradients(name: str, for_training
     for each in (model, compiled):
         set_trainable(each, ["*"])
     x, noise = images(model), noise_of(model)
-    expected, found = (each.train(for_training)(x, noise).reconstructions for each in (model, compiled))
+    with torch.set_grad_enabled(for_training):
+        expected, found = (each.train(for_training)(x, noise).reconstructions for each in (model, compiled))
     torch.testing.assert_close(found, expected)
     if for_training:
         for output in (expected, found):

@@ -15,10 +15,14 @@ from tests.processes import run_script
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts" / "reliability"
 SHORT = {
-    "kill": (1, "kill_training.py", ["--trials", "4", "--inside-saves", "2"]),
-    "kill of two processes": (1, "kill_training.py", ["--trials", "2", "--inside-saves", "1", "--processes", "2"]),
-    "SIGTERM": (1, "kill_training.py", ["--trials", "2", "--inside-saves", "0", "--signal", "SIGTERM"]),
-    "Ctrl-C": (1, "kill_training.py", ["--trials", "2", "--inside-saves", "1", "--signal", "SIGINT"]),
+    "kill": (1, "kill_training.py", ["--trials", "4", "--inside-saves", "2", "--steps", "6"]),
+    "kill of two processes": (
+        1,
+        "kill_training.py",
+        ["--trials", "2", "--inside-saves", "1", "--processes", "2", "--steps", "6"],
+    ),
+    "SIGTERM": (1, "kill_training.py", ["--trials", "2", "--inside-saves", "0", "--signal", "SIGTERM", "--steps", "6"]),
+    "Ctrl-C": (1, "kill_training.py", ["--trials", "2", "--inside-saves", "1", "--signal", "SIGINT", "--steps", "6"]),
     "kill of encoding": (2, "kill_encoding.py", ["--trials", "4", "--images", "200"]),
     "kill of two encoding": (2, "kill_encoding.py", ["--trials", "3", "--images", "200", "--processes", "2"]),
     "every format": (2, "every_format.py", ["--trials", "1", "--images", "60"]),

@@ -51,7 +51,7 @@ def one_parser() -> Iterator[None]:
     parser = parsing.config_parser()
     with pytest.MonkeyPatch.context() as patch:
         for module in (parsing, run_module):
-            patch.setattr(module, "config_parser", lambda: parser)
+            patch.setattr(module, "config_parser", lambda described=False: parser)
         yield
 
 

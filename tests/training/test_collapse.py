@@ -31,7 +31,7 @@ def train(quantizer: Quantizer) -> tuple[dict[str, float], float]:
         codes[0] = 0.0
         quantizer.start_from(codes)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    images = pictures(8)
+    images = pictures(8, 16)
     for _ in range(STEPS):
         reconstructions, posterior = model(images)
         error = (reconstructions - images).abs().mean()

@@ -126,7 +126,7 @@ def test_resumed_run_with_every_aid_equals_uninterrupted(tiny_config: Path, tmp_
 @pytest.mark.slow
 def test_resumed_run_over_frozen_features_equals_uninterrupted(tiny_config: Path, tmp_path: Path) -> None:
     """The estimates of spectral norms are in checkpoints; the frozen network is not."""
-    features = {"class_path": "efficientnet-lite0", "init_args": {"layers": [1, 2], "image_size": 64}}
+    features = {"class_path": "efficientnet-lite0", "init_args": {"layers": [1, 2], "image_size": 32}}
     arguments = {"features": features, "channels": 8, "norm": "group"}
     more = (
         "--optimizer.schedule", "constant",

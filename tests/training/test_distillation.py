@@ -68,7 +68,7 @@ def test_distilled_run_keeps_the_teachers_scale_and_resumes_exactly(image_folder
 @pytest.mark.slow
 def test_student_learns_the_teachers_latents(image_folder: Path, tmp_path: Path) -> None:
     name = teacher(tmp_path / "teacher")
-    config = recipe(image_folder, tmp_path, name, max_steps=60, batch_size=4)
+    config = recipe(image_folder, tmp_path, name, max_steps=60, batch_size=4, accumulation=1)
     student, expected = load_autoencoder(run(config, tmp_path / "run")), load_autoencoder(name)
     torch.manual_seed(0)
     start = KLAutoencoder(

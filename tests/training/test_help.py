@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow  # commands and trainings, half a second and longe
 
 @pytest.fixture(scope="module")
 def text() -> str:
-    return config_parser(prog="ldm-ae train").format_help()
+    return config_parser(described=True, prog="ldm-ae train").format_help()
 
 
 def entries(text: str) -> dict[str, str]:

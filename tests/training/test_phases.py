@@ -306,7 +306,7 @@ def test_run_in_a_later_phase_is_not_continued_without_it(whole: Path, recipe: P
         ("2.data.train", "nowhere", "phase 2 of 3: .*nowhere"),
         ("2.optimizer.options", "{beta: 1.0}", "phase 2 of 3: torch.optim.Adam does not accept these options"),
         ("3.training.max_steps", "0", "phase 3 of 3: training.max_steps is 0; it must be at least 1"),
-        ("3.discriminator.n_layers", "9", "phase 3 of 3: the discriminator .* does not accept images of 16x16"),
+        ("3.discriminator.n_layers", "5", "phase 3 of 3: the discriminator .* does not accept images of 16x16"),
     ],
 )
 def test_error_in_a_later_phase_is_reported_before_the_first_step(

@@ -127,6 +127,8 @@ class FrechetEfficientNet(Frechet):
 class FeatureStatistics:
     """Running mean and covariance in float64, the same for every split into batches (to float64 rounding).
 
+    Up to D images it keeps their features themselves, of which `factor` takes no time.
+
     Args:
         dim: D, the number of features.
     """
@@ -136,54 +138,78 @@ class FeatureStatistics:
         """Number of images seen."""
         self.mean = torch.zeros(dim, dtype=torch.float64)
         """Mean of the features, (D,) float64."""
-        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)  # sum of outer products of differences from the mean
+        self._few: list[Tensor] = []  # the features of all images, until there are more images than features
+        self._scatter: Tensor | None = None  # from then on, the sum of outer products of differences from the mean
 
     def update(self, features: Tensor) -> None:
         """Add a batch (B, D)."""
         features = features.detach().to("cpu", torch.float64)
+        if len(features) == 0:
+            return
         mean = features.mean(dim=0)
-        deviations = features - mean
-        self._merge(len(features), mean, deviations.T @ deviations)
+        if self._scatter is None and self.count + len(features) <= len(self.mean):
+            self._few.append(features.clone())
+            self._count(len(features), mean)
+        else:
+            deviations = features - mean
+            self._merge(len(features), mean, deviations.T @ deviations)
 
     def merge(self, other: FeatureStatistics) -> None:
         """Add the statistics of another process."""
-        self._merge(other.count, other.mean, other._scatter)
+        if other._scatter is not None:
+            self._merge(other.count, other.mean, other._scatter)
+        for features in other._few:
+            self.update(features)
 
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        if count == 0:
-            return
-        total = self.count + count
-        delta = mean - self.mean
-        self._scatter += scatter + torch.outer(delta, delta) * (self.count * count / total)
-        self.mean += delta * (count / total)
-        self.count = total
+        deviations, delta = self._deviations(), mean - self.mean
+        own = deviations.T @ deviations if self._scatter is None else self._scatter
+        self._scatter = own + scatter + torch.outer(delta, delta) * (self.count * count / (self.count + count))
+        self._few = []
+        self._count(count, mean)
+
+    def _count(self, count: int, mean: Tensor) -> None:
+        self.count += count
+        self.mean = self.mean + (mean - self.mean) * (count / self.count)
+
+    def _deviations(self) -> Tensor:
+        """Return the differences of the kept features from their mean, (N, D)."""
+        return torch.cat([self.mean.new_zeros(0, len(self.mean)), *self._few]) - self.mean
 
     @property
     def covariance(self) -> Tensor:
         """Unbiased covariance (divided by count - 1), (D, D) float64."""
         assert self.count > 1
-        return self._scatter / (self.count - 1)
+        if self._scatter is not None:
+            return self._scatter / (self.count - 1)
+        deviations = self._deviations()
+        return deviations.T @ deviations / (self.count - 1)
+
+    def factor(self) -> Tensor:
+        """Return F, (R, D) float64, with FᵀF the covariance; R is D, or the number of images if these are fewer."""
+        if self._scatter is None:
+            assert self.count > 1
+            return self._deviations() / (self.count - 1) ** 0.5
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return (vectors * values.clamp(min=0.0).sqrt()).T
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """Return d² of equation 6, at least 0, also where there are fewer images than features.
 
-    The trace of (C₁ C₂)^½ is computed as the sum of the singular values of C₁^½ C₂^½. Unlike a square root of the
-    eigenvalues of C₁ C₂ this does not turn rounding errors of 1e-16 into 1e-8, and needs no offset on the diagonal.
+    The trace of (C₁ C₂)^½ is computed as the sum of the singular values of F₁ F₂ᵀ with factors C = FᵀF, which are those
+    of C₁^½ C₂^½. Unlike a square root of the eigenvalues of C₁ C₂ this does not turn rounding errors of 1e-16 into
+    1e-8, and needs no offset on the diagonal.
 
     Raises:
         CannotScoreError: fewer than 2 images.
     """
     if min(a.count, b.count) < 2:
         raise CannotScoreError(f"a Fréchet distance needs at least 2 images, got {min(a.count, b.count)}")
-    roots = torch.linalg.svdvals(_square_root(a.covariance) @ _square_root(b.covariance))
-    spread = a.covariance.trace() + b.covariance.trace() - 2.0 * roots.sum()
+    factors = a.factor(), b.factor()
+    roots = torch.linalg.svdvals(factors[0] @ factors[1].T)
+    spread = factors[0].square().sum() + factors[1].square().sum() - 2.0 * roots.sum()
     return max(float((a.mean - b.mean).square().sum() + spread), 0.0)
-
-
-def _square_root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
 
 
 def _features(network: Any, images: Sequence[Tensor]) -> Tensor:

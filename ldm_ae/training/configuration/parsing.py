@@ -73,10 +73,18 @@ class RunConfig:
     trains the recipe as it is."""
 
 
-def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> ArgumentParser:
-    """Return a parser of RunConfig: `--config FILE` and every key as an option, which overrides the file."""
-    _allow_registered_classes()
-    parser = _Parser(
+def config_parser(
+    description: str = "Train an autoencoder.", *, described: bool = False, **kwargs: Any
+) -> ArgumentParser:
+    """Return a parser of RunConfig: `--config FILE` and every key as an option, which overrides the file.
+
+    Args:
+        description: The first sentence of the help.
+        described: Whether the help says what each key does, for which the source of every class is read.
+        kwargs: Further arguments of the parser.
+    """
+    _allow_registered_classes(described)
+    parser = (_DescribedParser if described else _Parser)(
         description=f"{description} Every key of a configuration is an option, which overrides the file: "
         "`training: {max_steps: 100}` is --training.max_steps 100. `--training.help` shows one group of keys, "
         "`--model.help kl` the arguments of one class.",
@@ -100,16 +108,18 @@ def config_parser(description: str = "Train an autoencoder.", **kwargs: Any) -> 
 
 def parts_parser(parts: type[Any]) -> ArgumentParser:
     """Return a parser of a dataclass with some of RunConfig's fields, for a part of a recorded configuration."""
-    _allow_registered_classes()
+    _allow_registered_classes(described=False)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(parts, None, fail_untyped=True)
     return parser
 
 
-def _allow_registered_classes() -> None:
+def _allow_registered_classes(described: bool) -> None:
     """Let a configuration import registered classes only, even if other modules can be imported here."""
     set_parsing_settings(
-        import_path_denylist=["*"], import_path_allowlist=_allowed_paths(), docstring_parse_attribute_docstrings=True
+        import_path_denylist=["*"],
+        import_path_allowlist=_allowed_paths(),
+        docstring_parse_attribute_docstrings=described,
     )
 
 
@@ -118,6 +128,10 @@ class _Parser(ArgumentParser):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**{"formatter_class": KeysFormatter, **kwargs})
+
+
+class _DescribedParser(_Parser):
+    """A parser that knows what each key does. jsonargparse keeps the parsers of classes by the type of parser."""
 
 
 def _allowed_paths() -> list[str]:
@@ -139,9 +153,10 @@ def parse_config(arguments: Sequence[str], parser: ArgumentParser | None = None)
     Raises:
         UserError: An unknown key (with the nearest valid one), a wrong type, a missing value, no such file.
     """
-    parser = parser or config_parser()
     arguments = with_config_paths(arguments)
-    files = [] if asks_for_help(arguments) else check_spelling(arguments)
+    helps = asks_for_help(arguments)
+    parser = parser or config_parser(described=helps)
+    files = [] if helps else check_spelling(arguments)
     for option, _ in options(arguments):
         if (group := option.removesuffix(".help")) != option and group in groups():
             print(help_of_group(parser, group))
