@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from ldm_ae.comparison.result import ModelResult, Shown
+from ldm_ae.core.errors import UserError, reason
 from ldm_ae.evaluation import Evaluation, ScoreInfo, write_report
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX, own_scores
 from ldm_ae.evaluation.warnings import ModelWarning
@@ -28,6 +29,7 @@ from ldm_ae.models.identity import hash_json
 RESULT = "result.json"
 VERSION = 2
 _MOST_OF_NAME = 60
+_AGAIN = "remove its folder to compute the result again"
 
 
 def result_folder(models: Path, name: str, key: dict[str, Any]) -> Path:
@@ -71,7 +73,11 @@ def write_key(folder: Path, key: Mapping[str, Any], pictures: list[dict[str, Any
 
 
 def read_pictures(folder: Path) -> list[Shown]:
-    """Return the images of pictures/, with their keys and scores, without those of thumbnails."""
+    """Return the images of pictures/, with their keys and scores, without those of thumbnails.
+
+    Raises:
+        UserError: A file is damaged.
+    """
     rows = read_json(folder / RESULT)["pictures"]
     return [
         Shown(key=row["key"], image=_levels(_picture(folder, number)), scores=own_scores(row["scores"]))
@@ -99,9 +105,19 @@ def read_result(folder: Path, *, name: str, model: str) -> ModelResult:
     """Return the result that `write_result` wrote, under the names of this comparison.
 
     Raises:
-        OSError: A file is missing.
+        UserError: A file is missing or damaged.
     """
-    metrics = read_json(folder / "metrics.json")
+    path = folder / "metrics.json"
+    try:
+        return _of_metrics(read_json(path), folder, name=name, model=model)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged ({reason(error)}); {_AGAIN}") from error
+
+
+def _of_metrics(metrics: Any, folder: Path, *, name: str, model: str) -> ModelResult:
+    """Return the result from the content of metrics.json."""
     scores: dict[str, float] = metrics["scores"]
     protocol = metrics["protocol"]
     return ModelResult(
@@ -129,5 +145,9 @@ def _picture(folder: Path, number: int) -> Path:
 
 
 def _levels(path: Path) -> torch.Tensor:
-    with Image.open(path) as image:
-        return image_levels(image)
+    """Return (3, H, W) uint8; UserError if the file is damaged."""
+    try:
+        with Image.open(path) as image:
+            return image_levels(image)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for some damaged PNG
+        raise UserError(f"{path} is damaged ({reason(error)}); {_AGAIN}") from error
