@@ -13,7 +13,16 @@ import numpy as np
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.account import Account
-from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS, RawImage, Source, StringTable, extension, valid_text
+from ldm_ae.data.sources.interface import (
+    ARRAY_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    VOLUME_EXTENSIONS,
+    RawImage,
+    Source,
+    StringTable,
+    extension,
+    valid_text,
+)
 from ldm_ae.data.sources.tree import IMAGE_LIKE, TEXTS, Tree
 from ldm_ae.data.texts import LABEL_LIMIT, Annotations
 from ldm_ae.images.decoding import BadImage
@@ -21,13 +30,16 @@ from ldm_ae.images.decoding import BadImage
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _PARTS = ("image", "cls", "json", "txt", "caption")
+_KINDS = dict.fromkeys(IMAGE_EXTENSIONS, "image") | dict.fromkeys((*ARRAY_EXTENSIONS, *VOLUME_EXTENSIONS), "array")
+"""Parts of samples by the extension of the member, where these are not the same."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class WebDatasetSource(Source):
     """Samples of uncompressed tars: members of one tar that share the name up to the first dot of its last part.
 
-    The image is the member with an image's extension, the label the number in `.cls`, the caption the text of `.txt` or
+    The image is the member with an image's extension, or, if no sample of the tars has one, the array (`.npy`, `.npz`)
+    or the file of DICOM or NIfTI with one slice. The label is the number in `.cls`, the caption the text of `.txt` or
     `.caption`; an object in `.json` may have a caption and a label too. A hard link has the content of its target. The
     tars are scanned once, headers only; after that every sample is a read at an offset, so that, unlike in a stream of
     tars, the order is free and a run can resume anywhere. The key is the tar's path below the folder that holds all the
@@ -55,9 +67,18 @@ class WebDatasetSource(Source):
         places: list[list[tuple[int, int]]] = []
         self._tar_of: list[int] | np.ndarray = []
         account = Account(kind=self.name, images=0)
-        for number, tar in enumerate(tars):
-            place = tar.relative_to(root).as_posix()
-            for sample, parts in sorted(_scan(tar, place, account).items(), key=lambda item: item[1]["image"][0]):
+        tar_names = [tar.relative_to(root).as_posix() for tar in tars]
+        scanned = [_scan(tar, place, account) for tar, place in zip(tars, tar_names, strict=True)]
+        image = "image" if any("image" in parts for found in scanned for parts in found.values()) else "array"
+        for number, (tar, place, members) in enumerate(zip(tars, tar_names, scanned, strict=True)):
+            account.add_unmatched(
+                f"members of {place}", (name for name, parts in members.items() if image not in parts)
+            )
+            samples = [(sample, parts) for sample, parts in members.items() if image in parts]
+            for sample, parts in sorted(samples, key=lambda item: item[1][image][0]):
+                if image == "array" and "another array" in parts:
+                    raise UserError(f"{tar}: two members hold the image of the sample {sample}")
+                parts["image"] = parts[image]
                 names.append(f"{place}/{sample}")
                 places.append([parts.get(part, (0, -1)) for part in _PARTS])
                 self._tar_of.append(number)
@@ -139,7 +160,7 @@ def _label(parts: dict[str, bytes]) -> int | None:
 
 
 def _scan(tar: Path, place: str, account: Account) -> dict[str, dict[str, tuple[int, int]]]:
-    """Return offset and size of each part of each sample with an image; unused members are added to the account."""
+    """Return offset and size of each part of each sample; unused members are added to the account."""
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     whole: dict[str, tuple[int, int]] = {}
     try:
@@ -157,24 +178,25 @@ def _scan(tar: Path, place: str, account: Account) -> dict[str, dict[str, tuple[
             for member in archive:
                 folder, slash, file_name = member.name.rpartition("/")
                 stem, _, ending = file_name.partition(".")
-                part = "image" if ending.lower() in IMAGE_EXTENSIONS else ending.lower()
+                part = _KINDS.get(ending.lower(), ending.lower())
                 if member.isreg():
                     whole[member.name] = member.offset_data, member.size
                 content = whole.get(member.linkname if member.islnk() else member.name)
-                if not stem or part not in _PARTS or content is None:
+                if not stem or part not in (*_PARTS, "array") or content is None:
                     if file_name and not file_name.startswith(".") and (why := _not_used(file_name, ending, member)):
                         account.add_skipped(why, f"{place}/{member.name}")
                     continue
                 parts = samples.setdefault(f"{folder}{slash}{stem}", {})
-                if part in parts:
+                if part in parts and part == "array":
+                    part = "another array"  # an error only if arrays are the images
+                elif part in parts:
                     raise UserError(f"{tar}: two members hold the {part} of the sample {folder}{slash}{stem}")
                 parts[part] = content
     except tarfile.TarError as error:
         raise UserError(f"{tar} is not a valid tar file: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {tar}: {error.strerror}") from error
-    account.add_unmatched(f"members of {place}", (name for name, parts in samples.items() if "image" not in parts))
-    return {name: parts for name, parts in samples.items() if "image" in parts}
+    return samples
 
 
 def _not_used(file_name: str, ending: str, member: tarfile.TarInfo) -> str | None:
