@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm_ae.core.errors import reason
+from ldm_ae.core.errors import printable
 from ldm_ae.images.decoding import BadImage, require_size
 
 MAGIC, MAGIC_AT = b"DICM", 128
@@ -25,6 +26,12 @@ _MEANINGS = ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "Y
 def is_dicom(data: bytes) -> bool:
     """Return whether a file begins as DICOM files do."""
     return data[MAGIC_AT : MAGIC_AT + len(MAGIC)] == MAGIC
+
+
+def missing_package() -> str | None:
+    """Return which package must be installed; None if it is there."""
+    found = importlib.util.find_spec("pydicom") is not None
+    return None if found else "DICOM is read by pydicom; install ldm_ae[medical]"
 
 
 def count_frames(file: Path | bytes) -> int:
@@ -72,11 +79,13 @@ def read_frame(file: Path | bytes, number: int, max_pixels: int) -> NDArray[Any]
 
 
 def _read(file: Path | bytes, **options: Any) -> Any:
-    if importlib.util.find_spec("pydicom") is None:
-        raise BadImage("DICOM is read by pydicom; install ldm_ae[medical]")
+    if (missing := missing_package()) is not None:
+        raise BadImage(missing)
     import pydicom
 
-    return pydicom.dcmread(io.BytesIO(file) if isinstance(file, bytes) else file, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of values that do not follow the standard
+        return pydicom.dcmread(io.BytesIO(file) if isinstance(file, bytes) else file, **options)
 
 
 def _in_units(header: Any, number: int) -> NDArray[Any]:
@@ -103,5 +112,5 @@ def _rescale_of_frame(header: Any, number: int) -> tuple[float | None, float]:
 
 
 def _damaged(error: Exception) -> BadImage:
-    text = " ".join(str(reason(error)).split())
-    return BadImage(f"DICOM that cannot be read: {text}")
+    text = " ".join(str(error).split()) or type(error).__name__  # the decoders that are missing are on further lines
+    return BadImage(f"DICOM that cannot be read: {printable(text, 400)}")

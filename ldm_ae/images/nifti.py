@@ -41,6 +41,12 @@ def is_nifti(data: bytes) -> bool:
     return any(size in sizes and start[at : at + 4] == mark for size, (mark, at) in _HEADERS.items())
 
 
+def missing_package() -> str | None:
+    """Return which package must be installed; None if it is there."""
+    found = importlib.util.find_spec("nibabel") is not None
+    return None if found else "NIfTI is read by nibabel; install ldm_ae[medical]"
+
+
 def count_slices(file: Path | bytes) -> int:
     """Return the number of slices of a volume, from its header.
 
@@ -76,8 +82,8 @@ def read_slice(file: Path | bytes, number: int, max_pixels: int) -> NDArray[Any]
 
 def _volume(file: Path | bytes) -> tuple[tuple[int, ...], Any]:
     """Return the shape (x, y, z) or (x, y, z, channels) and nibabel's proxy of the samples."""
-    if importlib.util.find_spec("nibabel") is None:
-        raise BadImage("NIfTI is read by nibabel; install ldm_ae[medical]")
+    if (missing := missing_package()) is not None:
+        raise BadImage(missing)
     import nibabel
 
     try:
@@ -124,5 +130,4 @@ def _stored(path: Path) -> NDArray[Any]:
 
 
 def _damaged(error: Exception) -> BadImage:
-    text = " ".join(str(reason(error)).split())
-    return BadImage(f"NIfTI that cannot be read: {text}")
+    return BadImage(f"NIfTI that cannot be read: {reason(error)}")

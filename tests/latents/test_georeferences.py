@@ -43,6 +43,11 @@ def test_reconstruction_keeps_the_georeference(place: Path, capsys: pytest.Captu
     assert tags(place / "whole/0.tif") == ((10.0, 10.0, 0.0), (0.0, 0.0, 0.0, 100.0, 900.0, 0.0))
     assert tags(place / "whole/plain.tif") == ((), ())
     assert "georeferences kept: 2" in capsys.readouterr().out
+    damaged = (place / "images/0.tif").read_bytes()[:300]
+    (place / "damaged.tif").write_bytes(damaged)
+    assert main(["reconstruct", command[1], str(place / "damaged.tif"), str(place / "none"), "--size", "10"]) == 2
+    assert all("damaged.tif: damaged: " in line or "cannot be used" in line for line in
+               capsys.readouterr().err.splitlines())  # fmt: skip
     assert main([*command[:3], str(place / "half"), *command[3:], "--size", "10"]) == 0
     assert tags(place / "half/0.tif") == ((20.0, 20.0, 0.0), (-1.0, 0.0, 0.0, 100.0, 900.0, 0.0))  # 13 pixels wide
 

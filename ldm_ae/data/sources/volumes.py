@@ -21,9 +21,8 @@ from ldm_ae.data.sources.interface import (
     valid_text,
 )
 from ldm_ae.data.sources.tree import TEXTS, Tree
+from ldm_ae.images import dicom, nifti
 from ldm_ae.images.decoding import MAX_PIXELS, BadImage
-from ldm_ae.images.dicom import count_frames, read_frame
-from ldm_ae.images.nifti import count_slices, read_slice
 
 
 class VolumeSource(Source):
@@ -105,7 +104,7 @@ class VolumeSource(Source):
             data = read_regular(path)
         else:
             buffer = io.BytesIO()
-            np.save(buffer, (read_slice if _is_nifti(path) else read_frame)(path, number, MAX_PIXELS))
+            np.save(buffer, (nifti.read_slice if _is_nifti(path) else dicom.read_frame)(path, number, MAX_PIXELS))
             data = buffer.getvalue()
         return self._files.annotated(file, self.key(index), data)
 
@@ -116,11 +115,10 @@ def _is_nifti(path: Path) -> bool:
 
 def _count(path: Path) -> int:
     """Return the number of slices of a file, 1 of one that cannot be read; UserError if a package is missing."""
+    module = nifti if _is_nifti(path) else dicom
+    if (missing := module.missing_package()) is not None:
+        raise UserError(f"{path}: {missing}")
     try:
-        return count_slices(path) if _is_nifti(path) else count_frames(path)
-    except BadImage as error:
-        if "install" in str(error):
-            raise UserError(f"{path}: {error}") from None
-        return 1
-    except OSError:
+        return nifti.count_slices(path) if module is nifti else dicom.count_frames(path)
+    except (BadImage, OSError):
         return 1
