@@ -64,14 +64,14 @@ def read_frame(file: Path | bytes, number: int, max_pixels: int) -> NDArray[Any]
         BadImage: pydicom is missing, or the file is damaged, too large or of an unsupported kind.
     """
     try:
-        header = _read(file)
+        header = _read(file, stop_before_pixels=True)
         if "Rows" not in header or "Columns" not in header:
             raise BadImage("a DICOM file without an image")
         require_size(int(header.Columns), int(header.Rows), max_pixels)
         meaning = header.PhotometricInterpretation
         if meaning not in _MEANINGS:
             raise BadImage(f"DICOM with the photometric interpretation {meaning} is not supported")
-        return _in_units(header, number)
+        return _in_units(file, header, number)
     except (BadImage, OSError):
         raise
     except Exception as error:  # pydicom and its decoders raise many kinds for damaged files
@@ -88,10 +88,12 @@ def _read(file: Path | bytes, **options: Any) -> Any:
         return pydicom.dcmread(io.BytesIO(file) if isinstance(file, bytes) else file, **options)
 
 
-def _in_units(header: Any, number: int) -> NDArray[Any]:
+def _in_units(file: Path | bytes, header: Any, number: int) -> NDArray[Any]:
     from pydicom.pixels import apply_modality_lut, pixel_array
 
-    stored = pixel_array(header, index=number)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        stored = pixel_array(io.BytesIO(file) if isinstance(file, bytes) else file, index=number)  # reads one slice
     if header.PhotometricInterpretation == "MONOCHROME1":
         bits = int(header.BitsStored)
         extremes = -1 if header.PixelRepresentation else 2**bits - 1  # the smallest and the largest value together

@@ -31,7 +31,7 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _PARTS = ("image", "cls", "json", "txt", "caption")
 _KINDS = dict.fromkeys(IMAGE_EXTENSIONS, "image") | dict.fromkeys((*ARRAY_EXTENSIONS, *VOLUME_EXTENSIONS), "array")
-"""Parts of samples by the extension of the member, where these are not the same."""
+"""Kinds of images by the extension of the member. Arrays are images of tars without others, else features."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -63,25 +63,20 @@ class WebDatasetSource(Source):
         folders = {tar.parent for tar in tars}
         root = tars[0].parent if len(folders) == 1 else _common_folder(tars)
         self._tars = tars
-        names: list[str] = []
-        places: list[list[tuple[int, int]]] = []
         self._tar_of: list[int] | np.ndarray = []
-        account = Account(kind=self.name, images=0)
-        tar_names = [tar.relative_to(root).as_posix() for tar in tars]
-        scanned = [_scan(tar, place, account) for tar, place in zip(tars, tar_names, strict=True)]
-        image = "image" if any("image" in parts for found in scanned for parts in found.values()) else "array"
-        for number, (tar, place, members) in enumerate(zip(tars, tar_names, scanned, strict=True)):
-            account.add_unmatched(
-                f"members of {place}", (name for name, parts in members.items() if image not in parts)
-            )
-            samples = [(sample, parts) for sample, parts in members.items() if image in parts]
-            for sample, parts in sorted(samples, key=lambda item: item[1][image][0]):
-                if image == "array" and "another array" in parts:
-                    raise UserError(f"{tar}: two members hold the image of the sample {sample}")
-                parts["image"] = parts[image]
-                names.append(f"{place}/{sample}")
-                places.append([parts.get(part, (0, -1)) for part in _PARTS])
-                self._tar_of.append(number)
+        for image in ("image", "array"):
+            names: list[str] = []
+            places: list[list[tuple[int, int]]] = []
+            account = Account(kind=self.name, images=0)
+            for number, tar in enumerate(tars):
+                place = tar.relative_to(root).as_posix()
+                samples = _scan(tar, place, image, account)
+                for sample, parts in sorted(samples.items(), key=lambda item: item[1]["image"][0]):
+                    names.append(f"{place}/{sample}")
+                    places.append([parts.get(part, (0, -1)) for part in _PARTS])
+                    self._tar_of.append(number)
+            if names:
+                break
         if not names:
             more = f" and {len(tars) - 1} more tars" if tars[1:] else ""
             found = "".join(f"; {group.count} {reason}: {group}" for reason, group in account.passed_over.items())
@@ -159,8 +154,15 @@ def _label(parts: dict[str, bytes]) -> int | None:
     return int(text)
 
 
-def _scan(tar: Path, place: str, account: Account) -> dict[str, dict[str, tuple[int, int]]]:
-    """Return offset and size of each part of each sample; unused members are added to the account."""
+def _scan(tar: Path, place: str, images: str, account: Account) -> dict[str, dict[str, tuple[int, int]]]:
+    """Return offset and size of each part of each sample with an image; unused members are added to the account.
+
+    Args:
+        tar: The tar.
+        place: Its name in keys and messages.
+        images: The kind of members that are the images: image or array.
+        account: The account.
+    """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     whole: dict[str, tuple[int, int]] = {}
     try:
@@ -178,25 +180,25 @@ def _scan(tar: Path, place: str, account: Account) -> dict[str, dict[str, tuple[
             for member in archive:
                 folder, slash, file_name = member.name.rpartition("/")
                 stem, _, ending = file_name.partition(".")
-                part = _KINDS.get(ending.lower(), ending.lower())
+                kind = _KINDS.get(ending.lower(), "")
+                part = "image" if kind == images else "" if kind else ending.lower()
                 if member.isreg():
                     whole[member.name] = member.offset_data, member.size
                 content = whole.get(member.linkname if member.islnk() else member.name)
-                if not stem or part not in (*_PARTS, "array") or content is None:
+                if not stem or part not in _PARTS or content is None:
                     if file_name and not file_name.startswith(".") and (why := _not_used(file_name, ending, member)):
                         account.add_skipped(why, f"{place}/{member.name}")
                     continue
                 parts = samples.setdefault(f"{folder}{slash}{stem}", {})
-                if part in parts and part == "array":
-                    part = "another array"  # an error only if arrays are the images
-                elif part in parts:
+                if part in parts:
                     raise UserError(f"{tar}: two members hold the {part} of the sample {folder}{slash}{stem}")
                 parts[part] = content
     except tarfile.TarError as error:
         raise UserError(f"{tar} is not a valid tar file: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {tar}: {error.strerror}") from error
-    return samples
+    account.add_unmatched(f"members of {place}", (name for name, parts in samples.items() if "image" not in parts))
+    return {name: parts for name, parts in samples.items() if "image" in parts}
 
 
 def _not_used(file_name: str, ending: str, member: tarfile.TarInfo) -> str | None:
