@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +42,9 @@ def count_frames(file: Path | bytes) -> int:
     Raises:
         BadImage: pydicom is missing, or the file is not a DICOM file of images.
     """
-    try:
-        header = _read(file, stop_before_pixels=True, specific_tags=["NumberOfFrames"])
+    with _reading():
+        header = _read(file, specific_tags=["NumberOfFrames"])
         return int(header.get("NumberOfFrames") or 1)
-    except (BadImage, OSError):
-        raise
-    except Exception as error:  # pydicom raises many kinds for damaged files
-        raise _damaged(error) from error
 
 
 def read_frame(file: Path | bytes, number: int, max_pixels: int) -> NDArray[Any]:
@@ -63,8 +61,8 @@ def read_frame(file: Path | bytes, number: int, max_pixels: int) -> NDArray[Any]
     Raises:
         BadImage: pydicom is missing, or the file is damaged, too large or of an unsupported kind.
     """
-    try:
-        header = _read(file, stop_before_pixels=True)
+    with _reading():
+        header = _read(file)
         if "Rows" not in header or "Columns" not in header:
             raise BadImage("a DICOM file without an image")
         require_size(int(header.Columns), int(header.Rows), max_pixels)
@@ -72,10 +70,20 @@ def read_frame(file: Path | bytes, number: int, max_pixels: int) -> NDArray[Any]
         if meaning not in _MEANINGS:
             raise BadImage(f"DICOM with the photometric interpretation {meaning} is not supported")
         return _in_units(file, header, number)
-    except (BadImage, OSError):
-        raise
-    except Exception as error:  # pydicom and its decoders raise many kinds for damaged files
-        raise _damaged(error) from error
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Turn errors into `BadImage`, and ignore warnings of values that do not follow the standard."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (BadImage, OSError):
+            raise
+        except Exception as error:  # pydicom and its decoders raise many kinds for damaged files
+            text = " ".join(str(error).split()) or type(error).__name__  # it lists missing decoders on further lines
+            raise BadImage(f"DICOM that cannot be read: {printable(text, 400)}") from error
 
 
 def _read(file: Path | bytes, **options: Any) -> Any:
@@ -83,17 +91,14 @@ def _read(file: Path | bytes, **options: Any) -> Any:
         raise BadImage(missing)
     import pydicom
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values that do not follow the standard
-        return pydicom.dcmread(io.BytesIO(file) if isinstance(file, bytes) else file, **options)
+    content = io.BytesIO(file) if isinstance(file, bytes) else file
+    return pydicom.dcmread(content, stop_before_pixels=True, **options)
 
 
 def _in_units(file: Path | bytes, header: Any, number: int) -> NDArray[Any]:
     from pydicom.pixels import apply_modality_lut, pixel_array
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as above
-        stored = pixel_array(io.BytesIO(file) if isinstance(file, bytes) else file, index=number)  # reads one slice
+    stored = pixel_array(io.BytesIO(file) if isinstance(file, bytes) else file, index=number)  # reads this slice alone
     if header.PhotometricInterpretation == "MONOCHROME1":
         bits = int(header.BitsStored)
         extremes = -1 if header.PixelRepresentation else 2**bits - 1  # the smallest and the largest value together
@@ -111,8 +116,3 @@ def _rescale_of_frame(header: Any, number: int) -> tuple[float | None, float]:
         for transformation in group.get("PixelValueTransformationSequence", []):
             return float(transformation.RescaleSlope), float(transformation.RescaleIntercept)
     return None, 0.0
-
-
-def _damaged(error: Exception) -> BadImage:
-    text = " ".join(str(error).split()) or type(error).__name__  # the decoders that are missing are on further lines
-    return BadImage(f"DICOM that cannot be read: {printable(text, 400)}")
