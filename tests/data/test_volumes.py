@@ -127,3 +127,11 @@ def test_mixed_folder_is_accounted_for(tmp_path: Path) -> None:
         open_source(location)
     account = open_source(f"volumes:{location}").account()
     assert {why: group.count for why, group in account.passed_over.items()} == {"arrays beside images (.npy)": 1}
+
+
+def test_computed_tomography_of_pydicom_has_hounsfield_units() -> None:
+    pydicom = pytest.importorskip("pydicom")
+    path = Path(pydicom.__file__).parent / "data/test_files/CT_small.dcm"
+    found = planes(path.read_bytes())[0]
+    assert (found.shape, found.dtype, found.min(), found.max()) == ((128, 128), np.int16, -896, 1167)
+    assert np.array_equal(found, pydicom.dcmread(path).pixel_array - 1024)
