@@ -9,7 +9,8 @@ pictures/00.png   the reconstruction of the first image, and so on
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,11 @@ def read_pictures(folder: Path) -> list[Shown]:
     Raises:
         UserError: A file is damaged.
     """
-    rows = read_json(folder / RESULT)["pictures"]
-    return [
-        Shown(key=row["key"], image=_levels(_picture(folder, number)), scores=own_scores(row["scores"]))
-        for number, row in enumerate(rows)
-    ]
+    with damage_is_named(folder / RESULT) as path:
+        return [
+            Shown(key=row["key"], image=_levels(_picture(folder, number)), scores=own_scores(row["scores"]))
+            for number, row in enumerate(read_json(path)["pictures"])
+        ]
 
 
 def infos_of_json(content: Mapping[str, Mapping[str, Any]]) -> dict[str, ScoreInfo]:
@@ -107,12 +108,18 @@ def read_result(folder: Path, *, name: str, model: str) -> ModelResult:
     Raises:
         UserError: A file is missing or damaged.
     """
-    path = folder / "metrics.json"
-    try:
+    with damage_is_named(folder / "metrics.json") as path:
         return _of_metrics(read_json(path), folder, name=name, model=model)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
+
+
+@contextmanager
+def damage_is_named(path: Path) -> Iterator[Path]:
+    """Turn the errors of reading a file of a result into a UserError that names it."""
+    try:
+        yield path
+    except UserError:
+        raise
+    except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:  # SyntaxError of a PNG
         raise UserError(f"{path} is damaged ({reason(error)}); {_AGAIN}") from error
 
 
@@ -146,8 +153,5 @@ def _picture(folder: Path, number: int) -> Path:
 
 def _levels(path: Path) -> torch.Tensor:
     """Return (3, H, W) uint8; UserError if the file is damaged."""
-    try:
-        with Image.open(path) as image:
-            return image_levels(image)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for some damaged PNG
-        raise UserError(f"{path} is damaged ({reason(error)}); {_AGAIN}") from error
+    with damage_is_named(path), Image.open(path) as image:
+        return image_levels(image)

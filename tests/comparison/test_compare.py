@@ -190,3 +190,9 @@ def test_damaged_result_is_named(name: str, made: Made, tmp_path: Path, capsys: 
     captured = capsys.readouterr()
     assert (status, captured.err) == (2, "ldm-ae: error: 1 of 2 models failed: two\n")
     assert re.search(rf"two failed: {damaged} is damaged \(.*\); remove its folder to compute", captured.out)
+    shutil.rmtree(damaged.parents[name.count("/")])
+    damaged = next(folder.glob(f"codecs/jpeg-*/{name}"))
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    assert run([*made.arguments[:2], made.arguments[3], "--out", str(folder), "--baseline", "jpeg"]) == 2
+    error = rf"ldm-ae: error: {damaged} is damaged \(.*\); remove its folder to compute the result again\n"
+    assert re.fullmatch(error, capsys.readouterr().err)
