@@ -119,6 +119,7 @@ def tasks(folder: Path, side: int) -> dict[str, Callable[[], object]]:
     """Return the tasks of this process's checkout, by functions that are the same in all versions."""
     import torch
 
+    from ldm_ae.core.allocator import keep_freed_memory
     from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
     from ldm_ae.discriminators import PatchDiscriminator
     from ldm_ae.latents import encode_images
@@ -128,6 +129,7 @@ def tasks(folder: Path, side: int) -> dict[str, Callable[[], object]]:
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    keep_freed_memory(torch.device("cpu"))  # as commands do; without it, page faults differ from process to process
     transform = ImageTransform(size=side)
     model = KLAutoencoder(block_out_channels=(32, 64, 96), layers_per_block=1, norm_num_groups=8,
                           mid_block_add_attention=False)  # fmt: skip
