@@ -14,6 +14,9 @@ from ldm_ae.commands.interface import PROGRAM, Parser
 from ldm_ae.core.errors import exit_status
 from ldm_ae.version import __version__
 
+_READERS = ("nibabel.global", "pydicom", "tifffile")
+"""Readers of image files that log each oddity of a file, of which the reasons of bad images suffice."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -23,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for reader in _READERS:
+        logging.getLogger(reader).setLevel(logging.CRITICAL)
     return exit_status(lambda: _run(arguments))
 
 

@@ -79,6 +79,9 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ("docs/PERFORMANCE.md", "python scripts/benchmarks/start_up.py before after --runs 3"): Skip(
         "it compares two checkouts, `before` and `after`"
     ),
+    ("docs/PERFORMANCE.md", "python scripts/benchmarks/checkouts.py before after --runs 15"): Skip(
+        "it compares two checkouts, `before` and `after`"
+    ),
     ("docs/LATENTS.md", "torchrun --nproc-per-node 8 -m ldm_ae.cli encode MODEL IMAGES STORE"): Run(
         {" STORE": " NEW"}, makes=("NEW/store.json",)
     ),
@@ -111,6 +114,9 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "--discriminator_aids '[eight-bit, diffaug, lecam]'",
     ): Options(_HOURS),
     ("docs/PIXELS.md", "# Recipes"): Options(_MINUTES),
+    ("docs/PIXELS.md", "# Georeferences"): Options(
+        "it needs GeoTIFF files; tests/latents/test_georeferences.py runs it"
+    ),
     ("docs/PIXELS.md", "python scripts/benchmarks/other_images.py --steps 200 --rgba EMOJI --out runs/other_images"): (
         Options("it takes minutes; tests/test_other_images_benchmark.py runs it in short")
     ),

@@ -391,6 +391,26 @@ def test_start_up_times_each_command_of_each_checkout(
     assert float(fast.split()[0]) < float(slow.split()[0])
 
 
+def test_tasks_of_checkouts_run_and_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import checkouts
+
+    checkouts.write_images(tmp_path, 2, 128)
+    for call in checkouts.tasks(tmp_path, 128).values():
+        call()
+    before, after = Path("before"), Path("after")
+    times = {(place, task): [4.0, 2.0] for place in (before, after) for task in checkouts.TASKS}
+    times[after, checkouts.TASKS[0]] = [5.0, 4.0]
+    monkeypatch.setattr(checkouts, "interleaved", lambda *_: times)
+    monkeypatch.setattr(sys, "argv", ["checkouts.py", "before", "after", "--images", "1", "--side", "32"])
+    checkouts.main()
+    first, second = capsys.readouterr().out.splitlines()[2:4]
+    assert first == f"| {checkouts.TASKS[0]} | 3000 ms | **0.650** × (0.500-0.800) |"
+    assert second == f"| {checkouts.TASKS[1]} | 3000 ms | **1.000** × (1.000-1.000) |"
+
+
 def test_exact_tiling_needs_a_quarter_of_the_memory_of_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """At 2048 pixels with Stable Diffusion's widths, counted on tensors without data."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))

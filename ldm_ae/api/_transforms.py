@@ -1,15 +1,29 @@
-"""How the images of an evaluation or a comparison become pixels: the arguments that both functions share."""
+"""How images become pixels: the arguments that several functions share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.pixels import RGB, PixelSpec
+from ldm_ae.models import Autoencoder
 
 Size = int | Literal["native"] | None
 """Side of the central square crop in pixels, each image's own size, or the default."""
 Crop = Literal["center", "adm"]
 ColourProfiles = Literal["convert", "ignore"]
+Pixels = Autoencoder | PixelSpec | str | Mapping[str, Any] | None
+"""A model, whose images are meant; a specification; what `model.init_args.pixels` takes; or None for RGB in 8 bits."""
+
+
+def chosen_pixels(pixels: Pixels) -> PixelSpec:
+    """Return the images that an argument `pixels` means; UserError for a value that is not possible."""
+    if pixels is None:
+        return RGB
+    if isinstance(pixels, Autoencoder):
+        return pixels.pixel_spec
+    return pixels if isinstance(pixels, PixelSpec) else PixelSpec.from_json(pixels)
 
 
 def transform_options(

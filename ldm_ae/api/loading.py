@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ldm_ae.api._transforms import Pixels, chosen_pixels
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import DTYPES
 from ldm_ae.core.resources import DEFAULT_MODEL
 from ldm_ae.data import BadImage, ImageTransform, decode_image, open_source
+from ldm_ae.images.in_memory_samples import pixel_values_of_samples
+from ldm_ae.images.pixels import RGB
 from ldm_ae.models import AUTOENCODERS, Autoencoder, for_inference, load_autoencoder
 from ldm_ae.models.loading.other_classes import describe_class
 from ldm_ae.models.loading.places import SUBFOLDERS
@@ -62,12 +67,27 @@ def load(
     )  # fmt: skip
 
 
-def load_image(path: str | Path, *, size: int) -> torch.Tensor:
-    """Load an image file as `pixel_values` (1, 3, size, size) in [-1, 1], resized and center-cropped to the square.
+def load_image(path: str | Path | NDArray[Any], *, size: int | None = None, pixels: Pixels = None) -> torch.Tensor:
+    """Load an image as `pixel_values` (1, C, H, W) in [-1, 1], resized and center-cropped to a square of `size`.
+
+    Args:
+        path: An image file. With `pixels` other than RGB in 8 bits also an array of stored samples, (H, W), (H, W, C)
+            or (C, H, W).
+        size: Side of the square, which images of RGB in 8 bits need; without it, other images keep their sizes.
+        pixels: The images: a model, a `PixelSpec`, or what `model.init_args.pixels` of a recipe takes.
 
     Raises:
-        UserError: The image does not exist or cannot be decoded.
+        UserError: The image does not exist, cannot be decoded, or has other channels or values than `pixels`.
     """
+    spec = chosen_pixels(pixels)
+    if spec != RGB:
+        if not isinstance(path, str | Path | np.ndarray):
+            raise UserError(f"path must be a file or an array, got {type(path).__name__}")
+        return pixel_values_of_samples(path, spec, size=size, name="the image")[0][None]
+    if not isinstance(path, str | Path):
+        raise UserError(f"path must be a file, got {type(path).__name__}; model.encode_images takes images in memory")
+    if size is None:
+        raise UserError("size is missing; give the side of the square, such as size=256")
     try:
         return ImageTransform(size=size)(decode_image(open_source(path)[0].data)).pixel_values[None]
     except BadImage as error:

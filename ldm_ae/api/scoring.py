@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ldm_ae.api._transforms import ColourProfiles, Crop, Size, transform_options
+from ldm_ae.api._transforms import ColourProfiles, Crop, Pixels, Size, chosen_pixels, transform_options
 from ldm_ae.api.loading import load
 from ldm_ae.comparison.comparison import scores_frame
 from ldm_ae.core.devices import pick_device
@@ -26,6 +26,8 @@ from ldm_ae.evaluation.report.summary import summary_lines
 from ldm_ae.evaluation.report.write import REPORT_FILES
 from ldm_ae.evaluation.scoring import Scoring, own_scores
 from ldm_ae.images.in_memory import Images, Range, pixel_values_of
+from ldm_ae.images.in_memory_samples import pixel_values_of_samples
+from ldm_ae.images.pixels import RGB
 from ldm_ae.images.views import parse_view
 from ldm_ae.io.files import new_folder, require_new_folder
 from ldm_ae.models import Autoencoder
@@ -45,11 +47,13 @@ def metrics(
     metrics: str | Sequence[str] = DEFAULT_METRICS,
     perceptual: str | None = None,
     value_range: Range | None = None,
+    pixels: Pixels = None,
+    view: str | None = None,
     device: str | torch.device = "auto",
 ) -> dict[str, float]:
     """Compare images with their reconstructions, by the metrics of `ldm-ae evaluate`, which gives the same values.
 
-    Both are rounded to 8 bits first, and reconstructions are clamped to [-1, 1].
+    Both are rounded to what files hold first, of RGB to 8 bits, and reconstructions are clamped to [-1, 1].
 
     Args:
         originals: PIL images, paths, arrays or tensors, as `Autoencoder.encode_images` takes them.
@@ -57,6 +61,9 @@ def metrics(
         metrics: Names of metrics that compare images, or one name; `ldm_ae.evaluation.METRICS` has all.
         perceptual: The network of `perceptual`: `stlpips_vgg` by default, `lpips_alex` as in most papers.
         value_range: Range of floating-point images, where it is not [0, 1] for arrays and [-1, 1] for tensors.
+        pixels: The images, where they are not RGB in 8 bits: a model, a `PixelSpec`, or what `model.init_args.pixels`
+            of a recipe takes. Images are then paths, arrays of stored samples or tensors in [-1, 1].
+        view: How networks that know RGB only see other images, such as `bands:nir,red,green`.
         device: Device to run on; `auto` picks an accelerator if there is one.
 
     Returns:
@@ -66,13 +73,22 @@ def metrics(
     Raises:
         UserError: different numbers or sizes of images, images that a metric cannot score, or an unknown metric.
     """
-    real = pixel_values_of(originals, value_range=value_range, name="originals")
-    decoded = pixel_values_of(reconstructions, value_range=value_range, clamp=True, name="reconstructions")
+    spec = chosen_pixels(pixels)
+    if spec == RGB:
+        real = pixel_values_of(originals, value_range=value_range, name="originals")
+        decoded = pixel_values_of(reconstructions, value_range=value_range, clamp=True, name="reconstructions")
+    else:
+        real, decoded = (
+            pixel_values_of_samples(images, spec, size=None, value_range=value_range, name=name)
+            for images, name in ((originals, "originals"), (reconstructions, "reconstructions"))
+        )
     if len(real) != len(decoded):
         raise UserError(f"originals and reconstructions must be as many, got {len(real)} and {len(decoded)}")
     place = pick_device(device) if isinstance(device, str) else device
     names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    scoring = Scoring(_metrics(names, perceptual, place), Setting(model=None, device=place))
+    seen = None if view is None else parse_view(view)
+    setting = Setting(model=None, device=place, images=spec, view=seen)
+    scoring = Scoring(_metrics(names, perceptual, place), setting)
     for i, (original, reconstruction) in enumerate(zip(real, decoded, strict=True)):
         if original.shape != reconstruction.shape:
             sizes = " and ".join(f"{image.shape[1]}x{image.shape[2]}" for image in (original, reconstruction))

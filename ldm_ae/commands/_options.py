@@ -13,9 +13,9 @@ MODEL = (
     "or a single file by its name), or the name of a model that comes with ldm_ae, such as vq-f8-small"
 )
 IMAGES = (
-    "a folder of images or one image, WebDataset tars, Parquet files, a `datasets` source (a folder that it saved or "
-    "hf:OWNER/NAME), or photos:train and photos:heldout of the quickstart; the prefix folder:, tars:, parquet: or "
-    "saved: selects the kind of an ambiguous folder"
+    "a folder of images or one image, WebDataset tars, Parquet files, DICOM or NIfTI files, a `datasets` source (a "
+    "folder that it saved or hf:OWNER/NAME), or photos:train and photos:heldout of the quickstart; the prefix folder:, "
+    "tars:, parquet:, saved: or volumes: selects the kind of an ambiguous folder"
 )
 
 PERCEPTUAL = ("stlpips_vgg", "stlpips_alex", "lpips_vgg", "lpips_alex", "lpips_squeeze", "none")

@@ -29,6 +29,8 @@ class Decode(Command):
                             "store")  # fmt: skip
         parser.add_argument("--files", choices=("png", "tif", "npy"), help="kind of files; default: PNG where it can "
                             "hold the model's images, else NumPy arrays")  # fmt: skip
+        parser.add_argument("--images", help="with --files tif: the encoded images, of which GeoTIFF files give their "
+                            "georeference to the decoded ones")  # fmt: skip
         add_compute_options(parser)
         add_tiling_options(parser)
 
@@ -37,7 +39,8 @@ class Decode(Command):
         require_new_folder(args.out, "the images")
         from ldm_ae.core.allocator import keep_freed_memory
         from ldm_ae.core.devices import pick_device
-        from ldm_ae.latents import LatentStore, decode_store
+        from ldm_ae.data import open_source
+        from ldm_ae.latents import Georeferences, LatentStore, decode_store
         from ldm_ae.models import load_autoencoder
         from ldm_ae.models.loading.places import local_place
 
@@ -45,10 +48,14 @@ class Decode(Command):
         choose_precision(args)
         place = local_place(args.model)
         LatentStore(args.store)  # a wrong name is refused before the import of diffusers, which takes seconds
+        georeferences = None if args.images is None else Georeferences(open_source(args.images))
         model = tiled(load_autoencoder(place, config=args.config), args)
         with progress_bar("decoding", None) as progress:
             count = decode_store(
                 model, args.store, args.out, latents=args.latents, batch_size=args.batch_size, device=args.device,
-                precision=args.precision, allow_other_model=args.other_model, files=args.files, progress=progress,
+                precision=args.precision, allow_other_model=args.other_model, files=args.files,
+                georeferences=georeferences, progress=progress,
             )  # fmt: skip
+        for line in [] if georeferences is None else georeferences.lines():
+            print(line)
         print_path(f"{count} images", args.out)

@@ -59,4 +59,6 @@ class Reconstruct(Command):
         if not isinstance(transform, WholeTransform):
             sizes = ", ".join(f"{height}x{width}" for height, width in transform.sizes)
             print(f"at {sizes} pixels: {written.crops.line()}; --whole keeps whole images")
+        for note in written.notes:
+            print(note)
         print_path(f"{written.images} reconstructions", args.out)

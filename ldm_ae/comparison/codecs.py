@@ -10,7 +10,15 @@ from typing import Any
 from ldm_ae.comparison.folder import CODECS as CODECS_FOLDER
 from ldm_ae.comparison.images import SharedImages
 from ldm_ae.comparison.result import ModelResult, Shown
-from ldm_ae.comparison.stored import find_result, infos_of_json, read_pictures, result_folder, write_key, write_pictures
+from ldm_ae.comparison.stored import (
+    damage_is_named,
+    find_result,
+    infos_of_json,
+    read_pictures,
+    result_folder,
+    write_key,
+    write_pictures,
+)
 from ldm_ae.evaluation import Metric, ScoreInfo
 from ldm_ae.evaluation.baselines import CodecRates, matched_rate, score_codec
 from ldm_ae.evaluation.codecs import CODECS, Codec, cannot_code, missing_codec
@@ -139,10 +147,11 @@ def _measure(
 
 
 def _read(folder: Path, models: list[str]) -> CodecResult:
-    found = read_json(folder / "metrics.json")
-    codec, rate = str(found["codec"]), float(found["bits_per_pixel"])
-    return CodecResult(
-        name=f"{_TITLES[codec]} at {rate:.3g} bpp", codec=codec, quality=found["quality"], models=models,
-        bits_per_pixel=rate, scores=found["scores"], infos=infos_of_json(found["score_infos"]),
-        pictures=read_pictures(folder), note=found["note"],
-    )  # fmt: skip
+    with damage_is_named(folder / "metrics.json") as path:
+        found = read_json(path)
+        codec, rate = str(found["codec"]), float(found["bits_per_pixel"])
+        return CodecResult(
+            name=f"{_TITLES[codec]} at {rate:.3g} bpp", codec=codec, quality=found["quality"], models=models,
+            bits_per_pixel=rate, scores=found["scores"], infos=infos_of_json(found["score_infos"]),
+            pictures=read_pictures(folder), note=found["note"],
+        )  # fmt: skip

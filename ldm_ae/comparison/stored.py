@@ -9,7 +9,8 @@ pictures/00.png   the reconstruction of the first image, and so on
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 from ldm_ae.comparison.result import ModelResult, Shown
+from ldm_ae.core.errors import UserError, reason
 from ldm_ae.evaluation import Evaluation, ScoreInfo, write_report
 from ldm_ae.evaluation.scoring import BASELINE_PREFIX, own_scores
 from ldm_ae.evaluation.warnings import ModelWarning
@@ -28,6 +30,7 @@ from ldm_ae.models.identity import hash_json
 RESULT = "result.json"
 VERSION = 2
 _MOST_OF_NAME = 60
+_AGAIN = "remove its folder to compute the result again"
 
 
 def result_folder(models: Path, name: str, key: dict[str, Any]) -> Path:
@@ -71,12 +74,16 @@ def write_key(folder: Path, key: Mapping[str, Any], pictures: list[dict[str, Any
 
 
 def read_pictures(folder: Path) -> list[Shown]:
-    """Return the images of pictures/, with their keys and scores, without those of thumbnails."""
-    rows = read_json(folder / RESULT)["pictures"]
-    return [
-        Shown(key=row["key"], image=_levels(_picture(folder, number)), scores=own_scores(row["scores"]))
-        for number, row in enumerate(rows)
-    ]
+    """Return the images of pictures/, with their keys and scores, without those of thumbnails.
+
+    Raises:
+        UserError: A file is damaged.
+    """
+    with damage_is_named(folder / RESULT) as path:
+        return [
+            Shown(key=row["key"], image=_levels(_picture(folder, number)), scores=own_scores(row["scores"]))
+            for number, row in enumerate(read_json(path)["pictures"])
+        ]
 
 
 def infos_of_json(content: Mapping[str, Mapping[str, Any]]) -> dict[str, ScoreInfo]:
@@ -99,9 +106,25 @@ def read_result(folder: Path, *, name: str, model: str) -> ModelResult:
     """Return the result that `write_result` wrote, under the names of this comparison.
 
     Raises:
-        OSError: A file is missing.
+        UserError: A file is missing or damaged.
     """
-    metrics = read_json(folder / "metrics.json")
+    with damage_is_named(folder / "metrics.json") as path:
+        return _of_metrics(read_json(path), folder, name=name, model=model)
+
+
+@contextmanager
+def damage_is_named(path: Path) -> Iterator[Path]:
+    """Turn the errors of reading a file of a result into a UserError that names it."""
+    try:
+        yield path
+    except UserError:
+        raise
+    except (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:  # SyntaxError of a PNG
+        raise UserError(f"{path} is damaged ({reason(error)}); {_AGAIN}") from error
+
+
+def _of_metrics(metrics: Any, folder: Path, *, name: str, model: str) -> ModelResult:
+    """Return the result from the content of metrics.json."""
     scores: dict[str, float] = metrics["scores"]
     protocol = metrics["protocol"]
     return ModelResult(
@@ -129,5 +152,6 @@ def _picture(folder: Path, number: int) -> Path:
 
 
 def _levels(path: Path) -> torch.Tensor:
-    with Image.open(path) as image:
+    """Return (3, H, W) uint8; UserError if the file is damaged."""
+    with damage_is_named(path), Image.open(path) as image:
         return image_levels(image)

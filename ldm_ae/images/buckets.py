@@ -12,6 +12,7 @@ from PIL import Image
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.decoding import MAX_PIXELS, Colour, ColourProfiles
+from ldm_ae.images.georeference import Window
 from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.images.samples import Samples
 from ldm_ae.images.transforms import ImageTransform, TransformedImage
@@ -92,6 +93,10 @@ class BucketTransform:
         """Transform one image to (C, H, W) of one of `sizes`; BadImage as in `ImageTransform`."""
         return self.transforms[self.choose(image.height, image.width)](image, generator)
 
+    def window(self, size: tuple[int, int]) -> Window:
+        """See `ImageTransform.window`."""
+        return self.transforms[self.choose(size[1], size[0])].window(size)
+
 
 class WholeTransform:
     """Resizing of a whole image: its shorter side to a length, its sides rounded to multiples.
@@ -137,12 +142,20 @@ class WholeTransform:
 
     def __call__(self, image: Image.Image | Samples, generator: torch.Generator | None = None) -> TransformedImage:
         """Transform one image to (C, H, W) of its own size; BadImage as in `ImageTransform`."""
+        return self._of_size(image.size)(image, generator)
+
+    def window(self, size: tuple[int, int]) -> Window:
+        """See `ImageTransform.window`."""
+        return self._of_size(size).window(size)
+
+    def _of_size(self, size: tuple[int, int]) -> ImageTransform:
+        """Return the transform of images of (width, height)."""
         if self._shorter is None:
-            height, width = (max(side // self._multiple, 1) * self._multiple for side in (image.height, image.width))
-            return ImageTransform(size=(height, width), resize="none", **self._options)(image, generator)
-        scale = self._shorter / min(image.size) / self._multiple
-        height, width = (max(round(side * scale), 1) * self._multiple for side in (image.height, image.width))
-        return ImageTransform(size=(height, width), **self._options)(image, generator)
+            width, height = (max(side // self._multiple, 1) * self._multiple for side in size)
+            return ImageTransform(size=(height, width), resize="none", **self._options)
+        scale = self._shorter / min(size) / self._multiple
+        width, height = (max(round(side * scale), 1) * self._multiple for side in size)
+        return ImageTransform(size=(height, width), **self._options)
 
 
 def sizes_of_area(height: int, width: int, *, multiple: int = 64, max_ratio: float = 4.0) -> list[Size]:

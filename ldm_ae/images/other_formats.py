@@ -39,6 +39,7 @@ _STARTS = {
     b"P1": "PNM", b"P2": "PNM", b"P3": "PNM", b"P4": "PNM", b"P5": "PNM", b"P6": "PNM",
     b"<svg": "SVG",
     b"\x1aE\xdf\xa3": "a video (Matroska or WebM)",
+    b"\x93NUMPY": "a NumPy array, which models of other images than RGB in 8 bits read",
     b"version https://git-lfs": "a Git LFS pointer instead of the file",
 }  # fmt: skip
 
@@ -80,6 +81,8 @@ def other_name(data: bytes) -> str | None:
     for start, name in _STARTS.items():
         if data.startswith(start):
             return name
+    if data[128:132] == b"DICM":
+        return "DICOM, which models of other images than RGB in 8 bits read"
     if data[4:8] == b"ftyp":
         avif = data[8:12] in _AVIF_BRANDS or _brands(data) & set(_AVIF_BRANDS)
         return "AVIF, which this Pillow cannot read" if avif else "a video (MP4 or QuickTime)"

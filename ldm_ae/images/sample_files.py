@@ -2,7 +2,7 @@
 
 Nothing is reduced to 8 bits or converted to other channels: a file with other channels, samples or values than the
 specification is a bad image, whose reason states both. PNG of 16 bits and TIFF of one channel come from Pillow, TIFF of
-several from tifffile, arrays from NumPy.
+several from tifffile, arrays from NumPy, DICOM from pydicom and NIfTI from nibabel.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
+from ldm_ae.core.errors import reason
 from ldm_ae.images import decoding
 from ldm_ae.images.colour import to_srgb
 from ldm_ae.images.decoding import MAX_PIXELS, BadImage, Colour, ColourProfiles, Decoded
+from ldm_ae.images.dicom import count_frames, is_dicom, read_frame
+from ldm_ae.images.nifti import count_slices, is_nifti, read_slice
 from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.images.samples import Samples
 
@@ -60,6 +64,8 @@ class SampleDecoding:
             orientation, profile = 1, None
             if data.startswith((_NPY, _ZIP)):
                 planes = self._channels_first(_array(data, self.max_pixels * self.pixels.channels))
+            elif is_dicom(data) or is_nifti(data):
+                planes = self._channels_first(self._only_slice(data))
             elif data.startswith(_TIFF) and (found := self._read_tiff(data)) is not None:
                 planes = self._channels_first(found)
             else:
@@ -108,17 +114,21 @@ class SampleDecoding:
             raise self._other(f"colour mode {image.mode}{' with transparency' * image.has_transparency_data}")
         return np.asarray(image), None
 
+    def _only_slice(self, data: bytes) -> NDArray[Any]:
+        """Return the samples of a DICOM or NIfTI file of one slice."""
+        dicom = is_dicom(data)
+        count = count_frames(data) if dicom else count_slices(data)
+        if count != 1:
+            raise BadImage(f"a volume of {count} slices; give the file or its folder as IMAGES, which reads each slice")
+        return (read_frame if dicom else read_slice)(data, 0, self.max_pixels)
+
     def _read_tiff(self, data: bytes) -> NDArray[Any] | None:
         """Return the samples of a TIFF file in any order of axes; None if Pillow reads it."""
-        try:
-            with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
-                bits = getattr(image, "tag_v2", {}).get(decoding.BITS_PER_SAMPLE, (1,))
-                known = image.mode in (*_OF_16_BITS, "I", "F") or (image.mode in _OF_8_BITS and set(bits) <= {1, 8})
-                if known and len(image.getbands()) == self.pixels.channels:
-                    return None
-        except Exception:  # noqa: BLE001 - tifffile reads it next, with the reason if it is bad
-            pass
+        if self._is_for_pillow(data):
+            return None
         if importlib.util.find_spec("tifffile") is None:
+            if (damage := tiff_damage(data)) is not None:
+                raise BadImage(f"damaged: {damage}")
             raise BadImage("TIFF of these channels and bits is read by tifffile; install ldm_ae[tiff]")
         import tifffile
 
@@ -135,6 +145,16 @@ class SampleDecoding:
             if "imagecodecs" in str(error):
                 raise BadImage(f"{error}; install ldm_ae[tiff]") from None
             raise BadImage(f"damaged: {error or type(error).__name__}") from error
+
+    def _is_for_pillow(self, data: bytes) -> bool:
+        """Return whether Pillow reads a TIFF file at full depth, as its directory shows."""
+        try:
+            with Image.open(io.BytesIO(data), formats=("TIFF",)) as image:
+                bits = getattr(image, "tag_v2", {}).get(decoding.BITS_PER_SAMPLE, (1,))
+                known = image.mode in (*_OF_16_BITS, "I", "F") or (image.mode in _OF_8_BITS and set(bits) <= {1, 8})
+                return known and len(image.getbands()) == self.pixels.channels
+        except Exception:  # noqa: BLE001 - an error for a damaged file and for other samples, which tifffile tells apart
+            return False
 
     # -------------------------------------------------------------------------------------------------- checks
 
@@ -159,8 +179,13 @@ class SampleDecoding:
     def _checked(self, planes: NDArray[Any]) -> NDArray[Any]:
         """Return the samples in the type of the specification; BadImage for other samples or values."""
         pixels, kind, width = self.pixels, planes.dtype.kind, planes.dtype.itemsize
-        fits = kind == "f" if pixels.bits == 0 else kind in "iu" and width * 8 >= pixels.bits
-        if not fits or (pixels.bits == 8 and width > 1):
+        if pixels.bits == 0:
+            fits = kind == "f"
+        elif kind == "f":  # whole numbers are exact in either type
+            fits = bool((np.floor(planes) == planes).all())
+        else:
+            fits = kind in "iu" and width * 8 >= pixels.bits and (pixels.bits > 8 or width == 1)
+        if not fits:
             raise self._other(f"samples of type {planes.dtype.name}")
         samples = Samples(planes.astype(planes.dtype.newbyteorder("="), copy=False), pixels)
         for number, plane in enumerate(planes):
@@ -191,6 +216,22 @@ def _sixteen_bits(image: Image.Image, data: bytes) -> NDArray[np.uint16]:
     except Exception as error:
         raise BadImage(f"PNG of 16 bits in {mode} cannot be read: {error}") from error
     return np.asarray(image).astype(np.uint16) << 8 | np.asarray(again)
+
+
+def tiff_damage(data: bytes) -> str | None:
+    """Return why a TIFF file is damaged, as far as its first directory shows; None if it seems complete."""
+    try:
+        directory: Any = ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8])
+        file = io.BytesIO(data)
+        file.seek(directory.next)
+        directory.load(file)
+        starts, lengths = (directory.get(strips) or directory[tiles] for strips, tiles in ((273, 324), (279, 325)))
+        end = max(start + length for start, length in zip(starts, lengths, strict=True))
+    except KeyError:
+        return "its directory is incomplete"
+    except Exception as error:  # noqa: BLE001 - Pillow's reader raises struct.error, SyntaxError, TypeError, ...
+        return reason(error)
+    return f"its samples end at byte {end:,}, and the file has {len(data):,}" if end > len(data) else None
 
 
 def _array(data: bytes, most: int) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.decoding import MAX_PIXELS, BadImage, Colour, ColourProfiles, Decoding
+from ldm_ae.images.georeference import Window
 from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.images.sample_files import SampleDecoding
 from ldm_ae.images.samples import Samples
@@ -183,6 +184,16 @@ class ImageTransform:
             ),
             flipped=flipped,
         )
+
+    def window(self, size: tuple[int, int]) -> Window:
+        """Return the visible part of an image of (width, height) whose crop is central: `crop_ltrb`, not rounded."""
+        width, height = size
+        while self.crop == "adm" and min(width, height) >= 2 * self.height:
+            width, height = width // 2, height // 2
+        width, height = self._resized_size(width, height)
+        left, top = (width - self.width) // 2, (height - self.height) // 2
+        scale_x, scale_y = size[0] / width, size[1] / height
+        return Window(left * scale_x, top * scale_y, (left + self.width) * scale_x, (top + self.height) * scale_y)
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
         """Return (width, height) after resizing."""

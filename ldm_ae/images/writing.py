@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.georeference import ExtraTag, missing_tag
 from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.images.png16 import encode_png16
 
@@ -37,8 +39,15 @@ def kind_of_files(pixels: PixelSpec, chosen: FileKind | None = None) -> FileKind
     return chosen
 
 
-def encode_image(planes: NDArray[Any], pixels: PixelSpec, kind: FileKind) -> bytes:
-    """Return the file of stored samples (C, H, W) in the type of `pixels`. Arrays and TIFF keep this order of axes."""
+def encode_image(planes: NDArray[Any], pixels: PixelSpec, kind: FileKind, tags: Sequence[ExtraTag] = ()) -> bytes:
+    """Return the file of stored samples (C, H, W) in the type of `pixels`. Arrays and TIFF keep this order of axes.
+
+    Args:
+        planes: The samples.
+        pixels: The images.
+        kind: The kind of file.
+        tags: Further tags of a TIFF file.
+    """
     buffer = io.BytesIO()
     if kind == "npy":
         np.save(buffer, np.ascontiguousarray(planes), allow_pickle=False)
@@ -51,6 +60,7 @@ def encode_image(planes: NDArray[Any], pixels: PixelSpec, kind: FileKind) -> byt
             buffer, array[0] if pixels.channels == 1 else array, photometric="rgb" if colours else "minisblack",
             planarconfig="contig" if colours else None if pixels.channels == 1 else "separate",
             extrasamples=["unassalpha"] if pixels.meaning == "rgba" else None, compression="zlib",
+            extratags=[*tags, *([] if pixels.missing is None else [missing_tag(pixels.missing)])],
         )  # fmt: skip
     elif pixels.bits == 16:
         return encode_png16(planes)

@@ -17,6 +17,7 @@ from ldm_ae.latents.decoding import decode_store, reconstruct_images
 from ldm_ae.latents.encoding.config import EncodeConfig
 from ldm_ae.latents.encoding.encoder import encode_images
 from ldm_ae.latents.encoding.jobs import EncodeSummary
+from ldm_ae.latents.georeferences import Georeferences
 from ldm_ae.latents.store.batches import BucketBatchSampler, endless
 from ldm_ae.latents.store.reader import LatentDataset, LatentStore
 from ldm_ae.latents.store.verify import inspect_store, verify_store
@@ -25,6 +26,7 @@ __all__ = [
     "BucketBatchSampler",
     "EncodeConfig",
     "EncodeSummary",
+    "Georeferences",
     "LatentDataset",
     "LatentStore",
     "Processes",

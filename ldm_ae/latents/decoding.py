@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,19 +17,23 @@ from torch import Tensor
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import inference_numerics
-from ldm_ae.data import BucketTransform, ImageTransform, RangeLoader, Source, WholeTransform
+from ldm_ae.data import BucketTransform, ImageTransform, RangeLoader, Source, WholeTransform, described_options
 from ldm_ae.images.crops import Crops, measure_crops
+from ldm_ae.images.georeference import ExtraTag
 from ldm_ae.images.missing import known
 from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.images.uint8 import to_uint8
 from ldm_ae.images.writing import FileKind, encode_image, kind_of_files
 from ldm_ae.io.files import new_folder, require_new_folder
 from ldm_ae.latents.encoding.jobs import Progress
+from ldm_ae.latents.georeferences import Georeferences
 from ldm_ae.latents.store.batches import BucketBatchSampler
 from ldm_ae.latents.store.provenance import inference_copy
 from ldm_ae.latents.store.reader import LatentDataset, LatentStore
 from ldm_ae.models import Autoencoder, require_finite
 
+_Tags = Callable[[str, tuple[int, int]], list[ExtraTag]]
+"""Tags of a TIFF file by the image's key and (height, width)."""
 _UNSAFE = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
 _WRITERS = 4  # PNG compression releases the interpreter's lock
 
@@ -77,6 +81,7 @@ def decode_store(
     precision: str = "fp32",
     allow_other_model: bool = False,
     files: FileKind | None = None,
+    georeferences: Georeferences | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Decode every image of a store to a file named by its key.
@@ -92,6 +97,7 @@ def decode_store(
         precision: auto, fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
         allow_other_model: Decode with a model whose hash is not the store's, such as a fine-tuned decoder.
         files: png, tif or npy; None for PNG where it can hold the model's images, else npy.
+        georeferences: With `files="tif"`, those of the encoded images, which the files get.
         progress: Called after every batch.
 
     Returns:
@@ -103,6 +109,8 @@ def decode_store(
     """
     pixels = model.pixel_spec
     kind = kind_of_files(pixels, files)
+    if georeferences is not None and kind != "tif":
+        raise UserError(f"{kind} files cannot hold georeferences; write tif, or give no images")
     opened = LatentStore(store)
     if not allow_other_model:
         opened.check_model(model)
@@ -128,8 +136,25 @@ def decode_store(
                 values = runner.codebook.latents(values)
             yield names, _decode(runner, values, names, precision)
 
+    tags = None if georeferences is None else _tags_of_store(opened, georeferences)
     writer = partial(_write, pixels=pixels, kind=kind)
-    return _write_images(batches(), output_names(keys, kind), out, writer, total=len(keys), progress=progress)
+    names = output_names(keys, kind)
+    return _write_images(batches(), names, out, writer, total=len(keys), tags=tags, progress=progress)
+
+
+def _tags_of_store(store: LatentStore, georeferences: Georeferences) -> _Tags:
+    """Return the tags of the store's images, which were cropped as it records."""
+    described = store.request.transform
+    if described.get("crop") not in ("center", "adm"):
+        raise UserError(f"{store.path} does not record crops at the center, so that no georeference can be kept")
+    options = described_options(described)
+    rows = store.good().select(["key", "height", "width"]).to_pylist()
+    originals = {row["key"]: (row["height"], row["width"]) for row in rows}
+
+    def tags(key: str, size: tuple[int, int]) -> list[ExtraTag]:
+        return georeferences.tags(ImageTransform(size=size, **options), key, size, originals[key])
+
+    return tags
 
 
 class Reconstructions(NamedTuple):
@@ -138,6 +163,8 @@ class Reconstructions(NamedTuple):
     images: int
     crops: Crops
     """The parts of the images that were cropped off."""
+    notes: list[str]
+    """Lines on georeferences, with `files="tif"`."""
 
 
 def reconstruct_images(
@@ -203,8 +230,11 @@ def reconstruct_images(
 
     names = output_names((source.key(index) for index in range(len(source))), kind)
     writer = partial(_write, pixels=pixels, kind=kind)
-    images = _write_images(batches(), names, out, writer, total=len(source), progress=progress)
-    return Reconstructions(images, measure_crops(*map(np.concatenate, (crops, originals, sizes))))
+    georeferences = Georeferences(source) if kind == "tif" and not transform.is_random else None
+    tags = None if georeferences is None else partial(georeferences.tags, transform)
+    images = _write_images(batches(), names, out, writer, total=len(source), tags=tags, progress=progress)
+    notes = [] if georeferences is None else georeferences.lines()
+    return Reconstructions(images, measure_crops(*map(np.concatenate, (crops, originals, sizes))), notes)
 
 
 def _codes(size: int | None, levels: int | None) -> str:
@@ -228,7 +258,8 @@ def _decode(model: Autoencoder, values: Tensor, keys: list[str], precision: str,
 
 def _write_images(
     batches: Iterator[tuple[list[str], Tensor]], names: dict[str, str], out: str | Path,
-    writer: Callable[[Path, Tensor], None], *, total: int, progress: Progress | None,
+    writer: Callable[[Path, Tensor, Sequence[ExtraTag]], None], *, total: int, tags: _Tags | None,
+    progress: Progress | None,
 ) -> int:  # fmt: skip
     """Write files while the next batch is computed, and return their number."""
     folder = Path(out)
@@ -239,7 +270,11 @@ def _write_images(
         for keys, images in batches:
             for future in pending:
                 future.result()
-            pending = [pool.submit(writer, folder / names[key], image) for key, image in zip(keys, images, strict=True)]
+            size = images.shape[-2], images.shape[-1]
+            pending = [
+                pool.submit(writer, folder / names[key], image, () if tags is None else tags(key, size))
+                for key, image in zip(keys, images, strict=True)
+            ]
             done += len(keys)
             if progress is not None:
                 progress(done, total)
@@ -248,6 +283,6 @@ def _write_images(
     return done
 
 
-def _write(path: Path, image: Tensor, *, pixels: PixelSpec, kind: FileKind) -> None:
+def _write(path: Path, image: Tensor, tags: Sequence[ExtraTag], *, pixels: PixelSpec, kind: FileKind) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode_image(image.numpy(), pixels, kind))
+    path.write_bytes(encode_image(image.numpy(), pixels, kind, tags))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.pixels import RGB
 from ldm_ae.models.interface import Autoencoder
 
 
@@ -50,9 +51,11 @@ def weights_sha256(module: nn.Module, *, without: Collection[str] = ()) -> str:
 
 
 def model_hash(model: Autoencoder) -> str:
-    """Return the sha256 in hex of the network's float32 weights and the configuration that shapes it.
+    """Return the sha256 in hex of the network's float32 weights, the configuration that shapes it, and its images.
 
-    Scaling constants are excluded: they do not change a latent, and an export that measures them is the same model.
+    Scaling constants are excluded: they do not change a latent, and an export that measures them is the same model. The
+    specification of the images is included where they are not RGB in 8 bits: with other limits, the same file has other
+    latents.
 
     Raises:
         UserError: The weights are not float32, so that their hash would differ from the saved model's.
@@ -63,4 +66,5 @@ def model_hash(model: Autoencoder) -> str:
                 f"the model's weights are {parameter.dtype}; load the model in float32 and set the precision instead"
             )
     weights = weights_sha256(model.net, without=model.scale_buffers)
-    return hash_json({"config": network_config(model), "weights": weights})
+    described = {"config": network_config(model), "weights": weights}
+    return hash_json(described if model.pixel_spec == RGB else described | {"pixels": model.pixel_spec.to_json()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -179,3 +180,20 @@ def test_one_model_is_no_list() -> None:
 def test_metrics_of_the_set_are_known() -> None:
     names = [metric.name for metric in named_metrics(["compare"], perceptual="none", features="none")]
     assert {"psnr", "text_error", "storage", "equivariance", "cost"} <= set(names)
+
+
+@pytest.mark.parametrize("name", ["pictures/00.png", "metrics.json"])
+def test_damaged_result_is_named(name: str, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(made.folder, tmp_path / "out"))
+    damaged = next(folder.glob(f"models/two-*/{name}"))
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    status = run([*made.arguments[:2], made.arguments[3], "--out", str(folder)])
+    captured = capsys.readouterr()
+    assert (status, captured.err) == (2, "ldm-ae: error: 1 of 2 models failed: two\n")
+    assert re.search(rf"two failed: {damaged} is damaged \(.*\); remove its folder to compute", captured.out)
+    shutil.rmtree(damaged.parents[name.count("/")])
+    damaged = next(folder.glob(f"codecs/jpeg-*/{name}"))
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    assert run([*made.arguments[:2], made.arguments[3], "--out", str(folder), "--baseline", "jpeg"]) == 2
+    error = rf"ldm-ae: error: {damaged} is damaged \(.*\); remove its folder to compute the result again\n"
+    assert re.fullmatch(error, capsys.readouterr().err)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from scripts.reliability.odd_pictures import encoded
+from tests.data import medical_files
 from tests.pictures import smooth_picture
 
 
@@ -69,6 +70,10 @@ def write_parquet(root: Path) -> str:
     (root / "tables").mkdir()
     dataset().to_parquet(str(root / "tables/part.parquet"))
     return str(root / "tables")
+
+
+def write_volumes(root: Path) -> str:
+    return medical_files.write_volumes(root)
 
 
 def write_photos(root: Path) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 from ldm_ae.core.errors import UserError
 from ldm_ae.data import Annotated, RawImage, Source, decode_image, open_source
 from ldm_ae.data.sources import SOURCES
+from ldm_ae.data.sources.volumes import VolumeSource
 from tests.data import source_files
 from tests.data.source_files import dataset, image, write_folder, write_tar, write_webdataset
 
@@ -43,7 +44,8 @@ def test_source_returns_identical_bytes_repeatedly_and_after_copying(example: So
         assert isinstance(raw, RawImage)
         assert type(raw.data) is bytes
         assert raw == example[i] == copy[i]
-        assert decode_image(raw.data).mode == "RGB"
+        if type(example) is not VolumeSource:  # whose slices are not RGB in 8 bits
+            assert decode_image(raw.data).mode == "RGB"
 
 
 def test_source_opens_the_file_of_an_image(example: Source) -> None:

@@ -118,3 +118,21 @@ def test_tar_summary_counts_its_members(tmp_path: Path) -> None:
     assert account.captions == {".txt of the sample": 1}
     with pytest.raises(UserError, match=r"no images in .*dots.tar; 1 images with a dot .*: dots.tar/0.0.png"):
         open_source(write_tar(tmp_path / "dots.tar", {"0.0.png": b"1"}))
+
+
+def test_arrays_are_the_images_of_tars_without_images(tmp_path: Path) -> None:
+    arrays = {"a.npy": b"A", "a.cls": b"3", "b.npz": b"B", "c.dcm": b"C", "d.nii.gz": b"D", "e.txt": b"no image"}
+    source = open_source(write_tar(tmp_path / "arrays.tar", arrays))
+    assert [(source.key(i), source[i].data, source[i].label) for i in range(len(source))] == [
+        ("arrays.tar/a", b"A", 3), ("arrays.tar/b", b"B", None), ("arrays.tar/c", b"C", None),
+        ("arrays.tar/d", b"D", None),
+    ]  # fmt: skip
+    assert source.account().unmatched["members of arrays.tar"].examples == ["e"]
+    features = {"a.npy": b"features", "a.npz": b"more", "a.jpg": b"A", "b.npy": b"features"}
+    write_tar(tmp_path / "both/0.tar", features)
+    write_tar(tmp_path / "both/1.tar", {"c.npy": b"features"})
+    source = open_source(tmp_path / "both")
+    assert [source[i].data for i in range(len(source))] == [b"A"]
+    assert source.account().unmatched == {}
+    with pytest.raises(UserError, match="two members hold the image of the sample a"):
+        open_source(write_tar(tmp_path / "twice.tar", {"a.npy": b"A", "a.npz": b"A"}))

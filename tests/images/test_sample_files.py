@@ -245,3 +245,22 @@ def test_folder_of_arrays_is_a_source_of_several_sizes(tmp_path: Path) -> None:
     assert whole(whole.decode(source[0].data).image).pixel_values.shape == (5, 12, 8)
     Image.fromarray(ramp(1, np.uint8)[0]).save(tmp_path / "photo.png")
     assert len(open_source(tmp_path)) == 1
+
+
+@needs_tifffile
+@pytest.mark.parametrize("installed", [True, False])
+def test_damaged_tiff_is_not_taken_for_one_that_needs_a_package(
+    installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tiff(ramp(5), photometric="minisblack", planarconfig="separate")
+    tiled = tiff(np.zeros((32, 32, 5), np.uint16), photometric="minisblack", planarconfig="contig", tile=(16, 16))
+    if not installed:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        for whole in (data, tiled, tiff(ramp(5), photometric="minisblack", planarconfig="separate", bigtiff=True)):
+            with pytest.raises(BadImage, match=r"read by tifffile; install ldm_ae\[tiff\]"):
+                read(whole, FIVE)
+    for damaged in (data[:-100], tiled[:-100], data[:40], data[:4] + b"\xff\xff\xff\x7f" + data[8:], data[:8]):
+        with pytest.raises(BadImage, match=r"^damaged: ") as error:
+            read(damaged, FIVE)
+        assert "install" not in str(error.value)
+        assert len(str(error.value).splitlines()) == 1

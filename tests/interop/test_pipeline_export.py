@@ -144,6 +144,8 @@ def test_tiny_autoencoder_replaces_one_of_another_class(pipeline: Path, tmp_path
 NARROW = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
 MISFITS: dict[str, tuple[Any, str]] = {
     "channels": (lambda: KLAutoencoder(**SMALL, latent_channels=8), "latent channels: expected 4 .*, got 8"),
+    "grey": (lambda: KLAutoencoder(pixels="grey", **SMALL), r"the images: expected rgb .*, got grey"),
+    "16 bits": (lambda: KLAutoencoder(pixels={"bits": 16}, **SMALL), r"the images: expected rgb .*, got .* of 16 bits"),
     "factor": (lambda: KLAutoencoder(**NARROW), "the downsample factor: expected 4 .*, got 2"),
     "codes": (lambda: VQAutoencoder(quantizer=VQ(8, 4), **SMALL), "the number of codes: expected None .*, got 8"),
     "class": (lambda: VQAutoencoder(quantizer=FSQ((4, 4, 3)), **SMALL), "diffusers has no class QuantizedAutoencoder"),

@@ -17,7 +17,7 @@ from ldm_ae.images.writing import encode_image, kind_of_files
 from ldm_ae.interop.ldm import ldm_config
 from ldm_ae.latents import LatentStore, decode_store, encode_images, reconstruct_images, verify_store
 from ldm_ae.latents.conversion.convert import convert_store
-from ldm_ae.models import KLAutoencoder
+from ldm_ae.models import KLAutoencoder, model_hash
 
 SPECS: dict[str, Any] = {
     "grey16": {"meaning": "grey", "bits": 16, "high": 4095, "missing": 0},
@@ -94,6 +94,12 @@ def test_model_of_other_stored_values_does_not_decode_the_store(case: Case, tmp_
     other = KLAutoencoder(pretrained=str(tmp_path / "model"), pixels=changed)
     with pytest.raises(UserError, match=r"store requires images that are .*, but the model uses .* to (200|2\.5)"):
         decode_store(other, case.store, tmp_path / "out", device="cpu")
+    same = KLAutoencoder(pretrained=str(tmp_path / "model"))
+    assert model_hash(other) != model_hash(same) == model_hash(case.model) == LatentStore(case.store).request.model_hash
+    with pytest.raises(UserError, match="store") as error:  # nor does it add to the store
+        encode_images(other, open_source(case.folder), case.store, transform=ImageTransform(
+            size=16, resize="none", pixels=other.pixel_spec), batch_size=2, device="cpu")  # fmt: skip
+    assert len(str(error.value).splitlines()) <= 2
 
 
 def test_formats_that_hold_rgb_images_refuse_in_one_line(case: Case, tmp_path: Path) -> None:

@@ -43,7 +43,15 @@ class FolderSource(Source):
     accepts = "a folder of images"
     scheme = "folder"
 
-    def __init__(self, root: Path, paths: list[str], beside: Collection[str] = (), tree: Tree | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        paths: list[str],
+        beside: Collection[str] = (),
+        tree: Tree | None = None,
+        *,
+        used: Collection[str] = IMAGE_EXTENSIONS,
+    ) -> None:
         """Find the texts and tables of the images.
 
         Args:
@@ -51,6 +59,7 @@ class FolderSource(Source):
             paths: The images' POSIX paths relative to it, in their final order.
             beside: The paths of texts beside them.
             tree: The other contents of the folder.
+            used: The extensions of images that are not counted as skipped.
         """
         self._root = root
         self._paths = StringTable(paths)
@@ -63,7 +72,7 @@ class FolderSource(Source):
         self._account = Account(kind=self.name, images=len(paths), classes=[valid_text(name) for name in self.classes])
         self._rows: dict[str, tuple[int | None, str | None]] = {}
         if tree is not None:
-            tree.describe(self._account, used=IMAGE_EXTENSIONS)
+            tree.describe(self._account, used=used)
             self._read_tables([name for name in tree.files(*TABLES) if name.rpartition("/")[2] in METADATA], set(paths))
         tables = set() if tree is None else set(tree.other_tables(read=METADATA))
         for name in (name for name in unused if name not in tables):
@@ -84,7 +93,10 @@ class FolderSource(Source):
         paths = tree.files(*IMAGE_EXTENSIONS)
         if not paths and not tree.files("tar", "parquet"):
             paths = tree.files(*ARRAY_EXTENSIONS)
-        return cls(path, paths, tree.files(*TEXTS), tree) if paths else None
+        if not paths:
+            return None
+        used = (*IMAGE_EXTENSIONS, *(ending for ending in ARRAY_EXTENSIONS if extension(paths[0]) in ARRAY_EXTENSIONS))
+        return cls(path, paths, tree.files(*TEXTS), tree, used=used)
 
     def _read_tables(self, tables: list[str], paths: set[str]) -> None:
         """Return the rows of metadata tables by the image's path; an unusable table or line affects only itself."""
@@ -161,6 +173,11 @@ class FolderSource(Source):
     def __getitem__(self, index: int) -> RawImage:
         path = self._paths[index]
         data = read_regular(self._root / path)
+        return self.annotated(index, valid_text(path), data)
+
+    def annotated(self, index: int, key: str, data: bytes) -> RawImage:
+        """Return an image of file `index` with the file's label and caption."""
+        path = self._paths[index]
         label, caption = self._rows.get(path, (None, None))
         if label is None and "/" in path:
             label = self._labels[path.partition("/")[0]]
@@ -170,7 +187,7 @@ class FolderSource(Source):
                 name = self._beside[text]
                 add = found.add_object if ending == "json" else found.add_text
                 add(valid_text(name.rpartition("/")[2]), partial(read_regular, self._root / name))
-        return RawImage(valid_text(path), data, found.label, found.caption, found.notes)
+        return RawImage(key, data, found.label, found.caption, found.notes)
 
 
 def _find_texts(paths: list[str], beside: list[str]) -> tuple[list[list[int]], list[str]]:

@@ -30,6 +30,8 @@ IMAGE_EXTENSIONS = (
 
 ARRAY_EXTENSIONS = ("npy", "npz")
 """Extensions of arrays, which are the images of a folder without images, tars and tables of Parquet."""
+VOLUME_EXTENSIONS = ("dcm", "dicom", "nii", "nii.gz")
+"""Extensions of DICOM and NIfTI files, of which each slice is an image."""
 
 
 class RawImage(NamedTuple):
@@ -244,5 +246,6 @@ def valid_text(name: str) -> str:
 
 
 def extension(name: str) -> str:
-    """Return the lower-case extension of a file name without the dot, "" if there is none."""
-    return name.rpartition(".")[2].lower() if "." in name else ""
+    """Return the lower-case extension of a file name without the dot, "" if there is none; `nii.gz` is one."""
+    ending = name.rpartition(".")[2].lower() if "." in name else ""
+    return "nii.gz" if ending == "gz" and name.lower().endswith(".nii.gz") else ending

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.account import Account
-from ldm_ae.data.sources.interface import ARRAY_EXTENSIONS, IMAGE_EXTENSIONS, extension
+from ldm_ae.data.sources.interface import ARRAY_EXTENSIONS, IMAGE_EXTENSIONS, VOLUME_EXTENSIONS, extension
 
 TEXTS = ("txt", "caption", "json")
 """Extensions of files that may be beside an image, in the order of priority of their captions."""
@@ -30,7 +30,9 @@ _IMAGE_LIKE = (
 )  # fmt: skip
 IMAGE_LIKE = frozenset(_IMAGE_LIKE) - frozenset(IMAGE_EXTENSIONS)
 """Extensions of images that are not opened; the account lists files with these names."""
-_KNOWN = IMAGE_LIKE | {*IMAGE_EXTENSIONS, *ARRAY_EXTENSIONS, *TEXTS, *TABLES, *ARCHIVES, "tar", "parquet"}
+_KNOWN = IMAGE_LIKE | {
+    *IMAGE_EXTENSIONS, *ARRAY_EXTENSIONS, *VOLUME_EXTENSIONS, *TEXTS, *TABLES, *ARCHIVES, "tar", "parquet"
+}  # fmt: skip
 
 
 class Tree:
@@ -114,6 +116,8 @@ class Tree:
         reasons |= dict.fromkeys(IMAGE_LIKE, "images of unsupported formats")
         reasons |= dict.fromkeys(ARCHIVES, "compressed archives; unpack them")
         reasons |= {"tar": "tars", "parquet": "Parquet files"}
+        reasons |= dict.fromkeys(ARRAY_EXTENSIONS, "arrays beside images")
+        reasons |= dict.fromkeys(VOLUME_EXTENSIONS, "slices of volumes")
         for ending in sorted(self._files.keys() & reasons.keys() - set(used)):
             for name in self.files(ending):
                 account.add_skipped(f"{reasons[ending]} (.{ending})", name)

@@ -13,7 +13,16 @@ import numpy as np
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.data.account import Account
-from ldm_ae.data.sources.interface import IMAGE_EXTENSIONS, RawImage, Source, StringTable, extension, valid_text
+from ldm_ae.data.sources.interface import (
+    ARRAY_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    VOLUME_EXTENSIONS,
+    RawImage,
+    Source,
+    StringTable,
+    extension,
+    valid_text,
+)
 from ldm_ae.data.sources.tree import IMAGE_LIKE, TEXTS, Tree
 from ldm_ae.data.texts import LABEL_LIMIT, Annotations
 from ldm_ae.images.decoding import BadImage
@@ -21,13 +30,16 @@ from ldm_ae.images.decoding import BadImage
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _PARTS = ("image", "cls", "json", "txt", "caption")
+_KINDS = dict.fromkeys(IMAGE_EXTENSIONS, "image") | dict.fromkeys((*ARRAY_EXTENSIONS, *VOLUME_EXTENSIONS), "array")
+"""Kinds of images by the extension of the member. Arrays are images of tars without others, else features."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class WebDatasetSource(Source):
     """Samples of uncompressed tars: members of one tar that share the name up to the first dot of its last part.
 
-    The image is the member with an image's extension, the label the number in `.cls`, the caption the text of `.txt` or
+    The image is the member with an image's extension, or, if no sample of the tars has one, the array (`.npy`, `.npz`)
+    or the file of DICOM or NIfTI with one slice. The label is the number in `.cls`, the caption the text of `.txt` or
     `.caption`; an object in `.json` may have a caption and a label too. A hard link has the content of its target. The
     tars are scanned once, headers only; after that every sample is a read at an offset, so that, unlike in a stream of
     tars, the order is free and a run can resume anywhere. The key is the tar's path below the folder that holds all the
@@ -51,16 +63,20 @@ class WebDatasetSource(Source):
         folders = {tar.parent for tar in tars}
         root = tars[0].parent if len(folders) == 1 else _common_folder(tars)
         self._tars = tars
-        names: list[str] = []
-        places: list[list[tuple[int, int]]] = []
         self._tar_of: list[int] | np.ndarray = []
-        account = Account(kind=self.name, images=0)
-        for number, tar in enumerate(tars):
-            place = tar.relative_to(root).as_posix()
-            for sample, parts in sorted(_scan(tar, place, account).items(), key=lambda item: item[1]["image"][0]):
-                names.append(f"{place}/{sample}")
-                places.append([parts.get(part, (0, -1)) for part in _PARTS])
-                self._tar_of.append(number)
+        for image in ("image", "array"):
+            names: list[str] = []
+            places: list[list[tuple[int, int]]] = []
+            account = Account(kind=self.name, images=0)
+            for number, tar in enumerate(tars):
+                place = tar.relative_to(root).as_posix()
+                samples = _scan(tar, place, image, account)
+                for sample, parts in sorted(samples.items(), key=lambda item: item[1]["image"][0]):
+                    names.append(f"{place}/{sample}")
+                    places.append([parts.get(part, (0, -1)) for part in _PARTS])
+                    self._tar_of.append(number)
+            if names:
+                break
         if not names:
             more = f" and {len(tars) - 1} more tars" if tars[1:] else ""
             found = "".join(f"; {group.count} {reason}: {group}" for reason, group in account.passed_over.items())
@@ -138,8 +154,15 @@ def _label(parts: dict[str, bytes]) -> int | None:
     return int(text)
 
 
-def _scan(tar: Path, place: str, account: Account) -> dict[str, dict[str, tuple[int, int]]]:
-    """Return offset and size of each part of each sample with an image; unused members are added to the account."""
+def _scan(tar: Path, place: str, images: str, account: Account) -> dict[str, dict[str, tuple[int, int]]]:
+    """Return offset and size of each part of each sample with an image; unused members are added to the account.
+
+    Args:
+        tar: The tar.
+        place: Its name in keys and messages.
+        images: The kind of members that are the images: image or array.
+        account: The account.
+    """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     whole: dict[str, tuple[int, int]] = {}
     try:
@@ -157,7 +180,8 @@ def _scan(tar: Path, place: str, account: Account) -> dict[str, dict[str, tuple[
             for member in archive:
                 folder, slash, file_name = member.name.rpartition("/")
                 stem, _, ending = file_name.partition(".")
-                part = "image" if ending.lower() in IMAGE_EXTENSIONS else ending.lower()
+                kind = _KINDS.get(ending.lower(), "")
+                part = "image" if kind == images else "" if kind else ending.lower()
                 if member.isreg():
                     whole[member.name] = member.offset_data, member.size
                 content = whole.get(member.linkname if member.islnk() else member.name)

@@ -104,7 +104,7 @@ class Setting:
 
     model: Autoencoder | None
     """The model on its device and in the precision of the evaluation; in fp16 it computes a batch that overflows again
-    in float32. None where RGB images are compared without a model."""
+    in float32. None where images are compared without a model."""
     device: torch.device
     model_hash: str | None = None
     """The model's `model_hash`, where there is a prior."""
@@ -117,11 +117,13 @@ class Setting:
 
     view: View | None = None
     """How networks that know RGB only see other images; None for the default of the images."""
+    images: PixelSpec = RGB
+    """The images that are compared where there is no model."""
 
     @property
     def pixels(self) -> PixelSpec:
         """The images that are scored."""
-        return RGB if self.model is None else self.model.pixel_spec
+        return self.images if self.model is None else self.model.pixel_spec
 
 
 class Metric(ABC):

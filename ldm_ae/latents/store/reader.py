@@ -143,14 +143,14 @@ class LatentStore:
 
     def check_model(self, model: Autoencoder) -> None:
         """Raise `UserError` unless this model made the latents, of images with the same stored values."""
+        transform = self.request.transform
+        if "version" in transform:  # an imported store does not record its images
+            model.pixel_spec.require_match(PixelSpec.from_json(transform.get("pixels", "rgb")), str(self.path))
         if model_hash(model) != self.request.model_hash:
             raise UserError(
                 f"{self.path} was made by another model (hash {self.request.model_hash[:12]}, this one's is "
                 f"{model_hash(model)[:12]}); give the model that made it"
             )
-        transform = self.request.transform
-        if "version" in transform:  # an imported store does not record its images
-            model.pixel_spec.require_match(PixelSpec.from_json(transform.get("pixels", "rgb")), str(self.path))
 
 
 def _area(bucket: str) -> int:

@@ -381,5 +381,5 @@ def _read_png(path: Path) -> Tensor:
     try:
         with Image.open(path) as image:
             return image_levels(image)
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for some damaged PNG
         raise UserError(f"{path} is damaged ({reason(error)}); remove it to compute it again") from error
