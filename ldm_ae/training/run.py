@@ -26,7 +26,7 @@ from ldm_ae.core.precision import Numerics, agreed_numerics
 from ldm_ae.discriminators import with_aids
 from ldm_ae.images.pixels import RGB
 from ldm_ae.io.files import clear_leftovers, leaving_nothing, make_folder
-from ldm_ae.losses import Objective
+from ldm_ae.losses import Likelihood, Objective
 from ldm_ae.models import network_config
 from ldm_ae.models.loading.checkpoints import CHECKPOINTS
 from ldm_ae.models.trainable import set_trainable
@@ -302,6 +302,8 @@ def make_trainer(
         "learned_log_variance": run.objective.learned_log_variance,
         "ema": run.training.ema_decay is not None,
     }
+    if isinstance(run.objective.reconstruction, Likelihood) and [*run.objective.reconstruction.parameters()]:
+        identity["learned_scale"] = type(run.objective.reconstruction).__name__
     if run.model.pixel_spec != RGB:
         identity["pixels"] = json.dumps(run.model.pixel_spec.to_json(), sort_keys=True)
     if not isinstance(run.regularizer, Identity):

@@ -25,7 +25,7 @@ from ldm_ae.training.adaptive_terms import (
     backward_to_encoder,
     decode_ahead,
 )
-from ldm_ae.training.further_losses import log_variance_loss
+from ldm_ae.training.further_losses import own_parameters_loss
 from ldm_ae.training.gradients import (
     OutputGradients,
     adaptive_weight,
@@ -144,7 +144,7 @@ def surrogate_loss(
     else:  # a scalar whose gradient at the reconstructions is that of the losses
         pairs = zip(output.all_reconstructions, at_output.weighted(gan_weight), strict=True)
         surrogate = torch.stack([(found * gradient).sum() for found, gradient in pairs]).sum() + regularization
-    surrogate = surrogate + log_variance_loss(objective, output, at_output.error, at_output.further)
+    surrogate = surrogate + own_parameters_loss(objective, at_output.own)
     return Surrogate(surrogate, regularization, terms)
 
 
@@ -172,11 +172,10 @@ def _sync_on_last(accelerator: Accelerator, module: nn.Module, i: int, count: in
 
 
 def _average_gradients(accelerator: Accelerator, objective: Objective) -> None:
-    """Average the gradient of the objective's own parameter, which stands outside DistributedDataParallel."""
-    for parameter in objective.parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None
-            parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+    """Average the gradients of the objective's own parameters, which stand outside DistributedDataParallel."""
+    for parameter in objective.learning_parameters():
+        assert parameter.grad is not None
+        parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
 
 
 def _mean_logs(all_logs: Sequence[Logs]) -> Logs:
