@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from ldm_ae.images.pixels import GREY
+from ldm_ae.losses import Gaussian
 from ldm_ae.models import Autoencoder, AutoencoderSpec, GaussianPosterior, LatentSpec
 
 SIGMA = 0.3
@@ -16,21 +15,13 @@ MIXING = torch.tensor([[0.6, 0.4], [0.1, 0.5], [-0.3, 0.2], [0.4, 0.1]])
 OFFSET = torch.tensor([0.1, -0.1, 0.0, 0.2])
 
 
-class Normal(nn.Module):
-    is_discrete = False
-
-    def log_prob(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
-        squares = ((pixel_values - reconstructions) / SIGMA).square()
-        return -0.5 * (squares + math.log(2 * math.pi * SIGMA**2)).flatten(1).sum(dim=1)
-
-
 class LinearGaussian(Autoencoder):
     """Grey images of 2x2 pixels and two latents. The encoder gives the best diagonal Gaussian, whose precisions are the
     diagonal of the posterior's (Bishop, Pattern Recognition and Machine Learning, section 10.1.2), its mean moved by
     `shift`."""
 
     has_moments = True
-    likelihood = Normal()  # type: ignore[assignment]
+    likelihood = Gaussian(scale=SIGMA, learned=False)  # type: ignore[assignment]
 
     def __init__(self, mixing: Tensor = MIXING, shift: float = 0.0):
         super().__init__()

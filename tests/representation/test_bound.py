@@ -59,6 +59,7 @@ def test_draws_depend_on_the_seeds_of_images_and_not_on_chunks() -> None:
     assert not torch.allclose(iwae(model, images, k=10), together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["linear", "sigmoid"])
 def test_annealing_finds_log_p_without_the_encoder(schedule: str) -> None:
     model = LinearGaussian(shift=3.0)
@@ -82,6 +83,7 @@ def test_schedules_rise_from_zero_to_one_and_the_sigmoid_is_slow_at_both_ends() 
         temperatures(10, "cosine")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_gap_is_split_into_approximation_and_amortization() -> None:
     model = LinearGaussian(shift=0.4)
     images = model.images(3)
@@ -98,6 +100,7 @@ def test_gap_is_split_into_approximation_and_amortization() -> None:
     torch.testing.assert_close(best.log_variance[0].flatten(), -model.precision.diagonal().log(), atol=0.1, rtol=0)
 
 
+@pytest.mark.slow
 def test_posterior_draws_have_its_moments() -> None:
     model = LinearGaussian()
     image = model.images(1)
@@ -118,6 +121,7 @@ def test_r_hat_is_one_for_equal_chains_and_large_for_distant_ones() -> None:
     assert float(r_hat(chains + 3 * torch.arange(4.0).view(4, 1, 1))) > 2
 
 
+@pytest.mark.slow
 def test_picture_shows_the_correlation_that_the_encoder_misses() -> None:
     pytest.importorskip("matplotlib")
     model = LinearGaussian()
@@ -146,7 +150,6 @@ def test_bits_per_dimension_count_the_distance_of_levels() -> None:
 
 def test_models_without_a_likelihood_are_rejected() -> None:
     model = IdentityAutoencoder()
-    model.likelihood = None
     with pytest.raises(UserError, match="the model has no likelihood"):
         elbo(model, torch.zeros(1, 3, 4, 4))
 

@@ -38,6 +38,7 @@ def test_distinct_posteriors_show_log_n_nats() -> None:
     assert found.aggregate_kl == pytest.approx(found.rate - math.log(8))
 
 
+@pytest.mark.slow
 def test_gaussian_channel_has_its_capacity_and_its_aggregate_is_the_prior() -> None:
     variance = 0.36
     means = math.sqrt(1 - variance) * normal(2000, 2)
@@ -48,6 +49,7 @@ def test_gaussian_channel_has_its_capacity_and_its_aggregate_is_the_prior() -> N
     assert total_correlation(means, torch.full((2000, 2), math.log(variance))) == pytest.approx(0.0, abs=0.03)
 
 
+@pytest.mark.slow
 def test_total_correlation_is_that_of_a_correlated_gaussian() -> None:
     correlation, variance = 0.8, 0.1
     covariance = torch.tensor([[1.0, correlation], [correlation, 1.0]]) - variance * torch.eye(2)
@@ -91,6 +93,7 @@ def test_rate_and_distortion_are_those_of_a_draw() -> None:
         rate_distortion("one", model, [])
 
 
+@pytest.mark.slow
 def test_figure_has_a_line_for_each_curve_in_the_order_of_rates() -> None:
     pytest.importorskip("matplotlib")
     curves = {"beta": [Point("4", 2.0, 0.01), Point("1", 1.0, 0.02)], "JPEG": [Point("5", 3.0, 0.1)]}

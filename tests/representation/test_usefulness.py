@@ -30,6 +30,7 @@ def features(distance: float, seed: int = 0) -> np.ndarray:
     return found
 
 
+@pytest.mark.slow
 @needs_sklearn
 def test_neighbours_and_clusters_find_distant_classes_and_none_in_noise() -> None:
     assert knn_accuracy(features(20), LABELS) == 1.0
@@ -59,6 +60,7 @@ def images(labels: torch.Tensor, seed: int) -> torch.Tensor:
     return (noise + bright[labels][:, None, None, :]).clamp(-1, 1)
 
 
+@pytest.mark.slow
 def test_classification_accuracy_score_of_good_and_confused_generators() -> None:
     labels = torch.arange(64) % 2
     real = images(labels, 0)

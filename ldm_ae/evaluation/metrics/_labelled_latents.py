@@ -90,8 +90,8 @@ class LabelledLatentsMetric(ModelMetric):
 
 
 FEATURES = (
-    f"scaled latents of the posterior's mode, averaged to at most {GRID}x{GRID} places and {NUMBERS} numbers; of the first "
-    f"{IMAGES} labelled images"
+    f"scaled latents of the posterior's mode, averaged to at most {GRID}x{GRID} places and {NUMBERS} numbers; of the "
+    f"first {IMAGES} labelled images"
 )
 """The features, for protocols."""
 

@@ -22,7 +22,7 @@ class ActiveUnits(MomentsMetric):
     scores: ClassVar[Mapping[str, ScoreInfo]] = {
         "active_units": ScoreInfo(
             label="Active units", group="latents", reliable_images=100,
-            explanation=f"Number of latents whose posterior mean has a variance above {ACTIVE_VARIANCE} over the images."
+            explanation=f"Number of latents whose posterior mean has a variance above {ACTIVE_VARIANCE} over images."
         ),
         "active_units_fraction": ScoreInfo(
             label="Active units, fraction", group="latents", reliable_images=100,
@@ -60,7 +60,7 @@ class ActiveUnits(MomentsMetric):
 
     def details(self) -> Mapping[str, JSON]:
         """Return the report in words."""
-        return {"report": self._collapse().lines}
+        return {"report": " ".join(self._collapse().lines)}
 
     def _collapse(self) -> Collapse:
         variance = self._squares / self._images - (self._sum / self._images).square()

@@ -29,7 +29,7 @@ class KNN(LabelledLatentsMetric):
             "knn": {
                 "features": FEATURES,
                 "classifier": f"majority of {NEIGHBOURS} neighbours by Euclidean distance",
-                "folds": f"{FOLDS}, stratified, shuffled with seed 0; classes of fewer than {NEIGHBOURS} images are not "
-                "used",
+                "folds": f"{FOLDS}, stratified, shuffled with seed 0; classes of fewer than {NEIGHBOURS} images "
+                "are not used",
             }
         }

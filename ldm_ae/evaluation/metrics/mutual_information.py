@@ -32,8 +32,8 @@ class MutualInformation(MomentsMetric):
         ),
         "aggregate_kl": ScoreInfo(
             label="KL of the aggregate posterior", unit="nats", group="latents", reliable_images=1000,
-            explanation="KL of all images' posteriors together to the prior: the rate minus the mutual information. Where "
-            "the information is at its limit, an upper bound."
+            explanation="KL of all images' posteriors together to the prior: the rate minus the mutual information. "
+            "Where the information is at its limit, an upper bound."
         ),
     }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Annealed importance sampling of log p(x), the reference for bounds.
 
-Sources: Neal, Annealed Importance Sampling, arXiv physics/9803008; for decoders, Wu et al., On the Quantitative Analysis
-of Decoder-Based Generative Models, arXiv 1611.04273.
+Sources: Neal, Annealed Importance Sampling, arXiv physics/9803008; for decoders, Wu et al., On the Quantitative
+Analysis of Decoder-Based Generative Models, arXiv 1611.04273.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def ais(
         for before, level in zip(levels[:-1].tolist(), levels[1:].tolist(), strict=True):
             weights += (level - before) * log_likelihood(latents, images).double()
             latents = sampler.move(
-                latents, lambda z, t=level: log_normal(z) + t * log_likelihood(z, images)  # type: ignore[misc]
+                latents,
+                lambda z, t=level: log_normal(z) + t * log_likelihood(z, images),  # type: ignore[misc]
             )
         return AIS(weights.float().view(chains, -1), sampler.acceptance())

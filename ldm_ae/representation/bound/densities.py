@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.losses import Likelihood
 from ldm_ae.models import Autoencoder, GaussianPosterior
-
-if TYPE_CHECKING:
-    from ldm_ae.losses import Likelihood
 
 LOG_TWO_PI = math.log(2 * math.pi)
 
@@ -24,12 +21,12 @@ LogLikelihood = Callable[[Tensor, Tensor], Tensor]
 
 
 def require_bound(model: Autoencoder) -> Likelihood:
-    """Return the model's likelihood; raise `UserError` unless log p(x) of the model is defined and its posteriors bound it."""
+    """Return the model's likelihood; raise `UserError` unless log p(x) is defined and posteriors bound it."""
     likelihood = model.likelihood
     if likelihood is None:
         raise UserError(
-            "the model has no likelihood, so that log p(x) is not defined; train with objective.reconstruction bernoulli, "
-            "gaussian or discretizedlogistic"
+            "the model has no likelihood, so that log p(x) is not defined; train with objective.reconstruction "
+            "bernoulli, gaussian or discretizedlogistic"
         )
     if not model.has_moments:
         raise UserError("the model's posteriors are not Gaussian, so that they do not bound log p(x)")

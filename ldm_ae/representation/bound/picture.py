@@ -54,9 +54,7 @@ def plane(draws: Tensor, posterior: GaussianPosterior, latents: tuple[int, int] 
     return Plane(points @ directions.T, directions @ mean, covariance, labels)
 
 
-def posterior_figure(
-    draws: Tensor, posterior: GaussianPosterior, latents: tuple[int, int] | None = None
-) -> Figure:
+def posterior_figure(draws: Tensor, posterior: GaussianPosterior, latents: tuple[int, int] | None = None) -> Figure:
     """Return a matplotlib figure of draws as points, with the encoder's Gaussian at one and two standard deviations.
 
     Args:

@@ -56,9 +56,7 @@ def posterior_draws(
         sampler = Hamiltonian(1, leapfrog_steps, generator)
         kept = []
         for number in range(warmup + draws):
-            latents = sampler.move(
-                latents, lambda z: log_normal(z) + log_likelihood(z, images), adapt=number < warmup
-            )
+            latents = sampler.move(latents, lambda z: log_normal(z) + log_likelihood(z, images), adapt=number < warmup)
             if number == warmup - 1:
                 sampler.accepted.clear()
             if number >= warmup:

@@ -53,7 +53,9 @@ def dci(codes: ArrayLike, factors: ArrayLike, *, seed: int = 0) -> DCI:
         # All latents compete at each split: a random subset of them would spread importance over latents that only
         # stand in for the best one.
         forests = [
-            RandomForestClassifier(TREES, max_depth=depth, max_features=None, random_state=seed).fit(x[fit], factor[fit])
+            RandomForestClassifier(TREES, max_depth=depth, max_features=None, random_state=seed).fit(
+                x[fit], factor[fit]
+            )
             for depth in DEPTHS
         ]
         best = max(forests, key=lambda forest: forest.score(x[choose], factor[choose]))

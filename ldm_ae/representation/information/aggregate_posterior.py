@@ -27,8 +27,8 @@ class Information(NamedTuple):
     mutual_information: float
     """Estimate of I(x; z); at most `limit`, so that a value near it means "at least so much"."""
     aggregate_kl: float
-    """`rate` - `mutual_information`, an estimate of KL(q(z) || N(0, 1)). Where the mutual information is near its limit,
-    this is only an upper bound."""
+    """`rate` - `mutual_information`, an estimate of KL(q(z) || N(0, 1)). Where the mutual information is near its
+    limit, this is only an upper bound."""
     limit: float
     """log N, the largest information that N images can show: which of them it is."""
 
@@ -36,8 +36,8 @@ class Information(NamedTuple):
 def information(means: Tensor, log_variances: Tensor, *, seed: int = 0) -> Information:
     """Estimate I(x; z) under the encoder, with q(z) as the mixture of the posteriors of these N images.
 
-    The estimate is the mean of log q(z|x) - log q(z) over one draw z of each posterior. Because the mixture contains the
-    draw's own posterior, it cannot exceed log N, and in expectation it is at most I(x; z).
+    The estimate is the mean of log q(z|x) - log q(z) over one draw z of each posterior. Because the mixture contains
+    the draw's own posterior, it cannot exceed log N, and in expectation it is at most I(x; z).
 
     Args:
         means: (N, D).
@@ -64,7 +64,7 @@ def log_density(latents: Tensor, means: Tensor, log_variances: Tensor) -> Tensor
 
 
 def log_aggregate(latents: Tensor, means: Tensor, log_variances: Tensor) -> Tensor:
-    """Return the log-density (M,) float64 of latents (M, D) float64 under the mixture of N diagonal Gaussians (N, D)."""
+    """Return the log-density (M,) float64 of latents (M, D) float64 under a mixture of N diagonal Gaussians."""
     mean, log_variance = means.double(), log_variances.double()
     precision = (-log_variance).exp()
     # The squared distance to all Gaussians by matrix products: (z - m)^2 p = z^2 p - 2 z m p + m^2 p.

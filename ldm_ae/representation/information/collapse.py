@@ -1,5 +1,5 @@
-"""Posterior collapse, in numbers and words. Source: Burda et al., arXiv 1509.00519, section 5.2, for active units; Lucas
-et al., Don't Blame the ELBO!, arXiv 1911.02469, for the phenomenon."""
+"""Posterior collapse, in numbers and words. Source: Burda et al., arXiv 1509.00519, section 5.2, for active units;
+Lucas et al., Don't Blame the ELBO!, arXiv 1911.02469, for the phenomenon."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ class Collapse(NamedTuple):
             f"{ACTIVE_VARIANCE}."
         ]
         if count == 0:
-            found.append("The posterior has collapsed: the latents do not depend on the image, and the decoder ignores it.")
+            found.append(
+                "The posterior has collapsed: the latents do not depend on the image, and the decoder ignores it."
+            )
         elif count == total:
             found.append("No latent has collapsed.")
         if at_prior:
             found.append(
-                f"{at_prior:,} inactive {_latents(at_prior)} at the prior (KL at most {PRIOR_NATS} nats): unused capacity, "
-                "which costs no rate."
+                f"{at_prior:,} inactive {_latents(at_prior)} at the prior (KL at most {PRIOR_NATS} nats): unused "
+                "capacity, which costs no rate."
             )
         if constant := len(silent) - at_prior:
             nats = float(silent[silent > PRIOR_NATS].sum())
@@ -49,7 +51,8 @@ class Collapse(NamedTuple):
         if count:
             share = float(self.kl.max() / self.kl.sum())
             found.append(
-                f"The KL is {float(self.kl.sum()):.4g} nats for each image; the latent with the most has {share:.0%} of it."
+                f"The KL is {float(self.kl.sum()):.4g} nats for each image; the latent with the most has {share:.0%} "
+                "of it."
             )
         return found
 

@@ -1,5 +1,5 @@
-"""Total correlation of the aggregate posterior. Source: Chen et al., Isolating Sources of Disentanglement in VAEs, arXiv
-1802.04942, eq. 2."""
+"""Total correlation of the aggregate posterior. Source: Chen et al., Isolating Sources of Disentanglement in VAEs,
+arXiv 1802.04942, eq. 2."""
 
 from __future__ import annotations
 

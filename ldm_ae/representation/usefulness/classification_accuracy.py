@@ -18,8 +18,8 @@ def classification_accuracy_score(
 ) -> float:  # fmt: skip
     """Return the accuracy on real images of a classifier that was trained on generated ones.
 
-    Compare it with `classifier_accuracy` of real training images: a lower score means that the generator misses parts of
-    the classes, or confuses them.
+    Compare it with `classifier_accuracy` of real training images: a lower score means that the generator misses parts
+    of the classes, or confuses them.
 
     Args:
         generate: Function from labels (B,) int64 to images (B, C, H, W) in [-1, 1].
