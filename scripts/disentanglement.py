@@ -5,9 +5,9 @@
         --steps 2000 --out runs/sweep
 
 The images are `sprites:FIRST-END`, whose factors (shape, scale, rotation, x, y) are known. The codes are the means of
-the posteriors. For each model it prints every score of `ldm_ae.representation.disentanglement`, the ELBO in nats (only for
-models with a likelihood), the rate in bits per pixel, the mean squared error of draws, the total correlation and the
-number of active latents.
+the posteriors. For each model it prints every score of `ldm_ae.representation.disentanglement`, the ELBO in nats (only
+for models with a likelihood), the rate in bits per pixel, the mean squared error of draws, the total correlation and
+the number of active latents.
 
 A sweep trains the recipe with each weight of the KL (`objective.regularization_weights.kl`) and each seed into
 OUT/runs/; a run that is there is resumed or taken as it is. It also prints which weight has the best score for each
@@ -100,6 +100,7 @@ def train(args: argparse.Namespace) -> list[Run]:
             command = [
                 sys.executable, "-m", "ldm_ae.cli", "train", "--config", args.config, "--out", str(folder), "--seed",
                 str(seed), "--objective.regularization_weights.kl", str(beta), "--training.max_steps", str(args.steps),
+                *args.options,
             ]  # fmt: skip
             print(f"training {name}", file=sys.stderr, flush=True)
             if (status := subprocess.run(command, stdout=sys.stderr, check=False).returncode) != 0:
@@ -229,14 +230,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Score how well latents separate known factors of images.")
     parser.add_argument("model", nargs="*", help="MODEL, as for ldm-ae evaluate")
     parser.add_argument("--out", required=True, help="folder for disentanglement.json, figures and the runs of a sweep")
-    parser.add_argument("--images", default="sprites:50000-55000", help="sprites:FIRST-END, images with known factors (default: "
-                        "%(default)s)")  # fmt: skip
+    parser.add_argument("--images", default="sprites:50000-55000", help="sprites:FIRST-END, images with known factors "
+                        "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--config", help="recipe of a sweep, such as configs/beta_vae_sprites.yaml")
     parser.add_argument("--betas", type=float, nargs="+", default=[1, 4, 16], help="weights of the KL (default: "
                         "%(default)s)")  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of training (default: "
                         "%(default)s)")  # fmt: skip
     parser.add_argument("--steps", type=int, default=2000, help="steps of each run (default: %(default)s)")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="last: further options of `ldm-ae "
+                        "train` for each run of a sweep, such as --training.batch_size 32")  # fmt: skip
     parser.add_argument("--jpeg-images", type=int, default=500, help="images that JPEG codes (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
     return parser
