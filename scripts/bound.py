@@ -50,7 +50,7 @@ from ldm_ae.representation.encoded import read_images
 def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Measure, write and print; return the table by row."""
     require_new_folder(args.out, "the results")
-    counts = ("images", "elbo_samples", "ais_steps", "ais_chains", "optimizer_steps", "draws")
+    counts = ("images", "elbo_samples", "ais_steps", "ais_chains", "optimizer_steps", "draws", "warmup")
     for name in counts:
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         found["best gaussian"] = split.optimal_elbo
         progress(3 + len(args.k), 4 + len(args.k))
         image = images[args.posterior_of][None]
-        draws = posterior_draws(model, image, draws=args.draws)
+        draws = posterior_draws(model, image, draws=args.draws, warmup=args.warmup)
         progress(4 + len(args.k), 4 + len(args.k))
     found |= {"approximation gap": split.approximation, "amortization gap": split.amortization, "gap": split.total}
     rows = {name: _row(values) for name, values in found.items()}
@@ -137,7 +137,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--optimizer-steps", type=int, default=500, help="steps to the best Gaussian of each image "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--posterior-of", type=int, default=0, help="image of the picture, from 0 (default: 0)")
-    parser.add_argument("--draws", type=int, default=500, help="draws of its posterior by each of 16 chains, after 300 "
+    parser.add_argument("--draws", type=int, default=500, help="draws of its posterior by each of 16 chains "
+                        "(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--warmup", type=int, default=300, help="transitions of each chain before "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--latents", type=int, nargs=2, help="the two latents of the picture; by default the draws' "
                         "principal directions")  # fmt: skip
