@@ -30,6 +30,7 @@ from ldm_ae.images.views import View, view_for
 from ldm_ae.losses.adversarial import AdversarialLoss, HingeLoss
 from ldm_ae.losses.perceptual.interface import PerceptualLoss
 from ldm_ae.losses.reconstruction import L1, Likelihood, ReconstructionLoss
+from ldm_ae.losses.schedules import WeightSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class ObjectiveConfig:
     regularization_weights: dict[str, float] = field(default_factory=lambda: {"kl": 1e-6})
     """Weight of each term of the posterior by name (kl, in nats; a quantizer's docstring lists its own terms). Terms
     without a weight are not optimized."""
+    regularization_schedules: dict[str, WeightSchedule] = field(default_factory=dict)
+    """How the weights of some terms rise with the steps, by name, such as {kl: {warmup_steps: 1000}}."""
     learned_log_variance: bool = False
     """Divide the reconstruction loss by exp(s) and add s, where s is one learned number for all pixels."""
     adversarial: AdversarialLoss = field(default_factory=default_of(HingeLoss))
@@ -72,6 +75,11 @@ class ObjectiveConfig:
         for name in ("discriminator_start", "discriminator_warmup_steps", "gan_ramp_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
+        if unknown := [name for name in self.regularization_schedules if name not in self.regularization_weights]:
+            raise UserError(
+                f"objective.regularization_schedules: '{unknown[0]}' has no weight; add it to "
+                "objective.regularization_weights"
+            )
         if self.learned_log_variance and isinstance(self.reconstruction, Likelihood):
             raise UserError(
                 f"objective.learned_log_variance has no place beside {type(self.reconstruction).__name__}, a "
@@ -87,6 +95,10 @@ class ObjectiveConfig:
         if self.perceptual is None:
             return None
         return view_for(self.perceptual.pixels, pixels, self.view, f"objective.perceptual ({self.perceptual.name})")
+
+    def scheduled_at(self, step: int) -> dict[str, float]:
+        """Return the factors of the scheduled weights after `step` updates, by name."""
+        return {name: schedule.factor(step) for name, schedule in self.regularization_schedules.items()}
 
     def gan_weight_at(self, step: int) -> float:
         """Return the weight of the adversarial loss after `step` updates; at 0 the generator does not use it."""
@@ -190,14 +202,14 @@ class Objective(PartlyFrozen):
         return error * torch.exp(-self.log_variance) + self._elements(pixel_values) * self.log_variance
 
     def regularization(
-        self, terms: dict[str, Tensor], latents: Tensor, factors: Mapping[str, Tensor] | None = None
+        self, terms: dict[str, Tensor], latents: Tensor, factors: Mapping[str, Tensor | float] | None = None
     ) -> Tensor:
         """Return the weighted sum of the terms, each (B,) summed over one image's latents (B, C, h, w).
 
         Args:
             terms: Those of posterior and regularizer.
             latents: Their elements are counted.
-            factors: Scalars that multiply the weights of some terms: their adaptive weights.
+            factors: Scalars that multiply the weights of some terms: their adaptive weights and schedules.
         """
         total = latents.new_zeros(())
         for name, weight in self.config.regularization_weights.items():

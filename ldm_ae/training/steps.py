@@ -80,7 +80,7 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
             if parts.adaptive_terms and decoder is None:
                 decoder, at_encoder = backward_to_encoder(parts, output, at_output, gan_weight)
                 factors = adaptive_factors(parts, [at_encoder])
-            surrogate, _, terms = surrogate_loss(parts.objective, output, at_output, gan_weight, decoder, factors)
+            surrogate, _, terms = surrogate_loss(parts.objective, output, at_output, gan_weight, step, decoder, factors)
             parts.accelerator.backward(surrogate / len(batches))
         posteriors.append(output.posterior)
         results.append(Reconstructed(output.target.detach(), output.reconstructions.detach()))
@@ -88,6 +88,7 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
     _average_gradients(parts.accelerator, parts.objective)
     logs = _mean_logs(all_logs) | parts.plain_pass.learn(posteriors)
     logs |= {f"{name}_adaptive_weight": factor for name, factor in factors.items()}
+    logs |= scheduled_weights(parts.objective, step, results[0].target.device)
     if isinstance(gan_weight, Tensor):
         logs["adaptive_weight"] = gan_weight / parts.objective.config.gan_weight_at(step)
     return results, logs
@@ -130,13 +131,16 @@ class Surrogate(NamedTuple):
 
 
 def surrogate_loss(
-    objective: Objective, output: TrainingOutput, at_output: OutputGradients, gan_weight: float | Tensor,
+    objective: Objective, output: TrainingOutput, at_output: OutputGradients, gan_weight: float | Tensor, step: int,
     decoder: DecoderGradients | None = None, factors: Mapping[str, Tensor] | None = None,
 ) -> Surrogate:  # fmt: skip
     """Return a scalar whose backward pass gives every parameter of the autoencoder its gradient.
 
     With adaptive terms, `decoder` is the result of the decoder's backward pass, and `factors` multiply their weights.
+    The schedules of weights count `step`, the number of updates so far.
     """
+    scheduled = objective.config.scheduled_at(step)
+    factors = scheduled | {name: scheduled.get(name, 1.0) * value for name, value in (factors or {}).items()}
     terms = output.posterior.regularization() | output.terms
     regularization = objective.regularization(terms, output.posterior.mode(), factors)
     if decoder is not None:
@@ -146,6 +150,12 @@ def surrogate_loss(
         surrogate = torch.stack([(found * gradient).sum() for found, gradient in pairs]).sum() + regularization
     surrogate = surrogate + own_parameters_loss(objective, at_output.own)
     return Surrogate(surrogate, regularization, terms)
+
+
+def scheduled_weights(objective: Objective, step: int, device: torch.device) -> Logs:
+    """Return the weights of the scheduled terms after `step` updates, scalars to log."""
+    weights, scheduled = objective.config.regularization_weights, objective.config.scheduled_at(step)
+    return {f"{name}_weight": torch.tensor(weights[name] * factor, device=device) for name, factor in scheduled.items()}
 
 
 def discriminator_loss(parts: StepParts, batch: MicroBatch, result: Reconstructed, step: int) -> tuple[Tensor, Logs]:
