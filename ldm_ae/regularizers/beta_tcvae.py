@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ldm_ae.core.draws import Draws
+from ldm_ae.core.dry_run import is_dry
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import Autoencoder, GaussianPosterior, Posterior
 from ldm_ae.regularizers.interface import Regularized, Regularizer
@@ -64,7 +65,7 @@ class BetaTCVAE(Regularizer):
 
     def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:  # noqa: ARG002
         assert isinstance(posterior, GaussianPosterior)
-        if self.images is None:
+        if self.images is None and not is_dry(latents):
             raise UserError("BetaTCVAE: expected the number of training images; set images")
         if len(latents) < 2:
             raise UserError("BetaTCVAE compares the images of a batch, which has only one; raise training.batch_size")
@@ -80,8 +81,7 @@ class BetaTCVAE(Regularizer):
             mean: (M, P, D), of the posteriors.
             log_variance: (M, P, D), of the posteriors.
         """
-        assert self.images is not None
-        count, total = len(latents), max(self.images, len(latents))
+        count, total = len(latents), max(self.images or 0, len(latents))
         squares = (latents[:, None] - mean).square() * torch.exp(-log_variance)
         log_density = -0.5 * (squares + log_variance + math.log(2 * math.pi))  # (M, M, P, D): of z_i given x_j
         if self.estimator == "weighted":

@@ -140,9 +140,9 @@ def surrogate_loss(
     The schedules of weights count `step`, the number of updates so far.
     """
     scheduled = objective.config.scheduled_at(step)
-    factors = scheduled | {name: scheduled.get(name, 1.0) * value for name, value in (factors or {}).items()}
+    both = scheduled | {name: scheduled.get(name, 1.0) * value for name, value in (factors or {}).items()}
     terms = output.posterior.regularization() | output.terms
-    regularization = objective.regularization(terms, output.posterior.mode(), factors)
+    regularization = objective.regularization(terms, output.posterior.mode(), both)
     if decoder is not None:
         surrogate = decoder.surrogate(output) + regularization
     else:  # a scalar whose gradient at the reconstructions is that of the losses
