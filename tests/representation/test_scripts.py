@@ -125,7 +125,7 @@ def test_usefulness_scores_latents_beside_pixels(
     script = load_script("usefulness")
     arguments = [
         model, "--train", "digits:train", "--test", "digits:test", "--out", str(tmp_path / "out"),
-        *"--train-limit 120 --test-limit 100 --labels 20 1000 --steps 3 --device cpu".split(),
+        *["--train-limit", "120", "--test-limit", "100", "--labels", "20", "1000", "--steps", "3", "--device", "cpu"],
     ]  # fmt: skip
     assert script.main(arguments) == 0
     scores = json.loads((tmp_path / "out" / "usefulness.json").read_text())["scores"]
