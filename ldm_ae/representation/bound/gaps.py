@@ -1,5 +1,5 @@
 """The parts of the gap between log p(x) and the bound. Source: Cremer et al., Inference Suboptimality in Variational
-Autoencoders, arXiv 1801.03558, section 3."""
+Autoencoders, arXiv 1801.03558."""
 
 from __future__ import annotations
 

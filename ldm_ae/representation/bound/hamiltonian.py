@@ -1,7 +1,7 @@
 """Hamiltonian Monte Carlo with a step size that adapts to the acceptance rate.
 
 Source: Neal, MCMC using Hamiltonian dynamics, arXiv 1206.1901, section 3; the target acceptance rate of 0.65 and the
-adaptation during a run are those of Wu et al., arXiv 1611.04273, section 2.2 and appendix.
+adaptation during a run follow Wu et al., arXiv 1611.04273.
 """
 
 from __future__ import annotations

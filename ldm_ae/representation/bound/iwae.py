@@ -1,4 +1,4 @@
-"""The importance-weighted bound. Source: Burda et al., Importance Weighted Autoencoders, arXiv 1509.00519, eq. 8."""
+"""The importance-weighted bound. Source: Burda et al., Importance Weighted Autoencoders, arXiv 1509.00519."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Disentanglement, completeness and informativeness. Source: Eastwood and Williams, A Framework for the Quantitative
-Evaluation of Disentangled Representations, ICLR 2018, section 2."""
+Evaluation of Disentangled Representations, ICLR 2018."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ldm_ae.representation.disentanglement._rows import checked
 
 TREES = 10
 DEPTHS = (4, 8, 16)
-"""Maximum depths of trees, of which the one that predicts best is taken, as in the paper's section 3."""
+"""Maximum depths of trees, of which the one that predicts best is taken."""
 
 
 class DCI(NamedTuple):

@@ -10,7 +10,7 @@ from ldm_ae.representation.disentanglement._rows import checked
 
 
 def mutual_information_gap(codes: ArrayLike, factors: ArrayLike) -> float:
-    """Return the mean over factors of the gap between the two latents with the most information about it (equation 6).
+    """Return the mean over factors of the gap between the two latents with the most information about it.
 
     The information is divided by the factor's entropy, so that 1 means that one latent determines the factor and no
     other latent has information about it. A single latent has a gap to 0. Codes are discretized to 20 bins, so that a

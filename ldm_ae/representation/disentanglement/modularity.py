@@ -1,5 +1,5 @@
 """Modularity. Source: Ridgeway and Mozer, Learning Deep Disentangled Embeddings with the F-Statistic Loss, arXiv
-1802.05312, section 3.1."""
+1802.05312."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Separated attribute predictability. Source: Kumar et al., Variational Inference of Disentangled Latent Concepts from
-Unlabeled Observations, arXiv 1711.00848, section 3.2, for categorical factors."""
+Unlabeled Observations, arXiv 1711.00848, for categorical factors."""
 
 from __future__ import annotations
 

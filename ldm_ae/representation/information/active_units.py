@@ -1,5 +1,4 @@
-"""Latents that vary with the image. Source: Burda et al., Importance Weighted Autoencoders, arXiv 1509.00519,
-section 5.2."""
+"""Latents that vary with the image. Source: Burda et al., Importance Weighted Autoencoders, arXiv 1509.00519."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Posterior collapse, in numbers and words. Source: Burda et al., arXiv 1509.00519, section 5.2, for active units;
+"""Posterior collapse, in numbers and words. Source: Burda et al., arXiv 1509.00519, for active units;
 Lucas et al., Don't Blame the ELBO!, arXiv 1911.02469, for the phenomenon."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Classification by nearest neighbours. Source: Wu et al., Unsupervised Feature Learning via Non-Parametric Instance
-Discrimination, arXiv 1805.01978, section 3.4, with equal votes."""
+Discrimination, arXiv 1805.01978, with equal votes."""
 
 from __future__ import annotations
 
