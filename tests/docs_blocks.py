@@ -180,6 +180,15 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "clusters label_efficiency",
     ): Options("it needs a model of digits; tests/representation runs the metrics and the scripts"),
     ("docs/REPRESENTATION.md", "import numpy as np"): Run(slow=True),
+    ("docs/REPRESENTATION.md", "ldm-ae train --config vae_digits --out runs/vae_digits"): Options(
+        "it trains for minutes; tests/representation runs the metrics and the scripts"
+    ),
+    (
+        "docs/REPRESENTATION.md",
+        "python scripts/disentanglement.py --config configs/beta_vae_sprites.yaml --betas 0.25 4 --seeds 0 1 "
+        "--steps 700 --images sprites:50000-53000 --out runs/sweep --options --data.train sprites:6000 "
+        "--data.validation_images 32",
+    ): Skip("it trains four models; tests/representation/test_scripts.py runs its parts"),
     (
         "docs/REPRESENTATION.md",
         "python scripts/disentanglement.py --config configs/beta_vae_sprites.yaml --betas 1 4 16 --seeds 0 1 2 "
