@@ -76,6 +76,15 @@ def write_volumes(root: Path) -> str:
     return medical_files.write_volumes(root)
 
 
+def write_digits(root: Path) -> str:
+    pytest.importorskip("sklearn")
+    return "digits:test"
+
+
+def write_sprites(root: Path) -> str:
+    return "sprites:100-105"
+
+
 def write_photos(root: Path) -> str:
     pytest.importorskip("skimage")
     pytest.importorskip("sklearn")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import importlib.util
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm_ae.evaluation.metrics._of_model import ModelMetric
-from ldm_ae.evaluation.metrics.interface import CannotScoreError, Scores
+from ldm_ae.evaluation.metrics.interface import CannotScoreError, Scores, Setting
 from ldm_ae.models import Autoencoder, Posterior
 
 IMAGES = 4096
@@ -27,6 +28,16 @@ class LabelledLatentsMetric(ModelMetric):
 
     folds: int
     """Smallest number of images of a class that is used."""
+
+    def prepare(self, setting: Setting) -> None:
+        """Keep the model.
+
+        Raises:
+            CannotScoreError: scikit-learn is missing.
+        """
+        super().prepare(setting)
+        if importlib.util.find_spec("sklearn") is None:
+            raise CannotScoreError(f"{self.label} needs scikit-learn: pip install 'ldm_ae[offline]'")
 
     def reset(self) -> None:
         """Discard all images."""
@@ -76,6 +87,13 @@ class LabelledLatentsMetric(ModelMetric):
     def score(self, features: Tensor, labels: Tensor) -> Scores:
         """Return the scores of features (N, D) float32 with labels (N,) int64 of at least two classes, each of which
         has at least `folds` images."""
+
+
+FEATURES = (
+    f"scaled latents of the posterior's mode, averaged to at most {GRID}x{GRID} places and {NUMBERS} numbers; of the "
+    f"first {IMAGES} labelled images"
+)
+"""The features, for protocols."""
 
 
 def pooled(scaled_latents: Tensor) -> Tensor:

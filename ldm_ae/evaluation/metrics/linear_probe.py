@@ -5,7 +5,6 @@ Source: Alain and Bengio, Understanding Intermediate Layers Using Linear Classif
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -17,7 +16,7 @@ from ldm_ae.evaluation.metrics._labelled_latents import (
     NUMBERS,
     LabelledLatentsMetric,
 )
-from ldm_ae.evaluation.metrics.interface import JSON, CannotScoreError, ScoreInfo, Scores, Setting
+from ldm_ae.evaluation.metrics.interface import JSON, ScoreInfo, Scores
 
 FOLDS = 5
 STEPS = 2000
@@ -40,16 +39,6 @@ class LinearProbe(LabelledLatentsMetric):
         ),
     }
     folds = FOLDS
-
-    def prepare(self, setting: Setting) -> None:
-        """Keep the model.
-
-        Raises:
-            CannotScoreError: scikit-learn is missing.
-        """
-        super().prepare(setting)
-        if importlib.util.find_spec("sklearn") is None:
-            raise CannotScoreError(f"{self.label} needs scikit-learn: pip install 'ldm_ae[offline]'")
 
     def reset(self) -> None:
         """Discard all images."""
