@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ldm_ae.core.errors import reason
 
@@ -55,6 +55,11 @@ def dry_run(module: Module, call: Callable[[Module, Sequence[Tensor]], Any], sha
                 return call(copy.deepcopy(module), [torch.rand(shape, device=device) * 2 - 1 for shape in few])
             except Exception as error:
                 raise RefusedError(reason(error)) from error
+
+
+def is_dry(tensor: Tensor) -> bool:
+    """Return whether a tensor is one of `dry_run`, which has a shape and no values."""
+    return isinstance(tensor, FakeTensor)
 
 
 def smallest_side(

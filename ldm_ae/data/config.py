@@ -25,7 +25,8 @@ class DataConfig:
     """Images for training and for validation."""
 
     train: str
-    """IMAGES: a folder, WebDataset tars, Parquet, a `datasets` source (hf:NAME or a folder of it), or photos:train."""
+    """IMAGES: a folder, WebDataset tars, Parquet, a `datasets` source (hf:NAME or a folder of it), photos:train,
+    digits:train or sprites:N."""
     validation: str | None = None
     """IMAGES for validation; None holds out some of the training images instead."""
     validation_images: int = 64

@@ -12,6 +12,7 @@ A `ldm` weight w of a latent term is w * Chw / 3HW in `mean`: for f8c4 at any si
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -28,7 +29,8 @@ from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.images.views import View, view_for
 from ldm_ae.losses.adversarial import AdversarialLoss, HingeLoss
 from ldm_ae.losses.perceptual.interface import PerceptualLoss
-from ldm_ae.losses.reconstruction import L1, ReconstructionLoss
+from ldm_ae.losses.reconstruction import L1, Likelihood, ReconstructionLoss
+from ldm_ae.losses.schedules import WeightSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class ObjectiveConfig:
     reduction: Literal["ldm", "mean"] = "mean"
     """Reduction of every term, which the weights refer to: sums over an image (ldm) or means over elements (mean)."""
     reconstruction: ReconstructionLoss = field(default_factory=default_of(L1))
-    """Loss of each pixel value."""
+    """Loss of each pixel value: an error, or a likelihood (bernoulli, gaussian, logistic) in nats."""
     perceptual: PerceptualLoss | None = None
     """Perceptual distance added to the reconstruction loss; null adds none."""
     perceptual_weight: float = 1.0
@@ -49,6 +51,8 @@ class ObjectiveConfig:
     regularization_weights: dict[str, float] = field(default_factory=lambda: {"kl": 1e-6})
     """Weight of each term of the posterior by name (kl, in nats; a quantizer's docstring lists its own terms). Terms
     without a weight are not optimized."""
+    regularization_schedules: dict[str, WeightSchedule] = field(default_factory=dict)
+    """How the weights of some terms rise with the steps, by name, such as {kl: {warmup_steps: 1000}}."""
     learned_log_variance: bool = False
     """Divide the reconstruction loss by exp(s) and add s, where s is one learned number for all pixels."""
     adversarial: AdversarialLoss = field(default_factory=default_of(HingeLoss))
@@ -71,6 +75,16 @@ class ObjectiveConfig:
         for name in ("discriminator_start", "discriminator_warmup_steps", "gan_ramp_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"objective.{name} is {getattr(self, name)}; it must be at least 0")
+        if unknown := [name for name in self.regularization_schedules if name not in self.regularization_weights]:
+            raise UserError(
+                f"objective.regularization_schedules: '{unknown[0]}' has no weight; add it to "
+                "objective.regularization_weights"
+            )
+        if self.learned_log_variance and isinstance(self.reconstruction, Likelihood):
+            raise UserError(
+                f"objective.learned_log_variance has no place beside {type(self.reconstruction).__name__}, a "
+                "likelihood, whose scale is its own; set it to false"
+            )
 
     def perceptual_view(self, pixels: PixelSpec) -> View | None:
         """Return the perceptual network's view of a model's images; None where it sees them as they are, or is absent.
@@ -81,6 +95,10 @@ class ObjectiveConfig:
         if self.perceptual is None:
             return None
         return view_for(self.perceptual.pixels, pixels, self.view, f"objective.perceptual ({self.perceptual.name})")
+
+    def scheduled_at(self, step: int) -> dict[str, float]:
+        """Return the factors of the scheduled weights after `step` updates, by name."""
+        return {name: schedule.factor(step) for name, schedule in self.regularization_schedules.items()}
 
     def gan_weight_at(self, step: int) -> float:
         """Return the weight of the adversarial loss after `step` updates; at 0 the generator does not use it."""
@@ -96,8 +114,6 @@ class ReconstructionTerms(NamedTuple):
 
     nll: Tensor
     """Optimized value: scalar, reduced."""
-    error: Tensor
-    """`nll` before the log-variance: scalar, reduced."""
     rec_loss: Tensor
     """Mean over all pixel values: scalar."""
     perceptual_loss: Tensor | None
@@ -109,7 +125,7 @@ class ReconstructionTerms(NamedTuple):
 
 
 class Objective(PartlyFrozen):
-    """The configured losses with the one parameter that they may learn, `log_variance`.
+    """The configured losses with the parameters that they may learn: `log_variance`, or the scale of `likelihood`.
 
     Args:
         config: The losses.
@@ -128,6 +144,9 @@ class Objective(PartlyFrozen):
         self.view = config.perceptual_view(pixels)
         """The perceptual network's view of the images; None where it sees them as they are."""
         self.log_variance = nn.Parameter(torch.zeros(())) if config.learned_log_variance else None
+        loss = config.reconstruction
+        self.likelihood = copy.deepcopy(loss) if isinstance(loss, Likelihood) else None
+        """A copy of the reconstruction loss if it is a likelihood, so that training does not change `config`."""
 
     def reconstruction(
         self,
@@ -147,7 +166,8 @@ class Objective(PartlyFrozen):
         """
         counted, target = pixel_values if elements_of is None else elements_of, pixel_values
         reconstructions, pixel_values = self.comparable(reconstructions, target)
-        per_element = self.config.reconstruction(reconstructions.float(), pixel_values.float())
+        loss = self.config.reconstruction if self.likelihood is None else self.likelihood
+        per_element = loss(reconstructions.float(), pixel_values.float())
         rec_loss = per_element.mean() if self.pixels.missing is None else mean_over_known(per_element, target)
         perceptual_loss, perceptual_terms = None, {}
         per_element_total = rec_loss
@@ -158,14 +178,18 @@ class Objective(PartlyFrozen):
             perceptual_loss, perceptual_terms = distances.mean(), {name: term.mean() for name, term in terms.items()}
             per_element_total = rec_loss + self.config.perceptual_weight * perceptual_loss
         # Every image has the same number of elements, CHW, so the sum over one image is the mean times CHW.
-        error = per_element_total * self._elements(counted)
-        nll = self.nll(error, counted)
-        return ReconstructionTerms(nll, error, rec_loss, perceptual_loss, perceptual_terms, per_element_total)
+        nll = self.nll(per_element_total * self._elements(counted), counted)
+        return ReconstructionTerms(nll, rec_loss, perceptual_loss, perceptual_terms, per_element_total)
 
     def describe(self) -> dict[str, str]:
         """Return the identity of the perceptual network, and its view of images that are not RGB, as JSON values."""
         found = {} if self.perceptual is None else {"perceptual": self.perceptual.identity}
         return found if self.view is None else found | {"view": self.view.words}
+
+    def learned_values(self) -> dict[str, float]:
+        """Return the values of the learned parameters, scalars to log, by name."""
+        named = ((name, p) for name, p in self.named_parameters() if p.requires_grad)
+        return {name.rpartition(".")[2]: parameter.item() for name, parameter in named}
 
     def comparable(self, reconstructions: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return both images as networks may compare them: with equal values where data is missing in the target."""
@@ -178,14 +202,14 @@ class Objective(PartlyFrozen):
         return error * torch.exp(-self.log_variance) + self._elements(pixel_values) * self.log_variance
 
     def regularization(
-        self, terms: dict[str, Tensor], latents: Tensor, factors: Mapping[str, Tensor] | None = None
+        self, terms: dict[str, Tensor], latents: Tensor, factors: Mapping[str, Tensor | float] | None = None
     ) -> Tensor:
         """Return the weighted sum of the terms, each (B,) summed over one image's latents (B, C, h, w).
 
         Args:
             terms: Those of posterior and regularizer.
             latents: Their elements are counted.
-            factors: Scalars that multiply the weights of some terms: their adaptive weights.
+            factors: Scalars that multiply the weights of some terms: their adaptive weights and schedules.
         """
         total = latents.new_zeros(())
         for name, weight in self.config.regularization_weights.items():

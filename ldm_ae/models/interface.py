@@ -12,7 +12,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,13 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models.checks import require_device, require_latents
 from ldm_ae.models.in_memory import InMemoryImages
+from ldm_ae.models.likelihoods import recorded_likelihood
 from ldm_ae.models.posteriors import Posterior
 from ldm_ae.models.scaling import NO_SCALE, mark_scaled_encoder
 from ldm_ae.models.spec import AutoencoderSpec, Codebook, LatentSpec
+
+if TYPE_CHECKING:
+    from ldm_ae.losses import Likelihood
 
 SAMPLE_SIZE = "_sample_size"
 """Configuration key of `sample_size`, where the network's class has no key of its own."""
@@ -179,6 +183,16 @@ class Autoencoder(InMemoryImages, nn.Module, abc.ABC):
     def codebook(self) -> Codebook | None:
         """The codes of a discrete model; None if it is continuous."""
         return None
+
+    @property
+    def likelihood(self) -> Likelihood | None:
+        """The distribution of images given the reconstructions that the model was trained with, with its learned scale,
+        on the model's device; None for another reconstruction loss. Each access returns a new object.
+
+        Raises:
+            UserError: the record in the configuration is damaged, or of a class that is not installed.
+        """
+        return recorded_likelihood(self.net)
 
     def compilable_parts(self, *, for_training: bool = False) -> Sequence[nn.Module]:
         """Return the modules that torch.compile accepts; none if the network does not compile.

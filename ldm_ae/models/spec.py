@@ -25,7 +25,7 @@ class LatentSpec:
     channels: int
     """C of the latents (B, C, h, w)."""
     downsample_factor: int
-    """H / h, a power of two."""
+    """H / h, a power of two unless h is 1."""
     scaling_factor: float
     """Factor of the shifted latents, or with `latents_mean` and `latents_std` of the whitened ones."""
     shift_factor: float = 0.0

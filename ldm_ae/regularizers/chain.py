@@ -53,6 +53,18 @@ class Chain(Regularizer):
             found += [_numbered(name, found) for name in sorted(each.adaptive_terms)]
         return frozenset(found)
 
+    @property
+    def needed_terms(self) -> frozenset[str]:  # type: ignore[override]  # likewise
+        """Those of all regularizers, numbered as the terms are."""
+        found: list[str] = []
+        for each in self._all():
+            found += [_numbered(name, found) for name in sorted(each.needed_terms)]
+        return frozenset(found)
+
+    @property
+    def mixes_samples(self) -> bool:  # type: ignore[override]  # likewise
+        return any(each.mixes_samples for each in self._all())
+
     def learning_buffers(self) -> Iterator[Tensor]:
         return (buffer for each in self._all() for buffer in each.learning_buffers())
 
@@ -68,6 +80,10 @@ class Chain(Regularizer):
     def verify(self, pixel_values: Tensor) -> None:
         for each in self._all():
             each.verify(pixel_values)
+
+    def count_images(self, count: int) -> None:
+        for each in self._all():
+            each.count_images(count)
 
     def scale(self, model: Autoencoder) -> LatentSpec | None:
         """Return the scale of the last regularizer that has one."""

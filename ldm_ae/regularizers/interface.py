@@ -59,6 +59,13 @@ class Regularizer(PartlyFrozen, abc.ABC):
     """Names of the terms whose weight is relative to the reconstruction: a training step multiplies it by the ratio of
     both gradients' norms at the model's `encoder_last_layer` (`ldm_ae.training.adaptive_terms`)."""
 
+    mixes_samples: bool = False
+    """Whether the terms of a sample depend on the other samples of its micro-batch. Then neither gradient accumulation
+    nor several processes equal one large batch, as with batch normalization."""
+
+    needed_terms: frozenset[str] = frozenset()
+    """Names of the terms without whose weight a part of the regularizer does not learn."""
+
     view: View | None = None
     """`objective.view`, by which networks of RGB images see others; None for the default of the model's images."""
 
@@ -92,6 +99,10 @@ class Regularizer(PartlyFrozen, abc.ABC):
             UserError: They show that the regularizer does not fit.
         """
         del pixel_values
+
+    def count_images(self, count: int) -> None:
+        """Take the number of training images, before the training; the default does nothing."""
+        del count
 
     def scale(self, model: Autoencoder) -> LatentSpec | None:
         """Return the model's `latent_spec` with the scale that training gives the model, which is then not measured.
@@ -133,7 +144,8 @@ class Regularizer(PartlyFrozen, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, posterior: Posterior, latents: Tensor, pixel_values: Tensor, draws: Draws) -> Regularized:
-        """Return latents and targets of one batch, in which no sample depends on another.
+        """Return latents, targets and terms of one batch. Latents and targets of a sample do not depend on other
+        samples, and its terms only if `mixes_samples`.
 
         Args:
             posterior: The encoder's posterior.

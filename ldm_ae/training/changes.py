@@ -30,7 +30,12 @@ _LOGS = (".log", ".txt", ".out", ".err")
 _ABSENT = "(not set)"
 _BEFORE = {"data.colour_profiles": '"ignore"'}
 """The values that older runs used before these keys existed, where they differ from the key's default."""
-_UNRECORDED = {"regularizer": "Identity", "bucket_assignment": "one size", "power_ema": "off"}
+_UNRECORDED = {
+    "regularizer": "Identity",
+    "bucket_assignment": "one size",
+    "power_ema": "off",
+    "learned_scale": "none",
+}
 """The values of keys that an identity lacks, such as an identity that an older version recorded."""
 
 

@@ -21,8 +21,8 @@ class FurtherLoss(NamedTuple):
     """Weighted, (B, 3, H', W')."""
     nll: Tensor
     """Scalar, weighted."""
-    error: Tensor
-    """Scalar: the unweighted error before the log-variance."""
+    own: list[Tensor]
+    """Weighted: the gradients at the objective's own parameters."""
     per_element: Tensor
     """Scalar to log: the reconstruction and the weighted perceptual loss, a mean over elements."""
 
@@ -33,19 +33,27 @@ def further_losses(objective: Objective, output: TrainingOutput, scale: float, d
     for more in output.further:
         leaf = more.reconstructions.detach().requires_grad_()
         terms = objective.reconstruction(leaf, more.target, elements_of=output.target, draws=draws)
-        gradient, nll = more.weight * loss_gradient(terms.nll, leaf, scale), more.weight * terms.nll.detach()
-        found.append(FurtherLoss(more.name, gradient, nll, terms.error.detach(), terms.per_element.detach()))
+        gradient, own = loss_gradients(objective, terms.nll, leaf, scale)
+        own = [more.weight * each for each in own]
+        nll = more.weight * terms.nll.detach()
+        found.append(FurtherLoss(more.name, more.weight * gradient, nll, own, terms.per_element.detach()))
     return found
 
 
-def log_variance_loss(
-    objective: Objective, output: TrainingOutput, error: Tensor, further: Sequence[FurtherLoss]
-) -> Tensor:
-    """Return a scalar that gives the log-variance its gradient: the nll of fixed errors."""
-    total = objective.nll(error, output.target)
-    for more, found in zip(output.further, further, strict=True):
-        total = total + more.weight * objective.nll(found.error, output.target)
-    return total
+def own_parameters_loss(objective: Objective, gradients: Sequence[Tensor]) -> Tensor | float:
+    """Return a scalar that gives the objective's own parameters these gradients; 0 where it has none."""
+    pairs = zip(objective.learning_parameters(), gradients, strict=True)
+    return sum(((parameter * gradient).sum() for parameter, gradient in pairs), start=0.0)
+
+
+def loss_gradients(objective: Objective, loss: Tensor, leaf: Tensor, scale: float) -> tuple[Tensor, list[Tensor]]:
+    """Return a reconstruction loss's gradient at the reconstructions, and those at the objective's own parameters.
+
+    They are float32, and have the loss scale on their way through half-precision networks.
+    """
+    found = torch.autograd.grad(loss * scale, [leaf, *objective.learning_parameters()])
+    at_leaf, *own = (gradient.float() / scale for gradient in found)
+    return at_leaf, own
 
 
 def loss_gradient(loss: Tensor, leaf: Tensor, scale: float) -> Tensor:

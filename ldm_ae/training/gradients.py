@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm_ae.core.draws import AUGMENTATION, FURTHER_VIEW, VIEW
-from ldm_ae.training.further_losses import FurtherLoss, further_losses, loss_gradient
+from ldm_ae.training.further_losses import FurtherLoss, further_losses, loss_gradient, loss_gradients
 from ldm_ae.training.step_parts import Logs, MicroBatch, StepParts, forward
 from ldm_ae.training.training_pass import TrainingOutput, TrainingPass
 
@@ -26,8 +26,8 @@ class OutputGradients(NamedTuple):
 
     nll: Tensor
     gan: Tensor | None
-    error: Tensor
-    """Scalar: the reconstruction error before the log-variance."""
+    own: list[Tensor]
+    """The gradients of `nll` and the further losses at the objective's own parameters, in their order."""
     logs: Logs
     further: list[FurtherLoss]
 
@@ -42,7 +42,7 @@ def output_gradients(parts: StepParts, batch: MicroBatch, output: TrainingOutput
     objective, scale = parts.objective, parts.loss_scale
     leaf = output.reconstructions.detach().requires_grad_()
     terms = objective.reconstruction(leaf, output.target, draws=batch.draws(VIEW))
-    nll_gradient = loss_gradient(terms.nll, leaf, scale)
+    nll_gradient, own = loss_gradients(objective, terms.nll, leaf, scale)
     logs = {"rec_loss": terms.rec_loss, "nll_loss": terms.nll}
     if terms.perceptual_loss is not None:
         logs["perceptual_loss"] = terms.perceptual_loss
@@ -59,7 +59,8 @@ def output_gradients(parts: StepParts, batch: MicroBatch, output: TrainingOutput
     further = further_losses(objective, output, scale, batch.draws(FURTHER_VIEW))
     logs = {name: value.detach() for name, value in logs.items()}
     logs |= {f"{more.name}_loss": more.per_element for more in further}
-    return OutputGradients(nll_gradient, gan_gradient, terms.error.detach(), logs, further)
+    own = [torch.stack(each).sum(dim=0) for each in zip(own, *(more.own for more in further), strict=True)]
+    return OutputGradients(nll_gradient, gan_gradient, own, logs, further)
 
 
 def last_layer_gradients(parts: StepParts, reconstructions: Tensor, at_output: OutputGradients) -> Tensor:

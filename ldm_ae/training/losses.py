@@ -22,7 +22,7 @@ from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.gradients import adaptive_weight, last_layer_gradients, output_gradients
 from ldm_ae.training.requirements import check_capabilities, fit_images
 from ldm_ae.training.step_parts import Logs, MicroBatch, Reconstructed, StepParts, forward
-from ldm_ae.training.steps import discriminator_loss, surrogate_loss
+from ldm_ae.training.steps import discriminator_loss, scheduled_weights, surrogate_loss
 from ldm_ae.training.training_pass import TrainingPass
 
 
@@ -135,8 +135,9 @@ class TrainingLosses(nn.Module):
             decoder, at_encoder = backward_to_encoder(parts, output, at_output, gan_weight)
             factors = adaptive_factors(parts, [at_encoder])
             logs |= {f"{name}_adaptive_weight": factor for name, factor in factors.items()}
+        logs |= scheduled_weights(self.objective, step, output.target.device)
         surrogate, regularization, terms = surrogate_loss(
-            self.objective, output, at_output, gan_weight, decoder, factors
+            self.objective, output, at_output, gan_weight, step, decoder, factors
         )
         value = logs["nll_loss"] + regularization.detach() + sum(more.nll for more in at_output.further)
         if at_output.gan is not None:

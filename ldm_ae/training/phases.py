@@ -2,9 +2,9 @@
 
 Each phase is trained as a run of its own would be: its schedules, its average of the weights and the position in its
 images start from 0, and the autoencoder's optimizer is new. It starts from the model of the phase before, its averaged
-weights if it has some, which stays in `RUN/phases/N`. The discriminator, its optimizer, the learned log-variance and
-the regularizer's own tensors continue if the phase before had the same (`Saver.restore`). The steps in file names and
-logs are those of the whole run.
+weights if it has some, which stays in `RUN/phases/N`. The discriminator, its optimizer, the learned log-variance or
+scale of a likelihood, and the regularizer's own tensors continue if the phase before had the same (`Saver.restore`).
+The steps in file names and logs are those of the whole run.
 """
 
 from __future__ import annotations

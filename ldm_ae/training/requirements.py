@@ -51,6 +51,22 @@ def check_capabilities(
     objective.perceptual_view(model.pixel_spec)
 
 
+def require_weights(model: Autoencoder, regularizer: Regularizer, objective: ObjectiveConfig) -> None:
+    """Raise `UserError` for a term without a weight without which a part of the model or the regularizer never learns.
+
+    The model's trainable parameters are set.
+    """
+    remedies = dict.fromkeys(sorted(model.needed_terms()), "the codes do not learn; add {}: 1.0, or freeze them with "
+                             "training.trainable")  # fmt: skip
+    name = type(regularizer).__name__
+    remedies |= dict.fromkeys(sorted(regularizer.needed_terms), f"{name} does not learn; add {{}}: 1.0")
+    for term, remedy in remedies.items():
+        if not objective.regularization_weights.get(term, 0.0) > 0:
+            raise UserError(
+                f"objective.regularization_weights has no weight for '{term}', without which {remedy.format(term)}"
+            )
+
+
 def fit_images(
     model: Autoencoder, objective: ObjectiveConfig, discriminator: Discriminator | None, regularizer: Regularizer | None
 ) -> None:

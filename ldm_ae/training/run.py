@@ -26,7 +26,7 @@ from ldm_ae.core.precision import Numerics, agreed_numerics
 from ldm_ae.discriminators import with_aids
 from ldm_ae.images.pixels import RGB
 from ldm_ae.io.files import clear_leftovers, leaving_nothing, make_folder
-from ldm_ae.losses import Objective
+from ldm_ae.losses import Likelihood, Objective
 from ldm_ae.models import network_config
 from ldm_ae.models.loading.checkpoints import CHECKPOINTS
 from ldm_ae.models.trainable import set_trainable
@@ -45,7 +45,7 @@ from ldm_ae.training.only_run import only_run
 from ldm_ae.training.phases import FOLDER, Phase, continue_from
 from ldm_ae.training.record import Record
 from ldm_ae.training.recorded import recorded_numerics
-from ldm_ae.training.requirements import fit_images
+from ldm_ae.training.requirements import fit_images, require_weights
 from ldm_ae.training.sizes import check_sizes
 from ldm_ae.training.trainer import Trainer
 from ldm_ae.training.validation import check_best, choose_metrics
@@ -130,12 +130,7 @@ def check(run: RunConfig) -> None:
                     f"training.{name} has no place beside {run.optimizer.class_path}, which averages the weights "
                     f"itself; set training.{name} to {'null' if name == 'ema_decay' else 'false'}"
                 )
-    for term in sorted(run.model.needed_terms()):
-        if not run.objective.regularization_weights.get(term, 0.0) > 0:
-            raise UserError(
-                f"objective.regularization_weights has no weight for '{term}', without which the codes do not learn; "
-                f"add {term}: 1.0, or freeze them with training.trainable"
-            )
+    require_weights(run.model, run.regularizer, run.objective)
     run.regularizer.prepare(run.model)
     check_sizes(
         run.model, run.regularizer, run.objective, run.discriminator, run.training,
@@ -285,6 +280,7 @@ def make_trainer(
         loader, validation, run.data.validation_transform(run.model.pixel_spec), batch_size=run.training.batch_size,
         autocast_dtype=None if numerics.precision == "fp32" else numerics.dtype, view=run.objective.view,
     )  # fmt: skip
+    run.regularizer.count_images(len(loader.source))
     run.regularizer.verify(samples.pixel_values[:2])
     spec = run.model.latent_spec
     codes = "" if spec.codebook_size is None else f", {spec.codebook_size} codes"
@@ -302,6 +298,8 @@ def make_trainer(
         "learned_log_variance": run.objective.learned_log_variance,
         "ema": run.training.ema_decay is not None,
     }
+    if isinstance(run.objective.reconstruction, Likelihood) and [*run.objective.reconstruction.parameters()]:
+        identity["learned_scale"] = type(run.objective.reconstruction).__name__
     if run.model.pixel_spec != RGB:
         identity["pixels"] = json.dumps(run.model.pixel_spec.to_json(), sort_keys=True)
     if not isinstance(run.regularizer, Identity):

@@ -25,7 +25,7 @@ from ldm_ae.training.adaptive_terms import (
     backward_to_encoder,
     decode_ahead,
 )
-from ldm_ae.training.further_losses import log_variance_loss
+from ldm_ae.training.further_losses import own_parameters_loss
 from ldm_ae.training.gradients import (
     OutputGradients,
     adaptive_weight,
@@ -80,7 +80,7 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
             if parts.adaptive_terms and decoder is None:
                 decoder, at_encoder = backward_to_encoder(parts, output, at_output, gan_weight)
                 factors = adaptive_factors(parts, [at_encoder])
-            surrogate, _, terms = surrogate_loss(parts.objective, output, at_output, gan_weight, decoder, factors)
+            surrogate, _, terms = surrogate_loss(parts.objective, output, at_output, gan_weight, step, decoder, factors)
             parts.accelerator.backward(surrogate / len(batches))
         posteriors.append(output.posterior)
         results.append(Reconstructed(output.target.detach(), output.reconstructions.detach()))
@@ -88,6 +88,7 @@ def generator_step(parts: StepParts, batches: Sequence[MicroBatch], step: int) -
     _average_gradients(parts.accelerator, parts.objective)
     logs = _mean_logs(all_logs) | parts.plain_pass.learn(posteriors)
     logs |= {f"{name}_adaptive_weight": factor for name, factor in factors.items()}
+    logs |= scheduled_weights(parts.objective, step, results[0].target.device)
     if isinstance(gan_weight, Tensor):
         logs["adaptive_weight"] = gan_weight / parts.objective.config.gan_weight_at(step)
     return results, logs
@@ -130,22 +131,31 @@ class Surrogate(NamedTuple):
 
 
 def surrogate_loss(
-    objective: Objective, output: TrainingOutput, at_output: OutputGradients, gan_weight: float | Tensor,
+    objective: Objective, output: TrainingOutput, at_output: OutputGradients, gan_weight: float | Tensor, step: int,
     decoder: DecoderGradients | None = None, factors: Mapping[str, Tensor] | None = None,
 ) -> Surrogate:  # fmt: skip
     """Return a scalar whose backward pass gives every parameter of the autoencoder its gradient.
 
     With adaptive terms, `decoder` is the result of the decoder's backward pass, and `factors` multiply their weights.
+    The schedules of weights count `step`, the number of updates so far.
     """
+    scheduled = objective.config.scheduled_at(step)
+    both = scheduled | {name: scheduled.get(name, 1.0) * value for name, value in (factors or {}).items()}
     terms = output.posterior.regularization() | output.terms
-    regularization = objective.regularization(terms, output.posterior.mode(), factors)
+    regularization = objective.regularization(terms, output.posterior.mode(), both)
     if decoder is not None:
         surrogate = decoder.surrogate(output) + regularization
     else:  # a scalar whose gradient at the reconstructions is that of the losses
         pairs = zip(output.all_reconstructions, at_output.weighted(gan_weight), strict=True)
         surrogate = torch.stack([(found * gradient).sum() for found, gradient in pairs]).sum() + regularization
-    surrogate = surrogate + log_variance_loss(objective, output, at_output.error, at_output.further)
+    surrogate = surrogate + own_parameters_loss(objective, at_output.own)
     return Surrogate(surrogate, regularization, terms)
+
+
+def scheduled_weights(objective: Objective, step: int, device: torch.device) -> Logs:
+    """Return the weights of the scheduled terms after `step` updates, scalars to log."""
+    weights, scheduled = objective.config.regularization_weights, objective.config.scheduled_at(step)
+    return {f"{name}_weight": torch.tensor(weights[name] * factor, device=device) for name, factor in scheduled.items()}
 
 
 def discriminator_loss(parts: StepParts, batch: MicroBatch, result: Reconstructed, step: int) -> tuple[Tensor, Logs]:
@@ -172,11 +182,10 @@ def _sync_on_last(accelerator: Accelerator, module: nn.Module, i: int, count: in
 
 
 def _average_gradients(accelerator: Accelerator, objective: Objective) -> None:
-    """Average the gradient of the objective's own parameter, which stands outside DistributedDataParallel."""
-    for parameter in objective.parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None
-            parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
+    """Average the gradients of the objective's own parameters, which stand outside DistributedDataParallel."""
+    for parameter in objective.learning_parameters():
+        assert parameter.grad is not None
+        parameter.grad = accelerator.reduce(parameter.grad, reduction="mean")
 
 
 def _mean_logs(all_logs: Sequence[Logs]) -> Logs:

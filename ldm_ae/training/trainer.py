@@ -30,7 +30,6 @@ from ldm_ae.interop import settle_scaling
 from ldm_ae.io.files import write_json, writing_folder
 from ldm_ae.losses import Objective
 from ldm_ae.models import Autoencoder
-from ldm_ae.models.scaling import set_scaling_of
 from ldm_ae.regularizers import Regularizer
 from ldm_ae.training.checkpoints.checkpoint import Checkpoints
 from ldm_ae.training.checkpoints.saver import Progress, Saver
@@ -43,6 +42,7 @@ from ldm_ae.training.monitoring.signals import Signals, agreed_signal
 from ldm_ae.training.networks import Networks
 from ldm_ae.training.optimizers import OptimizerConfig
 from ldm_ae.training.phases import Phase, remove_results
+from ldm_ae.training.recorded_models import record_training
 from ldm_ae.training.step_parts import MicroBatch
 from ldm_ae.training.steps import discriminator_step, generator_step
 from ldm_ae.training.validation import choose_metrics
@@ -300,8 +300,7 @@ class Trainer:
         values["learning_rate"] = self.optimizers[0].param_groups[0]["lr"]
         if len(self.optimizers) > 1:
             values["discriminator_learning_rate"] = self.optimizers[1].param_groups[0]["lr"]
-        if self.objective.log_variance is not None:
-            values["log_variance"] = self.objective.log_variance.item()
+        values |= self.objective.learned_values()
         if self.accelerator.scaler is not None:
             values |= {"loss_scale": self.accelerator.scaler.get_scale(), "skipped_steps": self.skipped_steps}
         values["peak_memory_bytes"] = peak_memory_bytes(self.accelerator.device)
@@ -344,10 +343,8 @@ class Trainer:
     # ------------------------------------------------------------------------------------------ saving and resuming
 
     def save(self) -> None:
-        """Write a checkpoint and the newest model beside it, with the scale that the regularizer determines, if any."""
-        for model in self._models.values():
-            if (spec := self.regularizer.scale(model)) is not None:
-                set_scaling_of(model, spec)
+        """Write a checkpoint and the newest model beside it, with what the run knows of its latents and images."""
+        record_training(self._models.values(), self.regularizer, self.objective)
         self.saver.save(Progress(self.run_step, self.position, self.best, self.skipped_steps, self.first_step))
 
     def resume(self) -> None:
@@ -381,6 +378,7 @@ class Trainer:
         """Write the phase's model; measure a changed encoder's scale on the held-out images if there are any."""
         if self.accelerator.is_main_process:
             result, folder = self._result(), self.phase.result(self.folder)
+            record_training([result], self.regularizer, self.objective)
             with ProgressDisplay("measuring the scale of the latents", None) as progress:
                 words, scaled = settle_scaling(
                     result, self.validation, known=self.regularizer.scale(result), progress=progress

@@ -71,6 +71,15 @@ def write_parquet(root: Path) -> str:
     return str(root / "tables")
 
 
+def write_digits(root: Path) -> str:
+    pytest.importorskip("sklearn")
+    return "digits:test"
+
+
+def write_sprites(root: Path) -> str:
+    return "sprites:100-105"
+
+
 def write_photos(root: Path) -> str:
     pytest.importorskip("skimage")
     pytest.importorskip("sklearn")

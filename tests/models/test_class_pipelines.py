@@ -49,6 +49,8 @@ DECODE: dict[str, Decode] = {
     "AutoencoderKLHunyuanImage": by("HunyuanImagePipeline"),
     # No pipeline of diffusers 0.42 has one: a diffusion model sees the latents of the class's own encode.
     "AutoencoderRAE": lambda net, scaled: net.decode(scaled).sample * 2 - 1,
+    "VectorVAE": lambda net, scaled: net.decode(scaled / net.config.scaling_factor),
+    "MLPVAE": lambda net, scaled: net.decode(scaled / net.config.scaling_factor),
 }
 ENCODE: dict[str, Encode] = {
     "AutoencoderKL": inpainting("StableDiffusionInpaintPipeline"),

@@ -23,7 +23,8 @@ def open_source(location: str | Path) -> Source:
 
     `location` is a folder of images (or one image file); one `.tar`, a folder of them, or a pattern such as
     `shards/{000..009}.tar` or `shards/*.tar`; a Parquet file, a folder of them, or a folder that `datasets` saved;
-    `hf:owner/name[:split]`; `photos:train` or `photos:heldout`, real photos that come with the `offline` extra.
+    `hf:owner/name[:split]`; `photos:train` or `photos:heldout`, real photos that come with the `offline` extra;
+    `digits:train` or `digits:test`, digits that come with it too; `sprites:N`, shapes of known factors.
     If a folder can be read in several ways, the prefix `folder:`, `tars:`, `parquet:` or `saved:` selects one.
 
     Raises:
@@ -49,9 +50,8 @@ def open_source(location: str | Path) -> Source:
     if Path(location).exists():
         extensions = " ".join(IMAGE_EXTENSIONS)
         raise UserError(f"{location} is not an image file ({extensions}), a .tar or a .parquet")
-    raise UserError(
-        f"no such folder or file: {location}\nIMAGES must be " + ", ".join(kind.accepts for kind in SOURCES.values())
-    )
+    accepted = sorted((kind.accepts for kind in SOURCES.values()), key=lambda words: ":" in words)  # files first
+    raise UserError(f"no such folder or file: {location}\nIMAGES must be {', '.join(accepted)}")
 
 
 def _nothing(location: str, tree: Tree, chosen: list[type[Source]]) -> str:

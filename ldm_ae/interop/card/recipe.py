@@ -49,7 +49,7 @@ def without_private_paths(config: Mapping[str, Any]) -> tuple[dict[str, Any], li
 def public_name(source: str) -> str:
     """Return the name of images without the folders that they lie in."""
     scheme, location = _SCHEME.match(source), _SCHEME.sub("", source)
-    if hub_dataset(source) is not None or source.startswith("photos:"):
+    if hub_dataset(source) is not None or source.startswith(("photos:", "digits:", "sprites:")):
         return source
     name = PurePath(location.replace("\\", "/").rstrip("/")).name
     return name if name and scheme is None else f"{scheme[0]}{name}" if scheme and name else "images"

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from ldm_ae.core.registry import Registry, export
 from ldm_ae.losses.reconstruction.alpha_aware import AlphaAware
+from ldm_ae.losses.reconstruction.bernoulli import Bernoulli
 from ldm_ae.losses.reconstruction.charbonnier import Charbonnier
+from ldm_ae.losses.reconstruction.discretized_logistic import DiscretizedLogistic
+from ldm_ae.losses.reconstruction.gaussian import Gaussian
 from ldm_ae.losses.reconstruction.interface import ReconstructionLoss
 from ldm_ae.losses.reconstruction.l1 import L1
 from ldm_ae.losses.reconstruction.l2 import L2
+from ldm_ae.losses.reconstruction.likelihood import Likelihood, build_likelihood, describe_likelihood
 from ldm_ae.losses.reconstruction.weighted_sum import WeightedReconstruction
 
 __all__ = [
@@ -17,9 +21,15 @@ __all__ = [
     "L2",
     "RECONSTRUCTION_LOSSES",
     "AlphaAware",
+    "Bernoulli",
     "Charbonnier",
+    "DiscretizedLogistic",
+    "Gaussian",
+    "Likelihood",
     "ReconstructionLoss",
     "WeightedReconstruction",
+    "build_likelihood",
+    "describe_likelihood",
 ]
 
 RECONSTRUCTION_LOSSES: Registry[ReconstructionLoss] = Registry(__name__, ReconstructionLoss, "reconstruction loss")  # type: ignore[type-abstract]

@@ -21,6 +21,7 @@ from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.images.views.composite import opaque
 from ldm_ae.losses.reconstruction.interface import ReconstructionLoss
 from ldm_ae.losses.reconstruction.l1 import L1
+from ldm_ae.losses.reconstruction.likelihood import refuse_likelihood
 
 
 class AlphaAware(ReconstructionLoss):
@@ -38,6 +39,7 @@ class AlphaAware(ReconstructionLoss):
             raise UserError(f"AlphaAware: expected alpha_weight of at least 0, got {alpha_weight}")
         self.reconstruction = L1() if reconstruction is None else reconstruction
         self.alpha_weight = alpha_weight
+        refuse_likelihood(self.reconstruction, "AlphaAware.reconstruction")
 
     def check(self, pixels: PixelSpec) -> None:
         if pixels.meaning != "rgba":

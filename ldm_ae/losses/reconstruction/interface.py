@@ -10,7 +10,8 @@ from ldm_ae.images.pixels import PixelSpec
 
 
 class ReconstructionLoss(abc.ABC):
-    """A map from reconstructions and pixel values, both (B, C, H, W), to errors of that shape, at least 0.
+    """A map from reconstructions and pixel values, both (B, C, H, W), to errors of that shape, at least 0 unless it
+    is the logarithm of a density (`Likelihood`).
 
     Where images may have missing data, both arguments are equal at missing elements, and the objective leaves the
     errors there out of its means (`ldm_ae.images.missing`).

@@ -12,6 +12,7 @@ from torch import Tensor
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.losses.reconstruction.interface import ReconstructionLoss
+from ldm_ae.losses.reconstruction.likelihood import refuse_likelihood
 
 
 class WeightedReconstruction(ReconstructionLoss):
@@ -33,6 +34,8 @@ class WeightedReconstruction(ReconstructionLoss):
             )
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
             raise UserError(f"{type(self).__name__}: expected weights of at least 0, got {weights}")
+        for loss in errors:
+            refuse_likelihood(loss, f"{type(self).__name__}.errors")
         self.errors, self.weights = errors, weights
 
     def check(self, pixels: PixelSpec) -> None:

@@ -23,6 +23,7 @@ from ldm_ae.core.resources import with_config_paths
 from ldm_ae.data.config import DataConfig
 from ldm_ae.discriminators import Discriminator, DiscriminatorAid
 from ldm_ae.losses.objective import ObjectiveConfig
+from ldm_ae.losses.schedules import WeightSchedule
 from ldm_ae.models import Autoencoder
 from ldm_ae.regularizers import Identity, Regularizer
 from ldm_ae.training.config import TrainingConfig
@@ -122,7 +123,7 @@ class _Parser(ArgumentParser):
 
 def _allowed_paths() -> list[str]:
     """Return the class paths of registered classes, and of the dataclasses in lists and among their arguments."""
-    found: dict[type[Any], None] = {ParameterGroup: None}
+    found: dict[type[Any], None] = {ParameterGroup: None, WeightSchedule: None}
     for cls in (cls for registry in REGISTRIES.values() for cls in registry.classes()):
         try:
             hints = get_type_hints(cls.__init__).values()
