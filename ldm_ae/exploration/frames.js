@@ -30,7 +30,6 @@
         images.forEach((image, i) => image.classList.toggle("at", i === place));
         const { src, alt, width, height } = images[place];
         Object.assign(shown, { src, alt, width, height });
-        shown.classList.toggle("pixels", images[place].naturalWidth <= 64);
       }
     };
     let timer = null;
@@ -82,14 +81,15 @@
     sheet.setAttribute("role", "application");
     sheet.setAttribute("aria-label", `${across} and ${up}: arrow keys move`);
     let place = [(side - 1) / 2, (side - 1) / 2].map(Math.floor); // column and row
-    const name = (step) => `${(((2 * step) / (side - 1) - 1) * 3).toFixed(1)} σ`;
+    const reach = Number(figure.dataset.reach);
+    const name = (step) => `${(((2 * step) / (side - 1) - 1) * reach).toFixed(1).replace("-", "−")} σ`;
     const show = (column, row) => {
       const cell = image.naturalWidth / side;
       place = [column, row].map((value) => Math.min(Math.max(value, 0), side - 1));
       const percent = 100 / side;
       mark.style.cssText = `left:${place[0] * percent}%;top:${place[1] * percent}%;width:${percent}%;height:${percent}%`;
       const context = canvas.getContext("2d");
-      context.imageSmoothingEnabled = cell > 64;
+      context.imageSmoothingQuality = "high";
       context.drawImage(image, place[0] * cell, place[1] * cell, cell, cell, 0, 0, canvas.width, canvas.height);
       words.textContent = `${across} ${name(place[0])}, ${up} ${name(side - 1 - place[1])}`;
     };

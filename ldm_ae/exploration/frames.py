@@ -53,7 +53,7 @@ def frames(rows: Sequence[Row], positions: Sequence[str], *, start: int, label: 
     )
 
 
-def pad(images: Tensor, side: int, *, across: str, up: str, reach: str) -> str:
+def pad(images: Tensor, side: int, *, across: str, up: str, reach: float) -> str:
     """Return a square of images over two variables; pointing at one of them enlarges it.
 
     Args:
@@ -61,15 +61,17 @@ def pad(images: Tensor, side: int, *, across: str, up: str, reach: str) -> str:
         side: Images in a row.
         across: Name of the variable from left to right.
         up: Name of the variable from bottom to top.
-        reach: Values of both at the ends, in words.
+        reach: Standard deviations of both at the ends.
     """
     sheet = levels_image(image_grid(images, gap=0))
     text = f"images over {across} and {up}"
     return (
-        f'<figure class="pad" data-side="{side}" data-across="{escape(across)}" data-up="{escape(up)}">'
+        f'<figure class="pad" data-side="{side}" data-across="{escape(across)}" data-up="{escape(up)}" '
+        f'data-reach="{reach:g}">'
         f'<div class="sheet"><img src="{data_uri(sheet, largest_png=PAD_PIXELS)}" alt="{escape(text)}" '
         f'width="{sheet.width}" height="{sheet.height}"></div>'
-        f"<figcaption>→ {escape(across)}, ↑ {escape(up)}, both {escape(reach)}</figcaption></figure>"
+        f"<figcaption>→ {escape(across)}, ↑ {escape(up)}, both from −{reach:g} to +{reach:g} standard "
+        "deviations</figcaption></figure>"
     )
 
 

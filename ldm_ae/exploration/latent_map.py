@@ -70,7 +70,7 @@ def latent_map(model: Autoencoder, images: Encoded, settings: Settings) -> Secti
         )
         facts = [Fact("Same-class neighbours", f"{same:.0%}", f"by chance {chance:.0%}")]
     colour = "class" if classes else "mean colour, as the images have no labels"
-    lost = "".join(f" {escape(way)}." for way in missing())
+    lost = "".join(f" {escape(words)}" for words in missing())
     words = (
         f"<p>Each point is an image, coloured by its {colour}; near points have similar latents, averaged to "
         f"{features.shape[1]} numbers.{agreement} Point at one to see it; drag to move, scroll or pinch to zoom"

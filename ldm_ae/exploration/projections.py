@@ -70,9 +70,9 @@ def projections(features: Tensor, seed: int) -> list[Projection]:
 
 
 def missing() -> list[str]:
-    """Return the projections that need a library which is not installed, with the way to get it."""
-    ways = {"sklearn": "t-SNE: pip install scikit-learn", "umap": "UMAP: pip install umap-learn"}
-    return [way for module, way in ways.items() if importlib.util.find_spec(module) is None]
+    """Return a sentence on each projection whose library is not installed."""
+    needed = {"sklearn": "t-SNE needs pip install scikit-learn.", "umap": "UMAP needs pip install umap-learn."}
+    return [words for module, words in needed.items() if importlib.util.find_spec(module) is None]
 
 
 def neighbour_agreement(features: Tensor, labels: Tensor) -> float:

@@ -32,7 +32,7 @@ def traversals(model: Autoencoder, images: Encoded, settings: Settings) -> Secti
     count, steps, side = _VECTOR if images.is_vector else _SPATIAL
     order = channel_order(images)[:count]
     positions = torch.linspace(-REACH, REACH, steps)
-    names = [f"{position:+.1f} σ" for position in positions.tolist()]
+    names = [f"{round(position, 1) + 0.0:+.1f} σ".replace("-", "−") for position in positions.tolist()]
     place = images.shown(settings.pictures)[0]
     row = images.rows[place]
     key = images.keys[row]
@@ -109,8 +109,7 @@ def _pad(
     noun = "dimension" if images.is_vector else "channel"
     return (
         f"<h3>Two at once</h3><p>The two most active {noun}s together. Move a pointer or finger over the square.</p>"
-        + pad(decoded, side, across=f"{noun} {across}", up=f"{noun} {up}",
-              reach=f"from −{REACH:g} to +{REACH:g} standard deviations")
+        + pad(decoded, side, across=f"{noun} {across}", up=f"{noun} {up}", reach=REACH)
     )  # fmt: skip
 
 
