@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm_ae.evaluation.metrics.codebook import CodebookSummary, CodebookUsage
 from ldm_ae.evaluation.report.pictures import code_picture
-from ldm_ae.evaluation.report.plots import Chart, Series, svg
+from ldm_ae.evaluation.report.plots import Chart, Series, legend, svg
 from ldm_ae.evaluation.report.viewer import view, views
 from ldm_ae.exploration.decoding import decode_levels
 from ldm_ae.exploration.encoded import Encoded
@@ -57,15 +57,18 @@ def codebook_atlas(model: Autoencoder, images: Encoded, settings: Settings) -> S
         summary.levels > 1
     )
     line = escape(summary.line())
+    chart = _chart(summary)
+    names = [(series.name, series.colour) for series in chart.series]
+    levels_legend = legend(names) if summary.levels > 1 else ""
     overview = view("codes", code_picture(counts), pixels=True, caption="each pixel is a code")
     content = (
         f"<p>{line[0].upper() + line[1:]}. A code that is never used is wasted; a few codes that are used everywhere "
         f"carry little.{level}</p>"
-        f'<div class="usage">{svg(_chart(summary))}<figure>{views("All codes", [overview])}<figcaption>In rows by '
+        f'{levels_legend}<div class="usage">{svg(chart)}<figure>{views("All codes", [overview])}<figcaption>In rows by '
         "their number: dark ones never occur, lighter ones more often.</figcaption></figure></div>"
         "<h3>The most used codes</h3><p>On the left, an image of this code at every place, decoded; beside it places "
-        "where the images use the code, with their surroundings. Codes of one colour are often those of skies and "
-        "walls; a code of an edge shows the edge in every patch.</p>"
+        "where the images use the code, with their surroundings. What the patches have in common is what the "
+        "code means. Its own image may differ from them, as the decoder never saw one code everywhere.</p>"
         f"<figure>{views('The most used codes', cells, css='codes')}</figure>"
     )
     fact = Fact("Codes in use", f"{used:,} of {size:,}", f"{float(summary.entropies[0]):.2f} bits per code")

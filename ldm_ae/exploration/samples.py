@@ -77,7 +77,8 @@ def _of_places(model: Autoencoder, images: Encoded, settings: Settings) -> list[
     return [(
         "Independent places", "Noise with the mean and the standard deviation of each channel, independent at each "
         "place. This makes texture, not images: what makes an image is how places depend on each other, which this "
-        "model leaves to a diffusion model. Natural colours and textures say that single latents are well used.",
+        "model leaves to a diffusion model. Where even its colours are not those of images, single latents depend on "
+        "their surroundings.",
         mean + std * torch.randn(shape, generator=generator),
     )]  # fmt: skip
 
@@ -106,6 +107,6 @@ def _of_codes(model: Autoencoder, images: Encoded, settings: Settings) -> list[t
         drawn = images.indices.flatten()[places]
     return [(
         "Independent codes", "Codes as often as the images use them, independent at each place. This makes texture, "
-        "not images: a prior knows how places depend on each other. scripts/train_code_prior.py trains one, and "
+        "not images: how places depend on each other is left to a prior. scripts/train_code_prior.py trains one, and "
         "--prior shows its samples here.", codebook.latents(drawn.to(model.device)),
     )]  # fmt: skip

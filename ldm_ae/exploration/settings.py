@@ -58,7 +58,7 @@ class Section:
 
 
 def absent(place: str, title: str, why: str) -> Section:
-    """Return a section that has no meaning for a model or these images, which says so in one sentence.
+    """Return a section that has no meaning for a model or these images, and states why in one sentence.
 
     Args:
         place: Anchor of the section.

@@ -13,6 +13,8 @@ import ldm_ae
 from ldm_ae.core.errors import UserError
 from ldm_ae.exploration import spread
 from ldm_ae.exploration.arithmetic import class_means
+from ldm_ae.exploration.codebook_atlas import patches
+from ldm_ae.exploration.encoded import Encoded
 from ldm_ae.exploration.interpolation import angle, linear, spherical
 from ldm_ae.exploration.projections import neighbour_agreement, principal_components, projections
 from ldm_ae.exploration.samples import gaussian
@@ -46,6 +48,7 @@ def test_projections_of_one_dimension_and_of_equal_images_are_finite() -> None:
         assert plane.coordinates.isfinite().all()
 
 
+@pytest.mark.slow
 def test_tsne_separates_two_clouds_and_repeats() -> None:
     generator = torch.Generator().manual_seed(2)
     features = torch.randn(40, 5, generator=generator) + 20.0 * (torch.arange(40) % 2)[:, None]
@@ -127,6 +130,20 @@ def test_values_of_a_continuous_model(continuous: Made) -> None:
     assert "no codebook" in values["codebook"]["absent"]
 
 
+def test_patches_show_the_surroundings_of_a_code() -> None:
+    levels = torch.arange(2 * 3 * 8 * 8).remainder(251).to(torch.uint8).view(2, 3, 8, 8)
+    indices = torch.zeros(2, 4, 4, dtype=torch.int64)
+    indices[0, 0, 3] = indices[1, 2, 1] = indices[1, 3, 3] = 5  # two pixels wide
+    images = Encoded(
+        keys=["one", "two"], latents=torch.zeros(2, 1, 4, 4), log_variances=None, indices=indices,
+        labels=torch.tensor([-1, -1]), classes=[], thumbnails=levels, rows=[0, 1], levels=levels,
+    )  # fmt: skip
+    found = patches(images, 5)
+    expected = [levels[0, :, :6, 2:], levels[1, :, 2:, :6], levels[1, :, 2:, 2:]]
+    assert len(found) == len(expected)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_values_of_a_discrete_model(discrete: Made) -> None:
     values = discrete.exploration.values
     assert "without a distribution" in values["uncertainty"]["absent"]
@@ -169,6 +186,7 @@ def test_vectors_have_bars_and_samples_of_the_normal_distribution(tmp_path: Path
     assert values["uncertainty"]["images"][0]["pixel_std_levels"] == pytest.approx(levels, rel=0.3)
 
 
+@pytest.mark.slow
 def test_page_is_the_same_for_a_seed_and_other_draws_for_another(continuous: Made, tmp_path: Path) -> None:
     pages = [
         ldm_ae.explore(continuous.model, continuous.images, size=16, seed=seed, device="cpu").write(tmp_path / name)
@@ -178,6 +196,7 @@ def test_page_is_the_same_for_a_seed_and_other_draws_for_another(continuous: Mad
     assert pages[1].read_text() != continuous.page.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_few_images_without_labels_leave_out_what_needs_more(tmp_path: Path, count: int) -> None:
     images = write_class_folders(tmp_path / "images") / "cats"
