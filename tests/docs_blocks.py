@@ -185,6 +185,18 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "docs/QUALITY.md",
         "python scripts/benchmarks/students.py --teacher kl-f8c4-small --student runs/kl_f8c4_small_fast",
     ): Options(_MINUTES),
+    ("docs/VAE.md", "ldm-ae train --config vae_digits"): Options(
+        "it takes minutes; tests/training/test_run.py trains a step of every recipe"
+    ),
+    ("docs/VAE.md", "import torch"): Run(
+        {
+            'ldm_ae.load("runs/vae_digits")': (
+                'ldm_ae.models.VectorAutoencoder(pixels="grey", image_size=16, latent_channels=10).eval()'
+            ),
+            "model.likelihood": "ldm_ae.losses.Bernoulli()",
+        }
+    ),
+    ("docs/VAE.md", "from ldm_ae.data import open_source, sprites"): Run(),
     ("docs/TRAINING.md", "ldm-ae push MODEL owner/name --license apache-2.0 --images IMAGES"): Options(
         "it uploads; tests/commands/test_push.py uploads to a server on this machine"
     ),

@@ -156,6 +156,7 @@ def _described(model: Autoencoder) -> dict[str, Any]:
         **({} if spec.patch_size == 1 else {"patch_size": spec.patch_size}),
         **({} if model.pixel_spec == RGB else {"images": str(model.pixel_spec)}),
         **({} if spec.image_size is None else {"image_size": spec.image_size}),
+        **({} if (likelihood := model.likelihood) is None else {"likelihood": likelihood.words}),
         "scale": describe_state(model),
         "sample_size": model.sample_size,
         "problems": [f"{name} has values that are not finite" for name in bad],

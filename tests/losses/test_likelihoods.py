@@ -173,6 +173,7 @@ def test_model_folder_records_the_likelihood(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     found = load_autoencoder(tmp_path)
     assert isinstance(found.likelihood, Gaussian)
+    assert found.likelihood.words == "Gaussian, scale 0.17, learned True"
     assert found.likelihood.init_args == {"scale": pytest.approx(0.17), "learned": True}
     assert not any(parameter.requires_grad for parameter in found.likelihood.parameters())
     assert model_hash(found) == before

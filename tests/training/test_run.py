@@ -53,6 +53,9 @@ NARROW: dict[str, dict[str, Any]] = {
         "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
         "decoder_intermediate_size": 16, "patch_size": 16,
     },
+    "VectorAutoencoder": {
+        "image_size": 64, "latent_channels": 2, "block_out_channels": [4, 4], "norm_num_groups": 2, "hidden": [8],
+    },
     "VideoAutoencoder": {"network": "AutoencoderKLWan", "arguments": EXAMPLES["AutoencoderKLWan"]},
 }  # fmt: skip
 """Arguments of networks with all parts of those in the recipes."""

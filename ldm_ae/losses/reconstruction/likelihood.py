@@ -42,6 +42,14 @@ class Likelihood(ReconstructionLoss, nn.Module):
     def init_args(self) -> dict[str, Any]:
         """The constructor's arguments that give the distribution in its present state, as JSON values."""
 
+    @property
+    def words(self) -> str:
+        """The distribution in words, such as `Gaussian, scale 0.17, learned True`."""
+        values = (
+            f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in self.init_args.items()
+        )
+        return ", ".join([type(self).__name__, *values])
+
     @abc.abstractmethod
     def element_log_prob(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
         """Return log p(x | x̂) of each element in nats, (B, C, H, W).
