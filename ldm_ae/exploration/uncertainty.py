@@ -54,9 +54,8 @@ def uncertainty(model: Autoencoder, images: Encoded, settings: Settings) -> Sect
             cells.append(view("std of the latents", heat_picture(large / widest), caption=words, pixels=True))
         words = f"pixels, up to {float(pixels.max()):.1f} levels"
         cells.append(view("std of the pixels", heat_picture(pixels / max(strongest, 1e-6)), caption=words))
-        parts.append(
-            f"<figure>{views(key, cells, css='three' if images.is_vector else 'four')}<figcaption><b>{escape(key)}</b></figcaption></figure>"
-        )
+        group = views(key, cells, css="three" if images.is_vector else "four")
+        parts.append(f"<figure>{group}<figcaption><b>{escape(key)}</b></figcaption></figure>")
     values: dict[str, Any] = {
         "samples": SAMPLES,
         "images": [
