@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ldm_ae.commands._inputs import (
@@ -29,9 +27,9 @@ from ldm_ae.commands._options import (
     add_metrics_options,
     add_overwrite,
 )
+from ldm_ae.commands._stages import Stages
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
-from ldm_ae.core.terminal import ProgressDisplay
 
 if TYPE_CHECKING:
     from ldm_ae.comparison import Contestant, DiffusionPlan
@@ -111,7 +109,7 @@ def _run(args: argparse.Namespace) -> int:
             batch_size=args.batch_size, workers=args.workers, max_bad_fraction=args.max_bad_fraction,
             pictures=args.pictures, codecs=args.baseline, diffusion=_diffusion(args), view=chosen_view(args),
         )  # fmt: skip
-        with _Stages() as progress:
+        with Stages() as progress:
             found = compare(contestants, source, folder, config, source_name=args.images, progress=progress)
         page = write_comparison(found, folder, figures=args.figures)
     print("\n".join([repr(found), *source.account().lines()]))
@@ -164,31 +162,3 @@ def _diffusion(args: argparse.Namespace) -> DiffusionPlan | None:
 
     train = None if args.diffusion_images is None else open_source(args.diffusion_images)
     return DiffusionPlan(steps=args.diffusion, train=train, train_name=args.diffusion_images or "")
-
-
-class _Stages:
-    """A progress bar for each stage of the work."""
-
-    def __init__(self) -> None:
-        self._text = ""
-        self._open = ExitStack()
-
-    def __enter__(self) -> _Stages:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
-
-    def __call__(self, text: str, done: int, total: int) -> None:
-        """Show that a stage has done so many of its units."""
-        if text != self._text:
-            self._open.close()
-            self._text = text
-            units = {"opening models": "models", "coding as": "rates", "training": "steps", "sampling": "samples"}
-            unit = next((unit for words, unit in units.items() if words in text.rpartition(": ")[2]), "images")
-            self._display = self._open.enter_context(
-                ProgressDisplay(text, total, unit=unit, images_per_unit=1.0 if unit == "images" else None)
-            )
-        self._display(done, total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from ldm_ae.commands._inputs import choose_precision, chosen_view, metric_networks, print_path, sized_inputs
 from ldm_ae.commands._options import (
@@ -15,9 +16,9 @@ from ldm_ae.commands._options import (
     add_overwrite,
     add_tiling_options,
 )
+from ldm_ae.commands._stages import Stages
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
-from ldm_ae.core.terminal import progress_bar
 from ldm_ae.io.files import new_folder, require_new_folder
 
 
@@ -68,11 +69,13 @@ class Evaluate(Command):
                 source, transform, batch_size=args.batch_size, workers=args.workers,
                 max_bad_fraction=args.max_bad_fraction, indices=range(count),
             )  # fmt: skip
-            with progress_bar("evaluating", count) as progress:
+            with Stages() as progress:
                 evaluation = evaluate(
                     model, loader, source=args.images, transform_description=transform.describe(),
                     model_name=str(args.model), metrics=metrics, prior=prior, view=view,
-                    precision=args.precision, device=args.device, progress=lambda done: progress(done, count),
+                    precision=args.precision, device=args.device,
+                    progress=lambda done: progress("evaluating", done, count),
+                    score_progress=partial(progress, "computing scores"),
                 )  # fmt: skip
             write_report(evaluation, folder)
             print("\n".join([*summary_lines(evaluation), *source.account().lines()]))

@@ -124,7 +124,10 @@ def _measure(
     device = key["protocol"]["device"]
     measured = score_codec(codec, images, rate, metrics, rates=rates, device=device, pictures=len(images.first))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shown = [Shown(key=first.key, image=image) for first, image in zip(images.first, measured.pictures, strict=True)]
+    shown = [
+        Shown(key=first.key, image=image, scores=scores)
+        for first, image, scores in zip(images.first, measured.pictures, measured.picture_scores, strict=True)
+    ]
     with writing_folder(folder) as temporary:
         content = {
             "codec": codec, "quality": measured.quality, "bits_per_pixel": measured.bits_per_pixel,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,6 +222,7 @@ def _result(
             transform_description=protocol["images"]["transform"], model_name=shown, metrics=metrics,
             precision=config.precision, device=config.device, pictures=config.pictures, view=config.view,
             progress=_stage(progress, f"evaluating {name}", images.count),
+            score_progress=None if progress is None else partial(progress, f"computing scores of {name}"),
         )  # fmt: skip
         found = result_folder(folder / MODELS, name, key)
         write_result(found, evaluation, key)

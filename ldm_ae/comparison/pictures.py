@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from ldm_ae.comparison.codecs import codec_colours
 from ldm_ae.comparison.main_scores import main_scores
 from ldm_ae.comparison.result import ModelResult, Shown
+from ldm_ae.evaluation.report.pictures import image_grid
 from ldm_ae.evaluation.report.plots import swatch
 from ldm_ae.evaluation.report.viewer import view, views
 from ldm_ae.images.in_memory import levels_image
@@ -23,7 +21,6 @@ SAMPLES = 16
 """Samples of each model on the page."""
 _CAPTIONED = 2
 """Scores under a reconstruction."""
-_GAP = 2
 
 
 def gallery(comparison: Comparison) -> str:
@@ -43,14 +40,11 @@ def gallery(comparison: Comparison) -> str:
             view(name, levels_image(picture.image), caption=_caption(comparison, name, mark, picture, keys, best))
             for name, mark, picture in shown
         ]
-        cells += [
-            view(
-                codec.name, levels_image(codec.pictures[number].image),
-                caption=swatch(colours[codec.title]) + escape(codec.name),
-            )
-            for codec in comparison.codecs.results
-            if number < len(codec.pictures)
-        ]  # fmt: skip
+        for codec in comparison.codecs.results:
+            if number < len(codec.pictures):
+                picture, mark = codec.pictures[number], swatch(colours[codec.title])
+                caption = _caption(comparison, codec.name, mark, picture, keys, {})
+                cells.append(view(codec.name, levels_image(picture.image), caption=caption))
         caption = f"<figcaption><b>{escape(original.key)}</b></figcaption>"
         figures.append(f"<figure>{views(original.key, cells, css='tiles')}{caption}</figure>")
     return "".join(figures)
@@ -70,7 +64,7 @@ def _best(comparison: Comparison, pictures: Sequence[Shown], keys: Sequence[str]
 def _caption(
     comparison: Comparison, name: str, mark: str, picture: Shown, keys: Sequence[str], best: dict[str, float]
 ) -> str:
-    """Return the name of a reconstruction's model and the main scores of this image, the best in bold."""
+    """Return the name of a reconstruction's model or codec and the main scores of this image, the best in bold."""
     parts = []
     for key in [key for key in keys if key in picture.scores and comparison.infos[key].direction][:_CAPTIONED]:
         info, value = comparison.infos[key], picture.scores[key]
@@ -82,7 +76,7 @@ def _caption(
 def sample_grids(models: Sequence[ModelResult]) -> str:
     """Return a grid of samples for each model that has some."""
     cells = [
-        view(model.name, levels_image(grid(model.samples[:SAMPLES])), caption=swatch(place) + escape(model.name))
+        view(model.name, levels_image(image_grid(model.samples[:SAMPLES])), caption=swatch(place) + escape(model.name))
         for place, model in enumerate(models)
         if model.samples is not None
     ]
@@ -90,15 +84,3 @@ def sample_grids(models: Sequence[ModelResult]) -> str:
         return ""
     note = "<p>Place by place from the same noise, where latents have the same shape.</p>"
     return f"<h3>Samples</h3>{note}<figure>{views('Samples', cells, css='samples')}</figure>"
-
-
-def grid(images: Tensor, gap: int = _GAP) -> Tensor:
-    """Return images (N, 3, H, W) uint8 as one image, as nearly square as possible, with white lines between."""
-    count, channels, height, width = images.shape
-    columns = max(round(count**0.5), 1)
-    rows = -(-count // columns)
-    canvas = torch.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
-    for number, image in enumerate(images):
-        top, left = number // columns * (height + gap), number % columns * (width + gap)
-        canvas[:, top : top + height, left : left + width] = image
-    return canvas

@@ -60,6 +60,8 @@ class CodecScores:
     """Display and explanation of each score, by its key."""
     pictures: list[Tensor]
     """The first reconstructions, (3, H, W) uint8."""
+    picture_scores: list[dict[str, float]]
+    """Scores of each of `pictures` alone, by key."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Reasons why requested scores are missing, by name."""
     note: str = ""
@@ -186,19 +188,23 @@ def score_quality(
     comparing = [metric for metric in metrics if metric.compares_images]
     scoring = Scoring(comparing, Setting(model=None, device=device))
     kept: list[Tensor] = []
+    of_pictures: list[dict[str, float]] = []
     reached = _Mean()
     with torch.no_grad():
         for batch in loader:
             coded = code_images(batch.pixel_values, codec, quality)
             reached.add(coded.bits / batch.pixel_values[0, 0].numel())
             kept += to_uint8(coded.reconstructions[: pictures - len(kept)]).unbind()
-            scoring.update(coded.reconstructions.to(device), as_rgb(batch.pixel_values).to(device))
+            values = scoring.update(coded.reconstructions.to(device), as_rgb(batch.pixel_values).to(device))
+            for row in range(min(len(coded.reconstructions), pictures - len(of_pictures))):
+                of_pictures.append({key: rows[row] for key, rows in values.items()})
     if reached.count == 0:
         raise UserError(f"no images to encode as {codec}")
     scores = scoring.compute()
     return CodecScores(
         codec=codec, quality=quality, bits_per_pixel=reached.value, scores=scores,
-        infos={key: scoring.infos[key] for key in scores}, pictures=kept, skipped=scoring.skipped,
+        infos={key: scoring.infos[key] for key in scores}, pictures=kept, picture_scores=of_pictures,
+        skipped=scoring.skipped,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -147,9 +147,12 @@ class Collected:
         counted = "none: the codebook is too large" if found is None else found.counted
         return {"size": self.model.latent_spec.codebook_size, "counted": counted, "rate": RATE_OF_CODES, "prior": prior}
 
-    def evaluation(self, protocol: dict[str, object], activations: ActivationRanges, scoring: Scoring) -> Evaluation:
+    def evaluation(
+        self, protocol: dict[str, object], activations: ActivationRanges, scoring: Scoring,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Evaluation:  # fmt: skip
         """Return the results; add metrics that cannot score these images to `skipped`, which is in the protocol."""
-        scores = scoring.compute()
+        scores = scoring.compute(progress)
         kept = scoring.keys_of_images()
         for row in self.images:  # a metric may have been skipped after some batches
             for name in row.scores.keys() - kept:

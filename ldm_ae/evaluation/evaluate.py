@@ -117,6 +117,7 @@ def evaluate(
     seed: int = 0,
     pictures: int = 6,
     progress: Callable[[int], None] | None = None,
+    score_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Reconstruct every image from its posterior's mode and compute the scores. Except for the table of scores, memory
     use does not grow with the number of images. A score that is undefined for these images, such as a Fréchet distance
@@ -140,6 +141,8 @@ def evaluate(
         seed: Seed of the posterior samples for the latent statistics.
         pictures: Number of images to keep of the first, of the worst and of the best.
         progress: Called after every batch with the number of images done.
+        score_progress: Called after that before each score is computed, with the number of scores done and their total;
+            some scores reconstruct images of their own.
 
     Raises:
         UserError: no images; a reconstruction that is not finite; a prior over other codes.
@@ -208,7 +211,7 @@ def evaluate(
         "git_commit": git_commit(),
         "versions": package_versions(),
     }
-    return collected.evaluation(protocol, activations, scoring)
+    return collected.evaluation(protocol, activations, scoring, score_progress)
 
 
 def _reconstruction(pixels: PixelSpec) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -125,14 +125,18 @@ class Scoring:
             baseline |= {BASELINE_PREFIX + key: value for key, value in others.items()}
         return {key: value.tolist() for key, value in (own | baseline).items()}
 
-    def compute(self) -> dict[str, float]:
+    def compute(self, progress: Callable[[int, int], None] | None = None) -> dict[str, float]:
         """Return all scores: first those with values for each image, in the order of the metrics, then the others. A
         metric without a score for this model, or whose score is not finite, counts as skipped, the former unless it is
-        optional. A strict runner returns scores that are not finite."""
+        optional. A strict runner returns scores that are not finite. `progress`
+        is called before each score with the number of scores done, and their total."""
         own: dict[str, float] = {}
         baseline: dict[str, float] = {}
         others: dict[str, float] = {}
-        for metric, twin, _ in list(self._running):
+        running = list(self._running)
+        for number, (metric, twin, _) in enumerate(running):
+            if progress is not None:
+                progress(number, len(running))
             try:
                 found = _by_key(metric, metric.compute())
                 of_twin = {} if twin is None or not self._thumbnails else _by_key(metric, twin.compute())

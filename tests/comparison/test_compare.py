@@ -66,7 +66,8 @@ def test_codecs_are_measured_at_the_models_rates(made: Made) -> None:
     assert {model for codec in codecs for model in codec["models"]} == set(NAMES)
     for codec in codecs:
         assert codec["scores"].keys() >= {"psnr", "ssim"}
-        assert "psnr" in (made.folder / "compare.html").read_text()
+        caption = f">{codec['name']}<br>"  # with scores of the image
+        assert caption in (made.folder / "compare.html").read_text()
 
 
 def test_figures_are_written(made: Made) -> None:

@@ -130,6 +130,8 @@ def test_codec_scores_equal_those_of_the_coded_images() -> None:
     assert found.skipped == {}
     expected = ((coded.reconstructions[:3] + 1) * 127.5).round().to(torch.uint8)
     assert torch.equal(torch.stack(found.pictures), expected)
+    own = psnr(coded.reconstructions[:3], images[:3])
+    assert [scores["psnr"] for scores in found.picture_scores] == pytest.approx(own.tolist(), rel=1e-6)
 
 
 def test_batch_size_does_not_affect_codec_scores() -> None:

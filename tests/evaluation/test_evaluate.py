@@ -13,6 +13,7 @@ from ldm_ae.core.environment import git_commit, package_versions
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation import FeatureStatistics, evaluate, frechet_distance, psnr, ssim, validate
 from ldm_ae.evaluation.latent_summary import ACTIVE_NATS, LatentSummary
+from ldm_ae.evaluation.metric_sets import named_metrics
 from ldm_ae.evaluation.metrics.psnr import PSNR_CEILING
 from ldm_ae.evaluation.report.summary import summary_lines
 from ldm_ae.evaluation.result import Evaluation
@@ -235,6 +236,15 @@ def test_progress_counts_images(tiny_model: KLAutoencoder) -> None:
     seen: list[int] = []
     run(tiny_model, progress=seen.append)
     assert seen == [4, 6]
+
+
+def test_progress_then_counts_scores(tiny_model: KLAutoencoder) -> None:
+    seen: list[tuple[str, int, int]] = []
+    run(
+        tiny_model, metrics=named_metrics(["psnr", "ssim"]), progress=lambda done: seen.append(("images", done, 6)),
+        score_progress=lambda done, total: seen.append(("scores", done, total)),
+    )  # fmt: skip
+    assert seen == [("images", 4, 6), ("images", 6, 6), ("scores", 0, 2), ("scores", 1, 2)]
 
 
 def test_validate_equals_evaluate_and_preserves_module_modes(blurred_model: KLAutoencoder) -> None:
