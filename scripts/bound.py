@@ -3,7 +3,7 @@
     python scripts/bound.py MODEL IMAGES --out runs/bound
 
 MODEL needs a likelihood and Gaussian posteriors (`objective.reconstruction: bernoulli`, `gaussian`,
-`discretizedlogistic`). For the first images it prints, in nats for each image and bits per dimension, with the standard
+`logistic`). For the first images it prints, in nats for each image and bits per dimension, with the standard
 error over the images:
 
     elbo          evidence lower bound

@@ -155,6 +155,7 @@ def rank_correlation(runs: Sequence[Run], found: Mapping[str, Mapping[str, float
 
 def sweep_figure(runs: Sequence[Run], found: Mapping[str, Mapping[str, float]]) -> Figure:
     """Return the figure of every score over the weight, with a line for each seed."""
+    betas = sorted({run.beta for run in runs})
     figure = Figure(figsize=(12, 5.5), layout="constrained")
     panels = figure.subplots(2, 4, sharex=True)
     for axes, (key, title) in zip(panels.flat, SCORES.items(), strict=True):
@@ -163,6 +164,8 @@ def sweep_figure(runs: Sequence[Run], found: Mapping[str, Mapping[str, float]]) 
             scores = [found[run.name][key] for run in own]
             axes.plot([run.beta for run in own], scores, "o-", ms=4, label=f"seed {seed}")
         axes.set(title=title, xscale="log", ylim=(-0.02, 1.02))
+        axes.set_xticks(betas, labels=[f"{beta:g}" for beta in betas])
+        axes.minorticks_off()
     for axes in panels[1]:
         axes.set_xlabel("weight of the KL")
     panels[0, 0].legend(fontsize=8)

@@ -180,11 +180,32 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "clusters label_efficiency",
     ): Options("it needs a model of digits; tests/representation runs the metrics and the scripts"),
     ("docs/REPRESENTATION.md", "import numpy as np"): Run(slow=True),
+    ("docs/REPRESENTATION.md", "ldm-ae train --config vae_digits --out runs/vae_digits"): Options(
+        "it trains for minutes; tests/representation runs the metrics and the scripts"
+    ),
+    (
+        "docs/REPRESENTATION.md",
+        "python scripts/disentanglement.py --config configs/beta_vae_sprites.yaml --betas 0.25 4 --seeds 0 1 "
+        "--steps 700 --images sprites:50000-53000 --out runs/sweep --options --data.train sprites:6000 "
+        "--data.validation_images 32",
+    ): Skip("it trains four models; tests/representation/test_scripts.py runs its parts"),
     (
         "docs/REPRESENTATION.md",
         "python scripts/disentanglement.py --config configs/beta_vae_sprites.yaml --betas 1 4 16 --seeds 0 1 2 "
         "--steps 4000 --out runs/sweep",
     ): Options("it trains nine models; tests/representation/test_scripts.py runs its parts"),
+    ("docs/VAE.md", "ldm-ae train --config vae_digits"): Options(
+        "it takes minutes; tests/training/test_run.py trains a step of every recipe"
+    ),
+    ("docs/VAE.md", "import torch"): Run(
+        {
+            'ldm_ae.load("runs/vae_digits")': (
+                'ldm_ae.models.VectorAutoencoder(pixels="grey", image_size=16, latent_channels=10).eval()'
+            ),
+            "model.likelihood": "ldm_ae.losses.Bernoulli()",
+        }
+    ),
+    ("docs/VAE.md", "from ldm_ae.data import open_source, sprites"): Run(),
     ("docs/TRAINING.md", "ldm-ae push MODEL owner/name --license apache-2.0 --images IMAGES"): Options(
         "it uploads; tests/commands/test_push.py uploads to a server on this machine"
     ),

@@ -186,7 +186,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
 
 def _is_users(key: str) -> bool:
     """Return whether a key stands in a dictionary whose keys the user chooses."""
-    return any(f".{name}." in f".{key}" for name in ("options", "regularization_weights"))
+    return any(f".{name}." in f".{key}" for name in ("options", "regularization_weights", "regularization_schedules"))
 
 
 def _replaces(key: str, old: Mapping[str, str]) -> bool:

@@ -50,9 +50,7 @@ class DigitsSource(Source):
 
     def account(self) -> Account:
         """See `Source.account`."""
-        return Account(
-            kind=self.name, images=len(self), labels={"the data set": len(self)}, classes=[str(n) for n in range(10)]
-        )
+        return Account(kind=self.name, images=len(self), labels={"the data set": len(self)})
 
     def __len__(self) -> int:
         return len(_rows(self.split))

@@ -26,7 +26,7 @@ def require_bound(model: Autoencoder) -> Likelihood:
     if likelihood is None:
         raise UserError(
             "the model has no likelihood, so that log p(x) is not defined; train with objective.reconstruction "
-            "bernoulli, gaussian or discretizedlogistic"
+            "bernoulli, gaussian or logistic"
         )
     if not model.has_moments:
         raise UserError("the model's posteriors are not Gaussian, so that they do not bound log p(x)")

@@ -29,8 +29,8 @@ HISTORY = "history.jsonl"
 """The changes of settings in a run directory: an object for each resume that changed some."""
 _FINISHED = "finished"
 _SHOWN = (
-    "rec_loss", "perceptual_loss", "kl_loss", "commitment_loss", "codebook_usage", "alignment_per_latent",
-    "diffusion_per_latent", "generator_loss", "discriminator_loss", "adaptive_weight",
+    "rec_loss", "perceptual_loss", "kl_loss", "commitment_loss", "codebook_usage", "total_correlation_loss",
+    "alignment_per_latent", "diffusion_per_latent", "generator_loss", "discriminator_loss", "adaptive_weight",
 )  # fmt: skip
 """The values that the terminal shows."""
 
