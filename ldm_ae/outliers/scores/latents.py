@@ -21,9 +21,9 @@ class LatentDistance(OutlierScore):
     name = "latents"
     label = "Distance of latents"
     explanation = (
-        "Mahalanobis distance from the mean of the reference images, divided by the root of the number of features: for "
-        "each channel, the mean of the latents over places and the logarithm of their standard deviation; of vectors, "
-        "the numbers. Every model has it; the reference should have several times as many images as features."
+        "Mahalanobis distance from the mean of the reference images, divided by the root of the number of features: "
+        "for each channel, the mean of the latents over places and the logarithm of their standard deviation; of "
+        "vectors, the numbers. Every model has it; the reference should have several times as many images as features."
     )
 
     def measure(self, images: Encoded) -> Tensor:
