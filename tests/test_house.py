@@ -37,6 +37,16 @@ def test_package_contains_every_folder_of_modules() -> None:
     assert set(re.findall(r'"([\w.]+)"', listed[1])) == folders | mapped
 
 
+def test_no_file_holds_marks_of_a_merge() -> None:
+    text = {".py", ".md", ".yaml", ".yml", ".toml", ".css", ".js", ".html", ".cff", ".json", ".txt"}
+    marks = re.compile(r"^\s*(<{7}|>{7}) ", re.MULTILINE)  # ruff indents those in a docstring
+    folders = ("ldm_ae", "configs", "scripts", "tests", "docs", "checkpoints", ".github")
+    paths = [path for name in folders for path in (ROOT / name).rglob("*")] + list(ROOT.glob("*"))
+    read_paths = [path for path in paths if path.suffix in text and path.is_file()]
+    assert len(read_paths) > 500
+    assert [path for path in read_paths if marks.search(path.read_text())] == []
+
+
 def test_citation_has_this_version_and_license() -> None:
     citation = read("CITATION.cff")
     assert citation["cff-version"] == "1.2.0"
