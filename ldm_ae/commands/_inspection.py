@@ -95,14 +95,16 @@ def seems_to_be(path: Path) -> str:
 
 
 def inspect_codes(store: LatentStore) -> dict[str, Any]:
-    """Count which codes the images of a store with indices use, excluding mirrored images; each list is by level.
+    """Count which codes the images of a store with indices use, excluding mirrored images; each list is by level, or by
+    map of a hierarchical model.
 
     Few places (`counted`) make a large codebook look small: their bits cannot exceed log2 of their number.
     """
     spec = store.spec
     assert spec.codebook_size is not None, "a store with indices has a codebook"
-    found: dict[str, Any] = {"size": spec.codebook_size, "levels": spec.codebook_levels or 1}
-    usage = CodebookUsage(spec.codebook_size)
+    levels = spec.codebook_maps or spec.codebook_levels or 1
+    found: dict[str, Any] = {"size": spec.codebook_size, "levels": levels}
+    usage = CodebookUsage(spec.codebook_size, spec.codebook_maps)
     for indices in store.indices():
         usage.update(indices, pixels=indices.shape[-2] * indices.shape[-1] * spec.downsample_factor**2)
     summary = usage.summary()
