@@ -155,6 +155,7 @@ def _described(model: Autoencoder) -> dict[str, Any]:
         "scaling_factor": spec.scaling_factor,
         **({"shift_factor": spec.shift_factor} if spec.shift_factor else {}),
         **({} if spec.latents_std is None else {"latents_mean": spec.latents_mean, "latents_std": spec.latents_std}),
+        **({} if spec.codebook_maps is None else {"maps_of_codes": spec.codebook_maps}),
         **({} if spec.patch_size == 1 else {"patch_size": spec.patch_size}),
         **({} if model.pixel_spec == RGB else {"images": str(model.pixel_spec)}),
         **({} if spec.image_size is None else {"image_size": spec.image_size}),

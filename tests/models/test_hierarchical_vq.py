@@ -113,6 +113,7 @@ def test_codes_are_counted_by_map() -> None:
     assert (found.levels, found.used.tolist(), found.totals.tolist()) == (2, [2, 16], [4, 16])
     assert found.entropies.tolist() == pytest.approx([1.0, 4.0])
     assert found.entropy_bits_per_pixel == pytest.approx((4 * 1 + 16 * 4) / 64)
+    assert found.line().startswith("codebook: 2, 16 of 16 codes in use over 4, 16 places, 2.50 of 4.00 bits")
     # Each code is counted once more than it occurred: 3/20 and 2/32.
     bits = found.bits(pack_maps([coarse, fine]))
     assert bits.tolist() == pytest.approx([-4 * math.log2(3 / 20) - 16 * math.log2(2 / 32)])

@@ -41,6 +41,11 @@ class CodebookSummary:
     """`LatentSpec.codebook_maps` of the indices."""
 
     @property
+    def part(self) -> str:
+        """The word for a level."""
+        return "level" if self.maps is None else "map"
+
+    @property
     def totals(self) -> Tensor:
         """Number of codes counted in each level, (Q,) int64."""
         return self.counts.sum(dim=1)
@@ -100,8 +105,9 @@ class CodebookSummary:
     def line(self) -> str:
         """Return a line on the use of the codebook."""
         used = ", ".join(f"{count:,}" for count in self.used.tolist())
+        places = [self.counted] if self.maps is None else self.totals.tolist()
         return (
-            f"codebook: {used} of {self.size:,} codes in use over {self.counted:,} places, "
+            f"codebook: {used} of {self.size:,} codes in use over {', '.join(f'{n:,}' for n in places)} places, "
             f"{float(self.entropies.mean()):.2f} of {math.log2(self.size):.2f} bits per code"
         )
 

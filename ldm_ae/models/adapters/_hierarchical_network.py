@@ -13,7 +13,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import nn
 
+from ldm_ae.core.errors import UserError
 from ldm_ae.quantizers import build_quantizer
+
+MOST_MAPS = 4
 
 
 class HierarchicalQuantizedAutoencoder(ModelMixin, ConfigMixin):
@@ -29,9 +32,12 @@ class HierarchicalQuantizedAutoencoder(ModelMixin, ConfigMixin):
     Args:
         quantizer: `class_name` and `init_args` of each map's own quantizer, as returned by `describe_quantizer`; only
             the project's quantizers are looked up by this name.
-        maps: Number of maps.
+        maps: Number of maps, from 2 to 4.
         latents_mean: Measured per-channel mean of the latents, or None.
         latents_std: Measured per-channel standard deviation of the latents, or None.
+
+    Raises:
+        UserError: Another number of maps, or a quantizer with several codes at a place.
     """
 
     _supports_gradient_checkpointing = True
@@ -57,6 +63,8 @@ class HierarchicalQuantizedAutoencoder(ModelMixin, ConfigMixin):
         latents_std: tuple[float, ...] | None = None,
     ):
         super().__init__()
+        if type(maps) is not int or not 2 <= maps <= MOST_MAPS:
+            raise UserError(f"maps: expected 2 to {MOST_MAPS}, got {maps}. For one map use VQAutoencoder")
         every: dict[str, Any] = {
             "layers_per_block": layers_per_block,
             "act_fn": act_fn,
@@ -68,8 +76,14 @@ class HierarchicalQuantizedAutoencoder(ModelMixin, ConfigMixin):
         between = every | {"block_out_channels": (block_out_channels[-1],) * 2}
         down, up = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
         steps = range(1, maps)
-        self.quantizers = nn.ModuleList([build_quantizer(quantizer) for _ in range(maps)])
-        code: int = self.quantizers[0].codebook_dim  # type: ignore[assignment]
+        quantizers = [build_quantizer(quantizer) for _ in range(maps)]
+        if (levels := quantizers[0].codebook_levels) is not None:
+            raise UserError(
+                f"quantizer: a map has one code at each place, and {type(quantizers[0]).__name__} chooses {levels}; "
+                "choose another quantizer"
+            )
+        self.quantizers = nn.ModuleList(quantizers)
+        code = quantizers[0].codebook_dim
         self.encoder = Encoder(in_channels, latent_channels, down_block_types, double_z=False, **ends)
         self.coarser_encoders = nn.ModuleList(
             [Encoder(latent_channels, latent_channels, down, double_z=False, **between) for _ in steps]

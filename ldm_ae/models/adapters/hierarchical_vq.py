@@ -24,8 +24,6 @@ from ldm_ae.models.spec import Codebook, LatentSpec
 from ldm_ae.models.wrappers.exact_tiling import has_bands
 from ldm_ae.quantizers import VQ, Quantized, Quantizer, describe_quantizer
 
-MOST_MAPS = 4
-
 
 class HierarchicalVQAutoencoder(ConvolutionalAutoencoder):
     """A convolutional autoencoder with two to four maps of codes, each of twice the sides of the one before (VQ-VAE-2).
@@ -86,13 +84,6 @@ class HierarchicalVQAutoencoder(ConvolutionalAutoencoder):
         if quantizer is None:
             raise UserError(
                 "HierarchicalVQAutoencoder needs a quantizer, such as ldm_ae.quantizers.EMAVQ, or a pretrained folder"
-            )
-        if not 2 <= maps <= MOST_MAPS:
-            raise UserError(f"maps: expected 2 to {MOST_MAPS}, got {maps}. For one map use VQAutoencoder")
-        if quantizer.codebook_levels is not None:
-            raise UserError(
-                f"HierarchicalVQAutoencoder: a map has one code at each place, and {type(quantizer).__name__} chooses "
-                f"{quantizer.codebook_levels}; choose another quantizer"
             )
         blocks = block_types(block_out_channels, attention_levels=attention_levels, norm_num_groups=norm_num_groups)
         images = PixelSpec.from_json(pixels or "rgb")
