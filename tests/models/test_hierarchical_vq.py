@@ -15,6 +15,7 @@ from ldm_ae.cli import main
 from ldm_ae.core.code_maps import pack_maps, split_maps
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metrics.codebook import CodebookUsage
+from ldm_ae.interop import export_ldm
 from ldm_ae.latents import LatentStore, verify_store
 from ldm_ae.models import HierarchicalVQAutoencoder, LatentSpec, load_autoencoder
 from ldm_ae.quantizers import EMAVQ, VQ, ResidualVQ
@@ -89,7 +90,7 @@ def test_coarse_codes_condition_the_fine_ones_and_every_map_reaches_the_image() 
 def test_each_map_learns_its_own_codes_from_all_micro_batches() -> None:
     torch.manual_seed(0)
     model = HierarchicalVQAutoencoder(quantizer=EMAVQ(16, 3, decay=0.5), **WIDTHS).train()  # type: ignore[arg-type]
-    expected = [quantizer for quantizer in model.quantizers]
+    expected = model.quantizers
     x = pictures(4)
     batches = [model.encode(x[:2]), model.encode(x[2:])]
     copies = [EMAVQ(16, 3, decay=0.5) for _ in expected]
@@ -152,8 +153,10 @@ def test_stores_hold_all_maps_and_tokens_are_their_sequences(image_folder: Path,
     assert {name: about[name] for name in ("maps", "levels", "height", "width")} == {
         "maps": 3, "levels": 21, "height": 4, "width": 4,
     }  # fmt: skip
+    with pytest.raises(UserError, match="not a HierarchicalQuantizedAutoencoder"):
+        export_ldm(model, tmp_path / "ldm.safetensors")
     # A model with other maps does not read them.
     other = tiny(2)
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="made by another model"):
         opened.check_model(load_autoencoder(tmp_path / "other"))
