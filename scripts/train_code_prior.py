@@ -6,8 +6,10 @@
     ldm-ae evaluate MODEL OTHER_IMAGES --prior DIR
 
 `pixelcnn` is our gated PixelCNN (arXiv 1606.05328), `transformer` is GPT-2 of the library transformers over the codes
-in raster order, which also takes the levels of a residual quantizer. If the store has labels, the prior is conditioned
-on classes; one label in ten is dropped in training, so that the prior also works without.
+in raster order, which also takes the levels of a residual quantizer. The codes of a hierarchical model (VQ-VAE-2) are
+several maps: `pixelcnn` is then one PixelCNN a map, each conditioned on the coarser maps and all trained together. If
+the store has labels, the prior is conditioned on classes; one label in ten is dropped in training, so that the prior
+also works without.
 
 A fraction of the images is held out. DIR/metrics.json has their bits per code and per pixel, by each way of counting:
 
@@ -16,6 +18,8 @@ A fraction of the images is held out. DIR/metrics.json has their bits per code a
     frequencies        without context, by the frequencies of the training images' codes
     prior              -log2 of the trained prior's probability, without a class
     prior_given_class  the same with the image's class, whose own bits are not counted
+    prior_map_0, ...   the share of each map of a hierarchical model in `prior`, the coarsest first; bits per code are
+                       those of the map's own codes
     range_coder        the size of some of them after range coding with the prior and the class; they are decoded again
     prior_of_the_coded the prior's number for these images
 
@@ -48,8 +52,16 @@ from ldm_ae.evaluation import comparison_grid
 from ldm_ae.evaluation.metrics.codebook import CodebookUsage
 from ldm_ae.io.files import require_new_folder, write_json, writing_folder
 from ldm_ae.latents import LatentDataset, LatentStore, endless
-from ldm_ae.models import Autoencoder, load_autoencoder, pick_device
-from ldm_ae.priors import CausalTransformer, CodePrior, GatedPixelCNN, decode_indices, encode_indices, save_prior
+from ldm_ae.models import Autoencoder, LatentSpec, load_autoencoder, pick_device
+from ldm_ae.priors import (
+    CausalTransformer,
+    CodePrior,
+    GatedPixelCNN,
+    HierarchicalPixelCNN,
+    decode_indices,
+    encode_indices,
+    save_prior,
+)
 
 LABEL_DROPOUT = 0.1
 """Fraction of labels that are dropped, so that the prior also learns to work without labels."""
@@ -80,8 +92,10 @@ def image_pixels(store: LatentStore) -> int:
 def build_prior(args: argparse.Namespace, data: LatentDataset) -> CodePrior:
     """Return the requested prior, with the classes of the store."""
     sizes = {name: value for name in ("width", "depth") if (value := getattr(args, name)) is not None}
-    return PRIORS[args.prior](
-        codebook_size=data.store.spec.codebook_size, shape=tuple(data[0]["indices"].shape),
+    spec = data.store.spec
+    kind = HierarchicalPixelCNN if args.prior == "pixelcnn" and spec.codebook_maps else PRIORS[args.prior]
+    return kind(
+        codebook_size=spec.codebook_size, shape=tuple(data[0]["indices"].shape),
         classes=int(data.labels.max()) + 1, dropout=args.dropout, **sizes,
     )  # fmt: skip
 
@@ -97,18 +111,28 @@ def bits_per_image(prior: CodePrior, loader: DataLoader, accelerator: Accelerato
     return torch.cat(found).mean().item()
 
 
-def without_context(size: int, training: Dataset, held_out: Dataset) -> dict[str, float]:
+@torch.no_grad()
+def bits_by_map(prior: HierarchicalPixelCNN, loader: DataLoader) -> list[float]:
+    """Return the mean bits of each map of an image, without a class."""
+    prior.eval()
+    found = [prior.bits_of_maps(batch["indices"].to(prior.device)) for batch in loader]
+    return torch.cat(found).mean(dim=0).tolist()
+
+
+def without_context(spec: LatentSpec, training: Dataset, held_out: Dataset) -> dict[str, float]:
     """Return the bits of a held-out image if every code costs the same at each position."""
-    usage = {"entropy": CodebookUsage(size), "frequencies": CodebookUsage(size)}
+    size, maps = spec.codebook_size, spec.codebook_maps
+    assert size is not None, "a store with indices has a codebook"
+    usage = {"entropy": CodebookUsage(size, maps), "frequencies": CodebookUsage(size, maps)}
     for name, images in (("entropy", held_out), ("frequencies", training)):
         for batch in DataLoader(images, batch_size=64):
-            usage[name].update(batch["indices"], 1)
+            usage[name].update(batch["indices"], 1)  # of an image, as if it were one pixel
     own, others = (usage[name].summary() for name in ("entropy", "frequencies"))
     costs = torch.cat([others.bits(image["indices"][None]) for image in held_out])
     codes = held_out[0]["indices"].numel()
     return {
         "fixed_length": codes * math.log2(size),
-        "entropy": codes * own.entropies.mean().item(),
+        "entropy": own.entropy_bits_per_pixel,
         "frequencies": costs.mean().item(),
     }
 
@@ -207,7 +231,7 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
                 losses.clear()
 
     with ProgressDisplay("measuring", len(left_out), shown=accelerator.is_main_process):
-        bits = without_context(prior.codebook_size, Subset(plain, chosen), held_out)
+        bits = without_context(store.spec, Subset(plain, chosen), held_out)
         bits["prior"] = bits_per_image(prior, measuring, accelerator, told=False)
         if classes:
             bits["prior_given_class"] = bits_per_image(prior, measuring, accelerator, told=True)
@@ -215,8 +239,13 @@ def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         prior.eval()
         coded, shown = ([held_out[i] for i in range(min(n, len(held_out)))] for n in (args.coded, args.samples))
         bits |= range_coded(prior, coded)
+        counts = dict.fromkeys(bits, codes)
+        if isinstance(prior, HierarchicalPixelCNN):
+            shares = bits_by_map(prior, DataLoader(held_out, batch_size=batch_size))
+            bits |= {f"prior_map_{number}": share for number, share in enumerate(shares)}
+            counts |= {f"prior_map_{number}": length for number, length in enumerate(prior.lengths)}
         images = {"training": len(chosen), "held_out": len(held_out), "coded": len(coded)}
-        rates = {name: {"bits_per_code": b / codes, "bits_per_pixel": b / pixels} for name, b in bits.items()}
+        rates = {n: {"bits_per_code": b / counts[n], "bits_per_pixel": b / pixels} for n, b in bits.items()}
         with writing_folder(out := Path(args.out)) as folder:
             save_prior(prior, folder, model_hash=store.request.model_hash)
             sample_grid(prior, autoencoder, shown, args.seed).save(folder / "samples.png")

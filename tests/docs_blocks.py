@@ -115,6 +115,7 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         slow=True,
     ),
     ("docs/PRIOR.md", "ldm-ae train --config vq_quickstart --out vq"): Options(_MINUTES),
+    ("docs/PRIOR.md", "ldm-ae train --config vq_vae_2_small --out vq2"): Options(_MINUTES),
     ("docs/PRIOR.md", "from ldm_ae.priors import decode_indices, encode_indices, load_prior"): Run(
         {'"PRIOR"': '"SAVED_PRIOR"'}
     ),

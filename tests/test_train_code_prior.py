@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from ldm_ae.cli import main as ldm_ae
 from ldm_ae.data import ImageTransform, open_source
 from ldm_ae.latents import LatentDataset, LatentStore, encode_images
-from ldm_ae.models import KLAutoencoder, VQAutoencoder
-from ldm_ae.priors import load_prior
+from ldm_ae.models import HierarchicalVQAutoencoder, KLAutoencoder, VQAutoencoder
+from ldm_ae.priors import HierarchicalPixelCNN, load_prior
 from ldm_ae.quantizers import VQ, ResidualVQ
 from tests.scripts import load_script
 
@@ -127,6 +127,31 @@ def test_prior_supports_residual_levels(
     rates = json.loads((tmp_path / "prior/metrics.json").read_text())["held_out"]
     assert rates["fixed_length"] == {"bits_per_code": 4.0, "bits_per_pixel": 4.0 * 128 / 1024}
     assert rates["entropy"]["bits_per_code"] <= rates["frequencies"]["bits_per_code"]
+
+
+def test_maps_have_a_pixelcnn_each_and_their_rates_add_up(
+    trainer: ModuleType, image_folder: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = HierarchicalVQAutoencoder(
+        quantizer=VQ(16, 3), block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2
+    )
+    for quantizer in model.quantizers:
+        quantizer.state_dict()["embedding.weight"].normal_(std=0.3)
+    store = encode(model.eval(), image_folder, tmp_path / "maps", flips=False, content="lean")
+    out = tmp_path / "prior"
+    assert run(trainer, store, out) == 0
+    prior = load_prior(out).prior
+    assert isinstance(prior, HierarchicalPixelCNN)
+    assert (prior.shape, prior.lengths) == ((5, 8, 8), [64, 256])
+    rates = json.loads((out / "metrics.json").read_text())["held_out"]
+    assert rates["fixed_length"] == {"bits_per_code": 4.0, "bits_per_pixel": 4.0 * 320 / 1024}
+    maps = [rates[f"prior_map_{number}"] for number in range(2)]
+    assert [rate["bits_per_code"] * codes / 1024 for rate, codes in zip(maps, (64, 256), strict=True)] == pytest.approx(
+        [rate["bits_per_pixel"] for rate in maps]
+    )
+    assert sum(rate["bits_per_pixel"] for rate in maps) == pytest.approx(rates["prior"]["bits_per_pixel"])
+    assert (out / "samples.png").is_file()
 
 
 @pytest.mark.slow

@@ -95,14 +95,16 @@ def seems_to_be(path: Path) -> str:
 
 
 def inspect_codes(store: LatentStore) -> dict[str, Any]:
-    """Count which codes the images of a store with indices use, excluding mirrored images; each list is by level.
+    """Count which codes the images of a store with indices use, excluding mirrored images; each list is by level, or by
+    map of a hierarchical model.
 
     Few places (`counted`) make a large codebook look small: their bits cannot exceed log2 of their number.
     """
     spec = store.spec
     assert spec.codebook_size is not None, "a store with indices has a codebook"
-    found: dict[str, Any] = {"size": spec.codebook_size, "levels": spec.codebook_levels or 1}
-    usage = CodebookUsage(spec.codebook_size)
+    levels = spec.codebook_maps or spec.codebook_levels or 1
+    found: dict[str, Any] = {"size": spec.codebook_size, "levels": levels}
+    usage = CodebookUsage(spec.codebook_size, spec.codebook_maps)
     for indices in store.indices():
         usage.update(indices, pixels=indices.shape[-2] * indices.shape[-1] * spec.downsample_factor**2)
     summary = usage.summary()
@@ -153,6 +155,7 @@ def _described(model: Autoencoder) -> dict[str, Any]:
         "scaling_factor": spec.scaling_factor,
         **({"shift_factor": spec.shift_factor} if spec.shift_factor else {}),
         **({} if spec.latents_std is None else {"latents_mean": spec.latents_mean, "latents_std": spec.latents_std}),
+        **({} if spec.codebook_maps is None else {"maps_of_codes": spec.codebook_maps}),
         **({} if spec.patch_size == 1 else {"patch_size": spec.patch_size}),
         **({} if model.pixel_spec == RGB else {"images": str(model.pixel_spec)}),
         **({} if spec.image_size is None else {"image_size": spec.image_size}),

@@ -43,8 +43,8 @@ class Collected:
 
     def __post_init__(self) -> None:
         self.latents = LatentSummary(self.model.latent_spec.channels, self.seed)
-        size = self.model.latent_spec.codebook_size
-        self.codes = None if size is None else CodebookUsage(size)
+        size, maps = self.model.latent_spec.codebook_size, self.model.latent_spec.codebook_maps
+        self.codes = None if size is None else CodebookUsage(size, maps)
         self.first: list[Picture] = []
         self.shown = shown_view(self.model.pixel_spec, self.view)
         # Heaps whose smallest entry is removed next; the position breaks ties in favour of the earlier image.

@@ -112,7 +112,8 @@ def ldm_config(model: Autoencoder) -> dict[str, Any]:
     """
     net: Any = model.net  # diffusers' attributes are not typed
     if model.compvis_class is None:
-        kind = type(net).__name__ if model.codebook is None else model.codebook.method
+        codes = model.codebook if model.latent_spec.codebook_maps is None else None
+        kind = type(net).__name__ if codes is None else codes.method
         raise UserError(f"format ldm holds KL autoencoders and VQ models with a table of codes, not a {kind}")
     if model.pixel_spec != RGB:
         raise UserError(f"format ldm: CompVis's code reads RGB of 8 bits, this model's images are {model.pixel_spec}; "

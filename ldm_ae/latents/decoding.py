@@ -116,7 +116,7 @@ def decode_store(
         opened.check_model(model)
     if opened.spec.channels != model.latent_spec.channels:
         raise UserError(f"{store} has {opened.spec.channels} channels, the model has {model.latent_spec.channels}")
-    codes = [(spec.codebook_size, spec.codebook_levels) for spec in (opened.spec, model.latent_spec)]
+    codes = [(s.codebook_size, s.codebook_levels, s.codebook_maps) for s in (opened.spec, model.latent_spec)]
     looked_up = opened.request.indices_alone
     if looked_up and codes[0] != codes[1]:
         raise UserError(f"{store} has indices of {_codes(*codes[0])}, the model has {_codes(*codes[1])}")
@@ -237,8 +237,9 @@ def reconstruct_images(
     return Reconstructions(images, measure_crops(*map(np.concatenate, (crops, originals, sizes))), notes)
 
 
-def _codes(size: int | None, levels: int | None) -> str:
-    return f"{size or 'no'} codes" + (f" in {levels} levels" if levels else "")
+def _codes(size: int | None, levels: int | None, maps: int | None) -> str:
+    parts = f" in {maps} maps" if maps else f" in {levels} levels" if levels else ""
+    return f"{size or 'no'} codes{parts}"
 
 
 @torch.inference_mode()

@@ -21,6 +21,7 @@ from ldm_ae.core.deprecation import old_export
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.registry import export
 from ldm_ae.models.adapters import AUTOENCODERS
+from ldm_ae.models.adapters.hierarchical_vq import HierarchicalVQAutoencoder
 from ldm_ae.models.adapters.kl import KLAutoencoder
 from ldm_ae.models.adapters.vq import VQAutoencoder
 from ldm_ae.models.identity import hash_json, model_config, model_hash, network_config, weights_sha256
@@ -45,6 +46,7 @@ __all__ = [
     "DeterministicPosterior",
     "DiscretePosterior",
     "GaussianPosterior",
+    "HierarchicalVQAutoencoder",
     "KLAutoencoder",
     "LatentSpec",
     "NotFiniteError",

@@ -30,3 +30,18 @@ def require_device(tensor: Tensor, name: str, device: torch.device) -> None:
         raise UserError(
             f"{name} must be on the model's device {device}, got {tensor.device}; move them by {name}.to(model.device)"
         )
+
+
+def require_indices(indices: Tensor, size: int, levels: int | None, *, device: torch.device) -> Tensor:
+    """Return indices (B, h, w), or (B, levels, h, w), as int64 on the device.
+
+    Raises:
+        UserError: They have another shape, or are not in [0, size).
+    """
+    shape = "(B, h, w)" if levels is None else f"(B, {levels}, h, w)"
+    if indices.ndim != (3 if levels is None else 4) or (levels is not None and indices.shape[1] != levels):
+        raise UserError(f"indices must be {shape}, got {tuple(indices.shape)}")
+    indices = indices.to(device, torch.int64)
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
+        raise UserError(f"indices must be in [0, {size}), got {int(indices.min())} to {int(indices.max())}")
+    return indices

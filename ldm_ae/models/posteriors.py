@@ -23,7 +23,8 @@ class Posterior(abc.ABC):
     moments: Tensor | None = None
     """Mean and log-variance (clamped to [-30, 20]) on channels, (B, 2C, h, w) float32, if Gaussian."""
     indices: Tensor | None = None
-    """Codebook entries (B, h, w) int64, if discrete; (B, Q, h, w) with Q levels of residual quantization."""
+    """Codebook entries (B, h, w) int64, if discrete; (B, Q, h, w) with Q levels of residual quantization, or maps
+    packed to Q codes at each place (`LatentSpec.codebook_maps`)."""
 
     @abc.abstractmethod
     def sample(self, generator: torch.Generator | None = None, *, noise: Tensor | None = None) -> Tensor:
@@ -107,7 +108,8 @@ class DiscretePosterior(Posterior):
         return self.quantized.losses
 
     def rate(self) -> Tensor:
-        """Return the bits per image of a fixed-length code, (B,): h w log2(K), per level of a residual quantizer."""
+        """Return the bits per image of a fixed-length code, (B,): log2(K) for each of its codes, of all levels and
+        maps."""
         indices = self.quantized.indices
         return self.mode().new_full((len(indices),), indices[0].numel() * math.log2(self.codebook_size))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ldm_ae.core.code_maps import places_of_maps, split_maps
 from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import PixelSpec
 
@@ -38,19 +39,27 @@ class LatentSpec:
     codebook_size: int | None = None
     """Number of codes of a discrete model, None for a continuous one."""
     codebook_levels: int | None = None
-    """Q of the indices (B, Q, h, w) of residual quantization, None where indices are (B, h, w)."""
+    """Q of the indices (B, Q, h, w) of residual quantization or of packed maps, None where indices are (B, h, w)."""
+    codebook_maps: int | None = None
+    """Number of maps of a hierarchical model: each has twice the sides of the one before, and latents and indices pack
+    them at the places of the coarsest (`ldm_ae.core.code_maps`). None where indices are one map, or levels of it."""
     patch_size: int = 1
     """p: `scale` first packs each p x p latents into one of C p^2 channels, as FLUX.2's pipelines do with p = 2."""
     image_size: int | None = None
     """Side in pixels of the only images that the model takes, which are square; None for any size."""
 
     def __post_init__(self) -> None:
-        optional = (self.codebook_size, self.codebook_levels, self.image_size)
+        optional = (self.codebook_size, self.codebook_levels, self.codebook_maps, self.image_size)
         counts = [self.channels, self.downsample_factor, self.patch_size, *(n for n in optional if n is not None)]
         if any(type(count) is not int or count < 1 for count in counts):
             raise UserError(
-                "latents: channels, downsample_factor, codebook_size, codebook_levels, patch_size and image_size must "
-                "be whole numbers above 0"
+                "latents: channels, downsample_factor, codebook_size, codebook_levels, codebook_maps, patch_size and "
+                "image_size must be whole numbers above 0"
+            )
+        if self.codebook_maps is not None and self.codebook_levels != places_of_maps(self.codebook_maps):
+            raise UserError(
+                f"latents: {self.codebook_maps} maps of codes have {places_of_maps(self.codebook_maps)} levels, got "
+                f"codebook_levels {self.codebook_levels}"
             )
         if self.codebook_size is not None and self.codebook_size > 2**63:
             raise UserError(f"latents: codebook_size is {self.codebook_size}; an index can hold at most 2^63 codes")
@@ -91,6 +100,16 @@ class LatentSpec:
                 f"{factor}; use for example {max(height // factor, 1) * factor}x{max(width // factor, 1) * factor}"
             )
         return height // factor, width // factor
+
+    def index_maps(self, indices: Tensor) -> list[Tensor]:
+        """Return indices, shaped like `Posterior.indices`, as maps (B, h_i, w_i), the coarsest first.
+
+        A hierarchical model has maps of several sizes; the levels of residual quantization have one size, the first
+        level is the first map; other indices are one map.
+        """
+        if self.codebook_maps is not None:
+            return [one[:, 0] for one in split_maps(indices, self.codebook_maps)]
+        return [indices] if self.codebook_levels is None else list(indices.unbind(dim=1))
 
     def _mean_std(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.latents_mean is None or self.latents_std is None:
@@ -149,7 +168,7 @@ class Codebook:
     size: int
     """K: indices are in [0, K)."""
     levels: int | None
-    """Q of the indices (B, Q, h, w) of residual quantization, None where indices are (B, h, w)."""
+    """Q of the indices (B, Q, h, w) of residual quantization or of packed maps, None where indices are (B, h, w)."""
     latents: Callable[[Tensor], Tensor]
     """Convert indices, shaped like `Posterior.indices` and of any integer dtype, to latents (B, C, h, w) float32;
     UserError for a wrong shape or an index without a code."""

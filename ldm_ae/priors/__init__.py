@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ldm_ae.core.registry import export
 from ldm_ae.priors.coding import decode_indices, encode_indices
 from ldm_ae.priors.folder import PRIORS, SavedPrior, load_prior, save_prior
+from ldm_ae.priors.hierarchical import HierarchicalPixelCNN
 from ldm_ae.priors.interface import CodePrior
 from ldm_ae.priors.pixelcnn import GatedPixelCNN
 from ldm_ae.priors.transformer import CausalTransformer
@@ -20,6 +21,7 @@ __all__ = [
     "CausalTransformer",
     "CodePrior",
     "GatedPixelCNN",
+    "HierarchicalPixelCNN",
     "SavedPrior",
     "decode_indices",
     "encode_indices",

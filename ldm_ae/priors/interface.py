@@ -1,7 +1,8 @@
 """The interface of every prior over codes: a distribution of an image's indices, one code given those before it.
 
 The codes of an image have one order everywhere, the sequence: raster order, from left to right and from top to bottom,
-and at each place the levels of a residual quantizer, the coarsest first. Its length is L.
+and at each place the levels of a residual quantizer, the coarsest first; a prior of several maps has its own order. Its
+length is L.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class CodePrior(nn.Module, abc.ABC):
 
     Args:
         codebook_size: K.
-        shape: Shape of one image's indices: (h, w), or (Q, h, w) with Q levels of residual quantization.
+        shape: Shape of one image's indices: (h, w), or (Q, h, w) with Q levels of residual quantization, or maps packed
+            to Q codes at each place.
         classes: Number of classes to condition on; 0 for none. Images without a class are always allowed.
         width: Number of channels.
         depth: Number of layers.
@@ -99,9 +101,14 @@ class CodePrior(nn.Module, abc.ABC):
     @torch.no_grad()
     def bits(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the images' cost in bits, -log2 of their probability, (B,) float64; arguments as in `forward`."""
+        return self.bits_of_codes(indices, labels).sum(dim=1)
+
+    @torch.no_grad()
+    def bits_of_codes(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the cost in bits of every code in the sequence, (B, L) float64; arguments as in `forward`."""
         logits = self(indices, labels).double().flatten(0, 1)
         nats = F.cross_entropy(logits, self.sequence(indices).flatten(), reduction="none")
-        return nats.view(len(indices), -1).sum(dim=1) / math.log(2.0)
+        return nats.view(len(indices), -1) / math.log(2.0)
 
     @torch.no_grad()
     def walk(self, choose: Callable[[Tensor], Tensor], *, count: int = 1, labels: Tensor | None = None) -> Tensor:
@@ -137,15 +144,18 @@ class CodePrior(nn.Module, abc.ABC):
 
     def sequence(self, indices: Tensor) -> Tensor:
         """Return indices (B, *shape) in the order of the sequence, (B, L); UserError if they have another shape."""
+        self._require_shape(indices)
+        return indices.movedim(1, -1).flatten(1) if len(self.shape) == 3 else indices.flatten(1)
+
+    def _require_shape(self, indices: Tensor) -> None:
         if tuple(indices.shape[1:]) != self.shape:
             raise UserError(
                 f"the prior needs images with {self.shape} codes, got {tuple(indices.shape[1:])}; give "
                 "images of the size that it was trained at"
             )
-        return indices.movedim(1, -1).flatten(1) if len(self.shape) == 3 else indices.flatten(1)
 
     def images(self, sequence: Tensor) -> Tensor:
-        """Reshape (B, L, ...) to (B, *shape, ...): the inverse of `sequence`."""
+        """Reshape (B, L) to (B, *shape): the inverse of `sequence`."""
         if len(self.shape) == 2:
             return sequence.unflatten(1, self.shape)
         return sequence.unflatten(1, (*self.shape[1:], self.levels)).movedim(3, 1)

@@ -26,7 +26,8 @@ class GatedPixelCNN(CodePrior):
 
     Args:
         codebook_size: K.
-        shape: (h, w); this prior does not support levels of residual quantization.
+        shape: (h, w); this prior does not support levels of residual quantization, and `HierarchicalPixelCNN` has one
+            of it for each map of a hierarchical model.
         classes: See `CodePrior`.
         width: Number of channels of both stacks.
         depth: Number of layers; the logits of a code depend on depth + 2 rows above it, and as many codes to its left.
@@ -51,38 +52,63 @@ class GatedPixelCNN(CodePrior):
     def embed(self, sequence: Tensor) -> Tensor:
         return self.embedding(sequence)
 
-    def logits(self, embedded: Tensor, classes: Tensor) -> Tensor:
-        images = self._as_images(embedded)
-        return self._horizontal(images, self._vertical(images, classes), classes).flatten(2).mT
+    def logits(self, embedded: Tensor, classes: Tensor, conditions: Sequence[Tensor] | None = None) -> Tensor:
+        """See `CodePrior.logits`.
 
-    def steps(self, classes: Tensor) -> Steps:
-        """Run the vertical stack once a row, over the rows up to it; the horizontal one once a code, over its row."""
+        Args:
+            embedded: As there.
+            classes: As there.
+            conditions: What each layer receives in addition to the class at every place, (B, 4D, h, w).
+        """
+        images = self._as_images(embedded)
+        biases = self._biases(classes, conditions)
+        return self._horizontal(images, self._vertical(images, biases), biases).flatten(2).mT
+
+    def steps(self, classes: Tensor, conditions: Sequence[Tensor] | None = None) -> Steps:
+        """Run the vertical stack once a row, over the rows up to it; the horizontal one once a code, over its row.
+
+        Args:
+            classes: See `CodePrior.steps`.
+            conditions: See `logits`.
+        """
+        biases = self._biases(classes, conditions)
         height, width = self.shape
         codes = torch.zeros((len(classes), height, width), dtype=torch.int64, device=self.device)
         for row in range(height):
             above = self._as_images(self.embed(codes[:, : row + 1].flatten(1)))
-            links = [link[:, :, row:] for link in self._vertical(above, classes)]
+            until, own = ([_rows(bias, first, row + 1) for bias in biases] for first in (0, row))
+            links = [link[:, :, row:] for link in self._vertical(above, until)]
             for column in range(width):
                 current = self.embed(codes[:, row]).mT[:, :, None]
-                codes[:, row, column] = yield self._horizontal(current, links, classes)[:, :, 0, column]
+                codes[:, row, column] = yield self._horizontal(current, links, own)[:, :, 0, column]
 
     def _as_images(self, embedded: Tensor) -> Tensor:
         """Reshape (B, rows * w, D) to (B, D, rows, w)."""
         return embedded.mT.unflatten(2, (-1, self.shape[1]))
 
-    def _vertical(self, images: Tensor, classes: Tensor) -> list[Tensor]:
+    def _biases(self, classes: Tensor, conditions: Sequence[Tensor] | None) -> list[Tensor]:
+        """Return what each layer adds before its gates, (B, 4D, 1, 1) or (B, 4D, h, w)."""
+        found: list[Tensor] = [layer.condition(classes)[:, :, None, None] for layer in self.layers]  # type: ignore[operator]
+        return found if conditions is None else [a + b for a, b in zip(found, conditions, strict=True)]
+
+    def _vertical(self, images: Tensor, biases: list[Tensor]) -> list[Tensor]:
         """Return each layer's input to its horizontal half, (B, 2D, rows, w), for (B, D, rows, w)."""
         links = []
-        for layer in self.layers:
-            images, link = layer.vertical(images, classes)  # type: ignore[operator]
+        for layer, bias in zip(self.layers, biases, strict=True):
+            images, link = layer.vertical(images, bias)  # type: ignore[operator]
             links.append(link)
         return links
 
-    def _horizontal(self, images: Tensor, links: list[Tensor], classes: Tensor) -> Tensor:
+    def _horizontal(self, images: Tensor, links: list[Tensor], biases: list[Tensor]) -> Tensor:
         """Return logits (B, K, rows, w) for (B, D, rows, w)."""
-        for layer, link in zip(self.layers, links, strict=True):
-            images = layer.horizontal(images, link, classes)  # type: ignore[operator]
+        for layer, link, bias in zip(self.layers, links, biases, strict=True):
+            images = layer.horizontal(images, link, bias)  # type: ignore[operator]
         return self.output(images)
+
+
+def _rows(bias: Tensor, first: int, end: int) -> Tensor:
+    """Return the rows of a bias that differs between them, else the bias."""
+    return bias if bias.shape[2] == 1 else bias[:, :, first:end]
 
 
 class _Layer(nn.Module):
@@ -104,21 +130,17 @@ class _Layer(nn.Module):
         self.condition = nn.Embedding(classes + 1, 4 * width)
         nn.init.zeros_(self.condition.weight)
 
-    def vertical(self, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def vertical(self, images: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next layer's input and the link to the horizontal stack (B, 2D, rows, w), for (B, D, rows, w)."""
         reach = self.reach
         found = self.above(F.pad(images, (reach, reach, reach, -1 if self.first else 0)))
-        return self._gate(found + self._biases(classes)[0]), self.link(found)
+        return self._gate(found + bias.chunk(2, dim=1)[0]), self.link(found)
 
-    def horizontal(self, images: Tensor, link: Tensor, classes: Tensor) -> Tensor:
+    def horizontal(self, images: Tensor, link: Tensor, bias: Tensor) -> Tensor:
         """Return the next layer's input for (B, D, rows, w)."""
         found = self.left(F.pad(images, (self.reach, -1 if self.first else 0))) + link
-        found = self.out(F.dropout(self._gate(found + self._biases(classes)[1]), self.dropout, self.training))
+        found = self.out(F.dropout(self._gate(found + bias.chunk(2, dim=1)[1]), self.dropout, self.training))
         return found if self.first else found + images
-
-    def _biases(self, classes: Tensor) -> tuple[Tensor, Tensor]:
-        vertical, horizontal = self.condition(classes)[:, :, None, None].chunk(2, dim=1)
-        return vertical, horizontal
 
     @staticmethod
     def _gate(found: Tensor) -> Tensor:

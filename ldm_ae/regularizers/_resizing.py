@@ -13,7 +13,12 @@ from ldm_ae.models import Autoencoder
 
 
 def require_any_size(model: Autoencoder, regularizer: str) -> None:
-    """Raise UserError for a model that takes images of one size only."""
+    """Raise UserError for a model that takes images of one size only, or whose channels are places of finer maps."""
+    if model.latent_spec.codebook_maps is not None:
+        raise UserError(
+            f"{regularizer} transforms latents as images, and {type(model.net).__name__} packs maps of several sizes "
+            "into channels; choose another regularizer"
+        )
     if (side := model.latent_spec.image_size) is not None:
         raise UserError(
             f"{regularizer} decodes smaller latents, and {type(model.net).__name__} takes images of {side}x{side} "

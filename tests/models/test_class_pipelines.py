@@ -60,9 +60,9 @@ ENCODE: dict[str, Encode] = {
     "AutoencoderDC": lambda net, pixel_values: net.encode(pixel_values).latent * net.config.scaling_factor,
     "AutoencoderRAE": lambda net, pixel_values: net.encode((pixel_values + 1) / 2).latent,
 }
-ELSEWHERE = {"VQModel", "QuantizedAutoencoder", *VIDEO_NETWORKS}
-"""Pipelines of the first two quantize again before they decode: tests/interop/test_pipelines.py. Those of video are in
-test_video.py."""
+ELSEWHERE = {"VQModel", "QuantizedAutoencoder", "HierarchicalQuantizedAutoencoder", *VIDEO_NETWORKS}
+"""Pipelines of the first two quantize again before they decode: tests/interop/test_pipelines.py. The third has none.
+Those of video are in test_video.py."""
 OF_MODE = {"AutoencoderKLFlux2"}
 """The pipelines that encode to the posterior's mode."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldm_ae.priors import PRIORS, CausalTransformer, CodePrior
+from ldm_ae.priors import PRIORS, CausalTransformer, CodePrior, HierarchicalPixelCNN
 
 SIZES = {"width": 32, "depth": 4}
 
@@ -24,8 +24,10 @@ def spread(prior: CodePrior) -> CodePrior:
 VARIANTS: dict[str, Callable[..., CodePrior]] = {
     **{name: lambda kind=kind, **more: kind(**{"shape": (4, 5), **SIZES, **more}) for name, kind in PRIORS.items()},
     "CausalTransformer of 2 levels": lambda **more: CausalTransformer(**{**SIZES, **more, "shape": (2, 2, 3)}),
+    "HierarchicalPixelCNN": lambda **more: HierarchicalPixelCNN(**{"shape": (5, 2, 2), **SIZES, **more}),
+    "HierarchicalPixelCNN of 3 maps": lambda **more: HierarchicalPixelCNN(**{**SIZES, **more, "shape": (21, 1, 1)}),
 }
-"""Every prior, and the one that takes levels with two of them; `small` builds them."""
+"""Every prior, the one that takes levels with two of them, and that of maps with three; `small` builds them."""
 
 
 def small(name: str, **more: object) -> CodePrior:

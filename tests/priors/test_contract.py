@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.priors import GatedPixelCNN, load_prior, save_prior
+from ldm_ae.priors import CodePrior, GatedPixelCNN, HierarchicalPixelCNN, load_prior, save_prior
 from ldm_ae.priors.transformer import _cache_name
 from tests.priors.common import VARIANTS, small, some_indices
 
@@ -48,6 +48,21 @@ def test_class_label_changes_every_logit(name: str) -> None:
     assert torch.equal(prior(indices, None), logits[2:].expand_as(logits))
 
 
+def in_order(prior: CodePrior, image: torch.Tensor) -> list[int]:
+    """The codes of one image in the order of the sequence."""
+    if isinstance(prior, HierarchicalPixelCNN):
+        codes, start = [], 0
+        for side in (1, 2, 4)[: prior.map_count]:
+            codes += [
+                int(image[start + side * (row % side) + column % side, row // side, column // side])
+                for row in range(side * prior.shape[1]) for column in range(side * prior.shape[2])
+            ]  # fmt: skip
+            start += side**2
+        return codes
+    places = itertools.product(*map(range, prior.shape[-2:]))
+    return [int(code) for place in places for code in image[(..., *place)].flatten()]
+
+
 @every_prior
 def test_bits_equal_the_sum_of_log_probabilities(name: str) -> None:
     prior = small(name)
@@ -56,27 +71,29 @@ def test_bits_equal_the_sum_of_log_probabilities(name: str) -> None:
     assert bits.dtype == torch.float64
     probabilities = prior(indices, LABELS).detach().double().softmax(dim=2)
     for image, rows, found in zip(indices, probabilities, bits, strict=True):
-        codes = [int(code) for place in itertools.product(*map(range, prior.shape[-2:]))
-                 for code in image[(..., *place)].flatten()]  # fmt: skip
+        codes = in_order(prior, image)
         expected = -sum(math.log2(row[code]) for row, code in zip(rows, codes, strict=True))
         assert float(found) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("name", "shape"), [
     ("GatedPixelCNN", (2, 3)), ("CausalTransformer", (2, 3)), ("CausalTransformer", (2, 1, 3)),
+    ("HierarchicalPixelCNN", (5, 1, 1)),
 ])  # fmt: skip
 def test_probabilities_sum_to_one_and_match_sample_frequencies(name: str, shape: tuple[int, ...]) -> None:
-    """The probabilities of all 64 images of two codes sum to 1, and 4000 samples have these frequencies."""
+    """The probabilities of all images of two codes sum to 1, and 4000 samples have these frequencies."""
     prior = small(name, codebook_size=2, shape=shape)
-    images = torch.tensor(list(itertools.product((0, 1), repeat=6))).view(64, *shape)
-    labels = torch.full((64,), 1)
+    length = math.prod(shape)
+    count = 2**length
+    images = torch.tensor(list(itertools.product((0, 1), repeat=length))).view(count, *shape)
+    labels = torch.full((count,), 1)
     probabilities = prior.bits(images, labels).neg().exp2()
     # float32 logits of sizes around 10 are right to 1e-6
     assert float(probabilities.sum()) == pytest.approx(1.0, abs=1e-5)
     assert probabilities.max() > 2 * probabilities.mean()
     samples = prior.sample(4000, torch.full((4000,), 1), generator=torch.Generator().manual_seed(0))
-    numbers = samples.flatten(1) @ (2 ** torch.arange(5, -1, -1))
-    frequencies = numbers.bincount(minlength=64) / 4000
+    numbers = samples.flatten(1) @ (2 ** torch.arange(length - 1, -1, -1))
+    frequencies = numbers.bincount(minlength=count) / 4000
     deviations = (frequencies - probabilities) / (probabilities * (1 - probabilities) / 4000).sqrt()
     assert deviations.abs().max() < 4.5  # of 64, by chance once in two thousand seeds
 

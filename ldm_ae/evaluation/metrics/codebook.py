@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ldm_ae.core.code_maps import split_maps
 from ldm_ae.evaluation.metrics.interface import Metric, ScoreInfo, Scores, Setting
 from ldm_ae.models import Posterior
 from ldm_ae.quantizers.interface import COUNTABLE
@@ -25,22 +26,34 @@ EDGES = tuple(2.0**power for power in range(-4, 5))
 @dataclass(frozen=True, kw_only=True)
 class CodebookSummary:
     """Use of the codes. Every number that does not belong to one level is the mean over the levels of a residual
-    quantizer."""
+    quantizer. The levels of a hierarchical model are its maps here, the coarsest first."""
 
     size: int
     """K, the number of codes of one level."""
     levels: int
-    """Q, the number of levels; 1 except for a residual quantizer."""
+    """Q, the number of levels or maps; 1 for other models."""
     counted: int
-    """Number of codes counted in one level."""
+    """Number of codes counted in one level; in the coarsest map of a hierarchical model."""
     entropy_bits_per_pixel: float
     counts: Tensor
     """Number of occurrences of each code, (Q, K) int64."""
+    maps: int | None = None
+    """`LatentSpec.codebook_maps` of the indices."""
+
+    @property
+    def part(self) -> str:
+        """The word for a level."""
+        return "level" if self.maps is None else "map"
+
+    @property
+    def totals(self) -> Tensor:
+        """Number of codes counted in each level, (Q,) int64."""
+        return self.counts.sum(dim=1)
 
     @property
     def entropies(self) -> Tensor:
         """Entropy of each level in bits per code, (Q,)."""
-        shares = self.counts.double() / self.counted
+        shares = self.counts.double() / self.totals[:, None]
         return torch.special.entr(shares).sum(dim=1) / math.log(2.0)
 
     @property
@@ -53,11 +66,12 @@ class CodebookSummary:
         counted once more than it occurred, so that every cost is finite.
 
         Args:
-            indices: (B, h, w), or (B, Q, h, w) of a residual quantizer, int64 in [0, K).
+            indices: Shaped like `Posterior.indices`, int64 in [0, K).
         """
-        levels = (indices[:, None] if indices.ndim == 3 else indices).cpu()
-        costs = -torch.log2((self.counts.double() + 1.0) / (self.counted + self.size))
-        return torch.stack([costs[q][levels[:, q]].flatten(1).sum(dim=1) for q in range(self.levels)]).sum(dim=0)
+        levels = _levels(indices.cpu(), self.maps)
+        costs = -torch.log2((self.counts.double() + 1.0) / (self.totals[:, None] + self.size))
+        found = [cost[chosen].flatten(1).sum(dim=1) for cost, chosen in zip(costs, levels, strict=True)]
+        return torch.stack(found).sum(dim=0)
 
     def scores(self) -> dict[str, float]:
         """Return the numbers that are listed among the scores."""
@@ -71,7 +85,7 @@ class CodebookSummary:
 
     def histogram(self) -> list[int]:
         """Return the number of codes per bin: never, then below, between and above `EDGES`; levels are added up."""
-        relative = self.counts.double() * self.size / self.counted
+        relative = self.counts.double() * self.size / self.totals[:, None]
         bins = torch.bucketize(relative, torch.tensor(EDGES, dtype=torch.float64), right=True) + 1
         return torch.where(self.counts > 0, bins, 0).flatten().bincount(minlength=len(EDGES) + 2).tolist()
 
@@ -91,8 +105,9 @@ class CodebookSummary:
     def line(self) -> str:
         """Return a line on the use of the codebook."""
         used = ", ".join(f"{count:,}" for count in self.used.tolist())
+        places = [self.counted] if self.maps is None else self.totals.tolist()
         return (
-            f"codebook: {used} of {self.size:,} codes in use over {self.counted:,} places, "
+            f"codebook: {used} of {self.size:,} codes in use over {', '.join(f'{n:,}' for n in places)} places, "
             f"{float(self.entropies.mean()):.2f} of {math.log2(self.size):.2f} bits per code"
         )
 
@@ -102,10 +117,12 @@ class CodebookUsage:
 
     Args:
         size: K. Above `COUNTABLE` nothing is counted: images use a tiny fraction of such a codebook.
+        maps: `LatentSpec.codebook_maps` of the indices.
     """
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, maps: int | None = None):
         self._size = size
+        self._maps = maps
         self._counts: Tensor | None = None
         self._counted = self._pixels = 0
 
@@ -113,16 +130,15 @@ class CodebookUsage:
         """Add a batch.
 
         Args:
-            indices: (B, h, w), or (B, Q, h, w) of a residual quantizer, int64 in [0, K).
+            indices: Shaped like `Posterior.indices`, int64 in [0, K).
             pixels: Number of pixels of one image.
         """
         if self._size > COUNTABLE:
             return
-        levels = indices[:, None] if indices.ndim == 3 else indices
-        rows = levels.transpose(0, 1).flatten(1).cpu()
+        rows = [level.flatten() for level in _levels(indices.cpu(), self._maps)]
         counts = torch.stack([row.bincount(minlength=self._size) for row in rows])
         self._counts = counts if self._counts is None else self._counts + counts
-        self._counted += rows.shape[1]
+        self._counted += len(rows[0])
         self._pixels += pixels * len(indices)
 
     def summary(self) -> CodebookSummary | None:
@@ -131,10 +147,17 @@ class CodebookUsage:
             return None
         found = CodebookSummary(
             size=self._size, levels=len(self._counts), counted=self._counted, entropy_bits_per_pixel=0.0,
-            counts=self._counts,
+            counts=self._counts, maps=self._maps,
         )  # fmt: skip
-        bits = float(found.entropies.sum()) * self._counted
+        bits = float((found.entropies * found.totals).sum())
         return replace(found, entropy_bits_per_pixel=bits / self._pixels)
+
+
+def _levels(indices: Tensor, maps: int | None) -> list[Tensor]:
+    """Return the levels or maps of indices, the coarsest first."""
+    if maps is not None:
+        return split_maps(indices, maps)
+    return list(indices.unbind(dim=1)) if indices.ndim == 4 else [indices]
 
 
 class Codebook(Metric):
@@ -162,7 +185,7 @@ class Codebook(Metric):
         ),
         "codebook_dead_codes": ScoreInfo(
             label="Codes that never occur",
-            explanation="Number of unused codes, over all levels of a residual quantizer."
+            explanation="Number of unused codes, over all levels of a residual quantizer and all maps."
         ),
     }  # fmt: skip
     compares_images = False

@@ -35,11 +35,11 @@ def codebook_section(found: CodebookSummary | None) -> str:
 
 
 def _picture(found: CodebookSummary, level: int, counts: Tensor) -> str:
-    label = f"codes of level {level}"
+    label = f"codes of {found.part} {level}"
     cell = view(label, code_picture(counts), caption=_of_level(found, level), pixels=True)
     return views(label, [cell])
 
 
 def _of_level(found: CodebookSummary, level: int) -> str:
     words = f"{int(found.used[level]):,} of {found.size:,} codes, {float(found.entropies[level]):.2f} bits per code"
-    return words if found.levels == 1 else f"level {level}: {words}"
+    return words if found.levels == 1 else f"{found.part} {level}: {words}"

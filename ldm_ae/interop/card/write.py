@@ -89,6 +89,9 @@ def _rate(spec: LatentSpec) -> str:
         return ""
     if spec.codebook_size is None:
         return f": 256×256 pixels become {spec.channels}×{side}×{side} numbers"
+    if spec.codebook_maps is not None:
+        sides = " + ".join(f"{side << i}×{side << i}" for i in range(spec.codebook_maps))
+        return f": 256×256 pixels become {sides} codes, each one of {spec.codebook_size:,}"
     levels = f"{spec.codebook_levels}×" if (spec.codebook_levels or 1) > 1 else ""
     return f": 256×256 pixels become {levels}{side}×{side} codes, each one of {spec.codebook_size:,}"
 

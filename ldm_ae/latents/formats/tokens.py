@@ -14,11 +14,13 @@ A sequence has L = h w Q tokens, for latents of h rows and w columns, in raster 
 left to right in a row, and at each position the Q levels of residual quantization, the first one first (Q = 1 without
 levels). So `tokens.reshape(S, h, w, Q)` are the indices; token i is level i % Q of column i // Q % w of row i // (Q w).
 A token is an index into its level's codebook, in [0, codebook_size): levels are not offset, and no token marks begin or
-end. Each image has one sequence; if the store has mirror images, the mirror image's sequence follows it, unless
+end. The sequence of a hierarchical model has its `maps` one after the other, the coarsest first, each in raster order:
+h and w are those of the coarsest map, Q = 1 + 4 + ... the codes at a place of it, and map i is the next 2^i h rows of
+2^i w codes. Each image has one sequence; if the store has mirror images, the mirror image's sequence follows it, unless
 --no-flips is given.
 
 Under `tokens` in ldm_ae.json, and as strings in the header of each safetensors file: codebook_size, levels (Q), height
-(h), width (w), order.
+(h), width (w), order, and maps where a model is hierarchical.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from ldm_ae.latents.store.files import write_bytes, write_safetensors
 _TOKENS = 1 << 25
 """Number of tokens per shard, unless a single sequence has more."""
 _ORDER = "raster: row by row from the top, left to right, the levels of a place one after the other"
+_ORDER_OF_MAPS = "maps: one after the other, the coarsest first, each row by row from the top, left to right"
 
 
 class Tokens(Format):
@@ -62,11 +65,11 @@ class Tokens(Format):
     def metadata(self, samples: Samples) -> dict[str, Any]:
         """See `Format.metadata`."""
         height, width = samples.store.spec.latent_size(*samples.size())
-        levels = samples.store.spec.codebook_levels or 1
+        levels, maps = samples.store.spec.codebook_levels or 1, samples.store.spec.codebook_maps
         return {
             "tokens": {
                 "codebook_size": _codebook_size(samples), "levels": levels, "height": height, "width": width,
-                "order": _ORDER,
+                "order": _ORDER if maps is None else _ORDER_OF_MAPS, **({} if maps is None else {"maps": maps}),
             }
         }  # fmt: skip
 
@@ -75,13 +78,17 @@ class Tokens(Format):
         header = {name: str(value) for name, value in self.metadata(samples)["tokens"].items()}
         views = ("", FLIP) if samples.flips and not self.options.no_flips else ("",)
         dtype = np.uint16 if _codebook_size(samples) <= 2**16 else np.uint32
+        spec = samples.store.spec
         rows: list[tuple[Tensor, int, int, int]] = []
         shard = 0
         for sample in samples:
             for view in views:
                 indices = sample.tensors[f"indices{view}"]
-                places = indices.movedim(0, -1) if indices.ndim == 3 else indices
-                rows.append((places.flatten(), sample.label, sample.number, int(view == FLIP)))
+                if spec.codebook_maps is not None:
+                    sequence = torch.cat([one.flatten() for one in spec.index_maps(indices[None])])
+                else:
+                    sequence = (indices.movedim(0, -1) if indices.ndim == 3 else indices).flatten()
+                rows.append((sequence, sample.label, sample.number, int(view == FLIP)))
             full = (len(rows) + len(views)) * len(rows[0][0]) > _TOKENS
             if full or sample.number == len(samples) - 1:
                 sequences, *others = zip(*rows, strict=True)

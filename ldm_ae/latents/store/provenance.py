@@ -12,7 +12,7 @@ import torch
 from ldm_ae.models import Autoencoder, LatentSpec, for_inference
 from ldm_ae.models.scaling import factor_beside_vectors
 
-_LATER = {"codebook_levels": None, "patch_size": 1, "image_size": None}
+_LATER = {"codebook_levels": None, "codebook_maps": None, "patch_size": 1, "image_size": None}
 """The fields of a specification that older stores lack, with their defaults."""
 
 

@@ -17,6 +17,7 @@ from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
 from ldm_ae.models.channels import change_channels, record_pixels, recorded_pixels
+from ldm_ae.models.checks import require_indices
 from ldm_ae.models.interface import Autoencoder
 from ldm_ae.models.loading.networks import class_name_of, read_network
 from ldm_ae.models.loading.places import local_place
@@ -162,14 +163,9 @@ class VQAutoencoder(ConvolutionalAutoencoder):
 
     def indices_to_latents(self, indices: Tensor) -> Tensor:
         """Return `codebook.latents` of the indices."""
-        size, levels = self.quantizer.codebook_size, self.quantizer.codebook_levels
-        shape = "(B, h, w)" if levels is None else f"(B, {levels}, h, w)"
-        if indices.ndim != (3 if levels is None else 4) or (levels is not None and indices.shape[1] != levels):
-            raise UserError(f"indices must be {shape}, got {tuple(indices.shape)}")
-        indices = indices.to(self.device, torch.int64)
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
-            raise UserError(f"indices must be in [0, {size}), got {int(indices.min())} to {int(indices.max())}")
-        return self.quantizer.codes(indices)
+        quantizer = self.quantizer
+        indices = require_indices(indices, quantizer.codebook_size, quantizer.codebook_levels, device=self.device)
+        return quantizer.codes(indices)
 
     def decode_indices(self, indices: Tensor) -> Tensor:
         """Decode `indices_to_latents`: reconstructions (B, 3, H, W) float32, not clamped."""
