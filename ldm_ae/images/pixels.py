@@ -324,16 +324,25 @@ class PixelSpec:
     def __str__(self) -> str:
         low, high = self.range
         plain = PixelSpec(channels=self.channels, meaning=self.meaning, bits=self.bits)
+        own_limits = (self.low, self.high) != (plain.low, plain.high)
+        return f"{self.meaning} ({self._samples(with_limits=own_limits)} in [{low:g}, {high:g}])"
+
+    @property
+    def stored(self) -> str:
+        """Description of the samples in files, such as `grey (1 channel of 16 bits from 0 to 65535)`."""
+        return f"{self.meaning} ({self._samples(with_limits=True)})"
+
+    def _samples(self, *, with_limits: bool) -> str:
         words = f"{self.channels} channel{'s' * (self.channels != 1)}"
-        if self.names != plain.names:
+        if self.names != PixelSpec(channels=self.channels, meaning=self.meaning).names:
             words += f" {', '.join(self.names)}"
         if self.bits != PixelSpec.bits:
             words += f" of {self.bits} bits" if self.bits else " of floating point"
-        if (self.low, self.high) != (plain.low, plain.high):
+        if with_limits:
             words += f" from {_short(self.low)} to {_short(self.high)}"
         if self.missing is not None:
             words += f" without {self.missing:g}"
-        return f"{self.meaning} ({words} in [{low:g}, {high:g}])"
+        return words
 
 
 def _rebuilt(fields: dict[str, Any]) -> PixelSpec:

@@ -160,7 +160,7 @@ class SampleDecoding:
 
     def _other(self, what: str) -> BadImage:
         """Return the reason why a file does not fit."""
-        return BadImage(f"the file has {what}, and the images are {self.pixels}")
+        return BadImage(f"the file has {what}, and the images are {self.pixels.stored}")
 
     def _channels_first(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return (C, H, W) of (H, W), (H, W, C) or (C, H, W); if both may be meant, the last axis has the channels."""

@@ -173,7 +173,7 @@ def test_resized_grey_of_8_bits_is_close_to_pillow() -> None:
     [
         (saved(ramp(3, np.uint8).transpose(1, 2, 0).copy(), format="PNG"), GREY, r"3 channels, and .* grey \(1 chan"),
         (saved(ramp(1, np.uint8)[0], format="PNG"), GREY16, r"samples of type uint8, and .* of 16 bits"),
-        (encode_png16(ramp(1)), GREY, r"samples of type uint16, and .* grey \(1 channel in"),
+        (encode_png16(ramp(1)), GREY, r"samples of type uint16, and .* grey \(1 channel from 0 to 255\)"),
         (encode_png16(ramp(3)), RGBA, r"samples of type uint16|3 channels"),
         (npy(ramp(1)[0]), PixelSpec(channels=1, meaning="grey", bits=16, high=(4095.0,)),
          r"samples from 0 to 65535 in grey, and .* from 0 to 4095"),
