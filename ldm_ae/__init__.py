@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ldm_ae import data as data
     from ldm_ae import discriminators as discriminators
     from ldm_ae import evaluation as evaluation
+    from ldm_ae import exploration as exploration
     from ldm_ae import features as features
     from ldm_ae import interop as interop
     from ldm_ae import latents as latents
@@ -33,20 +34,22 @@ if TYPE_CHECKING:
     from ldm_ae import regularizers as regularizers
     from ldm_ae import training as training
     from ldm_ae.api.comparing import compare
+    from ldm_ae.api.exploring import explore
     from ldm_ae.api.loading import load, load_image, wrap
     from ldm_ae.api.scoring import Report, evaluate, metrics
 
-__all__ = ["Report", "__version__", "compare", "evaluate", "load", "load_image", "metrics", "wrap"]
+__all__ = ["Report", "__version__", "compare", "evaluate", "explore", "load", "load_image", "metrics", "wrap"]
 
 _MODULES = {
     "load": "loading", "load_image": "loading", "wrap": "loading",
     "compare": "comparing",
+    "explore": "exploring",
     "Report": "scoring", "evaluate": "scoring", "metrics": "scoring",
 }  # fmt: skip
 """Modules of `ldm_ae.api` by the names that they define."""
 _PACKAGES = frozenset({
-    "comparison", "data", "discriminators", "evaluation", "features", "interop", "latents", "losses", "models",
-    "priors", "quantizers", "regularizers", "training",
+    "comparison", "data", "discriminators", "evaluation", "exploration", "features", "interop", "latents", "losses",
+    "models", "priors", "quantizers", "regularizers", "training",
 })  # fmt: skip
 
 if not TYPE_CHECKING:  # a type checker needs only the imports above

@@ -73,6 +73,17 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         },
         makes=("compared/compare.html",),
     ),
+    ("docs/EXPLORE.md", "ldm-ae explore kl-f8c4-small IMAGES --out exploration"): Run(
+        {"kl-f8c4-small": "MODEL", "--out exploration": "--out exploration --size 32"},
+        makes=("exploration/explore.html", "exploration/exploration.json"),
+    ),
+    ("docs/EXPLORE.md", "ldm-ae train --config vae_digits"): Options("it trains for a minute"),
+    ("docs/EXPLORE.md", "ldm-ae explore vq-f8-small IMAGES --size 128 --prior SAVED_PRIOR"): Options(
+        "the prior of the tests is over the codes of another model; tests/exploration samples one"
+    ),
+    ("docs/EXPLORE.md", "import ldm_ae"): Run(
+        {'"kl-f8c4-small"': '"MODEL"', "size=128": "size=32"}, makes=("explored/explore.html",)
+    ),
     ("docs/COMPATIBILITY.md", "python scripts/compatibility.py"): Options(
         "it installs every dependency and runs all tests twice"
     ),

@@ -1,4 +1,4 @@
-"""`ldm_ae.evaluate` and `ldm_ae.compare` take what their commands take."""
+"""`ldm_ae.evaluate`, `ldm_ae.compare` and `ldm_ae.explore` take what their commands take."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import ldm_ae
 from ldm_ae.commands.compare import Compare
 from ldm_ae.commands.evaluate import Evaluate
+from ldm_ae.commands.explore import Explore
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import KLAutoencoder
@@ -26,7 +27,10 @@ ELSEWHERE = {
 """Options of a command for which a model is made in Python, and by what."""
 
 
-@pytest.mark.parametrize(("command", "function"), [(Evaluate(), ldm_ae.evaluate), (Compare(), ldm_ae.compare)])
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [(Evaluate(), ldm_ae.evaluate), (Compare(), ldm_ae.compare), (Explore(), ldm_ae.explore)],
+)
 def test_function_has_each_option_of_its_command_with_the_same_default(
     command: Command, function: Callable[..., Any]
 ) -> None:
@@ -36,10 +40,10 @@ def test_function_has_each_option_of_its_command_with_the_same_default(
     shown = (action for action in parser._actions if action.default != argparse.SUPPRESS)  # no help, no former names
     options = {action.dest: action.default for action in shown}
     assert options.keys() - parameters.keys() - ELSEWHERE.keys() == set()
-    for name in ("batch_size", "crop", "limit", "size", "resize", "max_bad_fraction", "max_pixels", "pictures"):
+    for name in ("batch_size", "crop", "limit", "size", "resize", "max_bad_fraction", "max_pixels", "pictures", "seed"):
         if name in options:
             assert parameters[name].default == options[name], name
-    assert list(parameters["metrics"].default) == options["metrics"]
+    assert "metrics" not in options or list(parameters["metrics"].default) == options["metrics"]
 
 
 def test_networks_are_passed_on(model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from ldm_ae.core.terminal import ProgressDisplay
 
 _UNITS = {
     "opening models": "models", "coding as": "rates", "computing scores": "scores", "training": "steps",
-    "sampling": "samples",
+    "sampling": "samples", "exploring": "sections",
 }  # fmt: skip
 """Units of stages that do not count images, by words in their names."""
 

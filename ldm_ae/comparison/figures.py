@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ldm_ae.comparison.charts import flow_losses, rate_distortion, training_curves
-from ldm_ae.comparison.pictures import grid
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.report.details_page import correlation, spectra
+from ldm_ae.evaluation.report.pictures import image_grid
 from ldm_ae.evaluation.report.plots import COLOURS, LIGHT, Chart
 from ldm_ae.io.files import writing
 
@@ -56,7 +56,7 @@ def write_figures(comparison: Comparison, folder: Path, kind: FigureKind) -> lis
         (chart.name, _draw(chart, Figure(figsize=_INCHES, layout="constrained"))) for chart in charts if not chart.empty
     ]
     drawn.append(("reconstructions", _reconstructions(comparison, Figure)))
-    grids = [(model.name, grid(model.samples)) for model in models if model.samples is not None]
+    grids = [(model.name, image_grid(model.samples)) for model in models if model.samples is not None]
     if grids:
         drawn.append(("samples", _side_by_side(grids, Figure)))
     matrices = [(model.name, matrix) for model in models if (matrix := correlation(model.details)) is not None]

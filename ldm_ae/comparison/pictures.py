@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from ldm_ae.comparison.codecs import codec_colours
 from ldm_ae.comparison.main_scores import main_scores
 from ldm_ae.comparison.result import ModelResult, Shown
+from ldm_ae.evaluation.report.pictures import image_grid
 from ldm_ae.evaluation.report.plots import swatch
 from ldm_ae.evaluation.report.viewer import view, views
 from ldm_ae.images.in_memory import levels_image
@@ -23,7 +21,6 @@ SAMPLES = 16
 """Samples of each model on the page."""
 _CAPTIONED = 2
 """Scores under a reconstruction."""
-_GAP = 2
 
 
 def gallery(comparison: Comparison) -> str:
@@ -79,7 +76,7 @@ def _caption(
 def sample_grids(models: Sequence[ModelResult]) -> str:
     """Return a grid of samples for each model that has some."""
     cells = [
-        view(model.name, levels_image(grid(model.samples[:SAMPLES])), caption=swatch(place) + escape(model.name))
+        view(model.name, levels_image(image_grid(model.samples[:SAMPLES])), caption=swatch(place) + escape(model.name))
         for place, model in enumerate(models)
         if model.samples is not None
     ]
@@ -87,15 +84,3 @@ def sample_grids(models: Sequence[ModelResult]) -> str:
         return ""
     note = "<p>Place by place from the same noise, where latents have the same shape.</p>"
     return f"<h3>Samples</h3>{note}<figure>{views('Samples', cells, css='samples')}</figure>"
-
-
-def grid(images: Tensor, gap: int = _GAP) -> Tensor:
-    """Return images (N, 3, H, W) uint8 as one image, as nearly square as possible, with white lines between."""
-    count, channels, height, width = images.shape
-    columns = max(round(count**0.5), 1)
-    rows = -(-count // columns)
-    canvas = torch.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
-    for number, image in enumerate(images):
-        top, left = number // columns * (height + gap), number % columns * (width + gap)
-        canvas[:, top : top + height, left : left + width] = image
-    return canvas

@@ -157,11 +157,10 @@ def test_report_images_equal_the_evaluated_ones(evaluation: Evaluation) -> None:
     assert all(image["alt"] for image in page.all("img"))
 
 
-def test_large_report_images_are_webp(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_report_images_are_webp() -> None:
     picture = to_uint8_image(pictures(1)[0])
     assert page.data_uri(picture).startswith("data:image/png;base64,")
-    monkeypatch.setattr(page, "LARGEST_PNG", 32 * 32 - 1)
-    uri = page.data_uri(picture)
+    uri = page.data_uri(picture, largest_png=32 * 32 - 1)
     assert uri.startswith("data:image/webp;base64,")
     again = Image.open(io.BytesIO(base64.b64decode(uri.partition("base64,")[2])))
     difference = np.abs(np.array(again).astype(int) - np.array(picture).astype(int))

@@ -55,13 +55,8 @@ class Rate(MeanMetric):
         """
         prior = setting.prior
         if prior is not None:
-            found = setting.model_hash
-            assert found is not None, "a prior is over the codes of a model"
-            if prior.model_hash != found:
-                raise UserError(
-                    f"the prior was trained on the codes of another model (hash {prior.model_hash[:12]}, this one's is "
-                    f"{found[:12]})"
-                )
+            assert setting.model_hash is not None, "a prior is over the codes of a model"
+            require_prior_of(prior, setting.model_hash)
         self._prior = None if prior is None else prior.prior.to(setting.device).eval()
 
     def update(
@@ -78,6 +73,15 @@ class Rate(MeanMetric):
         if self._prior is not None:
             found["prior_bits_per_pixel"] = self._prior.bits(posterior.indices) / pixels
         return self.keep(found)
+
+
+def require_prior_of(prior: SavedPrior, model_hash: str) -> None:
+    """Raise UserError unless the prior is over the codes of the model with this hash."""
+    if prior.model_hash != model_hash:
+        raise UserError(
+            f"the prior was trained on the codes of another model (hash {prior.model_hash[:12]}, this one's is "
+            f"{model_hash[:12]})"
+        )
 
 
 def describe_prior(saved: SavedPrior | None) -> dict[str, object] | None:

@@ -152,10 +152,10 @@ def number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 
-def data_uri(picture: Image.Image) -> str:
-    """Return the image as a data URI."""
+def data_uri(picture: Image.Image, *, largest_png: int = LARGEST_PNG) -> str:
+    """Return the image as a data URI: PNG up to so many pixels or with a palette, else WebP."""
     buffer = io.BytesIO()
-    small = picture.width * picture.height <= LARGEST_PNG or picture.mode == "P"
+    small = picture.width * picture.height <= largest_png or picture.mode == "P"
     if small:
         picture.save(buffer, "PNG", optimize=True)
     else:

@@ -60,6 +60,18 @@ def comparison_grid(
     return grid
 
 
+def image_grid(images: Tensor, gap: int = 2) -> Tensor:
+    """Return images (N, 3, H, W) uint8 as one image, as nearly square as possible, with white lines between."""
+    count, channels, height, width = images.shape
+    columns = max(round(count**0.5), 1)
+    rows = -(-count // columns)
+    canvas = torch.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
+    for number, image in enumerate(images):
+        top, left = number // columns * (height + gap), number % columns * (width + gap)
+        canvas[:, top : top + height, left : left + width] = image
+    return canvas
+
+
 def error_map(original: Tensor, reconstruction: Tensor, *, gain: float = ERROR_GAIN) -> Image.Image:
     """Draw the mean absolute difference over the colours at each pixel; black means no difference.
 
@@ -108,6 +120,16 @@ def code_picture(counts: Tensor) -> Image.Image:
         picture = picture.convert("RGB")
         picture.paste((128, 128, 128), (size - width * (height - 1), height - 1, width, height))
     return picture
+
+
+def heat_picture(values: Tensor) -> Image.Image:
+    """Draw a pixel for each number of (H, W) in [0, 1], clamped, from black over purple to light yellow."""
+    return _coloured(values.detach().float().cpu(), _HEAT)
+
+
+def grey_picture(values: Tensor) -> Image.Image:
+    """Draw a pixel for each number of (H, W) in [0, 1], clamped, from black to white."""
+    return _coloured(values.detach().float().cpu(), ((0, 0, 0), (255, 255, 255)))
 
 
 def matrix_picture(values: Tensor) -> Image.Image:

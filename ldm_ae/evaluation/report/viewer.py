@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ldm_ae.evaluation.report.page import data_uri
+from ldm_ae.evaluation.report.page import LARGEST_PNG, data_uri
 
 VIEWER_STYLE = Path(__file__).with_name("viewer.css").read_text(encoding="utf-8").replace("\n", "")
 VIEWER_SCRIPT = Path(__file__).with_name("viewer.js").read_text(encoding="utf-8")
@@ -58,7 +58,10 @@ def views(title: str, cells: Sequence[str], *, css: str = "") -> str:
     return f'<div class="{f"views {css}".strip()}" data-title="{escape(title)}">{"".join(cells)}</div>'
 
 
-def view(label: str, picture: Image.Image, *, caption: str | None = None, pixels: bool = False) -> str:
+def view(
+    label: str, picture: Image.Image, *, caption: str | None = None, pixels: bool = False,
+    largest_png: int = LARGEST_PNG,
+) -> str:  # fmt: skip
     """Return an image inside the page.
 
     Args:
@@ -66,10 +69,12 @@ def view(label: str, picture: Image.Image, *, caption: str | None = None, pixels
         picture: The image.
         caption: The HTML under it; None is the label.
         pixels: Whether its pixels are shown as squares.
+        largest_png: Number of pixels up to which it is PNG; larger ones are WebP.
     """
     css = ' class="pixels"' if pixels else ""
+    source = data_uri(picture, largest_png=largest_png)
     return (
         f'<div><button type="button" class="view" data-label="{escape(label)}">'
-        f'<img{css} src="{data_uri(picture)}" alt="{escape(label)}" width="{picture.width}" height="{picture.height}">'
+        f'<img{css} src="{source}" alt="{escape(label)}" width="{picture.width}" height="{picture.height}">'
         f"</button><span>{escape(label) if caption is None else caption}</span></div>"
     )

@@ -1,0 +1,60 @@
+"""The page of an exploration: one HTML file with everything in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ldm_ae.evaluation.report.details_page import DETAILS_STYLE
+from ldm_ae.evaluation.report.page import count, document, table
+from ldm_ae.evaluation.report.plots import PLOT_STYLE
+from ldm_ae.evaluation.report.viewer import VIEWER, VIEWER_SCRIPT, VIEWER_STYLE, content_policy
+from ldm_ae.exploration.settings import Section
+
+_FOLDER = Path(__file__).parent
+PAGE_STYLE = (_FOLDER / "explore.css").read_text(encoding="utf-8").replace("\n", "")
+FRAMES_SCRIPT, MAP_SCRIPT = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("frames.js", "map.js"))
+
+
+def render(sections: Sequence[Section], protocol: dict[str, Any]) -> str:
+    """Return the page. All data is escaped; nothing is loaded from elsewhere."""
+    model, images = protocol["model"], protocol["images"]
+    name = escape(str(model["name"]))
+    lead = (
+        f"{count(images['count'], 'image')} of {escape(str(images['source']))}, encoded by {escape(model['class'])}: "
+        f"latents of {model['latent_channels']} channels, downsample factor {model['downsample_factor']}, "
+        f"{model['parameters'] / 1e6:.1f} M parameters."
+    )
+    facts = "".join(
+        f"<li><span>{escape(fact.label)}</span><strong>{escape(fact.value)}</strong><small>{escape(fact.note)}</small></li>"
+        for section in sections
+        for fact in section.facts
+    )
+    filled = [(section.place, section.title, section.content) for section in sections]
+    return document(
+        f"Latents of {name}", kicker="Latent space explorer", heading=f"The latents of {name}", lead=lead,
+        top=f'<ul class="headline">{facts}</ul>' if facts else "",
+        sections=[*filled, ("protocol", "Protocol", _protocol(protocol))],
+        policy=content_policy(VIEWER_SCRIPT, FRAMES_SCRIPT, MAP_SCRIPT),
+        style=VIEWER_STYLE + PLOT_STYLE + DETAILS_STYLE + PAGE_STYLE,
+        end=f"{VIEWER}<script>{FRAMES_SCRIPT}</script><script>{MAP_SCRIPT}</script>",
+    )  # fmt: skip
+
+
+def _protocol(protocol: dict[str, Any]) -> str:
+    rows: list[tuple[str, str]] = []
+    for name, value in protocol.items():
+        parts = (
+            {f"{name}: {part}": inner for part, inner in value.items()} if isinstance(value, dict) else {name: value}
+        )
+        rows += [(escape(part.replace("_", " ")), _value(inner)) for part, inner in parts.items()]
+    return table(("Setting", "Value"), rows, numbers=(), css="protocol")
+
+
+def _value(value: object) -> str:
+    if isinstance(value, str | int | float):
+        return escape(str(value))
+    return "none" if value is None else f"<code>{escape(json.dumps(value, ensure_ascii=False))}</code>"
