@@ -29,27 +29,41 @@ if TYPE_CHECKING:
     from ldm_ae import latents as latents
     from ldm_ae import losses as losses
     from ldm_ae import models as models
+    from ldm_ae import outliers as outliers
     from ldm_ae import priors as priors
     from ldm_ae import quantizers as quantizers
     from ldm_ae import regularizers as regularizers
     from ldm_ae import training as training
     from ldm_ae.api.comparing import compare
     from ldm_ae.api.exploring import explore
+    from ldm_ae.api.finding import find_outliers
     from ldm_ae.api.loading import load, load_image, wrap
     from ldm_ae.api.scoring import Report, evaluate, metrics
 
-__all__ = ["Report", "__version__", "compare", "evaluate", "explore", "load", "load_image", "metrics", "wrap"]
+__all__ = [
+    "Report",
+    "__version__",
+    "compare",
+    "evaluate",
+    "explore",
+    "find_outliers",
+    "load",
+    "load_image",
+    "metrics",
+    "wrap",
+]
 
 _MODULES = {
     "load": "loading", "load_image": "loading", "wrap": "loading",
     "compare": "comparing",
     "explore": "exploring",
+    "find_outliers": "finding",
     "Report": "scoring", "evaluate": "scoring", "metrics": "scoring",
 }  # fmt: skip
 """Modules of `ldm_ae.api` by the names that they define."""
 _PACKAGES = frozenset({
     "comparison", "data", "discriminators", "evaluation", "exploration", "features", "interop", "latents", "losses",
-    "models", "priors", "quantizers", "regularizers", "training",
+    "models", "outliers", "priors", "quantizers", "regularizers", "training",
 })  # fmt: skip
 
 if not TYPE_CHECKING:  # a type checker needs only the imports above

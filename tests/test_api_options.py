@@ -1,4 +1,4 @@
-"""`ldm_ae.evaluate`, `ldm_ae.compare` and `ldm_ae.explore` take what their commands take."""
+"""`ldm_ae.evaluate`, `ldm_ae.compare`, `ldm_ae.explore` and `ldm_ae.find_outliers` take what their commands take."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ldm_ae.commands.compare import Compare
 from ldm_ae.commands.evaluate import Evaluate
 from ldm_ae.commands.explore import Explore
 from ldm_ae.commands.interface import Command
+from ldm_ae.commands.outliers import FindOutliers
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import KLAutoencoder
 
@@ -29,7 +30,12 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize(
     ("command", "function"),
-    [(Evaluate(), ldm_ae.evaluate), (Compare(), ldm_ae.compare), (Explore(), ldm_ae.explore)],
+    [
+        (Evaluate(), ldm_ae.evaluate),
+        (Compare(), ldm_ae.compare),
+        (Explore(), ldm_ae.explore),
+        (FindOutliers(), ldm_ae.find_outliers),
+    ],
 )
 def test_function_has_each_option_of_its_command_with_the_same_default(
     command: Command, function: Callable[..., Any]
@@ -40,7 +46,18 @@ def test_function_has_each_option_of_its_command_with_the_same_default(
     shown = (action for action in parser._actions if action.default != argparse.SUPPRESS)  # no help, no former names
     options = {action.dest: action.default for action in shown}
     assert options.keys() - parameters.keys() - ELSEWHERE.keys() == set()
-    for name in ("batch_size", "crop", "limit", "size", "resize", "max_bad_fraction", "max_pixels", "pictures", "seed"):
+    for name in (
+        "batch_size",
+        "crop",
+        "limit",
+        "size",
+        "resize",
+        "max_bad_fraction",
+        "max_pixels",
+        "pictures",
+        "seed",
+        "top",
+    ):
         if name in options:
             assert parameters[name].default == options[name], name
     assert "metrics" not in options or list(parameters["metrics"].default) == options["metrics"]

@@ -39,6 +39,8 @@ def broken_images(tmp_path: Path) -> Path:
         ("export nowhere {out}", "nowhere"),
         ("import nowhere.ckpt {out}", "nowhere.ckpt"),
         ("convert nowhere {out} --format lightningdit", "nowhere"),
+        ("outliers {model} {images} --out {out} --top 0", "--top is 0"),
+        ("outliers {model} {images} --out {out} --size 32 --scores elbo --device cpu", "elbo cannot be computed"),
         ("convert nowhere {out} --format store --model {model}", "nowhere"),
     ],
 )
