@@ -113,7 +113,8 @@
       picture.style.backgroundPosition = `${-left * factor}px ${-top * factor}px`;
       tip.querySelector("b").textContent = data.classes[data.labels[chosen]] ?? "";
       tip.querySelector("span").textContent = data.names[chosen];
-      const right = x + CARD + tip.offsetWidth < size.width ? x + CARD : x - CARD - tip.offsetWidth;
+      const apart = CARD + (thumbnails ? thumbnailSize() * 0.65 : 0);
+      const right = x + apart + tip.offsetWidth < size.width ? x + apart : x - apart - tip.offsetWidth;
       const below = Math.min(Math.max(y - tip.offsetHeight / 2, 4), size.height - tip.offsetHeight - 4);
       tip.style.transform = `translate(${Math.max(right, 4)}px, ${below}px)`;
     };

@@ -62,9 +62,9 @@ def projections(features: Tensor, seed: int) -> list[Projection]:
         return found
     start = components.numpy()
     neighbours = "Near images are neighbours in the latents; distances between clouds and their sizes mean little."
-    if importlib.util.find_spec("sklearn") is not None:
+    if _installed("sklearn"):
         found.append(Projection("t-SNE", _tsne(start, seed), neighbours))
-    if importlib.util.find_spec("umap") is not None:
+    if _installed("umap"):
         found.append(Projection("UMAP", _umap(start, seed), neighbours))
     return found
 
@@ -72,7 +72,7 @@ def projections(features: Tensor, seed: int) -> list[Projection]:
 def missing() -> list[str]:
     """Return a sentence on each projection whose library is not installed."""
     needed = {"sklearn": "t-SNE needs pip install scikit-learn.", "umap": "UMAP needs pip install umap-learn."}
-    return [words for module, words in needed.items() if importlib.util.find_spec(module) is None]
+    return [words for module, words in needed.items() if not _installed(module)]
 
 
 def neighbour_agreement(features: Tensor, labels: Tensor) -> float:
@@ -86,6 +86,12 @@ def neighbour_agreement(features: Tensor, labels: Tensor) -> float:
     distances = torch.cdist(features[known].double(), features[known].double())
     nearest = distances.fill_diagonal_(float("inf")).argmin(dim=1)
     return float((labels[known][nearest] == labels[known]).double().mean())
+
+
+def _installed(module: str) -> bool:
+    """Return whether a library is installed; a folder of its name in the working directory is not it."""
+    found = importlib.util.find_spec(module)
+    return found is not None and found.origin is not None
 
 
 def _tsne(features: np.ndarray[Any, Any], seed: int) -> Tensor:
