@@ -22,17 +22,11 @@ def open_source(location: str | Path) -> Source:
     """Open the images at `location`.
 
     `location` is a folder of images (or one image file); one `.tar`, a folder of them, or a pattern such as
-<<<<<<< HEAD
     `shards/{000..009}.tar` or `shards/*.tar`; a DICOM or NIfTI file, or a folder of them, whose slices are the images;
     a Parquet file, a folder of them, or a folder that `datasets` saved; `hf:owner/name[:split]`; `photos:train` or
-    `photos:heldout`, real photos that come with the `offline` extra. If a folder can be read in several ways, the
-    prefix `folder:`, `tars:`, `parquet:`, `saved:` or `volumes:` selects one.
-=======
-    `shards/{000..009}.tar` or `shards/*.tar`; a Parquet file, a folder of them, or a folder that `datasets` saved;
-    `hf:owner/name[:split]`; `photos:train` or `photos:heldout`, real photos that come with the `offline` extra;
-    `digits:train` or `digits:test`, digits that come with it too; `sprites:N`, shapes of known factors.
-    If a folder can be read in several ways, the prefix `folder:`, `tars:`, `parquet:` or `saved:` selects one.
->>>>>>> latentsci
+    `photos:heldout`, real photos that come with the `offline` extra; `digits:train` or `digits:test`, digits that come
+    with it too; `sprites:N`, shapes of known factors. If a folder can be read in several ways, the prefix `folder:`,
+    `tars:`, `parquet:`, `saved:` or `volumes:` selects one.
 
     Raises:
         UserError: Nothing of these kinds is there, it cannot be read, or it can be read in several ways.

@@ -70,9 +70,9 @@ def log_aggregate(latents: Tensor, means: Tensor, log_variances: Tensor, own: Te
     """
     mean, log_variance = means.double(), log_variances.double()
     precision = (-log_variance).exp()
-    # The squared distance to all Gaussians by matrix products: (z - m)^2 p = z^2 p - 2 z m p + m^2 p. Where variances are
-    # tiny, as those of autoencoders with a tiny weight of the KL, the three terms are huge and their rounding errors are
-    # as large as the sum; it is smallest, and decides, for the draw's own Gaussian, which `own` replaces.
+    # The squared distance to all Gaussians by matrix products: (z - m)^2 p = z^2 p - 2 z m p + m^2 p. Where variances
+    # are tiny, as with a tiny weight of the KL, the three terms are huge and their rounding errors are as large as the
+    # sum. The sum is smallest, and decides, for the draw's own Gaussian, which `own` replaces.
     centre = mean.mean(dim=0)
     mean, latents = mean - centre, latents - centre
     constant = (mean**2 * precision + log_variance + _LOG_TWO_PI).sum(dim=1)
