@@ -196,6 +196,14 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "ldm-ae evaluate MODEL digits:test --metrics elbo iwae active_units mutual_information linear_probe knn "
         "clusters label_efficiency",
     ): Options("it needs a model of digits; tests/representation runs the metrics and the scripts"),
+    ("docs/REPRESENTATION.md", "ldm-ae outliers MODEL IMAGES --out outliers"): Run(
+        {"--out": "--size 32 --out"}, makes=("outliers/outliers.html", "known/outliers.csv"), slow=True
+    ),
+    (
+        "docs/REPRESENTATION.md",
+        "python scripts/outliers.py runs/vae_digits_mlp digits:test --against emoji=EMOJI photos=photos:heldout "
+        "--out runs/outliers_digits",
+    ): Options("it takes minutes, and needs a trained model; tests/outliers runs the script"),
     ("docs/REPRESENTATION.md", "import numpy as np"): Run(slow=True),
     ("docs/REPRESENTATION.md", "ldm-ae train --config vae_digits --out runs/vae_digits"): Options(
         "it trains for minutes; tests/representation runs the metrics and the scripts"

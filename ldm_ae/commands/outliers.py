@@ -40,8 +40,8 @@ class FindOutliers(Command):
                             "IMAGES as the normal ones")  # fmt: skip
         parser.add_argument("--scores", nargs="+", metavar="NAME", default=[], help="scores to compute, given after "
                             "MODEL and IMAGES; the first one ranks the images, and an unknown name lists all "
-                            "(default: all that the model has, ranked by the first one among elbo and "
-                            "latents)")  # fmt: skip
+                            "(default: all that the model has, ranked by the first one among elbo, "
+                            "codes and latents)")  # fmt: skip
         parser.add_argument("--prior", metavar="FOLDER", help="prior of scripts/train_code_prior.py, under which the "
                             "codes of a discrete model are scored")  # fmt: skip
         parser.add_argument("--top", type=int, default=20, metavar="N", help="number of the strangest images that are "

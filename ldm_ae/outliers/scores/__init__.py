@@ -5,7 +5,7 @@ from ldm_ae.outliers.scores.interface import OutlierScore
 
 SCORES: Registry[OutlierScore] = Registry("ldm_ae.outliers.scores", OutlierScore, "score", key="name")  # type: ignore[type-abstract]
 """Every score by its name."""
-BEST = ("elbo", "latents", "reconstruction")
+BEST = ("elbo", "codes", "latents", "reconstruction")
 """The first one of these that a model has ranks images by default; docs/REPRESENTATION.md has the measurements."""
 
 __all__ = ["BEST", "SCORES", "OutlierScore"]

@@ -15,7 +15,7 @@ class CodeLikelihood(OutlierScore):
     name = "codes"
     label = "Bits of the codes"
     explanation = (
-        "-log2 of the probability of the codes under the prior: the rate of an entropy coder. It prefers simple "
+        "-log2 of the probability of the codes under the prior: the rate of an entropy coder. It can prefer simple "
         "images, whose codes are easy to predict."
     )
 

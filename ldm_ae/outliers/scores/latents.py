@@ -23,7 +23,8 @@ class LatentDistance(OutlierScore):
     explanation = (
         "Mahalanobis distance from the mean of the reference images, divided by the root of the number of features: "
         "for each channel, the mean of the latents over places and the logarithm of their standard deviation; of "
-        "vectors, the numbers. Every model has it; the reference should have several times as many images as features."
+        "vectors, the numbers. The reference should have several times as many images as features. The encoder of a "
+        "VAE of vectors can map strange images near the mean of its prior, where they look normal."
     )
 
     def measure(self, images: Encoded) -> Tensor:
