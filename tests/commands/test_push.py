@@ -214,6 +214,7 @@ REFUSALS = (
     (["{model}", "owner/name"], "an upload needs the licence of the weights: add --license with one of"),
     (["{model}", "owner/name", "--license", "MIT"], "did you mean mit?"),
     (["{model}", "name", "--license", "mit"], "'name' cannot be a repository on the Hugging Face hub; give OWNER/NAME"),
+    (["{model}", "owner/name", "--dry-run"], "unrecognized arguments: --dry-run; did you mean --folder?"),
     (["{model}"], "the following arguments are required: OWNER/NAME"),
     (["{tmp}/none", "owner/name", "--license", "mit"], "no such model"),
     (["{model}", "owner/name", "--folder", "{tmp}/o", "--private"], "--private has no effect with --folder"),
