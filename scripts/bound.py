@@ -61,21 +61,21 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     if not 0 <= args.posterior_of < len(images):
         raise UserError(f"--posterior-of is {args.posterior_of}; it must be from 0 to {len(images) - 1}")
     found: dict[str, Tensor] = {}
-    with ProgressDisplay("bounds", 4 + len(args.k), unit="bounds", images_per_unit=None) as progress:
+    with _stage("ELBO"):
         found["elbo"] = elbo(model, images, samples=args.elbo_samples).nats
-        for number, k in enumerate(args.k):
-            progress(number + 1, 4 + len(args.k))
+    for k in args.k:
+        with _stage(f"importance-weighted bound of {k} draws"):
             found[f"iwae {k}"] = iwae(model, images, k=k)
+    with _stage("annealed importance sampling"):
         annealed = ais(model, images, steps=args.ais_steps, chains=args.ais_chains, schedule=args.schedule)
-        found["ais"] = annealed.nats
-        progress(2 + len(args.k), 4 + len(args.k))
-        reference = torch.maximum(found["ais"], found[f"iwae {max(args.k)}"])
+    found["ais"] = annealed.nats
+    reference = torch.maximum(found["ais"], found[f"iwae {max(args.k)}"])
+    with _stage("best Gaussian of each image"):
         split = gaps(model, images, reference, steps=args.optimizer_steps)
-        found["best gaussian"] = split.optimal_elbo
-        progress(3 + len(args.k), 4 + len(args.k))
-        image = images[args.posterior_of][None]
+    found["best gaussian"] = split.optimal_elbo
+    image = images[args.posterior_of][None]
+    with _stage("draws of the posterior of one image"):
         draws = posterior_draws(model, image, draws=args.draws, warmup=args.warmup)
-        progress(4 + len(args.k), 4 + len(args.k))
     found |= {"approximation gap": split.approximation, "amortization gap": split.amortization, "gap": split.total}
     rows = {name: _row(values) for name, values in found.items()}
     if has_levels(model):
@@ -105,6 +105,11 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     )
     print(f"numbers and picture: {args.out}")
     return rows
+
+
+def _stage(text: str) -> ProgressDisplay:
+    """Show what is computed: the stages take from a second to minutes each, so that no remaining time can be told."""
+    return ProgressDisplay(text, 1, unit="stages", images_per_unit=None)
 
 
 def _row(values: Tensor) -> dict[str, float]:

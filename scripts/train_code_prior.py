@@ -48,7 +48,7 @@ from ldm_ae.core.errors import RunError, UserError, exit_status
 from ldm_ae.core.precision import PRECISIONS, agreed_numerics
 from ldm_ae.core.terminal import ProgressDisplay
 from ldm_ae.data import split_keys
-from ldm_ae.evaluation import comparison_grid
+from ldm_ae.evaluation import comparison_grid, legible
 from ldm_ae.evaluation.metrics.codebook import CodebookUsage
 from ldm_ae.io.files import require_new_folder, write_json, writing_folder
 from ldm_ae.latents import LatentDataset, LatentStore, endless
@@ -167,7 +167,7 @@ def sample_grid(prior: CodePrior, autoencoder: Autoencoder, images: Sequence[dic
         torch.cat([autoencoder.decode(codebook.latents(image[None])) for image in indices])
         for indices in (own, samples)
     ]
-    return comparison_grid(*decoded)
+    return comparison_grid(*map(legible, decoded))
 
 
 def train(args: argparse.Namespace) -> dict[str, dict[str, float]]:

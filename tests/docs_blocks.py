@@ -219,6 +219,25 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "python scripts/disentanglement.py --config configs/beta_vae_sprites.yaml --betas 1 4 16 --seeds 0 1 2 "
         "--steps 4000 --out runs/sweep",
     ): Options("it trains nine models; tests/representation/test_scripts.py runs its parts"),
+    **{
+        ("docs/FROM_VAE_TO_LATENT_DIFFUSION.md", first): Options("it takes minutes, or needs what such a command made")
+        for first in (
+            "ldm-ae train --config autoencoder_digits",
+            "ldm-ae train --config vae_digits",
+            "python scripts/bound.py runs/vae_digits digits:test --images 4 --k 10 100 1000 --ais-steps 200 "
+            "--optimizer-steps 200 --draws 200 --out runs/bound",
+            "ldm-ae evaluate runs/vae_digits digits:test --metrics elbo active_units mutual_information "
+            "--out runs/vae_digits_scores",
+            "ldm-ae train --config beta_vae_sprites",
+            "ldm-ae evaluate runs/vae_digits digits:test --metrics linear_probe knn clusters label_efficiency "
+            "--out runs/vae_digits_probes",
+            "ldm-ae encode vq-f8-small digits:train digits_codes --size 32 --no-flips --store lean",
+            "ldm-ae outliers runs/vae_digits digits:test --against sprites:100 --out runs/outliers",
+            "ldm-ae evaluate kl-f8c4-small photos:heldout --metrics psnr rate latents active_units "
+            "mutual_information --out runs/first_stage",
+            "ldm-ae encode kl-f8c4-small digits:train digits_latents --size 32 --no-flips",
+        )
+    },
     ("docs/VAE.md", "ldm-ae train --config vae_digits"): Options(
         "it takes minutes; tests/training/test_run.py trains a step of every recipe"
     ),

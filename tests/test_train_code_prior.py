@@ -102,10 +102,10 @@ def test_training_writes_rates_and_samples_and_evaluate_uses_the_prior(
     assert rates["prior"] == pytest.approx(float(saved.prior.bits(indices).mean()) / 64, rel=1e-5)
     assert rates["prior_given_class"] == pytest.approx(float(saved.prior.bits(indices, labels).mean()) / 64, rel=1e-5)
     with Image.open(out / "samples.png") as grid:
-        assert grid.size == (3 * 32 + 2 * 4, 2 * 32 + 2)
-        pixels = torch.tensor(list(grid.convert("L").tobytes())).view(66, -1)
-    assert pixels[:32, :32].float().std() > 1
-    assert pixels[34:, :32].float().std() > 1
+        assert grid.size == (3 * 64 + 2 * 4, 2 * 64 + 2)  # enlarged from 32 pixels
+        pixels = torch.tensor(list(grid.convert("L").tobytes())).view(130, -1)
+    assert pixels[:64, :64].float().std() > 1
+    assert pixels[66:, :64].float().std() > 1
     evaluation = tmp_path / "evaluation"
     arguments = ["evaluate", store.parent / "model", image_folder, "--size", 32, "--out", evaluation, "--prior", out,
                  "--features", "none", "--perceptual", "none", "--workers", 0]  # fmt: skip

@@ -14,8 +14,9 @@ MODEL = (
 )
 IMAGES = (
     "a folder of images or one image, WebDataset tars, Parquet files, DICOM or NIfTI files, a `datasets` source (a "
-    "folder that it saved or hf:OWNER/NAME), or photos:train and photos:heldout of the quickstart; the prefix folder:, "
-    "tars:, parquet:, saved: or volumes: selects the kind of an ambiguous folder"
+    "folder that it saved or hf:OWNER/NAME), or one of those that need no download: photos:train and photos:heldout of "
+    "the quickstart, digits:train, digits:test, sprites:N; the prefix folder:, tars:, parquet:, saved: or volumes: "
+    "selects the kind of an ambiguous folder"
 )
 
 PERCEPTUAL = ("stlpips_vgg", "stlpips_alex", "lpips_vgg", "lpips_alex", "lpips_squeeze", "none")

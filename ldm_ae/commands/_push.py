@@ -18,7 +18,7 @@ from ldm_ae.core.precision import DTYPES
 from ldm_ae.core.resources import shipped_models
 from ldm_ae.core.terminal import progress_bar
 from ldm_ae.data import EvaluationLoader
-from ldm_ae.evaluation import Evaluation, Picture, comparison_grid, evaluate, named_metrics
+from ldm_ae.evaluation import Evaluation, Picture, comparison_grid, evaluate, legible, named_metrics
 from ldm_ae.evaluation.report.pictures import ERROR_GAIN
 from ldm_ae.evaluation.report.summary import summary_lines
 from ldm_ae.evaluation.report.write import metrics
@@ -112,7 +112,7 @@ def _grid(pictures: list[Picture]) -> Image.Image | None:
     side = min(PICTURE_SIDE, *(min(picture.original.shape[-2:]) for picture in pictures))
     pairs = ((_center(picture.original, side), _center(picture.reconstruction, side)) for picture in pictures)
     originals, reconstructions = (from_levels(torch.stack(images)) for images in zip(*pairs, strict=True))
-    return comparison_grid(originals, reconstructions, columns=len(pictures), errors=True)
+    return comparison_grid(legible(originals), legible(reconstructions), columns=len(pictures), errors=True)
 
 
 def _center(image: torch.Tensor, side: int) -> torch.Tensor:

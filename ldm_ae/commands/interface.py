@@ -24,6 +24,7 @@ _OPTIONS_ELSEWHERE = {
     "--limit": "num-samples num-images max-images max-samples",
     "--trackers": "report-to log-with logger wandb tensorboard",
     "--overwrite": "force exist-ok",
+    "--folder": "dry-run",
     "--device": "gpu cuda cpu gpus",
     "--autoencoder": "vae pretrained-vae pretrained-model-name-or-path",
     "--store": "data data-path data-dir dataset latents",

@@ -49,9 +49,13 @@ def common_size(
         options: Further arguments of the transform.
 
     Raises:
-        UserError: The size is smaller than what the models need.
+        UserError: The size is smaller than what the models need, or two models need images of different sizes.
     """
     options["pixels"] = models[0].pixels
+    fixed = sorted({model.spec.image_size for model in models if model.spec.image_size is not None})
+    if len(fixed) > 1:
+        sizes = " and ".join(f"{side}x{side}" for side in fixed)
+        raise UserError(f"some models take images of {sizes} only; compare models that take images of one size")
     multiple = math.lcm(*(model.spec.image_multiple for model in models))
     needed = " and ".join(str(number) for number in sorted({model.spec.image_multiple for model in models}))
     divisible = f"divisible by {multiple}" + (
@@ -62,7 +66,6 @@ def common_size(
         return CommonSize(
             transform=WholeTransform(None, multiple=multiple, **options), multiple=multiple, reason=reason
         )
-    fixed = sorted({model.spec.image_size for model in models if model.spec.image_size is not None})
     if size is not None:
         wanted, reason = size, ""
     elif fixed:

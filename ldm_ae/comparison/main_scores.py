@@ -30,11 +30,11 @@ match."""
 
 
 def main_scores(models: Sequence[ModelResult]) -> dict[str, ScoreInfo]:
-    """Return the main scores among those of any model, in the order of `MAIN`."""
+    """Return the main scores among those of any model, in the order of `MAIN`; without one of these, all scores."""
     infos = score_infos(models)
     found: dict[str, ScoreInfo] = {}
     for patterns in MAIN:
         key = next((key for pattern in patterns for key in infos if fnmatchcase(key, pattern)), None)
         if key is not None:
             found[key] = infos[key]
-    return found
+    return found or infos

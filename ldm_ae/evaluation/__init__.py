@@ -16,7 +16,7 @@ from ldm_ae.evaluation.metrics.msssim import msssim
 from ldm_ae.evaluation.metrics.perceptual import PerceptualDistance
 from ldm_ae.evaluation.metrics.psnr import psnr
 from ldm_ae.evaluation.metrics.ssim import ssim
-from ldm_ae.evaluation.report.pictures import comparison_grid, error_map, latent_channel_pictures
+from ldm_ae.evaluation.report.pictures import comparison_grid, error_map, latent_channel_pictures, legible
 from ldm_ae.evaluation.report.write import write_report
 from ldm_ae.evaluation.result import Evaluation, ImageScores, Picture
 from ldm_ae.images.in_memory import to_uint8_image
@@ -45,6 +45,7 @@ __all__ = [
     "frechet_distance",
     "frechet_score_name",
     "latent_channel_pictures",
+    "legible",
     "msssim",
     "named_metrics",
     "psnr",

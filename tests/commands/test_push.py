@@ -101,7 +101,7 @@ def test_images_give_scores_pictures_and_a_missing_scale(
     assert "| Images | 5 of `images`, 32x32 pixels |" in text
     assert str(tmp_path) not in text
     with Image.open(out / "pictures.png") as image:
-        assert image.size == (3 * (32 + 4) - 4, 3 * (32 + 2) - 2)
+        assert image.size == (3 * (64 + 4) - 4, 3 * (64 + 2) - 2)  # enlarged from 32 pixels
     run("evaluate", out, image_folder, *SMALL, "--limit", 5, "--out", tmp_path / "scores")
     scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())["scores"]
     metrics = {m["type"]: m["value"] for m in metadata(out)["model-index"][0]["results"][0]["metrics"]}
@@ -214,6 +214,7 @@ REFUSALS = (
     (["{model}", "owner/name"], "an upload needs the licence of the weights: add --license with one of"),
     (["{model}", "owner/name", "--license", "MIT"], "did you mean mit?"),
     (["{model}", "name", "--license", "mit"], "'name' cannot be a repository on the Hugging Face hub; give OWNER/NAME"),
+    (["{model}", "owner/name", "--dry-run"], "unrecognized arguments: --dry-run; did you mean --folder?"),
     (["{model}"], "the following arguments are required: OWNER/NAME"),
     (["{tmp}/none", "owner/name", "--license", "mit"], "no such model"),
     (["{model}", "owner/name", "--folder", "{tmp}/o", "--private"], "--private has no effect with --folder"),

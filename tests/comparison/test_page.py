@@ -86,6 +86,9 @@ def test_rate_distortion_has_only_scores_of_images(comparison: Comparison) -> No
         for model in comparison.models
     ]  # fmt: skip
     assert "text_error" in main_scores(models)
+    others = [replace(model, scores={"text_other": 0.5, "knn": 0.9}, infos={}) for model in comparison.models]
+    assert "knn" not in main_scores(others)
+    assert "knn" in main_scores([replace(model, scores={"knn": 0.9}) for model in others])  # nothing else to show
     charts = rate_distortion(replace(comparison, models=models))
     assert [chart.name for chart in charts] == ["rate_psnr", "rate_ssim"]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm_ae.evaluation import comparison_grid, error_map, latent_channel_pictures, to_uint8_image
+from ldm_ae.evaluation import comparison_grid, error_map, latent_channel_pictures, legible, to_uint8_image
 from tests.evaluation.stubs import pictures
 from tests.pictures import smooth_picture
 
@@ -45,6 +45,14 @@ def test_grid_has_each_original_above_its_reconstruction() -> None:
 
 def test_grid_is_as_wide_as_its_images() -> None:
     assert comparison_grid(pictures(2, 16), pictures(2, 16)).size == (36, 34)
+
+
+def test_small_images_are_enlarged_by_repeating_pixels() -> None:
+    images = torch.arange(2 * 3 * 28 * 40.0).view(2, 3, 28, 40)
+    enlarged = legible(images)
+    assert enlarged.shape == (2, 3, 84, 120)  # 28 is enlarged by 3, the least that gives 64
+    assert all(torch.equal(enlarged[..., i::3, j::3], images) for i in range(3) for j in range(3))
+    assert legible(pictures(1, 64)).shape[-2:] == (64, 64)
 
 
 def test_error_map_ranges_from_black_to_its_gain_limit() -> None:

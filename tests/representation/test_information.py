@@ -38,6 +38,12 @@ def test_distinct_posteriors_show_log_n_nats() -> None:
     assert found.aggregate_kl == pytest.approx(found.rate - math.log(8))
 
 
+def test_tiny_variances_do_not_exceed_the_limit() -> None:
+    """Squares of means over variances of e^-30 are 1e15, where float64 has steps of 0.1."""
+    found = information(10 * normal(20, 100), torch.full((20, 100), -30.0))
+    assert found.mutual_information == pytest.approx(math.log(20), abs=1e-9)
+
+
 @pytest.mark.slow
 def test_gaussian_channel_has_its_capacity_and_its_aggregate_is_the_prior() -> None:
     variance = 0.36

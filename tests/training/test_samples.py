@@ -20,14 +20,17 @@ from tests.training.common import run
 
 pytestmark = pytest.mark.slow  # commands and trainings, half a second and longer together with their set-up
 
-SIZE, HEADER, GAP = 16, 16, 2
+SIZE, SHOWN, HEADER, GAP = 16, 64, 16, 2
 
 
 def row(path: Path, which: int, columns: int) -> torch.Tensor:
     """Return one row of a sample image, (columns, 3, 16, 16) in [-1, 1]: 0 originals, 1 reconstructions."""
-    top = HEADER + which * (SIZE + GAP)
-    pixels = np.array(Image.open(path))[top : top + SIZE]
-    images = [pixels[:, left : left + SIZE] for left in range(0, columns * (SIZE + 4), SIZE + 4)]
+    top = HEADER + which * (SHOWN + GAP)
+    pixels = np.array(Image.open(path))[top : top + SHOWN]
+    images = [pixels[:, left : left + SHOWN] for left in range(0, columns * (SHOWN + 4), SHOWN + 4)]
+    every = SHOWN // SIZE
+    assert all(np.array_equal(image, image[::every, ::every].repeat(every, 0).repeat(every, 1)) for image in images)
+    images = [image[::every, ::every] for image in images]
     return from_levels(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float())
 
 
@@ -87,7 +90,7 @@ def test_drawing_samples_changes_neither_mode_nor_random_state(
     first, again = (samples.draw(tiny_model, 5, "weights").tobytes() for _ in range(2))
     assert first == again
     drawn = samples.draw(tiny_model, 5, "weights")
-    red, green, blue = drawn.getpixel((SIZE + 1, HEADER))  # between two images
+    red, green, blue = drawn.getpixel((SHOWN + 1, HEADER))  # between two images
     assert red == green == blue
     assert 32 <= red <= 96  # neither white on a dark page nor black on a light one
     assert torch.equal(torch.get_rng_state(), before)

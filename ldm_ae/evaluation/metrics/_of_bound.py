@@ -31,7 +31,7 @@ class BoundMetric(ModelMetric):
             try:
                 require_bound(setting.model)
             except UserError as error:
-                raise CannotScoreError(f"{self.label}: {error}") from None
+                raise CannotScoreError(str(error)) from None
 
     def reset(self) -> None:
         """Discard all images."""

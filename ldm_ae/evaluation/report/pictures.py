@@ -19,6 +19,9 @@ ERROR_GAIN = 4.0
 LATENT_REACH = 2.5
 """Standard deviations from a channel's mean to the darkest and to the lightest colour."""
 
+LEGIBLE = 64
+"""Number of pixels of the shorter side to which `legible` enlarges."""
+
 # From dark to light with evenly rising lightness, so that the images can also be read in greyscale.
 _HEAT = ((0, 0, 4), (40, 17, 89), (114, 31, 129), (182, 54, 121), (241, 96, 93), (254, 175, 119), (252, 253, 191))
 _BALANCE = ((33, 76, 143), (128, 166, 211), (247, 247, 247), (222, 143, 120), (160, 36, 36))
@@ -58,6 +61,15 @@ def comparison_grid(
         for place, image in enumerate(drawn):
             grid.paste(image, (left, top + place * (height + inside)))
     return grid
+
+
+def legible(images: Tensor) -> Tensor:
+    """Return images (..., H, W) with each pixel repeated, so that the shorter side has at least `LEGIBLE` pixels.
+
+    Digits of 16 pixels are too small to see in a file that an image viewer shows at its own size.
+    """
+    factor = -(-LEGIBLE // min(images.shape[-2:]))
+    return images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
 
 
 def image_grid(images: Tensor, gap: int = 2) -> Tensor:

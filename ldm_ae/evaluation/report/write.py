@@ -177,7 +177,8 @@ def _latents(evaluation: Evaluation) -> str:
         cells = [view("original", levels_image(picture.original))]
         for i, channel in enumerate(latent_channel_pictures(picture.latents, mean=mean, std=std)):
             own = picture.latents[i]
-            numbers = f"<b>{i}</b> {float(own.mean()):+.2f} ± {float(own.std(correction=0)):.2f}"
+            spread = f" ± {float(own.std(correction=0)):.2f}" if own.numel() > 1 else ""  # a vector has one value
+            numbers = f"<b>{i}</b> {float(own.mean()):+.2f}{spread}"
             cells.append(view(f"channel {i}", channel, caption=numbers, pixels=True))
         key = picture.row.key
         strips.append(f"<figure>{views(key, cells, css='strip')}<figcaption><b>{escape(key)}</b></figcaption></figure>")
@@ -199,7 +200,8 @@ def _latents(evaluation: Evaluation) -> str:
     )
     return (
         f"<p>The posterior's mode. Colours run from {LATENT_REACH:g} standard deviations below the channel's mean "
-        f"(dark) to as many above (light); under each image its own mean ± standard deviation.</p>"
+        f"(dark) to as many above (light); under each image its own mean ± standard deviation, or "
+        "the value of a vector's channel.</p>"
         f'<div class="gallery">{"".join(strips)}</div>'
         f"<h3>Distribution of each channel</h3><p>One posterior sample per image, {HISTOGRAM_DEVIATIONS:g} standard "
         f'deviations around the mean.</p><div class="small-multiples">{histograms}</div>'

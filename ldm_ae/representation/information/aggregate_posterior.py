@@ -47,7 +47,7 @@ def information(means: Tensor, log_variances: Tensor, *, seed: int = 0) -> Infor
     latents = draws(means, log_variances, seed)
     rate = 0.5 * (means.double() ** 2 + log_variances.double().exp() - 1 - log_variances.double()).sum(dim=1).mean()
     own = log_density(latents, means.double(), log_variances.double())
-    found = float((own - log_aggregate(latents, means, log_variances)).mean())
+    found = float((own - log_aggregate(latents, means, log_variances, own=own)).mean())
     return Information(float(rate), found, float(rate) - found, math.log(len(means)))
 
 
@@ -63,14 +63,25 @@ def log_density(latents: Tensor, means: Tensor, log_variances: Tensor) -> Tensor
     return -0.5 * (squares + log_variances + _LOG_TWO_PI).sum(dim=1)
 
 
-def log_aggregate(latents: Tensor, means: Tensor, log_variances: Tensor) -> Tensor:
-    """Return the log-density (M,) float64 of latents (M, D) float64 under a mixture of N diagonal Gaussians."""
+def log_aggregate(latents: Tensor, means: Tensor, log_variances: Tensor, own: Tensor | None = None) -> Tensor:
+    """Return the log-density (M,) float64 of latents (M, D) float64 under a mixture of N diagonal Gaussians.
+
+    `own` (N,) is the log-density of each row under the Gaussian of its row, if the latents are one draw of each.
+    """
     mean, log_variance = means.double(), log_variances.double()
     precision = (-log_variance).exp()
-    # The squared distance to all Gaussians by matrix products: (z - m)^2 p = z^2 p - 2 z m p + m^2 p.
+    # The squared distance to all Gaussians by matrix products: (z - m)^2 p = z^2 p - 2 z m p + m^2 p. Where variances
+    # are tiny, as with a tiny weight of the KL, the three terms are huge and their rounding errors are as large as the
+    # sum. The sum is smallest, and decides, for the draw's own Gaussian, which `own` replaces.
+    centre = mean.mean(dim=0)
+    mean, latents = mean - centre, latents - centre
     constant = (mean**2 * precision + log_variance + _LOG_TWO_PI).sum(dim=1)
     found = []
-    for part in latents.split(_ROWS):
+    for rows in torch.arange(len(latents), device=latents.device).split(_ROWS):
+        part = latents[rows]
         squares = part**2 @ precision.T - 2 * part @ (mean * precision).T + constant
-        found.append((-0.5 * squares).logsumexp(dim=1))
+        densities = -0.5 * squares
+        if own is not None:
+            densities[torch.arange(len(rows), device=rows.device), rows] = own[rows]
+        found.append(densities.logsumexp(dim=1))
     return torch.cat(found) - math.log(len(means))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm_ae.representation.information.aggregate_posterior import draws, log_aggregate
+from ldm_ae.representation.information.aggregate_posterior import draws, log_aggregate, log_density
 
 
 def total_correlation(means: Tensor, log_variances: Tensor, *, seed: int = 0) -> float:
@@ -21,8 +21,13 @@ def total_correlation(means: Tensor, log_variances: Tensor, *, seed: int = 0) ->
         seed: Seed of one draw of each posterior.
     """
     latents = draws(means, log_variances, seed)
+
+    def log_mixture(latents: Tensor, means: Tensor, log_variances: Tensor) -> Tensor:
+        own = log_density(latents, means.double(), log_variances.double())
+        return log_aggregate(latents, means, log_variances, own=own)
+
     single = torch.stack([
-        log_aggregate(latents[:, d : d + 1], means[:, d : d + 1], log_variances[:, d : d + 1])
+        log_mixture(latents[:, d : d + 1], means[:, d : d + 1], log_variances[:, d : d + 1])
         for d in range(means.shape[1])
     ])  # fmt: skip
-    return float((log_aggregate(latents, means, log_variances) - single.sum(dim=0)).mean())
+    return float((log_mixture(latents, means, log_variances) - single.sum(dim=0)).mean())

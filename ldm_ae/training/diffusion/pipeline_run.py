@@ -30,6 +30,7 @@ from ldm_ae.core.errors import UserError, reason
 from ldm_ae.core.precision import Numerics, agreed_numerics
 from ldm_ae.core.terminal import duration
 from ldm_ae.diffusion import NO_CLASS
+from ldm_ae.evaluation import legible
 from ldm_ae.io.files import clear_leftovers, leaving_nothing, make_folder, read_json, require_new_folder, write_json
 from ldm_ae.io.locks import LOCK
 from ldm_ae.latents import LatentStore
@@ -208,8 +209,9 @@ def _print_end(trainer: DiffusionTrainer) -> None:
 
 
 def image_grid(images: list[Image.Image]) -> Image.Image:
-    """Return the images, which have one size, in rows of `_COLUMNS`."""
-    tiles = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    """Return the images, which have one size, in rows of `_COLUMNS`; small ones are enlarged (`legible`)."""
+    pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
+    tiles = legible(pixels.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
     _, height, width, _ = tiles.shape
     rows = tiles.reshape(-1, _COLUMNS, height, width, 3).transpose(0, 2, 1, 3, 4)
     return Image.fromarray(rows.reshape(-1, _COLUMNS * width, 3))

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ldm_ae.data import EvaluationLoader, TrainingLoader
-from ldm_ae.evaluation import comparison_grid
+from ldm_ae.evaluation import comparison_grid, legible
 from ldm_ae.evaluation.report.pictures import ERROR_GAIN
 from ldm_ae.images.missing import fill
 from ldm_ae.images.transforms import ImageTransform
@@ -73,7 +73,8 @@ class Samples:
     def draw(self, model: Autoencoder, step: int, weights: str) -> Image.Image:
         """Draw each original above its reconstruction and its error, below a line of text.
 
-        The reconstructions are decoded from the posterior's mode in eval mode; nothing random is drawn.
+        The reconstructions are decoded from the posterior's mode in eval mode; nothing random is drawn. Small
+        images are enlarged (`legible`).
 
         Args:
             model: A model on its device, in any mode.
@@ -87,7 +88,7 @@ class Samples:
                 with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                     found.append(model.decode(model.encode(images.to(device)).mode()).float().cpu())
         pair = self._shown(model, self.pixel_values, torch.cat(found).nan_to_num())
-        grid = comparison_grid(*pair, background=_BACKGROUND, errors=True)
+        grid = comparison_grid(*map(legible, pair), background=_BACKGROUND, errors=True)
         text = f"step {step}, {weights}: {self.kind} images, reconstructions, errors x{ERROR_GAIN:.0f}"
         # All steps have one width.
         left, _, right, _ = ImageDraw.Draw(grid).textbbox((2, 2), text.replace(str(step), "0" * 8, 1))
