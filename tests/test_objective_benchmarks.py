@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow  # each builds networks or trains
 BENCHMARKS = Path(__file__).parents[1] / "scripts" / "benchmarks"
 NOT_COMPARED = {
     "AdditiveNoise", "Chain", "Distillation", "EndToEnd", "Identity",  # for other purposes, or without a weight alone
+    "BetaTCVAE", "FactorVAE", "Mode",  # for vectors of latents
     "DINODiscriminator",  # needs weights of a hub
 }  # fmt: skip
 

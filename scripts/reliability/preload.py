@@ -21,7 +21,7 @@ MODULES = (
     "ldm_ae.latents.conversion.import_store", "ldm_ae.evaluation", "ldm_ae.interop",
 )  # fmt: skip
 _PACKAGES = {registry.package for registry in REGISTRIES.values() if registry.package.startswith("ldm_ae.")}
-PACKAGES = sorted({"ldm_ae.data.sources", *_PACKAGES})
+PACKAGES = sorted({"ldm_ae.data.sources", "ldm_ae.evaluation.metrics", *_PACKAGES})
 """Packages whose files registries find by name."""
 WHERE_INSTALLED = ("attrs", "docstring_parser", "pandas")
 """What jsonargparse and pyarrow import if it is there."""
