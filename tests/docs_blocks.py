@@ -52,7 +52,8 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ),
     (
         "README.md",
-        "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/pytest -n logical --dist worksteal",
+        "python3 -m venv .venv && .venv/bin/pip install --no-compile -e '.[dev]' && PYTHONDONTWRITEBYTECODE= "
+        ".venv/bin/pytest -n logical --dist worksteal",
     ): Skip("it runs this test; .ci/run runs it in a fresh clone"),
     ("README.md", "import ldm_ae"): Run({"size=256": "size=64"}),
     ("README.md", 'pipeline.vae = AutoencoderKL.from_pretrained("vae")'): Run({'"vae"': '"MODEL"'}),

@@ -28,7 +28,7 @@ SHORT = {
     "every format": (2, "every_format.py", ["--trials", "1", "--images", "60"]),
     "saves": (3, "trace_save.py", ["--trials", "2"]),
     "full disk": (4, "full_disk.py", ["--trials", "3"]),
-    "not finite": (8, "not_finite.py", ["--trials", "16"]),
+    "not finite": (8, "not_finite.py", ["--trials", "8"]),
     "two writers": (9, "two_writers.py", ["--trials", "4"]),
     "world size": (10, "world_size.py", ["--trials", "1"]),
     "missing parts": (12, "missing_state.py", ["--trials", "5"]),
