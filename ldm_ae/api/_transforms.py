@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.data import ImageTransform, WholeTransform
 from ldm_ae.images.pixels import RGB, PixelSpec
 from ldm_ae.models import Autoencoder
 
@@ -53,3 +54,21 @@ def transform_options(
     if size is not None and not isinstance(size, int):
         raise UserError(f"size must be a number of pixels or 'native', got {size!r}")
     return {"resize": resize, "crop": crop, **options}
+
+
+def image_transform(model: Autoencoder, size: Size, options: dict[str, Any]) -> ImageTransform | WholeTransform:
+    """Return the transform of a model's images, of its own size by default; `options` are `transform_options`.
+
+    Raises:
+        UserError: The size does not fit the model.
+    """
+    if size == "native":
+        return WholeTransform(None, multiple=model.latent_spec.image_multiple, pixels=model.pixel_spec, **options)
+    return square_transform(model, size, options)
+
+
+def square_transform(model: Autoencoder, size: int | None, options: dict[str, Any]) -> ImageTransform:
+    """Return the transform of crops of one size; see `image_transform`."""
+    side = model.sample_size if size is None else size
+    model.latent_spec.latent_size(side, side)
+    return ImageTransform(size=side, pixels=model.pixel_spec, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Literal
 
 import torch
 
-from ldm_ae.api._transforms import ColourProfiles, Crop, transform_options
-from ldm_ae.api.loading import load
-from ldm_ae.core.errors import UserError
-from ldm_ae.core.precision import DTYPES
-from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
+from ldm_ae.api._models import require_at_least, used_model
+from ldm_ae.api._transforms import ColourProfiles, Crop, square_transform, transform_options
+from ldm_ae.data import EvaluationLoader, open_source
 from ldm_ae.exploration import EXPLORATION_FILES, LIMIT, Exploration, spread
 from ldm_ae.exploration import explore as explore_batches
 from ldm_ae.io.files import new_folder, require_new_folder
@@ -81,29 +78,20 @@ def explore(
     )
     if out is not None:
         require_new_folder(out, "the page", own_files=EXPLORATION_FILES, overwrite=overwrite)
-    for setting, value, least in (
-        ("limit", limit, 1), ("pictures", pictures, 1), ("seed", seed, 0), ("batch_size", batch_size, 1),
-        ("workers", workers, 0),
-    ):  # fmt: skip
-        if value < least:
-            raise UserError(f"{setting} is {value}; it must be at least {least}")
+    require_at_least(1, limit=limit, pictures=pictures, batch_size=batch_size)
+    require_at_least(0, seed=seed, workers=workers)
     saved = load_prior(prior) if isinstance(prior, str | Path) else prior
     source = open_source(str(images))
-    name = type(model.net).__name__ if isinstance(model, Autoencoder) else str(model)
-    loaded = copy.deepcopy(model) if isinstance(model, Autoencoder) else load(model, device=device or "auto")
-    side = loaded.sample_size if size is None else size
-    loaded.latent_spec.latent_size(side, side)
-    transform = ImageTransform(size=side, pixels=loaded.pixel_spec, **options)
+    used = used_model(model, precision=precision, device=device)
+    transform = square_transform(used.model, size, options)
     chosen = spread(len(source), limit)
     loader = EvaluationLoader(
         source, transform, batch_size=batch_size, workers=workers, max_bad_fraction=max_bad_fraction, indices=chosen
     )
-    if precision is None:
-        precision = next((name for name, dtype in DTYPES.items() if dtype == loaded.dtype), "fp32")
     found = explore_batches(
-        loaded, loader, count=len(chosen), source=str(images), transform_description=transform.describe(),
-        model_name=name, classes=source.account().classes, prior=saved, pictures=pictures, seed=seed,
-        precision=precision, device=loaded.device if device is None else device, batch_size=batch_size,
+        used.model, loader, count=len(chosen), source=str(images), transform_description=transform.describe(),
+        model_name=used.name, classes=source.account().classes, prior=saved, pictures=pictures, seed=seed,
+        precision=used.precision, device=used.device, batch_size=batch_size,
         progress=progress,
     )  # fmt: skip
     if out is None:

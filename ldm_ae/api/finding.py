@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,8 @@ from typing import Literal
 
 import torch
 
-from ldm_ae.api._transforms import ColourProfiles, Crop, transform_options
-from ldm_ae.api.loading import load
-from ldm_ae.core.errors import UserError
-from ldm_ae.core.precision import DTYPES
-from ldm_ae.data import ImageTransform
+from ldm_ae.api._models import require_at_least, used_model
+from ldm_ae.api._transforms import ColourProfiles, Crop, square_transform, transform_options
 from ldm_ae.io.files import new_folder, require_new_folder
 from ldm_ae.models import Autoencoder
 from ldm_ae.outliers import OUTLIER_FILES, Loading, Outliers, open_sets
@@ -85,27 +81,19 @@ def find_outliers(
     )
     if out is not None:
         require_new_folder(out, "the page", own_files=OUTLIER_FILES, overwrite=overwrite)
-    for setting, value, least in (
-        ("limit", 1 if limit is None else limit, 1), ("top", top, 1), ("batch_size", batch_size, 1),
-        ("workers", workers, 0),
-    ):  # fmt: skip
-        if value < least:
-            raise UserError(f"{setting} is {value}; it must be at least {least}")
+    require_at_least(1, limit=limit, top=top, batch_size=batch_size)
+    require_at_least(0, workers=workers)
     saved = load_prior(prior) if isinstance(prior, str | Path) else prior
     sets = open_sets(str(images), reference, against, limit=limit)
-    name = type(model.net).__name__ if isinstance(model, Autoencoder) else str(model)
-    loaded = copy.deepcopy(model) if isinstance(model, Autoencoder) else load(model, device=device or "auto")
-    side = loaded.sample_size if size is None else size
-    loaded.latent_spec.latent_size(side, side)
+    used = used_model(model, precision=precision, device=device)
     loading = Loading(
-        transform=ImageTransform(size=side, pixels=loaded.pixel_spec, **options), batch_size=batch_size,
+        transform=square_transform(used.model, size, options), batch_size=batch_size,
         workers=workers, max_bad_fraction=max_bad_fraction,
     )  # fmt: skip
-    if precision is None:
-        precision = next((name for name, dtype in DTYPES.items() if dtype == loaded.dtype), "fp32")
     found = find_in_sets(
-        loaded, sets, loading, model_name=name, scores=(scores,) if isinstance(scores, str) else scores, prior=saved,
-        top=top, precision=precision, device=loaded.device if device is None else device, progress=progress,
+        used.model, sets, loading, model_name=used.name,
+        scores=(scores,) if isinstance(scores, str) else scores, prior=saved, top=top,
+        precision=used.precision, device=used.device, progress=progress,
     )  # fmt: skip
     if out is None:
         return found

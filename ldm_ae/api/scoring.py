@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ldm_ae.api._transforms import ColourProfiles, Crop, Pixels, Size, chosen_pixels, transform_options
-from ldm_ae.api.loading import load
+from ldm_ae.api._models import used_model
+from ldm_ae.api._transforms import ColourProfiles, Crop, Pixels, Size, chosen_pixels, image_transform, transform_options
 from ldm_ae.comparison.comparison import scores_frame
 from ldm_ae.core.devices import pick_device
 from ldm_ae.core.errors import UserError
-from ldm_ae.core.precision import DTYPES
-from ldm_ae.data import EvaluationLoader, ImageTransform, WholeTransform, open_source
+from ldm_ae.data import EvaluationLoader, open_source
 from ldm_ae.evaluation import Evaluation, Metric, named_metrics, write_report
 from ldm_ae.evaluation import evaluate as evaluate_batches
 from ldm_ae.evaluation.metrics.interface import Setting
@@ -214,9 +212,8 @@ def evaluate(
         raise UserError(f"prior has no effect with metrics {' '.join(names)}; remove it, or add {Rate.name}")
     saved = load_prior(prior) if isinstance(prior, str | Path) else prior
     source = open_source(str(images))
-    name = type(model.net).__name__ if isinstance(model, Autoencoder) else str(model)
-    loaded = copy.deepcopy(model) if isinstance(model, Autoencoder) else load(model, device=device or "auto")
-    transform = _transform(loaded, size, options)
+    used = used_model(model, precision=precision, device=device)
+    transform = image_transform(used.model, size, options)
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}; it must be at least 1")
     if batch_size < 1 or workers < 0:
@@ -225,26 +222,16 @@ def evaluate(
         source, transform, batch_size=batch_size, workers=workers, max_bad_fraction=max_bad_fraction,
         indices=range(min(limit or len(source), len(source))),
     )  # fmt: skip
-    if precision is None:
-        precision = next((name for name, dtype in DTYPES.items() if dtype == loaded.dtype), "fp32")
     evaluation = evaluate_batches(
-        loaded, loader, source=str(images), transform_description=transform.describe(), model_name=name,
+        used.model, loader, source=str(images), transform_description=transform.describe(), model_name=used.name,
         view=None if view is None else parse_view(view),
-        metrics=chosen, prior=saved, precision=precision, device=loaded.device if device is None else device,
+        metrics=chosen, prior=saved, precision=used.precision, device=used.device,
         progress=progress,
     )  # fmt: skip
     if out is None:
         return Report(evaluation=evaluation)
     with new_folder(out) as folder:
         return Report(evaluation=evaluation, page=write_report(evaluation, folder))
-
-
-def _transform(model: Autoencoder, size: Size, options: dict[str, Any]) -> ImageTransform | WholeTransform:
-    if size == "native":
-        return WholeTransform(None, multiple=model.latent_spec.image_multiple, pixels=model.pixel_spec, **options)
-    side = model.sample_size if size is None else size
-    model.latent_spec.latent_size(side, side)
-    return ImageTransform(size=side, pixels=model.pixel_spec, **options)
 
 
 @lru_cache(maxsize=4)

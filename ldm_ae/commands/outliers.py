@@ -62,8 +62,8 @@ class FindOutliers(Command):
         with new_folder(args.out) as folder:
             choose_precision(args)
             prior = None if args.prior is None else load_prior(args.prior)
-            sets = open_sets(args.images, args.reference, args.against, limit=args.limit)
-            model, _, transform = square_inputs(args)
+            model, source, transform = square_inputs(args)
+            sets = open_sets(args.images, args.reference, args.against, limit=args.limit, source=source)
             loading = Loading(
                 transform=transform, batch_size=args.batch_size, workers=args.workers,
                 max_bad_fraction=args.max_bad_fraction,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -23,6 +22,7 @@ from ldm_ae.evaluation.report.details_page import (
 )
 from ldm_ae.evaluation.report.page import count, document, table
 from ldm_ae.evaluation.report.plots import PLOT_STYLE, Chart, legend, svg, swatch
+from ldm_ae.evaluation.report.protocol_page import protocol_table
 from ldm_ae.evaluation.report.viewer import VIEWER, VIEWER_SCRIPT, VIEWER_STYLE, content_policy
 
 if TYPE_CHECKING:
@@ -146,22 +146,9 @@ def _models(comparison: Comparison) -> str:
 
 def _protocol(comparison: Comparison) -> str:
     """Return what all results have in common, and the software."""
-    rows: list[tuple[str, str]] = []
-    for name, value in comparison.protocol.items():
-        parts = (
-            {f"{name}: {part}": inner for part, inner in value.items()} if isinstance(value, dict) else {name: value}
-        )
-        rows += [(escape(part.replace("_", " ")), _value(inner)) for part, inner in parts.items()]
+    names = ("reconstruction", "device", "memory_layout", "latent_statistics", "git_commit", "versions")
     first: ModelResult = comparison.models[0]
-    for name in ("reconstruction", "device", "memory_layout", "latent_statistics", "git_commit", "versions"):
-        rows.append((escape(name.replace("_", " ")), _value(first.protocol.get(name))))
-    return table(("Setting", "Value"), rows, numbers=(), css="protocol")
-
-
-def _value(value: object) -> str:
-    if isinstance(value, str | int | float):
-        return escape(str(value))
-    return "none" if value is None else f"<code>{escape(json.dumps(value, ensure_ascii=False))}</code>"
+    return protocol_table(comparison.protocol, {name: first.protocol.get(name) for name in names})
 
 
 def _size(images: dict[str, Any]) -> str:

@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from ldm_ae.core.devices import pick_device
-from ldm_ae.core.environment import git_commit, package_versions
 from ldm_ae.core.errors import UserError
-from ldm_ae.core.precision import inference_numerics
 from ldm_ae.data import Batch
-from ldm_ae.evaluation.metrics.rate import describe_prior, require_prior_of
+from ldm_ae.evaluation.prepared import prepare
 from ldm_ae.exploration.arithmetic import arithmetic
 from ldm_ae.exploration.channels import channels
 from ldm_ae.exploration.codebook_atlas import codebook_atlas
@@ -24,7 +21,7 @@ from ldm_ae.exploration.settings import Settings
 from ldm_ae.exploration.traversals import traversals
 from ldm_ae.exploration.uncertainty import uncertainty
 from ldm_ae.images.views import shown_view
-from ldm_ae.models import Autoencoder, for_inference, model_hash, unwrapped, weights_sha256
+from ldm_ae.models import Autoencoder
 from ldm_ae.priors import SavedPrior
 
 SECTIONS = (latent_map, channels, uncertainty, traversals, interpolation, arithmetic, samples, codebook_atlas)
@@ -79,20 +76,10 @@ def explore(
     if pictures < 1:
         raise UserError(f"pictures is {pictures}; it must be at least 1")
     report = progress or (lambda *_: None)
-    device = pick_device(device) if isinstance(device, str) else device
-    numerics = inference_numerics(precision, device)
-    model = for_inference(model, device=device)
-    inside = unwrapped(model)
-    # Before the precision changes the weights:
-    kind, sha256, owner = type(inside).__name__, weights_sha256(inside), model_hash(model)
-    if prior is not None:
-        if model.codebook is None:
-            raise UserError("a prior has no effect on a model without a codebook; remove it (--prior)")
-        require_prior_of(prior, owner)
-        prior.prior.to(device).eval()
-    model = for_inference(model, device=device, precision=numerics.precision)
+    prepared = prepare(model, name=model_name, prior=prior, precision=precision, device=device)
+    model = prepared.model
     settings = Settings(
-        pictures=pictures, seed=seed, batch_size=batch_size, precision=numerics.precision,
+        pictures=pictures, seed=seed, batch_size=batch_size, precision=prepared.precision,
         view=shown_view(model.pixel_spec), prior=prior,
     )  # fmt: skip
     images = encode_images(
@@ -107,8 +94,7 @@ def explore(
     height, width = images.levels.shape[-2:]
     protocol: dict[str, object] = {
         "model": {
-            "name": model_name, "class": kind, "sha256": sha256, "hash": owner,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            **prepared.description,
             "downsample_factor": model.latent_spec.downsample_factor,
             "latent_channels": model.latent_spec.channels,
         },
@@ -118,11 +104,6 @@ def explore(
         },
         "seed": seed,
         "pictures": pictures,
-        "prior": describe_prior(prior),
-        "precision": numerics.precision,
-        "memory_layout": numerics.layout,
-        "device": numerics.machine,
-        "git_commit": git_commit(),
-        "versions": package_versions(),
+        **prepared.conditions,
     }  # fmt: skip
     return Exploration(sections=sections, protocol=protocol)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ldm_ae.evaluation.report.details_page import DETAILS_STYLE
-from ldm_ae.evaluation.report.page import count, document, table
+from ldm_ae.evaluation.report.page import count, document
 from ldm_ae.evaluation.report.plots import PLOT_STYLE
+from ldm_ae.evaluation.report.protocol_page import protocol_table
 from ldm_ae.evaluation.report.viewer import VIEWER, VIEWER_SCRIPT, VIEWER_STYLE, content_policy
 from ldm_ae.exploration.settings import Section
 
@@ -37,24 +37,8 @@ def render(sections: Sequence[Section], protocol: dict[str, Any]) -> str:
     return document(
         f"Latents of {name}", kicker="Latent space explorer", heading=f"The latents of {name}", lead=lead,
         top=f'<ul class="headline">{facts}</ul>' if facts else "",
-        sections=[*filled, ("protocol", "Protocol", _protocol(protocol))],
+        sections=[*filled, ("protocol", "Protocol", protocol_table(protocol))],
         policy=content_policy(VIEWER_SCRIPT, FRAMES_SCRIPT, MAP_SCRIPT),
         style=VIEWER_STYLE + PLOT_STYLE + DETAILS_STYLE + PAGE_STYLE,
         end=f"{VIEWER}<script>{FRAMES_SCRIPT}</script><script>{MAP_SCRIPT}</script>",
     )  # fmt: skip
-
-
-def _protocol(protocol: dict[str, Any]) -> str:
-    rows: list[tuple[str, str]] = []
-    for name, value in protocol.items():
-        parts = (
-            {f"{name}: {part}": inner for part, inner in value.items()} if isinstance(value, dict) else {name: value}
-        )
-        rows += [(escape(part.replace("_", " ")), _value(inner)) for part, inner in parts.items()]
-    return table(("Setting", "Value"), rows, numbers=(), css="protocol")
-
-
-def _value(value: object) -> str:
-    if isinstance(value, str | int | float):
-        return escape(str(value))
-    return "none" if value is None else f"<code>{escape(json.dumps(value, ensure_ascii=False))}</code>"

@@ -7,15 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ldm_ae.core.devices import pick_device
-from ldm_ae.core.environment import git_commit, package_versions
 from ldm_ae.core.errors import UserError
-from ldm_ae.core.precision import inference_numerics
 from ldm_ae.evaluation.metrics.interface import CannotScoreError, Setting
-from ldm_ae.evaluation.metrics.rate import describe_prior, require_prior_of
+from ldm_ae.evaluation.prepared import prepare
 from ldm_ae.images.uint8 import to_uint8
 from ldm_ae.images.views import shown_view
-from ldm_ae.models import Autoencoder, for_inference, model_hash, unwrapped, weights_sha256
+from ldm_ae.models import Autoencoder
 from ldm_ae.outliers.auroc import auroc
 from ldm_ae.outliers.found import Outliers, Shown
 from ldm_ae.outliers.scores import BEST, SCORES, OutlierScore
@@ -60,19 +57,8 @@ def find_outliers(
         raise UserError(f"top is {top}; it must be at least 1")
     chosen: dict[str, OutlierScore] = {name: SCORES[name]() for name in scores or SCORES.names()}
     report = progress or (lambda *_: None)
-    device = pick_device(device) if isinstance(device, str) else device
-    numerics = inference_numerics(precision, device)
-    model = for_inference(model, device=device)
-    inside = unwrapped(model)
-    # Before the precision changes the weights:
-    kind, sha256, owner = type(inside).__name__, weights_sha256(inside), model_hash(model)
-    if prior is not None:
-        if model.codebook is None:
-            raise UserError("a prior has no effect on a model without a codebook; remove it (--prior)")
-        require_prior_of(prior, owner)
-        prior.prior.to(device).eval()
-    model = for_inference(model, device=device, precision=numerics.precision)
-    setting = Setting(model=model, device=device, model_hash=owner, prior=prior)
+    prepared = prepare(model, name=model_name, prior=prior, precision=precision, device=device)
+    setting = Setting(model=prepared.model, device=prepared.device, model_hash=prepared.model_hash, prior=prior)
 
     skipped: dict[str, str] = {}
     for name, score in list(chosen.items()):
@@ -87,7 +73,7 @@ def find_outliers(
         def done(number: int, role: str = role, total: int = part.count) -> None:
             report(f"scoring {role}", number, total)
 
-        measured[role] = measure(setting, part, loading, chosen, skipped, precision=numerics.precision, progress=done)
+        measured[role] = measure(setting, part, loading, chosen, skipped, precision=prepared.precision, progress=done)
     images = measured["images"]
     is_reference = _own_references(sets, len(images.keys))
     found: dict[str, dict[str, Tensor]] = {role: {} for role in ("images", "reference", "against")}
@@ -110,13 +96,10 @@ def find_outliers(
         areas = {name: auroc(found["images"][name][kept], values) for name, values in found["against"].items()}
     ranking = scores[0] if scores else next(name for name in (*BEST, *chosen) if name in chosen)
     order = found["images"][ranking].argsort(descending=True, stable=True).tolist()
-    shown = _shown(setting, sets.images, loading, images, order[:top], numerics.precision)
+    shown = _shown(setting, sets.images, loading, images, order[:top], prepared.precision)
     height, width = shown[0].original.shape[-2:]
     protocol: dict[str, object] = {
-        "model": {
-            "name": model_name, "class": kind, "sha256": sha256, "hash": owner,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        },
+        "model": prepared.description,
         **{
             role: {"source": part.name, "count": len(measured[role].keys), "rejected": measured[role].rejected}
             for role, part in (("images", sets.images), ("reference", sets.reference), ("against", sets.against))
@@ -125,12 +108,7 @@ def find_outliers(
         "reference_images": _describe_reference(sets),
         "size": f"{height}x{width}",
         "transform": dict(loading.transform.describe()),
-        "prior": describe_prior(prior),
-        "precision": numerics.precision,
-        "memory_layout": numerics.layout,
-        "device": numerics.machine,
-        "git_commit": git_commit(),
-        "versions": package_versions(),
+        **prepared.conditions,
     }  # fmt: skip
     return Outliers(
         keys=images.keys, scores=found["images"], reference_scores=found["reference"],

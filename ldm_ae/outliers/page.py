@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from typing import TYPE_CHECKING
 
 import torch
 
 from ldm_ae.evaluation.report.page import bars, count, document, number, table
+from ldm_ae.evaluation.report.protocol_page import protocol_table
 from ldm_ae.evaluation.report.viewer import CONTENT_POLICY, VIEWER, VIEWER_STYLE, view, views
 from ldm_ae.images.in_memory import levels_image
 
@@ -40,7 +40,7 @@ def render(found: Outliers) -> str:
         sections=[
             ("strangest", f"The {len(found.shown)} strangest images", _gallery(found)),
             ("scores", "Scores", _scores(found) + _histograms(found)),
-            ("protocol", "Protocol", _protocol(found)),
+            ("protocol", "Protocol", protocol_table(found.protocol)),
         ],
         policy=CONTENT_POLICY, style=VIEWER_STYLE + PAGE_STYLE, end=VIEWER,
     )  # fmt: skip
@@ -97,19 +97,3 @@ def _histograms(found: Outliers) -> str:
         title = f"Histogram of {kind.title}"
         parts.append(f"<div><b>{escape(kind.title)}</b>{bars(counts, (number(low), number(high)), title)}</div>")
     return f'<h3>Histograms over the images</h3><div class="small-multiples">{"".join(parts)}</div>'
-
-
-def _protocol(found: Outliers) -> str:
-    rows: list[tuple[str, str]] = []
-    for name, value in found.protocol.items():
-        parts = (
-            {f"{name}: {part}": inner for part, inner in value.items()} if isinstance(value, dict) else {name: value}
-        )
-        rows += [(escape(part.replace("_", " ")), _value(inner)) for part, inner in parts.items()]
-    return table(("Setting", "Value"), rows, numbers=(), css="protocol")
-
-
-def _value(value: object) -> str:
-    if isinstance(value, str | int | float):
-        return escape(str(value))
-    return "none" if value is None else f"<code>{escape(json.dumps(value, ensure_ascii=False))}</code>"

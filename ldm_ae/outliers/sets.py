@@ -44,7 +44,7 @@ class Sets:
 
 def open_sets(
     images: str | Path, reference: str | Path | None = None, against: str | Path | None = None, *,
-    limit: int | None = None,
+    limit: int | None = None, source: Source | None = None,
 ) -> Sets:  # fmt: skip
     """Open the sources of a search.
 
@@ -53,19 +53,19 @@ def open_sets(
         reference: Normal images; None for `images`.
         against: Strange images; None for none.
         limit: Number of images of each set; None for all.
+        source: The source of `images`, if it is open.
 
     Raises:
         UserError: A source does not exist.
     """
 
-    def opened(place: str | Path | None) -> ImageSet | None:
-        if place is None:
-            return None
-        source = open_source(str(place))
+    def image_set(place: str | Path, source: Source) -> ImageSet:
         return ImageSet(str(place), source, min(limit or len(source), len(source)))
 
-    ranked = opened(images)
-    assert ranked is not None
+    def opened(place: str | Path | None) -> ImageSet | None:
+        return None if place is None else image_set(place, open_source(str(place)))
+
+    ranked = image_set(images, source or open_source(str(images)))
     return Sets(images=ranked, reference=opened(reference), against=opened(against))
 
 

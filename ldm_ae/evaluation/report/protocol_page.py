@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from html import escape
+from types import MappingProxyType
 
 from ldm_ae.evaluation.report.page import count, table
 from ldm_ae.evaluation.result import Evaluation
@@ -39,14 +40,15 @@ def facts(evaluation: Evaluation) -> str:
     return f'<dl class="facts">{rows}</dl><p><a href="#protocol">The whole protocol</a></p>'
 
 
-def protocol_table(evaluation: Evaluation) -> str:
-    """Return every entry of the protocol."""
-    rows: list[tuple[str, ...]] = []
-    for name, value in evaluation.protocol.items():
+def protocol_table(protocol: Mapping[str, object], more: Mapping[str, object] = MappingProxyType({})) -> str:
+    """Return every entry of a protocol, those of a mapping each, and then those of `more`, a row each."""
+    rows: list[tuple[str, str]] = []
+    for name, value in protocol.items():
         if isinstance(value, dict):
-            rows += [(_words(f"{name}: {part}"), _value(inner)) for part, inner in value.items()]
+            rows += [_row(f"{name}: {part}", inner) for part, inner in value.items()]
         else:
-            rows.append((_words(name), _value(value)))
+            rows.append(_row(name, value))
+    rows += [_row(name, value) for name, value in more.items()]
     return table(("Setting", "Value"), rows, numbers=(), css="protocol")
 
 
@@ -72,13 +74,11 @@ def _setting(name: str, value: object) -> str:
     return name if value is True else f"{name} {value}"
 
 
-def _words(name: str) -> str:
-    return escape(name.replace("_", " "))
-
-
-def _value(value: object) -> str:
+def _row(name: str, value: object) -> tuple[str, str]:
     if value is None:
-        return "none"
-    if isinstance(value, str | int | float):
-        return escape(str(value))
-    return f"<code>{escape(json.dumps(value, ensure_ascii=False))}</code>"
+        shown = "none"
+    elif isinstance(value, str | int | float):
+        shown = escape(str(value))
+    else:
+        shown = f"<code>{escape(json.dumps(value, ensure_ascii=False))}</code>"
+    return escape(name.replace("_", " ")), shown

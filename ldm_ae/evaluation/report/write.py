@@ -102,7 +102,7 @@ def render(evaluation: Evaluation) -> str:
         ("codes", "Codes in use", codebook_section(evaluation.codebook)),
         ("latents", "Latent channels", _latents(evaluation)),
         ("activations", "Range of activations", _activations(evaluation)),
-        ("protocol", "Protocol", protocol_table(evaluation)),
+        ("protocol", "Protocol", protocol_table(evaluation.protocol)),
         ("table", "All images", _image_table(evaluation)),
     ]
     return document(
