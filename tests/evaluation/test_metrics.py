@@ -42,9 +42,9 @@ from tests.plugins import write_plugin
 from tests.processes import CLI, run_script
 
 WEIGHTLESS = (
-    "active_latent_channels", "active_units", "channel_correlation", "clusters", "codebook", "cost", "count", "elbo",
-    "equivariance", "iwae", "knn", "label_efficiency", "latent_spectrum", "latents", "linear_probe", "msssim",
-    "mutual_information", "noise_tolerance", "psnr", "rate", "ssim", "storage", "text_error",
+    "active_latent_channels", "active_units", "channel_correlation", "ciede2000", "clusters", "codebook", "cost",
+    "count", "elbo", "equivariance", "iwae", "knn", "label_efficiency", "latent_spectrum", "latents", "lattice",
+    "linear_probe", "msssim", "mutual_information", "noise_tolerance", "psnr", "rate", "ssim", "storage", "text_error",
 )  # fmt: skip
 
 PLUGIN = """
