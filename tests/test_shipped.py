@@ -13,6 +13,7 @@ import torch
 import ldm_ae
 from ldm_ae.cli import main
 from ldm_ae.core.resources import DEFAULT_MODEL, shipped_models
+from ldm_ae.core.shipped import VERSIONS
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.evaluation import evaluate
 from ldm_ae.latents import LatentDataset, LatentStore, decode_store, encode_images
@@ -30,6 +31,14 @@ ON_HELD_OUT_PHOTOS = re.compile(r"photos:heldout\D*\| *([0-9.]+) dB *\| *([0-9.]
 def test_pretrained_models_are_listed() -> None:
     assert set(shipped_models()) == set(CLASSES)
     assert DEFAULT_MODEL in CLASSES
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_installed_version_is_the_last_of_the_table(name: str) -> None:
+    versions = [version for version in VERSIONS if version.name == name]
+    assert [version.version for version in versions] == [*range(1, len(versions) + 1)]
+    assert [version.is_installed for version in versions] == [False] * (len(versions) - 1) + [True]
+    assert versions[-1].model_hash == model_hash(load_autoencoder(versions[-1].title))
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,11 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from ldm_ae.core import shipped
 from ldm_ae.core.errors import UserError
 from ldm_ae.io.files import write_json
 from ldm_ae.latents import LatentDataset, LatentStore, inspect_store, verify_store
 from ldm_ae.latents.store.files import look_at, write_safetensors
-from ldm_ae.models import KLAutoencoder, LatentSpec, hash_json
+from ldm_ae.models import KLAutoencoder, LatentSpec, hash_json, model_hash
 from tests.latents.helpers import encode
 
 SHARD = "32x32/latents_rank00_shard001.safetensors"
@@ -118,6 +120,20 @@ def test_model_check_detects_another_model(tiny_model: KLAutoencoder, store: Pat
         tiny_model.last_layer.mul_(1.001)
     with pytest.raises(UserError, match="made by another model"):
         opened.check_model(tiny_model)
+
+
+def test_model_check_names_the_shipped_version_and_where_to_get_it(
+    tiny_model: KLAutoencoder, image_folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = replace(shipped.VERSIONS[0], version=7, model_hash=model_hash(tiny_model), weights_sha256="0" * 64)
+    monkeypatch.setattr(shipped, "VERSIONS", (old, replace(old, version=8, model_hash="1" * 64)))
+    with torch.no_grad():
+        tiny_model.last_layer.mul_(1.001)
+    where = rf"kl-f8c4-small@7 is not in this installation.*{old.commit[:12]}:checkpoints/kl-f8c4-small .* as MODEL"
+    with pytest.raises(UserError, match=rf"made by kl-f8c4-small@7, this model has the hash \w{{12}}; {where}"):
+        LatentStore(store).check_model(tiny_model)
+    with pytest.raises(UserError, match=rf"a store made with .*\(its model: {where}\)"):
+        encode(tiny_model, image_folder, store)
 
 
 def test_valid_store_verifies_without_problems(store: Path) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ldm_ae.core.errors import UserError
+from ldm_ae.core.shipped import other_model
 from ldm_ae.evaluation.metrics.interface import MeanMetric, ScoreInfo, Setting
 from ldm_ae.models import Posterior, weights_sha256
 from ldm_ae.priors import CodePrior, SavedPrior
@@ -78,10 +78,7 @@ class Rate(MeanMetric):
 def require_prior_of(prior: SavedPrior, model_hash: str) -> None:
     """Raise UserError unless the prior is over the codes of the model with this hash."""
     if prior.model_hash != model_hash:
-        raise UserError(
-            f"the prior was trained on the codes of another model (hash {prior.model_hash[:12]}, this one's is "
-            f"{model_hash[:12]})"
-        )
+        raise other_model("the prior was trained on the codes of", prior.model_hash, model_hash)
 
 
 def describe_prior(saved: SavedPrior | None) -> dict[str, object] | None:

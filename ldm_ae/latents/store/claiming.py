@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm_ae.core.errors import UserError, printable
+from ldm_ae.core.shipped import version_of_hash
 from ldm_ae.io.files import new_folder
 from ldm_ae.io.locks import only_writer
 from ldm_ae.latents.store.format import BUCKET_NAME, DESCRIPTION, StoreRequest, short
@@ -59,8 +60,13 @@ def check_same_request(path: Path, recorded: Mapping[str, Any], request: StoreRe
     different = [pair for name in fields for pair in _differences(name, recorded.get(name), ours[name])]
     shown = ", ".join(f"{name} {_short(before)} (now {_short(now)})" for name, before, now in different[:_SHOWN])
     more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
+    version = version_of_hash(str(recorded.get("model_hash")))
+    model = (
+        f" (its model: {version.advice})" if version is not None and version.model_hash != request.model_hash else ""
+    )
     raise UserError(
-        f"{path} is a store made with {shown}{more}; use the store's settings, or give another folder for the store"
+        f"{path} is a store made with {shown}{more}; use the store's settings{model}, or give another folder for the "
+        "store"
     )
 
 

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from ldm_ae.core.errors import UserError, reason
 from ldm_ae.core.seeding import derive_seed, seeded_noise
+from ldm_ae.core.shipped import other_model
 from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.io.files import read_json
 from ldm_ae.latents.store.annotated import AnnotationCount, count_annotations, read_classes
@@ -146,11 +147,8 @@ class LatentStore:
         transform = self.request.transform
         if "version" in transform:  # an imported store does not record its images
             model.pixel_spec.require_match(PixelSpec.from_json(transform.get("pixels", "rgb")), str(self.path))
-        if model_hash(model) != self.request.model_hash:
-            raise UserError(
-                f"{self.path} was made by another model (hash {self.request.model_hash[:12]}, this one's is "
-                f"{model_hash(model)[:12]}); give the model that made it"
-            )
+        if (given := model_hash(model)) != self.request.model_hash:
+            raise other_model(f"{self.path} was made by", self.request.model_hash, given)
 
 
 def _area(bucket: str) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.nearest import nearest_name, nearest_path
 from ldm_ae.core.resources import shipped_models
+from ldm_ae.core.shipped import version_named
 from ldm_ae.io.hub_names import PREFIX, is_hub_name
 from ldm_ae.models.loading.checkpoints import find_named
 
@@ -17,16 +18,22 @@ _MOST_NAMES = 6
 
 
 def find_path(name: str | Path) -> Path:
-    """Return the path that `name` denotes: an existing path, a shipped model, or a checkpoint by its name in a run.
+    """Return the path that `name` denotes: an existing path, a shipped model, perhaps with its version
+    (`kl-f8c4-small@1`), or a checkpoint by its name in a run.
 
     A path that does not exist and denotes none of these is returned as it is.
 
     Raises:
-        UserError: `name` is `RUN@NAME`, and there is no such run, or no such valid checkpoint in it.
+        UserError: `name` is `RUN@NAME`, and there is no such run, or no such valid checkpoint in it; or it is a version
+            of a shipped model that there is not, or that this installation does not have.
     """
-    path = Path(name)
+    path, run = Path(name), str(name).rpartition("@")[0]
     if str(name).startswith(PREFIX):
         return path
+    if run and not path.exists() and not Path(run).exists() and (version := version_named(str(name))) is not None:
+        if not version.is_installed:
+            raise UserError(f"no such model: {version.advice}")
+        return shipped_models()[version.name]
     if (checkpoint := find_named(name)) is not None:
         return checkpoint
     return path if path.exists() else shipped_models().get(str(name), path)

@@ -1,0 +1,104 @@
+"""Versions of the trained models that ship with the package, and where to get those that no longer do.
+
+Weights can be replaced under the same name. A store records the hash of the model that made it, by which the table
+finds the name and version. `NAME@VERSION` as MODEL names a version, `NAME` the installed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from ldm_ae.core.errors import UserError, printable
+from ldm_ae.core.resources import shipped_models
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShippedVersion:
+    """One version of a shipped model."""
+
+    name: str
+    version: int
+    """Counted from 1."""
+    model_hash: str
+    """`models.model_hash`, which stores and priors record."""
+    weights_sha256: str
+    """SHA-256 of the file of weights, in hex."""
+    commit: str
+    """A commit of the project that has it in `checkpoints/`."""
+
+    @property
+    def title(self) -> str:
+        """The name by which MODEL denotes this version."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether this installation has these weights."""
+        folder = shipped_models().get(self.name)
+        return folder is not None and any(
+            hashlib.sha256(file.read_bytes()).hexdigest() == self.weights_sha256
+            for file in folder.glob("*.safetensors")
+        )
+
+    @property
+    def advice(self) -> str:
+        """How to use this version: its name as MODEL, or how to get its folder, in one line."""
+        if self.is_installed:
+            return f"give {self.title} as MODEL"
+        return (
+            f"{self.title} is not in this installation. In a clone of the project, `git archive --prefix={self.title}/ "
+            f"{self.commit[:12]}:checkpoints/{self.name} | tar -x` writes its folder; give the folder's path as MODEL"
+        )
+
+
+VERSIONS: tuple[ShippedVersion, ...] = (
+    ShippedVersion(
+        name="kl-f8c4-small", version=1,
+        model_hash="1bb251459a4b7e0c2965df4b942de111a73655610e31623b8634c168cb0be0bc",
+        weights_sha256="2cd08f73c84f0d5a5fea22e1581defbe8d5d2b7a759e0a24dc57f483cd6d43ba",
+        commit="71518e38205672e66dbc0cf573bb4835b11e26d5",
+    ),
+    ShippedVersion(
+        name="vq-f8-small", version=1,
+        model_hash="323096f089db1a3035b043a1b8a2ab44301ee5c7302b40069f3f4d1fc6d1825f",
+        weights_sha256="d060107bf1c992d45f759a519308ecbe115599e81cfa3f70451756f3cb6a4931",
+        commit="71518e38205672e66dbc0cf573bb4835b11e26d5",
+    ),
+)  # fmt: skip
+"""All versions, in the order of their numbers."""
+
+
+def version_named(text: str) -> ShippedVersion | None:
+    """Return the version that `NAME@VERSION` denotes; None if NAME is not that of a shipped model.
+
+    Raises:
+        UserError: The model has no such version.
+    """
+    name, _, which = text.rpartition("@")
+    versions = {str(version.version): version for version in VERSIONS if version.name == name}
+    if not versions:
+        return None
+    if which not in versions:
+        listed = [f"{number} (installed)" if each.is_installed else number for number, each in versions.items()]
+        raise UserError(f"{name} has no version '{printable(which)}'; there are {', '.join(listed)}")
+    return versions[which]
+
+
+def version_of_hash(model_hash: str) -> ShippedVersion | None:
+    """Return the version with this `model_hash`; None if it is not that of a shipped model."""
+    return next((version for version in VERSIONS if version.model_hash == model_hash), None)
+
+
+def other_model(made: str, recorded: str, given: str) -> UserError:
+    """Return the error of a model that did not make something.
+
+    Args:
+        made: What was made and how, such as `STORE was made by`.
+        recorded: Hash of the model that made it.
+        given: Hash of the model that was given.
+    """
+    version = version_of_hash(recorded)
+    if version is None:
+        return UserError(f"{made} another model (hash {recorded[:12]}, this one's is {given[:12]}); give that model")
+    return UserError(f"{made} {version.title}, this model has the hash {given[:12]}; {version.advice}")
