@@ -15,7 +15,7 @@ from ldm_ae.commands.export import measure_on_images
 from ldm_ae.core.environment import ENVIRONMENT
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.precision import DTYPES
-from ldm_ae.core.resources import shipped_models
+from ldm_ae.core.shipped import is_shipped_name
 from ldm_ae.core.terminal import progress_bar
 from ldm_ae.data import EvaluationLoader
 from ldm_ae.evaluation import Evaluation, Picture, comparison_grid, evaluate, legible, named_metrics
@@ -127,7 +127,7 @@ def _trained(folder: Path, name: str) -> tuple[Trained | None, str | None]:
     config = None if run is None else saved_config(run)
     if run is None or not config:
         base = hub_model(name) if str(name).startswith(PREFIX) or not Path(name).exists() else None
-        return None, name if name in shipped_models() and not Path(name).exists() else base
+        return None, name if is_shipped_name(name) and not Path(name).exists() else base
     if checkpoint is None:
         checkpoint = next((path for path in reversed(all_checkpoints(run / CHECKPOINTS)) if not problems(path)), None)
     state: dict[str, Any] = {} if checkpoint is None else read_state(checkpoint)
@@ -140,7 +140,7 @@ def _trained(folder: Path, name: str) -> tuple[Trained | None, str | None]:
         source=public_name(images), dataset=hub_dataset(images), step=state.get("step"),
         identity=state.get("identity", {}), environment=_environment(run),
     )  # fmt: skip
-    shipped = pretrained if isinstance(pretrained, str) and pretrained in shipped_models() else None
+    shipped = pretrained if isinstance(pretrained, str) and is_shipped_name(pretrained) else None
     return trained, shipped or hub_model(pretrained, local=config.get("out"))
 
 

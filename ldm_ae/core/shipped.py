@@ -85,6 +85,11 @@ def version_named(text: str) -> ShippedVersion | None:
     return versions[which]
 
 
+def is_shipped_name(text: str) -> bool:
+    """Return whether a text is the name of an installed model, or of a version of any shipped one."""
+    return text in shipped_models() or any(version.title == text for version in VERSIONS)
+
+
 def version_of_hash(model_hash: str) -> ShippedVersion | None:
     """Return the version with this `model_hash`; None if it is not that of a shipped model."""
     return next((version for version in VERSIONS if version.model_hash == model_hash), None)

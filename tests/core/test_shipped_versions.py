@@ -52,6 +52,11 @@ def test_other_version_names_the_command_that_gets_it(installed: Path) -> None:
         model_place("kl-f8c4-small@2")
 
 
+def test_names_of_shipped_models_have_versions_or_not(installed: Path) -> None:
+    names = ("kl-f8c4-small", "kl-f8c4-small@1", "kl-f8c4-small@3", "vq-f8-small@1", "other")
+    assert [shipped.is_shipped_name(name) for name in names] == [True, True, False, False, False]
+
+
 def test_unknown_versions_are_refused_with_those_there_are(installed: Path) -> None:
     for name in ("3", "best", ""):
         with pytest.raises(UserError, match=rf"has no version '{name}'; there are 1, 2 \(installed\)"):
