@@ -16,7 +16,7 @@ AXES = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
 class OpponentL1(ReconstructionLoss):
     """|A(x - x̂)| with weight 1 for grey and `chroma_weight` for the two colour axes of an orthonormal A.
 
-    In photos, the three channels of an error are alike, and L1 over red, green and blue hardly sees a hue that is wrong.
+    In photos, the three channels of an error are alike, and L1 over red, green and blue hardly sees a wrong hue.
     With weight 1 the squares of the errors sum to those of `L2` over RGB, since A is a rotation.
 
     Args:
@@ -25,6 +25,8 @@ class OpponentL1(ReconstructionLoss):
     Raises:
         UserError: If the weight is negative.
     """
+
+    short_names = ("opponent",)
 
     def __init__(self, *, chroma_weight: float = 2.0):
         if not 0 <= chroma_weight < float("inf"):
