@@ -44,6 +44,7 @@ from ldm_ae.losses.reconstruction import (
     DiscretizedLogistic,
     Gaussian,
     Likelihood,
+    OpponentL1,
     ReconstructionLoss,
     WeightedReconstruction,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "NonSaturatingLoss",
     "Objective",
     "ObjectiveConfig",
+    "OpponentL1",
     "PerceptualLoss",
     "ReconstructionLoss",
     "ReconstructionTerms",

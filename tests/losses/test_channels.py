@@ -23,6 +23,7 @@ from ldm_ae.losses import (
     Likelihood,
     Objective,
     ObjectiveConfig,
+    OpponentL1,
     PerceptualLoss,
     ReconstructionLoss,
     SSIMDistance,
@@ -51,8 +52,10 @@ def test_every_reconstruction_loss_takes_the_images_or_refuses_them_in_one_line(
     cls: type[ReconstructionLoss], pixels: PixelSpec
 ) -> None:
     loss, (reconstructions, pixel_values) = reconstruction(cls), images(pixels)
-    if cls is AlphaAware and pixels != RGBA:
-        with pytest.raises(UserError, match=r"^AlphaAware needs rgba images, but the model uses .*; choose l1"):
+    needed = {AlphaAware: RGBA, OpponentL1: RGB}.get(cls, pixels)
+    if pixels != needed:
+        words = rf"^{cls.__name__} needs {needed.meaning} images, but the model uses .*; choose l1"
+        with pytest.raises(UserError, match=words):
             loss.check(pixels)
         return
     loss.check(pixels)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.images.pixels import RGBA
 from ldm_ae.losses import (
     L1,
     L2,
@@ -12,6 +13,7 @@ from ldm_ae.losses import (
     NonSaturatingLoss,
     Objective,
     ObjectiveConfig,
+    OpponentL1,
     VanillaLoss,
     WeightedReconstruction,
 )
@@ -23,6 +25,24 @@ def test_reconstruction_losses_equal_hand_computed_values() -> None:
     assert torch.allclose(L1()(x, y), torch.tensor([0.3, 0.4]))
     assert torch.allclose(L2()(x, y), torch.tensor([0.09, 0.16]))
     assert torch.allclose(Charbonnier(eps=0.4)(x, y), torch.tensor([0.5, 0.32**0.5]))
+
+
+def test_opponent_colours_weigh_hue_and_not_brightness() -> None:
+    grey, red_blue = (torch.tensor(error).view(1, 3, 1, 1) for error in ([0.3, 0.3, 0.3], [0.2, 0.0, -0.2]))
+    zero = torch.zeros(1, 3, 1, 1)
+    torch.testing.assert_close(OpponentL1()(grey, zero).flatten(), torch.tensor([0.3 * 3**0.5, 0.0, 0.0]))
+    torch.testing.assert_close(OpponentL1()(red_blue, zero).flatten(), torch.tensor([0.0, 2 * 0.2 * 2**0.5, 0.0]))
+    x, y = torch.rand(2, 1, 3, 4, 4)
+    squares = OpponentL1(chroma_weight=1.0)(x, y).square()
+    torch.testing.assert_close(squares.sum(dim=1), L2()(x, y).sum(dim=1))
+    assert not OpponentL1(chroma_weight=0.0)(x, y)[:, 1:].any()
+
+
+def test_opponent_colours_are_for_rgb_and_weights_of_at_least_zero() -> None:
+    with pytest.raises(UserError, match="needs rgb images"):
+        OpponentL1().check(RGBA)
+    with pytest.raises(UserError, match="chroma_weight of at least 0, got -1"):
+        OpponentL1(chroma_weight=-1.0)
 
 
 def test_sum_of_reconstruction_losses_weighs_each() -> None:

@@ -14,6 +14,7 @@ from ldm_ae.losses.reconstruction.interface import ReconstructionLoss
 from ldm_ae.losses.reconstruction.l1 import L1
 from ldm_ae.losses.reconstruction.l2 import L2
 from ldm_ae.losses.reconstruction.likelihood import Likelihood, build_likelihood, describe_likelihood
+from ldm_ae.losses.reconstruction.opponent import OpponentL1
 from ldm_ae.losses.reconstruction.weighted_sum import WeightedReconstruction
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "DiscretizedLogistic",
     "Gaussian",
     "Likelihood",
+    "OpponentL1",
     "ReconstructionLoss",
     "WeightedReconstruction",
     "build_likelihood",
