@@ -125,6 +125,8 @@ def test_wrong_arguments_and_regularizers_are_refused() -> None:
         tiny(1)
     with pytest.raises(UserError, match="one code at each place, and ResidualVQ chooses 2"):
         HierarchicalVQAutoencoder(quantizer=ResidualVQ(VQ(8, 2), 2))
+    with pytest.raises(UserError, match="at least 3 codebook_dim and latent channels, got silu and 2"):
+        HierarchicalVQAutoencoder(quantizer=VQ(8, 2), initialization="thumbnail", **WIDTHS)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="packs maps of several sizes into channels; choose another regularizer"):
         EQVAE().prepare(tiny())
     with pytest.raises(UserError, match="2 maps of codes have 5 levels, got codebook_levels 4"):
