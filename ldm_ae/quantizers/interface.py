@@ -112,6 +112,11 @@ class Quantizer(nn.Module, abc.ABC):
             return self._lookup(indices).float().movedim(-1, 1)
 
     @torch.no_grad()
+    @property
+    def awaits_codes(self) -> bool:
+        """Whether the next call of `learn` replaces all codes, because they are those of no data yet."""
+        return False
+
     def learn(self, batches: Sequence[Quantized]) -> dict[str, Tensor]:
         """Update the parts that learn without gradients, from all micro-batches of a step; every process calls it.
 

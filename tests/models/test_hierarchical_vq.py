@@ -18,7 +18,7 @@ from ldm_ae.evaluation.metrics.codebook import CodebookUsage
 from ldm_ae.interop import export_ldm
 from ldm_ae.latents import LatentStore, verify_store
 from ldm_ae.models import HierarchicalVQAutoencoder, LatentSpec, load_autoencoder
-from ldm_ae.quantizers import EMAVQ, VQ, ResidualVQ
+from ldm_ae.quantizers import EMAVQ, VQ, CodebookCare, ResidualVQ
 from ldm_ae.regularizers import EQVAE
 
 WIDTHS = {"block_out_channels": (4, 8), "layers_per_block": 1, "norm_num_groups": 2}
@@ -102,6 +102,18 @@ def test_each_map_learns_its_own_codes_from_all_micro_batches() -> None:
         assert torch.equal(copy.weight, quantizer.state_dict()["embedding.weight"])
     used = [len(torch.cat([split_maps(b.indices, 2)[i].flatten() for b in batches]).unique()) / 16 for i in range(2)]
     assert float(statistics["codebook_usage"]) == pytest.approx(sum(used) / 2)
+
+
+def test_codes_of_a_map_start_at_latents_that_are_conditioned_on_codes_of_the_coarser_map() -> None:
+    torch.manual_seed(0)
+    quantizer = EMAVQ(4, 3, care=CodebookCare(kmeans_iterations=5))
+    model = HierarchicalVQAutoencoder(quantizer=quantizer, maps=3, **WIDTHS).train()  # type: ignore[arg-type]
+    x = pictures(2)
+    for step in range(3):
+        before = [each.table().clone() for each in model.quantizers]
+        model.learn([model.encode(x)])
+        moved = [not torch.equal(each.table(), old) for each, old in zip(model.quantizers, before, strict=True)]
+        assert moved == [number <= step for number in range(3)]
 
 
 def test_codes_are_counted_by_map() -> None:

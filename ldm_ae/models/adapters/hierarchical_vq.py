@@ -216,13 +216,18 @@ class HierarchicalVQAutoencoder(ConvolutionalAutoencoder):
 
     def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
         """Update codes that learn without gradients, unless everything before the decoder is frozen; the statistics are
-        means over the maps."""
+        means over the maps.
+
+        K-means of a map waits until the step after that of the coarser map: before, its latents are conditioned on
+        codes that are replaced.
+        """
         batches = [cast(DiscretePosterior, posterior).quantized for posterior in posteriors]
         learns = any(parameter.requires_grad for parameter in self.encoder_parameters().values())
+        waiting = [quantizer.awaits_codes for quantizer in self.quantizers]
         found = []
         for i, quantizer in enumerate(self.quantizers):
             own = [self._of_map(i, batch) for batch in batches]
-            found.append(quantizer.learn(own) if learns else quantizer.usage(own))
+            found.append(quantizer.learn(own) if learns and not any(waiting[:i]) else quantizer.usage(own))
         return _over_maps(found, torch.mean)
 
     def needed_terms(self) -> frozenset[str]:
