@@ -35,18 +35,19 @@ def maps_of_codes(model: Autoencoder, images: Encoded, settings: Settings) -> Se
     height, width = images.latents.shape[-2:]
     pixels = images.levels.shape[-2] * images.levels.shape[-1]
     columns, values = [], []
+    decibels: list[list[float]] = []
     for count in range(1, maps + 1):
         latents = without_finer_maps(images.latents, maps, count)[rows]
         columns.append(decode_levels(model, latents, settings, what=f"a reconstruction from {count} maps"))
         rate = places_of_maps(count) * height * width * math.log2(size) / pixels
-        scores = psnr(from_levels(columns[-1]), from_levels(images.levels[shown]))
-        values.append({"maps": count, "bits_per_pixel": rate, "psnr": scores.tolist()})
+        decibels.append(psnr(from_levels(columns[-1]), from_levels(images.levels[shown])).tolist())
+        values.append({"maps": count, "bits_per_pixel": rate, "psnr": decibels[-1]})
     titles = ["coarsest map alone", *(f"{count} maps" for count in range(2, maps)), "all maps"]
     parts = []
     for number, (place, row) in enumerate(zip(shown, rows, strict=True)):
         cells = [view("image", levels_image(images.levels[place]), largest_png=SMALL)]
-        for title, column, value in zip(titles, columns, values, strict=True):
-            words = f"{title}: {value['psnr'][number]:.1f} dB"
+        for title, column, scores in zip(titles, columns, decibels, strict=True):
+            words = f"{title}: {scores[number]:.1f} dB"
             cells.append(view(title, levels_image(column[number]), largest_png=SMALL, caption=words))
         key = images.keys[row]
         parts.append(

@@ -112,11 +112,6 @@ class Quantizer(nn.Module, abc.ABC):
             return self._lookup(indices).float().movedim(-1, 1)
 
     @torch.no_grad()
-    @property
-    def awaits_codes(self) -> bool:
-        """Whether the next call of `learn` replaces all codes, because they are those of no data yet."""
-        return False
-
     def learn(self, batches: Sequence[Quantized]) -> dict[str, Tensor]:
         """Update the parts that learn without gradients, from all micro-batches of a step; every process calls it.
 
@@ -134,6 +129,11 @@ class Quantizer(nn.Module, abc.ABC):
     def usage(self, batches: Sequence[Quantized]) -> dict[str, Tensor]:
         """Return the statistics that `learn` returns, without a change of any code."""
         return usage_statistics(self._counts(batches))
+
+    @property
+    def awaits_codes(self) -> bool:
+        """Whether the next call of `learn` replaces all codes, because they are those of no data yet."""
+        return False
 
     def _counts(self, batches: Sequence[Quantized]) -> Tensor:
         return sum_over_processes(torch.stack([self._histogram(batch.indices) for batch in batches]).sum(dim=0))
