@@ -16,6 +16,7 @@ from ldm_ae.exploration.encoded import encode_images
 from ldm_ae.exploration.exploration import Exploration
 from ldm_ae.exploration.interpolation import interpolation
 from ldm_ae.exploration.latent_map import latent_map
+from ldm_ae.exploration.maps_of_codes import maps_of_codes
 from ldm_ae.exploration.samples import samples
 from ldm_ae.exploration.settings import Settings
 from ldm_ae.exploration.traversals import traversals
@@ -24,7 +25,9 @@ from ldm_ae.images.views import shown_view
 from ldm_ae.models import Autoencoder
 from ldm_ae.priors import SavedPrior
 
-SECTIONS = (latent_map, channels, uncertainty, traversals, interpolation, arithmetic, samples, codebook_atlas)
+SECTIONS = (
+    latent_map, channels, uncertainty, traversals, interpolation, arithmetic, samples, maps_of_codes, codebook_atlas,
+)  # fmt: skip
 """The sections, each a function of (model, images, settings)."""
 LIMIT = 500
 """Number of images by default."""

@@ -103,6 +103,10 @@ class ManagedCodebook(NearestCode):
     def table(self) -> Tensor:
         return self.weight.float()
 
+    @property
+    def awaits_codes(self) -> bool:
+        return self.steps is not None and self.care.kmeans_iterations > 0 and int(self.steps) == 0
+
     def _learn(self, batches: Sequence[Quantized], counts: Tensor) -> None:
         if self.steps is None:
             return

@@ -130,6 +130,11 @@ class Quantizer(nn.Module, abc.ABC):
         """Return the statistics that `learn` returns, without a change of any code."""
         return usage_statistics(self._counts(batches))
 
+    @property
+    def awaits_codes(self) -> bool:
+        """Whether the next call of `learn` replaces all codes, because they are those of no data yet."""
+        return False
+
     def _counts(self, batches: Sequence[Quantized]) -> Tensor:
         return sum_over_processes(torch.stack([self._histogram(batch.indices) for batch in batches]).sum(dim=0))
 

@@ -10,23 +10,27 @@ import pytest
 import torch
 
 import ldm_ae
+from ldm_ae.core.code_maps import pack_maps, split_maps
 from ldm_ae.core.errors import UserError
+from ldm_ae.evaluation.metrics.psnr import psnr
 from ldm_ae.exploration import spread
 from ldm_ae.exploration.arithmetic import class_means
 from ldm_ae.exploration.codebook_atlas import patches
 from ldm_ae.exploration.encoded import Encoded
 from ldm_ae.exploration.interpolation import angle, linear, spherical
+from ldm_ae.exploration.maps_of_codes import without_finer_maps
 from ldm_ae.exploration.projections import neighbour_agreement, principal_components, projections
 from ldm_ae.exploration.samples import gaussian
 from ldm_ae.exploration.traversals import traverse
-from ldm_ae.models import KLAutoencoder
+from ldm_ae.models import HierarchicalVQAutoencoder, KLAutoencoder
 from ldm_ae.priors import SavedPrior
 from ldm_ae.priors.pixelcnn import GatedPixelCNN
+from ldm_ae.quantizers import VQ
 from tests.exploration.conftest import SMALL, Made
 from tests.exploration.linear import LinearAutoencoder
 from tests.pictures import write_class_folders
 
-PLACES = ["map", "channels", "uncertainty", "traversals", "interpolation", "arithmetic", "samples", "codebook"]
+PLACES = ["map", "channels", "uncertainty", "traversals", "interpolation", "arithmetic", "samples", "maps", "codebook"]
 
 
 def test_principal_components_are_those_of_scikit_learn() -> None:
@@ -152,6 +156,29 @@ def test_values_of_a_discrete_model(discrete: Made) -> None:
     assert sum(code["count"] for code in codes) == values["codebook"]["counted"] == places
     assert len(codes) == values["codebook"]["used"][0]
     assert values["samples"]["samples"][0]["kind"] == "Independent codes"
+
+
+def test_maps_of_codes_are_added_from_coarse_to_fine(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = HierarchicalVQAutoencoder(
+        quantizer=VQ(8, 3), maps=3, block_out_channels=(16,), layers_per_block=1, norm_num_groups=4,
+        initialization="thumbnail",
+    )  # fmt: skip
+    for number, quantizer in enumerate(model.quantizers):
+        quantizer.state_dict()["embedding.weight"].normal_(std=2.0 / 2**number)
+    images = write_class_folders(tmp_path / "images")
+    values = ldm_ae.explore(model, images, size=16, limit=2, device="cpu").values["maps"]
+    # log2 8 bits for each of 4², 8² and 16² codes of 16² pixels.
+    assert [row["bits_per_pixel"] for row in values["reconstructions"]] == pytest.approx([3 / 16, 15 / 16, 63 / 16])
+    pixels = torch.cat([ldm_ae.load_image(images / key, size=16) for key in values["images"]])
+    with torch.no_grad():
+        decoded = model.decode(model.encode(pixels).mode())
+    assert values["reconstructions"][-1]["psnr"] == pytest.approx(psnr(decoded, pixels).tolist(), abs=1e-4)
+    maps = [torch.randn(2, 3, 1 << i, 2 << i) for i in range(3)]
+    kept = split_maps(without_finer_maps(pack_maps(maps), 3, 1), 3)
+    assert torch.equal(kept[0], maps[0])
+    for own, given in zip(kept[1:], maps[1:], strict=True):
+        torch.testing.assert_close(own, given.mean(dim=(0, 2, 3))[:, None, None].expand_as(own))
 
 
 def test_prior_of_the_model_is_sampled(discrete: Made) -> None:

@@ -18,7 +18,7 @@ from ldm_ae.evaluation.metrics.codebook import CodebookUsage
 from ldm_ae.interop import export_ldm
 from ldm_ae.latents import LatentStore, verify_store
 from ldm_ae.models import HierarchicalVQAutoencoder, LatentSpec, load_autoencoder
-from ldm_ae.quantizers import EMAVQ, VQ, ResidualVQ
+from ldm_ae.quantizers import EMAVQ, VQ, CodebookCare, ResidualVQ
 from ldm_ae.regularizers import EQVAE
 
 WIDTHS = {"block_out_channels": (4, 8), "layers_per_block": 1, "norm_num_groups": 2}
@@ -104,6 +104,18 @@ def test_each_map_learns_its_own_codes_from_all_micro_batches() -> None:
     assert float(statistics["codebook_usage"]) == pytest.approx(sum(used) / 2)
 
 
+def test_codes_of_a_map_start_at_latents_that_are_conditioned_on_codes_of_the_coarser_map() -> None:
+    torch.manual_seed(0)
+    quantizer = EMAVQ(4, 3, care=CodebookCare(kmeans_iterations=5))
+    model = HierarchicalVQAutoencoder(quantizer=quantizer, maps=3, **WIDTHS).train()  # type: ignore[arg-type]
+    x = pictures(2)
+    for step in range(3):
+        before = [each.table().clone() for each in model.quantizers]
+        model.learn([model.encode(x)])
+        moved = [not torch.equal(each.table(), old) for each, old in zip(model.quantizers, before, strict=True)]
+        assert moved == [number <= step for number in range(3)]
+
+
 def test_codes_are_counted_by_map() -> None:
     """Entropies: of four codes 0, 0, 1, 1 one bit each, of sixteen codes of which each occurs once four bits each."""
     coarse, fine = torch.tensor([0, 0, 1, 1]).view(1, 1, 2, 2), torch.arange(16).view(1, 1, 4, 4)
@@ -125,6 +137,8 @@ def test_wrong_arguments_and_regularizers_are_refused() -> None:
         tiny(1)
     with pytest.raises(UserError, match="one code at each place, and ResidualVQ chooses 2"):
         HierarchicalVQAutoencoder(quantizer=ResidualVQ(VQ(8, 2), 2))
+    with pytest.raises(UserError, match="at least 3 codebook_dim and latent channels, got silu and 2"):
+        HierarchicalVQAutoencoder(quantizer=VQ(8, 2), initialization="thumbnail", **WIDTHS)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="packs maps of several sizes into channels; choose another regularizer"):
         EQVAE().prepare(tiny())
     with pytest.raises(UserError, match="2 maps of codes have 5 levels, got codebook_levels 4"):

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ldm_ae.core.code_maps import pack_maps, split_maps
 from ldm_ae.core.errors import UserError
-from ldm_ae.models import KLAutoencoder, load_autoencoder
+from ldm_ae.models import HierarchicalVQAutoencoder, KLAutoencoder, load_autoencoder
+from ldm_ae.quantizers import FSQ, VQ
 
 SHAPES = [
     {"block_out_channels": (32, 64, 96), "norm_num_groups": 8},  # groups of 4, 8 and 12
@@ -43,26 +45,69 @@ def test_thumbnail_initialization_downscales_and_upscales_images(shape: dict[str
         latents = model.encode(x).mode()
         found = model.decode(latents)
     small, large = thumbnail_and_back(x, len(shape["block_out_channels"]) - 1)  # type: ignore[arg-type]
+    assert_proportional(latents, small)
+    assert_enlarged(found, large)
+
+
+def assert_proportional(latents: Tensor, thumbnail: Tensor) -> None:
     for channel in range(3):
-        pair = torch.stack([latents[:, channel].flatten(), small[:, channel].flatten()])
+        pair = torch.stack([latents[:, channel].flatten(), thumbnail[:, channel].flatten()])
         assert torch.corrcoef(pair)[0, 1] > 0.999
+
+
+def assert_enlarged(found: Tensor, large: Tensor) -> None:
     # The standard deviation of group normalization varies with the image by some per cent; zeros pad the outermost
     # pixels.
     inside = (..., slice(8, -8), slice(8, -8))
     assert (found - large)[inside].abs().mean() < 0.06 * large[inside].abs().mean()
 
 
-@pytest.mark.slow
-def test_every_parameter_learns_after_thumbnail_initialization() -> None:
-    model = KLAutoencoder(
-        block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, mid_block_add_attention=False,
+@pytest.mark.parametrize(("maps", "code"), [(2, 4), (3, 3)])
+def test_hierarchical_thumbnail_initialization_is_a_pyramid(maps: int, code: int) -> None:
+    """The finest map without quantization corrects any codes of the coarser ones; without coarse codes it holds the
+    whole thumbnail, and with good ones only their error."""
+    torch.manual_seed(0)
+    model = HierarchicalVQAutoencoder(
+        quantizer=VQ(256, code), maps=maps, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4,
         initialization="thumbnail",
-    )  # fmt: skip
+    ).eval()  # fmt: skip
+    x = smooth()
+    small, large = thumbnail_and_back(x, 1)
+    spread = []
+    with torch.no_grad():
+        for step in ("no codes", "codes of these images"):
+            for number, quantizer in enumerate(model.quantizers):
+                codes = quantizer.state_dict()["embedding.weight"].zero_()
+                if step != "no codes":
+                    rows = split_maps(model.encode(x).quantized.latents, maps)[number].movedim(1, -1).flatten(0, 2)
+                    codes.copy_(rows[torch.randint(len(rows), (256,))])
+            posterior = model.encode(x)
+            *coarser, _ = split_maps(posterior.mode(), maps)
+            latents = split_maps(posterior.quantized.latents, maps)
+            if step == "no codes":
+                for own, factor in zip(latents[::-1], (1, 2, 4), strict=False):
+                    assert_proportional(own, functional.avg_pool2d(small, factor))
+            assert all(not own[:, 3:].any() for own in latents)
+            assert_enlarged(model.decode(pack_maps([*coarser, latents[-1]])), large)
+            spread.append(latents[-1].std())
+    assert spread[1] < 0.5 * spread[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hierarchical", [False, True])
+def test_every_parameter_learns_after_thumbnail_initialization(hierarchical: bool) -> None:
+    shape = {"block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 4, "initialization": "thumbnail"}
+    model: KLAutoencoder | HierarchicalVQAutoencoder
+    if hierarchical:
+        model = HierarchicalVQAutoencoder(quantizer=FSQ((33,) * 4), **shape)  # type: ignore[arg-type]
+    else:
+        model = KLAutoencoder(mid_block_add_attention=False, **shape)  # type: ignore[arg-type]
+    noise = None if hierarchical else torch.randn(4, 4, 16, 16)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     x = smooth(4, 32)
     losses = []
     for _ in range(30):
-        loss = (model(x, torch.randn(4, 4, 16, 16)).reconstructions - x).abs().mean()
+        loss = (model(x, noise).reconstructions - x).abs().mean()
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()

@@ -6,7 +6,7 @@ Source: Razavi et al., Generating Diverse High-Fidelity Images with VQ-VAE-2, ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.models.adapters._opening import open_pretrained
 from ldm_ae.models.adapters.blocks import block_types
 from ldm_ae.models.adapters.convolutional import ConvolutionalAutoencoder
+from ldm_ae.models.adapters.initialization import start_as_pyramid
 from ldm_ae.models.channels import record_pixels
 from ldm_ae.models.checks import require_indices
 from ldm_ae.models.posteriors import DiscretePosterior, Posterior
@@ -50,6 +51,9 @@ class HierarchicalVQAutoencoder(ConvolutionalAutoencoder):
         mid_block_add_attention: Whether the middle blocks have self-attention.
         norm_num_groups: Number of groups of every GroupNorm; it must divide every entry of `block_out_channels`.
         act_fn: Activation, by diffusers' name.
+        initialization: `default` is that of diffusers; `thumbnail` starts as a linear autoencoder whose coarsest map
+            holds a small thumbnail, and each finer map the details of a larger one
+            (`ldm_ae.models.adapters.initialization`), for short trainings.
     """
 
     short_names = ("vq-vae-2", "hierarchical-vq")
@@ -70,6 +74,7 @@ class HierarchicalVQAutoencoder(ConvolutionalAutoencoder):
         mid_block_add_attention: bool = False,
         norm_num_groups: int = 32,
         act_fn: str = "silu",
+        initialization: Literal["default", "thumbnail"] = "default",
     ):
         from ldm_ae.models.adapters._hierarchical_network import HierarchicalQuantizedAutoencoder
 
@@ -104,6 +109,8 @@ class HierarchicalVQAutoencoder(ConvolutionalAutoencoder):
             scaling_factor=1.0,  # no scale is measured yet
         )
         record_pixels(self.net, images)
+        if initialization == "thumbnail":
+            start_as_pyramid(self.net)
 
     @classmethod
     def network_class(cls, class_name: str) -> Any:
@@ -209,13 +216,18 @@ class HierarchicalVQAutoencoder(ConvolutionalAutoencoder):
 
     def learn(self, posteriors: Sequence[Posterior]) -> dict[str, Tensor]:
         """Update codes that learn without gradients, unless everything before the decoder is frozen; the statistics are
-        means over the maps."""
+        means over the maps.
+
+        K-means of a map waits until the step after that of the coarser map: before, its latents are conditioned on
+        codes that are replaced.
+        """
         batches = [cast(DiscretePosterior, posterior).quantized for posterior in posteriors]
         learns = any(parameter.requires_grad for parameter in self.encoder_parameters().values())
+        waiting = [quantizer.awaits_codes for quantizer in self.quantizers]
         found = []
         for i, quantizer in enumerate(self.quantizers):
             own = [self._of_map(i, batch) for batch in batches]
-            found.append(quantizer.learn(own) if learns else quantizer.usage(own))
+            found.append(quantizer.learn(own) if learns and not any(waiting[:i]) else quantizer.usage(own))
         return _over_maps(found, torch.mean)
 
     def needed_terms(self) -> frozenset[str]:

@@ -5,7 +5,7 @@ convolutions of diffusers' encoder and decoder remains. Three of its channels ca
 convolutions average 2x2 pixels, upsampling convolutions interpolate. It does for `AutoencoderKL` what DC-AE's shortcuts
 between space and channels do by architecture (Chen et al., arXiv 2410.10733): training starts with the details that a
 thumbnail lacks and not with colours and brightness, which cost a network with group normalization its first hundreds of
-steps.
+steps. A hierarchical autoencoder starts as a pyramid of such thumbnails.
 
 The path is linear in spite of the normalization and activation before each last convolution. Each group holds a colour
 x and -x, and the constants ±c: its mean is 0, and its standard deviation is nearly that of the constants for every
@@ -43,37 +43,113 @@ def start_as_thumbnail(net: Any) -> None:
     Raises:
         UserError: The network is of another kind, or its groups have fewer than four channels.
     """
+    colours = _colours(net, net.config.latent_channels, "latent channels")
+    zero_residual_branches(net)
+    average(net.encoder, colours)
+    enlarge(net.decoder, colours)
+    net.decoder.conv_in.weight[:colours] /= GAIN
+    for projection in (net.quant_conv, net.post_quant_conv):
+        if projection is not None:
+            nn.init.dirac_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+
+@torch.no_grad()
+def start_as_pyramid(net: Any) -> None:
+    """Change the weights of a `HierarchicalQuantizedAutoencoder` in place, so that its maps are a Laplacian pyramid.
+
+    The coarsest map holds the smallest thumbnail, and each finer one what its thumbnail has beyond the enlarged coarser
+    one (Burt and Adelson, The Laplacian Pyramid as a Compact Image Code, IEEE Trans. Commun. 31, 1983). Conditioners
+    and upsamplers enlarge by the same interpolation: what a finer map subtracts, the decoder adds again, so that the
+    untrained decoder enlarges the finest thumbnail and an error of a coarse code is in what the finer codes hold.
+    Dimensions of a code beyond the colours start at zero, where they do not influence the choice of codes.
+
+    Args:
+        net: A network with at least as many dimensions of a code, and channels of features, as its images have, and
+            SiLU.
+
+    Raises:
+        UserError: As `start_as_thumbnail`.
+    """
+    code = net.quantizers[0].codebook_dim
+    colours = _colours(net, min(code, net.config.latent_channels), "codebook_dim and latent channels")
+    zero_residual_branches(net)
+    average(net.encoder, colours)
+    for encoder in net.coarser_encoders:
+        average(encoder, colours)
+        encoder.conv_in.weight[:colours] /= GAIN
+    one = torch.eye(colours)[..., None, None]
+    for i, projection in enumerate(net.quant_convs):
+        nn.init.zeros_(projection.weight)
+        nn.init.zeros_(projection.bias)
+        projection.weight[:colours, :colours] = one
+        if i > 0:  # the other half of its input is what the coarser maps hold
+            features = net.config.latent_channels
+            projection.weight[:colours, features : features + colours] = -one
+    for conditioner in net.conditioners:
+        enlarge(conditioner, colours)
+        _add_maps(conditioner.conv_in, colours, code, _centre(3) / GAIN)
+        conditioner.conv_out.weight[:colours] *= GAIN
+    linear = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4
+    for upsampler in net.upsamplers:
+        nn.init.zeros_(upsampler.weight)
+        nn.init.zeros_(upsampler.bias)
+        for channel in range(upsampler.in_channels):
+            upsampler.weight[channel, channel] = linear[:, None] * linear
+    _add_maps(net.post_quant_conv, colours, code, torch.ones(1, 1))
+    enlarge(net.decoder, colours)
+    net.decoder.conv_in.weight[:colours] /= GAIN
+
+
+def zero_residual_branches(net: nn.Module) -> None:
+    """Let every ResNet block and every attention return its input, or the 1x1 convolution of it."""
     from diffusers.models.attention_processor import Attention
     from diffusers.models.resnet import ResnetBlock2D
 
-    config = net.config
-    colours = config.in_channels
-    if config.act_fn not in ("silu", "swish") or config.latent_channels < colours:
-        raise UserError(
-            f"initialization: thumbnail needs act_fn silu and at least {colours} latent channels, got {config.act_fn} "
-            f"and {config.latent_channels}; use initialization: default"
-        )
     for module in net.modules():
         if isinstance(module, ResnetBlock2D):
             _zero(module.conv2)
         elif isinstance(module, Attention):
             _zero(cast(nn.Linear, module.to_out[0]))
-    encoder, decoder = net.encoder, net.decoder
+
+
+def average(encoder: Any, colours: int) -> None:
+    """Let a `diffusers` Encoder without residual branches output `GAIN` times the averages of its first channels."""
     down = [encoder.conv_in]
     for block in encoder.down_blocks:
         down += _path(block.resnets[0], block.downsamplers)
+    taps = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]) / 4
+    _carry(down, encoder.conv_norm_out, encoder.conv_out, colours, scale=GAIN, kernel=taps)
+
+
+def enlarge(decoder: Any, colours: int) -> None:
+    """Let a `diffusers` Decoder without residual branches enlarge its first channels bilinearly."""
     up = [decoder.conv_in]
     for block in decoder.up_blocks:
         up += _path(block.resnets[0], block.upsamplers)
-    interpolation = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
-    average = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]) / 4
-    _carry(down, encoder.conv_norm_out, encoder.conv_out, colours, scale=GAIN, kernel=average)
-    _carry(up, decoder.conv_norm_out, decoder.conv_out, colours, scale=1.0, kernel=interpolation)
-    decoder.conv_in.weight[:colours] /= GAIN
-    for projection in (net.quant_conv, net.post_quant_conv):
-        if projection is not None:
-            nn.init.dirac_(projection.weight)
-            nn.init.zeros_(projection.bias)
+    taps = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
+    _carry(up, decoder.conv_norm_out, decoder.conv_out, colours, scale=1.0, kernel=taps)
+
+
+def _colours(net: Any, channels: int, words: str) -> int:
+    """Return the channels of the images; UserError if fewer than these carry them, or the activation is not SiLU."""
+    config = net.config
+    colours = int(config.in_channels)
+    if config.act_fn not in ("silu", "swish") or channels < colours:
+        raise UserError(
+            f"initialization: thumbnail needs act_fn silu and at least {colours} {words}, got {config.act_fn} "
+            f"and {channels}; use initialization: default"
+        )
+    return colours
+
+
+def _add_maps(convolution: nn.Conv2d, colours: int, code: int, taps: Tensor) -> None:
+    """Let the first outputs be the sums of each colour over maps of `code` channels, times (k, k) `taps`."""
+    convolution.weight[:colours] = 0.0
+    for colour in range(colours):
+        convolution.weight[colour, colour::code] = taps
+    assert convolution.bias is not None
+    convolution.bias[:colours] = 0.0
 
 
 def _path(resnet: ResnetBlock2D, samplers: Any) -> list[nn.Conv2d]:
