@@ -18,7 +18,6 @@ returns a few files of limited size.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import shlex
@@ -35,7 +34,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lease_results import REPORT, STATE, in_words, last_figures, pack, report, trained, unpack, write_half
+from lease_results import (
+    REPORT,
+    STATE,
+    import_ahead,
+    in_words,
+    last_figures,
+    pack,
+    report,
+    trained,
+    unpack,
+    write_half,
+)  # fmt: skip
 from lease_table import TABLE, Benchmark, Phase, Table
 
 from ldm_ae.core.errors import UserError, exit_status, reason, reportable
@@ -44,7 +54,7 @@ from ldm_ae.io.files import clear_leftovers, make_folder, read_json, write_json,
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 LEAST_SECONDS = 5.0
 """Seconds of training for which a phase is started."""
-GRACE_SECONDS = 40.0
+GRACE_SECONDS = 20.0
 """Seconds that a process has to save after SIGTERM."""
 REHEARSAL = {"start_seconds": 8.0, "closing_seconds": 5.0}
 """The table's seconds in a rehearsal."""
@@ -94,6 +104,8 @@ class Lease:
         """The same if the lease were long enough for all of the plan."""
         self.waiting = [phase for phase in table.phases if not self.is_done(phase.name)]
         """The phases among which the time is divided."""
+        self.left_out: list[str] = []
+        """The results that had no room in `--home`."""
 
     def is_done(self, name: str) -> bool:
         """Return whether a part has finished."""
@@ -101,8 +113,7 @@ class Lease:
 
     def work(self) -> None:
         """Do every part that is not done. A failure is recorded, and the next part begins."""
-        # What the results need is imported while the first part runs.
-        threading.Thread(target=importlib.import_module, args=("ldm_ae.interop",), daemon=True).start()
+        threading.Thread(target=import_ahead, daemon=True).start()
         for benchmark in self.table.benchmarks:
             if not self.is_done(benchmark.name):
                 self._attempt(benchmark.name, partial(self._measure, benchmark))
@@ -118,6 +129,17 @@ class Lease:
             if reportable(error) is None:
                 traceback.print_exc()
             self._note(name, status="failed", reason=f"{type(error).__name__}: {reason(error)}")
+        finally:
+            self._bring_home()
+
+    def _bring_home(self) -> None:
+        """Pack the results so far, where `--home` asks for it."""
+        options = self.options
+        if options.home is not None:
+            self.left_out = pack(
+                self.out, options.home, [phase.name for phase in self.table.phases],
+                megabytes=options.home_megabytes, part_megabytes=options.part_megabytes,
+            )  # fmt: skip
 
     def failures(self) -> list[str]:
         """Return the names of the parts that failed and, at the end of the plan, of those that did not finish."""
@@ -170,7 +192,8 @@ class Lease:
         if began is not None and (self.run_folder(phase.name) / "checkpoints").is_dir():
             return float(began)
         part = phase.share / sum(other.share for other in self.waiting)
-        return ((self.plan_ends - time.monotonic()) * part - self.start_seconds) / 60
+        seconds = (self.plan_ends - time.monotonic()) * part
+        return (seconds - min(self.start_seconds, seconds / 2)) / 60  # one slow start must not end the plan
 
     def start_of(self, phase: Phase) -> Path | None:
         """Return the model that a phase starts from: that of the phase `after` or, if it has none, of one before."""
@@ -197,6 +220,8 @@ class Lease:
             "optimizer.schedule": "constant",
             "optimizer.cooldown_steps": 0,
             "optimizer.cooldown_minutes": round(minutes * phase.cooldown, 4),
+            "discriminator_optimizer.schedule": "constant",
+            "discriminator_optimizer.cooldown_steps": 0,
         }
         settings |= self.table.settings | phase.settings
         if self.options.rehearse:
@@ -212,8 +237,8 @@ class Lease:
         """Train a phase, and write its model in half precision."""
         name, start = phase.name, self.start_of(phase)
         minutes, limit = self.minutes_for(phase), self.ends - time.monotonic()
-        if min(60 * minutes, limit - self.start_seconds) < LEAST_SECONDS:
-            words = f"{60 * minutes:.0f} seconds for it, {limit:.0f} of this lease, {self.start_seconds:.0f} to start"
+        if min(60 * minutes, limit) < LEAST_SECONDS:
+            words = f"{max(60 * minutes, 0):.0f} seconds for it, and {max(limit, 0):.0f} of this lease"
             self._note(name, status="not started", reason=f"too little time: {words}")
             return
         if phase.after is not None and start is None:
@@ -274,15 +299,17 @@ def print_plan(lease: Lease) -> None:
 
     parser = config_parser()
     for benchmark in lease.table.benchmarks:
-        if lease.is_done(benchmark.name):
+        if lease.is_done(benchmark.name) or (lease.options.rehearse and benchmark.rehearsal is None):
             continue
         print(f"{benchmark.name}: at most {benchmark.minutes:g} minutes")
         lease.plan_ends -= 60 * benchmark.minutes
     for phase in lease.waiting:
         minutes = lease.minutes_for(phase)
         arguments = lease.arguments(phase, max(minutes, LEAST_SECONDS / 60))
-        parse_config(arguments, parser)
-        print(f"{phase.name}: {minutes:.2f} minutes of training\n  ldm-ae train {shlex.join(arguments)}")
+        if parse_config(arguments, parser).phases:
+            raise UserError(f"phase {phase.name}: recipe {phase.recipe} has phases; give a recipe of one phase each")
+        verdict = ", too little" * (60 * minutes < LEAST_SECONDS)
+        print(f"{phase.name}: {minutes:.2f} minutes of training{verdict}\n  ldm-ae train {shlex.join(arguments)}")
 
 
 def check_images(images: Path, megabytes: float) -> None:
@@ -304,23 +331,18 @@ def run(options: argparse.Namespace, started: float) -> int:
         if pick_device().type == "cpu":
             raise UserError("this machine has no accelerator; add --rehearse to rehearse on the CPU")
     if options.resume is not None and not (options.out / STATE).exists():
+        if options.plan:
+            raise UserError("--plan writes nothing, and --resume copies; give --plan alone")
         unpack(options.resume, options.out)
     lease = Lease(options, replace(table, **REHEARSAL) if options.rehearse else table, started)
     if options.plan:
         print_plan(lease)
         return 0
     clear_leftovers(make_folder(options.out))
-    left_out: list[str] = []
-    try:
-        lease.work()
-    finally:
-        if options.home is not None:
-            names = [phase.name for phase in table.phases]
-            sizes = {"megabytes": options.home_megabytes, "part_megabytes": options.part_megabytes}
-            left_out = pack(options.out, options.home, names, **sizes)
+    lease.work()
     print((options.out / REPORT).read_text(encoding="utf-8"))
-    if left_out:
-        print(f"too large for --home-megabytes {options.home_megabytes:g}: {', '.join(left_out)}")
+    if lease.left_out:
+        print(f"too large for --home-megabytes {options.home_megabytes:g}: {', '.join(lease.left_out)}")
     failed = lease.failures()
     for name in failed:
         print(f"gpu_lease: {name}: {in_words(lease.parts[name])}", file=sys.stderr)

@@ -22,6 +22,13 @@ _HEADERS = 2048
 """Bytes of a file's headers and padding in a tar file, at most."""
 
 
+def import_ahead() -> None:
+    """Import what `write_half` and `report` need, which takes seconds, while the first part runs."""
+    from diffusers import AutoencoderKL  # noqa: F401
+
+    import ldm_ae.interop  # noqa: F401
+
+
 def trained(run: Path) -> tuple[int, float]:
     """Return the steps and the seconds of training of the newest checkpoint of a run; 0 and 0 without one."""
     from ldm_ae.training.checkpoints.checkpoint import newest_checkpoint
@@ -115,8 +122,8 @@ def pack(out: Path, home: Path, phases: Sequence[str], *, megabytes: float, part
     content, length = stream.getvalue(), int(1e6 * part_megabytes)
     for number, begin in enumerate(range(0, len(content), length)):
         (home / f"{PARTS}{number:03d}").write_bytes(content[begin : begin + length])
-    for name in (STATE, REPORT):
-        shutil.copy(out / name, home / name)
+    for path in (out / name for name in (STATE, REPORT) if (out / name).is_file()):
+        shutil.copy(path, home)
     return left_out
 
 
