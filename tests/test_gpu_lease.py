@@ -158,6 +158,7 @@ def test_failed_phase_is_reported_and_attempted_again(
     assert "second" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_plan_of_two_leases_continues_on_another_machine(
     script: ModuleType, fake_training: dict[str, int], image_folder: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +184,7 @@ def test_plan_of_two_leases_continues_on_another_machine(
     assert parts["second"]["start"] == str(tmp_path / "two" / "runs" / "first" / "model")
 
 
+@pytest.mark.slow
 def test_results_that_do_not_fit_are_named(
     script: ModuleType, fake_training: dict[str, int], image_folder: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -235,6 +237,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_process_is_stopped_by_a_signal_with_which_it_saves(script: ModuleType, tmp_path: Path) -> None:
     log, table = tmp_path / "log", tmp_path / "table.md"
     command = [sys.executable, "-S", "-c", SAVES, str(tmp_path / "state")]
