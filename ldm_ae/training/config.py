@@ -17,6 +17,9 @@ class TrainingConfig:
 
     max_steps: int = 10_000
     """Total number of steps."""
+    max_minutes: float | None = None
+    """Minutes of training after which the run ends, if `max_steps` does not end it before; it needs a constant schedule
+    of the learning rate, with `cooldown_minutes`. Minutes before a resume count; start-up and export do not."""
     batch_size: int = 8
     """Number of images in one forward pass of one process."""
     accumulation: int = 1
@@ -70,6 +73,8 @@ class TrainingConfig:
         for name in [*counts.split(), "power_ema_every", "keep_checkpoints", "max_bad_steps"]:
             if getattr(self, name) < 1:
                 raise UserError(f"training.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise UserError(f"training.max_minutes is {self.max_minutes:g}; it must be above 0, or null for none")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise UserError(f"training.ema_decay is {self.ema_decay}; it must be in [0, 1)")
         for length in self.power_ema_lengths:

@@ -53,18 +53,23 @@ class OptimizerConfig:
     cooldown_steps: int = 0
     """Number of last steps over which the constant schedule's learning rate falls linearly (arXiv 2405.18392). A run
     that resumes before them with a larger `max_steps` equals one that was started with that number."""
+    cooldown_minutes: float = 0.0
+    """The same for a run that `training.max_minutes` ends: its last minutes."""
     final_learning_rate_ratio: float = 0.0
-    """Fraction of the learning rate at which the cosine or the cooldown ends."""
+    """Fraction of the learning rate at which the cosine or a cooldown ends."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise UserError(f"learning_rate is {self.learning_rate}; it must be above 0")
-        if min(self.warmup_steps, self.cooldown_steps) < 0 or not 0 <= self.final_learning_rate_ratio <= 1:
+        least = min(self.warmup_steps, self.cooldown_steps, self.cooldown_minutes)
+        if least < 0 or not 0 <= self.final_learning_rate_ratio <= 1:
             raise UserError(
-                "warmup_steps and cooldown_steps must be at least 0 and final_learning_rate_ratio in [0, 1]"
+                "warmup_steps, cooldown_steps and cooldown_minutes must be at least 0 and final_learning_rate_ratio in "
+                "[0, 1]"
             )
-        if self.cooldown_steps and self.schedule != "constant":
-            raise UserError("cooldown_steps needs the constant schedule, because the cosine decays anyway; set it to 0")
+        for name in ("cooldown_steps", "cooldown_minutes"):
+            if getattr(self, name) and self.schedule != "constant":
+                raise UserError(f"{name} needs the constant schedule, because the cosine decays anyway; set it to 0")
 
     def build(
         self, parameters: Iterable[nn.Parameter] | Mapping[str, nn.Parameter], global_batch: int, *, fused: bool = True
@@ -122,19 +127,53 @@ class OptimizerConfig:
         """Return whether the optimizer averages the weights itself, as a schedule-free one."""
         return averages_weights(_optimizer_class(self.class_path))
 
-    def schedule_step(self, optimizer: Optimizer, step: int, max_steps: int) -> float:
+    def check_time(self, name: str, max_minutes: float | None) -> None:
+        """Check the schedule of the optimizer `name` against `training.max_minutes`.
+
+        Raises:
+            UserError: The schedule counts steps to an end that time determines, or minutes to one that steps determine.
+        """
+        if max_minutes is None:
+            if self.cooldown_minutes:
+                raise UserError(
+                    f"{name}.cooldown_minutes has no effect without training.max_minutes; set that, or use "
+                    f"{name}.cooldown_steps"
+                )
+        elif self.schedule != "constant" or self.cooldown_steps:
+            setting = f"cooldown_steps {self.cooldown_steps}" if self.cooldown_steps else f"schedule {self.schedule}"
+            raise UserError(
+                f"{name}.{setting} counts steps, but training.max_minutes ends the run; use the schedule constant "
+                f"with {name}.cooldown_steps 0 and {name}.cooldown_minutes"
+            )
+        elif self.cooldown_minutes > max_minutes:
+            raise UserError(
+                f"{name}.cooldown_minutes is {self.cooldown_minutes:g}; it must be at most training.max_minutes, "
+                f"{max_minutes:g}"
+            )
+
+    def schedule_step(
+        self, optimizer: Optimizer, step: int, max_steps: int, minutes_left: float | None = None
+    ) -> float:
         """Set the learning rate of update number `step`, counted from 0, and return the rate of the first group."""
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.factor(step, max_steps)
+            group["lr"] = group["initial_lr"] * self.factor(step, max_steps, minutes_left)
         return float(optimizer.param_groups[0]["lr"])
 
-    def factor(self, step: int, max_steps: int) -> float:
-        """Return the fraction of the learning rate at `step`, counted from 0."""
+    def factor(self, step: int, max_steps: int, minutes_left: float | None = None) -> float:
+        """Return the fraction of the learning rate at `step`, counted from 0.
+
+        Args:
+            step: Number of updates done.
+            max_steps: Number of updates of the run.
+            minutes_left: Minutes until time ends the run; None where the steps do.
+        """
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         floor = self.final_learning_rate_ratio
         if self.schedule == "constant":
             left = (max_steps - step) / (self.cooldown_steps + 1) if self.cooldown_steps else 1.0
+            if minutes_left is not None and self.cooldown_minutes:
+                left = minutes_left / self.cooldown_minutes
             return floor + (1 - floor) * min(max(left, 0.0), 1.0)
         progress = min((step - self.warmup_steps) / max(max_steps - self.warmup_steps, 1), 1.0)
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -47,6 +47,7 @@ from ldm_ae.training.record import Record
 from ldm_ae.training.recorded import recorded_numerics
 from ldm_ae.training.requirements import fit_images, require_weights
 from ldm_ae.training.sizes import check_sizes
+from ldm_ae.training.time_limit import has_ended
 from ldm_ae.training.trainer import Trainer
 from ldm_ae.training.validation import check_best, choose_metrics
 
@@ -113,6 +114,9 @@ def check(run: RunConfig) -> None:
     for size in [square, *sizes]:
         run.model.latent_spec.latent_size(*size)
     run.model.set_sample_size(run.data.resolution)
+    run.optimizer.check_time("optimizer", run.training.max_minutes)
+    if run.discriminator is not None:
+        run.discriminator_optimizer.check_time("discriminator_optimizer", run.training.max_minutes)
     fit_images(run.model, run.objective, run.discriminator, run.regularizer)
     validation = choose_metrics(run.training.best_metric, run.objective.perceptual)
     if run.data.validation_images == 0 and run.training.best_metric != "psnr":
@@ -213,7 +217,7 @@ def find_phase(phases: Sequence[Phase], folder: Path, checkpoints: Checkpoints, 
     newest, _ = checkpoints.newest()
     if newest is None:
         return phases[0]
-    number, step = phase_and_step(newest)
+    number, step, seconds = phase_and_step(newest)
     if number > len(phases):
         has = "no phases" if len(phases) == 1 else f"{len(phases)} phases"
         raise UserError(
@@ -221,7 +225,7 @@ def find_phase(phases: Sequence[Phase], folder: Path, checkpoints: Checkpoints, 
             "configuration that the run was started with"
         )
     phase = phases[number - 1]
-    is_over = step >= phase.config.training.max_steps and not phase.is_last and phase.result(folder).is_dir()
+    is_over = has_ended(phase.config.training, step, seconds) and not phase.is_last and phase.result(folder).is_dir()
     return phases[number] if is_over else phase
 
 

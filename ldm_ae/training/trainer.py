@@ -1,7 +1,4 @@
-"""The loop around the two optimization steps: resume, step, log, validate, save.
-
-The steps themselves are in `steps.py`.
-"""
+"""The loop around the two optimization steps of `steps.py`: resume, step, log, validate, save."""
 
 from __future__ import annotations
 
@@ -45,6 +42,7 @@ from ldm_ae.training.phases import Phase, remove_results
 from ldm_ae.training.recorded_models import record_training
 from ldm_ae.training.step_parts import MicroBatch
 from ldm_ae.training.steps import discriminator_step, generator_step
+from ldm_ae.training.time_limit import TimeLimit, known_length
 from ldm_ae.training.validation import choose_metrics
 
 _GRAPHS_A_SIZE = 4
@@ -102,7 +100,8 @@ class Trainer:
         self.position = 0  # samples of the phase's global stream that have been used
         self.best: dict[str, Any] | None = None
         self.skipped_steps = 0
-        self.log = RunLog(folder, accelerator, training.max_steps, loader.global_batch, self.phase)
+        self.limit = TimeLimit(training, accelerator)
+        self.log = RunLog(folder, accelerator, known_length(training), loader.global_batch, self.phase)
         self._resumed = False
 
         networks = Networks(
@@ -137,12 +136,12 @@ class Trainer:
         return self.first_step + self.step
 
     def is_finished(self) -> bool:
-        """Return whether the run has all its steps and its model has been written; call it after `resume`."""
-        done = self.phase.is_last and self.step == self.config.max_steps and self.run_step == finished_step(self.folder)
+        """Return whether the run has ended and its model has been written; call it after `resume`."""
+        done = self.phase.is_last and self.limit.has_ended(self.step) and self.run_step == finished_step(self.folder)
         return done and (self.folder / "model").is_dir()
 
     def fit(self) -> None:
-        """Train up to `max_steps`, from the newest checkpoint in the run directory if one exists, and write the model.
+        """Train to the end, from the newest checkpoint in the run directory if one exists, and write the model.
 
         Raises:
             Stopped: A signal ended the run; it is saved.
@@ -170,7 +169,8 @@ class Trainer:
         graphs = one_graph_a_size(sizes, _GRAPHS_A_SIZE) if config.compile and sizes > 1 else nullcontext()
         with log.progress, self.saver.settled(), graphs, Signals() as signals:
             log.advance(self.step)
-            while self.step < config.max_steps:
+            self.limit.start()
+            while not self.limit.has_ended(self.step):
                 started = time.perf_counter()
                 batches = next(stream)
                 logs = self.train_step(batches)
@@ -179,7 +179,7 @@ class Trainer:
                 if save or stop:
                     self.save()
                 self.saver.check()
-                if stop and not (self.phase.is_last and self.step == config.max_steps):
+                if stop and not (self.phase.is_last and self.limit.has_ended(self.step)):
                     self.saver.wait()
                     log.print_line(f"saved at step {self.run_step} and stopped; rerun the same command to resume")
                     raise Stopped(stop)
@@ -207,7 +207,7 @@ class Trainer:
         results, logs = generator_step(self.parts, micro_batches, self.step)
         discriminator_logs = discriminator_step(self.parts, micro_batches, results, self.step)
         logs |= discriminator_logs or {}
-        active = self.optimizers if discriminator_logs is not None else self.optimizers[:1]
+        active = self.optimizers[: 1 if discriminator_logs is None else None]
         norms = self._gradient_norms(len(active))
         self.position += self.loader.global_batch
         finite = self.guard.are_finite(logs | norms)
@@ -235,7 +235,8 @@ class Trainer:
         scaler = self.accelerator.scaler
         for which, norm in enumerate(norms.values()):
             optimizer = self.optimizers[which]
-            self.optimizer_configs[which].schedule_step(optimizer, self.step, self.config.max_steps)
+            steps, minutes = self.config.max_steps, self.limit.minutes_left
+            self.optimizer_configs[which].schedule_step(optimizer, self.step, steps, minutes)
             if self.config.max_grad_norm is not None:
                 clip_grads_with_norm_(self.parameters[which], self.config.max_grad_norm, norm)
             if scaler is None:
@@ -269,7 +270,8 @@ class Trainer:
         latents = math.prod(self.autoencoder.latent_spec.latent_size(*batches[0].pixel_values.shape[-2:]))
         self.window.add(logs, self.loader.global_batch, seconds, latents)
         self.log.advance(self.step)
-        last = self.step == config.max_steps
+        self.limit.tick()
+        last = self.limit.has_ended(self.step)
         if self.step % config.power_ema_every == 0 or last:
             self.saver.save_averages(self.step)
         if self.step % config.log_every == 0 or last:
@@ -345,7 +347,8 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint and the newest model beside it, with what the run knows of its latents and images."""
         record_training(self._models.values(), self.regularizer, self.objective)
-        self.saver.save(Progress(self.run_step, self.position, self.best, self.skipped_steps, self.first_step))
+        best, skipped, seconds = self.best, self.skipped_steps, self.limit.seconds
+        self.saver.save(Progress(self.run_step, self.position, best, skipped, self.first_step, seconds))
 
     def resume(self) -> None:
         """Resume from the newest valid checkpoint, or begin the phase; check all of it before `fit` writes anything.
@@ -355,7 +358,7 @@ class Trainer:
         """
         found = self.saver.restore(self.log)
         if found is not None:
-            step, self.position, self.best, self.skipped_steps, self.first_step = found
+            step, self.position, self.best, self.skipped_steps, self.first_step, self.limit.seconds = found
             self.step = step - self.first_step
             metric = self.scoring.best.name
             if self.best is not None and self.best.get("metric", metric) != metric:

@@ -207,6 +207,11 @@ def test_phases_of_a_run_are_rows_with_what_each_sets(card: Card) -> None:
     ) in text
     assert "It was trained on images of 32×32, then 64×64 pixels." in text
     assert "These weights are from step 60 of 100 planned steps." in text
+    timed = [{"training.max_steps": 70, "training.max_minutes": 1.5}, {"training.max_steps": 30}]
+    text = render_card(replace(card, trained=trained(phases=timed)))
+    assert "| Steps | 60 |" in text  # Nobody planned a number.
+    assert "| Phase 1 of 2 | at most 70 steps; `training.max_minutes` `1.5` |" in text
+    assert "planned steps" not in text
     _, removed = without_private_paths({"phases": [{}, {"data": {"train": "/home/me/images"}}]})
     assert removed == ["phases.2.data.train"]
 

@@ -47,13 +47,15 @@ def test_learning_rate_schedules() -> None:
     cooldown = OptimizerConfig(warmup_steps=1, cooldown_steps=3, final_learning_rate_ratio=0.2)
     assert [cooldown.factor(s, 6) for s in range(6)] == pytest.approx([0.5, 1, 1, 0.8, 0.6, 0.4])
     assert cooldown.factor(3, 60) == 1.0
+    timed = OptimizerConfig(warmup_steps=1, cooldown_minutes=4, final_learning_rate_ratio=0.2)
+    assert [timed.factor(s, 60, left) for s, left in enumerate((9, 5, 3, 0))] == pytest.approx([0.5, 1, 0.8, 0.2])
     cosine = OptimizerConfig(schedule="cosine", warmup_steps=2, final_learning_rate_ratio=0.1)
     assert cosine.factor(2, 12) == pytest.approx(1.0)
     assert cosine.factor(7, 12) == pytest.approx(0.55)
     assert cosine.factor(12, 12) == pytest.approx(0.1)
     with pytest.raises(UserError, match="cooldown_steps needs the constant schedule"):
         OptimizerConfig(schedule="cosine", cooldown_steps=1)
-    with pytest.raises(UserError, match="cooldown_steps must be at least 0"):
+    with pytest.raises(UserError, match="cooldown_minutes must be at least 0"):
         OptimizerConfig(cooldown_steps=-1)
 
 

@@ -73,9 +73,10 @@ class Trained:
 
     @property
     def planned(self) -> int | None:
-        """The steps of all phases; None if the configuration does not state them."""
-        steps = self.values("training.max_steps")
-        return sum(steps) if all(type(count) is int for count in steps) else None
+        """The steps of all phases; None if the configuration does not state them, or time ends a phase."""
+        steps, minutes = self.values("training.max_steps"), self.values("training.max_minutes")
+        stated = all(type(count) is int for count in steps) and all(limit is None for limit in minutes)
+        return sum(steps) if stated else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,11 +127,14 @@ def _rows(trained: Trained) -> Iterator[tuple[str, str]]:
     elif None not in parts:
         yield "Images of a forward pass, and passes of a step", f"{escaped(parts[0])}, {escaped(parts[1])}"
     yield "Steps", _steps(trained.step, trained.planned)
-    steps = trained.values("training.max_steps")
+    steps, minutes = trained.values("training.max_steps"), trained.values("training.max_minutes")
     for i, phase in enumerate(trained.phases):
         others = {key: value for key, value in phase.items() if key != "training.max_steps"}
         text = "".join(f"; {code(key)} {_setting(value)}" for key, value in others.items())
-        yield f"Phase {i + 1} of {len(steps)}", f"{_value(steps[i])} steps{text}"
+        yield (
+            f"Phase {i + 1} of {len(steps)}",
+            f"{'' if minutes[i] is None else 'at most '}{_value(steps[i])} steps{text}",
+        )
     numerics = environment.get("numerics")
     precision = numerics.get("precision") if isinstance(numerics, Mapping) else at("training.precision")
     yield "Precision", _value(precision)

@@ -26,11 +26,12 @@ from ldm_ae.training.changes import check_identity, remedies
 from ldm_ae.training.checkpoints.checkpoint import Checkpoints, layout_fits, link_model, load_networks
 from ldm_ae.training.checkpoints.rng import rng_state, set_rng_state
 from ldm_ae.training.checkpoints.snapshot import HostCopy, Snapshot
-from ldm_ae.training.checkpoints.state import FIRST_STEP, PHASE, POWER_EMA, SKIPPED, read_state
+from ldm_ae.training.checkpoints.state import FIRST_STEP, PHASE, POWER_EMA, SECONDS, SKIPPED, read_state
 from ldm_ae.training.config import TrainingConfig
 from ldm_ae.training.monitoring.run_log import RunLog
 from ldm_ae.training.optimizers import load_optimizer
 from ldm_ae.training.phases import Phase
+from ldm_ae.training.time_limit import has_ended
 
 _CONTINUED = {"objective": "learned log-variance"}
 """What a network of a checkpoint is called, where that is not its name."""
@@ -49,6 +50,8 @@ class Progress(NamedTuple):
     """Number of steps skipped because a value was not finite."""
     first_step: int = 0
     """Number of updates of the phases before."""
+    seconds: float = 0.0
+    """Seconds that the phase has been trained; recorded for a run that time ends."""
 
 
 class Saver:
@@ -90,7 +93,7 @@ class Saver:
         self._snapshots = Snapshots(folder, in_background=config.background_saves, phase=number)
         self._checkpoints = checkpoints or Checkpoints(folder / CHECKPOINTS, keep=config.keep_checkpoints)
         self._in_background, self._batch_size = config.background_saves, config.batch_size
-        self._max_steps = config.max_steps
+        self._config = config
         self._writer, self._host_copy = BackgroundWriter(), HostCopy()
         self._copied = Event()
         self._copied.set()
@@ -112,7 +115,7 @@ class Saver:
             self._averages.refresh(self._optimizers[0])
         scaler = self._accelerator.scaler
         counts = progress._asdict()
-        first_step = counts.pop(FIRST_STEP)
+        first_step, seconds = counts.pop(FIRST_STEP), counts.pop(SECONDS)
         state = counts | {
             "identity": self._identity,
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
@@ -121,6 +124,8 @@ class Saver:
         }
         if self._power is not None:
             state[POWER_EMA] = self._power.state()
+        if self._config.max_minutes is not None:
+            state[SECONDS] = seconds
         if self._phase.count > 1:
             state |= {PHASE: self._phase.number, FIRST_STEP: first_step}
         networks = {name: module.state_dict() for name, module in self._networks.items()}
@@ -225,13 +230,13 @@ class Saver:
                 set_rng_state(state["rng"][self._accelerator.process_index])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
             raise UserError(f"the state in {newest} does not fit this run: {reason(error)}") from error
-        first_step = state.get(FIRST_STEP, 0)
-        if state["step"] - first_step < self._max_steps:
+        first_step, seconds = state.get(FIRST_STEP, 0), state.get(SECONDS, 0.0)
+        if not has_ended(self._config, state["step"] - first_step, seconds):
             phase = "" if self._phase.count == 1 else f" in {self._phase.name}"
             log.print_line(f"resuming from {newest.name}{phase}")
         if before != now:
             log.print_line(f"{now} processes now, {before} before: the images' order, crops and noise are unchanged")
-        return Progress(state["step"], state["position"], state["best"], state.get(SKIPPED, 0), first_step)
+        return Progress(state["step"], state["position"], state["best"], state.get(SKIPPED, 0), first_step, seconds)
 
     def _continue(self, last: Path, state: dict[str, Any], log: RunLog) -> Progress:
         """Load what continues from the last checkpoint of the phase before: every network but the models that has the
@@ -252,10 +257,11 @@ class Saver:
         scaler = self._accelerator.scaler
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])
+        timed = self._config.max_minutes is not None
         also = f"; the {' and the '.join(continued)} continue" if continued else ""
         log.print_line(
-            f"{self._phase.name}: steps {state['step'] + 1} to {state['step'] + self._max_steps}, from the model of "
-            f"{self._phase.start(self.folder)}{also}"
+            f"{self._phase.name}: steps {state['step'] + 1} to {'at most ' * timed}"
+            f"{state['step'] + self._config.max_steps}, from the model of {self._phase.start(self.folder)}{also}"
         )
         return Progress(state["step"], 0, None, state.get(SKIPPED, 0), state["step"])
 

@@ -16,6 +16,8 @@ SKIPPED = "skipped_steps"
 """An entry that is only counted and logged. The first checkpoints lack it: without it a run resumes from 0."""
 PHASE, FIRST_STEP = "phase", "first_step"
 """Entries of a run with several phases: the phase's number, and the steps of the run before this phase."""
+SECONDS = "seconds"
+"""An entry of runs that end by time: the seconds that the phase has been trained."""
 POWER_EMA = "power_ema"
 """An entry of runs with power-function averages: the averages that the checkpoint's models do not hold."""
 _LARGEST = 2**62
@@ -34,8 +36,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def phase_and_step(checkpoint: Path) -> tuple[int, int]:
-    """Return the phase of a valid checkpoint, and the steps done in that phase.
+def phase_and_step(checkpoint: Path) -> tuple[int, int, float]:
+    """Return the phase of a valid checkpoint, and the steps and seconds done in that phase.
 
     Raises:
         UserError: Its state.json does not tell.
@@ -46,17 +48,19 @@ def phase_and_step(checkpoint: Path) -> tuple[int, int]:
         if not isinstance(state, dict):
             raise ValueError("it is not the state of a run")
         check_counts(state)
-        return state.get(PHASE, 1), state["step"] - state.get(FIRST_STEP, 0)
+        return state.get(PHASE, 1), state["step"] - state.get(FIRST_STEP, 0), state.get(SECONDS, 0.0)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not valid: {reason(error)}") from error
 
 
 def check_counts(state: Mapping[str, Any]) -> None:
-    """Raise `ValueError` unless the counts of a run's state are whole numbers in their ranges."""
+    """Raise `ValueError` unless the counts of a run's state are numbers in their ranges."""
     least = {"step": 0, "position": 0, SKIPPED: 0, PHASE: 1, FIRST_STEP: 0}
     for name, smallest in least.items():
         if type(value := state.get(name, smallest)) is not int or not smallest <= value < _LARGEST:
             raise ValueError(f"{name} must be a whole number of at least {smallest}")
+    if type(seconds := state.get(SECONDS, 0.0)) is not float or not 0 <= seconds < _LARGEST:
+        raise ValueError(f"{SECONDS} must be a number of at least 0")
 
 
 def check_state(state: Any) -> None:

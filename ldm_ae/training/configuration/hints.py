@@ -42,6 +42,7 @@ HINTS = {
     "steps": "training.max_steps",
     "num_steps": "training.max_steps",
     "iterations": "training.max_steps",
+    "max_time": "training.max_minutes",
     "epochs": _EPOCHS,
     "max_epochs": _EPOCHS,
     "num_epochs": _EPOCHS,

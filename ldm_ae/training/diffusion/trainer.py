@@ -28,7 +28,6 @@ from ldm_ae.core.seeding import derive_seed
 from ldm_ae.io.files import writing_folder
 from ldm_ae.training.changes import check_identity
 from ldm_ae.training.checkpoints.checkpoint import Checkpoints, load_networks
-from ldm_ae.training.checkpoints.saver import Progress
 from ldm_ae.training.checkpoints.snapshot import AVERAGED, Snapshot
 from ldm_ae.training.checkpoints.state import read_state
 from ldm_ae.training.diffusion.config import DiffusionConfig
@@ -169,7 +168,8 @@ class DiffusionTrainer:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             position = self.step * self.task.global_batch
-            state = Progress(self.step, position, best=None, skipped_steps=0)._asdict() | {
+            state = {
+                "step": self.step, "position": position, "best": None, "skipped_steps": 0, "first_step": 0,
                 "identity": self.identity, "optimizers": [self._optimizer.state_dict()], "rng": [],
                 "scaler": None if scaler is None else scaler.state_dict(),
             }  # fmt: skip

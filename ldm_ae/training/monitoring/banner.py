@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ldm_ae.training.trainer import Trainer
 
 _WIDTH = 11
-_IN_STEPS = ("training.max_steps", "training.batch_size", "training.accumulation")
+_IN_STEPS = ("training.max_steps", "training.max_minutes", "training.batch_size", "training.accumulation")
 _SIZES_SHOWN = 8
 
 
@@ -62,8 +62,10 @@ class Banner:
         first = self._phases[0].config
         self._line("images", _images_line(first.data))
         if len(self._phases) > 1:
-            total = sum(phase.config.training.max_steps for phase in self._phases)
-            self._line("steps", f"{total} in {len(self._phases)} phases")
+            settings_of_each = [phase.config.training for phase in self._phases]
+            total = sum(training.max_steps for training in settings_of_each)
+            at_most = "at most " * any(training.max_minutes is not None for training in settings_of_each)
+            self._line("steps", f"{at_most}{total} in {len(self._phases)} phases")
         for phase in self._phases:
             self._line("steps" if phase.count == 1 else f"phase {phase.number}", _steps_line(phase, self._processes))
         training = first.training
@@ -108,9 +110,12 @@ def _steps_line(phase: Phase, processes: int) -> str:
     batch = training.batch_size * training.accumulation * processes
     of = f"batch_size {training.batch_size} x accumulation {training.accumulation} x processes {processes}"
     others = {key: value for key, value in settings(phase.overrides).items() if key not in _IN_STEPS}
-    return f"{training.max_steps}, {batch} images each ({of})" + "".join(
-        f"; {key} {_shown(value)}" for key, value in others.items()
-    )
+    steps = f"{training.max_steps}" if training.max_minutes is None else _timed(training)
+    return f"{steps}, {batch} images each ({of})" + "".join(f"; {key} {_shown(value)}" for key, value in others.items())
+
+
+def _timed(training: Any) -> str:
+    return f"those of {training.max_minutes:g} minutes and at most {training.max_steps}"
 
 
 def _shown(value: Any) -> str:
@@ -164,9 +169,10 @@ def power_ema_line(power: PowerEMA, training: TrainingConfig) -> str:
     """Return the lengths of the averages, and the size of their snapshots on disk."""
     count = -(-training.max_steps // training.power_ema_every)
     lengths, size = ", ".join(f"{length:g}" for length in power.lengths), power.size()
+    at_most = "" if training.max_minutes is None else "at most "
     return (
-        f"lengths {lengths}; {count} snapshots of {_megabytes(size)}, one every {training.power_ema_every} steps: "
-        f"{_megabytes(count * size)} in {AVERAGES}/"
+        f"lengths {lengths}; {at_most}{count} snapshots of {_megabytes(size)}, one every {training.power_ema_every} "
+        f"steps: {at_most}{_megabytes(count * size)} in {AVERAGES}/"
     )
 
 
@@ -189,15 +195,19 @@ def closing_lines(trainer: Trainer, data: DataConfig) -> Iterator[str]:
     """
     steps, last, phase = trainer.config.max_steps, trainer.run_step, trainer.phase
     done, seconds = trainer.log.duration()
-    of = f"step {last} of {trainer.first_step + steps}"
+    minutes = trainer.config.max_minutes
+    setting, value, of = "training.max_steps", float(steps), f"step {last} of {trainer.first_step + steps}"
+    if minutes is not None and trainer.step < steps:
+        setting, value, of = "training.max_minutes", minutes, f"step {last} after {minutes:g} minutes"
     if done:
         speed = done * trainer.loader.global_batch / max(seconds, 1e-9)
         where = "" if phase.count == 1 else f" of {phase.name}"
         yield _line("finished", f"{of}; {done} steps{where} in {duration(seconds)}, {speed:.1f} images/s")
     else:
         yield _line("finished", f"{of}; nothing is left to train")
-        setting = phase.key("training.max_steps")
-        yield _line("", f"to train longer, add --{setting} {2 * steps}, or any number above {steps}")
+        yield _line(
+            "", f"to train longer, add --{phase.key(setting)} {2 * value:.12g}, or any number above {value:.12g}"
+        )
     yield _line("model", f"{trainer.folder / 'model'} ({trainer.averages.kind} of step {last})")
     if trainer.best is not None:
         yield _line("best", _best(trainer, int(trainer.best["step"]), trainer.best["score"]))

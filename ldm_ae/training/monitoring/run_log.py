@@ -97,7 +97,7 @@ class RunLog:
     Args:
         folder: The run directory.
         accelerator: Its trackers get the same numbers.
-        max_steps: Steps of the run, or of the phase, for the remaining time.
+        max_steps: Steps of the run, or of the phase, for the remaining time; None where time ends it.
         global_batch: Images of a step over all processes, for the images per second.
         phase: The phase whose steps these are, which every line of metrics.jsonl names if there are several.
         shown: Whether the terminal shows the progress and the lines.
@@ -107,7 +107,7 @@ class RunLog:
         self,
         folder: Path,
         accelerator: Accelerator,
-        max_steps: int,
+        max_steps: int | None,
         global_batch: int,
         phase: Phase | None = None,
         *,
@@ -194,7 +194,7 @@ class RunLog:
                 file.write(json.dumps({"time": time_now, "step": step, "changes": changes}) + "\n")
 
     def finished(self, step: int) -> None:
-        """Record in metrics.jsonl that the run has all its steps and that its model is written."""
+        """Record in metrics.jsonl that the run has ended and that its model is written."""
         self.metrics(step, {}, kind=_FINISHED)
 
     def warn(self, step: int, name: str, text: str) -> None:
