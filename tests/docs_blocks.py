@@ -232,11 +232,11 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
             "ldm-ae train --config beta_vae_sprites",
             "ldm-ae evaluate runs/vae_digits digits:test --metrics linear_probe knn clusters label_efficiency "
             "--out runs/vae_digits_probes",
-            "ldm-ae encode vq-f8-small digits:train digits_codes --size 32 --no-flips --store lean",
+            "ldm-ae encode vq-f8-small digits:train digits_codes --size 32 --store lean",
             "ldm-ae outliers runs/vae_digits digits:test --against sprites:100 --out runs/outliers",
             "ldm-ae evaluate kl-f8c4-small photos:heldout --metrics psnr rate latents active_units "
             "mutual_information --out runs/first_stage",
-            "ldm-ae encode kl-f8c4-small digits:train digits_latents --size 32 --no-flips",
+            "ldm-ae encode kl-f8c4-small digits:train digits_latents --size 32",
         )
     },
     ("docs/VAE.md", "ldm-ae train --config vae_digits"): Options(

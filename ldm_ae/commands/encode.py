@@ -69,8 +69,9 @@ class Encode(Command):
         parser.add_argument("--classes", metavar="FILE", help="names of the classes 0, 1, ...: the classes.json of a "
                             "store, or a text file with one name per line (default: those of STORE, then new "
                             "ones)")  # fmt: skip
-        parser.add_argument("--no-flips", dest="flips", action="store_false", help="omit the latents of the mirrored "
-                            "images")  # fmt: skip
+        parser.add_argument("--flips", action=argparse.BooleanOptionalAction, help="store or omit the latents of the "
+                            "mirrored images (default: as in STORE; in a new one they are stored, except for digits "
+                            "and sprites, whose labels do not hold for them)")  # fmt: skip
         parser.add_argument("--seed", type=int, default=0, help="seed of the posterior samples (default: %(default)s)")
         parser.add_argument("--no-check", dest="check", action="store_false", help="for an existing store: do not "
                             "check whether the images of finished files have changed")  # fmt: skip
