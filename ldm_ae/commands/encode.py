@@ -8,12 +8,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm_ae.commands._inputs import bucketed_inputs, option_of, print_notes, print_path
+from ldm_ae.commands._inputs import bucketed_inputs, first_images, option_of, print_notes, print_path
 from ldm_ae.commands._options import (
     add_bucket_options,
     add_compute_options,
     add_images,
     add_images_options,
+    add_limit,
     add_model,
     add_store,
     add_tiling_options,
@@ -46,6 +47,7 @@ class Encode(Command):
         add_store(parser)
         add_images_options(parser, native=True)
         add_bucket_options(parser)
+        add_limit(parser)
         add_compute_options(parser)
         add_tiling_options(parser)
         stored = parser.add_mutually_exclusive_group()
@@ -108,6 +110,7 @@ class Encode(Command):
         model, source, transform = bucketed_inputs(args)
         if args.labels or args.captions:
             source = Annotated(source, labels=args.labels, captions=args.captions)
+        source = first_images(source, args.limit)
         config = _config(args)
         with progress_bar("encoding", len(source), shown=processes.rank == 0) as progress:
             summary = encode_images(
