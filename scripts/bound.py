@@ -142,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--optimizer-steps", type=int, default=500, help="steps to the best Gaussian of each image "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--posterior-of", type=int, default=0, help="image of the picture, from 0 (default: 0)")
-    parser.add_argument("--draws", type=int, default=500, help="draws of its posterior by each of 16 chains "
+    parser.add_argument("--draws", type=int, default=1000, help="draws of its posterior by each of 16 chains "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--warmup", type=int, default=300, help="transitions of each chain before "
                         "(default: %(default)s)")  # fmt: skip

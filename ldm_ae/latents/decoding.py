@@ -79,12 +79,13 @@ def decode_store(
     batch_size: int = 16,
     device: str | torch.device = "auto",
     precision: str = "fp32",
+    limit: int | None = None,
     allow_other_model: bool = False,
     files: FileKind | None = None,
     georeferences: Georeferences | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Decode every image of a store to a file named by its key.
+    """Decode the images of a store to files named by their keys.
 
     Args:
         model: The model, in float32; a copy of it runs.
@@ -95,6 +96,7 @@ def decode_store(
         batch_size: Images per forward pass.
         device: The device that decodes; `auto` picks an accelerator if there is one.
         precision: auto, fp32, bf16 or fp16. A batch that overflows in fp16 is computed again in fp32.
+        limit: Decode the first `limit` images of the store only; None for all.
         allow_other_model: Decode with a model whose hash is not the store's, such as a fine-tuned decoder.
         files: png, tif or npy; None for PNG where it can hold the model's images, else npy.
         georeferences: With `files="tif"`, those of the encoded images, which the files get.
@@ -104,9 +106,11 @@ def decode_store(
         The number of images written.
 
     Raises:
-        UserError: The store is not valid or belongs to another model, an image does not decode to finite values, or
-            `out` is not empty or cannot be written.
+        UserError: `limit` is below 1, the store is not valid or belongs to another model, an image does not decode to
+            finite values, or `out` is not empty or cannot be written.
     """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}; it must be at least 1")
     pixels = model.pixel_spec
     kind = kind_of_files(pixels, files)
     if georeferences is not None and kind != "tif":
@@ -121,14 +125,17 @@ def decode_store(
     if looked_up and codes[0] != codes[1]:
         raise UserError(f"{store} has indices of {_codes(*codes[0])}, the model has {_codes(*codes[1])}")
     data = LatentDataset(opened, draw="indices" if looked_up else latents)
-    keys = opened.good()["key"].to_pylist()
+    keys = opened.good()["key"].to_pylist()[:limit]
     sampler = BucketBatchSampler(data, batch_size, shuffle=False)
     device = pick_device(device) if isinstance(device, str) else device
     precision = inference_numerics(precision, device).precision
     runner = inference_copy(model, device=device, precision=precision)
 
     def batches() -> Iterator[tuple[list[str], Tensor]]:
-        for positions in sampler:
+        for batch in sampler:
+            positions = [position for position in batch if position < len(keys)]
+            if not positions:
+                continue
             names = [keys[position] for position in positions]
             values = torch.stack([data.read(position) for position in positions])
             if looked_up:

@@ -312,9 +312,12 @@ def make_trainer(
         identity["power_ema"] = ", ".join(f"{length:g}" for length in run.training.power_ema_lengths)
     if loader.buckets is not None:
         identity["bucket_assignment"] = loader.buckets.identity()
+    objective = Objective(run.objective, run.model.pixel_spec)
+    if objective.likelihood is not None:
+        objective.likelihood.continue_from(run.model.likelihood)
     return Trainer(
         folder=folder, accelerator=accelerator, numerics=numerics, autoencoder=run.model,
-        objective=Objective(run.objective, run.model.pixel_spec), regularizer=run.regularizer,
+        objective=objective, regularizer=run.regularizer,
         discriminator=run.discriminator, training=run.training, optimizer=run.optimizer,
         discriminator_optimizer=run.discriminator_optimizer, loader=loader, validation=validation, samples=samples,
         identity=identity, phase=phase, checkpoints=checkpoints,

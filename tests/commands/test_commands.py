@@ -72,7 +72,11 @@ def test_encode_decode_and_reconstruct_agree(
     run: Run, tiny_model_folder: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     store, decoded, rebuilt = tmp_path / "store", tmp_path / "decoded", tmp_path / "rebuilt"
-    status, out, err = run("encode", tiny_model_folder, image_folder, store, *SMALL, "--latents", "mode")
+    encode = ["encode", tiny_model_folder, image_folder, store, *SMALL, "--latents", "mode"]
+    status, out, err = run(*encode, "--limit", 5)
+    assert (status, err) == (0, "")
+    assert "5 images, 0 unusable" in out
+    status, out, err = run(*encode)  # encodes the others and appends them
     assert (status, err) == (0, "")
     assert "12 images, 0 unusable, in fp32, scaling_factor" in out
     assert run("decode", tiny_model_folder, store, decoded, "--device", "cpu")[0] == 0
@@ -81,6 +85,12 @@ def test_encode_decode_and_reconstruct_agree(
     assert names == {p.relative_to(image_folder).as_posix() for p in image_folder.rglob("*.png")}
     for name in names:  # the stored mode, decoded, is the reconstruction
         assert (picture(decoded / name) == picture(rebuilt / name)).all()
+    for kind, arguments in (("decode", [store]), ("reconstruct", [image_folder, *SMALL[:4]])):
+        few = tmp_path / f"few {kind}"
+        status, out, _ = run(kind, tiny_model_folder, *arguments, few, "--limit", 5, "--device", "cpu")
+        assert (status, out.splitlines()[-1].split()[0]) == (0, "5")
+        found = sorted(p.relative_to(few).as_posix() for p in few.rglob("*.png"))
+        assert found == sorted(names)[:5]
     status, out, _ = run("inspect", store, "--json")
     assert status == 0
     assert json.loads(out)["problems"] == []
@@ -253,6 +263,7 @@ def no_weights(folder: Path) -> Path:
         (["decode", "{model}", "{tmp}/nowhere", "{tmp}/full"], "is not empty (precious.txt)"),
         (["quickstart", "--out", "{tmp}/full"], "is not empty (precious.txt); give a new folder for the quickstart"),
         (["evaluate", "{model}", "{images}", "--limit", "0", "--out", "{tmp}/o"], "--limit is 0"),
+        (["reconstruct", "{model}", "{images}", "{tmp}/o", "--limit", "0"], "--limit is 0"),
         (
             ["evaluate", "{model}", "{images}", "--out", "{tmp}/o", "--metrics", "psnr", "lpip_alex"],
             "no metric is named 'lpip_alex'; did you mean lpips_alex?",

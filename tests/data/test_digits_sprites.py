@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ldm_ae.core.errors import UserError
-from ldm_ae.data import open_source, sprites
+from ldm_ae.data import Subset, open_source, sprites
 from ldm_ae.data.sources.sprites import SpritesSource
 from ldm_ae.data.sprites import COUNTS, SHAPES, TOTAL, Factors, draw, factors, factors_of_key, key
 
@@ -34,6 +34,7 @@ def test_digits_are_those_of_scikit_learn_in_a_stratified_split() -> None:
             raw = source[i]
             assert raw.label == digits.target[rows[i]]
             assert np.abs(pixels(raw.data) / 255 * 16 - digits.images[rows[i]]).max() < 0.04  # half a level of 256
+    assert not Subset(splits["test"], [0]).labels_hold_mirrored()  # a mirrored 2 is not a 2
     with pytest.raises(UserError, match="no digits 'digits:valid'; there are digits:train and digits:test"):
         open_source("digits:valid")
 

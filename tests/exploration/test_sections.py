@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -13,13 +14,14 @@ import ldm_ae
 from ldm_ae.core.code_maps import pack_maps, split_maps
 from ldm_ae.core.errors import UserError
 from ldm_ae.evaluation.metrics.psnr import psnr
+from ldm_ae.exploration import projections as projections_module
 from ldm_ae.exploration import spread
 from ldm_ae.exploration.arithmetic import class_means
 from ldm_ae.exploration.codebook_atlas import patches
 from ldm_ae.exploration.encoded import Encoded
 from ldm_ae.exploration.interpolation import angle, linear, spherical
 from ldm_ae.exploration.maps_of_codes import without_finer_maps
-from ldm_ae.exploration.projections import neighbour_agreement, principal_components, projections
+from ldm_ae.exploration.projections import missing, neighbour_agreement, principal_components, projections
 from ldm_ae.exploration.samples import gaussian
 from ldm_ae.exploration.traversals import traverse
 from ldm_ae.models import HierarchicalVQAutoencoder, KLAutoencoder
@@ -59,6 +61,30 @@ def test_tsne_separates_two_clouds_and_repeats() -> None:
     first, second = ({each.name: each.coordinates for each in projections(features, 3)} for _ in range(2))
     torch.testing.assert_close(first["t-SNE"], second["t-SNE"], rtol=0, atol=0)
     assert neighbour_agreement(first["t-SNE"], torch.arange(40) % 2) == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("umap") is None, reason="needs umap-learn, whose start takes half a minute"
+)
+def test_umap_separates_two_clouds_and_repeats() -> None:
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(40, 5, generator=generator) + 20.0 * (torch.arange(40) % 2)[:, None]
+    first, second = ({each.name: each.coordinates for each in projections(features, 3)} for _ in range(2))
+    assert list(first) == ["PCA", "t-SNE", "UMAP"]
+    torch.testing.assert_close(first["UMAP"], second["UMAP"], rtol=0, atol=0)
+    assert neighbour_agreement(first["UMAP"], torch.arange(40) % 2) == 1.0
+    equal = {each.name: each.coordinates for each in projections(torch.ones(40, 5), 0)}
+    assert equal["UMAP"].isfinite().all()
+
+
+def test_missing_projections_are_named_with_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    there: set[str] = set()
+    monkeypatch.setattr(projections_module, "_installed", there.__contains__)
+    assert missing() == ["t-SNE needs pip install scikit-learn.", "UMAP needs pip install umap-learn."]
+    assert [each.name for each in projections(torch.randn(40, 3), 0)] == ["PCA"]
+    there.add("sklearn")
+    assert missing() == ["UMAP needs pip install umap-learn."]
 
 
 def test_spherical_path_halves_the_angle_and_keeps_the_norm() -> None:

@@ -239,6 +239,11 @@ def test_images_are_decoded_at_their_encoded_size(mixed: Path, tiny_model: KLAut
     for row in LatentStore(mixed).good().to_pylist():
         with Image.open(tmp_path / "out" / row["key"]) as image:
             assert f"{image.height}x{image.width}" == row["bucket"]
+    assert decode_store(tiny_model, mixed, tmp_path / "few", batch_size=3, limit=4, device="cpu") == 4
+    first = [str(tmp_path / "few" / row["key"]) for row in LatentStore(mixed).good().to_pylist()[:4]]
+    assert sorted(map(str, (tmp_path / "few").rglob("*.png"))) == sorted(first)
+    with pytest.raises(UserError, match="limit is 0; it must be at least 1"):
+        decode_store(tiny_model, mixed, tmp_path / "none", limit=0, device="cpu")
 
 
 def test_single_size_formats_refuse_several_sizes(mixed: Path, tmp_path: Path) -> None:

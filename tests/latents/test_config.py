@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from ldm_ae.commands import COMMANDS
 from ldm_ae.commands.encode import _config
@@ -72,6 +73,33 @@ def test_keywords_replace_fields_of_the_config(tiny_model: KLAutoencoder, image_
     request = LatentStore(tmp_path / "store").request
     assert {name: getattr(request, name) for name in expected.stored()} == expected.stored()
     assert request.source == "photos"
+    assert not request.flips
+
+
+def test_mirror_images_are_stored_where_labels_hold_for_them(
+    tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path
+) -> None:
+    def encode(store: str, images: str, **options: Any) -> tuple[bool, list[str]]:
+        found = encode_images(
+            tiny_model,
+            open_source(images),
+            tmp_path / store,
+            transform=ImageTransform(size=32),
+            device="cpu",
+            **options,
+        )
+        dataset = LatentStore(tmp_path / store)
+        [bucket] = {name.split("/")[0] for name in dataset.files if name.endswith(".safetensors")}
+        tensors = load_file(next((tmp_path / store / bucket).glob("*.safetensors")))
+        assert dataset.request.flips == ("latents_flip" in tensors)
+        return dataset.request.flips, found.warnings
+
+    assert encode("folder", str(image_folder)) == (True, [])
+    flips, [note] = encode("sprites", "sprites:2")
+    assert not flips
+    assert "--flips stores them" in note
+    assert encode("mirrored", "sprites:2", flips=True) == (True, [])
+    assert encode("mirrored", "sprites:3") == (True, []), "a store keeps its choice when images are added"
 
 
 def test_unknown_keyword_is_refused(tiny_model: KLAutoencoder, image_folder: Path, tmp_path: Path) -> None:

@@ -125,11 +125,12 @@ def test_usefulness_scores_latents_beside_pixels(
     script = load_script("usefulness")
     arguments = [
         model, "--train", "digits:train", "--test", "digits:test", "--out", str(tmp_path / "out"),
-        *["--train-limit", "120", "--test-limit", "100", "--labels", "20", "1000", "--steps", "3", "--device", "cpu"],
+        *["--train-limit", "120", "--test-limit", "100", "--labels", "20", "1000", "--steps", "3"],
+        *["--diffusion-steps", "2", "--device", "cpu"],
     ]  # fmt: skip
     assert script.main(arguments) == 0
     scores = json.loads((tmp_path / "out" / "usefulness.json").read_text())["scores"]
     assert {"probe 20", "probe 120", "knn", "nmi", "ari"} == scores["pixels"].keys()
-    assert scores[model].keys() == scores["pixels"].keys() | {"cas", "reconstructed", "real"}
+    assert scores[model].keys() == scores["pixels"].keys() | {"cas gaussian", "cas diffusion", "reconstructed", "real"}
     assert scores["pixels"]["probe 120"] > 0.7
     assert "knn" in capsys.readouterr().out

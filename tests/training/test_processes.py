@@ -24,6 +24,7 @@ from ldm_ae.discriminators import (
     StyleGAN2Discriminator,
 )
 from ldm_ae.features import EfficientNetLite0
+from ldm_ae.losses import DiscretizedLogistic, Gaussian
 from ldm_ae.training.steps import discriminator_step, generator_step
 from tests.training.common import assert_close, gradients, make_batches, make_parts, step_gradients
 from tests.training.doubles import ADAPTIVE, CHAIN_TERMS, TERMS, Adaptive, Backboned, Turn, every_kind
@@ -53,8 +54,12 @@ def take_both_steps(rank: int, count: int, accumulations: tuple[int, ...], folde
         save_file({k: v.contiguous() for k, v in found.items()}, path)
 
 
+# Each process has its own copy of a learned scale, which stays the same if its gradient is.
+LIKELIHOOD: dict[str, Any] = {"learned_log_variance": False, "perceptual": None}
 VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
     "plain": dict,
+    "gaussian": lambda: LIKELIHOOD | {"reconstruction": Gaussian()},
+    "logistic": lambda: LIKELIHOOD | {"reconstruction": DiscretizedLogistic()},
     "hooks": lambda: {"discriminator": Backboned(), "regularizer": Turn(), "regularization_weights": TERMS},
     "aids": lambda: {"discriminator": with_every_aid()},
     "adaptive": lambda: {"discriminator": Backboned(), "regularizer": Adaptive(), "regularization_weights": ADAPTIVE},
@@ -94,6 +99,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         if which in ("spectral", "dino", "projected") and accumulation == 2:
             continue  # twice as many passes, each of which improves the estimate of the norms
         expected = load_file(tmp_path / f"{which}-1-1-0.safetensors")
+        assert (which in ("gaussian", "logistic")) == any("likelihood" in name for name in expected)
         found = load_file(tmp_path / f"{which}-2-{accumulation}-{rank}.safetensors")
         # Float32 sums in another order, and with another number of threads; biases are sums that nearly cancel.
         assert_close(found, expected, 5e-5)

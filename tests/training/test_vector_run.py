@@ -70,6 +70,29 @@ def test_resumed_run_has_the_schedule_the_scale_and_the_discriminator(tmp_path: 
         run(config, tmp_path / "parts", *more, STEPS, "7", "--objective.reconstruction", "logistic")
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "logistic"])
+def test_scale_continues_in_the_next_phase_and_from_a_pretrained_model(kind: str, tmp_path: Path) -> None:
+    """At a learning rate of nearly 0 the scale of the later training is that of the earlier one."""
+    config = write_recipe(tmp_path / "recipe.yaml", reconstruction=kind, regularization_weights={"kl": 1.0})
+    still = {"optimizer": {"learning_rate": 1e-30}, "training": {"max_steps": 1}}
+    phases = tmp_path / "phases.yaml"
+    phases.write_text(yaml.safe_dump({"phases": [{"training": {"max_steps": 3}}, still]}))
+
+    def scale(folder: Path) -> float:
+        likelihood = load_autoencoder(folder).likelihood
+        assert likelihood is not None
+        return float(likelihood.init_args["scale"])
+
+    first = run(config, tmp_path / "first", "--config", str(phases))
+    learned = scale(first / "phases" / "1")
+    assert learned != pytest.approx({"gaussian": 0.25, "logistic": 0.1}[kind], rel=1e-6)
+    assert scale(first) == learned
+    again = ("--model.init_args.pretrained", str(first), "--optimizer.learning_rate", "1e-30", STEPS, "1")
+    assert scale(run(config, tmp_path / "second", *again)) == pytest.approx(learned, rel=1e-6)
+    chosen = run(config, tmp_path / "third", *again, "--objective.reconstruction.scale", "0.5")
+    assert scale(chosen) == pytest.approx(0.5, rel=1e-6)
+
+
 def test_nll_and_kl_of_the_log_are_the_negative_elbo_of_the_images(tmp_path: Path) -> None:
     """A run of one step with the learning rate 0: its log against the saved model's own terms, whose mode is drawn."""
     config = write_recipe(tmp_path / "recipe.yaml", reconstruction="logistic", regularization_weights={"kl": 1.0})

@@ -48,6 +48,10 @@ class DigitsSource(Source):
             raise UserError(f"there are no digits '{location}'; there are digits:train and digits:test")
         return cls(split)
 
+    def labels_hold_mirrored(self) -> bool:
+        """Return False: a mirrored digit is not a digit."""
+        return False
+
     def account(self) -> Account:
         """See `Source.account`."""
         return Account(kind=self.name, images=len(self), labels={"the data set": len(self)})

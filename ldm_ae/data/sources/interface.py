@@ -84,6 +84,10 @@ class Source(abc.ABC):
         del index
         return None
 
+    def labels_hold_mirrored(self) -> bool:
+        """Return whether the mirror image of an image has the same label and caption; a mirrored 2 is not a 2."""
+        return True
+
     def open_image(self, index: int) -> BinaryIO:
         """Open the encoded file of image `index`, for readers that need its header alone; errors as `__getitem__`."""
         return io.BytesIO(self[index].data)
@@ -169,6 +173,10 @@ class Wrapped(Source):
     def account(self) -> Account:
         """Return the source's account."""
         return self._source.account()
+
+    def labels_hold_mirrored(self) -> bool:
+        """See `Source.labels_hold_mirrored`."""
+        return self._source.labels_hold_mirrored()
 
     def open_image(self, index: int) -> BinaryIO:
         """See `Source.open_image`."""

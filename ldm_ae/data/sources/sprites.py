@@ -46,6 +46,10 @@ class SpritesSource(Source):
         """Return the factors of image `index`."""
         return sprites.factors(self.first + index)
 
+    def labels_hold_mirrored(self) -> bool:
+        """Return False: the caption has the rotation and the place."""
+        return False
+
     def account(self) -> Account:
         """See `Source.account`."""
         return Account(

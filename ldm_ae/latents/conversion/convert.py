@@ -144,7 +144,7 @@ def _check(samples: Samples, target: Format, *, folded: bool) -> Iterator[str]:
     assert not target.reads_latents or samples.names & {"latents", "moments"}, "checked before"
     holds_flips = any(tensor.endswith(FLIP) for tensor in target.tensors)
     if target.needs_flips and not samples.flips:
-        raise UserError(f"{trainer} needs the mirror images' latents, and {path} has none; encode without --no-flips")
+        raise UserError(f"{trainer} needs the mirror images' latents, and {path} has none; encode with --flips")
     if samples.flips and not holds_flips:
         yield f"the format {target.name} has no place for mirror images; they are skipped"
     _check_complete(samples, target)

@@ -25,6 +25,9 @@ class EncodeConfig(StoredOptions):
         UserError: A value is not among those that its field takes.
     """
 
+    flips: bool | None = None
+    """Also store the mirror images' latents and moments. None keeps the choice of an existing store; a new one
+    gets them if the source's labels hold for them (`Source.labels_hold_mirrored`). The store records the choice."""
     source_name: str = ""
     """The origin of the images, for the index."""
     classes: Sequence[str] | None = None

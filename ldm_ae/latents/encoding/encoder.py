@@ -32,7 +32,7 @@ from ldm_ae.latents.encoding.units import EncodedBatch, Unit
 from ldm_ae.latents.store.additions import join
 from ldm_ae.latents.store.annotated import numbering_warnings
 from ldm_ae.latents.store.claiming import claiming
-from ldm_ae.latents.store.format import DTYPES, StoreRequest, recorded_precision
+from ldm_ae.latents.store.format import DTYPES, StoreRequest, recorded_flips, recorded_precision
 from ldm_ae.latents.store.provenance import inference_copy, scaling_of
 from ldm_ae.latents.store.quantize_uint8 import pack
 from ldm_ae.latents.store.reader import LatentStore
@@ -123,8 +123,11 @@ def encode_images(
         raise UserError("precision auto is measured on this machine; with an engine give fp32, bf16 or fp16")
     config = replace(config, precision="fp32" if precision == "no" else precision)
     tile, overlap = blending_of(model)
+    flips = config.flips if config.flips is not None else recorded_flips(path)
+    if flips is None:
+        flips = source.labels_hold_mirrored()
     request = StoreRequest(
-        **config.stored(), source=valid_text(config.source_name), images=len(source), keys_hash="",
+        **config.stored(), flips=flips, source=valid_text(config.source_name), images=len(source), keys_hash="",
         model_hash=model_hash(model), model_config=model_config(model), scaling=scaling_of(spec),
         transform=transform.describe(), transform_hash=hash_json(transform.describe()),
         indices=spec.codebook_size is not None and config.content != "samples",
@@ -191,6 +194,11 @@ def encode_images(
                 writer.finish(source.account().to_json())
         channel.wait_for_all()
     store = LatentStore(path)
+    notes = []
+    if config.flips is None and not store.request.flips and not source.labels_hold_mirrored():
+        notes.append(
+            "no mirror images are stored, because the source's labels do not hold for them; --flips stores them"
+        )
     bad = store.bad()
     if len(bad) > config.max_bad_fraction * len(source):
         first = "; ".join(f"{key}: {reason}" for key, reason in islice(bad.items(), 3))
@@ -202,7 +210,7 @@ def encode_images(
         path=Path(path), images=len(store), bad=bad, statistics=store.statistics, buckets=store.buckets(),
         crops=describe_crops(store.good()), colour_profiles=store.colour_profiles(), already_complete=already_complete,
         precision=store.request.precision, fp32_fallbacks=store.fp32_fallbacks, account=source.account(),
-        annotations=store.annotations(), warnings=numbering_warnings(folder, store.classes),
+        annotations=store.annotations(), warnings=[*notes, *numbering_warnings(folder, store.classes)],
     )  # fmt: skip
 
 

@@ -113,8 +113,6 @@ class StoredOptions:
     is fast on this machine; a store records the choice. A batch that overflows in fp16 is encoded in fp32."""
     latents: Literal["sample", "mode"] = "sample"
     """Whether `latents` is one posterior sample or the mode."""
-    flips: bool = True
-    """Also store the mirror images' latents and moments."""
     seed: int = 0
     """Seed of the posterior samples."""
     batch_size: int = 16
@@ -146,6 +144,8 @@ class StoreRequest(StoredOptions):
     """The model's LatentSpec, recorded but not applied."""
     transform: dict[str, Any]
     transform_hash: str
+    flips: bool = True
+    """Whether the store also has the mirror images' latents and moments."""
     indices: bool = False
     """Whether the store has indices, those of the codebook in `scaling`."""
     deterministic: bool = False
@@ -178,7 +178,8 @@ class StoreRequest(StoredOptions):
     def to_json(self) -> dict[str, Any]:
         """Return the request as JSON values, in the order of store.json, whose bytes stay the same across versions."""
         values = asdict(self)
-        for name in (*(entry.name for entry in fields(StoredOptions)), "indices", "compiled"):
+        later = [entry.name for entry in fields(StoredOptions) if entry.name not in _FIRST]
+        for name in (*_FIRST, *later, "indices", "compiled"):
             values[name] = values.pop(name)
         if not values["deterministic"]:
             del values["deterministic"]
@@ -253,6 +254,16 @@ def complete_columns(rows: pa.Table) -> pa.Table:
     if not pc.all(pc.equal(pc.list_value_length(rows["crop"]), 4), min_count=0).as_py():
         raise ValueError("a crop of the index does not have four numbers")
     return rows
+
+
+def recorded_flips(path: str | Path) -> bool | None:
+    """Return whether the store at `path`, finished or not, has mirror images; None if there is no store.
+
+    Raises:
+        UserError: The store's description is damaged.
+    """
+    path = Path(path)
+    return read_description(path)["request"].get("flips") if (path / DESCRIPTION).is_file() else None
 
 
 def recorded_precision(path: str | Path) -> str | None:

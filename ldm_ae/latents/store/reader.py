@@ -210,7 +210,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if flip not in ("never", "half"):
             raise UserError(f"flip is '{flip}'; it must be never or half")
         if flip == "half" and not self.store.request.flips:
-            raise UserError(f"{self.store.path} has no mirror images; encode with flips, or use flip never")
+            raise UserError(f"{self.store.path} has no mirror images; encode with --flips, or use flip never")
         self._draw = draw
         self._flip = flip
         self._seed = seed

@@ -34,22 +34,25 @@ class DiscretizedLogistic(Likelihood):
 
     Args:
         bits: Bits of a level.
-        scale: s in units of pixel values; the initial one if it is learned.
+        scale: s in units of pixel values; the initial one if it is learned. None is that of the model that a run starts
+            from, if it was trained with this likelihood, else 0.1.
         learned: Whether s is learned.
     """
 
     short_names = ("logistic",)
     is_discrete = True
 
-    def __init__(self, *, bits: int = 8, scale: float = 0.1, learned: bool = True):
+    def __init__(self, *, bits: int = 8, scale: float | None = None, learned: bool = True):
         super().__init__()
         if not 1 <= bits <= 16:
             raise UserError(f"DiscretizedLogistic: expected bits from 1 to 16, got {bits}")
+        given = scale is not None
+        scale = 0.1 if scale is None else scale
         if not 0 < scale < math.inf:
             raise UserError(f"DiscretizedLogistic: expected a scale above 0, got {scale}")
         self.bits, self.learned = bits, learned
         self.log_scale: Tensor
-        self.set_scale("log_scale", math.log(scale), learned=learned)
+        self.set_scale("log_scale", math.log(scale), learned=learned, given=given)
 
     @property
     def init_args(self) -> dict[str, Any]:

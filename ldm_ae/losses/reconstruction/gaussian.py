@@ -22,19 +22,22 @@ class Gaussian(Likelihood):
     """The density of pixel values in [-1, 1]: of the values in [0, 1] it is higher by log 2 for each element.
 
     Args:
-        scale: σ in units of pixel values; the initial one if it is learned.
+        scale: σ in units of pixel values; the initial one if it is learned. None is that of the model that a run starts
+            from, if it was trained with this likelihood, else 0.25.
         learned: Whether σ is learned.
     """
 
     is_discrete = False
 
-    def __init__(self, *, scale: float = 0.25, learned: bool = True):
+    def __init__(self, *, scale: float | None = None, learned: bool = True):
         super().__init__()
+        given = scale is not None
+        scale = 0.25 if scale is None else scale
         if not 0 < scale < math.inf:
             raise UserError(f"Gaussian: expected a scale above 0, got {scale}")
         self.learned = learned
         self.log_variance: Tensor
-        self.set_scale("log_variance", 2 * math.log(scale), learned=learned)
+        self.set_scale("log_variance", 2 * math.log(scale), learned=learned, given=given)
 
     @property
     def init_args(self) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class Likelihood(ReconstructionLoss, nn.Module):
     it (`Autoencoder.likelihood`).
     """
 
+    _replaceable: str | None = None
+    """Name of the scale, if it is a default."""
     is_discrete: ClassVar[bool]
     """Whether `log_prob` is of probabilities, at most 0, and not of densities."""
 
@@ -68,12 +70,22 @@ class Likelihood(ReconstructionLoss, nn.Module):
             generator: Of the reconstructions' device; None for the global one.
         """
 
-    def set_scale(self, name: str, value: float, *, learned: bool) -> None:
-        """Set an attribute to a float32 scalar: a parameter if it is learned, else a buffer outside checkpoints."""
+    def set_scale(self, name: str, value: float, *, learned: bool, given: bool) -> None:
+        """Set an attribute to a float32 scalar: a parameter if it is learned, else a buffer outside checkpoints.
+
+        If it is not `given`, `continue_from` may replace it.
+        """
+        self._replaceable = None if given else name
         if learned:
             self.register_parameter(name, nn.Parameter(torch.tensor(value)))
         else:
             self.register_buffer(name, torch.tensor(value), persistent=False)
+
+    @torch.no_grad()
+    def continue_from(self, other: Likelihood | None) -> None:
+        """Take the scale of the likelihood that a model was trained with, if it is of this class and none was given."""
+        if self._replaceable is not None and type(other) is type(self):
+            getattr(self, self._replaceable).copy_(getattr(other, self._replaceable))
 
     def log_prob(self, reconstructions: Tensor, pixel_values: Tensor) -> Tensor:
         """Return log p(x | x̂) of each image in nats, (B,); arguments as in `element_log_prob`."""

@@ -26,7 +26,7 @@ class Draws(NamedTuple):
 
 
 def posterior_draws(
-    model: Autoencoder, pixel_values: Tensor, *, draws: int = 500, chains: int = 16, warmup: int = 300,
+    model: Autoencoder, pixel_values: Tensor, *, draws: int = 1000, chains: int = 16, warmup: int = 300,
     leapfrog_steps: int = 10, seed: int = 0,
 ) -> Draws:  # fmt: skip
     """Draw from the posterior of one image.

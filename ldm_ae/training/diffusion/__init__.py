@@ -1,5 +1,6 @@
 """Training of a small diffusion model on latents: its options, networks, data and loop, and the diffusion score."""
 
+from ldm_ae.training.diffusion.class_diffusion import ClassDiffusion
 from ldm_ae.training.diffusion.config import DiffusionConfig
 from ldm_ae.training.diffusion.pipeline_run import train_diffusion
 from ldm_ae.training.diffusion.score import DiffusionScore, diffusion_score
@@ -7,6 +8,7 @@ from ldm_ae.training.diffusion.score_protocol import DiffusionImages, DiffusionS
 from ldm_ae.training.diffusion.trainer import DiffusionTrainer
 
 __all__ = [
+    "ClassDiffusion",
     "DiffusionConfig",
     "DiffusionImages",
     "DiffusionScore",

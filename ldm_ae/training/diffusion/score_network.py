@@ -68,21 +68,28 @@ def no_label(count: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def sample_latents(
-    network: nn.Module, shape: tuple[int, int, int], seeds: Tensor, steps: int, device: torch.device
+    network: nn.Module,
+    shape: tuple[int, int, int],
+    seeds: Tensor,
+    steps: int,
+    device: torch.device,
+    *,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """Return one sample of scaled latents for each seed, (B, C, h, w) float32.
 
     Args:
-        network: What `build_network` returns, trained.
+        network: What `build_network` returns, or another `build_sit`, trained by flow matching.
         shape: (C, h, w).
         seeds: (B,) int64, on which alone the noise of each sample depends.
         steps: Steps of DPM-Solver++ (Lu et al., arXiv 2211.01095), of second order.
         device: The network's device.
+        labels: (B,) int64 on it, the class of each sample; None for a network without classes.
     """
     scheduler = build_scheduler("flow")
     scheduler.set_timesteps(steps, device=device)
     latents = seeded_noise(seeds, shape).to(device) * scheduler.init_noise_sigma
-    labels = no_label(len(latents), device)
+    labels = no_label(len(latents), device) if labels is None else labels
     for time in scheduler.timesteps:
         prediction = predict(network, latents, time.expand(len(latents)), labels)
         latents = scheduler.step(prediction, time, latents).prev_sample
