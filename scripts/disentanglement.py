@@ -44,7 +44,7 @@ from ldm_ae.io.files import make_folder, write_json, writing
 from ldm_ae.models import for_inference, load_autoencoder
 from ldm_ae.representation.bound import elbo
 from ldm_ae.representation.disentanglement import SCORES, all_scores
-from ldm_ae.representation.encoded import BATCH, encode, read_images
+from ldm_ae.representation.encoded import encode, in_batches, read_images
 from ldm_ae.representation.information import (
     Point,
     active_units,
@@ -73,17 +73,17 @@ class Run(NamedTuple):
     seed: int | None = None
 
 
-def score(run: Run, images: str, factors: NDArray[np.int64], device: str) -> dict[str, float]:
+def score(run: Run, images: str, factors: NDArray[np.int64], device: str, size: int | None) -> dict[str, float]:
     """Return the scores of a model by key."""
     model = for_inference(load_autoencoder(run.path), device=pick_device(device))
-    pixel_values = read_images(model, open_source(images)).pixel_values
+    pixel_values = read_images(model, open_source(images), size=size).pixel_values
     codes = encode(model, pixel_values)
     found = all_scores(codes.means.numpy(), factors)
     if codes.log_variances is not None:
         if model.likelihood is not None:
-            parts = [elbo(model, part).nats for part in pixel_values.split(BATCH)]
+            parts = [elbo(model, part).nats for part in in_batches(pixel_values)]
             found["elbo"] = float(sum(part.sum() for part in parts)) / len(pixel_values)
-        point = rate_distortion(run.name, model, pixel_values.split(BATCH))
+        point = rate_distortion(run.name, model, in_batches(pixel_values))
         found |= {"rate": point.rate, "error": point.distortion}
         first = slice(CORRELATION_IMAGES)
         found["total_correlation"] = total_correlation(codes.means[first], codes.log_variances[first])
@@ -200,7 +200,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     found = {}
     for run in runs:
         print(f"scoring {run.name}", file=sys.stderr, flush=True)
-        found[run.name] = score(run, args.images, factors, args.device)
+        found[run.name] = score(run, args.images, factors, args.device, args.size)
     write_json(out / "disentanglement.json", {
         "scores": found, "factors": list(COUNTS._fields), "options": vars(args), "git_commit": git_commit(),
         "versions": package_versions(),
@@ -216,7 +216,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     ]  # fmt: skip
     if curve:
         model = load_autoencoder(runs[0].path)
-        jpeg = jpeg_points(read_images(model, source, limit=args.jpeg_images).pixel_values)
+        jpeg = jpeg_points(read_images(model, source, limit=args.jpeg_images, size=args.size).pixel_values)
         figures["rate_distortion.png"] = rate_distortion_figure(
             {"weights of the KL" if sweep else "models": curve} | ({"JPEG, quality": jpeg} if jpeg else {})
         )
@@ -235,6 +235,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, help="folder for disentanglement.json, figures and the runs of a sweep")
     parser.add_argument("--images", default="sprites:50000-55000", help="sprites:FIRST-END, images with known factors "
                         "(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--size", type=int, help="side of the images in pixels (default: the model's sample size)")
     parser.add_argument("--config", help="recipe of a sweep, such as configs/beta_vae_sprites.yaml")
     parser.add_argument("--betas", type=float, nargs="+", default=[1, 4, 16], help="weights of the KL (default: "
                         "%(default)s)")  # fmt: skip

@@ -33,7 +33,7 @@ from ldm_ae.data import open_source
 from ldm_ae.evaluation.metrics._labelled_latents import pooled
 from ldm_ae.io.files import require_new_folder, write_json, writing_folder
 from ldm_ae.models import Autoencoder, for_inference, load_autoencoder
-from ldm_ae.representation.encoded import BATCH, Images, read_images
+from ldm_ae.representation.encoded import Images, in_batches, read_images
 from ldm_ae.representation.usefulness import (
     ClassGaussians,
     classification_accuracy_score,
@@ -65,7 +65,7 @@ def of_generators(model: Autoencoder, train: Images, test: Images, steps: int, d
     if diffusion_steps:
         generators["diffusion"] = ClassDiffusion(model, train.pixel_values, train.labels, steps=diffusion_steps)
     with torch.no_grad():
-        parts = train.pixel_values.split(BATCH)
+        parts = in_batches(train.pixel_values)
         reconstructed = torch.cat([model.decode(model.encode(part).mode()).clamp(-1, 1) for part in parts])
 
     def trained_on(images: Tensor) -> float:
@@ -87,7 +87,7 @@ def of_generators(model: Autoencoder, train: Images, test: Images, steps: int, d
 def features(model: Autoencoder, images: Tensor, *, averaged: bool) -> Tensor:
     """Return scaled latents of images as features (N, D) on the CPU."""
     found = []
-    for part in images.split(BATCH):
+    for part in in_batches(images):
         latents = model.scale(model.encode(part).mode()).float()
         found.append((pooled(latents) if averaged else latents.flatten(1)).cpu())
     return torch.cat(found)
@@ -105,7 +105,7 @@ def measure(args: argparse.Namespace) -> dict[str, Scores]:
     for name in args.model:
         model = for_inference(load_autoencoder(name), device=pick_device(args.device))
         train, test = (
-            read_images(model, source, limit=limit)
+            read_images(model, source, limit=limit, size=args.size)
             for source, limit in zip(sources, (args.train_limit, args.test_limit), strict=True)
         )
         for images, location in ((train, args.train), (test, args.test)):
@@ -139,6 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
                         "than there are count as all (default: %(default)s)")  # fmt: skip
     parser.add_argument("--train-limit", type=int, help="use only the first images for training")
     parser.add_argument("--test-limit", type=int, help="use only the first images for testing")
+    parser.add_argument("--size", type=int, help="side of the images in pixels (default: the model's sample size)")
     parser.add_argument("--pooled", action="store_true", help="average latents to at most 4x4 places, for latents that "
                         "are too many for a classifier")  # fmt: skip
     parser.add_argument("--no-generator", action="store_true", help="omit cas, reconstructed and real")

@@ -12,6 +12,9 @@ from ldm_ae.data import EvaluationLoader, ImageTransform, Source
 from ldm_ae.models import Autoencoder
 
 BATCH = 256
+"""Most images in a batch."""
+BATCH_PIXELS = 2**20
+"""Most pixels in a batch of images in memory: 256 images of 64x64."""
 
 
 class Images(NamedTuple):
@@ -25,26 +28,32 @@ class Images(NamedTuple):
     """(N,) int64 on the CPU, indices into the source."""
 
 
-def read_images(model: Autoencoder, source: Source, *, limit: int | None = None) -> Images:
-    """Return the first images of a source, resized and cropped to the model's sample size.
+def read_images(model: Autoencoder, source: Source, *, limit: int | None = None, size: int | None = None) -> Images:
+    """Return the first images of a source, resized and cropped to a square.
 
     Args:
-        model: The model, which gives size, meaning and device of the images.
+        model: The model, which gives meaning and device of the images.
         source: The images.
         limit: Number of images; None for all.
+        size: Side of the square in pixels; None for the model's sample size.
 
     Raises:
         UserError: An image cannot be read, or `limit` is not positive.
     """
     if limit is not None and limit < 1:
         raise UserError(f"the number of images is {limit}; it must be at least 1")
-    transform = ImageTransform(size=model.sample_size, pixels=model.pixel_spec)
+    transform = ImageTransform(size=size or model.sample_size, pixels=model.pixel_spec)
     chosen = range(min(limit or len(source), len(source)))
     batches = list(EvaluationLoader(source, transform, batch_size=BATCH, indices=chosen, max_bad_fraction=0.0))
     return Images(
         torch.cat([batch.pixel_values for batch in batches]).to(model.device),
         torch.cat([batch.labels for batch in batches]), torch.cat([batch.indices for batch in batches]),
     )  # fmt: skip
+
+
+def in_batches(images: Tensor) -> tuple[Tensor, ...]:
+    """Return the parts (n, C, H, W) of images (N, C, H, W), each with at most `BATCH` images and `BATCH_PIXELS`."""
+    return images.split(max(1, min(BATCH, BATCH_PIXELS // (images.shape[-2] * images.shape[-1]))))
 
 
 class Encoded(NamedTuple):
@@ -60,7 +69,7 @@ def encode(model: Autoencoder, pixel_values: Tensor) -> Encoded:
     """Return the posteriors of images (N, C, H, W) on the model's device, which is in eval mode."""
     means, log_variances = [], []
     with torch.no_grad():
-        for part in pixel_values.split(BATCH):
+        for part in in_batches(pixel_values):
             posterior = model.encode(part)
             means.append(posterior.mode().flatten(1).float().cpu())
             if posterior.moments is not None:

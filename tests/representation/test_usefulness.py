@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from ldm_ae.core.errors import UserError
+from ldm_ae.data import open_source
+from ldm_ae.models import KLAutoencoder
+from ldm_ae.representation.encoded import in_batches, read_images
 from ldm_ae.representation.usefulness import (
     ClassGaussians,
     classification_accuracy_score,
@@ -84,3 +87,11 @@ def test_class_gaussians_have_the_moments_of_their_class() -> None:
     torch.testing.assert_close(drawn.std(), of_class.std(), atol=0.02, rtol=0)
     with pytest.raises(UserError, match="class 1 has fewer"):
         ClassGaussians(IdentityAutoencoder(), training[:3], torch.tensor([0, 0, 1]))
+
+
+@needs_sklearn
+def test_images_are_read_at_a_size_and_split_by_pixels() -> None:
+    model = KLAutoencoder(block_out_channels=(4, 4), layers_per_block=1, norm_num_groups=2).eval()
+    assert read_images(model, open_source("digits:test"), limit=3, size=24).pixel_values.shape == (3, 3, 24, 24)
+    assert [len(part) for part in in_batches(torch.empty(3, 1, 1024, 1024))] == [1, 1, 1]
+    assert [len(part) for part in in_batches(torch.empty(300, 1, 2, 2))] == [256, 44]

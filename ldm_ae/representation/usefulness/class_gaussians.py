@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ldm_ae.core.errors import UserError
 from ldm_ae.models import Autoencoder
+from ldm_ae.representation.encoded import in_batches
 
 
 class ClassGaussians:
@@ -30,7 +31,7 @@ class ClassGaussians:
         self._generator = torch.Generator().manual_seed(seed)
         means, variances = [], []
         with torch.no_grad():
-            for part in images.split(256):
+            for part in in_batches(images):
                 posterior = model.encode(part)
                 means.append(posterior.mode().cpu())
                 if posterior.moments is not None:
