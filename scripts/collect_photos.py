@@ -1,4 +1,4 @@
-"""Photos with free licences from Debian's, npm's and PyPI's packages: the training set of the shipped models.
+"""Photos with free licences from Debian's, npm's and PyPI's packages: a training set for shipped models.
 
     python scripts/collect_photos.py OUT        # a Debian or Ubuntu system with apt and npm; no root needed
 
