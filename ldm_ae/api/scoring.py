@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from ldm_ae.api._models import used_model
+from ldm_ae.api._models import require_at_least, used_model
 from ldm_ae.api._transforms import ColourProfiles, Crop, Pixels, Size, chosen_pixels, image_transform, transform_options
 from ldm_ae.comparison.comparison import scores_frame
 from ldm_ae.core.devices import pick_device
@@ -214,8 +214,7 @@ def evaluate(
     source = open_source(str(images))
     used = used_model(model, precision=precision, device=device)
     transform = image_transform(used.model, size, options)
-    if limit is not None and limit < 1:
-        raise UserError(f"limit is {limit}; it must be at least 1")
+    require_at_least(1, limit=limit)
     if batch_size < 1 or workers < 0:
         raise UserError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
     loader = EvaluationLoader(

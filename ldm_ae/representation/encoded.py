@@ -42,7 +42,7 @@ def read_images(model: Autoencoder, source: Source, *, limit: int | None = None,
     """
     if limit is not None and limit < 1:
         raise UserError(f"the number of images is {limit}; it must be at least 1")
-    transform = ImageTransform(size=size or model.sample_size, pixels=model.pixel_spec)
+    transform = ImageTransform(size=model.sample_size if size is None else size, pixels=model.pixel_spec)
     chosen = range(min(limit or len(source), len(source)))
     batches = list(EvaluationLoader(source, transform, batch_size=BATCH, indices=chosen, max_bad_fraction=0.0))
     return Images(
@@ -51,9 +51,14 @@ def read_images(model: Autoencoder, source: Source, *, limit: int | None = None,
     )  # fmt: skip
 
 
+def batch_size(images: Tensor) -> int:
+    """Return the number of images as large as these, (N, C, H, W), that go through a model at once."""
+    return max(1, min(BATCH, BATCH_PIXELS // (images.shape[-2] * images.shape[-1])))
+
+
 def in_batches(images: Tensor) -> tuple[Tensor, ...]:
     """Return the parts (n, C, H, W) of images (N, C, H, W), each with at most `BATCH` images and `BATCH_PIXELS`."""
-    return images.split(max(1, min(BATCH, BATCH_PIXELS // (images.shape[-2] * images.shape[-1]))))
+    return images.split(batch_size(images))
 
 
 class Encoded(NamedTuple):

@@ -207,7 +207,7 @@ class Trainer:
         results, logs = generator_step(self.parts, micro_batches, self.step)
         discriminator_logs = discriminator_step(self.parts, micro_batches, results, self.step)
         logs |= discriminator_logs or {}
-        active = self.optimizers[: 1 if discriminator_logs is None else None]
+        active = self.optimizers if discriminator_logs is not None else self.optimizers[:1]
         norms = self._gradient_norms(len(active))
         self.position += self.loader.global_batch
         finite = self.guard.are_finite(logs | norms)

@@ -32,7 +32,7 @@ from ldm_ae.latents.encoding.units import EncodedBatch, Unit
 from ldm_ae.latents.store.additions import join
 from ldm_ae.latents.store.annotated import numbering_warnings
 from ldm_ae.latents.store.claiming import claiming
-from ldm_ae.latents.store.format import DTYPES, StoreRequest, recorded_flips, recorded_precision
+from ldm_ae.latents.store.format import DTYPES, StoreRequest, recorded_request
 from ldm_ae.latents.store.provenance import inference_copy, scaling_of
 from ldm_ae.latents.store.quantize_uint8 import pack
 from ldm_ae.latents.store.reader import LatentStore
@@ -115,7 +115,8 @@ def encode_images(
     processes = processes or Processes()
     if engine is not None and processes.count > 1:
         raise UserError("an engine starts its own processes; run this command without torchrun or accelerate")
-    precision = (config.precision == "auto" and recorded_precision(path)) or config.precision
+    recorded = recorded_request(path)
+    precision = (config.precision == "auto" and recorded.get("precision")) or config.precision
     check_precision(precision)
     if engine is None:
         precision = inference_numerics(precision, processes.device(config.device)).precision
@@ -123,7 +124,7 @@ def encode_images(
         raise UserError("precision auto is measured on this machine; with an engine give fp32, bf16 or fp16")
     config = replace(config, precision="fp32" if precision == "no" else precision)
     tile, overlap = blending_of(model)
-    flips = config.flips if config.flips is not None else recorded_flips(path)
+    flips = config.flips if config.flips is not None else recorded.get("flips")
     if flips is None:
         flips = source.labels_hold_mirrored()
     request = StoreRequest(

@@ -256,24 +256,14 @@ def complete_columns(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def recorded_flips(path: str | Path) -> bool | None:
-    """Return whether the store at `path`, finished or not, has mirror images; None if there is no store.
+def recorded_request(path: str | Path) -> dict[str, Any]:
+    """Return what the store at `path`, finished or not, was made with; empty if there is no store.
 
     Raises:
         UserError: The store's description is damaged.
     """
     path = Path(path)
-    return read_description(path)["request"].get("flips") if (path / DESCRIPTION).is_file() else None
-
-
-def recorded_precision(path: str | Path) -> str | None:
-    """Return the precision of the encoder of the store at `path`, finished or not; None if there is no store.
-
-    Raises:
-        UserError: The store's description is damaged.
-    """
-    path = Path(path)
-    return read_description(path)["request"].get("precision") if (path / DESCRIPTION).is_file() else None
+    return read_description(path)["request"] if (path / DESCRIPTION).is_file() else {}
 
 
 def read_description(path: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm_ae.representation.encoded import batch_size
+
 WIDTH, BATCH, LEARNING_RATE = 32, 64, 2e-3
 
 
@@ -30,7 +32,7 @@ def classification_accuracy_score(
         steps: Updates of the classifier.
         seed: Seed of the classifier.
     """
-    generated = torch.cat([generate(part) for part in training_labels.split(256)])
+    generated = torch.cat([generate(part) for part in training_labels.split(batch_size(images))])
     return classifier_accuracy(generated, training_labels, images, labels, steps=steps, seed=seed)
 
 

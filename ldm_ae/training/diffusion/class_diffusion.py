@@ -16,11 +16,11 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.core.seeding import derive_seed
 from ldm_ae.diffusion import HEAD_WIDTH, build_sit
 from ldm_ae.models import Autoencoder
+from ldm_ae.representation.encoded import in_batches
 from ldm_ae.training.diffusion.networks import training_loss
 from ldm_ae.training.diffusion.score_network import sample_latents
 from ldm_ae.training.ema import EMA
 
-_CHUNK = 256
 _SMALLEST_STD = 1e-6
 """Channels that vary less are divided by this, so that constant ones stay finite."""
 
@@ -61,7 +61,7 @@ class ClassDiffusion:
             raise UserError("a class-conditional generator needs the label of each image, and some have none")
         self._model, self._sampling_steps, self._seed, self._drawn = model, sampling_steps, seed, 0
         with torch.no_grad():
-            posteriors = [model.encode(part) for part in images.split(_CHUNK)]
+            posteriors = [model.encode(part) for part in in_batches(images)]
             means = torch.cat([posterior.mode().float() for posterior in posteriors])
             moments = [posterior.moments for posterior in posteriors if posterior.moments is not None]
             deviations = (torch.cat(moments).float().chunk(2, dim=1)[1] / 2).exp() if moments else None
