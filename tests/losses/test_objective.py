@@ -10,6 +10,7 @@ from ldm_ae.losses import (
     L2,
     Charbonnier,
     HingeLoss,
+    LatticeError,
     NonSaturatingLoss,
     Objective,
     ObjectiveConfig,
@@ -43,6 +44,32 @@ def test_opponent_colours_are_for_rgb_and_weights_of_at_least_zero() -> None:
         OpponentL1().check(RGBA)
     with pytest.raises(UserError, match="chroma_weight of at least 0, got -1"):
         OpponentL1(chroma_weight=-1.0)
+
+
+def test_lattice_error_is_the_pattern_and_nothing_else() -> None:
+    flat, edge = torch.full((1, 3, 70, 64), 0.2), torch.zeros(1, 3, 70, 64)
+    edge[..., 40:] = 1.0
+    pattern = 0.1 * torch.sin(2 * torch.pi * torch.arange(64) / 8).expand(1, 3, 70, 64)
+    loss = LatticeError(period=8, flat=0.03)
+    whole = loss(flat + pattern, flat)
+    torch.testing.assert_close(whole[..., :64, :], pattern[..., :64, :].abs())  # two rows of windows
+    assert not whole[..., 64:, :].any()
+    assert loss(flat + 0.3, flat).max() < 1e-6  # a wrong level is no pattern
+    longer = 0.1 * torch.sin(2 * torch.pi * torch.arange(64) / 16).expand(1, 3, 70, 64)
+    assert loss(flat + longer, flat).max() < 1e-6
+    # Windows without and with the edge, whose variance is 8 * 24 / 32^2.
+    found = loss(edge + pattern, edge)[0, 0, 0]
+    torch.testing.assert_close(found[:32], pattern[0, 0, 0, :32].abs())
+    torch.testing.assert_close(found[32:], pattern[0, 0, 0, 32:].abs() / (1 + 8 * 24 / 32**2 / 0.03**2))
+
+
+def test_lattice_error_refuses_images_below_a_window() -> None:
+    with pytest.raises(UserError, match="needs images of at least 32x32 pixels, got 32x31"):
+        LatticeError()(torch.zeros(1, 3, 32, 31), torch.zeros(1, 3, 32, 31))
+    with pytest.raises(UserError, match="a period of at least 2 pixels, got 1"):
+        LatticeError(period=1)
+    with pytest.raises(UserError, match="flat above 0, got 0"):
+        LatticeError(flat=0.0)
 
 
 def test_sum_of_reconstruction_losses_weighs_each() -> None:

@@ -13,6 +13,7 @@ from ldm_ae.losses.reconstruction.gaussian import Gaussian
 from ldm_ae.losses.reconstruction.interface import ReconstructionLoss
 from ldm_ae.losses.reconstruction.l1 import L1
 from ldm_ae.losses.reconstruction.l2 import L2
+from ldm_ae.losses.reconstruction.lattice import LatticeError
 from ldm_ae.losses.reconstruction.likelihood import Likelihood, build_likelihood, describe_likelihood
 from ldm_ae.losses.reconstruction.opponent import OpponentL1
 from ldm_ae.losses.reconstruction.weighted_sum import WeightedReconstruction
@@ -26,6 +27,7 @@ __all__ = [
     "Charbonnier",
     "DiscretizedLogistic",
     "Gaussian",
+    "LatticeError",
     "Likelihood",
     "OpponentL1",
     "ReconstructionLoss",
