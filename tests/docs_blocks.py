@@ -289,6 +289,14 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         'vae = diffusers.AutoencoderKL.from_pretrained("checkpoints/kl-f8c4-small")',
     ): Run(),
     ("checkpoints/kl-f8c4-small/README.md", 'train="torchrun --nproc_per_node 2 -m ldm_ae.cli train"'): Options(_HOURS),
+    (
+        "checkpoints/kl-f8c4-small/README.md",
+        "ldm-ae compare kl-f8c4-small OLD vq-f8-small BSDS500/test --size 256 --resize none --baseline jpeg webp",
+    ): Options("BSDS500 and version 1 are not part of the project"),
+    (
+        "checkpoints/vq-f8-small/README.md",
+        "ldm-ae evaluate vq-f8-small BSDS500/test --size 256 --resize none",
+    ): Options("BSDS500 is not part of the project"),
     ("checkpoints/vq-f8-small/README.md", "ldm-ae encode vq-f8-small IMAGES codes --store lean"): Run(
         makes=("codes/store.json", "pictures"), slow=True
     ),
@@ -298,6 +306,7 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
     ): Run(),
     (
         "checkpoints/vq-f8-small/README.md",
-        "torchrun --nproc_per_node 2 -m ldm_ae.cli train --config configs/vq_f8_small.yaml --data.train COLOURS",
+        "ldm-ae train --config configs/vq_f8_small.yaml --data.train PHOTOS --model.init_args.pretrained "
+        "runs/kl_f8c4_small_muon/model",
     ): Options(_HOURS),
 }

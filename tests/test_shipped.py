@@ -39,6 +39,7 @@ def test_installed_version_is_the_last_of_the_table(name: str) -> None:
     versions = [version for version in VERSIONS if version.name == name]
     assert [version.version for version in versions] == [*range(1, len(versions) + 1)]
     assert [version.is_installed for version in versions] == [False] * (len(versions) - 1) + [True]
+    assert all(version.commit for version in versions[:-1])
     assert versions[-1].model_hash == model_hash(load_autoencoder(versions[-1].title))
 
 
@@ -73,7 +74,6 @@ def test_stores_with_the_earlier_scale_decode_and_resume(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, source, transform = ldm_ae.load("kl-f8c4-small"), open_source(image_folder), ImageTransform(size=32)
-    assert model_hash(model) == "1bb251459a4b7e0c2965df4b942de111a73655610e31623b8634c168cb0be0bc"  # as stores have it
     with monkeypatch.context() as old:
         old.setattr(encoder, "scaling_of", lambda spec: scaling_of(spec) | OLD_SCALE)
         old.setattr(encoder, "model_config", lambda model: model_config(model) | OLD_SCALE | {"shift_factor": None})
@@ -117,7 +117,6 @@ LATTICE_LIMIT = 3.0
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="kl-f8c4-small@1 has 5.5 dB at the period of 8 pixels")
 def test_default_model_lays_no_lattice_over_flat_areas() -> None:
     loader = EvaluationLoader(open_source("photos:heldout"), ImageTransform(size=256), batch_size=1)
     found = evaluate(

@@ -24,8 +24,8 @@ class ShippedVersion:
     """`models.model_hash`, which stores and priors record."""
     weights_sha256: str
     """SHA-256 of the file of weights, in hex."""
-    commit: str
-    """A commit of the project that has it in `checkpoints/`."""
+    commit: str | None = None
+    """A commit of the project that has it in `checkpoints/`; given when a later version takes its place."""
 
     @property
     def title(self) -> str:
@@ -46,6 +46,8 @@ class ShippedVersion:
         """How to use this version: its name as MODEL, or how to get its folder, in one line."""
         if self.is_installed:
             return f"give {self.title} as MODEL"
+        if self.commit is None:
+            return f"{self.title} is not in this installation: its folder {self.name} was changed; install ldm_ae again"
         return (
             f"{self.title} is not in this installation. In a clone of the project, `git archive --prefix={self.title}/ "
             f"{self.commit[:12]}:checkpoints/{self.name} | tar -x` writes its folder; give the folder's path as MODEL"
@@ -60,10 +62,20 @@ VERSIONS: tuple[ShippedVersion, ...] = (
         commit="71518e38205672e66dbc0cf573bb4835b11e26d5",
     ),
     ShippedVersion(
+        name="kl-f8c4-small", version=2,
+        model_hash="5e469b618928bfbae0d562708a443325740229e1493ef418db7d4abb1e9c1bd8",
+        weights_sha256="e07465396718d5bf00fe028a93c4c07a742085affabb7cf59aff4515f4829aed",
+    ),
+    ShippedVersion(
         name="vq-f8-small", version=1,
         model_hash="323096f089db1a3035b043a1b8a2ab44301ee5c7302b40069f3f4d1fc6d1825f",
         weights_sha256="d060107bf1c992d45f759a519308ecbe115599e81cfa3f70451756f3cb6a4931",
         commit="71518e38205672e66dbc0cf573bb4835b11e26d5",
+    ),
+    ShippedVersion(
+        name="vq-f8-small", version=2,
+        model_hash="2441e004f7fc9ac7ead5cb3b1c977e422d7e10d42ee86f7723fd9907cd98bda5",
+        weights_sha256="ec0d531473b3ba1d1d3772d8698520cb80137c2a3a26ca373ca955ee6e76615d",
     ),
 )  # fmt: skip
 """All versions, in the order of their numbers."""

@@ -21,7 +21,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "config.json").write_text("{}")
     (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"new")
     old = replace(shipped.VERSIONS[0], version=1, weights_sha256=hashlib.sha256(b"old").hexdigest())
-    new = replace(old, version=2, model_hash="2" * 64, weights_sha256=hashlib.sha256(b"new").hexdigest())
+    new = replace(old, version=2, model_hash="2" * 64, weights_sha256=hashlib.sha256(b"new").hexdigest(), commit=None)
     monkeypatch.setattr(shipped, "VERSIONS", (old, new))
     monkeypatch.setattr(resources, "_places", lambda *_: (folder.parent,))
     (tmp_path / "here").mkdir()
@@ -36,7 +36,7 @@ def test_installed_version_is_the_folder_of_the_name(installed: Path) -> None:
 def test_other_version_names_the_command_that_gets_it(installed: Path) -> None:
     with pytest.raises(UserError) as caught:
         model_place("kl-f8c4-small@1")
-    commit = shipped.VERSIONS[0].commit[:12]
+    commit = (shipped.VERSIONS[0].commit or "")[:12]
     assert str(caught.value) == (
         "no such model: kl-f8c4-small@1 is not in this installation. In a clone of the project, `git archive "
         f"--prefix=kl-f8c4-small@1/ {commit}:checkpoints/kl-f8c4-small | tar -x` writes its folder; give the folder's "
@@ -49,6 +49,12 @@ def test_other_version_names_the_command_that_gets_it(installed: Path) -> None:
     assert model_place("kl-f8c4-small@1") == folder
     Path("kl-f8c4-small").mkdir()
     with pytest.raises(UserError, match="is not a run"):
+        model_place("kl-f8c4-small@2")
+
+
+def test_version_whose_weights_were_changed_says_so(installed: Path) -> None:
+    (installed / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="its folder kl-f8c4-small was changed; install ldm_ae again"):
         model_place("kl-f8c4-small@2")
 
 
