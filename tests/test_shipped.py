@@ -66,7 +66,7 @@ OLD_SCALE: dict[str, Any] = {
     "latents_mean": [2.5446327454885447, -0.11507723355817075, -0.9403579498029582, 0.9957875116227785],
     "latents_std": [7.041963166605435, 4.110333665099579, 4.71916770227239, 4.499987983887738],
 }
-"""The earlier configuration of kl-f8c4-small: a factor and vectors, to be applied one without the other."""
+"""The first configuration of kl-f8c4-small@1: a factor and vectors, to be applied one without the other."""
 
 
 @pytest.mark.slow
