@@ -142,6 +142,20 @@ def test_commands_use_a_pretrained_model_by_default(
     assert main(["decode", "vq-f8-small", store, str(tmp_path / "other")]) == 2  # another model wrote it
 
 
+@pytest.mark.slow
+def test_decoding_without_a_model_uses_the_shipped_one_that_made_the_store(
+    image_folder: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--size", "32", "--workers", "0", "--device", "cpu", "--no-flips"]
+    for name, model in (("codes", "vq-f8-small"), ("own", str(tiny_model_folder))):
+        assert main(["encode", model, str(image_folder), str(tmp_path / name), *common]) == 0
+    assert main(["decode", str(tmp_path / "codes"), str(tmp_path / "pictures"), "--device", "cpu"]) == 0
+    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 12
+    capsys.readouterr()
+    assert main(["decode", str(tmp_path / "own"), str(tmp_path / "other"), "--device", "cpu"]) == 2
+    assert "own was made by a model that does not ship with ldm_ae (hash " in capsys.readouterr().err
+
+
 def test_training_starts_from_a_pretrained_model() -> None:
     assert isinstance(KLAutoencoder(pretrained="kl-f8c4-small").net, diffusers.AutoencoderKL)
     assert isinstance(VQAutoencoder(pretrained="vq-f8-small").quantizer, VQ)

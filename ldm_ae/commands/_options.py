@@ -30,13 +30,19 @@ BUCKET_OPTIONS = ("sizes", "area", "multiple", "max_ratio")
 """The options of `add_bucket_options`, as argparse names them."""
 
 
-def add_model(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
-    """Add MODEL, which is optional unless `required`, and the configuration of a single file."""
+def add_model(parser: argparse.ArgumentParser, *, required: bool = False, of_store: bool = False) -> None:
+    """Add MODEL, which is optional unless `required`, and the configuration of a single file.
+
+    Args:
+        parser: The parser of a command.
+        required: Whether there is no default.
+        of_store: Whether the default depends on a store: it is None, and `maker_place` finds the model.
+    """
     if required:
         parser.add_argument("model", metavar="MODEL", help=MODEL)
     else:
-        words = f"{MODEL} (default: {DEFAULT_MODEL})"
-        parser.add_argument("model", metavar="MODEL", nargs="?", default=DEFAULT_MODEL, help=words)
+        default, words = (None, "the one of these that made STORE") if of_store else (DEFAULT_MODEL, DEFAULT_MODEL)
+        parser.add_argument("model", metavar="MODEL", nargs="?", default=default, help=f"{MODEL} (default: {words})")
     add_config(parser)
 
 

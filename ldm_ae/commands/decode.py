@@ -20,7 +20,7 @@ class Decode(Command):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the model, the store and the folder."""
-        add_model(parser)
+        add_model(parser, of_store=True)
         add_store(parser)
         add_out(parser)
         parser.add_argument("--latents", choices=("stored", "mode"), default="stored", help="decode the stored "
@@ -44,12 +44,14 @@ class Decode(Command):
         from ldm_ae.data import open_source
         from ldm_ae.latents import Georeferences, LatentStore, decode_store
         from ldm_ae.models import load_autoencoder
-        from ldm_ae.models.loading.places import local_place
+        from ldm_ae.models.loading.places import local_place, maker_place
 
         keep_freed_memory(pick_device(args.device))
         choose_precision(args)
-        place = local_place(args.model)
-        LatentStore(args.store)  # a wrong name is refused before the import of diffusers, which takes seconds
+        # Wrong names are refused before the import of diffusers, which takes seconds.
+        named = None if args.model is None else local_place(args.model)
+        store = LatentStore(args.store)
+        place = maker_place(f"{args.store} was made by", store.request.model_hash) if named is None else named
         georeferences = None if args.images is None else Georeferences(open_source(args.images))
         model = tiled(load_autoencoder(place, config=args.config), args)
         with progress_bar("decoding", None) as progress:

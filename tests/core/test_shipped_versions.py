@@ -10,7 +10,7 @@ import pytest
 
 from ldm_ae.core import resources, shipped
 from ldm_ae.core.errors import UserError
-from ldm_ae.models.loading.places import model_place
+from ldm_ae.models.loading.places import maker_place, model_place
 
 
 @pytest.fixture
@@ -80,3 +80,13 @@ def test_error_of_another_model_names_the_version_that_made_it(installed: Path) 
     assert str(shipped.other_model("S was made by", "b" * 64, "a" * 64)) == (
         "S was made by another model (hash bbbbbbbbbbbb, this one's is aaaaaaaaaaaa); give that model"
     )
+
+
+def test_maker_is_found_by_its_hash_or_the_error_says_which_it_is(installed: Path) -> None:
+    old, new = shipped.VERSIONS
+    assert maker_place("S was made by", new.model_hash) == installed
+    with pytest.raises(UserError) as caught:
+        maker_place("S was made by", old.model_hash)
+    assert str(caught.value) == f"S was made by kl-f8c4-small@1; {old.advice}"
+    with pytest.raises(UserError, match=r"S was made by a model that does not ship with ldm_ae \(hash cccccccccccc\)"):
+        maker_place("S was made by", "c" * 64)

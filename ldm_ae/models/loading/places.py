@@ -8,7 +8,7 @@ from pathlib import Path
 from ldm_ae.core.errors import UserError
 from ldm_ae.core.nearest import nearest_name, nearest_path
 from ldm_ae.core.resources import shipped_models
-from ldm_ae.core.shipped import version_named
+from ldm_ae.core.shipped import version_named, version_of_hash
 from ldm_ae.io.hub_names import PREFIX, is_hub_name
 from ldm_ae.models.loading.checkpoints import find_named
 
@@ -79,6 +79,26 @@ def model_place(name: str | Path) -> Path:
         f"{place} is not a model: it is neither a diffusers folder (config.json), nor a run or checkpoint with model/ "
         "in it, nor a pipeline with vae/"
     )
+
+
+def maker_place(made: str, model_hash: str) -> Path:
+    """Return the folder of the shipped model that made something, whose MODEL was not named.
+
+    Args:
+        made: What was made and how, such as `STORE was made by`.
+        model_hash: Hash of the model, which the store records.
+
+    Raises:
+        UserError: It is none of the shipped models, or a version that this installation does not have.
+    """
+    version = version_of_hash(model_hash)
+    if version is None:
+        raise UserError(
+            f"{made} a model that does not ship with ldm_ae (hash {model_hash[:12]}); give the model as MODEL"
+        )
+    if not version.is_installed:
+        raise UserError(f"{made} {version.title}; {version.advice}")
+    return shipped_models()[version.name]
 
 
 def local_place(name: str | Path) -> Path:
