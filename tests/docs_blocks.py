@@ -281,7 +281,7 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "docs/TRAINING.md",
         "ldm-ae export runs/mine --into stable-diffusion-folder OUT",
     ): Options("it needs a pipeline; tests/interop/test_pipeline_export.py makes one"),
-    ("checkpoints/kl-f8c4-small/README.md", "ldm-ae reconstruct photo.jpg out"): Run(
+    ("checkpoints/kl-f8c4-small/README.md", "ldm-ae reconstruct kl-f8c4-small photo.jpg out"): Run(
         makes=("out/photo.png", "latents/store.json"), slow=True
     ),
     (
@@ -304,9 +304,23 @@ BLOCKS: dict[tuple[str, str], Run | Options | Skip] = {
         "checkpoints/vq-f8-small/README.md",
         'vqvae = diffusers.VQModel.from_pretrained("checkpoints/vq-f8-small")',
     ): Run(),
+    ("checkpoints/vq-f8-small/README.md", "python scripts/resize_model.py OLD START --widths 32 64 128 128"): Options(
+        _HOURS
+    ),
+    ("checkpoints/kl-f8c16-small/README.md", "ldm-ae reconstruct photo.jpg out"): Run(
+        makes=("out/photo.png", "latents/store.json"), slow=True
+    ),
     (
-        "checkpoints/vq-f8-small/README.md",
-        "ldm-ae train --config configs/vq_f8_small.yaml --data.train PHOTOS --model.init_args.pretrained "
-        "runs/kl_f8c4_small_muon/model",
+        "checkpoints/kl-f8c16-small/README.md",
+        'vae = diffusers.AutoencoderKL.from_pretrained("checkpoints/kl-f8c16-small")',
+    ): Run(),
+    (
+        "checkpoints/kl-f8c16-small/README.md",
+        "python scripts/resize_model.py RUN/model NARROW --widths 32 64 128 128",
     ): Options(_HOURS),
+    (
+        "checkpoints/kl-f8c16-small/README.md",
+        "ldm-ae evaluate kl-f8c16-small BSDS500/test --size 256 --resize none "
+        "--metrics psnr ssim stlpips_alex ciede2000 lattice",
+    ): Options("BSDS500 is not part of the project"),
 }

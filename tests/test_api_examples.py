@@ -56,4 +56,4 @@ def test_example_of_data_runs() -> None:
 def test_example_of_latents_runs() -> None:
     dataset = run("ldm_ae.latents")["dataset"]
     assert len(dataset) == 3
-    assert dataset[0]["latents"].shape == (4, 8, 8)
+    assert dataset[0]["latents"].shape == (16, 8, 8)

@@ -25,7 +25,12 @@ from ldm_ae.models.identity import model_config
 from ldm_ae.models.loading.weights import WEIGHTS
 from ldm_ae.quantizers import FSQ, VQ
 
-CLASSES = {"kl-f8c4-small": diffusers.AutoencoderKL, "vq-f8-small": diffusers.VQModel}
+CLASSES = {
+    "kl-f8c16-small": diffusers.AutoencoderKL,
+    "kl-f8c4-small": diffusers.AutoencoderKL,
+    "vq-f8-small": diffusers.VQModel,
+}
+CHANNELS = {"kl-f8c16-small": 16, "kl-f8c4-small": 4, "vq-f8-small": 4}
 ON_HELD_OUT_PHOTOS = re.compile(r"photos:heldout\D*\| *([0-9.]+) dB *\| *([0-9.]+)")
 
 
@@ -50,7 +55,7 @@ def test_pretrained_model_is_a_small_diffusers_folder_with_a_scale(name: str) ->
     theirs = CLASSES[name].from_pretrained(folder)
     ours = ldm_ae.load(name)
     assert ours.latent_spec.downsample_factor == 8
-    assert ours.latent_spec.channels == 4
+    assert ours.latent_spec.channels == CHANNELS[name]
     assert ours.sample_size == 256
     assert ours.latent_spec.scaling_factor == theirs.config.scaling_factor != 1.0
     pixels = ldm_ae.load_image(str(_photo()), size=64)
@@ -117,10 +122,11 @@ LATTICE_LIMIT = 3.0
 
 
 @pytest.mark.slow
-def test_default_model_lays_no_lattice_over_flat_areas() -> None:
+@pytest.mark.parametrize("name", CLASSES)
+def test_shipped_model_lays_no_lattice_over_flat_areas(name: str) -> None:
     loader = EvaluationLoader(open_source("photos:heldout"), ImageTransform(size=256), batch_size=1)
     found = evaluate(
-        load_autoencoder(DEFAULT_MODEL), loader, source="", transform_description={}, model_name="",
+        load_autoencoder(name), loader, source="", transform_description={}, model_name="",
         metrics=[Lattice()], device="cpu", pictures=0,
     )  # fmt: skip
     assert found.scores["lattice_db"] <= LATTICE_LIMIT

@@ -40,7 +40,7 @@ def load(
     Args:
         model: A diffusers model or pipeline folder, a single .safetensors file (FLUX.1's `ae.safetensors`), a run
             directory, a checkpoint (also by name: `runs/mine@best`), a name on the Hugging Face hub (`hf:owner/name`),
-            or the name of a shipped model (`kl-f8c4-small`, `vq-f8-small`).
+            or the name of a shipped model (`kl-f8c16-small`, `vq-f8-small`).
         device: Device to run on; `auto` picks an accelerator if there is one.
         dtype: `fp32`, `bf16` or `fp16`, or torch's dtype; `auto` is bf16 on a device that is fast in it and fp32 on
             others; None is fp32. Images, latents and reconstructions are float32 in any dtype. In fp16, a batch that

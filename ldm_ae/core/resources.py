@@ -9,7 +9,7 @@ from pathlib import Path
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.core.nearest import nearest_name, nearest_path
 
-DEFAULT_MODEL = "kl-f8c4-small"
+DEFAULT_MODEL = "kl-f8c16-small"
 """The shipped model that commands use by default."""
 _CONFIG = "--config"
 

@@ -67,6 +67,11 @@ VERSIONS: tuple[ShippedVersion, ...] = (
         weights_sha256="e07465396718d5bf00fe028a93c4c07a742085affabb7cf59aff4515f4829aed",
     ),
     ShippedVersion(
+        name="kl-f8c16-small", version=1,
+        model_hash="46305c7dc0f89b8b8ced681ed097a9abb0cac6b414ae808deca2962af60adeb3",
+        weights_sha256="22eaa40ea93f56cfad940ff2c6e0f75e7f48b3604306e0c3d71ae13c70506ae5",
+    ),
+    ShippedVersion(
         name="vq-f8-small", version=1,
         model_hash="323096f089db1a3035b043a1b8a2ab44301ee5c7302b40069f3f4d1fc6d1825f",
         weights_sha256="d060107bf1c992d45f759a519308ecbe115599e81cfa3f70451756f3cb6a4931",
@@ -76,6 +81,12 @@ VERSIONS: tuple[ShippedVersion, ...] = (
         name="vq-f8-small", version=2,
         model_hash="2441e004f7fc9ac7ead5cb3b1c977e422d7e10d42ee86f7723fd9907cd98bda5",
         weights_sha256="ec0d531473b3ba1d1d3772d8698520cb80137c2a3a26ca373ca955ee6e76615d",
+        commit="fa4bed5d64f715aa668d0e19afdc9c4046daa97c",
+    ),
+    ShippedVersion(
+        name="vq-f8-small", version=3,
+        model_hash="5fbbe18b0f2dd67ff498cccf107ea32d51d40ecd6e25e8603118a92eb4a4a1d9",
+        weights_sha256="2e7be7c9ebeb662e0a4bc5a956bd17b0480e4ca34db567ff10dcf8e76a4ed448",
     ),
 )  # fmt: skip
 """All versions, in the order of their numbers."""

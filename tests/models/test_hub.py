@@ -272,7 +272,7 @@ def test_missing_model_suggests_the_nearest_name(
     (tmp_path / "runs/kl_f8").mkdir(parents=True)
     for name, words in (("runs/kl_f9", "did you mean runs/kl_f8?"), ("kl-f8c4-smal", "did you mean kl-f8c4-small?"),
                         ("runs/other", "on the Hugging Face hub it would be hf:runs/other"),
-                        ("other", "the shipped models are kl-f8c4-small")):  # fmt: skip
+                        ("other", "the shipped models are kl-f8c16-small, kl-f8c4-small, vq-f8-small")):  # fmt: skip
         assert main(["export", name, str(tmp_path / "out")]) == 2
         assert words in capsys.readouterr().err
     (tmp_path / "runs/vq_f8").mkdir()

@@ -20,7 +20,7 @@ class KLAutoencoder(GaussianAutoencoder):
 
     Args:
         pretrained: A diffusers model folder, a run or a checkpoint of one (`runs/mine@best`), the name of a shipped
-            model (`kl-f8c4-small`), or a name on the Hugging Face hub, to start from. The widths and blocks below are
+            model (`kl-f8c16-small`), or a name on the Hugging Face hub, to start from. The widths and blocks below are
             then read from it and ignored here.
         pixels: The images: `rgb`, `grey`, `rgba`, or a mapping with `channels`, `names`, `bits`, `low` and `high`
             (docs/PIXELS.md); null for those of `pretrained`, or RGB of 8 bits. With `pretrained` its first and last

@@ -38,7 +38,7 @@ def load_autoencoder(
     Args:
         path: A diffusers model or pipeline folder, a run directory, a checkpoint, one by its name (`RUN@best`,
             `RUN@last`, `RUN@1500`), a single safetensors file of any layout in `ldm_ae.models.loading.layouts`, the
-            name of a shipped model (`kl-f8c4-small`, `vq-f8-small`), or a model, pipeline or file on the Hugging Face
+            name of a shipped model (`kl-f8c16-small`, `vq-f8-small`), or a model, pipeline or file on the Hugging Face
             hub: `hf:owner/name`, `hf:owner/name/subfolder`, `hf:owner/name/ae.safetensors`, or `owner/name` where that
             is not a path.
         device: Device of the returned model.

@@ -54,7 +54,7 @@ def suggestion(path: Path) -> str:
         hint = f"; there is no folder {path.parts[0]}"
     may_be_on_hub = len(path.parts) == 2 and path.parent.is_dir() and not path.is_absolute()
     hub = f"; on the Hugging Face hub it would be {PREFIX}{path}" if may_be_on_hub else ""
-    return f"{hint}; the shipped models are {' and '.join(shipped)}{hub}"
+    return f"{hint}; the shipped models are {', '.join(shipped)}{hub}"
 
 
 def model_place(name: str | Path) -> Path:
