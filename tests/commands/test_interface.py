@@ -14,6 +14,7 @@ import pytest
 from ldm_ae.cli import main
 from ldm_ae.commands import COMMANDS, Command
 from ldm_ae.commands.interface import Parser
+from ldm_ae.core.resources import DEFAULT_MODEL
 from tests.plugins import write_plugin
 
 PLUGIN = """
@@ -151,7 +152,7 @@ def test_options_stand_between_positional_arguments() -> None:
     parser = Parser()
     COMMANDS["encode"]().add_arguments(parser)
     args = parser.parse_intermixed_args(["--size", "32", "images", "--seed", "3", "store"])
-    assert (args.model, args.images, args.store, args.size, args.seed) == ("kl-f8c4-small", "images", "store", 32, 3)
+    assert (args.model, args.images, args.store, args.size, args.seed) == (DEFAULT_MODEL, "images", "store", 32, 3)
 
 
 @pytest.mark.slow
