@@ -26,10 +26,10 @@ from diffusers import AutoencoderKL, VQModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ldm_ae.core.resources import shipped_models
 from ldm_ae.data import EvaluationLoader, ImageTransform, open_source
 from ldm_ae.losses.reconstruction.opponent import AXES
-from ldm_ae.models.adapters.initialization import zero_residual_branches
+from ldm_ae.models.adapters.initialization import pass_normalization, zero_residual_branches
+from ldm_ae.models.loading.places import model_place
 
 COLOUR_WEIGHTS = (1.0, 0.5, 0.43)
 """Weights of grey, red against blue and magenta against green in the choice of functions: 11, 3 and 2 of 16."""
@@ -63,12 +63,9 @@ def channel_space(name: str, dim: int, levels: int) -> str | None:
         entry = level = last
     else:
         index = int(words[1])
-        position = index if part == "encoder" else levels - 1 - index
+        position, above = (index, index - 1) if part == "encoder" else (levels - 1 - index, levels - index)
         level = f"{part}.{position}"
-        before = index - 1 if part == "encoder" else levels - index
-        entry = f"{part}.{before}" if words[2:4] == ["resnets", "0"] and index > 0 else level
-        if words[2:4] == ["resnets", "0"] and part == "encoder" and index == 0:
-            entry = first
+        entry = f"{part}.{above}" if words[2:4] == ["resnets", "0"] and index > 0 else level
     kind = words[-1]
     hidden = f"{part}.{'.'.join(words[:-1])}.hidden"
     spaces = {
@@ -123,9 +120,8 @@ def cosine_functions(channels: int, factor: int) -> Tensor:
     places = torch.arange(factor)
     cosines = torch.cos(math.pi * (places[:, None] + 0.5) * places / factor) * math.sqrt(2 / factor)
     cosines[:, 0] /= math.sqrt(2)
-    axes = AXES / AXES.norm(dim=1, keepdim=True)
     functions = [
-        (weight / (1 + 1.7 * math.hypot(v, h)), torch.einsum("c,y,x->cyx", axes[axis], cosines[:, v], cosines[:, h]))
+        (weight / (1 + 1.7 * math.hypot(v, h)), torch.einsum("c,y,x->cyx", AXES[axis], cosines[:, v], cosines[:, h]))
         for axis, weight in enumerate(COLOUR_WEIGHTS)
         for v in range(factor)
         for h in range(factor)
@@ -175,18 +171,12 @@ def start_as_transform(net: Any, functions: Tensor, mean: Tensor, std: Tensor) -
         last.weight[:channels], last.bias[:channels] = kernel, shift
         kernel, shift = torch.eye(channels, shortcut.in_channels)[..., None, None], torch.zeros(channels)
         last = shortcut
-    members, each = norm.num_channels // norm.num_groups, -(-channels // norm.num_groups)
     for layer in (last, out):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
-    for group in range(norm.num_groups):
-        first, held = group * members, range(group * each, min(channels, (group + 1) * each))
-        deviation = math.sqrt((2 * len(held) + (members - 2 * len(held)) * CONSTANT**2) / members)
-        last.bias[first : first + members] = CONSTANT * torch.tensor([1.0, -1.0]).repeat(members // 2)
-        for i, channel in enumerate(held):
-            for row, sign in ((first + 2 * i, 1.0), (first + 2 * i + 1, -1.0)):
-                last.weight[row], last.bias[row] = sign * kernel[channel], sign * shift[channel]
-                out.weight[channel, row, 1, 1] = sign * deviation
+    pairs = -(-channels // norm.num_groups)
+    for row, channel, sign in pass_normalization(last, norm, out, channels, pairs=pairs, constant=CONSTANT, power=1.0):
+        last.weight[row], last.bias[row] = sign * kernel[channel], sign * shift[channel]
     out.bias[channels:] = LOG_VARIANCE
     for projection in (net.quant_conv, net.post_quant_conv):
         nn.init.dirac_(projection.weight)
@@ -203,10 +193,8 @@ def with_latent_channels(original: Any, channels: int, images: Iterable[Tensor])
         images: Batches (B, 3, H, W) for the means and deviations, and for the regression.
     """
     copy: Any = AutoencoderKL.from_config(dict(original.config) | {"latent_channels": channels})
-    copy.decoder.load_state_dict(
-        {name: value for name, value in original.decoder.state_dict().items() if not name.startswith("conv_in")},
-        strict=False,
-    )
+    conv_in = {name: value for name, value in copy.decoder.state_dict().items() if name.startswith("conv_in.")}
+    copy.decoder.load_state_dict(original.decoder.state_dict() | conv_in)
     batches, factor = list(images), 2 ** (len(original.config["block_out_channels"]) - 1)
     pixels = torch.cat([blocks(batch, factor) for batch in batches])
     functions = cosine_functions(channels, factor)
@@ -237,7 +225,7 @@ def _copy_rows(convolution: nn.Conv2d, sources: list[tuple[int, int, int]]) -> N
 def main() -> None:
     """Write the copy that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="name of a shipped model or a folder that diffusers reads")
+    parser.add_argument("model", metavar="MODEL", help="a model folder, a run, or the name of a shipped model")
     parser.add_argument("out", type=Path, help="folder for the copy")
     parser.add_argument("--widths", type=int, nargs="+", help="block_out_channels, at most the model's")
     parser.add_argument("--latent-channels", type=int, help="of an AutoencoderKL; default: the model's and its encoder")
@@ -245,7 +233,7 @@ def main() -> None:
                         "%(default)s")  # fmt: skip
     args = parser.parse_args()
     torch.manual_seed(0)
-    folder = Path(shipped_models().get(args.model, args.model))
+    folder = model_place(args.model)
     kind = json.loads((folder / "config.json").read_text())["_class_name"]
     classes: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
     copy = classes[kind].from_pretrained(folder).float()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 from ldm_ae.core.errors import UserError, printable
 from ldm_ae.core.resources import shipped_models
@@ -33,13 +34,19 @@ class ShippedVersion:
         return f"{self.name}@{self.version}"
 
     @property
+    def folder(self) -> Path | None:
+        """The folder of this installation that has these weights; None if none has."""
+        folder = shipped_models().get(self.name)
+        if folder is None:
+            return None
+        files = folder.glob("*.safetensors")
+        found = any(hashlib.sha256(file.read_bytes()).hexdigest() == self.weights_sha256 for file in files)
+        return folder if found else None
+
+    @property
     def is_installed(self) -> bool:
         """Whether this installation has these weights."""
-        folder = shipped_models().get(self.name)
-        return folder is not None and any(
-            hashlib.sha256(file.read_bytes()).hexdigest() == self.weights_sha256
-            for file in folder.glob("*.safetensors")
-        )
+        return self.folder is not None
 
     @property
     def advice(self) -> str:

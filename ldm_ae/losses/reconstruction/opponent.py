@@ -9,8 +9,9 @@ from ldm_ae.core.errors import UserError
 from ldm_ae.images.pixels import PixelSpec
 from ldm_ae.losses.reconstruction.interface import ReconstructionLoss
 
-AXES = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
-"""Grey, red against blue, and magenta against green: orthogonal, and scaled to length 1 below."""
+_AXES = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+AXES = _AXES / _AXES.norm(dim=1, keepdim=True)
+"""Grey, red against blue, and magenta against green: orthonormal rows."""
 
 
 class OpponentL1(ReconstructionLoss):
@@ -31,8 +32,7 @@ class OpponentL1(ReconstructionLoss):
     def __init__(self, *, chroma_weight: float = 2.0):
         if not 0 <= chroma_weight < float("inf"):
             raise UserError(f"OpponentL1: expected chroma_weight of at least 0, got {chroma_weight}")
-        axes = AXES / AXES.norm(dim=1, keepdim=True)
-        self._matrix = axes * torch.tensor([1.0, chroma_weight, chroma_weight])[:, None]
+        self._matrix = AXES * torch.tensor([1.0, chroma_weight, chroma_weight])[:, None]
 
     def check(self, pixels: PixelSpec) -> None:
         if pixels.meaning != "rgb":

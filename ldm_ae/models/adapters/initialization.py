@@ -176,52 +176,78 @@ def _carry(
         taps = kernel if i and size == 3 else _centre(size)
         signs: list[tuple[int, int, float]] = [(colour, colour, 1.0) for colour in range(colours)]
         if convolution is path[-1]:
-            signs = _expand(convolution, norm, colours)
+            signs = pass_normalization(convolution, norm, last, colours, pairs=_pairs(norm, colours), scale=scale)
         assert convolution.bias is not None
         for row, colour, sign in signs:
             convolution.weight[row] = 0.0
             convolution.weight[row, colour] = sign * taps
             convolution.bias[row] = 0.0
+
+
+def pass_normalization(
+    before: nn.Conv2d,
+    norm: nn.GroupNorm,
+    after: nn.Conv2d,
+    channels: int,
+    *,
+    pairs: int,
+    constant: float = CONSTANT,
+    power: float = _POWER,
+    scale: float = 1.0,
+) -> list[tuple[int, int, float]]:
+    """Let channels pass a normalization and SiLU, each with its negative and beside constants.
+
+    Args:
+        before: Writes what is normalized; its rows of constants are set here, the returned ones are the caller's.
+        norm: A normalization with weights 1 and biases 0.
+        after: Reads what is activated; its first outputs become the channels.
+        channels: Number of channels.
+        pairs: Channels in each group, which repeats them where there are fewer.
+        constant: The constants are this and its negative.
+        power: Approximate mean square of a channel.
+        scale: Factor of the outputs.
+
+    Returns:
+        (row of `before`, channel, sign) of each channel and its negative in each group.
+    """
     members = norm.num_channels // norm.num_groups
-    pairs = _pairs(members, colours)
-    deviation = math.sqrt((2 * pairs * _POWER + 2 * (members // 2 - pairs) * CONSTANT**2) / members)
-    assert last.bias is not None
-    last.weight[:colours] = 0.0
-    last.bias[:colours] = 0.0
-    for colour in range(colours):
-        places = [(row, sign) for row, found, sign in signs if found == colour]
+    deviation = math.sqrt((2 * pairs * power + 2 * (members // 2 - pairs) * constant**2) / members)
+    assert before.bias is not None
+    assert after.bias is not None
+    signs = []
+    for group in range(norm.num_groups):
+        first = group * members
+        for pair in range(pairs):
+            channel = (group * pairs + pair) % channels
+            signs += [(first + 2 * pair, channel, 1.0), (first + 2 * pair + 1, channel, -1.0)]
+        for pair in range(members // 2 - pairs):
+            rows = slice(first + 2 * (pairs + pair), first + 2 * (pairs + pair) + 2)
+            before.weight[rows] = 0.0
+            before.bias[rows] = torch.tensor([constant, -constant])
+        if members % 2:
+            before.weight[first + members - 1] = before.bias[first + members - 1] = 0.0
+    after.weight[:channels] = 0.0
+    after.bias[:channels] = 0.0
+    for channel in range(channels):
+        places = [(row, sign) for row, found, sign in signs if found == channel]
         for row, sign in places:
-            last.weight[colour, row] = sign * _centre(last.kernel_size[0]) * deviation * scale * 2 / len(places)
+            after.weight[channel, row] = sign * _centre(after.kernel_size[0]) * deviation * scale * 2 / len(places)
+    return signs
 
 
-def _expand(convolution: nn.Conv2d, norm: nn.GroupNorm, colours: int) -> list[tuple[int, int, float]]:
-    """Return (output channel, colour, sign) of each colour and its negative in each group; constants fill the group."""
-    members = norm.num_channels // norm.num_groups
-    pairs = _pairs(members, colours)
+def _pairs(norm: nn.GroupNorm, colours: int) -> int:
+    """Return the number of colours, each with its negative, that fit into a group beside at least two constants.
+
+    Raises:
+        UserError: The groups are too small for the colours.
+    """
+    pairs = min(colours, (norm.num_channels // norm.num_groups - 2) // 2)
     if pairs < 1 or pairs * norm.num_groups < colours:
         raise UserError(
             f"initialization: thumbnail needs groups of at least 4 channels that hold {colours} colours together, got "
             f"{norm.num_channels} channels in {norm.num_groups} groups; use other widths or initialization: default"
         )
-    assert convolution.bias is not None
-    signs = []
-    for group in range(norm.num_groups):
-        first = group * members
-        for pair in range(pairs):
-            colour = (group * pairs + pair) % colours
-            signs += [(first + 2 * pair, colour, 1.0), (first + 2 * pair + 1, colour, -1.0)]
-        for pair in range(members // 2 - pairs):
-            rows = slice(first + 2 * (pairs + pair), first + 2 * (pairs + pair) + 2)
-            convolution.weight[rows] = 0.0
-            convolution.bias[rows] = torch.tensor([CONSTANT, -CONSTANT])
-        if members % 2:
-            convolution.weight[first + members - 1] = convolution.bias[first + members - 1] = 0.0
-    return signs
-
-
-def _pairs(members: int, colours: int) -> int:
-    """Return the number of colours, each with its negative, that fit into a group beside at least two constants."""
-    return min(colours, (members - 2) // 2)
+    return pairs
 
 
 def _centre(size: int) -> Tensor:

@@ -31,9 +31,9 @@ def find_path(name: str | Path) -> Path:
     if str(name).startswith(PREFIX):
         return path
     if run and not path.exists() and not Path(run).exists() and (version := version_named(str(name))) is not None:
-        if not version.is_installed:
+        if (folder := version.folder) is None:
             raise UserError(f"no such model: {version.advice}")
-        return shipped_models()[version.name]
+        return folder
     if (checkpoint := find_named(name)) is not None:
         return checkpoint
     return path if path.exists() else shipped_models().get(str(name), path)
@@ -96,9 +96,9 @@ def maker_place(made: str, model_hash: str) -> Path:
         raise UserError(
             f"{made} a model that does not ship with ldm_ae (hash {model_hash[:12]}); give the model as MODEL"
         )
-    if not version.is_installed:
+    if (folder := version.folder) is None:
         raise UserError(f"{made} {version.title}; {version.advice}")
-    return shipped_models()[version.name]
+    return folder
 
 
 def local_place(name: str | Path) -> Path:
